@@ -1,0 +1,77 @@
+# Two commands do everything on a fresh machine: `make pretrain` and `make test`.
+# `make help` lists the rest.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+TORCH_VERSION := 2.13.0
+# Extra arguments for the installation of torch, e.g. an index with builds for one CUDA version.
+TORCH_PIP_ARGS ?=
+RUN ?= runs/quickstart
+NPROC ?= 2
+
+# Without an NVIDIA GPU the quickstart runs on NPROC CPU ranks, one thread each.
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+ifeq ($(HAS_GPU),yes)
+DEVICE_ENV :=
+else
+DEVICE_ENV := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 LOCAL_SIZE=$(NPROC)
+endif
+ACTIVATED := PATH="$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(DEVICE_ENV)
+FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
+PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help install install-dev pretrain test lint types unit fault-test heavy-test bench clean
+
+help:
+	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
+	@echo "make test         install with development extras, then lint, types and tests"
+	@echo "make install      the environment alone (.venv)"
+	@echo "make fault-test   the long suite of kills, signals and damage"
+	@echo "make heavy-test   every test, the long ones included"
+	@echo "make bench        step, head and data benches with their JSON"
+	@echo "make clean        remove .venv and runs/"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install -q $(TORCH_PIP_ARGS) torch==$(TORCH_VERSION)
+	$(BIN)/pip install -q -c constraints.txt -e ".[plots]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+pretrain: install
+	$(ACTIVATED) deepspeed --master_port $(FREE_PORT) launch/pretrain.py \
+	    --deepspeed_config ds_configs/zero2.json --output $(RUN)
+	$(ACTIVATED) python eval/decode.py --checkpoint $(RUN) --mode ar,nar --heldout 3
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-dev
+	$(BIN)/mypy janus_ds
+
+unit: install-dev
+	$(PYTEST) -m "not heavy" tests
+
+test: lint types unit
+
+fault-test: install-dev
+	$(PYTEST) tests/fault
+
+heavy-test: install-dev
+	$(PYTEST) tests
+
+bench: install
+	$(ACTIVATED) python -m janus_ds bench train --shape iwslt --json tests/benchmarks/results/train_iwslt.json
+	$(ACTIVATED) python -m janus_ds bench data --json tests/benchmarks/results/data.json
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,192 @@
+"""The contracts between data, model, objective and decoding.
+
+Shape letters: B samples, S source tokens, R decoder rows, C content rows, A AR rows, V visible
+rows, M masked slots, D width, K length classes, U unmasked AR predictions of the batch,
+T masked tokens of the batch (both counted over all samples, without padding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from janus_ds.stream_mask import Segment
+
+__all__ = ["BatchCounts", "PredictedRows", "RowLayout", "SpecialTokens", "TwoStreamBatch"]
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the special symbols and the size of the vocabulary they belong to."""
+
+    bos: int
+    pad: int
+    eos: int
+    unk: int
+    mask: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Widths of the six row segments, in the order of :class:`Segment`; zero means absent.
+
+    The order ARC, VIS, CMP, MSK, ARQ, QRY puts all content rows first (one fused projection of
+    queries, keys and values) and all predicted rows last (MSK, ARQ, QRY: what the last layer
+    computes). Plain AR has ARC rows alone, which are then predicted from.
+    """
+
+    arc: int = 0
+    vis: int = 0
+    cmp: int = 0
+    msk: int = 0
+    arq: int = 0
+    qry: int = 0
+
+    def width(self, segment: Segment) -> int:
+        """Columns of one segment, padding included."""
+        return (self.arc, self.vis, self.cmp, self.msk, self.arq, self.qry)[segment]
+
+    def start(self, segment: Segment) -> int:
+        """First column of one segment."""
+        return sum(self.width(other) for other in Segment if other < segment)
+
+    def columns(self, segment: Segment) -> slice:
+        """The columns of one segment."""
+        start = self.start(segment)
+        return slice(start, start + self.width(segment))
+
+    @property
+    def rows(self) -> int:
+        """R: all columns."""
+        return self.arc + self.vis + self.cmp + self.msk + self.arq + self.qry
+
+    @property
+    def content_rows(self) -> int:
+        """C: the columns that give keys and values, [0, C)."""
+        return self.arc + self.vis + self.cmp + self.msk
+
+    @property
+    def predicted_start(self) -> int:
+        """The columns [predicted_start, R) are those that the last layer computes."""
+        plain_ar = self.arc > 0 and self.arq == 0
+        return 0 if plain_ar else self.arc + self.vis + self.cmp
+
+    def segment_of_rows(self) -> Tensor:
+        """The segment of every column, int64, shape (R,)."""
+        widths = torch.tensor([self.width(segment) for segment in Segment])
+        return torch.repeat_interleave(torch.arange(len(Segment)), widths)
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """Host-side counts, so that no step asks the device. They add up over batches and ranks."""
+
+    samples: int = 0
+    source_tokens: int = 0
+    target_tokens: int = 0
+    """L summed over samples: target tokens with their specials."""
+    ar_tokens: int = 0
+    """Tokens that AR predicts, eos included; 0 where AR is not trained."""
+    masked_tokens: int = 0
+    """Tokens that NAR (and AUX) predict; 0 where they are not trained."""
+
+    def __add__(self, other: BatchCounts) -> BatchCounts:
+        return BatchCounts(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+
+    def values(self) -> tuple[int, ...]:
+        """The counts in field order, for a reduction over ranks."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class TwoStreamBatch:
+    """One micro-batch, laid out for one pass of the model over all decoder rows.
+
+    Padding stands at the end of every segment and of the source. Token and position of padding
+    rows are the pad symbol and 0.
+    """
+
+    layout: RowLayout
+    counts: BatchCounts
+    sample_id_B: Tensor
+    """int64: the number of each sample in the data set."""
+    source_BS: Tensor
+    """int64: encoder input with its bos and eos."""
+    source_length_B: Tensor
+    row_token_BR: Tensor
+    row_position_BR: Tensor
+    row_rank_BR: Tensor
+    """int64: rank within the segment (see `stream_mask`)."""
+    ar_length_B: Tensor
+    """AR rows of each sample (the same for ARC and ARQ)."""
+    visible_length_B: Tensor
+    masked_length_B: Tensor
+    """M_b: rows of each sample in MSK, CMP and QRY."""
+    ar_target_BA: Tensor
+    """int64: the token that each AR row predicts; pad in padding. Shape (B, 0) without AR."""
+    masked_target_BM: Tensor
+    """int64: the gold token of each masked slot; pad in padding."""
+    masked_ar_row_BM: Tensor
+    """int64: the AR row that predicts the same token (for the KL terms); 0 in padding."""
+    length_target_B: Tensor
+    """int64: class of the length head."""
+    ar_unmasked_U: Tensor
+    """int64: flat index b * A + a of the AR predictions whose token is not masked."""
+    ar_masked_T: Tensor
+    """int64: flat index b * A + a of the AR prediction of each masked token; empty without AR."""
+    masked_T: Tensor
+    """int64: flat index b * M + j of each masked token, in the order of `ar_masked_T`."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensor fields by name."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield field.name, value
+
+    def to(self, device: torch.device | str) -> TwoStreamBatch:
+        """The same batch on a device; copies do not wait where memory is pinned."""
+        moved = {name: value.to(device, non_blocking=True) for name, value in self.tensors()}
+        return self._with(moved)
+
+    def pin_memory(self) -> TwoStreamBatch:
+        """The same batch in page-locked memory (called by the data loader on CUDA machines)."""
+        return self._with({name: value.pin_memory() for name, value in self.tensors()})
+
+    def _with(self, tensors: dict[str, Tensor]) -> TwoStreamBatch:
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return TwoStreamBatch(**(values | tensors))
+
+    def content_valid_BC(self) -> Tensor:
+        """False for padding among the content rows, boolean, shape (B, C)."""
+        length = {
+            Segment.ARC: self.ar_length_B,
+            Segment.VIS: self.visible_length_B,
+            Segment.CMP: self.masked_length_B,
+            Segment.MSK: self.masked_length_B,
+        }
+        device = self.row_token_BR.device
+        parts = [torch.arange(self.layout.width(s), device=device) < length[s][:, None] for s in length]
+        return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class PredictedRows:
+    """What the model hands to the objective: hidden rows to predict from, not logits."""
+
+    ar_BAD: Tensor | None
+    """Hidden rows of AR (ARQ; or ARC for the plain single-stream decoder)."""
+    nar_BMD: Tensor | None
+    """Hidden rows of MSK."""
+    aux_BMD: Tensor | None
+    """Hidden rows of QRY."""
+    length_logits_BK: Tensor | None
+    output_weight: Tensor
+    """The tied output embedding, (V, D), or this rank's rows of it under tensor parallelism."""
+    output_bias: Tensor | None = None
+    """Optional logit bias of width V (BART's `final_logits_bias`), sharded like the weight."""

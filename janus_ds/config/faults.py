@@ -1,0 +1,98 @@
+"""Faults of a configuration: collected one by one, reported all together.
+
+A user with three mistakes in a recipe should read about three mistakes, not about the first one
+three times. Readers add what they find to a :class:`FaultList` and go on with a default value;
+:meth:`FaultList.raise_if_any` then reports everything in one :class:`ConfigFaults`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from janus_ds.errors import ConfigError
+
+__all__ = ["ConfigFaults", "Fault", "FaultList", "nearest", "suggestion"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake: what it is, where it stands (file and key), what to do about it."""
+
+    what: str
+    where: str
+    fix: str
+
+
+class ConfigFaults(ConfigError):
+    """All mistakes of a configuration in one error; `faults` holds them one by one."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        if len(self.faults) == 1:
+            only = self.faults[0]
+            super().__init__(only.what, only.where, only.fix)
+            return
+        lines = [f"\n  {n}. {f.what}\n       where: {f.where}\n       to do: {f.fix}" for n, f in self._numbered()]
+        super().__init__(
+            f"{len(self.faults)} faults in the configuration:{''.join(lines)}",
+            ", ".join(dict.fromkeys(f.where.split(":")[0] for f in self.faults)),
+            "mend them all, then run `python -m janus_ds check` again",
+        )
+
+    def _numbered(self) -> Iterable[tuple[int, Fault]]:
+        return enumerate(self.faults, start=1)
+
+
+@dataclass
+class FaultList:
+    """Collects faults, and remembers which keys are spoilt.
+
+    A rule over several keys says nothing of use once one of them could not be read, so faults
+    that depend on a spoilt key are left out.
+    """
+
+    faults: list[Fault] = field(default_factory=list)
+    spoilt: set[str] = field(default_factory=set)
+
+    def add(self, what: str, where: str, fix: str, keys: Iterable[str] = ()) -> None:
+        """Add a fault, unless one of the keys that it speaks of is spoilt already."""
+        keys = tuple(keys)
+        if not self.spoilt.isdisjoint(keys):
+            return
+        self.faults.append(Fault(what, where, fix))
+        self.spoilt.update(keys)
+
+    def take(self, error: ConfigError) -> None:
+        """Add the faults of an error that another reader raised."""
+        if isinstance(error, ConfigFaults):
+            self.faults.extend(error.faults)
+        else:
+            self.faults.append(Fault(error.what, error.where, error.fix))
+
+    def raise_if_any(self) -> None:
+        """Report everything found so far.
+
+        Raises:
+            ConfigFaults: something was found.
+        """
+        if self.faults:
+            raise ConfigFaults(self.faults)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one most likely means, or None."""
+    candidates = list(known)
+    matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+    if matches:
+        return matches[0]
+    # `lr` for `optim.lr`: the right name without its section.
+    ends = [key for key in candidates if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    return ends[0] if ends else None
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The `to do` of an unknown name: its nearest known name, or else a way to find the right one."""
+    near = nearest(name, known)
+    return f"did you mean {near!r}? ({otherwise})" if near else otherwise

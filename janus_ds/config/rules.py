@@ -1,0 +1,186 @@
+"""What the values of a run must satisfy, alone and together.
+
+Everything that can be known before data or devices are looked at is checked here, so that a run
+fails in the first second and not in the first hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from janus_ds.config.faults import FaultList, suggestion
+from janus_ds.config.presets import MODEL_PRESETS
+from janus_ds.config.schema import RunConfig
+
+__all__ = ["CHOICES", "check_run", "check_values"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.preset": tuple(MODEL_PRESETS),
+    "model.activation": ("relu", "gelu"),
+    "data.task": ("denoise", "pair"),
+    "masking.target": ("span_union", "span_overlap", "uniform", "infilling", "infilling_released"),
+    "objective.preset": ("paper", "released", "ar", "ar_query", "cmlm"),
+    "objective.normalise": ("per_term", "target_tokens"),
+    "objective.ar_stream": ("query", "content"),
+    "objective.ar_query_position": ("predicted", "previous"),
+    "objective.decoder_start": ("bos", "eos_bos"),
+    "objective.length_convention": ("inner", "with_specials"),
+    "objective.mask_symbol": ("mask", "unk"),
+    "optim.schedule": ("inverse_sqrt", "polynomial", "constant"),
+    "decode.mode": ("ar", "nar"),
+    "decode.beam_stop": ("fairseq", "transformers"),
+    "decode.nar_score": ("paper", "released"),
+}
+"""The values that a text field may take."""
+
+_POSITIVE = (
+    "model.d_model model.encoder_layers model.decoder_layers model.ffn_dim model.heads "
+    "model.max_source_positions model.max_target_positions model.vocab_multiple model.init_std "
+    "data.block_tokens data.shuffle_window data.prefetch_steps data.pad_multiple masking.poisson "
+    "optim.lr optim.eps train.global_batch train.max_steps train.log_every train.save_every "
+    "train.keep_last train.max_bad_steps decode.beam decode.length_beam"
+).split()
+_NOT_NEGATIVE = (
+    "data.workers objective.weight_ar objective.weight_nar objective.weight_aux objective.weight_length "
+    "objective.weight_kl_ar_nar objective.weight_kl_ar_aux objective.weight_kl_nar_aux "
+    "optim.weight_decay optim.warmup_steps optim.warmup_init_lr optim.clip_norm train.seed "
+    "train.valid_every train.valid_samples train.sample_every decode.max_length decode.iterations "
+    "decode.length_penalty"
+).split()
+_SHARE = "masking.target_share masking.source_share masking.rotate_share".split()
+_BELOW_ONE = (
+    "model.dropout model.attention_dropout model.activation_dropout objective.label_smoothing "
+    "optim.beta1 optim.beta2"
+).split()
+
+_Test = Callable[[Any], bool]
+_RANGES: list[tuple[list[str], _Test, str]] = [
+    (_POSITIVE, lambda v: v > 0, "more than 0"),
+    (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
+    (_SHARE, lambda v: 0 <= v <= 1, "a share between 0 and 1"),
+    (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and less than 1"),
+    (["model.length_classes"], lambda v: v >= 2, "2 or more"),
+]
+
+Where = Callable[[str], str]
+"""Says where a key was given: file or override, and the key itself."""
+
+
+def check_values(values: Mapping[str, Any], where: Where, faults: FaultList) -> None:
+    """Known names and ranges, field by field; `None` (left to the preset) is always right."""
+    for key, names in CHOICES.items():
+        value = values.get(key)
+        if value is not None and value not in names:
+            fix = suggestion(value, names, f"use one of {', '.join(names)}")
+            faults.add(f"{key} has no value {value!r}", where(key), fix, [key])
+    for keys, test, words in _RANGES:
+        for key in keys:
+            value = values.get(key)
+            # `not test` also catches NaN, for which every comparison is false.
+            if value is not None and not test(value):
+                faults.add(f"{key} is {value}, but must be {words}", where(key), f"give {words}", [key])
+
+
+def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
+    """Rules over several fields of a resolved run."""
+    for rule in (_model, _positions, _masking, _objective, _optim, _decode):
+        rule(run, where, faults)
+
+
+def _model(run: RunConfig, where: Where, faults: FaultList) -> None:
+    width, heads = run.model.d_model, run.model.heads
+    if width > 0 and heads > 0 and width % heads:
+        faults.add(
+            f"{heads} heads do not divide d_model {width}",
+            where("model.heads"),
+            f"give a number of heads that divides {width}, or another model.d_model",
+            ["model.heads", "model.d_model"],
+        )
+
+
+def _positions(run: RunConfig, where: Where, faults: FaultList) -> None:
+    needed = run.data.block_tokens + 2
+    sides = ["max_target_positions"] + ["max_source_positions"] * (run.data.task == "denoise")
+    for side in sides:
+        rows = getattr(run.model, side)
+        if rows > 0 and needed > rows:
+            faults.add(
+                f"blocks of {run.data.block_tokens} tokens with bos and eos need {needed} positions, "
+                f"but model.{side} is {rows}",
+                where("data.block_tokens"),
+                f"set data.block_tokens to at most {rows - 2}, or model.{side} to at least {needed}",
+                ["data.block_tokens", f"model.{side}"],
+            )
+
+
+def _masking(run: RunConfig, where: Where, faults: FaultList) -> None:
+    masking, task = run.masking, run.data.task
+    keys = ["masking.target", "data.task"]
+    if masking.target is None:
+        return
+    if masking.target.startswith("infilling") and task == "pair":
+        faults.add(
+            f"masking.target {masking.target!r} hides tokens from a source made of the target, "
+            "but task 'pair' has a source of its own",
+            where("masking.target"),
+            "use span_union, span_overlap or uniform, or data.task denoise",
+            keys,
+        )
+    if masking.target == "infilling" and (masking.source_share or 0) > (masking.target_share or 0):
+        faults.add(
+            f"masking.source_share {masking.source_share} is above masking.target_share "
+            f"{masking.target_share}, but what the encoder does not see is part of what is masked",
+            where("masking.source_share"),
+            "give a source share of at most the target share",
+            [*keys, "masking.source_share", "masking.target_share"],
+        )
+    if masking.target != "uniform" and masking.target_share == 0:
+        faults.add(
+            "masking.target_share is 0, so that nothing would be masked",
+            where("masking.target_share"),
+            "give a share above 0 (.7 for translation, .5 for pretraining), or masking.target uniform",
+            [*keys, "masking.target_share"],
+        )
+
+
+def _objective(run: RunConfig, where: Where, faults: FaultList) -> None:
+    objective = run.objective
+    weights = [objective.weight_ar, objective.weight_nar, objective.weight_aux]
+    keys = ["objective.preset", "objective.weight_ar", "objective.weight_nar", "objective.weight_aux"]
+    if all(weight == 0 for weight in weights):
+        faults.add(
+            "the AR, NAR and AUX losses all have weight 0, so that no token is trained",
+            where("objective.weight_ar"),
+            "give at least one of objective.weight_ar, weight_nar and weight_aux above 0",
+            keys,
+        )
+
+
+def _optim(run: RunConfig, where: Where, faults: FaultList) -> None:
+    optim, steps = run.optim, run.train.max_steps
+    if optim.schedule == "polynomial" and optim.warmup_steps >= steps:
+        faults.add(
+            f"the polynomial schedule warms up for {optim.warmup_steps} steps, but the run has {steps}",
+            where("optim.warmup_steps"),
+            "give fewer optim.warmup_steps or more train.max_steps",
+            ["optim.warmup_steps", "train.max_steps", "optim.schedule"],
+        )
+    if optim.warmup_init_lr > optim.lr:
+        faults.add(
+            f"warm-up starts at {optim.warmup_init_lr}, above the peak learning rate {optim.lr}",
+            where("optim.warmup_init_lr"),
+            "give optim.warmup_init_lr of at most optim.lr",
+            ["optim.warmup_init_lr", "optim.lr"],
+        )
+
+
+def _decode(run: RunConfig, where: Where, faults: FaultList) -> None:
+    longest, rows = run.decode.max_length, run.model.max_target_positions
+    if longest > rows > 0:
+        faults.add(
+            f"decode.max_length is {longest}, but the model has {rows} target positions",
+            where("decode.max_length"),
+            f"give at most {rows}, or 0 for as many as the model allows",
+            ["decode.max_length", "model.max_target_positions"],
+        )

@@ -1,0 +1,229 @@
+"""What a run is, field by field: frozen dataclasses filled from `launch/recipes/*.yaml`.
+
+`python -m janus_ds explain KEY` prints the text below a field. Fields that are `None` take the
+value that the objective's preset bundles (`config/presets.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = [
+    "DataConfig",
+    "DecodeConfig",
+    "MaskingConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrainConfig",
+]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the encoder-decoder (post-norm, learned positions, all embeddings tied)."""
+
+    preset: str | None = None
+    """Shape whose values fill the fields not given: quickstart, iwslt, wmt, bart_base, bart_large, 1b."""
+    d_model: int = 128
+    """Width D of every row."""
+    encoder_layers: int = 2
+    """Number of encoder layers."""
+    decoder_layers: int = 2
+    """Number of decoder layers."""
+    ffn_dim: int = 512
+    """Inner width of the feed-forward blocks."""
+    heads: int = 4
+    """Attention heads; must divide d_model."""
+    activation: str = "gelu"
+    """relu (NMT Transformer) or gelu (BART, exact erf form)."""
+    max_source_positions: int = 1024
+    """Rows of the encoder's position table: the longest source, bos and eos included."""
+    max_target_positions: int = 1024
+    """Rows of the decoder's position table: the longest target, bos and eos included."""
+    layernorm_embedding: bool = True
+    """Layer norm after the embeddings, on every row (BART); off for the NMT Transformer."""
+    scale_embedding: bool = False
+    """Multiply token embeddings by sqrt(d_model) (NMT Transformer)."""
+    dropout: float = 0.1
+    """Dropout after embeddings and after each sublayer."""
+    attention_dropout: float = 0.1
+    """Dropout on attention weights."""
+    activation_dropout: float = 0.0
+    """Dropout inside the feed-forward block, after the activation."""
+    length_classes: int | None = None
+    """Classes of the length head; None: 256 under the `released` convention, else max_target_positions."""
+    init_std: float = 0.02
+    """Standard deviation of the normal distribution that weights are drawn from."""
+    vocab_multiple: int = 8
+    """The embedding table is padded to a multiple of this, so that it divides under tensor parallelism."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from."""
+
+    path: str | None = None
+    """Directory made by launch/prepare_data.py; None: the bundled corpus, prepared on first use."""
+    valid_path: str | None = None
+    """Directory of validation shards; None: `path`/valid."""
+    task: str = "denoise"
+    """denoise (pretraining: source is the noised target) or pair (source and target are given)."""
+    block_tokens: int = 126
+    """Longest target without bos and eos; longer blocks are refused by name."""
+    shuffle_window: int = 8
+    """Block shuffle: samples mix inside windows of this many packed members."""
+    workers: int = 1
+    """Prefetching worker processes a rank; 0 reads in the training process."""
+    prefetch_steps: int = 2
+    """Steps that each worker prepares ahead."""
+    pad_multiple: int = 8
+    """Segment widths are padded to a multiple of this, which bounds the number of distinct shapes."""
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """How views are made of a sample (sections 2 and 3.3 of the paper). None: as the preset says."""
+
+    target: str | None = None
+    """How target tokens are masked.
+
+    span_union (spans until their union reaches the share), span_overlap (the released law), uniform
+    (CMLM), infilling (pretraining: the encoder's spans and further ones) or infilling_released.
+    """
+    target_share: float | None = None
+    """Share of the target to mask: .7 for NMT, .5 for pretraining."""
+    source_share: float | None = None
+    """Share of tokens hidden from the encoder in pretraining: .3."""
+    poisson: float | None = None
+    """Mean of the Poisson law of span lengths: 2 in the paper, 3 in the released pretraining."""
+    rotate_share: float | None = None
+    """Share of samples whose encoder input is rotated (released pretraining: .5; paper: 0)."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Loss weights and conventions (section 3 of the paper, eq. 5). None: as the preset says."""
+
+    preset: str = "paper"
+    """paper, released, ar, ar_query or cmlm."""
+    weight_ar: float | None = None
+    """Weight of the AR loss; 0 leaves its rows out."""
+    weight_nar: float | None = None
+    """Weight of the NAR loss."""
+    weight_aux: float | None = None
+    """Weight of the AUX loss."""
+    weight_length: float | None = None
+    """Weight of the length loss; 1 harms badly, keep .1."""
+    weight_kl_ar_nar: float | None = None
+    """Weight of K(AR, NAR), the symmetric KL halved."""
+    weight_kl_ar_aux: float | None = None
+    """Weight of K(AR, AUX)."""
+    weight_kl_nar_aux: float | None = None
+    """Weight of K(NAR, AUX)."""
+    label_smoothing: float | None = None
+    """Share of the probability spread evenly over the vocabulary: .1 for NMT, 0 for released pretraining."""
+    normalise: str | None = None
+    """per_term (each sum over its own global count) or target_tokens (all over the target tokens)."""
+    ar_stream: str | None = None
+    """query (two streams) or content (the plain single-stream decoder)."""
+    ar_query_position: str | None = None
+    """predicted (the MASK stands at the token it predicts) or previous (released NMT code)."""
+    decoder_start: str | None = None
+    """bos (NMT: content b y1 .. yN) or eos_bos (BART: content e b w1 .. wn)."""
+    length_convention: str | None = None
+    """inner (tokens without b and e) or with_specials (released: with b and e, clamped to the classes)."""
+    mask_symbol: str | None = None
+    """mask (the own symbol) or unk (released NMT weights)."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with decoupled decay and the learning-rate schedule."""
+
+    lr: float = 5e-4
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Adam's first moment decay."""
+    beta2: float = 0.98
+    """Adam's second moment decay."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; biases and layer norms are exempt."""
+    schedule: str = "inverse_sqrt"
+    """inverse_sqrt, polynomial (linear to zero at max_steps) or constant."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    warmup_init_lr: float = 1e-7
+    """Learning rate at step 0."""
+    clip_norm: float = 1.0
+    """Global gradient norm to clip to; 0 switches clipping off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run and what happens along it."""
+
+    seed: int = 1
+    """Seed of weights, order, masks and dropout."""
+    global_batch: int = 32
+    """Samples an update, over all ranks and micro-batches."""
+    max_steps: int = 300
+    """Updates of the run."""
+    log_every: int = 1
+    """Steps between lines of metrics.jsonl and TensorBoard scalars."""
+    valid_every: int = 100
+    """Steps between validations; 0: only at the end."""
+    valid_samples: int = 256
+    """Samples of the validation split that are used."""
+    save_every: int = 100
+    """Steps between checkpoints; one is always written at the end."""
+    keep_last: int = 2
+    """Checkpoints that stay on disk."""
+    sample_every: int = 0
+    """Steps between decoded samples in TensorBoard; 0: with each validation."""
+    max_bad_steps: int = 5
+    """Steps in a row with a loss or gradient that is not finite before the run gives up."""
+    activation_checkpointing: bool = False
+    """Recompute layers in the backward pass (non-reentrant) to save memory."""
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How text is generated (section 4 of the method, section 3.4 of the paper)."""
+
+    mode: str = "nar"
+    """ar or nar."""
+    beam: int = 5
+    """AR beam; 1 is greedy."""
+    beam_stop: str = "fairseq"
+    """fairseq or transformers: when the search ends and how scores are normalised."""
+    length_penalty: float = 1.0
+    """Exponent of the length in the AR score."""
+    max_length: int = 0
+    """Longest output in tokens; 0: as the position table allows."""
+    iterations: int = 4
+    """NAR refinement iterations; decoder passes are one more."""
+    length_beam: int = 5
+    """NAR length candidates."""
+    nar_score: str = "paper"
+    """paper (mean over inner tokens, top lengths, specials forbidden) or released (the fixture's rule)."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: what is trained. How it is executed stands in ds_configs/*.json."""
+
+    name: str = "quickstart"
+    """Name of the run; its folder is runs/NAME unless --output says otherwise."""
+    init: str | None = None
+    """Run folder or checkpoint to take weights from; None: random."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)

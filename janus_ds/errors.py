@@ -1,0 +1,108 @@
+"""The errors a user can cause or meet, each in three parts, and the exit code of each.
+
+An error says what happened, where (file, key, shard, step, rank) and what to do. Programs print it
+without a stack trace and exit with the class's code; `launch/*.py` and `eval/*.py` do so through
+:func:`exit_on_error`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import ClassVar
+
+__all__ = [
+    "PREEMPTED_EXIT_CODE",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "JanusError",
+    "MissingDependencyError",
+    "ResourceError",
+    "TrainingError",
+    "UsageError",
+    "exit_on_error",
+]
+
+PREEMPTED_EXIT_CODE = 75
+"""Exit code of a run that was asked to stop, has saved, and wants to be started again."""
+
+
+class JanusError(Exception):
+    """A fault that a user can understand and mend.
+
+    Args:
+        what: what happened, one sentence.
+        where: the file, key, shard, step or rank concerned.
+        fix: what to do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, where: str, fix: str) -> None:
+        super().__init__(what, where, fix)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"error: {self.what}\n  where: {self.where}\n  to do: {self.fix}"
+
+
+class UsageError(JanusError):
+    """A command line that asks for something that does not exist."""
+
+    exit_code = 2
+
+
+class ConfigError(JanusError):
+    """A fault in a recipe, a DeepSpeed file or an override."""
+
+    exit_code = 3
+
+
+class DataError(JanusError):
+    """Missing, damaged or unfit data."""
+
+    exit_code = 4
+
+
+class CheckpointError(JanusError):
+    """A checkpoint that is missing, damaged, or made for something else."""
+
+    exit_code = 5
+
+
+class TrainingError(JanusError):
+    """Training cannot go on: losses or gradients that are not finite, or a rank that is lost."""
+
+    exit_code = 6
+
+
+class ResourceError(JanusError):
+    """Disk, memory or permission ran out."""
+
+    exit_code = 7
+
+
+class MissingDependencyError(JanusError):
+    """Something that must be installed or set on this machine is not."""
+
+    exit_code = 8
+
+
+def exit_on_error(main: Callable[[], int | None]) -> None:
+    """Run `main` and leave the process with its exit code.
+
+    A :class:`JanusError` is printed to standard error without a stack trace; any other exception
+    keeps its stack, since it is a fault of ours.
+    """
+    try:
+        code = main()
+    except JanusError as error:
+        print(error, file=sys.stderr, flush=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("stopped from the keyboard", file=sys.stderr, flush=True)
+        code = 130
+    sys.exit(code or 0)

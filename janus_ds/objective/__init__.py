@@ -1,0 +1,1 @@
+"""janus_ds.objective: see the package's architecture notes in docs/architecture.md."""

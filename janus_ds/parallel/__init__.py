@@ -1,0 +1,1 @@
+"""janus_ds.parallel: see the package's architecture notes in docs/architecture.md."""

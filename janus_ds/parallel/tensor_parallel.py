@@ -1,0 +1,391 @@
+"""Tensor parallelism: the layers a model is built from, and everything that knows of shards.
+
+`make_layers(1)` gives plain `torch.nn` layers and identity regions and imports nothing else;
+`make_layers(n)` gives megatron-core's layers under the same parameter names. This is the only
+module that imports megatron.core, and it does so on first use (5-12 s).
+
+Rules for a model:
+
+- `column_linear` takes a replicated input and gives the sharded output features; it sums the
+  gradient of its input over the ranks itself. `row_linear` takes sharded features and gives a
+  replicated output. No region function is wanted around a column -> row pair.
+- `copy_to_region` (identity forward, sum of gradients backward) stands before hand-made use of a
+  sharded weight; `reduce_from_region` (sum forward, identity backward) after it.
+- A replicated activation drops out under the default generator, which is equal on all ranks of a
+  tensor group; a sharded one inside `with layers.sharded_rng():`, whose stream differs by rank.
+- Weights are drawn from N(0, std) on the CPU as whole matrices and then cut, biases are zero: the
+  same `torch.manual_seed` on every rank gives the same model at every tensor-parallel size.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from janus_ds.errors import ConfigError
+
+__all__ = [
+    "ParallelLayers",
+    "deepspeed_mpu",
+    "init_model_parallel",
+    "make_layers",
+    "mark_sharded",
+    "merge_shards",
+    "shard_dims",
+    "take_shard",
+]
+
+INIT_STD = 0.02
+_RNG_NAME = "model-parallel-rng"
+_SEED_OFFSET = 2718
+_SEED_LIMIT = 2**63
+
+
+class ParallelLayers(ABC):
+    """Factory of layers and collectives of one tensor-parallel group.
+
+    Attributes:
+        size: ranks in the group.
+        rank: this process's rank in it.
+    """
+
+    size: int = 1
+    rank: int = 0
+
+    @abstractmethod
+    def column_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        """Linear layer whose output features are sharded: (..., in) -> (..., out / size)."""
+
+    @abstractmethod
+    def row_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        """Linear layer whose input features are sharded: (..., in / size) -> (..., out)."""
+
+    @abstractmethod
+    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
+        """Embedding whose rows are sharded; `rows` must divide by `size`. Output replicated."""
+
+    @abstractmethod
+    def copy_to_region(self, x: Tensor) -> Tensor:
+        """Identity; the gradient is summed over the group."""
+
+    @abstractmethod
+    def reduce_from_region(self, x: Tensor) -> Tensor:
+        """Sum over the group; the gradient passes unchanged."""
+
+    @abstractmethod
+    def all_reduce_max(self, x: Tensor) -> Tensor:
+        """Maximum over the group, in place, without gradient."""
+
+    @abstractmethod
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        """Sum over the group, in place, without gradient."""
+
+    @abstractmethod
+    def gather_shards(self, x: Tensor, dim: int | None) -> Tensor:
+        """The whole of a parameter from its shards, on every rank; `dim` as in :func:`shard_dims`."""
+
+    @abstractmethod
+    def sharded_rng(self) -> AbstractContextManager[None]:
+        """Context whose random draws differ between the ranks of the group."""
+
+    @abstractmethod
+    def seed_rng(self, seed: int) -> None:
+        """Seed the default generators equally on all ranks of the group, and the sharded stream by rank."""
+
+    @abstractmethod
+    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """`context_fn` for `torch.utils.checkpoint(use_reentrant=False)`.
+
+        The checkpoint restores the default generators only; without this, recomputation draws other
+        dropout masks for sharded activations and silently gives wrong gradients.
+        """
+
+
+class _DenseLayers(ParallelLayers):
+    """Size 1: torch.nn and identities."""
+
+    def column_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        layer = nn.Linear(in_features, out_features, bias, device="meta").to_empty(device="cpu")
+        nn.init.normal_(layer.weight, 0.0, std)
+        if bias:
+            nn.init.zeros_(layer.bias)
+        return layer
+
+    def row_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        return self.column_linear(in_features, out_features, bias, std=std)
+
+    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
+        table = nn.Embedding(rows, dim, device="meta").to_empty(device="cpu")
+        nn.init.normal_(table.weight, 0.0, std)
+        return table
+
+    def copy_to_region(self, x: Tensor) -> Tensor:
+        return x
+
+    def reduce_from_region(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_reduce_max(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather_shards(self, x: Tensor, dim: int | None) -> Tensor:
+        return x
+
+    def sharded_rng(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def seed_rng(self, seed: int) -> None:
+        torch.manual_seed(seed % _SEED_LIMIT)
+
+    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), nullcontext()
+
+
+class _MegatronLayers(ParallelLayers):
+    """Size n: megatron-core's layers, DeepSpeed's random-state tracker."""
+
+    def __init__(self, size: int) -> None:
+        core, tensor_parallel = _import_megatron()
+        state = core.parallel_state
+        if not state.model_parallel_is_initialized():
+            raise RuntimeError("make_layers(n > 1) before init_topology(n)")
+        if state.get_tensor_model_parallel_world_size() != size:
+            raise RuntimeError("make_layers with another size than init_topology")
+        self.size = size
+        self.rank = state.get_tensor_model_parallel_rank()
+        self._group = state.get_tensor_model_parallel_group()
+        self._tensor_parallel = tensor_parallel
+        self._classes = _wrapped_classes(tensor_parallel)
+        self._config = core.ModelParallelConfig(
+            tensor_model_parallel_size=size,
+            use_cpu_initialization=True,
+            params_dtype=torch.float32,
+        )
+
+    def column_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        self._check_divides(out_features, "output features of a column-parallel layer")
+        options = {"config": self._config, "init_method": _normal(std), "bias": bias, "gather_output": False}
+        return _without_extra_state(self._classes["column"](in_features, out_features, **options))
+
+    def row_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        self._check_divides(in_features, "input features of a row-parallel layer")
+        options = {"config": self._config, "init_method": _normal(std), "bias": bias}
+        layer = self._classes["row"](
+            in_features, out_features, input_is_parallel=True, skip_bias_add=False, **options
+        )
+        return _without_extra_state(layer)
+
+    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
+        self._check_divides(rows, "rows of the vocabulary-parallel embedding")
+        table = self._tensor_parallel.VocabParallelEmbedding(
+            rows, dim, init_method=_normal(std), config=self._config
+        )
+        return _without_extra_state(table)
+
+    def _check_divides(self, count: int, what: str) -> None:
+        if count % self.size:
+            raise ConfigError(
+                f"{what}, {count}, do not divide by the tensor-parallel size {self.size}",
+                "--tensor-parallel",
+                "take a size that divides heads, ffn_dim and the padded vocabulary (model.vocab_multiple)",
+            )
+
+    def copy_to_region(self, x: Tensor) -> Tensor:
+        return self._tensor_parallel.copy_to_tensor_model_parallel_region(x)
+
+    def reduce_from_region(self, x: Tensor) -> Tensor:
+        return self._tensor_parallel.reduce_from_tensor_model_parallel_region(x)
+
+    def all_reduce_max(self, x: Tensor) -> Tensor:
+        dist.all_reduce(x, dist.ReduceOp.MAX, group=self._group)
+        return x
+
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        dist.all_reduce(x, dist.ReduceOp.SUM, group=self._group)
+        return x
+
+    def gather_shards(self, x: Tensor, dim: int | None) -> Tensor:
+        if dim is None:
+            return x
+        shards = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        dist.all_gather(shards, x.contiguous(), group=self._group)
+        return merge_shards(shards, dim)
+
+    def sharded_rng(self) -> AbstractContextManager[None]:
+        return _rng_tracker().fork()
+
+    def seed_rng(self, seed: int) -> None:
+        torch.manual_seed(seed % _SEED_LIMIT)
+        tracker = _rng_tracker()
+        tracker.reset()
+        tracker.add(_RNG_NAME, (seed + _SEED_OFFSET + self.rank) % _SEED_LIMIT)
+
+    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _tracker_states(_rng_tracker().get_states())
+
+
+def make_layers(tp_size: int) -> ParallelLayers:
+    """The layers of a tensor-parallel group of `tp_size` ranks.
+
+    Sizes above 1 need `init_topology(tp_size)` before.
+    """
+    return _DenseLayers() if tp_size == 1 else _MegatronLayers(tp_size)
+
+
+def init_model_parallel(tp_size: int) -> None:
+    """Make megatron's groups, and seed DeepSpeed's tracker so that no draw precedes a seed.
+
+    Called by `init_topology` once torch.distributed runs, for sizes above 1.
+    """
+    import deepspeed
+
+    core, _ = _import_megatron()
+    core.parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp_size)
+    deepspeed.checkpointing.configure(deepspeed_mpu())
+    make_layers(tp_size).seed_rng(0)
+
+
+def deepspeed_mpu() -> Any | None:
+    """Megatron's parallel state under the names that DeepSpeed calls, or None at size 1.
+
+    `deepspeed.initialize(mpu=...)` must get it whenever the size is above 1: without it, DeepSpeed
+    averages the shards as if they were data parallel, and trains silently wrong.
+    """
+    state = sys.modules.get("megatron.core.parallel_state")
+    if state is None or not state.model_parallel_is_initialized():
+        return None
+    return _DeepSpeedMpu(state)
+
+
+class _DeepSpeedMpu:
+    """Adds the four methods that megatron.core.parallel_state 0.16 lacks for DeepSpeed."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+    def get_model_parallel_rank(self) -> int:
+        return self._state.get_tensor_model_parallel_rank()
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._state.get_tensor_model_parallel_world_size()
+
+    def get_model_parallel_group(self) -> Any:
+        return self._state.get_tensor_model_parallel_group()
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return dist.get_process_group_ranks(self._state.get_data_parallel_group())
+
+
+def mark_sharded(parameter: nn.Parameter, dim: int) -> None:
+    """Mark a parameter that a model sharded by hand along `dim`.
+
+    DeepSpeed counts unmarked parameters on the group's first rank only when it takes the gradient
+    norm, so a shard without this mark makes clipping wrong.
+    """
+    marks: Any = parameter
+    marks.tensor_model_parallel = True
+    marks.partition_dim = dim
+    marks.partition_stride = 1
+
+
+def shard_dims(model: nn.Module) -> dict[str, int | None]:
+    """For each parameter name, the dimension it is sharded along, or None where it is replicated."""
+    dims: dict[str, int | None] = {}
+    for name, parameter in model.named_parameters():
+        sharded = getattr(parameter, "tensor_model_parallel", False)
+        dims[name] = int(getattr(parameter, "partition_dim")) if sharded else None  # noqa: B009
+    return dims
+
+
+def merge_shards(shards: list[Tensor], dim: int | None) -> Tensor:
+    """The whole parameter from the shards of all ranks in order; `dim` as in :func:`shard_dims`."""
+    return shards[0] if dim is None else torch.cat(shards, dim)
+
+
+def take_shard(whole: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
+    """The part of a whole parameter that one rank of a tensor-parallel group holds."""
+    return whole if dim is None else whole.chunk(size, dim)[rank].contiguous()
+
+
+def _normal(std: float) -> Callable[[Tensor], Tensor]:
+    return lambda weight: nn.init.normal_(weight, 0.0, std)
+
+
+def _import_megatron() -> tuple[Any, Any]:
+    """(megatron.core, megatron.core.tensor_parallel), without the warnings on Apex and TE."""
+    # Column-parallel layers warn, once a layer, where this is not set.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
+        import megatron.core
+        from megatron.core import parallel_state, tensor_parallel  # noqa: F401
+    return megatron.core, tensor_parallel
+
+
+def _wrapped_classes(tensor_parallel: Any) -> dict[str, Any]:
+    """Megatron's linear layers, returning a tensor in place of (tensor, bias)."""
+
+    class Column(tensor_parallel.ColumnParallelLinear):
+        def forward(self, input_: Tensor) -> Tensor:
+            return super().forward(input_)[0]
+
+    class Row(tensor_parallel.RowParallelLinear):
+        def forward(self, input_: Tensor) -> Tensor:
+            return super().forward(input_)[0]
+
+    return {"column": Column, "row": Row}
+
+
+def _without_extra_state(layer: nn.Module) -> nn.Module:
+    """Keep megatron's empty `_extra_state` out of state dicts: it breaks ds_to_universal."""
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        state.pop(f"{prefix}_extra_state", None)
+
+    layer.register_state_dict_post_hook(drop)
+    return layer
+
+
+def _rng_tracker() -> Any:
+    # DeepSpeed's tracker, not megatron's: one code path for CPU and GPU.
+    from deepspeed.runtime.activation_checkpointing import checkpointing
+
+    return checkpointing.get_cuda_rng_tracker()
+
+
+@contextmanager
+def _tracker_states(states: dict[str, Any]) -> Iterator[None]:
+    tracker = _rng_tracker()
+    current = tracker.get_states()
+    tracker.set_states(dict(states))
+    try:
+        yield
+    finally:
+        tracker.set_states(current)

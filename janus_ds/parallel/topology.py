@@ -1,0 +1,205 @@
+"""Ranks, groups and agreement: who computes what, and how all ranks come to one answer.
+
+Works without torch.distributed in one process. Tensor-parallel ranks are neighbours (they talk
+most), data-parallel ranks are `tensor_size` apart. Values that live on the host (counts, decisions,
+small objects) go through gloo even on GPU machines, so that they never wait for a device.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from janus_ds.errors import MissingDependencyError, UsageError
+from janus_ds.parallel import tensor_parallel as tp
+
+__all__ = ["Topology", "close_topology", "init_topology"]
+
+Number = TypeVar("Number", int, float)
+Anything = TypeVar("Anything")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This process's place among all processes.
+
+    Ranks of one tensor group hold shards of one model and get the same batches; ranks of one data
+    group hold the same shard and get different batches.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    data_rank: int = 0
+    data_size: int = 1
+    tensor_rank: int = 0
+    tensor_size: int = 1
+    data_group: Any = None
+    """Process group for tensors on `device`; None in one process."""
+    host_data_group: Any = None
+    """The same ranks, for values on the host."""
+    host_world_group: Any = None
+    """All ranks, for values on the host."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes logs and manifests."""
+        return self.rank == 0
+
+    def sum_over_data(self, values: Sequence[Number]) -> list[Number]:
+        """Sums of host numbers over the data-parallel ranks; integers stay exact integers."""
+        if self.data_size == 1:
+            return list(values)
+        whole = all(isinstance(value, int) for value in values)
+        totals = torch.tensor(values, dtype=torch.int64 if whole else torch.float64)
+        dist.all_reduce(totals, group=self.host_data_group)
+        return totals.tolist()
+
+    def sum_tensor_over_data(self, values: Tensor) -> Tensor:
+        """Sum of a tensor on `device` over the data-parallel ranks, as a new tensor."""
+        if self.data_size == 1:
+            return values
+        total = values.detach().clone()
+        dist.all_reduce(total, group=self.data_group)
+        return total
+
+    def agree(self, code: int) -> int:
+        """The largest code over all ranks: the most serious decision holds for everybody."""
+        if self.world_size == 1:
+            return code
+        largest = torch.tensor([code], dtype=torch.int64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.host_world_group)
+        return int(largest)
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        if self.world_size > 1:
+            dist.barrier(group=self.host_world_group)
+
+    def broadcast_object(self, value: Anything) -> Anything:
+        """Rank 0's value, on every rank; it must pickle."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.host_world_group)
+        return box[0]
+
+    def gather_objects(self, value: Anything) -> list[Anything]:
+        """The values of all ranks in rank order, on every rank; they must pickle."""
+        if self.world_size == 1:
+            return [value]
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value, group=self.host_world_group)
+        return box
+
+
+def init_topology(tensor_parallel: int = 1, *, process_group: bool = False) -> Topology:
+    """Find this process's place, from what `deepspeed`, `torchrun` or `srun` put in the environment.
+
+    Args:
+        tensor_parallel: ranks that share one copy of the model.
+        process_group: start torch.distributed in a single process as well, as DeepSpeed wants it.
+
+    Raises:
+        UsageError: the number of processes does not divide by `tensor_parallel`.
+        MissingDependencyError: several processes, but no address of the first one.
+    """
+    launched = _launch_environment(os.environ)
+    world_size = int(launched.get("WORLD_SIZE", "1"))
+    if tensor_parallel < 1 or world_size % tensor_parallel:
+        raise UsageError(
+            f"{world_size} processes do not divide into tensor-parallel groups of {tensor_parallel}",
+            "--tensor-parallel",
+            "start a multiple of that many processes, or choose a smaller size",
+        )
+    device = _pick_device(int(launched.get("LOCAL_RANK", "0")))
+    if world_size == 1 and not process_group:
+        return Topology(device)
+    _start_distributed(launched, world_size)
+    if tensor_parallel > 1:
+        tp.init_model_parallel(tensor_parallel)
+    return _describe(device, tensor_parallel)
+
+
+def close_topology() -> None:
+    """End torch.distributed, where it runs; without it, NCCL warns at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK and the first process's address; srun names them in its own way.
+
+    Raises:
+        MissingDependencyError: several processes, but no MASTER_ADDR or MASTER_PORT.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    found = {name: environ[name] for name in names if name in environ}
+    if "WORLD_SIZE" not in found and "SLURM_STEP_NUM_TASKS" in environ:
+        found["RANK"] = environ.get("SLURM_PROCID", "0")
+        found["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
+        found["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
+    missing = [name for name in names if name not in found]
+    if int(found.get("WORLD_SIZE", "1")) > 1 and missing:
+        raise MissingDependencyError(
+            f"{found['WORLD_SIZE']} processes were started, but they cannot find each other",
+            f"environment: {', '.join(missing)} not set",
+            "start with `deepspeed` or `torchrun`; under srun, export MASTER_ADDR (first node) and MASTER_PORT",
+        )
+    return found
+
+
+def _pick_device(local_rank: int) -> torch.device:
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _start_distributed(launched: dict[str, str], world_size: int) -> None:
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if get_accelerator().device_name() == "cpu":
+        # Used for inference only; it needs a compiler and 40 s at the first start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized() and world_size == 1:
+        # A store inside the process: no port to collide on.
+        backend = get_accelerator().communication_backend_name()
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    for name, value in launched.items():
+        os.environ.setdefault(name, value)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def _describe(device: torch.device, tensor_size: int) -> Topology:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    data_group, host_data_group = None, None
+    for first in range(tensor_size):
+        # Every rank takes part in making every group.
+        members = list(range(first, world_size, tensor_size))
+        group = dist.new_group(members)
+        host_group = group if device.type == "cpu" else dist.new_group(members, backend="gloo")
+        if rank % tensor_size == first:
+            data_group, host_data_group = group, host_group
+    return Topology(
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        data_rank=rank // tensor_size,
+        data_size=world_size // tensor_size,
+        tensor_rank=rank % tensor_size,
+        tensor_size=tensor_size,
+        data_group=data_group,
+        host_data_group=host_data_group,
+        host_world_group=None if device.type == "cpu" else dist.new_group(backend="gloo"),
+    )

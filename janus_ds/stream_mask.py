@@ -1,0 +1,100 @@
+"""Who may see whom in the two-stream decoder: one predicate on (segment, rank).
+
+The decoder works on six segments of rows for each sample (paper, section 3.1 and Figure 2):
+
+======  ==============================  =========================  ==============================
+name    rows                            rank of a row              token, position
+======  ==============================  =========================  ==============================
+ARC     AR content                      0 .. A-1                   the tokens fed to AR
+VIS     NAR content, not masked         0 .. V-1 (target order)    target tokens that are shown
+CMP     compensation                    0 .. M-1                   the M gold tokens
+MSK     NAR content, masked             0 .. M-1                   MASK
+ARQ     AR query                        0 .. A-1                   MASK, one a predicted token
+QRY     AUX query                       0 .. M-1                   MASK
+======  ==============================  =========================  ==============================
+
+VIS and MSK together are the paper's "original part". Keys and values come from content rows
+(ARC, VIS, CMP, MSK) only. The rule is four comparisons on two integers a row, so neither a loop
+over samples nor a three-dimensional matrix is needed (the paper's section on limitations names
+that matrix as its cost); :func:`dense_mask` builds one all the same, for the reference.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["CONTENT_SEGMENTS", "Segment", "dense_mask", "visible"]
+
+
+class Segment(IntEnum):
+    """Row segments in the order in which rows are laid out."""
+
+    ARC = 0
+    VIS = 1
+    CMP = 2
+    MSK = 3
+    ARQ = 4
+    QRY = 5
+
+
+CONTENT_SEGMENTS = (Segment.ARC, Segment.VIS, Segment.CMP, Segment.MSK)
+
+
+def visible(query_segment: Any, query_rank: Any, key_segment: Any, key_rank: Any) -> Any:
+    """Whether a query row may attend to a content row, padding aside.
+
+    Works on integers, numpy arrays and tensors alike, with broadcasting. The rank of a query row
+    in ARQ is the number of AR content rows strictly before the token that it predicts, minus one.
+
+    Returns:
+        boolean, of the broadcast shape.
+    """
+    q, k = query_segment, key_segment
+    ar = ((q == Segment.ARC) | (q == Segment.ARQ)) & (k == Segment.ARC) & (key_rank <= query_rank)
+    original_key = (k == Segment.VIS) | (k == Segment.MSK)
+    original = ((q == Segment.VIS) | (q == Segment.MSK)) & original_key
+    # Compensation row i: unmasked tokens, MASK j for j > i, gold j for j <= i.
+    compensation = (q == Segment.CMP) & (
+        (k == Segment.VIS)
+        | ((k == Segment.MSK) & (key_rank > query_rank))
+        | ((k == Segment.CMP) & (key_rank <= query_rank))
+    )
+    # AUX query row i: unmasked tokens, MASK j for j >= i, gold j for j < i.
+    auxiliary = (q == Segment.QRY) & (
+        (k == Segment.VIS)
+        | ((k == Segment.MSK) & (key_rank >= query_rank))
+        | ((k == Segment.CMP) & (key_rank < query_rank))
+    )
+    return ar | original | compensation | auxiliary
+
+
+def dense_mask(
+    query_segment_R: Tensor,
+    query_rank_BR: Tensor,
+    key_segment_C: Tensor,
+    key_rank_BC: Tensor,
+    key_valid_BC: Tensor,
+) -> Tensor:
+    """The visibility matrix of a batch, True where a row may attend: the reference form.
+
+    Args:
+        query_segment_R: segment of each row, shape (R,).
+        query_rank_BR: rank of each row, shape (B, R).
+        key_segment_C: segment of each content row, shape (C,).
+        key_rank_BC: rank of each content row, shape (B, C).
+        key_valid_BC: False for padding, shape (B, C).
+
+    Returns:
+        boolean, shape (B, R, C).
+    """
+    rule = visible(
+        query_segment_R[None, :, None],
+        query_rank_BR[:, :, None],
+        key_segment_C[None, None, :],
+        key_rank_BC[:, None, :],
+    )
+    return torch.as_tensor(rule) & key_valid_BC[:, None, :]

@@ -1,0 +1,52 @@
+"""Packaging of janus_ds. deepspeed and megatron-core are pinned exactly: we lean on their inside."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "janus_ds/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="janus_ds",
+    version=VERSION,
+    description="Joint autoregressive and non-autoregressive sequence-to-sequence pretraining on DeepSpeed",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["janus_ds", "janus_ds.*"]),
+    package_data={"janus_ds": ["assets/**/*", "py.typed"]},
+    install_requires=[
+        "torch>=2.6,<3",
+        "deepspeed==0.19.8",
+        "megatron-core==0.16.1",
+        "webdataset>=1.0,<2",
+        "sentencepiece>=0.2,<0.3",
+        "tokenizers>=0.21,<1",
+        "tensorboard>=2.16,<3",
+        "sacrebleu>=2.4,<3",
+        "safetensors>=0.4,<1",
+        "numpy>=1.26,<3",
+        "PyYAML>=6,<7",
+        "tqdm>=4.66,<5",
+        "zstandard>=0.22,<1",
+    ],
+    extras_require={
+        "plots": ["matplotlib>=3.8,<4"],
+        "dev": [
+            "matplotlib>=3.8,<4",
+            "pytest>=8,<10",
+            "pytest-timeout>=2.3,<3",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.9,<1",
+            "mypy>=1.11,<3",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+    },
+)
