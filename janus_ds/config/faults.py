@@ -2,7 +2,7 @@
 
 A user with three mistakes in a recipe should read about three mistakes, not about the first one
 three times. Readers add what they find to a :class:`FaultList` and go on with a default value;
-:meth:`FaultList.raise_if_any` then reports everything in one :class:`ConfigFaults`.
+:meth:`FaultList.raise_if_any` then reports everything in one :class:`ConfigFaultsError`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from janus_ds.errors import ConfigError
 
-__all__ = ["ConfigFaults", "Fault", "FaultList", "nearest", "suggestion"]
+__all__ = ["ConfigFaultsError", "Fault", "FaultList", "nearest", "suggestion"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Fault:
     fix: str
 
 
-class ConfigFaults(ConfigError):
+class ConfigFaultsError(ConfigError):
     """All mistakes of a configuration in one error; `faults` holds them one by one."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
@@ -34,7 +34,9 @@ class ConfigFaults(ConfigError):
             only = self.faults[0]
             super().__init__(only.what, only.where, only.fix)
             return
-        lines = [f"\n  {n}. {f.what}\n       where: {f.where}\n       to do: {f.fix}" for n, f in self._numbered()]
+        lines = [
+            f"\n  {n}. {f.what}\n       where: {f.where}\n       to do: {f.fix}" for n, f in self._numbered()
+        ]
         super().__init__(
             f"{len(self.faults)} faults in the configuration:{''.join(lines)}",
             ", ".join(dict.fromkeys(f.where.split(":")[0] for f in self.faults)),
@@ -66,7 +68,7 @@ class FaultList:
 
     def take(self, error: ConfigError) -> None:
         """Add the faults of an error that another reader raised."""
-        if isinstance(error, ConfigFaults):
+        if isinstance(error, ConfigFaultsError):
             self.faults.extend(error.faults)
         else:
             self.faults.append(Fault(error.what, error.where, error.fix))
@@ -75,10 +77,10 @@ class FaultList:
         """Report everything found so far.
 
         Raises:
-            ConfigFaults: something was found.
+            ConfigFaultsError: something was found.
         """
         if self.faults:
-            raise ConfigFaults(self.faults)
+            raise ConfigFaultsError(self.faults)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -189,4 +189,5 @@ def resolve(config: RunConfig) -> RunConfig:
     if model.length_classes is None:
         released = objective.length_convention == "with_specials"
         model = replace(model, length_classes=256 if released else model.max_target_positions)
-    return replace(config, objective=objective, masking=masking, model=model)
+    decode = _fill(config.decode, {"nar_score": "released" if preset == "released" else "paper"})
+    return replace(config, objective=objective, masking=masking, model=model, decode=decode)

@@ -34,33 +34,38 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The values that a text field may take."""
 
-_POSITIVE = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_POSITIVE = _words(
     "model.d_model model.encoder_layers model.decoder_layers model.ffn_dim model.heads "
     "model.max_source_positions model.max_target_positions model.vocab_multiple model.init_std "
     "data.block_tokens data.shuffle_window data.prefetch_steps data.pad_multiple masking.poisson "
     "optim.lr optim.eps train.global_batch train.max_steps train.log_every train.save_every "
     "train.keep_last train.max_bad_steps decode.beam decode.length_beam"
-).split()
-_NOT_NEGATIVE = (
+)
+_NOT_NEGATIVE = _words(
     "data.workers objective.weight_ar objective.weight_nar objective.weight_aux objective.weight_length "
     "objective.weight_kl_ar_nar objective.weight_kl_ar_aux objective.weight_kl_nar_aux "
     "optim.weight_decay optim.warmup_steps optim.warmup_init_lr optim.clip_norm train.seed "
     "train.valid_every train.valid_samples train.sample_every decode.max_length decode.iterations "
     "decode.length_penalty"
-).split()
-_SHARE = "masking.target_share masking.source_share masking.rotate_share".split()
-_BELOW_ONE = (
+)
+_SHARE = _words("masking.target_share masking.source_share masking.rotate_share")
+_BELOW_ONE = _words(
     "model.dropout model.attention_dropout model.activation_dropout objective.label_smoothing "
     "optim.beta1 optim.beta2"
-).split()
+)
 
 _Test = Callable[[Any], bool]
-_RANGES: list[tuple[list[str], _Test, str]] = [
+_RANGES: list[tuple[tuple[str, ...], _Test, str]] = [
     (_POSITIVE, lambda v: v > 0, "more than 0"),
     (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
     (_SHARE, lambda v: 0 <= v <= 1, "a share between 0 and 1"),
     (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and less than 1"),
-    (["model.length_classes"], lambda v: v >= 2, "2 or more"),
+    (("model.length_classes",), lambda v: v >= 2, "2 or more"),
 ]
 
 Where = Callable[[str], str]
@@ -116,7 +121,7 @@ def _positions(run: RunConfig, where: Where, faults: FaultList) -> None:
 
 def _masking(run: RunConfig, where: Where, faults: FaultList) -> None:
     masking, task = run.masking, run.data.task
-    keys = ["masking.target", "data.task"]
+    keys = ["masking.target", "data.task", "objective.preset"]
     if masking.target is None:
         return
     if masking.target.startswith("infilling") and task == "pair":
@@ -127,6 +132,13 @@ def _masking(run: RunConfig, where: Where, faults: FaultList) -> None:
             "use span_union, span_overlap or uniform, or data.task denoise",
             keys,
         )
+    if masking.target != "uniform" and masking.target_share == 0:
+        faults.add(
+            "masking.target_share is 0, so that nothing would be masked",
+            where("masking.target_share"),
+            "give a share above 0 (.7 for translation, .5 for pretraining), or masking.target uniform",
+            [*keys, "masking.target_share"],
+        )
     if masking.target == "infilling" and (masking.source_share or 0) > (masking.target_share or 0):
         faults.add(
             f"masking.source_share {masking.source_share} is above masking.target_share "
@@ -134,13 +146,6 @@ def _masking(run: RunConfig, where: Where, faults: FaultList) -> None:
             where("masking.source_share"),
             "give a source share of at most the target share",
             [*keys, "masking.source_share", "masking.target_share"],
-        )
-    if masking.target != "uniform" and masking.target_share == 0:
-        faults.add(
-            "masking.target_share is 0, so that nothing would be masked",
-            where("masking.target_share"),
-            "give a share above 0 (.7 for translation, .5 for pretraining), or masking.target uniform",
-            [*keys, "masking.target_share"],
         )
 
 

@@ -200,6 +200,8 @@ class DecodeConfig:
     """AR beam; 1 is greedy."""
     beam_stop: str = "fairseq"
     """fairseq or transformers: when the search ends and how scores are normalised."""
+    early_stopping: bool = False
+    """beam_stop transformers only: end a search as soon as `beam` hypotheses are finished."""
     length_penalty: float = 1.0
     """Exponent of the length in the AR score."""
     max_length: int = 0
@@ -208,8 +210,12 @@ class DecodeConfig:
     """NAR refinement iterations; decoder passes are one more."""
     length_beam: int = 5
     """NAR length candidates."""
-    nar_score: str = "paper"
-    """paper (mean over inner tokens, top lengths, specials forbidden) or released (the fixture's rule)."""
+    nar_score: str | None = None
+    """NAR candidates and their score; None: as the objective's preset says.
+
+    paper (the likeliest lengths, mean over inner tokens, special symbols forbidden) or released
+    (neighbours of the likeliest length, sum divided by the length with b and e, nothing forbidden).
+    """
 
 
 @dataclass(frozen=True)

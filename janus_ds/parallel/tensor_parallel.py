@@ -22,7 +22,6 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -32,6 +31,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from janus_ds.errors import ConfigError
+from janus_ds.parallel.layers import INIT_STD, SEED_LIMIT, DenseLayers, ParallelLayers
+from janus_ds.parallel.shards import mark_sharded, merge_shards, shard_dims, take_shard
 
 __all__ = [
     "ParallelLayers",
@@ -44,121 +45,8 @@ __all__ = [
     "take_shard",
 ]
 
-INIT_STD = 0.02
 _RNG_NAME = "model-parallel-rng"
 _SEED_OFFSET = 2718
-_SEED_LIMIT = 2**63
-
-
-class ParallelLayers(ABC):
-    """Factory of layers and collectives of one tensor-parallel group.
-
-    Attributes:
-        size: ranks in the group.
-        rank: this process's rank in it.
-    """
-
-    size: int = 1
-    rank: int = 0
-
-    @abstractmethod
-    def column_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
-        """Linear layer whose output features are sharded: (..., in) -> (..., out / size)."""
-
-    @abstractmethod
-    def row_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
-        """Linear layer whose input features are sharded: (..., in / size) -> (..., out)."""
-
-    @abstractmethod
-    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
-        """Embedding whose rows are sharded; `rows` must divide by `size`. Output replicated."""
-
-    @abstractmethod
-    def copy_to_region(self, x: Tensor) -> Tensor:
-        """Identity; the gradient is summed over the group."""
-
-    @abstractmethod
-    def reduce_from_region(self, x: Tensor) -> Tensor:
-        """Sum over the group; the gradient passes unchanged."""
-
-    @abstractmethod
-    def all_reduce_max(self, x: Tensor) -> Tensor:
-        """Maximum over the group, in place, without gradient."""
-
-    @abstractmethod
-    def all_reduce_sum(self, x: Tensor) -> Tensor:
-        """Sum over the group, in place, without gradient."""
-
-    @abstractmethod
-    def gather_shards(self, x: Tensor, dim: int | None) -> Tensor:
-        """The whole of a parameter from its shards, on every rank; `dim` as in :func:`shard_dims`."""
-
-    @abstractmethod
-    def sharded_rng(self) -> AbstractContextManager[None]:
-        """Context whose random draws differ between the ranks of the group."""
-
-    @abstractmethod
-    def seed_rng(self, seed: int) -> None:
-        """Seed the default generators equally on all ranks of the group, and the sharded stream by rank."""
-
-    @abstractmethod
-    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """`context_fn` for `torch.utils.checkpoint(use_reentrant=False)`.
-
-        The checkpoint restores the default generators only; without this, recomputation draws other
-        dropout masks for sharded activations and silently gives wrong gradients.
-        """
-
-
-class _DenseLayers(ParallelLayers):
-    """Size 1: torch.nn and identities."""
-
-    def column_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
-        layer = nn.Linear(in_features, out_features, bias, device="meta").to_empty(device="cpu")
-        nn.init.normal_(layer.weight, 0.0, std)
-        if bias:
-            nn.init.zeros_(layer.bias)
-        return layer
-
-    def row_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
-        return self.column_linear(in_features, out_features, bias, std=std)
-
-    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
-        table = nn.Embedding(rows, dim, device="meta").to_empty(device="cpu")
-        nn.init.normal_(table.weight, 0.0, std)
-        return table
-
-    def copy_to_region(self, x: Tensor) -> Tensor:
-        return x
-
-    def reduce_from_region(self, x: Tensor) -> Tensor:
-        return x
-
-    def all_reduce_max(self, x: Tensor) -> Tensor:
-        return x
-
-    def all_reduce_sum(self, x: Tensor) -> Tensor:
-        return x
-
-    def gather_shards(self, x: Tensor, dim: int | None) -> Tensor:
-        return x
-
-    def sharded_rng(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def seed_rng(self, seed: int) -> None:
-        torch.manual_seed(seed % _SEED_LIMIT)
-
-    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), nullcontext()
 
 
 class _MegatronLayers(ParallelLayers):
@@ -215,10 +103,12 @@ class _MegatronLayers(ParallelLayers):
             )
 
     def copy_to_region(self, x: Tensor) -> Tensor:
-        return self._tensor_parallel.copy_to_tensor_model_parallel_region(x)
+        copied: Tensor = self._tensor_parallel.copy_to_tensor_model_parallel_region(x)
+        return copied
 
     def reduce_from_region(self, x: Tensor) -> Tensor:
-        return self._tensor_parallel.reduce_from_tensor_model_parallel_region(x)
+        total: Tensor = self._tensor_parallel.reduce_from_tensor_model_parallel_region(x)
+        return total
 
     def all_reduce_max(self, x: Tensor) -> Tensor:
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self._group)
@@ -236,13 +126,14 @@ class _MegatronLayers(ParallelLayers):
         return merge_shards(shards, dim)
 
     def sharded_rng(self) -> AbstractContextManager[None]:
-        return _rng_tracker().fork()
+        fork: AbstractContextManager[None] = _rng_tracker().fork()
+        return fork
 
     def seed_rng(self, seed: int) -> None:
-        torch.manual_seed(seed % _SEED_LIMIT)
+        torch.manual_seed(seed % SEED_LIMIT)
         tracker = _rng_tracker()
         tracker.reset()
-        tracker.add(_RNG_NAME, (seed + _SEED_OFFSET + self.rank) % _SEED_LIMIT)
+        tracker.add(_RNG_NAME, (seed + _SEED_OFFSET + self.rank) % SEED_LIMIT)
 
     def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _tracker_states(_rng_tracker().get_states())
@@ -253,7 +144,7 @@ def make_layers(tp_size: int) -> ParallelLayers:
 
     Sizes above 1 need `init_topology(tp_size)` before.
     """
-    return _DenseLayers() if tp_size == 1 else _MegatronLayers(tp_size)
+    return DenseLayers() if tp_size == 1 else _MegatronLayers(tp_size)
 
 
 def init_model_parallel(tp_size: int) -> None:
@@ -291,47 +182,16 @@ class _DeepSpeedMpu:
         return getattr(self._state, name)
 
     def get_model_parallel_rank(self) -> int:
-        return self._state.get_tensor_model_parallel_rank()
+        return int(self._state.get_tensor_model_parallel_rank())
 
     def get_model_parallel_world_size(self) -> int:
-        return self._state.get_tensor_model_parallel_world_size()
+        return int(self._state.get_tensor_model_parallel_world_size())
 
     def get_model_parallel_group(self) -> Any:
         return self._state.get_tensor_model_parallel_group()
 
     def get_data_parallel_group_ranks(self) -> list[int]:
         return dist.get_process_group_ranks(self._state.get_data_parallel_group())
-
-
-def mark_sharded(parameter: nn.Parameter, dim: int) -> None:
-    """Mark a parameter that a model sharded by hand along `dim`.
-
-    DeepSpeed counts unmarked parameters on the group's first rank only when it takes the gradient
-    norm, so a shard without this mark makes clipping wrong.
-    """
-    marks: Any = parameter
-    marks.tensor_model_parallel = True
-    marks.partition_dim = dim
-    marks.partition_stride = 1
-
-
-def shard_dims(model: nn.Module) -> dict[str, int | None]:
-    """For each parameter name, the dimension it is sharded along, or None where it is replicated."""
-    dims: dict[str, int | None] = {}
-    for name, parameter in model.named_parameters():
-        sharded = getattr(parameter, "tensor_model_parallel", False)
-        dims[name] = int(getattr(parameter, "partition_dim")) if sharded else None  # noqa: B009
-    return dims
-
-
-def merge_shards(shards: list[Tensor], dim: int | None) -> Tensor:
-    """The whole parameter from the shards of all ranks in order; `dim` as in :func:`shard_dims`."""
-    return shards[0] if dim is None else torch.cat(shards, dim)
-
-
-def take_shard(whole: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
-    """The part of a whole parameter that one rank of a tensor-parallel group holds."""
-    return whole if dim is None else whole.chunk(size, dim)[rank].contiguous()
 
 
 def _normal(std: float) -> Callable[[Tensor], Tensor]:
@@ -352,13 +212,15 @@ def _import_megatron() -> tuple[Any, Any]:
 def _wrapped_classes(tensor_parallel: Any) -> dict[str, Any]:
     """Megatron's linear layers, returning a tensor in place of (tensor, bias)."""
 
-    class Column(tensor_parallel.ColumnParallelLinear):
+    class Column(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
         def forward(self, input_: Tensor) -> Tensor:
-            return super().forward(input_)[0]
+            output: Tensor = super().forward(input_)[0]
+            return output
 
-    class Row(tensor_parallel.RowParallelLinear):
+    class Row(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
         def forward(self, input_: Tensor) -> Tensor:
-            return super().forward(input_)[0]
+            output: Tensor = super().forward(input_)[0]
+            return output
 
     return {"column": Column, "row": Row}
 
@@ -369,7 +231,7 @@ def _without_extra_state(layer: nn.Module) -> nn.Module:
     def drop(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         state.pop(f"{prefix}_extra_state", None)
 
-    layer.register_state_dict_post_hook(drop)
+    layer.register_state_dict_post_hook(drop)  # type: ignore[no-untyped-call]
     return layer
 
 

@@ -151,7 +151,7 @@ def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
         raise MissingDependencyError(
             f"{found['WORLD_SIZE']} processes were started, but they cannot find each other",
             f"environment: {', '.join(missing)} not set",
-            "start with `deepspeed` or `torchrun`; under srun, export MASTER_ADDR (first node) and MASTER_PORT",
+            "start with `deepspeed` or `torchrun`; for srun, export MASTER_ADDR (first node) and MASTER_PORT",
         )
     return found
 
@@ -165,6 +165,8 @@ def _pick_device(local_rank: int) -> torch.device:
 
 
 def _start_distributed(launched: dict[str, str], world_size: int) -> None:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -175,8 +177,8 @@ def _start_distributed(launched: dict[str, str], world_size: int) -> None:
     if not dist.is_initialized() and world_size == 1:
         # A store inside the process: no port to collide on.
         backend = get_accelerator().communication_backend_name()
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    for name, value in launched.items():
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    for name, value in ({"LOCAL_RANK": "0"} | launched).items():
         os.environ.setdefault(name, value)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 

@@ -1,0 +1,119 @@
+"""What a whole checkpoint is: `complete.json`, the list of its files with sizes and checksums.
+
+DeepSpeed writes its shards straight to their final names and `latest` before they are known to be
+whole, so a kill in a save leaves a torn checkpoint that looks like the newest. Here a folder counts
+only if it holds a `complete.json` that agrees with every file beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "COMPLETE",
+    "FORMAT_VERSION",
+    "FileRecord",
+    "fault_of",
+    "read_json",
+    "sync_files",
+    "sync_folder",
+    "write_json",
+    "write_manifest",
+]
+
+COMPLETE = "complete.json"
+FORMAT_VERSION = 1
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and CRC-32 of one file."""
+
+    size: int
+    crc32: int
+
+
+def write_manifest(folder: Path) -> None:
+    """Write `complete.json` for all files now in `folder`, as the last act of a save."""
+    files = {str(path.relative_to(folder)): asdict(_record(path)) for path in _files(folder)}
+    write_json(folder / COMPLETE, {"format_version": FORMAT_VERSION, "files": files})
+
+
+def fault_of(folder: Path) -> str | None:
+    """Why `folder` is not a whole checkpoint, in words; None if it is.
+
+    Reads every byte: a checkpoint is about to be loaded anyway, and a flipped bit in an optimizer
+    state would otherwise train on in silence.
+    """
+    try:
+        manifest = read_json(folder / COMPLETE)
+        expected = {name: FileRecord(**record) for name, record in manifest["files"].items()}
+    except FileNotFoundError:
+        return f"{COMPLETE} is missing: the save was cut short"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{COMPLETE} cannot be read ({error})"
+    for name, record in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != record.size:
+            return f"{name} has {path.stat().st_size} bytes instead of {record.size}"
+        if _record(path) != record:
+            return f"{name} has another checksum than at its save"
+    return None
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old or the new one, and on disk on return."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_files(folder: Path) -> None:
+    """Bring all files below `folder` to disk."""
+    for path in _files(folder):
+        _sync(path)
+    for path in sorted({path.parent for path in _files(folder)} | {folder}):
+        sync_folder(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's own entries (names, renames) to disk."""
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
+
+
+def _record(path: Path) -> FileRecord:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return FileRecord(path.stat().st_size, crc)

@@ -1,0 +1,135 @@
+"""Sample numbers in, batches out: read, check, mask, collate. Runs in the loader's workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_ds.batch import SpecialTokens, TwoStreamBatch
+from janus_ds.config.schema import RunConfig
+from janus_ds.data.collate import Collator
+from janus_ds.data.ragged import Ragged
+from janus_ds.data.source import SampleSource
+from janus_ds.data.views import Views, check_masking, make_views
+from janus_ds.errors import ConfigError, DataError
+
+__all__ = ["BatchMaker"]
+
+Array = NDArray[Any]
+
+_CACHED_MEMBERS = 16
+
+
+class BatchMaker:
+    """Turns samples of one split into batches for one run; a function of its arguments alone.
+
+    Holds no tokenizer. May be pickled and used after a fork.
+
+    Args:
+        split_dir: DATA/train or DATA/valid.
+        config: resolved (`config.presets.resolve`).
+        special: special symbols of the data's tokenizer.
+
+    Raises:
+        DataError: no index, or a damaged one; ConfigError: masking or objective without a meaning,
+            or data of the other task.
+    """
+
+    def __init__(self, split_dir: Path, config: RunConfig, special: SpecialTokens) -> None:
+        self.config = config
+        self.source = SampleSource(split_dir, 2 * config.data.shuffle_window + _CACHED_MEMBERS)
+        task = "pair" if "source" in self.source.streams else "denoise"
+        if task != config.data.task:
+            raise ConfigError(
+                f"the data is prepared for task {task!r}, the run asks for {config.data.task!r}",
+                f"data.task, {split_dir}",
+                "set data.task to what the data is, or give other data",
+            )
+        check_masking(config.masking, task)
+        self._special = special
+        classes = config.model.length_classes or config.model.max_target_positions
+        self._collate = Collator(
+            special,
+            config.objective,
+            classes,
+            config.data.pad_multiple,
+            config.model.max_source_positions,
+        )
+
+    def views(self, epochs: Array, ids: Array) -> Views:
+        """Read, check and mask samples.
+
+        Args:
+            epochs, ids: int64, shape (B,).
+
+        Raises:
+            DataError: damaged data, or a sample that is empty, too long or of another vocabulary; names
+                shard, member and sample.
+        """
+        samples = self.source.read(ids)
+        self._check(ids, samples)
+        views = make_views(self.config.masking, self._special, self.config.train.seed, epochs, ids, samples)
+        self._refuse(
+            ids,
+            views.source.lengths,
+            self.config.model.max_source_positions,
+            "source tokens with bos and eos",
+            "model.max_source_positions",
+        )
+        return views
+
+    def batches(self, epochs: Array, ids: Array) -> list[TwoStreamBatch]:
+        """Micro-batches.
+
+        Args:
+            epochs, ids: int64, shape (micro-batches, samples of each).
+        """
+        views = self.views(epochs.reshape(-1), ids.reshape(-1))
+        size = ids.shape[1]
+        return [self._collate(_part(views, k * size, (k + 1) * size), ids[k]) for k in range(len(ids))]
+
+    def _check(self, ids: Array, samples: dict[str, Ragged]) -> None:
+        inner_B = samples["target"].lengths
+        data, model = self.config.data, self.config.model
+        self._refuse(ids, inner_B, data.block_tokens, "target tokens", "data.block_tokens")
+        self._refuse(
+            ids,
+            inner_B + 2,
+            model.max_target_positions,
+            "target tokens with bos and eos",
+            "model.max_target_positions",
+        )
+        if (inner_B == 0).any():
+            raise DataError(
+                "the sample has no target token",
+                self.source.origin(int(ids[np.argmin(inner_B)])),
+                "prepare the data again without empty lines",
+            )
+        for stream, rows in samples.items():
+            if len(rows.values) and int(rows.values.max()) >= self._special.vocab_size:
+                place = int(np.searchsorted(rows.offsets, np.argmax(rows.values), side="right")) - 1
+                raise DataError(
+                    f"the {stream} has token {int(rows.values.max())}, the tokenizer has "
+                    f"{self._special.vocab_size} symbols",
+                    self.source.origin(int(ids[place])),
+                    "use the tokenizer that the data was prepared with",
+                )
+
+    def _refuse(self, ids: Array, length_B: Array, limit: int, what: str, key: str) -> None:
+        worst = int(np.argmax(length_B))
+        if length_B[worst] > limit:
+            raise DataError(
+                f"the sample has {length_B[worst]} {what}, {key} allows {limit}",
+                self.source.origin(int(ids[worst])),
+                f"raise {key}, or prepare the data again with shorter blocks",
+            )
+
+
+def _part(views: Views, start: int, stop: int) -> Views:
+    """Samples start .. stop - 1 of the views."""
+    offsets = views.target.offsets
+    masked = views.masked[offsets[start] : offsets[stop]]
+    return Views(views.source.slice(start, stop), views.target.slice(start, stop), masked)

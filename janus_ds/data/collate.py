@@ -1,0 +1,278 @@
+"""From views to a :class:`TwoStreamBatch`: the rows of all streams, laid out for one pass.
+
+Legend: B samples, L target tokens with bos and eos, N all target tokens of the batch, A AR rows, V visible
+rows, M masked slots, R all rows. Everything is done for the whole batch in numpy; torch comes last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from janus_ds.batch import BatchCounts, RowLayout, SpecialTokens, TwoStreamBatch
+from janus_ds.config.schema import ObjectiveConfig
+from janus_ds.data.views import Views
+from janus_ds.errors import ConfigError
+from janus_ds.stream_mask import Segment
+
+__all__ = ["Collator", "RowKinds"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RowKinds:
+    """Which rows an objective needs."""
+
+    ar: bool
+    """AR content rows."""
+    ar_query: bool
+    """AR query rows beside them (two-stream AR)."""
+    nar: bool
+    """The original part: visible and MASK rows."""
+    aux: bool
+    """Compensation and AUX query rows."""
+
+    @classmethod
+    def of(cls, objective: ObjectiveConfig) -> RowKinds:
+        """Rows whose loss or KL term has a weight.
+
+        Raises:
+            ConfigError: nothing is trained from decoder rows.
+        """
+        ar_nar = bool(objective.weight_kl_ar_nar)
+        ar_aux = bool(objective.weight_kl_ar_aux)
+        nar_aux = bool(objective.weight_kl_nar_aux)
+        ar = bool(objective.weight_ar) or ar_nar or ar_aux
+        aux = bool(objective.weight_aux) or ar_aux or nar_aux
+        nar = bool(objective.weight_nar) or aux or ar_nar
+        if not (ar or nar):
+            raise ConfigError(
+                "no loss has a weight, so there is nothing to train",
+                "objective.weight_*",
+                "give weight_ar, weight_nar or weight_aux a number above 0",
+            )
+        return cls(ar, ar and objective.ar_stream != "content", nar, aux)
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """The target tokens split into masked and visible ones; flat, sample by sample."""
+
+    token_T: Array
+    position_T: Array
+    length_B: Array
+    shown_token_N: Array
+    shown_position_N: Array
+    shown_length_B: Array
+
+
+class Collator:
+    """Builds batches for one objective.
+
+    Args:
+        special: special symbols of the tokenizer.
+        objective: resolved (`config.presets.resolve`).
+        length_classes: classes of the length head.
+        pad_multiple: segment widths and the source are padded to a multiple of this.
+        max_source_positions: the padded source is never wider than this (None: no bound).
+
+    Raises:
+        ConfigError: no loss has a weight.
+    """
+
+    def __init__(
+        self,
+        special: SpecialTokens,
+        objective: ObjectiveConfig,
+        length_classes: int,
+        pad_multiple: int,
+        max_source_positions: int | None = None,
+    ) -> None:
+        self.kinds = RowKinds.of(objective)
+        self._special = special
+        self._mask_id = special.unk if objective.mask_symbol == "unk" else special.mask
+        self._starts_with_eos = objective.decoder_start == "eos_bos"
+        # Under `previous` (released translation code) a query stands where its content row stands.
+        ahead = not self._starts_with_eos and objective.ar_query_position != "previous"
+        self._query_shift = int(ahead)
+        self._length_with_specials = objective.length_convention == "with_specials"
+        self._length_classes = length_classes
+        self._multiple = pad_multiple
+        self._max_source = max_source_positions
+
+    def __call__(self, views: Views, ids: ArrayLike) -> TwoStreamBatch:
+        """One micro-batch of the given samples.
+
+        Args:
+            views: of B samples, each with at least one inner target token.
+            ids: int64, shape (B,): sample numbers.
+        """
+        target, length_B = views.target, views.target.lengths
+        size = len(length_B)
+        ar_length_B = self._ar_lengths(length_B)
+        masked = self._split(views) if self.kinds.nar else _nothing_masked(size)
+        layout = self._layout(ar_length_B, masked)
+        rows = _Rows(size, layout, self._special.pad)
+        fields: dict[str, Array] = {}
+        ar_valid_BA = np.arange(layout.arc) < ar_length_B[:, None]
+        fields["ar_target_BA"] = np.full((size, layout.arc), self._special.pad)
+        if self.kinds.ar:
+            self._fill_ar(rows, views, ar_valid_BA, fields["ar_target_BA"])
+        fields |= self._fill_masked(rows, masked)
+        fields |= self._pairing(masked, ar_valid_BA, layout.msk)
+        source_BS, source_length_B = self._source(views)
+        arrays = {
+            "sample_id_B": np.asarray(ids, dtype=np.int64),
+            "source_BS": source_BS,
+            "source_length_B": source_length_B,
+            "row_token_BR": rows.token,
+            "row_position_BR": rows.position,
+            "row_rank_BR": rows.rank,
+            "ar_length_B": ar_length_B,
+            "visible_length_B": masked.shown_length_B,
+            "masked_length_B": masked.length_B,
+            "length_target_B": self._length_targets(length_B),
+            **fields,
+        }
+        counts = BatchCounts(
+            samples=size,
+            source_tokens=len(views.source.values),
+            target_tokens=len(target.values),
+            ar_tokens=int(ar_length_B.sum()),
+            masked_tokens=len(masked.token_T),
+        )
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return TwoStreamBatch(layout=layout, counts=counts, **tensors)
+
+    def _ar_lengths(self, length_B: Array) -> Array:
+        if not self.kinds.ar:
+            return np.zeros_like(length_B)
+        return length_B if self._starts_with_eos else length_B - 1
+
+    def _length_targets(self, length_B: Array) -> Array:
+        wanted_B = length_B if self._length_with_specials else length_B - 2
+        return np.minimum(wanted_B, self._length_classes - 1)
+
+    def _width(self, length_B: Array) -> int:
+        return -(-int(length_B.max(initial=0)) // self._multiple) * self._multiple
+
+    def _layout(self, ar_length_B: Array, masked: _Masked) -> RowLayout:
+        ar, slots = self._width(ar_length_B), self._width(masked.length_B)
+        return RowLayout(
+            arc=ar,
+            vis=self._width(masked.shown_length_B),
+            cmp=slots if self.kinds.aux else 0,
+            msk=slots,
+            arq=ar if self.kinds.ar_query else 0,
+            qry=slots if self.kinds.aux else 0,
+        )
+
+    def _split(self, views: Views) -> _Masked:
+        target = views.target
+        position_N = np.arange(len(target.values)) - np.repeat(target.offsets[:-1], target.lengths)
+        masked_T, shown_N = np.flatnonzero(views.masked), np.flatnonzero(~views.masked)
+        length_B = np.diff(np.searchsorted(masked_T, target.offsets))
+        return _Masked(
+            token_T=target.values[masked_T],
+            position_T=position_N[masked_T],
+            length_B=length_B,
+            shown_token_N=target.values[shown_N],
+            shown_position_N=position_N[shown_N],
+            shown_length_B=target.lengths - length_B,
+        )
+
+    def _fill_ar(self, rows: _Rows, views: Views, valid_BA: Array, target_BA: Array) -> None:
+        values, first = views.target.values, views.target.offsets[:-1]
+        content_N = np.concatenate([values[:1], values[:-1]])
+        content_N[first] = self._special.eos
+        if self._starts_with_eos:
+            predicted_N = values
+        else:
+            # Without the leading eos the first token is content only.
+            after_first_N = np.ones(len(values), dtype=bool)
+            after_first_N[first] = False
+            content_N, predicted_N = content_N[after_first_N], values[after_first_N]
+        target_BA[valid_BA] = predicted_N
+        column_A = np.arange(valid_BA.shape[1])
+        rows.columns(rows.token, Segment.ARC)[valid_BA] = content_N
+        np.multiply(column_A, valid_BA, out=rows.columns(rows.position, Segment.ARC))
+        if self.kinds.ar_query:
+            rows.columns(rows.token, Segment.ARQ)[valid_BA] = self._mask_id
+            query_A = column_A + self._query_shift
+            np.multiply(query_A, valid_BA, out=rows.columns(rows.position, Segment.ARQ))
+
+    def _fill_masked(self, rows: _Rows, masked: _Masked) -> dict[str, Array]:
+        layout = rows.layout
+        shown_BV = np.arange(layout.vis) < masked.shown_length_B[:, None]
+        rows.columns(rows.token, Segment.VIS)[shown_BV] = masked.shown_token_N
+        rows.columns(rows.position, Segment.VIS)[shown_BV] = masked.shown_position_N
+        valid_BM = np.arange(layout.msk) < masked.length_B[:, None]
+        gold_BM = np.full(valid_BM.shape, self._special.pad)
+        gold_BM[valid_BM] = masked.token_T
+        position_BM = np.zeros(valid_BM.shape, dtype=np.int64)
+        position_BM[valid_BM] = masked.position_T
+        rows.columns(rows.token, Segment.MSK)[valid_BM] = self._mask_id
+        rows.columns(rows.position, Segment.MSK)[:] = position_BM
+        if self.kinds.aux:
+            rows.columns(rows.token, Segment.CMP)[:] = gold_BM
+            rows.columns(rows.token, Segment.QRY)[valid_BM] = self._mask_id
+            for segment in (Segment.CMP, Segment.QRY):
+                rows.columns(rows.position, segment)[:] = position_BM
+        ar_row_BM = np.zeros_like(position_BM)
+        if self.kinds.ar:
+            ar_row_BM[valid_BM] = masked.position_T - self._ar_row_shift
+        return {"masked_target_BM": gold_BM, "masked_ar_row_BM": ar_row_BM}
+
+    @property
+    def _ar_row_shift(self) -> int:
+        """AR row p - shift predicts target token p."""
+        return 0 if self._starts_with_eos else 1
+
+    def _pairing(self, masked: _Masked, ar_valid_BA: Array, slots: int) -> dict[str, Array]:
+        """Flat indices that pair AR predictions with masked slots."""
+        size, width = ar_valid_BA.shape
+        nothing = np.zeros(0, dtype=np.int64)
+        valid_BM = np.arange(slots) < masked.length_B[:, None]
+        result = {"ar_unmasked_U": nothing, "ar_masked_T": nothing, "masked_T": np.flatnonzero(valid_BM)}
+        if not self.kinds.ar:
+            return result
+        if not self.kinds.nar:
+            return result | {"ar_unmasked_U": np.flatnonzero(ar_valid_BA)}
+        row_start_B = np.arange(size) * width - self._ar_row_shift
+        ar_masked_T = np.repeat(row_start_B, masked.length_B) + masked.position_T
+        unmasked_BA = ar_valid_BA.copy()
+        unmasked_BA.reshape(-1)[ar_masked_T] = False
+        return result | {"ar_unmasked_U": np.flatnonzero(unmasked_BA), "ar_masked_T": ar_masked_T}
+
+    def _source(self, views: Views) -> tuple[Array, Array]:
+        length_B = views.source.lengths
+        longest = int(length_B.max(initial=0))
+        width = max(longest, min(self._width(length_B), self._max_source or self._width(length_B)))
+        source_BS = np.full((len(length_B), width), self._special.pad)
+        source_BS[np.arange(width) < length_B[:, None]] = views.source.values
+        return source_BS, length_B
+
+
+class _Rows:
+    """Token, position and rank of all rows, shape (B, R); padding is the pad symbol at position 0."""
+
+    def __init__(self, size: int, layout: RowLayout, pad: int) -> None:
+        self.layout = layout
+        self.token = np.full((size, layout.rows), pad)
+        self.position = np.zeros((size, layout.rows), dtype=np.int64)
+        rank_R = np.concatenate([np.arange(layout.width(segment)) for segment in Segment])
+        self.rank = np.broadcast_to(rank_R, (size, layout.rows)).copy()
+
+    def columns(self, array: Array, segment: Segment) -> Array:
+        """A view of one segment of one of the arrays."""
+        return array[:, self.layout.columns(segment)]
+
+
+def _nothing_masked(size: int) -> _Masked:
+    nothing, zero_B = np.zeros(0, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    return _Masked(nothing, nothing, zero_B, nothing, nothing, zero_B)

@@ -1,0 +1,195 @@
+"""The batches of one data-parallel rank, step after step, prepared ahead by worker processes.
+
+A step's batches are a function of (config, data, step, rank share): workers get step numbers and nothing
+else, so their number, and starting in the middle, change nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from janus_ds.batch import TwoStreamBatch
+from janus_ds.data.batch_maker import BatchMaker
+from janus_ds.data.schedule import SampleSchedule, rank_positions
+from janus_ds.data.step_data import PackedStep, StepData
+from janus_ds.errors import DataError, JanusError, ResourceError
+
+__all__ = ["VALIDATION_EPOCH", "RankShare", "StepLoader", "ValidationBatch", "validation_batches"]
+
+VALIDATION_EPOCH = 2**31 - 1
+"""Epoch number of validation masks, so that they are the same at every validation."""
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """Which part of each global batch a data-parallel rank takes."""
+
+    rank: int
+    size: int
+    micro_batch: int
+    """Samples of one micro-batch on one rank."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error that goes from a worker to the trainer as it is (DataLoader would wrap it)."""
+
+    error: JanusError
+
+
+class _Steps(Dataset[PackedStep | _Failure]):
+    """Step number -> the packed batches of one rank."""
+
+    def __init__(self, maker: BatchMaker, share: RankShare) -> None:
+        config = maker.config
+        self._maker = maker
+        self._schedule = SampleSchedule(
+            config.train.seed,
+            maker.source.member_sizes,
+            config.data.shuffle_window,
+            config.train.global_batch,
+        )
+        self._positions = rank_positions(config.train.global_batch, share.rank, share.size, share.micro_batch)
+
+    def __getitem__(self, step: int) -> PackedStep | _Failure:
+        epochs, ids = self._schedule.ids(step)
+        try:
+            batches = self._maker.batches(epochs[self._positions], ids[self._positions])
+        except JanusError as error:
+            return _Failure(error)
+        return PackedStep.pack(StepData.of(step, batches))
+
+
+class StepLoader:
+    """Iterates the :class:`StepData` of one rank, from `start_step` up to `stop_step` (exclusive).
+
+    Args:
+        maker: of the training split; `config.data.workers` and `.prefetch_steps` say how far ahead and
+            by how many processes; the batch sizes and the seed come from its config too.
+        share: this rank's part.
+        start_step: the first step; steps before it cost nothing.
+        stop_step: where iteration ends.
+        pin_memory: batches come in page-locked memory, for copies to a GPU.
+
+    Raises:
+        ConfigError: batch sizes that contradict each other; DataError: a split without samples. While
+        iterating: DataError as `BatchMaker` raises it; ResourceError: a worker was killed.
+    """
+
+    def __init__(
+        self, maker: BatchMaker, share: RankShare, start_step: int, stop_step: int, pin_memory: bool = False
+    ) -> None:
+        self._steps = _Steps(maker, share)
+        self._range = range(start_step, stop_step)
+        self._data = maker.config.data
+        self._pin = pin_memory
+        self.samples_per_epoch = maker.source.samples
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[StepData]:
+        workers = min(self._data.workers, len(self._range))
+        items = iter(
+            DataLoader(
+                self._steps,
+                batch_size=None,
+                sampler=self._range,
+                num_workers=workers,
+                prefetch_factor=self._data.prefetch_steps if workers else None,
+                worker_init_fn=_start_worker,
+                pin_memory=self._pin,
+            )
+        )
+        shutdown = partial(_shutdown, items)
+        # Before torch's and multiprocessing's own exit handlers, which wait for workers that ignore SIGTERM.
+        atexit.register(shutdown)
+        try:
+            for item in _guarded(items):
+                if isinstance(item, _Failure):
+                    raise item.error
+                yield item.unpack()
+        finally:
+            atexit.unregister(shutdown)
+            shutdown()
+
+
+def _start_worker(_worker: int) -> None:
+    torch.set_num_threads(1)
+    # A signal to the process group asks the trainer to stop and save; its workers must outlive that.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _shutdown(items: Any) -> None:
+    """End the workers now instead of when the iterator happens to be collected."""
+    stop = getattr(items, "_shutdown_workers", None)
+    if stop is not None:
+        stop()
+
+
+def _guarded(items: Iterator[Any]) -> Iterator[Any]:
+    """The items; a worker that vanished becomes an error that says what to do."""
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise ResourceError(
+                "a data worker process was killed",
+                str(error).splitlines()[0],
+                "look for the kernel's out-of-memory message; use fewer data.workers or data.prefetch_steps",
+            ) from error
+        yield item
+
+
+@dataclass(frozen=True)
+class ValidationBatch:
+    """A batch of the validation split."""
+
+    batch: TwoStreamBatch
+    counted: bool
+    """False: this rank has no sample left; run the batch (all ranks make equally many passes), but leave
+    its losses and counts out."""
+
+
+def validation_batches(maker: BatchMaker, share: RankShare, samples: int) -> Iterator[ValidationBatch]:
+    """The first `samples` samples of a split, in order, each on one rank, with masks that never change.
+
+    All ranks get the same number of batches.
+
+    Args:
+        maker: of the validation split.
+        share: this rank's part.
+        samples: how many; fewer where the split has fewer.
+
+    Raises:
+        DataError: the split has no sample, or as `BatchMaker` raises it.
+    """
+    total = min(samples, maker.source.samples)
+    if total < 1:
+        raise DataError(
+            "there is no sample to validate on",
+            str(maker.source.split_dir),
+            "prepare the data with a larger validation part, or raise train.valid_samples",
+        )
+    together = share.micro_batch * share.size
+    for start in range(0, total, together):
+        first = start + share.rank * share.micro_batch
+        ids = np.arange(first, min(first + share.micro_batch, total))
+        counted = len(ids) > 0
+        ids = ids if counted else np.zeros(1, dtype=np.int64)
+        epochs = np.full_like(ids, VALIDATION_EPOCH)
+        yield ValidationBatch(maker.batches(epochs[None], ids[None])[0], counted)

@@ -1,0 +1,84 @@
+"""Rows of different lengths in two flat arrays, the one in-memory form of token data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+__all__ = ["Ragged"]
+
+IntArray = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """n rows: row i is `values[offsets[i]:offsets[i + 1]]`.
+
+    Args:
+        values: all rows one after the other, one-dimensional.
+        offsets: int64, shape (n + 1,), starts at 0, never falls, ends at `len(values)`.
+    """
+
+    values: IntArray
+    offsets: IntArray
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[ArrayLike], dtype: DTypeLike = np.int64) -> Ragged:
+        """Build from a list of one-dimensional rows; the values get `dtype`."""
+        lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))  # type: ignore[arg-type]
+        arrays = [np.asarray(row, dtype=dtype) for row in rows]
+        values = np.concatenate(arrays) if arrays else np.zeros(0, dtype=dtype)
+        return cls.from_lengths(values, lengths)
+
+    @classmethod
+    def from_lengths(cls, values: IntArray, lengths: ArrayLike) -> Ragged:
+        """Build from flat values and the length of each row."""
+        sizes = np.asarray(lengths, dtype=np.int64)
+        offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        return cls(values, offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
+        """The rows of all parts, in order; `parts` must not be empty."""
+        values = np.concatenate([part.values for part in parts])
+        return cls.from_lengths(values, np.concatenate([part.lengths for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> IntArray:
+        """int64, shape (n,): tokens of each row."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> IntArray:
+        """One row, a view; negative numbers count from the end."""
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.values[self.offsets[position] : self.offsets[position + 1]]
+
+    def rows(self) -> list[IntArray]:
+        """All rows, as views."""
+        return [self.row(index) for index in range(len(self))]
+
+    def take(self, rows: ArrayLike) -> Ragged:
+        """The chosen rows in the chosen order; a row may be chosen more than once."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        starts = self.offsets[chosen]
+        lengths = self.offsets[chosen + 1] - starts
+        result_offsets = np.zeros(len(chosen) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=result_offsets[1:])
+        # Flat position k of the result lies in row r(k): source = start[r] + (k - result_offset[r]).
+        shift = np.repeat(starts - result_offsets[:-1], lengths)
+        return Ragged(self.values[shift + np.arange(result_offsets[-1])], result_offsets)
+
+    def slice(self, start: int, stop: int) -> Ragged:
+        """Rows start .. stop - 1; the values are a view."""
+        offsets = self.offsets[start : stop + 1]
+        return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])

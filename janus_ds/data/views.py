@@ -1,0 +1,137 @@
+"""What the model is given of a sample: the source, the target, and which target tokens are masked.
+
+Pretraining (task denoise) makes the source by noising the target; translation (task pair) has it given.
+Views depend on (run seed, epoch, sample id) and nothing else; the laws stand in `span_laws`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import MaskingConfig
+from janus_ds.data.counter_rng import SampleKeys, Stream
+from janus_ds.data.ragged import Ragged
+from janus_ds.data.span_laws import INFILLING_LAWS, TARGET_LAWS, MaskDraw, draw_noise, draw_target
+from janus_ds.errors import ConfigError
+
+__all__ = ["Views", "check_masking", "make_views"]
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Both sides of a batch, with bos and eos, int32."""
+
+    source: Ragged
+    target: Ragged
+    masked: NDArray[np.bool_]
+    """Which tokens NAR and AUX predict, aligned with `target.values`; never bos or eos."""
+
+
+def check_masking(masking: MaskingConfig, task: str) -> None:
+    """Refuse a masking that has no meaning.
+
+    Args:
+        masking: resolved (`config.presets.resolve`).
+        task: denoise or pair.
+
+    Raises:
+        ConfigError: an unknown law, a law for the other task, or a number out of its range.
+    """
+    allowed = TARGET_LAWS if task == "pair" else INFILLING_LAWS + TARGET_LAWS
+    if masking.target not in allowed:
+        raise ConfigError(
+            f"there is no masking law {masking.target!r} for task {task!r}",
+            "masking.target",
+            f"use one of {', '.join(allowed)}",
+        )
+    ranges = {
+        "target_share": (0.0, 1.0),
+        "source_share": (0.0, 1.0),
+        "poisson": (0.1, 100.0),
+        "rotate_share": (0.0, 1.0),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(masking, name)
+        if value is None or not low <= value <= high:
+            raise ConfigError(
+                f"masking.{name} is {value}", f"masking.{name}", f"give a number from {low} to {high}"
+            )
+
+
+def make_views(
+    masking: MaskingConfig,
+    special: SpecialTokens,
+    run_seed: int,
+    epochs: ArrayLike,
+    ids: ArrayLike,
+    samples: dict[str, Ragged],
+) -> Views:
+    """Source, target and mask of a batch of samples.
+
+    Args:
+        masking: resolved and checked.
+        epochs: int64, shape (B,): how many times each sample has been seen before.
+        ids: int64, shape (B,): sample numbers.
+        samples: "target" and, for pairs, "source": tokens without bos and eos.
+    """
+    keys = SampleKeys(run_seed, epochs, ids)
+    inner = samples["target"]
+    if "source" in samples:
+        source = samples["source"]
+        masked_N = draw_target(masking, keys, inner.lengths)
+    else:
+        draw = draw_noise(masking, keys, inner.lengths)
+        masked_N = draw.masked_N
+        source = _rotated(_noised(inner, draw, special.mask), masking.rotate_share or 0.0, keys)
+    target = _with_ends(inner, special)
+    masked = np.zeros(len(target.values), dtype=bool)
+    masked[_inner_places(target)] = masked_N
+    return Views(_with_ends(source, special), target, masked)
+
+
+def _inner_places(rows: Ragged) -> NDArray[np.bool_]:
+    """True for all but the first and the last token of each row."""
+    inner = np.ones(len(rows.values), dtype=bool)
+    inner[rows.offsets[:-1]] = False
+    inner[rows.offsets[1:] - 1] = False
+    return inner
+
+
+def _with_ends(rows: Ragged, special: SpecialTokens) -> Ragged:
+    """The rows with bos before and eos behind them, as int32."""
+    offsets = rows.offsets + 2 * np.arange(len(rows.offsets))
+    result = Ragged(np.empty(offsets[-1], dtype=np.int32), offsets)
+    result.values[_inner_places(result)] = rows.values
+    result.values[offsets[:-1]] = special.bos
+    result.values[offsets[1:] - 1] = special.eos
+    return result
+
+
+def _noised(rows: Ragged, draw: MaskDraw, mask_id: int) -> Ragged:
+    """Text infilling: each hidden span becomes one mask, and inserted masks stand before their token."""
+    shown_N = ~draw.hidden_N
+    last_N = np.cumsum(draw.inserted_N + (shown_N | draw.opens_N))
+    offsets = np.append(0, last_N)[rows.offsets]
+    values: Values = np.full(offsets[-1], mask_id, dtype=np.int32)
+    values[last_N[shown_N] - 1] = rows.values[shown_N]
+    return Ragged(values, offsets)
+
+
+def _rotated(rows: Ragged, share: float, keys: SampleKeys) -> Ragged:
+    """The rows, a share of them turned so that they begin at another of their tokens (BART's rotation)."""
+    if share == 0.0:
+        return rows
+    uniform_B2 = keys.uniforms(Stream.ROTATION, 2)
+    lengths = rows.lengths
+    turn_B = np.floor(uniform_B2[:, 1] * (lengths - 1)).astype(np.int64) + 1
+    turn_B = np.where((uniform_B2[:, 0] < share) & (lengths > 1), turn_B, 0)
+    start, turn, length = (np.repeat(x, lengths) for x in (rows.offsets[:-1], turn_B, lengths))
+    inside = np.arange(len(rows.values)) - start + turn
+    return Ragged(rows.values[start + np.where(inside >= length, inside - length, inside)], rows.offsets)

@@ -1,0 +1,252 @@
+"""Autoregressive greedy and beam search over any step function (section 3.4 of the paper).
+
+The search knows nothing of models: it asks a step function for logits and keeps the books. All
+books are tensors of fixed shapes on the device of the logits, so that a step needs no answer from
+the device; whether the search may end is asked every few steps only.
+
+Two rules say when a sentence is finished and which hypotheses are kept:
+
+- `fairseq`: the first K hypotheses that end are kept; with K of them the sentence is finished.
+- `transformers`: the best K are kept; finished when K have ended and no open beam can reach the
+  worst of them at its present length (or at once, with `early_stopping`). A forced token costs
+  nothing, as with `forced_bos_token_id` and `forced_eos_token_id`.
+
+Both take 2K candidates a step, let a hypothesis end only where its eos is among the best K, and
+divide a score by (number of generated tokens, eos included) ** length penalty.
+
+Shape letters: B sentences, K beams, C = 2K candidates, V vocabulary, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from janus_ds.decode.hypothesis import ScoredTokens
+
+__all__ = ["SearchSettings", "StepFunction", "beam_search"]
+
+
+class StepFunction(Protocol):
+    """What the search asks for logits: a model with its cache."""
+
+    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
+        """Logits of the next tokens, shape (B, K, V).
+
+        Args:
+            token_BK: the last token of each beam (the start symbol at step 0).
+            parent_BK: the beam of the step before that each beam grew from; None at step 0.
+            step: counts the calls.
+        """
+
+    def keep(self, sentence_B: Tensor) -> None:
+        """Go on with these sentences only, by index; the others are finished."""
+
+
+_DEAD = float("-inf")
+_STEPS_PER_QUESTION = 8
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a beam search needs to know.
+
+    Attributes:
+        beam: K; 1 is greedy search.
+        max_steps: most tokens that a hypothesis generates, eos (and a forced first token) included.
+        start: the token that the decoder is fed first.
+        eos: the token that ends a hypothesis.
+        forbidden: tokens that are never generated.
+        forced_first: a token that every hypothesis generates first (bos in the `eos_bos` layout).
+        stop: "fairseq" or "transformers".
+        early_stopping: see `transformers`; without effect on `fairseq`.
+        length_penalty: exponent of the length.
+    """
+
+    beam: int
+    max_steps: int
+    start: int
+    eos: int
+    forbidden: tuple[int, ...] = ()
+    forced_first: int | None = None
+    stop: str = "fairseq"
+    early_stopping: bool = False
+    length_penalty: float = 1.0
+
+
+@dataclass
+class _Pool:
+    """Finished hypotheses: -inf marks an empty place."""
+
+    score_BK: Tensor
+    length_BK: Tensor
+    token_BKT: Tensor
+    closed_B: Tensor
+    """True where the search of a sentence is finished; nothing enters any more."""
+
+    def keep(self, sentence_B: Tensor) -> None:
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name)[sentence_B])
+
+
+def beam_search(
+    step_function: StepFunction, sentences: int, settings: SearchSettings, device: torch.device | str = "cpu"
+) -> list[list[ScoredTokens]]:
+    """Search all sentences at once.
+
+    Args:
+        step_function: gives the logits of the next tokens; see :data:`StepFunction`.
+        sentences: B.
+        settings: beam, rules and limits.
+        device: where `step_function` wants its tokens.
+
+    Returns:
+        For each sentence at most K hypotheses, best first; tokens without the forced first one and
+        without eos.
+    """
+    search = _Search(sentences, settings, torch.device(device))
+    parent_BK: Tensor | None = None
+    for step in range(settings.max_steps):
+        logits_BKV = step_function(search.last_BK, parent_BK, step)
+        parent_BK = search.advance(logits_BKV, step)
+        if search.last_BK.device.type != "cpu" and (step + 1) % _STEPS_PER_QUESTION:
+            continue
+        open_B = (~search.pool.closed_B).nonzero().squeeze(1)
+        if not len(open_B):
+            break
+        if 2 * len(open_B) <= len(parent_BK):
+            step_function.keep(open_B)
+            search.keep(open_B)
+            parent_BK = parent_BK[open_B]
+    search.write_down()
+    return search.found
+
+
+class _Search:
+    """The books of one call of :func:`beam_search`."""
+
+    def __init__(self, sentences: int, settings: SearchSettings, device: torch.device) -> None:
+        shape = (sentences, settings.beam)
+        self.settings = settings
+        self.found: list[list[ScoredTokens]] = [[] for _ in range(sentences)]
+        self.sentences = list(range(sentences))
+        self.last_BK = torch.full(shape, settings.start, device=device)
+        self.token_BKT = torch.zeros((*shape, settings.max_steps), dtype=torch.long, device=device)
+        # One beam is alive at first; the others would be copies of it.
+        self.score_BK = torch.full(shape, _DEAD, device=device)
+        self.score_BK[:, 0] = 0.0
+        self.pool = _Pool(
+            score_BK=torch.full(shape, _DEAD, device=device),
+            length_BK=torch.zeros(shape, dtype=torch.long, device=device),
+            token_BKT=torch.zeros_like(self.token_BKT),
+            closed_B=torch.zeros(sentences, dtype=torch.bool, device=device),
+        )
+
+    def advance(self, logits_BKV: Tensor, step: int) -> Tensor:
+        """Take one step; returns the parent beam of each new beam, shape (B, K)."""
+        score_BC, token_BC, parent_BC = self._candidates(logits_BKV, step)
+        ends_BC = (token_BC == self.settings.eos) & (score_BC > _DEAD)
+        history_BCT = self.token_BKT.gather(1, parent_BC[..., None].expand(-1, -1, self.token_BKT.shape[2]))
+        history_BCT[:, :, step] = token_BC
+        self._collect(score_BC, ends_BC, history_BCT, step)
+        # The best K candidates that do not end go on; the sort is stable, so ties keep their order.
+        open_BC = score_BC.masked_fill(ends_BC, _DEAD)
+        chosen_BK = open_BC.sort(dim=1, descending=True, stable=True).indices[:, : self.settings.beam]
+        self.score_BK = open_BC.gather(1, chosen_BK)
+        self.last_BK = token_BC.gather(1, chosen_BK)
+        self.token_BKT = history_BCT.gather(1, chosen_BK[..., None].expand(-1, -1, history_BCT.shape[2]))
+        self._close(step)
+        return parent_BC.gather(1, chosen_BK)
+
+    def keep(self, sentence_B: Tensor) -> None:
+        """Write down what was found and go on with some sentences only."""
+        self.write_down()
+        self.sentences = [self.sentences[b] for b in sentence_B.tolist()]
+        self.last_BK, self.score_BK = self.last_BK[sentence_B], self.score_BK[sentence_B]
+        self.token_BKT = self.token_BKT[sentence_B]
+        self.pool.keep(sentence_B)
+
+    def write_down(self) -> None:
+        """Put the finished hypotheses of the sentences at hand into `found`, best first."""
+        order_BK = self.pool.score_BK.sort(dim=1, descending=True, stable=True).indices
+        skip = 0 if self.settings.forced_first is None else 1
+        rows = zip(
+            self.sentences,
+            order_BK.tolist(),
+            self.pool.score_BK.tolist(),
+            self.pool.length_BK.tolist(),
+            self.pool.token_BKT.tolist(),
+            strict=True,
+        )
+        for sentence, order, scores, lengths, tokens in rows:
+            self.found[sentence] = [
+                ScoredTokens(tuple(tokens[k][skip : lengths[k] - 1]), scores[k]) for k in order if lengths[k]
+            ]
+
+    def _candidates(self, logits_BKV: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The best 2K continuations: score, token and parent, each (B, C), best first."""
+        settings = self.settings
+        logits_BKV = logits_BKV if logits_BKV.dtype == torch.float64 else logits_BKV.float()
+        B, K, V = logits_BKV.shape
+        total_BK1 = logits_BKV.logsumexp(dim=2, keepdim=True)
+        forced = self._forced(step)
+        if forced is None:
+            allowed_BKV = logits_BKV.index_fill(2, self._ids(settings.forbidden), _DEAD)
+            # The best 2K of all are among the best 2K of each beam: no log-softmax over V is needed.
+            best_BKC, token_BKC = allowed_BKV.topk(min(2 * K, V), dim=2)
+            gain_BKC = best_BKC - total_BK1
+        else:
+            token_BKC = torch.full((B, K, 1), forced, device=logits_BKV.device)
+            gain_BKC = logits_BKV[:, :, forced : forced + 1] - total_BK1
+            if settings.stop == "transformers":
+                gain_BKC = torch.zeros_like(gain_BKC)
+        width = token_BKC.shape[2]
+        score_BN = (self.score_BK[:, :, None] + gain_BKC).flatten(1)
+        score_BC, index_BC = _pad_sorted(score_BN, 2 * K)
+        return score_BC, token_BKC.flatten(1).gather(1, index_BC), index_BC // width
+
+    def _forced(self, step: int) -> int | None:
+        if step == self.settings.max_steps - 1:
+            return self.settings.eos
+        return self.settings.forced_first if step == 0 else None
+
+    def _ids(self, tokens: Sequence[int]) -> Tensor:
+        return torch.tensor(list(tokens), dtype=torch.long, device=self.last_BK.device)
+
+    def _collect(self, score_BC: Tensor, ends_BC: Tensor, history_BCT: Tensor, step: int) -> None:
+        """Put the hypotheses that end at this step into the pool."""
+        K, pool = self.settings.beam, self.pool
+        ends_BK = ends_BC[:, :K] & ~pool.closed_B[:, None]
+        final_BK = score_BC[:, :K] / (step + 1) ** self.settings.length_penalty
+        final_BK = final_BK.masked_fill(~ends_BK, _DEAD)
+        merged_BN = torch.cat([pool.score_BK.to(final_BK.dtype), final_BK], dim=1)
+        # fairseq keeps the first K that end, transformers the best K; ties keep the earlier one.
+        key_BN = merged_BN if self.settings.stop == "transformers" else (merged_BN > _DEAD).float()
+        keep_BK = key_BN.sort(dim=1, descending=True, stable=True).indices[:, :K]
+        length_BN = torch.cat([pool.length_BK, (step + 1) * ends_BK.long()], dim=1)
+        token_BNT = torch.cat([pool.token_BKT, history_BCT[:, :K]], dim=1)
+        pool.score_BK = merged_BN.gather(1, keep_BK)
+        pool.length_BK = length_BN.gather(1, keep_BK)
+        pool.token_BKT = token_BNT.gather(1, keep_BK[..., None].expand(-1, -1, token_BNT.shape[2]))
+
+    def _close(self, step: int) -> None:
+        """Mark the sentences whose search is finished after this step."""
+        full_B = (self.pool.score_BK > _DEAD).all(dim=1)
+        if self.settings.stop == "transformers" and not self.settings.early_stopping:
+            attainable_B = self.score_BK[:, 0] / (step + 1) ** self.settings.length_penalty
+            full_B = full_B & (attainable_B <= self.pool.score_BK.amin(dim=1))
+        self.pool.closed_B = self.pool.closed_B | full_B
+
+
+def _pad_sorted(score_BN: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The best `width` scores and their indices, best first; dead ones fill up a row that is too short."""
+    score_BC, index_BC = score_BN.topk(min(width, score_BN.shape[1]), dim=1)
+    missing = width - score_BC.shape[1]
+    if missing:
+        score_BC = torch.nn.functional.pad(score_BC, (0, missing), value=_DEAD)
+        index_BC = torch.nn.functional.pad(index_BC, (0, missing))
+    return score_BC, index_BC

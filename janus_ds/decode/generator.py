@@ -1,0 +1,301 @@
+"""Text from a trained model, in either way of decoding.
+
+    generator = Generator.from_checkpoint("runs/quickstart", mode="nar", iterations=4)
+    for hypothesis in generator.generate(["The old man <mask> home ."]):
+        print(hypothesis.text)
+
+Inputs are sorted by length into batches and given back in their order.
+
+Shape letters: B sentences, K beams, C length candidates, R = B * C rows, S source tokens, L target
+tokens, P picked rows, X rows of a chunk, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.presets import resolve
+from janus_ds.config.schema import ObjectiveConfig, RunConfig
+from janus_ds.decode.beam_search import SearchSettings, beam_search
+from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
+from janus_ds.decode.load import load_run
+from janus_ds.decode.mask_predict import MaskPredictSettings, length_candidates, mask_predict
+from janus_ds.decode.text import IdText, TextCodec
+from janus_ds.errors import CheckpointError, ConfigError, DataError
+from janus_ds.model.incremental import ArCache, ArStream, Memory
+from janus_ds.model.janus import JanusModel
+
+__all__ = ["Generator", "Progress", "trained_modes"]
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with the number of finished inputs and of all."""
+
+_BATCH_SENTENCES = 32
+_BATCH_TOKENS = 4096
+
+
+def trained_modes(objective: ObjectiveConfig) -> tuple[str, ...]:
+    """The modes that a model trained with these weights can decode in.
+
+    AUX rows train both: they are predictions from MASK rows, and each but the first from gold tokens.
+    NAR needs a trained length head as well.
+    """
+    aux = bool(objective.weight_aux)
+    ar = bool(objective.weight_ar) or aux
+    nar = (bool(objective.weight_nar) or aux) and bool(objective.weight_length)
+    return ("ar",) * ar + ("nar",) * nar
+
+
+class Generator:
+    """Decodes texts with one model in one mode.
+
+    Args:
+        model: any device and precision; put into evaluation mode during a call only.
+        text: the tokenizer; None allows :meth:`generate_ids` alone.
+        special: special symbols.
+        config: the run; its `decode` and `objective` say how.
+
+    Raises:
+        ConfigError: the model was not trained for `config.decode.mode`.
+    """
+
+    def __init__(
+        self, model: JanusModel, text: TextCodec | None, special: SpecialTokens, config: RunConfig
+    ) -> None:
+        config = resolve(config)
+        _check_mode(config)
+        self.model = model
+        self.text = text
+        self.special = special
+        self.config = config
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        mode: str | None = None,
+        *,
+        device: torch.device | str | None = None,
+        ids: bool = False,
+        **decode: Any,
+    ) -> Generator:
+        """A generator for a run folder (its newest checkpoint) or for one of its checkpoints.
+
+        Args:
+            path: RUN or RUN/checkpoints/step-NNNNNNNN.
+            mode: "ar" or "nar"; None: as the run's recipe says.
+            device: None: the first GPU, or else the CPU.
+            ids: texts are token ids written as numbers; for runs without a tokenizer.
+            decode: further fields of `DecodeConfig`, such as `beam=1` or `iterations=10`.
+
+        Raises:
+            CheckpointError: missing, damaged, or without a tokenizer.
+            ConfigError: an option that does not exist, or a mode that was not trained.
+        """
+        options = decode | ({} if mode is None else {"mode": mode})
+        run = load_run(path, options, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        text = IdText(run.special) if ids else run.text
+        if text is None:
+            raise CheckpointError(
+                "the run has no tokenizer",
+                str(run.folder),
+                "convert it again with its tokenizer (--dict or --tokenizer), or decode token ids (--ids)",
+            )
+        return cls(run.model, text, run.special, run.config)
+
+    def generate(self, texts: Sequence[str], progress: Progress | None = None) -> list[Hypothesis]:
+        """The best hypothesis of each text, in the order of the texts.
+
+        Raises:
+            DataError: a text is longer than the position table; the line is named.
+        """
+        return [candidates[0] for candidates in self.generate_nbest(texts, progress)]
+
+    def generate_nbest(
+        self, texts: Sequence[str], progress: Progress | None = None
+    ) -> list[list[Hypothesis]]:
+        """All hypotheses that the search found for each text (beams or length candidates), best first."""
+        if self.text is None:
+            raise ConfigError(
+                "this generator has no tokenizer", "Generator", "use generate_ids, or give it a tokenizer"
+            )
+        mode, decode = self.config.decode.mode, self.text.decode
+        found = self.generate_ids([self.text.encode(text) for text in texts], progress)
+        return [
+            [Hypothesis(decode(item.tokens), item.tokens, item.score, mode) for item in candidates]
+            for candidates in found
+        ]
+
+    def generate_ids(
+        self, sources: Sequence[Sequence[int]], progress: Progress | None = None
+    ) -> list[list[ScoredTokens]]:
+        """As :meth:`generate_nbest`, for sources that are token ids without bos and eos."""
+        self._check_lengths(sources)
+        found: list[list[ScoredTokens]] = [[] for _ in sources]
+        done = 0
+        for batch in _batches([len(source) + 2 for source in sources]):
+            results = self._decode([sources[i] for i in batch])
+            for index, candidates in zip(batch, results, strict=True):
+                found[index] = candidates
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(sources))
+        return found
+
+    def _check_lengths(self, sources: Sequence[Sequence[int]]) -> None:
+        table = self.config.model.max_source_positions
+        for number, source in enumerate(sources, 1):
+            if len(source) + 2 > table:
+                raise DataError(
+                    f"the text has {len(source) + 2} tokens with bos and eos; the model reads up to {table}",
+                    f"line {number} of the input",
+                    "cut the line into shorter ones",
+                )
+
+    def _decode(self, sources: Sequence[Sequence[int]]) -> list[list[ScoredTokens]]:
+        with _evaluating(self.model):
+            memory = self.model.encode(*self._pad(sources))
+            search = {"ar": self._autoregressive, "nar": self._parallel}[self.config.decode.mode]
+            found = search(memory)
+        if not all(candidates and math.isfinite(candidates[0].score) for candidates in found):
+            raise CheckpointError(
+                "the model gives values that are not finite",
+                f"decode.mode {self.config.decode.mode}",
+                "take an earlier checkpoint, or decode in fp32",
+            )
+        return found
+
+    def _pad(self, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        special, device = self.special, next(self.model.parameters()).device
+        length_B = torch.tensor([len(source) + 2 for source in sources])
+        source_BS = torch.full((len(sources), int(length_B.max())), special.pad)
+        for row, source in zip(source_BS, sources, strict=True):
+            row[: len(source) + 2] = torch.tensor([special.bos, *source, special.eos])
+        return source_BS.to(device), length_B.to(device)
+
+    def _autoregressive(self, memory: Memory) -> list[list[ScoredTokens]]:
+        settings, objective = self._search_settings(), self.config.objective
+        predicted = objective.ar_query_position == "predicted" and objective.decoder_start == "bos"
+        stream = ArStream(objective.ar_stream == "query", int(predicted), self._decoder_mask())
+        cache = self.model.start_cache(memory, stream, settings.beam, settings.max_steps)
+        steps = _CachedSteps(self.model, cache)
+        return beam_search(steps, memory.sentences, settings, memory.states_BSD.device)
+
+    def _search_settings(self) -> SearchSettings:
+        special, decode = self.special, self.config.decode
+        bart = self.config.objective.decoder_start == "eos_bos"
+        # Content rows stand at positions 0 .. T - 1; without bos among them, the last position is eos's.
+        steps = self.config.model.max_target_positions - (0 if bart else 1)
+        if decode.max_length:
+            steps = min(steps, decode.max_length + (2 if bart else 1))
+        return SearchSettings(
+            beam=decode.beam,
+            max_steps=steps,
+            start=special.eos if bart else special.bos,
+            eos=special.eos,
+            forbidden=tuple({special.bos, special.pad, special.unk, special.mask}),
+            forced_first=special.bos if bart else None,
+            stop=decode.beam_stop,
+            early_stopping=decode.early_stopping,
+            length_penalty=decode.length_penalty,
+        )
+
+    def _parallel(self, memory: Memory) -> list[list[ScoredTokens]]:
+        special, decode = self.special, self.config.decode
+        rule, convention = decode.nar_score or "paper", self.config.objective.length_convention or "inner"
+        longest = self.config.model.max_target_positions
+        if decode.max_length:
+            longest = min(longest, decode.max_length + 2)
+        logits_BK = self.model.length_logits(memory)
+        length_BC = length_candidates(logits_BK, rule, decode.length_beam, convention, longest)
+        specials = {special.bos, special.pad, special.eos, special.unk, special.mask}
+        settings = MaskPredictSettings(
+            iterations=decode.iterations,
+            bos=special.bos,
+            eos=special.eos,
+            pad=special.pad,
+            mask=self._decoder_mask(),
+            forbidden=() if rule == "released" else tuple(specials),
+            score=rule,
+        )
+        return mask_predict(_CandidateRows(self.model, memory), length_BC, settings)
+
+    def _decoder_mask(self) -> int:
+        return self.special.unk if self.config.objective.mask_symbol == "unk" else self.special.mask
+
+
+class _CachedSteps:
+    """The step function of a beam search: one content row and one query row a beam."""
+
+    def __init__(self, model: JanusModel, cache: ArCache) -> None:
+        self._model = model
+        self._cache = cache
+
+    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
+        return self._model.logits(self._model.ar_step(self._cache, token_BK, parent_BK))
+
+    def keep(self, sentence_B: Tensor) -> None:
+        self._cache = self._cache.select(sentence_B)
+
+
+class _CandidateRows:
+    """The decoder of mask-predict: all length candidates of all sentences in one pass."""
+
+    def __init__(self, model: JanusModel, memory: Memory) -> None:
+        self._model = model
+        self._memory = memory
+
+    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
+        shape = (self._memory.sentences, -1)
+        token_BCL, length_BC = token_RL.view(*shape, token_RL.shape[1]), length_R.view(shape)
+        return self._model.nar_rows(self._memory, token_BCL, length_BC, picked_P)
+
+    def logits(self, hidden_XD: Tensor) -> Tensor:
+        return self._model.logits(hidden_XD)
+
+
+def _check_mode(config: RunConfig) -> None:
+    mode, trained = config.decode.mode, trained_modes(config.objective)
+    if mode in trained:
+        return
+    untrained = f"objective.weight_{mode} is {getattr(config.objective, f'weight_{mode}', None)}"
+    if mode == "nar":
+        untrained += f", objective.weight_length is {config.objective.weight_length}"
+    raise ConfigError(
+        f"the model was not trained to decode in mode {mode!r} ({untrained})",
+        "decode.mode",
+        f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
+    )
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, the longest first (memory runs out at once or never)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        width = lengths[batch[0]] if batch else 0
+        if batch and (len(batch) == _BATCH_SENTENCES or (len(batch) + 1) * width > _BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _evaluating(model: JanusModel) -> Iterator[None]:
+    """Evaluation mode without gradients; training goes on as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,38 @@
+"""What decoding gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Hypothesis", "ScoredTokens"]
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """One candidate of a search, as token ids.
+
+    Attributes:
+        tokens: the inner tokens y_1 .. y_N, without bos and eos.
+        score: what candidates of the same input are ranked by; higher is better, at most 0.
+    """
+
+    tokens: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One output of a generator.
+
+    Attributes:
+        text: the decoded text.
+        tokens: the ids behind the text, without bos and eos.
+        score: AR: sum of log-probabilities / number of generated tokens ** length penalty (eos is a
+            generated token). NAR: average log-probability of a token (`decode.nar_score`).
+        mode: "ar" or "nar".
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    score: float
+    mode: str

@@ -1,0 +1,190 @@
+"""Run folders as decoding reads them: `run.json`, `tokenizer/` and `weights.safetensors`, nothing else.
+
+A run folder of training holds its weights in `checkpoints/step-NNNNNNNN/`, a converted one beside its
+`run.json`; either the folder or one of its checkpoints may be named.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.load import from_dict, to_dict
+from janus_ds.config.schema import RunConfig
+from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.decode.text import DICT_NAME, FairseqWords, TextCodec
+from janus_ds.errors import CheckpointError
+from janus_ds.model.inference import model_from_file
+from janus_ds.model.janus import JanusModel
+
+__all__ = ["LoadedRun", "find_run", "load_run", "with_decode"]
+
+RUN_FORMAT_VERSION = 1
+"""Newest `run.json` that this version reads."""
+
+_RUN_FILE, _WEIGHTS, _COMPLETE = "run.json", "weights.safetensors", "complete.json"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A checkpoint ready for decoding.
+
+    Attributes:
+        model: in evaluation mode.
+        text: the run's tokenizer; None where it has none.
+        special: special symbols.
+        config: the run as it was trained, presets written out, with decoding options applied.
+        folder: the run folder.
+        weights: the file that was read.
+    """
+
+    model: JanusModel
+    text: TextCodec | None
+    special: SpecialTokens
+    config: RunConfig
+    folder: Path
+    weights: Path
+
+
+def load_run(
+    path: str | Path, decode: Mapping[str, Any] | None = None, device: torch.device | str = "cpu"
+) -> LoadedRun:
+    """Load a run folder or one of its checkpoints.
+
+    Args:
+        path: RUN or RUN/checkpoints/step-NNNNNNNN.
+        decode: fields of `DecodeConfig` that replace the run's own.
+        device: where the model is wanted.
+
+    Raises:
+        CheckpointError: nothing is there, something is damaged or of a newer format, or parts of the
+            folder belong to different runs.
+        ConfigError: a decoding option that does not exist or cannot have its value.
+    """
+    folder, weights = find_run(Path(path))
+    record = _read_record(folder / _RUN_FILE)
+    config = from_dict(record["recipe"], str(folder / _RUN_FILE))
+    special = SpecialTokens(**record["special_tokens"])
+    config = with_decode(config, decode or {})
+    text = _load_text(folder / "tokenizer", special, record.get("tokenizer_fingerprint"))
+    model = model_from_file(config.model, special, weights, device)
+    return LoadedRun(model, text, special, config, folder, weights)
+
+
+def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
+    """The same run with other decoding options.
+
+    Raises:
+        ConfigError: an option that does not exist or cannot have its value; all faults are named.
+    """
+    values = to_dict(config)
+    values["decode"] |= decode
+    return from_dict(values, "decoding options")
+
+
+def find_run(path: Path) -> tuple[Path, Path]:
+    """The run folder and the weights file that a path means; a run's newest checkpoint is taken.
+
+    Raises:
+        CheckpointError: there is no run, no weights, or the weights are damaged.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            "there is no such run folder or checkpoint",
+            str(path),
+            "give a folder with a run.json, such as runs/quickstart, or one of its checkpoints",
+        )
+    folder = path if (path / _RUN_FILE).is_file() else path.resolve().parent.parent
+    if not (folder / _RUN_FILE).is_file():
+        raise CheckpointError(
+            "the folder holds no run.json",
+            str(path),
+            "give a run folder, or RUN/checkpoints/step-NNNNNNNN inside of one",
+        )
+    steps = [path] if folder != path else sorted(path.glob("checkpoints/step-*"), reverse=True)
+    for checkpoint in (folder, *steps):
+        if (checkpoint / _WEIGHTS).is_file():
+            _check_whole(checkpoint)
+            return folder, checkpoint / _WEIGHTS
+    raise CheckpointError(
+        "the run has no checkpoint yet",
+        str(path),
+        "wait for its first checkpoint (train.save_every), or give another run",
+    )
+
+
+def _check_whole(checkpoint: Path) -> None:
+    """Compare the weights with size and checksum in `complete.json`, where training wrote one."""
+    manifest = checkpoint / _COMPLETE
+    if not manifest.is_file():
+        if checkpoint.name.startswith("step-"):
+            raise _damaged(checkpoint, f"{_COMPLETE} is missing")
+        return
+    try:
+        record = json.loads(manifest.read_text(encoding="utf-8"))["files"][_WEIGHTS]
+        size, crc32 = int(record["size"]), int(record["crc32"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(checkpoint, f"{_COMPLETE} cannot be read") from error
+    weights = checkpoint / _WEIGHTS
+    if weights.stat().st_size != size:
+        raise _damaged(checkpoint, f"{_WEIGHTS} has {weights.stat().st_size} bytes instead of {size}")
+    if _crc32(weights) != crc32:
+        raise _damaged(checkpoint, f"{_WEIGHTS} has another checksum than at its save")
+
+
+def _damaged(checkpoint: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint is damaged: {why}", str(checkpoint), "take another checkpoint of the run"
+    )
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = record["format_version"], record["recipe"], record["special_tokens"]
+        version = int(found[0])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"run.json cannot be read ({type(error).__name__}: {error})",
+            str(path),
+            "restore the file, or take another run",
+        ) from error
+    if version > RUN_FORMAT_VERSION:
+        raise CheckpointError(
+            f"the run was written in format {version}; this version reads up to {RUN_FORMAT_VERSION}",
+            str(path),
+            "use the version of janus_ds that wrote it (see `versions` in run.json), or a newer one",
+        )
+    return dict(record)
+
+
+def _load_text(folder: Path, special: SpecialTokens, fingerprint: str | None) -> TextCodec | None:
+    if not folder.is_dir():
+        return None
+    if (folder / DICT_NAME).is_file():
+        return FairseqWords(folder / DICT_NAME, special)
+    tokenizer = load_tokenizer(folder)
+    strange = fingerprint is not None and tokenizer.fingerprint != fingerprint
+    if strange or tokenizer.special != special:
+        raise CheckpointError(
+            "the tokenizer is not the one that the run was trained with",
+            str(folder),
+            "restore the run's own tokenizer folder",
+        )
+    return tokenizer

@@ -1,0 +1,278 @@
+"""JANUS: one encoder, one decoder, both ways of decoding (method section 1).
+
+In training, one pass over all decoder rows gives the hidden rows of AR, NAR and AUX; the objective turns
+them into losses, so that nothing of vocabulary size exists here. In decoding, the same layers run on the
+rows of one step: :meth:`JanusModel.encode`, then :meth:`ar_step` or :meth:`nar_rows`, then
+:meth:`logits`.
+
+Shape letters: B samples, S source tokens, R decoder rows, C content rows, D width, K beams, N length
+candidates, L target tokens, P picked rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from janus_ds.batch import PredictedRows, SpecialTokens, TwoStreamBatch
+from janus_ds.config.schema import ModelConfig
+from janus_ds.errors import ConfigError, DataError
+from janus_ds.model.attention import RowsOfBatch, additive_mask
+from janus_ds.model.incremental import ArCache, ArStream, CachedRows, CandidateRows, Memory, new_cache
+from janus_ds.model.layers import Recompute, recompute_with
+from janus_ds.model.length import LengthHead
+from janus_ds.model.transformer import Decoder, Encoder, padding_mask
+from janus_ds.model.weights import padded_vocab
+from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.stream_mask import Segment
+
+__all__ = ["JanusModel"]
+
+
+class JanusModel(nn.Module):
+    """Encoder, two-stream decoder, length head, one tied embedding.
+
+    Args:
+        config: shape.
+        special: special symbols and vocabulary size.
+        parallel: layers of the tensor-parallel group.
+        recompute: activation checkpointing of every layer (non-reentrant).
+
+    Raises:
+        ConfigError: a shape that cannot be built.
+    """
+
+    def __init__(
+        self, config: ModelConfig, special: SpecialTokens, parallel: ParallelLayers, recompute: bool = False
+    ) -> None:
+        super().__init__()
+        _check_shape(config, parallel)
+        self.config = config
+        self.special = special
+        self.padded_vocab = padded_vocab(config, special.vocab_size)
+        self.attention_backend = "auto"
+        self._parallel = parallel
+        self._recompute: Recompute | None = recompute_with(parallel) if recompute else None
+        self.embedding = parallel.vocab_embedding(self.padded_vocab, config.d_model, std=config.init_std)
+        self.encoder = Encoder(config, parallel)
+        self.decoder = Decoder(config, parallel)
+        classes = config.length_classes or config.max_target_positions
+        self.length_head = LengthHead(config.d_model, classes, config.init_std)
+        self._zero_padding_rows()
+
+    def forward(self, batch: TwoStreamBatch) -> PredictedRows:
+        """Hidden rows to predict from, for all rows of the batch in one pass.
+
+        Raises:
+            DataError: a source or target longer than the position table.
+        """
+        self._check_lengths(batch)
+        source_BSD, rows_BRD = self._embed_together(batch.source_BS, batch.row_token_BR)
+        valid_BS = _valid(batch.source_length_B, batch.source_BS.shape[1])
+        mask = padding_mask(valid_BS, source_BSD.dtype)
+        recompute = self._recompute if self.training else None
+        states_BSD = self.encoder(source_BSD, mask, recompute)
+        rows = RowsOfBatch.build(batch, rows_BRD.dtype, self.attention_backend)
+        x_BRD = self.decoder.input_rows(rows_BRD, batch.row_position_BR)
+        hidden_BTD = self.decoder(x_BRD, rows, states_BSD, mask, recompute)
+
+        def columns(segment: Segment) -> Tensor | None:
+            start = batch.layout.start(segment) - batch.layout.predicted_start
+            width = batch.layout.width(segment)
+            return hidden_BTD[:, start : start + width] if width else None
+
+        return PredictedRows(
+            ar_BAD=columns(Segment.ARQ if batch.layout.arq else Segment.ARC),
+            nar_BMD=columns(Segment.MSK),
+            aux_BMD=columns(Segment.QRY),
+            length_logits_BK=self.length_head(states_BSD, valid_BS),
+            output_weight=self.output_weight,
+        )
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The tied embedding table, (padded vocabulary, D), or this rank's rows of it."""
+        return cast(Tensor, self.embedding.weight)
+
+    # Decoding. The caller puts the model into eval mode and switches gradients off.
+
+    def encode(self, source_BS: Tensor, source_length_B: Tensor) -> Memory:
+        """Encode a batch of sources once for all that follows.
+
+        Args:
+            source_BS: source tokens with bos and eos, padded at the end.
+            source_length_B: tokens of each source.
+        """
+        self._check_source(source_BS, source_length_B)
+        valid_BS = _valid(source_length_B, source_BS.shape[1])
+        embedded_BSD = self.embedding(source_BS)
+        mask = None if bool(valid_BS.all()) else padding_mask(valid_BS, embedded_BSD.dtype)
+        states_BSD = self.encoder(embedded_BSD, mask)
+        source = tuple(layer.source_keys_values(states_BSD) for layer in self.decoder.decoder_layers())
+        return Memory(states_BSD, valid_BS, mask, source)
+
+    def length_logits(self, memory: Memory) -> Tensor:
+        """Logits of the length head, shape (B, classes)."""
+        logits: Tensor = self.length_head(memory.states_BSD, memory.valid_BS)
+        return logits
+
+    def nar_rows(
+        self, memory: Memory, token_BNL: Tensor, length_BN: Tensor, picked_P: Tensor | None = None
+    ) -> Tensor:
+        """One mask-predict pass over N length candidates of each sentence.
+
+        Args:
+            memory: the encoded sources.
+            token_BNL: targets with bos and eos in target order, masked where to be predicted; padded at
+                the end.
+            length_BN: tokens of each candidate, bos and eos included.
+            picked_P: flat indices (b x N + n) x L + l of the rows wanted; None: all.
+
+        Returns:
+            hidden rows, (B, N, L, D), or (P, D) where rows were picked: give them to :meth:`logits`.
+        """
+        sentences, candidates, width = token_BNL.shape
+        position_L = torch.arange(width, device=token_BNL.device)
+        valid = position_L < length_BN.flatten()[:, None]
+        # Padding may reach past the table; its positions do not matter.
+        position_L = position_L.clamp_max(self.config.max_target_positions - 1)
+        embedded = self.embedding(token_BNL.flatten(1))
+        mask = additive_mask(valid[:, None, None], embedded.dtype)
+        rows = CandidateRows(mask, candidates * width, candidates)
+        x = self.decoder.input_rows(embedded, position_L.repeat(candidates))
+        for layer, source in zip(self.decoder.decoder_layers(), memory.source, strict=True):
+            x = layer(x, rows, source, memory.mask_B11S)
+        hidden: Tensor = x.view(sentences, candidates, width, -1)
+        return hidden if picked_P is None else hidden.flatten(0, 2)[picked_P]
+
+    def start_cache(self, memory: Memory, stream: ArStream, beams: int, max_steps: int) -> ArCache:
+        """An empty cache for a search of at most `max_steps` steps with K beams a sentence.
+
+        Raises:
+            DataError: so many steps do not fit the position table.
+        """
+        last = max_steps + (stream.query_offset if stream.two_stream else 0)
+        _check_table(last, self.config.max_target_positions, "target")
+        return new_cache(memory, stream, beams, max_steps)
+
+    def ar_step(self, cache: ArCache, token_BK: Tensor, parent_BK: Tensor | None = None) -> Tensor:
+        """Append one token to every beam and give the hidden rows that predict the next one.
+
+        The content row of step t stands at position t. Rows of a two-stream model: K content rows and K
+        query rows in one pass; the last layer computes the query rows only.
+
+        Args:
+            cache: from :meth:`start_cache`; changed in place.
+            token_BK: the tokens that the last step chose (the start symbol at first).
+            parent_BK: the beam slot that each of them continues; None: its own slot.
+
+        Returns:
+            hidden rows, (B, K, D).
+        """
+        if parent_BK is not None:
+            cache.follow(parent_BK)
+        beams, start, stream = cache.beams, cache.step * cache.beams, cache.stream
+        token_BT, position_T = _step_rows(token_BK, cache.step, stream)
+        x = self.decoder.input_rows(self.embedding(token_BT), position_T)
+        mask = self._past_mask(cache, x.dtype)
+        last = len(self.decoder.layers) - 1
+        for number, layer in enumerate(self.decoder.decoder_layers()):
+            first = beams if stream.two_stream and number == last else 0
+            rows = CachedRows(cache.keys[number], cache.values[number], start, mask, beams, first)
+            x = layer(x, rows, cache.memory.source[number], cache.memory.mask_B11S)
+        cache.step += 1
+        hidden: Tensor = x
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits over the vocabulary without its padding rows, (..., V)."""
+        if self._parallel.size > 1:
+            raise ConfigError(
+                "text is not decoded under tensor parallelism",
+                f"--tensor-parallel {self._parallel.size}",
+                "decode from a checkpoint in one process: its weights are whole",
+            )
+        return F.linear(hidden, self.output_weight[: self.special.vocab_size])
+
+    def _past_mask(self, cache: ArCache, dtype: torch.dtype) -> Tensor | None:
+        """Mask of this step's rows over the cached ones; None where a beam is alone."""
+        beams, start = cache.beams, cache.step * cache.beams
+        if beams == 1:
+            return None
+        own = torch.eye(beams, dtype=torch.bool, device=cache.visible_BKN.device)
+        cache.visible_BKN[:, :, start : start + beams] = own
+        mask_BKN = additive_mask(cache.visible_BKN[:, :, : start + beams], dtype)
+        return (mask_BKN.repeat(1, 2, 1) if cache.stream.two_stream else mask_BKN)[:, None]
+
+    def _embed_together(self, source_BS: Tensor, row_BR: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of source and rows from one lookup: one gradient of the table's size, not two."""
+        flat = self.embedding(torch.cat([source_BS.flatten(), row_BR.flatten()]))
+        source, rows = flat.split([source_BS.numel(), row_BR.numel()])
+        return source.view(*source_BS.shape, -1), rows.view(*row_BR.shape, -1)
+
+    def _check_lengths(self, batch: TwoStreamBatch) -> None:
+        self._check_source(batch.source_BS, batch.source_length_B)
+        layout, table = batch.layout, self.config.max_target_positions
+        # Asks the device only where the width alone does not settle it.
+        if max(layout.arc + 1, layout.vis + layout.msk) > table:
+            _check_table(int(batch.row_position_BR.max()) + 1, table, "target")
+
+    def _check_source(self, source_BS: Tensor, source_length_B: Tensor) -> None:
+        table = self.config.max_source_positions
+        if source_BS.shape[1] > table:
+            _check_table(int(source_length_B.max()), table, "source")
+
+    def _zero_padding_rows(self) -> None:
+        """Rows of the table that stand for no token start at zero: pad, and those beyond the vocabulary."""
+        weight = self.output_weight
+        first = self._parallel.rank * weight.shape[0]
+        with torch.no_grad():
+            for row in (self.special.pad, *range(self.special.vocab_size, self.padded_vocab)):
+                if first <= row < first + weight.shape[0]:
+                    weight[row - first].zero_()
+
+
+def _valid(length_B: Tensor, width: int) -> Tensor:
+    """True for real tokens, (B, width)."""
+    return torch.arange(width, device=length_B.device) < length_B[:, None]
+
+
+def _step_rows(token_BK: Tensor, step: int, stream: ArStream) -> tuple[Tensor, Tensor]:
+    """Tokens (B, T) and positions (T,) of the rows of one AR step."""
+    beams = token_BK.shape[1]
+    content = torch.full((beams,), step, device=token_BK.device)
+    if not stream.two_stream:
+        return token_BK, content
+    query_BK = torch.full_like(token_BK, stream.query_token)
+    return torch.cat([token_BK, query_BK], 1), torch.cat([content, content + stream.query_offset])
+
+
+def _check_table(longest: int, table: int, side: str) -> None:
+    if longest > table:
+        raise DataError(
+            f"a {side} of {longest} tokens does not fit the position table of {table}",
+            f"model.max_{side}_positions",
+            "cut the text into shorter pieces, or train a model with a longer table",
+        )
+
+
+def _check_shape(config: ModelConfig, parallel: ParallelLayers) -> None:
+    if config.d_model % config.heads:
+        raise ConfigError(
+            f"model.heads={config.heads} does not divide model.d_model={config.d_model}",
+            "model.heads",
+            "choose a number of heads that divides the width",
+        )
+    if config.heads % parallel.size:
+        raise ConfigError(
+            f"{config.heads} heads do not divide over {parallel.size} tensor-parallel ranks",
+            "--tensor-parallel",
+            "choose a size that divides model.heads",
+        )
+    if config.activation not in ("relu", "gelu"):
+        raise ConfigError(
+            f"model.activation={config.activation!r} is not known", "model.activation", "use relu or gelu"
+        )

@@ -1,0 +1,157 @@
+"""Encoder and two-stream decoder, post-norm, as in BART and in the NMT Transformer.
+
+The decoder makes one pass over all rows (method section 1): content rows give keys and values, query
+rows queries alone, and the last layer computes only the rows that something is predicted from.
+
+Shape letters: B samples, S source tokens, R decoder rows, T computed rows, D width, H heads, E width of
+a head.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from janus_ds.config.schema import ModelConfig
+from janus_ds.model.attention import MultiHeadAttention, RowAttention, RowsOfBatch, additive_mask
+from janus_ds.model.layers import InputRows, Recompute, TransformerLayer
+from janus_ds.parallel.layers import ParallelLayers
+
+__all__ = ["Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "KeysValues", "padding_mask"]
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of the encoder states for one layer, each (B, H, S, E)."""
+
+
+def padding_mask(valid_BS: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mask that hides padding from every row, additive, shape (B, 1, 1, S)."""
+    return additive_mask(valid_BS[:, None, None], dtype)
+
+
+def _attention(config: ModelConfig, parallel: ParallelLayers) -> MultiHeadAttention:
+    return MultiHeadAttention(
+        config.d_model, config.heads, config.attention_dropout, config.init_std, parallel
+    )
+
+
+class EncoderLayer(TransformerLayer):
+    """Self-attention and feed-forward."""
+
+    def __init__(self, config: ModelConfig, parallel: ParallelLayers) -> None:
+        super().__init__(config, parallel)
+        self.self_attention = _attention(config, parallel)
+        self.self_attention_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, x_BSD: Tensor, mask_B11S: Tensor | None) -> Tensor:
+        """States after this layer, shape (B, S, D)."""
+        attention = self.self_attention
+        out = attention.kernel(attention.queries(x_BSD), *attention.keys_values(x_BSD), mask_B11S)
+        x_BSD = self.residual(x_BSD, attention.merge(out), self.self_attention_norm)
+        return self.feed_forward(x_BSD)
+
+
+class DecoderLayer(TransformerLayer):
+    """Self-attention over content rows, cross-attention over the source, feed-forward."""
+
+    def __init__(self, config: ModelConfig, parallel: ParallelLayers) -> None:
+        super().__init__(config, parallel)
+        self.self_attention = _attention(config, parallel)
+        self.self_attention_norm = nn.LayerNorm(config.d_model)
+        self.cross_attention = _attention(config, parallel)
+        self.cross_attention_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self, x_BRD: Tensor, rows: RowAttention, source: KeysValues, source_mask: Tensor | None
+    ) -> Tensor:
+        """Rows [first_row, R) after this layer, shape (B, T, D).
+
+        Args:
+            x_BRD: all rows, content rows first.
+            rows: which rows are computed, and what they see of the content rows.
+            source: :meth:`source_keys_values` of the encoder states.
+            source_mask: additive mask of source padding, (B, 1, 1, S).
+        """
+        attention = self.self_attention
+        content = x_BRD if rows.content_rows == x_BRD.shape[1] else x_BRD[:, : rows.content_rows].contiguous()
+        x_BTD = x_BRD[:, rows.first_row :].contiguous() if rows.first_row else x_BRD
+        out = rows.attend(attention.kernel, attention.queries(x_BTD), *attention.keys_values(content))
+        x_BTD = self.residual(x_BTD, attention.merge(out), self.self_attention_norm)
+        cross = self.cross_attention
+        out = cross.kernel(cross.queries(x_BTD), *source, source_mask)
+        x_BTD = self.residual(x_BTD, cross.merge(out), self.cross_attention_norm)
+        return self.feed_forward(x_BTD)
+
+    def source_keys_values(self, states_BSD: Tensor) -> KeysValues:
+        """Keys and values of the encoder states, computed once for all rows."""
+        return self.cross_attention.keys_values(states_BSD)
+
+    def with_states(
+        self, x_BRD: Tensor, rows: RowAttention, states_BSD: Tensor, source_mask: Tensor | None
+    ) -> Tensor:
+        """:meth:`forward` from encoder states: the unit of recomputation in training."""
+        return self.forward(x_BRD, rows, self.source_keys_values(states_BSD), source_mask)
+
+
+class Encoder(InputRows):
+    """All encoder layers."""
+
+    def __init__(self, config: ModelConfig, parallel: ParallelLayers) -> None:
+        super().__init__(config, config.max_source_positions)
+        self.layers = nn.ModuleList(EncoderLayer(config, parallel) for _ in range(config.encoder_layers))
+
+    def forward(
+        self, embedded_BSD: Tensor, mask_B11S: Tensor | None, recompute: Recompute | None = None
+    ) -> Tensor:
+        """Encoder states, shape (B, S, D).
+
+        Args:
+            embedded_BSD: token embeddings.
+            mask_B11S: additive mask of padding.
+            recompute: activation checkpointing of each layer, if wanted.
+        """
+        # Padding may reach past the table; its positions do not matter.
+        position_S = torch.arange(embedded_BSD.shape[1], device=embedded_BSD.device)
+        x_BSD = self.input_rows(embedded_BSD, position_S.clamp_max(self.positions.num_embeddings - 1))
+        for layer in self.layers:
+            x_BSD = recompute(layer, x_BSD, mask_B11S) if recompute else layer(x_BSD, mask_B11S)
+        return x_BSD
+
+
+class Decoder(InputRows):
+    """All decoder layers, over all rows of the two streams."""
+
+    def __init__(self, config: ModelConfig, parallel: ParallelLayers) -> None:
+        super().__init__(config, config.max_target_positions)
+        self.layers = nn.ModuleList(DecoderLayer(config, parallel) for _ in range(config.decoder_layers))
+
+    def forward(
+        self,
+        x_BRD: Tensor,
+        rows: RowsOfBatch,
+        states_BSD: Tensor,
+        source_mask: Tensor | None,
+        recompute: Recompute | None = None,
+    ) -> Tensor:
+        """Hidden rows to predict from, the columns from the layout's `predicted_start` on, shape (B, T, D).
+
+        Args:
+            x_BRD: rows from :meth:`input_rows`.
+            rows: self-attention of all rows and of the predicted ones.
+            states_BSD: encoder states.
+            source_mask: additive mask of source padding.
+            recompute: activation checkpointing of each layer, if wanted.
+        """
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.decoder_layers()):
+            attention = rows.predicted if number == last else rows.every
+            if recompute:
+                x_BRD = recompute(layer.with_states, x_BRD, attention, states_BSD, source_mask)
+            else:
+                x_BRD = layer.with_states(x_BRD, attention, states_BSD, source_mask)
+        return x_BRD
+
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers in order."""
+        return [cast(DecoderLayer, layer) for layer in self.layers]

@@ -1,0 +1,251 @@
+"""Output projection and losses in one function over chunks of rows: no logits are ever kept.
+
+For each chunk the logits, all cross-entropies, the KL terms and the gradient of the logits are made
+in the forward pass; then dH = dZ W and dW += dZ^T H. Nothing of vocabulary width outlives a chunk and
+nothing is computed twice; the weight itself is not needed in the backward pass (which ZeRO-3 likes).
+Tokens that AR, NAR and AUX all predict go as one group, since the KL terms pair their rows.
+
+Exact: loss and gradients equal those of `losses.py` under autograd. Logits, softmax and all
+accumulation are float32 at least; the products of 16-bit inputs use 16-bit operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_losses, logit_gradient
+from janus_ds.parallel.tensor_parallel import ParallelLayers
+
+__all__ = ["HeadPlan", "RowGroup", "fused_head", "rows_per_chunk"]
+
+_CPU_ELEMENTS = 8_000_000
+_CUDA_ELEMENTS = 150_000_000
+_HALF_RANGE = 64.0
+"""Factor on gradients that pass through 16 bits: keeps eps / V normal, far from the largest float16."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows that predict the same tokens, one row of each stream a token.
+
+    Attributes:
+        names: streams, as keys of the head's hidden inputs.
+        rows: for each stream, the rows to take of it, int64 (n,), each row at most once.
+        target_n: the tokens.
+        terms: coefficients of the sums in the total.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[Tensor, ...]
+    target_n: Tensor
+    terms: Terms
+
+    def sum_names(self) -> list[str]:
+        """Names of the sums in the order of `ChunkResult.sums`: "ar", "ar_nll", "kl_ar_nar" and so on."""
+        pairs = [f"kl_{self.names[g]}_{self.names[h]}" for g, h, _ in self.terms.pairs]
+        return [*self.names, *(f"{name}_nll" for name in self.names), *pairs]
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """All that the head computes, but the tensors that carry gradients."""
+
+    groups: tuple[RowGroup, ...]
+    vocab_size: int
+    parallel: ParallelLayers
+    chunk_rows: int | None = None
+    """Rows of logits that exist at a time; None: by vocabulary and device."""
+
+
+def fused_head(
+    hidden: Mapping[str, Tensor], weight_VD: Tensor, bias_V: Tensor | None, plan: HeadPlan
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted total of all groups, with gradients to hidden rows, weight and bias.
+
+    Args:
+        hidden: hidden rows of each stream, (N, D) each; replicated under tensor parallelism.
+        weight_VD: output table, or this rank's rows of it; rows beyond the vocabulary are padding.
+        bias_V: bias of the logits, sharded as the table, or None.
+        plan: what to compute.
+
+    Returns:
+        the total (0-dim, float32 at least) and the sums by name, float64 without gradient.
+    """
+    inputs = [*hidden.values(), weight_VD, *([] if bias_V is None else [bias_V])]
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    apply: Callable[..., tuple[Tensor, ...]] = _FusedHead.apply
+    total, *group_sums = apply(plan, tuple(hidden), wanted, bias_V, weight_VD, *hidden.values())
+    sums: dict[str, Tensor] = {}
+    for group, values in zip(plan.groups, group_sums, strict=True):
+        for name, value in zip(group.sum_names(), values.unbind(), strict=True):
+            sums[name] = sums[name] + value if name in sums else value
+    return total, sums
+
+
+def rows_per_chunk(vocab_rows: int, device: torch.device) -> int:
+    """Rows of logits to hold at a time.
+
+    On a CPU few rows stay near the cache, but each chunk passes once over the weight's gradient; on
+    a GPU that pass must be small against the products, so chunks are large.
+    """
+    if device.type == "cuda":
+        return min(max(_CUDA_ELEMENTS // max(vocab_rows, 1), 2048), 16384)
+    return min(max(_CPU_ELEMENTS // max(vocab_rows, 1), 96), 512)
+
+
+class _FusedHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: HeadPlan,
+        names: tuple[str, ...],
+        wanted: bool,
+        bias_V: Tensor | None,
+        weight_VD: Tensor,
+        *hidden: Tensor,
+    ) -> tuple[Tensor, ...]:
+        operand = _operand_dtype(hidden[0])
+        with torch.autocast(weight_VD.device.type, enabled=False):
+            rows = dict(zip(names, hidden, strict=True))
+            head = _Head(plan, (weight_VD, bias_V), rows, operand, wanted)
+            sums = [head.run(group) for group in plan.groups]
+            total = sum(_weighted(s, group.terms) for s, group in zip(sums, plan.groups, strict=True))
+            if wanted:
+                ctx.save_for_backward(*head.gradients())
+                ctx.dtypes = [x.dtype for x in (weight_VD, *hidden)]
+                ctx.bias_dtype = None if bias_V is None else bias_V.dtype
+        ctx.mark_non_differentiable(*sums)
+        ctx.set_materialize_grads(False)
+        return torch.as_tensor(total).to(head.dtype), *sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad_total is None:
+            return (None,) * (4 + len(ctx.dtypes))
+        # Still in at least float32: the loss scale of float16 comes in here, before the cast. In
+        # place, to save a copy of the table: a second backward fails on autograd's version check.
+        bias_gradient, *others = (gradient.mul_(grad_total) for gradient in ctx.saved_tensors)
+        bias = None if ctx.bias_dtype is None else bias_gradient.to(ctx.bias_dtype)
+        return None, None, None, bias, *(g.to(dtype) for g, dtype in zip(others, ctx.dtypes, strict=True))
+
+
+class _Head:
+    """Buffers and accumulators of one call."""
+
+    def __init__(
+        self,
+        plan: HeadPlan,
+        table: tuple[Tensor, Tensor | None],
+        hidden: dict[str, Tensor],
+        operand: torch.dtype,
+        wanted: bool,
+    ) -> None:
+        weight_VD, bias_V = table
+        rows, first = weight_VD.shape[0], plan.parallel.rank * weight_VD.shape[0]
+        count = min(max(plan.vocab_size - first, 0), rows)
+        self.dtype = torch.float64 if operand == torch.float64 else torch.float32
+        self._vocab = VocabSlice(plan.vocab_size, first, count, plan.parallel)
+        self._hidden = hidden
+        self._weight_VD = weight_VD.detach()[:count].to(operand)
+        self._bias_V = None if bias_V is None else bias_V.detach()[:count].to(self.dtype)
+        self._wanted = wanted
+        self._chunk_rows = plan.chunk_rows or rows_per_chunk(count, weight_VD.device)
+        self._buffers: dict[str, Tensor] = {}
+        unit = max([1e-30, *(c for g in plan.groups for c in _coefficients(g.terms))])
+        self._gradient_unit = unit if operand == self.dtype else unit / _HALF_RANGE
+        if wanted:
+            lengths = [len(h_ND) for h_ND in hidden.values()]
+            self._hidden_gradient = weight_VD.new_zeros(sum(lengths), weight_VD.shape[1], dtype=self.dtype)
+            parts = torch.split(self._hidden_gradient, lengths)
+            self._hidden_gradients = dict(zip(hidden, parts, strict=True))
+            self._weight_gradient = torch.zeros_like(weight_VD, dtype=self.dtype)
+            self._bias_gradient = weight_VD.new_zeros(0 if bias_V is None else rows, dtype=self.dtype)
+
+    def run(self, group: RowGroup) -> Tensor:
+        """Sums of one group's terms; adds to the gradients, in units of the largest coefficient."""
+        streams, terms = len(group.names), _divided(group.terms, self._gradient_unit)
+        sums = torch.zeros(2 * streams + len(terms.pairs), dtype=torch.float64, device=self._weight_VD.device)
+        step = max(1, self._chunk_rows // streams)
+        for start in range(0, len(group.target_n), step):
+            target_n = group.target_n[start : start + step]
+            rows = [index[start : start + step] for index in group.rows]
+            h_ND = torch.cat(
+                [self._hidden[s].index_select(0, r) for s, r in zip(group.names, rows, strict=True)]
+            )
+            h_ND = h_ND.to(self._weight_VD.dtype)
+            z_GnV = self._logits(h_ND).view(streams, len(target_n), -1)
+            p_GnV = self._buffer("softmax", len(h_ND)).view_as(z_GnV) if terms.pairs else None
+            result = chunk_losses(z_GnV, target_n, terms, self._vocab, p_GnV)
+            sums += result.sums
+            if self._wanted:
+                dz_NV = logit_gradient(z_GnV, result, terms, self._vocab).flatten(0, 1)
+                self._accumulate(dz_NV, h_ND, group.names, rows)
+        return sums
+
+    def gradients(self) -> list[Tensor]:
+        """Of the bias (empty without one), the table and each stream's hidden rows."""
+        for gradient in (self._bias_gradient, self._weight_gradient, self._hidden_gradient):
+            gradient.mul_(self._gradient_unit)
+        self._vocab.parallel.all_reduce_sum(self._hidden_gradient)
+        return [self._bias_gradient, self._weight_gradient, *self._hidden_gradients.values()]
+
+    def _logits(self, h_ND: Tensor) -> Tensor:
+        if self._weight_VD.dtype == self.dtype:
+            z_NV = torch.mm(h_ND, self._weight_VD.t(), out=self._buffer("logits", len(h_ND)))
+        else:
+            z_NV = torch.mm(h_ND, self._weight_VD.t(), out_dtype=self.dtype)
+        return z_NV if self._bias_V is None else z_NV.add_(self._bias_V)
+
+    def _accumulate(self, dz_NV: Tensor, h_ND: Tensor, names: tuple[str, ...], rows: list[Tensor]) -> None:
+        count = self._vocab.count
+        if self._bias_V is not None:
+            self._bias_gradient[:count] += dz_NV.sum(0)
+        if self._weight_VD.dtype == self.dtype:
+            dh_ND = torch.mm(dz_NV, self._weight_VD)
+            self._weight_gradient[:count].addmm_(dz_NV.t(), h_ND)
+        else:
+            dz_NV = dz_NV.to(h_ND.dtype)
+            dh_ND = torch.mm(dz_NV, self._weight_VD, out_dtype=self.dtype)
+            self._weight_gradient[:count] += torch.mm(dz_NV.t(), h_ND, out_dtype=self.dtype)
+        for name, index, part_nD in zip(names, rows, dh_ND.chunk(len(names)), strict=True):
+            self._hidden_gradients[name].index_copy_(0, index, part_nD)
+
+    def _buffer(self, name: str, rows: int) -> Tensor:
+        """A (rows, V) view of a buffer kept for all chunks; rows aligned to a cache line (1.5 x faster)."""
+        if name not in self._buffers:
+            width = -(-self._vocab.count // 64) * 64
+            self._buffers[name] = self._weight_VD.new_empty(self._chunk_rows, width, dtype=self.dtype)
+        return self._buffers[name][:rows, : self._vocab.count]
+
+
+def _operand_dtype(hidden_ND: Tensor) -> torch.dtype:
+    """Dtype of the matrix products: that of the hidden rows, or autocast's; CPUs stay at float32."""
+    device = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    return torch.float32 if device == "cpu" and dtype.itemsize < 4 else dtype
+
+
+def _coefficients(terms: Terms) -> list[float]:
+    return [abs(c) for c in (*terms.ce, *(k for _, _, k in terms.pairs))]
+
+
+def _divided(terms: Terms, unit: float) -> Terms:
+    pairs = tuple((g, h, k / unit) for g, h, k in terms.pairs)
+    return replace(terms, ce=tuple(c / unit for c in terms.ce), pairs=pairs)
+
+
+def _weighted(sums: Tensor, terms: Terms) -> Tensor:
+    streams = len(terms.ce)
+    total = sums.new_zeros(())
+    for place, coefficient in enumerate(terms.ce):
+        total = total + coefficient * sums[place]
+    for place, (_, _, coefficient) in enumerate(terms.pairs, start=2 * streams):
+        total = total + coefficient * sums[place]
+    return total

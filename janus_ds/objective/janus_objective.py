@@ -1,0 +1,130 @@
+"""The JANUS objective: named sums over global counts (eq. 5 of the paper, section 3 of the method)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from janus_ds.batch import BatchCounts, PredictedRows, TwoStreamBatch
+from janus_ds.config.schema import ObjectiveConfig
+from janus_ds.objective.chunk_math import Terms
+from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
+from janus_ds.objective.losses import length_cross_entropy
+from janus_ds.parallel.tensor_parallel import ParallelLayers
+
+__all__ = ["JanusObjective", "LossReport"]
+
+_PAIRS = (("ar", "nar"), ("ar", "aux"), ("nar", "aux"))
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """What a micro-batch adds to the losses of its step.
+
+    Attributes:
+        total: the weighted loss, with gradient, 0-dim.
+        terms: "ar", "nar", "aux" (label-smoothed), "ar_nll", "nar_nll", "aux_nll", "length",
+            "kl_ar_nar", "kl_ar_aux", "kl_nar_aux", those that exist; unweighted, without gradient,
+            float64, each divided by its own global count: their sum over micro-batches and ranks is
+            the mean over the step.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class JanusObjective(nn.Module):
+    """Turns hidden rows into the losses of one micro-batch.
+
+    Under ZeRO-3 the output table must be gathered while this module runs; register it as an external
+    parameter of this module. It is not needed in the backward pass.
+
+    Args:
+        config: resolved objective (no field is None).
+        vocab_size: symbols; further rows of the output table are padding and take no part.
+        parallel: the tensor-parallel group that holds the table.
+    """
+
+    def __init__(self, config: ObjectiveConfig, vocab_size: int, parallel: ParallelLayers) -> None:
+        super().__init__()
+        self._vocab_size = vocab_size
+        self._parallel = parallel
+        self._smoothing = float(config.label_smoothing or 0.0)
+        self._by_target_tokens = config.normalise == "target_tokens"
+        self._weight = {
+            "ar": float(config.weight_ar or 0.0),
+            "nar": float(config.weight_nar or 0.0),
+            "aux": float(config.weight_aux or 0.0),
+            "length": float(config.weight_length or 0.0),
+            "kl_ar_nar": float(config.weight_kl_ar_nar or 0.0),
+            "kl_ar_aux": float(config.weight_kl_ar_aux or 0.0),
+            "kl_nar_aux": float(config.weight_kl_nar_aux or 0.0),
+        }
+
+    def forward(self, rows: PredictedRows, batch: TwoStreamBatch, counts: BatchCounts) -> LossReport:
+        """Losses of `batch`, whose sums are divided by `counts` of the whole step.
+
+        Args:
+            rows: what the model predicts from.
+            batch: the micro-batch.
+            counts: over all micro-batches and data-parallel ranks of the step.
+        """
+        hidden = _flat_rows(rows)
+        groups = self._groups(batch, tuple(hidden), counts)
+        plan = HeadPlan(groups, self._vocab_size, self._parallel)
+        total, sums = fused_head(hidden, rows.output_weight, rows.output_bias, plan)
+        if rows.length_logits_BK is not None:
+            length = length_cross_entropy(rows.length_logits_BK, batch.length_target_B).sum()
+            sums["length"] = length.detach().double()
+            total = total + self._coefficient("length", counts) * length
+        terms = {name: value / max(1, _own_count(name, counts)) for name, value in sums.items()}
+        return LossReport(total, terms)
+
+    def _groups(
+        self, batch: TwoStreamBatch, names: tuple[str, ...], counts: BatchCounts
+    ) -> tuple[RowGroup, ...]:
+        """Masked tokens, which every stream predicts, and the further tokens of AR."""
+        groups = []
+        masked = [name for name in names if name != "ar"]
+        ar_rows = batch.ar_unmasked_U
+        if masked:
+            index = {"ar": batch.ar_masked_T, "nar": batch.masked_T, "aux": batch.masked_T}
+            target_T = batch.masked_target_BM.flatten()[batch.masked_T]
+            groups.append(self._group(names, index, target_T, counts))
+        elif "ar" in names:
+            ar_rows = torch.cat([batch.ar_unmasked_U, batch.ar_masked_T])
+        if "ar" in names:
+            target_U = batch.ar_target_BA.flatten()[ar_rows]
+            groups.append(self._group(("ar",), {"ar": ar_rows}, target_U, counts))
+        return tuple(groups)
+
+    def _group(
+        self, names: tuple[str, ...], index: dict[str, Tensor], target_n: Tensor, counts: BatchCounts
+    ) -> RowGroup:
+        pairs = []
+        for first, second in _PAIRS:
+            coefficient = self._coefficient(f"kl_{first}_{second}", counts)
+            if first in names and second in names and coefficient:
+                pairs.append((names.index(first), names.index(second), coefficient))
+        ce = tuple(self._coefficient(name, counts) for name in names)
+        terms = Terms(ce, tuple(pairs), self._smoothing)
+        return RowGroup(names, tuple(index[name] for name in names), target_n, terms)
+
+    def _coefficient(self, name: str, counts: BatchCounts) -> float:
+        """Weight of a sum in the total: `released` pretraining divides all sums by the target tokens."""
+        count = counts.target_tokens if self._by_target_tokens else _own_count(name, counts)
+        return self._weight[name] / max(1, count)
+
+
+def _flat_rows(rows: PredictedRows) -> dict[str, Tensor]:
+    streams = {"ar": rows.ar_BAD, "nar": rows.nar_BMD, "aux": rows.aux_BMD}
+    return {name: hidden.flatten(0, 1) for name, hidden in streams.items() if hidden is not None}
+
+
+def _own_count(name: str, counts: BatchCounts) -> int:
+    """Global count of the tokens (or samples) that a term sums over."""
+    if name == "length":
+        return counts.samples
+    return counts.ar_tokens if name in ("ar", "ar_nll") else counts.masked_tokens

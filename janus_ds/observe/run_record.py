@@ -1,0 +1,95 @@
+"""`run.json`: what a run is and how it was started, for readers and for decoding."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from janus_ds import __version__
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import RunConfig
+
+__all__ = ["RUN_FILE", "RUN_FORMAT_VERSION", "read_run_record", "write_run_record"]
+
+RUN_FILE = "run.json"
+RUN_FORMAT_VERSION = 1
+_PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "webdataset", "sentencepiece", "tensorboard")
+
+
+def write_run_record(
+    run: Path, config: RunConfig, special: SpecialTokens, execution: dict[str, Any], attempt: dict[str, Any]
+) -> None:
+    """Write `run.json`, keeping the record of earlier attempts.
+
+    Args:
+        run: the run folder.
+        config: the resolved recipe.
+        special: ids of the special symbols and the vocabulary's size.
+        execution: how it is executed (DeepSpeed configuration, ranks), as plain values.
+        attempt: figures of this start, such as the step it begins at.
+    """
+    earlier = (read_run_record(run) or {}).get("attempts", [])
+    started = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, **attempt}
+    record = {
+        "format_version": RUN_FORMAT_VERSION,
+        "name": config.name,
+        "versions": _versions(),
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+        "hardware": _hardware(),
+        "recipe": asdict(config),
+        "model": asdict(config.model),
+        "special_tokens": asdict(special),
+        "execution": execution,
+        "attempts": [*earlier, started],
+    }
+    temporary = run / f".{RUN_FILE}.tmp"
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(run / RUN_FILE)
+
+
+def read_run_record(run: Path) -> dict[str, Any] | None:
+    """The record of a run folder; None where there is none."""
+    try:
+        record: dict[str, Any] = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return record
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"janus_ds": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree this package lies in; None outside a repository."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"host": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}

@@ -1,0 +1,125 @@
+"""Where figures go: `metrics.jsonl` and TensorBoard, with exactly one value a step.
+
+A killed run has written lines and events of steps that its checkpoint does not know; the resumed
+run will write them again. Opening the writers at step s therefore cuts both back to the steps up to
+s. TensorBoard's own `purge_step` only hides such events from some readers; here they are gone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MetricsWriter", "read_metrics", "truncate_events", "truncate_metrics"]
+
+_HEADER = struct.Struct("<QI")
+_FOOTER_BYTES = 4
+
+
+class MetricsWriter:
+    """Writes one line and one TensorBoard event a step. For rank 0 only.
+
+    Args:
+        run: the run folder; writes `metrics.jsonl` and `tensorboard/`.
+        step: the step the run continues after; later values are removed. 0 starts anew.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard.writer import FileWriter
+
+        run.mkdir(parents=True, exist_ok=True)
+        truncate_metrics(run / "metrics.jsonl", step)
+        truncate_events(run / "tensorboard", step)
+        self._lines = (run / "metrics.jsonl").open("a", encoding="utf-8")
+        self._events = FileWriter(str(run / "tensorboard"), flush_secs=5)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write the values of a step. Numbers also go to TensorBoard; what is not finite is null."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        clean = {key: _finite(value) for key, value in values.items()}
+        self._lines.write(json.dumps({"step": step, **clean}) + "\n")
+        self._lines.flush()
+        numbers = {k: v for k, v in clean.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        scalars = [Summary.Value(tag=key, simple_value=float(value)) for key, value in numbers.items()]
+        self._events.add_summary(Summary(value=scalars), global_step=step)
+
+    def write_text(self, step: int, tag: str, text: str) -> None:
+        """Write markdown text, such as decoded samples, to TensorBoard."""
+        from torch.utils.tensorboard.summary import text as text_summary
+
+        self._events.add_summary(text_summary(tag, text), global_step=step)
+
+    def flush(self) -> None:
+        """Bring everything to the files. Called before a checkpoint, which must not know more than they."""
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flush and end."""
+        self._lines.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a line cut short by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Keep the lines of steps up to `step`."""
+    if not path.is_file():
+        return
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def truncate_events(folder: Path, step: int) -> None:
+    """Cut each event file before its first event of a later step, or at a record cut short.
+
+    Steps grow within a file, so a prefix is all that is kept; a file that begins later goes.
+    """
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        end = _end_of_prefix(path, step)
+        if end == 0:
+            path.unlink()
+        elif end < path.stat().st_size:
+            os.truncate(path, end)
+
+
+def _end_of_prefix(path: Path, step: int) -> int:
+    """Bytes of the records whose step is at most `step`; 0 if no record has a value."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    data, end, values = path.read_bytes(), 0, 0
+    while end + _HEADER.size <= len(data):
+        length, _ = _HEADER.unpack_from(data, end)
+        following = end + _HEADER.size + length + _FOOTER_BYTES
+        if following > len(data):
+            break
+        event = Event.FromString(data[end + _HEADER.size : end + _HEADER.size + length])
+        if event.step > step:
+            break
+        values += event.HasField("summary")
+        end = following
+    return end if values else 0
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

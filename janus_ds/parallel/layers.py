@@ -1,0 +1,125 @@
+"""What a model may ask of its tensor-parallel group, and the answer for a group of one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["INIT_STD", "SEED_LIMIT", "DenseLayers", "ParallelLayers"]
+
+INIT_STD = 0.02
+SEED_LIMIT = 2**63
+
+
+class ParallelLayers(ABC):
+    """Factory of layers and collectives of one tensor-parallel group.
+
+    Attributes:
+        size: ranks in the group.
+        rank: this process's rank in it.
+    """
+
+    size: int = 1
+    rank: int = 0
+
+    @abstractmethod
+    def column_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        """Linear layer whose output features are sharded: (..., in) -> (..., out / size)."""
+
+    @abstractmethod
+    def row_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        """Linear layer whose input features are sharded: (..., in / size) -> (..., out)."""
+
+    @abstractmethod
+    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
+        """Embedding whose rows are sharded; `rows` must divide by `size`. Output replicated."""
+
+    @abstractmethod
+    def copy_to_region(self, x: Tensor) -> Tensor:
+        """Identity; the gradient is summed over the group."""
+
+    @abstractmethod
+    def reduce_from_region(self, x: Tensor) -> Tensor:
+        """Sum over the group; the gradient passes unchanged."""
+
+    @abstractmethod
+    def all_reduce_max(self, x: Tensor) -> Tensor:
+        """Maximum over the group, in place, without gradient."""
+
+    @abstractmethod
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        """Sum over the group, in place, without gradient."""
+
+    @abstractmethod
+    def gather_shards(self, x: Tensor, dim: int | None) -> Tensor:
+        """The whole of a parameter from its shards, on every rank; `dim` as in :func:`shard_dims`."""
+
+    @abstractmethod
+    def sharded_rng(self) -> AbstractContextManager[None]:
+        """Context whose random draws differ between the ranks of the group."""
+
+    @abstractmethod
+    def seed_rng(self, seed: int) -> None:
+        """Seed the default generators equally on all ranks of the group, and the sharded stream by rank."""
+
+    @abstractmethod
+    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """`context_fn` for `torch.utils.checkpoint(use_reentrant=False)`.
+
+        The checkpoint restores the default generators only; without this, recomputation draws other
+        dropout masks for sharded activations and silently gives wrong gradients.
+        """
+
+
+class DenseLayers(ParallelLayers):
+    """Size 1: torch.nn and identities; nothing but torch is imported."""
+
+    def column_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        layer = nn.Linear(in_features, out_features, bias, device="meta").to_empty(device="cpu")
+        nn.init.normal_(layer.weight, 0.0, std)
+        if bias:
+            nn.init.zeros_(layer.bias)
+        return layer
+
+    def row_linear(
+        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
+    ) -> nn.Module:
+        return self.column_linear(in_features, out_features, bias, std=std)
+
+    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
+        table = nn.Embedding(rows, dim, device="meta").to_empty(device="cpu")
+        nn.init.normal_(table.weight, 0.0, std)
+        return table
+
+    def copy_to_region(self, x: Tensor) -> Tensor:
+        return x
+
+    def reduce_from_region(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_reduce_max(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather_shards(self, x: Tensor, dim: int | None) -> Tensor:
+        return x
+
+    def sharded_rng(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def seed_rng(self, seed: int) -> None:
+        torch.manual_seed(seed % SEED_LIMIT)
+
+    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), nullcontext()

@@ -1,0 +1,1 @@
+"""The subcommands of `python -m janus_ds`: plan, check, explain, verify, inspect, convert, bench."""

@@ -1,0 +1,171 @@
+"""`python -m janus_ds convert`: checkpoints of fairseq into run folders, and back.
+
+    python -m janus_ds convert --from fairseq model.pt --to DIR [--dict dict.txt | --tokenizer DIR]
+    python -m janus_ds convert --from janus RUN --to model.pt
+
+A converted folder holds what a run folder holds (`run.json`, `tokenizer/`, `weights.safetensors`), so
+that decoding, `init` in a recipe and every other command take it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.checkpoint.weights import save_weights
+from janus_ds.config.presets import resolve
+from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.data.files import disk_faults
+from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.decode.load import load_run
+from janus_ds.decode.text import DICT_NAME, FairseqWords
+from janus_ds.errors import CheckpointError, DataError, UsageError
+from janus_ds.model.pretrained import ConversionReport, load_fairseq, to_fairseq
+from janus_ds.observe.run_record import RUN_FILE, write_run_record
+from janus_ds.tools.common import new_parser
+
+__all__ = ["conventions", "from_fairseq", "main"]
+
+_WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Convert one checkpoint and print what became of its weights."""
+    parser = new_parser("convert", "Checkpoints of fairseq into run folders, and back.")
+    parser.add_argument("--from", dest="source", required=True, choices=("fairseq", "janus"))
+    parser.add_argument("path", type=Path, help="fairseq: a model.pt; janus: a run folder or checkpoint")
+    parser.add_argument("--to", type=Path, required=True, help="run folder to make, or model.pt to write")
+    parser.add_argument("--dict", type=Path, help="fairseq's dict.txt, for text that is cut into words")
+    parser.add_argument("--tokenizer", type=Path, help="folder with a SentencePiece or byte-level BPE model")
+    parser.add_argument("--heads", type=int, help="attention heads, for files that do not tell")
+    parsed = parser.parse_args(arguments)
+    if parsed.source == "janus":
+        _to_fairseq(parsed.path, parsed.to)
+        print(f"written: {parsed.to}")
+        return 0
+    report = from_fairseq(parsed.path, parsed.to, _text_source(parsed), parsed.heads)
+    print("\n".join(_report_lines(report)))
+    print(f"written: {parsed.to}")
+    return 0
+
+
+def from_fairseq(
+    path: Path, folder: Path, text: Path | None = None, heads: int | None = None
+) -> ConversionReport:
+    """Make a run folder of a fairseq checkpoint (NMT JANUS, JANUS-BART or BART).
+
+    Args:
+        path: the checkpoint.
+        folder: the run folder; must not hold a run yet.
+        text: a `dict.txt` or a tokenizer folder; None: the run decodes token ids.
+        heads: attention heads, for files that do not tell.
+
+    Raises:
+        CheckpointError: the file is damaged or of another kind of model.
+        DataError: the tokenizer is not the model's.
+        UsageError: the folder holds a run already.
+    """
+    if (folder / RUN_FILE).exists():
+        raise UsageError("the folder holds a run already", str(folder), "give another folder to --to")
+    model, special, weights, report = load_fairseq(path, heads)
+    config = conventions(model, "length_head.weight" not in report.added, str(path))
+    config = replace(config, name=folder.name)
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if text is not None:
+            _copy_text(text, folder / _TOKENIZER, special)
+        save_weights(folder / _WEIGHTS, weights)
+        write_run_record(folder, config, special, {}, {"converted_from": f"fairseq {path.name}"})
+    return report
+
+
+def conventions(model: ModelConfig, has_length_head: bool, where: str) -> RunConfig:
+    """How the model of a fairseq file was trained, as a run with every preset written out.
+
+    A layer norm after the embeddings tells BART (content `e b w1 ..`) from NMT (content `b y1 ..`).
+
+    Raises:
+        CheckpointError: a plain NMT Transformer, whose decoder starts from eos.
+    """
+    bart = model.layernorm_embedding
+    if not bart and not has_length_head:
+        raise CheckpointError(
+            "the file has no length head: it is a plain fairseq Transformer, whose decoder starts from eos",
+            where,
+            "convert files of NMT JANUS or of BART",
+        )
+    longest = min(model.max_source_positions, model.max_target_positions) - 2
+    data = DataConfig(task="denoise" if bart else "pair", block_tokens=min(DataConfig.block_tokens, longest))
+    objective = ObjectiveConfig(preset="ar")
+    if has_length_head:
+        objective = ObjectiveConfig(preset="released", weight_length=0.1, mask_symbol="unk")
+    decode = DecodeConfig(
+        mode="nar" if has_length_head else "ar",
+        iterations=10,
+        length_beam=3,
+        beam_stop="fairseq",
+    )
+    return resolve(RunConfig(model=model, data=data, objective=objective, decode=decode))
+
+
+def _text_source(parsed: argparse.Namespace) -> Path | None:
+    if parsed.dict is not None and parsed.tokenizer is not None:
+        raise UsageError("two tokenizers were given", "--dict, --tokenizer", "give one of them")
+    chosen: Path | None = parsed.dict or parsed.tokenizer
+    return chosen
+
+
+def _copy_text(text: Path, folder: Path, special: SpecialTokens) -> None:
+    """Put the tokenizer into the run folder, if it is the model's."""
+    if not text.is_dir():
+        FairseqWords(text, special)
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(text, folder / DICT_NAME)
+        return
+    tokenizer = load_tokenizer(text)
+    if tokenizer.special != special:
+        raise DataError(
+            f"the tokenizer has {tokenizer.special}, the model {special}",
+            str(text),
+            "give the tokenizer that the model was trained with",
+        )
+    tokenizer.save(folder)
+
+
+def _report_lines(report: ConversionReport) -> list[str]:
+    lines = [f"used      {len(report.used)} tensors of the file"]
+    lines += [f"ignored   {name}" for name in report.ignored]
+    lines += [f"added     {name}" for name in report.added]
+    return lines + [f"note      {note}" for note in report.notes]
+
+
+def _to_fairseq(run: Path, file: Path) -> None:
+    """Write a run's weights as a fairseq file."""
+    loaded = load_run(run)
+    model, objective = loaded.config.model, loaded.config.objective
+    settings = argparse.Namespace(
+        encoder_attention_heads=model.heads,
+        decoder_attention_heads=model.heads,
+        activation_fn=model.activation,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+        activation_dropout=model.activation_dropout,
+        no_scale_embedding=not model.scale_embedding,
+    )
+    if objective.length_convention != "with_specials":
+        raise CheckpointError(
+            f"the length head counts in the convention {objective.length_convention!r}, which fairseq's "
+            "JANUS cannot read",
+            str(loaded.folder),
+            "train with objective.length_convention=with_specials",
+        )
+    state = to_fairseq(loaded.model.state_dict(), loaded.special)
+    with disk_faults(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"args": settings, "model": state}, file)

@@ -1,0 +1,65 @@
+"""`python -m janus_ds explain [KEY]`: what a field of the recipe means."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from janus_ds.config.faults import suggestion
+from janus_ds.config.fields import FieldSpec, field_docs, field_table, section_names
+from janus_ds.config.rules import CHOICES
+from janus_ds.errors import UsageError
+from janus_ds.tools.common import new_parser
+
+__all__ = ["explain", "main"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the text of a key, of a section, or of everything."""
+    parser = new_parser("explain", "What a field of the recipe means, its type and default.")
+    parser.add_argument(
+        "key", nargs="?", help="such as objective.weight_aux, or a section; none: list all keys"
+    )
+    print(explain(parser.parse_args(arguments).key))
+    return 0
+
+
+def explain(key: str | None) -> str:
+    """The text below a key; of all fields of a section; or the first line of every field.
+
+    Raises:
+        UsageError: there is no such key; the nearest one is named.
+    """
+    specs = field_table()
+    if key is None:
+        return "\n".join(_one_line(spec) for spec in specs.values())
+    if key in specs:
+        return _whole(specs[key])
+    if key in section_names():
+        fields = [_one_line(spec) for spec in specs.values() if spec.key.startswith(f"{key}.")]
+        return "\n".join([f"{key}: {field_docs()[key]}", "", *fields])
+    known = [*specs, *section_names()]
+    fix = suggestion(key, known, "`python -m janus_ds explain` lists all keys")
+    raise UsageError(f"there is no key {key!r}", "explain", fix)
+
+
+def _default(spec: FieldSpec) -> str:
+    return (
+        "null"
+        if spec.default is None
+        else str(spec.default).lower()
+        if spec.type is bool
+        else str(spec.default)
+    )
+
+
+def _one_line(spec: FieldSpec) -> str:
+    summary = field_docs()[spec.key].splitlines()[0]
+    return f"{spec.key:<31}{_default(spec):<14}{summary}"
+
+
+def _whole(spec: FieldSpec) -> str:
+    lines = [spec.key, f"  type     {spec.type_name}", f"  default  {_default(spec)}"]
+    if spec.key in CHOICES:
+        lines.append(f"  values   {', '.join(CHOICES[spec.key])}")
+    return "\n".join([*lines, "", textwrap.indent(field_docs()[spec.key], "  ")])

@@ -1,0 +1,112 @@
+"""`python -m janus_ds plan`: what a run needs and how long it is, before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from janus_ds.config.load import load_run_config
+from janus_ds.config.schema import RunConfig
+from janus_ds.data.index import Manifest
+from janus_ds.errors import UsageError
+from janus_ds.tools.common import add_recipe_arguments, bytes_text, count_text, new_parser, recipe_path, table
+from janus_ds.tools.model_size import PartSize, checkpoint_bytes, model_parts, state_bytes
+
+__all__ = ["describe_length", "describe_memory", "describe_model", "main"]
+
+_TENSOR_SIZES = (1, 2, 4)
+_ASSUMED_VOCABULARY = {"quickstart": 4000}
+_BART_VOCABULARY = 50265
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print parameters, memory, checkpoint size and length of a run."""
+    parsed = _parser().parse_args(arguments)
+    recipe = recipe_path(parsed.recipe)
+    run = load_run_config(recipe, parsed.overrides)
+    data = parsed.data or (Path(run.data.path) if run.data.path else None)
+    manifest = Manifest.load(data) if data else None
+    vocab_size, origin = _vocabulary(run, parsed.vocab, manifest)
+    if parsed.ranks < 1:
+        raise UsageError(f"there cannot be {parsed.ranks} ranks", "--ranks", "give a number above 0")
+    parts = model_parts(run.model, vocab_size)
+    print(f"run {run.name} ({recipe})\n")
+    print(describe_model(parts, vocab_size, origin))
+    print()
+    print(describe_memory(parts, run.train.keep_last, parsed.ranks))
+    print()
+    print(describe_length(run, manifest))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = new_parser("plan", "Parameters, memory per rank, checkpoint size, steps and tokens of a run.")
+    add_recipe_arguments(parser)
+    parser.add_argument("--data", type=Path, help="directory made by launch/prepare_data.py")
+    parser.add_argument("--vocab", type=int, help="vocabulary size, where there is no data yet")
+    parser.add_argument("--ranks", type=int, default=8, help="processes of the run (default: 8)")
+    return parser
+
+
+def _vocabulary(run: RunConfig, given: int | None, manifest: Manifest | None) -> tuple[int, str]:
+    if given is not None:
+        if given < 1:
+            raise UsageError(f"a vocabulary cannot have {given} symbols", "--vocab", "give a number above 0")
+        return given, "--vocab"
+    if manifest is not None:
+        return manifest.vocab_size, "the data's manifest"
+    assumed = _ASSUMED_VOCABULARY.get(run.model.preset or "", _BART_VOCABULARY)
+    return assumed, "assumed; give --data or --vocab"
+
+
+def describe_model(parts: list[PartSize], vocab_size: int, origin: str) -> str:
+    """Parameters by part."""
+    total = sum(part.total for part in parts)
+    rows = [("parameters", "", "share")]
+    rows += [(f"  {part.name}", f"{part.total:,}", f"{part.total / total:.1%}") for part in parts]
+    rows.append(("  all", f"{total:,}", ""))
+    return f"{table(rows)}\n  vocabulary {vocab_size:,} ({origin})"
+
+
+def describe_memory(parts: list[PartSize], keep_last: int, ranks: int) -> str:
+    """Memory of one rank by precision, tensor-parallel size and ZeRO stage; size of checkpoints."""
+    lines = [f"memory a rank for weights, gradients and AdamW states, on {ranks} ranks"]
+    rows: list[tuple[str, ...]] = [
+        ("  precision", "TP", "ranks on data", "ZeRO 0", "ZeRO 1", "ZeRO 2", "ZeRO 3", "checkpoint")
+    ]
+    total = sum(part.total for part in parts)
+    for precision in ("fp32", "bf16", "fp16"):
+        for tensor_size in (size for size in _TENSOR_SIZES if ranks % size == 0):
+            own = sum(part.on_rank(tensor_size) for part in parts)
+            data_size = ranks // tensor_size
+            sizes = [state_bytes(own, stage, precision, data_size) for stage in range(4)]
+            cells = ["refused" if size is None else bytes_text(size) for size in sizes]
+            saved = bytes_text(checkpoint_bytes(total, 1, precision))
+            rows.append((f"  {precision}", str(tensor_size), str(data_size), *cells, saved))
+    lines.append(table(rows))
+    lines.append(
+        "  Activations, communication buckets and the device's own needs come on top. While a checkpoint is\n"
+        f"  written, {keep_last} + 1 lie on disk (train.keep_last). 16 bit with ZeRO 0 is refused: see "
+        "ds_configs/README.md."
+    )
+    return "\n".join(lines)
+
+
+def describe_length(run: RunConfig, manifest: Manifest | None) -> str:
+    """Steps, samples, target tokens and epochs of a run."""
+    samples = run.train.max_steps * run.train.global_batch
+    lines = ["length of the run", f"  {run.train.max_steps:,} steps x {run.train.global_batch:,} samples"]
+    totals = manifest.splits.get("train") if manifest else None
+    if totals is None or not totals.samples:
+        most = samples * run.data.block_tokens
+        lines.append(f"  = {count_text(samples)} samples, at most {count_text(most)} target tokens")
+        lines.append("  epochs: give --data to know the size of the data")
+        return "\n".join(lines)
+    mean = totals.tokens / totals.samples
+    what = "target tokens" if run.data.task == "denoise" else "source and target tokens"
+    lines.append(f"  = {count_text(samples)} samples, {count_text(samples * mean)} {what}")
+    there = f"{count_text(totals.samples)} samples, {count_text(totals.tokens)} tokens"
+    lines.append(f"  data: {there}, {mean:.0f} a sample")
+    lines.append(f"  = {samples / totals.samples:.2f} epochs")
+    return "\n".join(lines)

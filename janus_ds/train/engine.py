@@ -1,0 +1,209 @@
+"""The door to DeepSpeed: the only caller of `deepspeed.initialize`.
+
+What the rest of the package sees: forward a micro-batch, go backward, update, save, load, whole
+weights. Dropout is seeded before each micro-batch from (seed, step, micro-batch, rank), so a step is
+a function of weights and step number, and a checkpoint needs no random state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from janus_ds.batch import BatchCounts, TwoStreamBatch
+from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.schema import OptimConfig
+from janus_ds.errors import TrainingError
+from janus_ds.objective.janus_objective import LossReport
+from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.shards import shard_dims
+from janus_ds.parallel.tensor_parallel import deepspeed_mpu
+from janus_ds.parallel.topology import Topology
+from janus_ds.train.step import TrainingStep
+
+__all__ = ["TrainingEngine", "Update", "dropout_seed"]
+
+_TAG = "shards"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did."""
+
+    applied: bool
+    """False where DeepSpeed found a gradient that is not finite, and left all weights alone."""
+    grad_norm: float
+    """Global norm before clipping, without loss scale."""
+    loss_scale: float
+
+
+class TrainingEngine:
+    """A training step under DeepSpeed, in any ZeRO stage, precision and tensor-parallel size.
+
+    Args:
+        step: model and objective, with the weights to start from, equal on all data-parallel ranks.
+        optim: the optimizer's settings.
+        execution: how it is executed.
+        topology: this rank's place.
+        parallel: the layers that the model was built from.
+    """
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        optim: OptimConfig,
+        execution: ExecutionConfig,
+        topology: Topology,
+        parallel: ParallelLayers,
+    ) -> None:
+        import deepspeed
+
+        self._topology = topology
+        self._parallel = parallel
+        self._stage = execution.zero_stage
+        # DeepSpeed divides by both; losses here are parts of a sum over the whole step already.
+        self._factor = execution.accumulation * execution.data_size
+        self._dims = shard_dims(step.model)
+        self._mpu = deepspeed_mpu() if topology.tensor_size > 1 else None
+        self._engine: Any = deepspeed.initialize(
+            model=step,
+            optimizer=_adamw(step, optim, topology.device, execution),
+            config=execution.engine,
+            mpu=self._mpu,
+            dist_init_required=False,
+        )[0]
+        if self._stage == 3:
+            # The objective reads the tied table outside of the module that owns it.
+            deepspeed.zero.register_external_parameter(step, step.model.embedding.weight)
+        self.dtype = _DTYPES[execution.precision]
+
+    def seed_dropout(self, seed: int, step: int, micro: int) -> None:
+        """Seed dropout for one micro-batch; ranks of a tensor group agree where they must."""
+        self._parallel.seed_rng(dropout_seed(seed, step, micro, self._topology.data_rank))
+
+    def forward(self, batch: TwoStreamBatch, counts: BatchCounts) -> LossReport:
+        """Losses of a micro-batch, as parts of sums over the global `counts`."""
+        total, terms = self._engine(batch.to(self._topology.device), counts)
+        return LossReport(total, terms)
+
+    def backward(self, total: Tensor) -> None:
+        """Accumulate the gradient of a micro-batch's part of the loss."""
+        self._engine.backward(total * self._factor)
+
+    def update(self, learning_rate: float) -> Update:
+        """Advance past the micro-batch just done; update the weights if it was the step's last."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        scale = float(getattr(self._engine.optimizer, "loss_scale", 1.0))
+        if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            return self._update_unpartitioned(scale)
+        try:
+            self._engine.step()
+        except Exception as error:
+            if "minimum" in str(error) and "scale" in str(error):
+                raise self._scale_error(scale) from error
+            raise
+        applied = not getattr(self._engine.optimizer, "overflow", False)
+        norm = self._engine.get_global_grad_norm()
+        return Update(applied, math.nan if norm is None else float(norm), scale)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Without dropout and without gradients."""
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._engine.train()
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of weights and optimizer states. All ranks call it together."""
+        from deepspeed import comm
+
+        try:
+            self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        except (OSError, RuntimeError):
+            # The others have written theirs and wait at DeepSpeed's last barrier.
+            comm.barrier()
+            raise
+
+    def load(self, folder: Path) -> None:
+        """Take weights and optimizer states from what :meth:`save` wrote on as many ranks."""
+        self._engine.load_checkpoint(str(folder), tag=_TAG)
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """All weights in fp32 under their canonical names on rank 0, None elsewhere.
+
+        Collective: gathers ZeRO partitions and tensor-parallel shards one parameter at a time.
+        """
+        whole: dict[str, Tensor] = {}
+        for name, parameter in self._engine.module.model.named_parameters():
+            merged = self._parallel.gather_shards(self._full_precision(parameter), self._dims[name])
+            if self._topology.is_main:
+                whole[name] = merged.detach().to("cpu", torch.float32, copy=True)
+        return whole if self._topology.is_main else None
+
+    def _full_precision(self, parameter: nn.Parameter) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self._stage < 3 and parameter.dtype == torch.float32:
+            return parameter.data
+        return safe_get_full_fp32_param(parameter)
+
+    def _update_unpartitioned(self, scale: float) -> Update:
+        # Without ZeRO nothing in DeepSpeed looks at the gradient before the optimizer takes it.
+        from deepspeed.runtime.utils import clip_grad_norm_
+
+        parameters = list(self._engine.module.parameters())
+        norm = float(clip_grad_norm_(parameters, max_norm=math.inf, mpu=self._mpu))
+        if math.isfinite(norm):
+            self._engine.step()
+            return Update(True, norm, scale)
+        self._engine.zero_grad()
+        self._engine.micro_steps += 1
+        return Update(False, norm, scale)
+
+    def _scale_error(self, scale: float) -> TrainingError:
+        return TrainingError(
+            "the dynamic loss scale of fp16 has come down to its minimum and gradients still overflow",
+            f"loss scale {scale:g}",
+            "use bf16 (ds_configs/zero2_bf16.json), or lower optim.lr",
+        )
+
+
+def dropout_seed(seed: int, step: int, micro: int, data_rank: int) -> int:
+    """A 63-bit seed that is a function of its arguments on every machine."""
+    digest = hashlib.blake2b(struct.pack("<4q", seed, step, micro, data_rank), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _adamw(
+    step: TrainingStep, optim: OptimConfig, device: torch.device, execution: ExecutionConfig
+) -> torch.optim.AdamW:
+    """Torch's AdamW with decoupled decay for matrices; biases and layer norms are exempt.
+
+    Not DeepSpeed's fused Adam: on CPU it would be compiled at the first start.
+    """
+    parameters = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        fused=device.type == "cuda" and not execution.offload,
+    )

@@ -1,0 +1,100 @@
+"""The options of a training program, and how each rank leaves it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, exit_on_error
+from janus_ds.train.trainer import Outcome
+
+__all__ = ["TrainOptions", "parse_options", "run_program"]
+
+_FOLLOWER_DELAY = 2.0
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line says."""
+
+    deepspeed_config: Path
+    recipe: Path
+    overrides: tuple[str, ...]
+    """`section.field=value` each; --data and --init are among them."""
+    output: Path | None
+    tensor_parallel: int
+
+
+def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptions:
+    """Read the command line.
+
+    Args:
+        argv: arguments without the program's name.
+        recipe: used when --recipe is not given.
+        program: one line for --help.
+    """
+    parser = argparse.ArgumentParser(description=program, allow_abbrev=False)
+    parser.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=Path,
+        required=True,
+        metavar="JSON",
+        help="how the run is executed, such as ds_configs/zero2.json",
+    )
+    parser.add_argument("--recipe", type=Path, default=recipe, metavar="YAML", help="what is trained")
+    parser.add_argument("--data", metavar="DIR", help="made by launch/prepare_data.py; default: bundled corpus")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="run folder; default: runs/NAME")
+    parser.add_argument("--init", metavar="RUN", help="run or checkpoint to take the first weights from")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override fields of the recipe, such as train.max_steps=20",
+    )
+    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    overrides = list(given.overrides)
+    overrides += [f"data.path={given.data}"] if given.data else []
+    overrides += [f"init={given.init}"] if given.init else []
+    return TrainOptions(
+        deepspeed_config=given.deepspeed_config,
+        recipe=given.recipe,
+        overrides=tuple(overrides),
+        output=given.output,
+        tensor_parallel=given.tensor_parallel,
+    )
+
+
+def run_program(train: Callable[[], Outcome]) -> None:
+    """Run and leave with the exit code of the outcome.
+
+    User faults are raised on all ranks together; the first rank prints them, the others only wait
+    until it has, since launchers end all ranks when one is gone.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+
+    def main() -> int:
+        try:
+            return PREEMPTED_EXIT_CODE if train() is Outcome.STOPPED else 0
+        except JanusError as error:
+            if _is_first_rank():
+                raise
+            time.sleep(_FOLLOWER_DELAY)
+            return error.exit_code
+
+    exit_on_error(main)
+
+
+def _is_first_rank() -> bool:
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0

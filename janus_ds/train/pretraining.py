@@ -1,0 +1,219 @@
+"""A pretraining run from its options to its last checkpoint: what is built, in which order.
+
+Everything that can be refused is looked at before anything heavy: configuration, data, checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.checkpoint.manager import ENGINE_FOLDER, CheckpointManager, read_state
+from janus_ds.checkpoint.weights import find_weights, read_weights
+from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.schema import RunConfig
+from janus_ds.config.setup import load_setup
+from janus_ds.data.batch_maker import BatchMaker
+from janus_ds.data.index import Manifest
+from janus_ds.data.loader import RankShare, StepLoader, validation_batches
+from janus_ds.data.prepare import prepare_bundled_corpus
+from janus_ds.data.step_data import StepData
+from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
+from janus_ds.errors import DataError
+from janus_ds.model.janus import JanusModel
+from janus_ds.model.weights import load_weights
+from janus_ds.objective.janus_objective import JanusObjective
+from janus_ds.observe.run_record import write_run_record
+from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import make_layers
+from janus_ds.parallel.topology import Topology, close_topology, init_topology
+from janus_ds.train.engine import TrainingEngine
+from janus_ds.train.guards import StopSignals, together
+from janus_ds.train.launch import TrainOptions
+from janus_ds.train.samples import SampleDecoder, text_pairs
+from janus_ds.train.state import Meters, RunIdentity, check_resumable
+from janus_ds.train.step import TrainingStep
+from janus_ds.train.trainer import Outcome, Trainer, TrainerParts
+from janus_ds.train.validation import Validator
+
+__all__ = ["Plan", "build_engine", "make_plan", "pretrain"]
+
+_SHOWN_SAMPLES = 3
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before a model is built."""
+
+    config: RunConfig
+    execution: ExecutionConfig
+    run: Path
+    tokenizer: Tokenizer
+    train: BatchMaker
+    valid: BatchMaker
+    identity: RunIdentity
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Special symbols of the data's tokenizer."""
+        return self.tokenizer.special
+
+
+def pretrain(options: TrainOptions) -> Outcome:
+    """Train, or continue to train, the run that the options describe.
+
+    Raises:
+        JanusError: on all ranks together.
+    """
+    signals = StopSignals()
+    signals.install()
+    topology = init_topology(options.tensor_parallel, process_group=True)
+    try:
+        config, execution = together(topology, lambda: _configure(options, topology))
+        plan = together(topology, lambda: make_plan(config, execution, _run_folder(options, config), topology))
+        checkpoints = CheckpointManager(plan.run / "checkpoints", config.train.keep_last, topology)
+        resumed = checkpoints.latest()
+        state = together(topology, lambda: _read_resumable(resumed, plan))
+        if state["step"] >= config.train.max_steps:
+            _say(topology, f"the run in {plan.run} is complete at step {state['step']}")
+            return Outcome.COMPLETE
+        return _train(plan, topology, checkpoints, resumed, state, signals)
+    finally:
+        close_topology()
+
+
+def make_plan(config: RunConfig, execution: ExecutionConfig, run: Path, topology: Topology) -> Plan:
+    """Look at the data, and say what must not change between two starts.
+
+    Raises:
+        DataError: missing or damaged data.
+        ConfigError: data for another task.
+    """
+    folder = Path(config.data.path or "")
+    manifest = Manifest.load(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
+        raise DataError(
+            "the tokenizer is not the one that the data was prepared with",
+            f"{folder / 'tokenizer'}: {tokenizer.fingerprint[:12]}, "
+            f"manifest: {manifest.tokenizer_fingerprint[:12]}",
+            "restore the data directory's own tokenizer, or prepare the data again",
+        )
+    valid = Path(config.data.valid_path or folder / "valid")
+    data = manifest.splits["train"].index_sha256 if "train" in manifest.splits else ""
+    return Plan(
+        config=config,
+        execution=execution,
+        run=run,
+        tokenizer=tokenizer,
+        train=BatchMaker(folder / "train", config, tokenizer.special),
+        valid=BatchMaker(valid, config, tokenizer.special),
+        identity=RunIdentity.of(config, tokenizer.fingerprint, data, execution, topology),
+    )
+
+
+def build_engine(plan: Plan, topology: Topology, parallel: ParallelLayers) -> TrainingEngine:
+    """Model, objective and optimizer under DeepSpeed; the weights are a function of the seed, or --init.
+
+    Raises:
+        CheckpointError: the weights to start from are missing or of another shape.
+    """
+    config = plan.config
+    # The same draw on all ranks, whatever they draw later.
+    parallel.seed_rng(config.train.seed)
+    model = JanusModel(config.model, plan.special, parallel, config.train.activation_checkpointing)
+    if config.init is not None:
+        path = find_weights(Path(config.init))
+        load_weights(model, read_weights(path), str(path), parallel)
+    objective = JanusObjective(config.objective, plan.special.vocab_size, parallel)
+    return TrainingEngine(TrainingStep(model, objective), config.optim, plan.execution, topology, parallel)
+
+
+def _configure(options: TrainOptions, topology: Topology) -> tuple[RunConfig, ExecutionConfig]:
+    config, execution = load_setup(
+        options.recipe, options.overrides, options.deepspeed_config, topology.data_size
+    )
+    if config.data.path is None:
+        path = str(prepare_bundled_corpus()) if topology.is_main else ""
+        config = replace(config, data=replace(config.data, path=path))
+    return config, execution
+
+
+def _run_folder(options: TrainOptions, config: RunConfig) -> Path:
+    return options.output or Path("runs") / config.name
+
+
+def _read_resumable(checkpoint: Path | None, plan: Plan) -> dict[str, Any]:
+    """The state to continue from; step 0 for a new run."""
+    if checkpoint is None:
+        return plan.identity.state(0, Meters())
+    state = read_state(checkpoint)
+    check_resumable(state, plan.identity, checkpoint)
+    return state
+
+
+def _train(
+    plan: Plan,
+    topology: Topology,
+    checkpoints: CheckpointManager,
+    resumed: Path | None,
+    state: dict[str, Any],
+    signals: StopSignals,
+) -> Outcome:
+    parallel = make_layers(topology.tensor_size)
+    engine = build_engine(plan, topology, parallel)
+    if resumed is not None:
+        engine.load(resumed / ENGINE_FOLDER)
+        if plan.config.init is not None:
+            logger.info("the weights are those of %s, not of --init", resumed)
+    step = int(state["step"])
+    share = RankShare(topology.data_rank, topology.data_size, plan.execution.micro_batch)
+    held_out = together(
+        topology, lambda: list(validation_batches(plan.valid, share, plan.config.train.valid_samples))
+    )
+    sampler = None
+    if topology.is_main:
+        _record(plan, topology, step)
+        pairs = text_pairs(held_out[0].batch, plan.valid.source, plan.tokenizer, _SHOWN_SAMPLES)
+        sampler = SampleDecoder(plan.config, plan.tokenizer, pairs, topology.device)
+    parts = TrainerParts(
+        config=plan.config,
+        identity=plan.identity,
+        run=plan.run,
+        topology=topology,
+        engine=engine,
+        validator=Validator(held_out, topology),
+        checkpoints=checkpoints,
+        vocab_size=plan.special.vocab_size,
+        sampler=sampler,
+    )
+    trainer = Trainer(parts, signals, step, Meters(**state["meters"]))
+    with closing(_steps(plan, share, step, topology)) as data:
+        return trainer.fit(data)
+
+
+def _steps(plan: Plan, share: RankShare, start: int, topology: Topology) -> Iterator[StepData]:
+    pin = topology.device.type == "cuda"
+    return iter(StepLoader(plan.train, share, start, plan.config.train.max_steps, pin_memory=pin))
+
+
+def _record(plan: Plan, topology: Topology, step: int) -> None:
+    execution = {**asdict(plan.execution), "world_size": topology.world_size}
+    execution |= {"tensor_size": topology.tensor_size, "device": str(topology.device)}
+    plan.run.mkdir(parents=True, exist_ok=True)
+    plan.tokenizer.save(plan.run / "tokenizer")
+    write_run_record(plan.run, plan.config, plan.tokenizer, execution, {"step": step})
+
+
+def _say(topology: Topology, text: str) -> None:
+    if topology.is_main:
+        logger.warning(text)

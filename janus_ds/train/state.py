@@ -1,0 +1,181 @@
+"""What a checkpoint says of its run, and whether a new start may continue it.
+
+Everything needed to continue: DeepSpeed's files, the step, and the meters below. Order of data,
+masks, dropout and learning rate are functions of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.load import fingerprint, to_dict
+from janus_ds.config.schema import RunConfig
+from janus_ds.errors import CheckpointError, ConfigError
+from janus_ds.parallel.topology import Topology
+
+__all__ = ["STATE_VERSION", "Meters", "RunIdentity", "check_resumable"]
+
+STATE_VERSION = 1
+
+
+@dataclass
+class Meters:
+    """Sums over the whole run, through all its starts."""
+
+    samples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must be equal for a checkpoint to be continued."""
+
+    recipe: RunConfig
+    tokenizer_fingerprint: str
+    data_fingerprint: str
+    world_size: int
+    tensor_size: int
+    zero_stage: int
+    precision: str
+
+    @classmethod
+    def of(
+        cls, recipe: RunConfig, tokenizer: str, data: str, execution: ExecutionConfig, topology: Topology
+    ) -> RunIdentity:
+        """The identity of a start."""
+        return cls(
+            recipe=recipe,
+            tokenizer_fingerprint=tokenizer,
+            data_fingerprint=data,
+            world_size=topology.world_size,
+            tensor_size=topology.tensor_size,
+            zero_stage=execution.zero_stage,
+            precision=execution.precision,
+        )
+
+    def state(self, step: int, meters: Meters) -> dict[str, Any]:
+        """The contents of `state.json` after `step` updates."""
+        return {
+            "format_version": STATE_VERSION,
+            "step": step,
+            "position": step * self.recipe.train.global_batch,
+            "meters": asdict(meters),
+            "world_size": self.world_size,
+            "tensor_size": self.tensor_size,
+            "zero_stage": self.zero_stage,
+            "precision": self.precision,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "data_fingerprint": self.data_fingerprint,
+            "recipe_fingerprint": fingerprint(self.recipe),
+            "recipe": to_dict(self.recipe),
+        }
+
+
+def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) -> None:
+    """Refuse, before anything heavy, a checkpoint that this start cannot continue.
+
+    Raises:
+        CheckpointError: it is of a newer format, another model shape, another tokenizer, or was
+            written on other ranks or in another ZeRO stage.
+        ConfigError: the recipe or the data would silently change what the run means.
+    """
+    where = str(folder)
+    _check_version(state, where)
+    _check_model(state, now, where)
+    if state["tokenizer_fingerprint"] != now.tokenizer_fingerprint:
+        raise CheckpointError(
+            "the checkpoint was trained with another tokenizer than the data has",
+            f"{where}: tokenizer {state['tokenizer_fingerprint'][:12]}, data {now.tokenizer_fingerprint[:12]}",
+            "give the --data that the run was started with, or another --output",
+        )
+    _check_execution(state, now, where)
+    _check_recipe(state, now, where)
+
+
+def _check_version(state: Mapping[str, Any], where: str) -> None:
+    version = state.get("format_version")
+    if not isinstance(version, int) or version > STATE_VERSION:
+        raise CheckpointError(
+            f"the checkpoint has format version {version}, this program knows versions up to {STATE_VERSION}",
+            where,
+            "continue the run with the newer version of janus_ds that wrote it",
+        )
+
+
+def _check_model(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
+    saved, current = state["recipe"]["model"], to_dict(now.recipe)["model"]
+    shape = [key for key, value in _flat(current) if key in _SHAPE and saved.get(key) != value]
+    if shape:
+        changes = ", ".join(f"{key} {saved.get(key)} -> {current[key]}" for key in shape)
+        raise CheckpointError(
+            f"the checkpoint is of a model of another shape ({changes})",
+            where,
+            "give the recipe the shape of the checkpoint, or start anew with another --output",
+        )
+
+
+_SHAPE = {
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    "ffn_dim",
+    "heads",
+    "max_source_positions",
+    "max_target_positions",
+    "layernorm_embedding",
+    "length_classes",
+    "vocab_multiple",
+}
+
+
+def _check_execution(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
+    words = {
+        "world_size": "ranks",
+        "tensor_size": "ranks a tensor-parallel group",
+        "zero_stage": "as ZeRO stage",
+        "precision": "as precision",
+    }
+    changes = [
+        f"{state[key]} {text}, not {getattr(now, key)}"
+        for key, text in words.items()
+        if state[key] != getattr(now, key)
+    ]
+    if changes:
+        raise CheckpointError(
+            f"the checkpoint was written with {'; '.join(changes)}",
+            where,
+            "start with the same number of ranks and the same DeepSpeed file, "
+            "or begin a new run from its weights with --init and another --output",
+        )
+
+
+def _check_recipe(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
+    if state["data_fingerprint"] != now.data_fingerprint:
+        raise ConfigError(
+            "the data is not what the run was started with, so that its position means other samples",
+            where,
+            "give the same --data, or begin a new run with --init and another --output",
+        )
+    if state["recipe_fingerprint"] != fingerprint(now.recipe):
+        saved = dict(_flat(state["recipe"]))
+        current = dict(_flat(to_dict(now.recipe)))
+        changed = [f"{key} {saved.get(key)} -> {value}" for key, value in current.items() if saved.get(key) != value]
+        raise ConfigError(
+            f"the recipe changes what is trained ({', '.join(changed)})",
+            where,
+            "restore these values, or begin a new run with --init and another --output",
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,242 @@
+"""The training loop: one explicit class, one reading order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from janus_ds.batch import BatchCounts, TwoStreamBatch
+from janus_ds.checkpoint.manager import CheckpointManager
+from janus_ds.config.schema import RunConfig
+from janus_ds.errors import JanusError, TrainingError
+from janus_ds.observe.meters import StepMeter, device_peak_flops, memory_bytes, step_flops
+from janus_ds.observe.progress import Progress
+from janus_ds.observe.writers import MetricsWriter
+from janus_ds.parallel.topology import Topology
+from janus_ds.train.engine import TrainingEngine, Update
+from janus_ds.train.guards import Decision, Guards, StopSignals, Verdict
+from janus_ds.train.lr_schedule import learning_rate
+from janus_ds.train.state import Meters, RunIdentity
+from janus_ds.train.validation import Validator, global_counts, global_terms
+
+__all__ = ["Outcome", "Sampler", "StepInput", "Trainer", "TrainerParts"]
+
+Sampler = Callable[[Mapping[str, Tensor]], str]
+"""Makes markdown with decoded samples from the weights; called on rank 0."""
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(Enum):
+    """How a run ended."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    """Asked to stop; saved, and to be started again."""
+
+
+class StepInput(Protocol):
+    """One step's data of one rank: what the loader yields."""
+
+    step: int
+    batches: list[TwoStreamBatch]
+    counts: BatchCounts
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What a trainer works with.
+
+    Args:
+        config: the resolved recipe.
+        identity: goes into every checkpoint.
+        run: the run folder.
+        vocab_size: of the tokenizer, for the work count.
+        sampler: decodes samples for TensorBoard, or None.
+    """
+
+    config: RunConfig
+    identity: RunIdentity
+    run: Path
+    topology: Topology
+    engine: TrainingEngine
+    validator: Validator
+    checkpoints: CheckpointManager
+    vocab_size: int
+    sampler: Sampler | None = None
+
+
+class Trainer:
+    """Trains from a step to `train.max_steps`, with guards, figures and checkpoints.
+
+    Args:
+        parts: what it works with.
+        signals: stop requests of this process.
+        step: updates already done.
+        meters: sums of the run up to there.
+    """
+
+    def __init__(self, parts: TrainerParts, signals: StopSignals, step: int, meters: Meters) -> None:
+        self._parts = parts
+        self._train = parts.config.train
+        self._topology = parts.topology
+        self._engine = parts.engine
+        self._guards = Guards(parts.topology, self._train.max_bad_steps, signals)
+        self._signals = signals
+        self._meters = meters
+        self._step = self._saved_at = step
+        peak = device_peak_flops(parts.topology.device, parts.engine.dtype)
+        self._meter = StepMeter(parts.topology.world_size, peak)
+        self._writer = MetricsWriter(parts.run, step) if parts.topology.is_main else None
+        self._progress = Progress(step, self._train.max_steps, parts.topology.is_main)
+
+    def fit(self, data: Iterator[StepInput]) -> Outcome:
+        """Train to the end, or until asked to stop.
+
+        Raises:
+            TrainingError: too many steps in a row were not finite, or a rank was lost.
+            DataError: damaged data, on all ranks.
+            ResourceError: a checkpoint could not be written, on all ranks.
+        """
+        try:
+            while self._step < self._train.max_steps:
+                self._meter.restart()
+                step_data, fault = _fetch(data)
+                self._meter.data_ready()
+                if self._guards.before_step(fault) is Decision.STOP_SAVE:
+                    return self._stop()
+                self.train_step(step_data)
+                self._sample()
+                if self._due(self._train.save_every):
+                    self._save()
+            self._save()
+            return Outcome.COMPLETE
+        except RuntimeError as error:
+            raise _lost_rank(error, self._step) or error from error
+        finally:
+            self._progress.close()
+            if self._writer:
+                self._writer.close()
+
+    def train_step(self, data: StepInput) -> Verdict:
+        """One update from one global batch."""
+        counts = global_counts(data.counts, self._topology)
+        rate = learning_rate(self._parts.config.optim, self._train.max_steps, data.step)
+        terms: dict[str, Tensor] = {}
+        update = Update(False, 0.0, 1.0)
+        for micro, batch in enumerate(data.batches):
+            self._engine.seed_dropout(self._train.seed, data.step, micro)
+            report = self._engine.forward(batch, counts)
+            _add(terms, {"loss": report.total, **report.terms})
+            loss = self._guards.veto(report.total, last=micro == len(data.batches) - 1)
+            self._engine.backward(loss)
+            update = self._engine.update(rate)
+        ids = [batch.sample_id_B.tolist() for batch in data.batches]
+        verdict = self._guards.judge(data.step, update.applied, ids)
+        self._step += 1
+        self._account(counts, verdict)
+        self._report(counts, rate, update, verdict, terms)
+        if verdict.decision is Decision.ABORT:
+            raise self._guards.error(data.step, verdict)
+        return verdict
+
+    def _account(self, counts: BatchCounts, verdict: Verdict) -> None:
+        self._meters.samples += counts.samples
+        self._meters.tokens += counts.source_tokens + counts.target_tokens
+        self._meters.skipped_steps += verdict.decision is not Decision.PROCEED
+
+    def _report(
+        self, counts: BatchCounts, rate: float, update: Update, verdict: Verdict, terms: dict[str, Tensor]
+    ) -> None:
+        """One line of figures, on the steps that are logged; skipped steps always are."""
+        config = self._parts.config
+        timing = self._meter.finish(
+            counts, step_flops(config.model, config.objective, self._parts.vocab_size, counts)
+        )
+        self._meters.seconds += timing.seconds
+        skipped = verdict.decision is not Decision.PROCEED
+        if not (skipped or self._validates or self._due(self._train.log_every)):
+            self._progress.advance({})
+            return
+        values: dict[str, Any] = {**global_terms(terms, self._topology), "lr": rate}
+        values |= {"grad_norm": update.grad_norm, "loss_scale": update.loss_scale}
+        values |= {name: value for name, value in asdict(timing).items() if value is not None}
+        values["memory_bytes"] = memory_bytes(self._topology.device)
+        values |= {"samples_total": self._meters.samples, "tokens_total": self._meters.tokens}
+        values["skipped_steps"] = self._meters.skipped_steps
+        if skipped:
+            values |= {"skipped": True, "reason": verdict.reason, "bad_samples": verdict.sample_ids}
+            self._progress.note(f"step {self._step} skipped: {verdict.reason}")
+        if self._validates:
+            values |= self._validate()
+        if self._writer:
+            self._writer.write(self._step, values)
+        self._progress.advance(values)
+
+    def _validate(self) -> dict[str, float]:
+        losses = self._parts.validator.losses(self._engine)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items() if not name.endswith("_nll"))
+        self._progress.note(f"step {self._step} held out: {shown}")
+        return {f"valid/{name}": value for name, value in losses.items()}
+
+    @property
+    def _validates(self) -> bool:
+        return self._due(self._train.valid_every) or self._step == self._train.max_steps
+
+    def _sample(self) -> None:
+        due = self._due(self._train.sample_every) if self._train.sample_every else self._validates
+        if self._parts.sampler is None or not due:
+            return
+        weights = self._engine.full_weights()
+        if self._writer and weights is not None:
+            self._writer.write_text(self._step, "samples", self._parts.sampler(weights))
+
+    def _stop(self) -> Outcome:
+        logger.warning("asked to stop (%s): saving at step %d", self._signals.name or "another rank", self._step)
+        self._save()
+        return Outcome.STOPPED
+
+    def _save(self) -> None:
+        if self._step == self._saved_at:
+            return
+        if self._writer:
+            # The checkpoint must not know of steps whose figures a kill could still take.
+            self._writer.flush()
+        state = self._parts.identity.state(self._step, self._meters)
+        self._parts.checkpoints.save(self._step, self._engine, state)
+        self._saved_at = self._step
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self._step % every == 0
+
+
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        value = value.detach()
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _fetch(data: Iterator[StepInput]) -> tuple[Any, JanusError | None]:
+    """The next step's data, or the fault that stands in its place."""
+    try:
+        return next(data), None
+    except JanusError as fault:
+        return None, fault
+
+
+def _lost_rank(error: RuntimeError, step: int) -> TrainingError | None:
+    """The error for a broken connection to another rank; None for any other fault."""
+    text = str(error)
+    if not any(sign in text for sign in ("Connection reset", "Connection closed", "remote process")):
+        return None
+    return TrainingError(
+        f"another rank was lost ({text.splitlines()[0]})",
+        f"step {step}",
+        "look for that rank's own message; the same command resumes from the last checkpoint",
+    )

@@ -1,0 +1,53 @@
+"""Losses on held-out samples, the same numbers on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from janus_ds.batch import BatchCounts, TwoStreamBatch
+from janus_ds.parallel.topology import Topology
+from janus_ds.train.engine import TrainingEngine
+
+__all__ = ["Validator", "global_counts", "global_terms"]
+
+
+class Validator:
+    """Evaluates a fixed set of batches.
+
+    Args:
+        batches: this rank's batches, as many as every other rank has; their masks never change.
+        topology: the ranks that share the set.
+    """
+
+    def __init__(self, batches: Sequence[TwoStreamBatch], topology: Topology) -> None:
+        self._batches = batches
+        self._topology = topology
+        own = sum((batch.counts for batch in batches), BatchCounts())
+        self._counts = global_counts(own, topology)
+
+    def losses(self, engine: TrainingEngine) -> dict[str, float]:
+        """Each term as its mean over the whole set, and the weighted total as "loss"."""
+        sums: dict[str, Tensor] = {}
+        with engine.evaluation():
+            for batch in self._batches:
+                report = engine.forward(batch, self._counts)
+                for name, value in {"loss": report.total, **report.terms}.items():
+                    sums[name] = sums[name] + value if name in sums else value
+        return global_terms(sums, self._topology)
+
+
+def global_counts(counts: BatchCounts, topology: Topology) -> BatchCounts:
+    """Counts over all data-parallel ranks: what losses are divided by."""
+    return BatchCounts(*topology.sum_over_data(counts.values()))
+
+
+def global_terms(terms: Mapping[str, Tensor], topology: Topology) -> dict[str, float]:
+    """Sums of the ranks' parts of each term. One transfer, one wait for the device."""
+    names = sorted(terms)
+    if not names:
+        return {}
+    parts = torch.stack([terms[name].detach().to(torch.float64) for name in names])
+    return dict(zip(names, topology.sum_tensor_over_data(parts).tolist(), strict=True))

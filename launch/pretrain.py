@@ -1,0 +1,20 @@
+"""Pretrain a model: `deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json`.
+
+Also under torchrun and srun, and as a plain program on one device. The same command started again
+resumes from the last whole checkpoint, and ends at once when the run is complete. Exit codes stand
+in janus_ds/errors.py; 75 means: asked to stop, saved, start me again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from janus_ds.train.launch import parse_options, run_program
+from janus_ds.train.pretraining import pretrain
+
+RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
+
+if __name__ == "__main__":
+    options = parse_options(sys.argv[1:], RECIPE, "Pretrain a JANUS model.")
+    run_program(lambda: pretrain(options))

@@ -1,0 +1,83 @@
+"""The released code's own weights, batch and logits (tests/fixtures), in double precision."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from janus_ds.model.janus import JanusModel
+from janus_ds.model.pretrained import load_fairseq, load_weights
+from janus_ds.parallel.layers import DenseLayers
+from tests.support.two_stream import Conventions, Sample, make_batch
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "janus_tiny_fixture.pt"
+TOLERANCE = 2e-5
+RELEASED = Conventions(query_position="previous", mask=3)
+
+
+@pytest.fixture(scope="module")
+def fixture() -> dict[str, Any]:
+    return torch.load(FIXTURE, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def model(fixture: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> JanusModel:
+    path = tmp_path_factory.mktemp("fairseq") / "model.pt"
+    args = argparse.Namespace(
+        encoder_attention_heads=fixture["config"]["heads"],
+        decoder_attention_heads=fixture["config"]["heads"],
+        activation_fn=fixture["config"]["activation"],
+    )
+    torch.save({"model": fixture["state_dict"], "args": args}, path)
+    config, special, weights, report = load_fairseq(path)
+    assert (config.d_model, config.ffn_dim, config.heads, special.vocab_size) == (32, 64, 2, 28)
+    assert config.length_classes == 256
+    assert report.added == ()
+    built = JanusModel(config, special, DenseLayers()).double().eval()
+    load_weights(built, weights)
+    return built
+
+
+def fixture_samples(fixture: dict[str, Any]) -> list[Sample]:
+    """Its two sentences; the source is left-padded there."""
+    samples = []
+    for source, target, hidden in zip(
+        fixture["src_tokens"], fixture["target"], fixture["nar_input"]["nar_query_p"], strict=True
+    ):
+        tokens = [t for t in target.tolist() if t != 1]
+        # Padding slots hold the pad symbol, 1; position 1 itself is not masked in either sentence.
+        masked = [p for p in hidden.tolist() if p != 1]
+        samples.append(Sample([t for t in source.tolist() if t != 1], tokens, masked))
+    return samples
+
+
+@pytest.mark.parametrize("backend", ["dense", "grouped"])
+def test_logits_equal_those_of_the_released_code(
+    model: JanusModel, fixture: dict[str, Any], backend: str
+) -> None:
+    model.attention_backend = backend
+    samples = fixture_samples(fixture)
+    assert [s.masked for s in samples] == [[2, 3, 5], [2]]
+    with torch.no_grad():
+        rows = model(make_batch(samples, RELEASED))
+        assert rows.ar_BAD is not None
+        assert rows.nar_BMD is not None
+        assert rows.aux_BMD is not None
+        ar, nar, aux = (model.logits(h) for h in (rows.ar_BAD, rows.nar_BMD, rows.aux_BMD))
+    expect = fixture["expect"]
+    for b, sample in enumerate(samples):
+        length, masked = len(sample.target), len(sample.masked)
+        shown = length - masked
+        pairs = (
+            (ar[b, : length - 1], expect["ar_logits"][b, : length - 1]),
+            (nar[b, :masked], expect["nar_content_logits"][b, shown:length]),
+            (aux[b, :masked], expect["aux_query_logits"][b, :masked]),
+        )
+        for ours, theirs in pairs:
+            assert float((ours - theirs).abs().max()) < TOLERANCE
+    assert rows.length_logits_BK is not None
+    assert float((rows.length_logits_BK - expect["length_logits"]).abs().max()) < TOLERANCE

@@ -1,0 +1,134 @@
+"""Start a function on several processes as torchrun would, and collect what each rank returns.
+
+A worker is named "package.module:function", is called with the arguments given, and its result is
+pickled. One start costs about 5-10 s, so a test puts many assertions into one job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_ranks(
+    worker: Callable[..., Any],
+    world_size: int,
+    *arguments: Any,
+    env: dict[str, str] | None = None,
+    timeout: float = 150.0,
+) -> list[Any]:
+    """Results of `worker(*arguments)` on ranks 0 .. world_size - 1, in rank order.
+
+    Raises:
+        RuntimeError: a rank failed or did not end in time; carries the output of the ranks.
+    """
+    with tempfile.TemporaryDirectory(prefix="janus-ranks-") as folder:
+        call = Path(folder) / "call.pickle"
+        call.write_bytes(pickle.dumps((f"{worker.__module__}:{worker.__name__}", arguments)))
+        ranks = [_start(rank, world_size, Path(folder), env or {}) for rank in range(world_size)]
+        try:
+            failed = _wait(ranks, timeout)
+        finally:
+            for process in ranks:
+                kill_session(process)
+        if failed is not None:
+            logs = [f"--- rank {r}\n{_tail(Path(folder) / f'log.{r}')}" for r in range(world_size)]
+            raise RuntimeError("\n".join([failed, *logs]))
+        return [pickle.loads((Path(folder) / f"result.{r}").read_bytes()) for r in range(world_size)]
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun sets for one rank, and what keeps ranks on a small CPU machine quick."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def kill_session(process: subprocess.Popen[Any]) -> None:
+    """Kill a process started with `start_new_session=True` and all it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _start(rank: int, world_size: int, folder: Path, env: dict[str, str]) -> subprocess.Popen[Any]:
+    # Rank 0 listens on a port of its own choice and tells it through a file, so none can collide.
+    environment = rank_environment(rank, world_size, 0) | {"JANUS_TEST_FOLDER": str(folder)} | env
+    with open(folder / f"log.{rank}", "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.support.launch"],
+            env=environment,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _wait(ranks: list[subprocess.Popen[Any]], timeout: float) -> str | None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in ranks]
+        if any(codes):
+            time.sleep(0.3)  # lets the other ranks write what they see of the failure
+            return f"exit codes of the ranks: {codes}"
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(0.05)
+    return f"not finished after {timeout:.0f} s"
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-4000:] if log.exists() else "(no output)"
+
+
+def _agree_on_port(folder: Path) -> None:
+    file = folder / "port"
+    if os.environ["RANK"] == "0":
+        (folder / "port.tmp").write_text(str(free_port()))
+        (folder / "port.tmp").rename(file)
+    while not file.exists():
+        time.sleep(0.01)
+    os.environ["MASTER_PORT"] = file.read_text()
+
+
+def _main() -> None:
+    folder = Path(os.environ["JANUS_TEST_FOLDER"])
+    _agree_on_port(folder)
+    name, arguments = pickle.loads((folder / "call.pickle").read_bytes())
+    module, function = name.split(":")
+    result = getattr(importlib.import_module(module), function)(*arguments)
+    (folder / f"result.{os.environ['RANK']}").write_bytes(pickle.dumps(result))
+
+
+if __name__ == "__main__":
+    _main()

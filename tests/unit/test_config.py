@@ -1,0 +1,279 @@
+"""Recipes: reading, overriding, presets, all faults at once, fingerprints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from janus_ds.config.faults import ConfigFaultsError, nearest
+from janus_ds.config.fields import coerce, field_docs, field_table
+from janus_ds.config.load import fingerprint, from_dict, load_run_config, to_dict
+from janus_ds.config.rules import CHOICES
+from janus_ds.config.schema import RunConfig
+from janus_ds.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def faults_of(recipe: Path | None, *overrides: str) -> ConfigFaultsError:
+    with pytest.raises(ConfigFaultsError) as caught:
+        load_run_config(recipe, overrides)
+    assert caught.value.exit_code == 3
+    return caught.value
+
+
+def test_recipe_then_overrides_then_defaults(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "name: mine\noptim:\n  lr: 1e-4\n  warmup_steps: 7\n")
+    run = load_run_config(recipe, ["optim.warmup_steps=9", "train.max_steps=20", "optim.warmup_steps=11"])
+    assert (run.name, run.optim.lr, run.optim.warmup_steps, run.train.max_steps) == ("mine", 1e-4, 11, 20)
+    assert run.train.global_batch == RunConfig().train.global_batch
+
+
+def test_an_empty_recipe_and_none_are_the_defaults(tmp_path: Path) -> None:
+    assert load_run_config(write(tmp_path, "# nothing\nmodel:\n")) == load_run_config(None)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("name=2024", "2024"),
+        ("init=null", None),
+        ("data.path=/data/x=y", "/data/x=y"),
+        ("model.preset=1b", "1b"),
+        ("model.layernorm_embedding=false", False),
+        ("optim.lr=2e-3", 0.002),
+        ("objective.weight_aux=2", 2.0),
+        ("model.length_classes=~", 1024),
+    ],
+)
+def test_overrides_take_the_type_of_their_field(override: str, value: object) -> None:
+    found: object = load_run_config(None, [override])
+    for name in override.partition("=")[0].split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_model_preset_fills_only_what_is_not_given(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "model:\n  preset: bart_base\n  dropout: 0.3\n")
+    model = load_run_config(recipe, ["model.decoder_layers=2"]).model
+    assert (model.encoder_layers, model.decoder_layers, model.d_model, model.heads) == (6, 2, 768, 12)
+    assert (model.dropout, model.attention_dropout, model.layernorm_embedding) == (0.3, 0.1, True)
+
+
+def test_nothing_is_left_to_presets_after_loading() -> None:
+    run = load_run_config(None)
+    optional = {key for key, spec in field_table().items() if spec.optional}
+    left = {key for key in optional if _get(run, key) is None}
+    assert left == {"init", "model.preset", "data.path", "data.valid_path"}
+
+
+def _get(run: RunConfig, key: str) -> object:
+    value: object = run
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path,
+        "modle:\n  d_model: 8\nmodel:\n  heads: 3\n  d_model: 128\noptim:\n  lr: fast\n  beta2: 1.5\n"
+        "data: 7\ntrain:\n  max_steps: 1.5\n",
+    )
+    error = faults_of(recipe, "objective.preset=papers", "lr=1", "train.seed")
+    text = str(error)
+    assert len(error.faults) == 9
+    for words in (
+        "unknown key 'modle'",
+        "did you mean 'model",
+        "3 heads do not divide d_model 128",
+        "optim.lr must be a number, not 'fast' (text)",
+        "optim.beta2 is 1.5, but must be at least 0 and less than 1",
+        "data is a section, not a value",
+        "train.max_steps must be a whole number, not 1.5 (a number)",
+        "objective.preset has no value 'papers'",
+        "did you mean 'paper'?",
+        "unknown key 'lr'",
+        "did you mean 'optim.lr'?",
+        "an override has no '='",
+        f"{recipe}: optim.beta2",
+        "--set objective.preset=papers",
+    ):
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.heads=5"], "5 heads do not divide d_model 128"),
+        (["model.max_target_positions=100"], "need 128 positions, but model.max_target_positions is 100"),
+        (["model.max_source_positions=100"], "need 128 positions, but model.max_source_positions is 100"),
+        (["masking.source_share=0.6"], "masking.source_share 0.6 is above masking.target_share 0.5"),
+        (["masking.target_share=0"], "nothing would be masked"),
+        (["data.task=pair", "masking.target=infilling"], "task 'pair' has a source of its own"),
+        (["objective.preset=cmlm", "objective.weight_nar=0"], "no token is trained"),
+        (
+            ["optim.schedule=polynomial", "optim.warmup_steps=300"],
+            "warms up for 300 steps, but the run has 300",
+        ),
+        (["optim.warmup_init_lr=1"], "above the peak learning rate"),
+        (["decode.max_length=1025"], "the model has 1024 target positions"),
+        (["model.dropout=1"], "less than 1"),
+        (["model.dropout=.nan"], "less than 1"),
+        (["train.global_batch=0"], "more than 0"),
+        (["objective.weight_ar=-1"], "0 or more"),
+        (["masking.rotate_share=1.1"], "a share between 0 and 1"),
+        (["model.length_classes=1"], "2 or more"),
+        (["train.log_every=true"], "must be a whole number, not True (true or false)"),
+        (["model.activation=gelus"], "did you mean 'gelu'?"),
+        (["train=3"], "train is a section, not a field"),
+        (["name=[1"], None),
+    ],
+)
+def test_values_are_checked_alone_and_together(overrides: list[str], words: str | None) -> None:
+    if words is None:
+        assert load_run_config(None, overrides).name == "[1"
+        return
+    error = faults_of(None, *overrides)
+    assert len(error.faults) == 1
+    assert words in str(error)
+    assert error.where
+    assert error.fix
+
+
+def test_sources_of_pairs_may_be_longer_than_blocks() -> None:
+    load_run_config(None, ["data.task=pair", "model.max_source_positions=100"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"model: [", "not valid YAML"),
+        (b"- 1\n- 2\n", "not a mapping"),
+        (b"name: a\nname: b\n", "the key 'name' is given twice"),
+        (b"optim:\n  lr: 1\n  lr: 2\n", "the key 'lr' is given twice"),
+        (b"name: \xff\xfe\n", "not UTF-8"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, text: bytes, words: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text)
+    error = faults_of(path)
+    assert words in error.what
+    assert str(path) in error.where
+
+
+def test_a_missing_recipe_names_its_neighbour(tmp_path: Path) -> None:
+    write(tmp_path, "name: a")
+    error = faults_of(tmp_path / "recipes.yaml")
+    assert "cannot be read: No such file" in error.what
+    assert "did you mean 'recipe.yaml'?" in error.fix
+
+
+def test_run_json_gives_the_run_back(tmp_path: Path) -> None:
+    for recipe in (None, *RECIPES):
+        run = load_run_config(recipe)
+        assert from_dict(to_dict(run)) == run
+    values = to_dict(run)
+    del values["train"]["log_every"]
+    assert from_dict(values) == replace(run, train=replace(run.train, log_every=1))
+    values["model"]["depth"] = 3
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.depth'"):
+        from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("name=other", True),
+        ("data.path=/elsewhere", True),
+        ("data.workers=3", True),
+        ("train.save_every=7", True),
+        ("train.max_steps=600", True),
+        ("train.activation_checkpointing=true", True),
+        ("decode.iterations=10", True),
+        ("train.seed=2", False),
+        ("train.global_batch=64", False),
+        ("optim.lr=1e-3", False),
+        ("objective.weight_aux=0.5", False),
+        ("masking.target_share=0.4", False),
+        ("model.dropout=0", False),
+        ("data.shuffle_window=9", False),
+    ],
+)
+def test_the_fingerprint_is_of_what_is_trained(override: str, same: bool) -> None:
+    base = fingerprint(load_run_config(None))
+    assert (fingerprint(load_run_config(None, [override])) == base) == same
+
+
+def test_the_fingerprint_does_not_depend_on_how_a_value_was_given() -> None:
+    given_by_preset = load_run_config(None, ["model.preset=quickstart"])
+    shape = to_dict(given_by_preset)["model"]
+    written_out = [f"model.{key}={value}" for key, value in shape.items() if key != "preset"]
+    assert fingerprint(load_run_config(None, written_out)) == fingerprint(given_by_preset)
+
+
+def test_the_polynomial_schedule_ties_the_length_of_the_run() -> None:
+    short, long = (
+        load_run_config(None, ["optim.schedule=polynomial", f"train.max_steps={n}"]) for n in (300, 600)
+    )
+    assert fingerprint(short) != fingerprint(long)
+
+
+def test_every_field_has_a_text_and_every_choice_a_field() -> None:
+    docs = field_docs()
+    assert not [key for key in field_table() if len(docs.get(key, "")) < 8]
+    assert set(CHOICES) <= set(field_table())
+    for key, names in CHOICES.items():
+        if key not in ("objective.normalise",):
+            missing = [name for name in names if name not in docs[key]]
+            assert not missing, f"the text of {key} does not name {missing}"
+
+
+@given(st.sampled_from(sorted(field_table())), st.integers(0, 40), st.characters(categories=["Ll"]))
+def test_one_wrong_letter_is_understood(key: str, place: int, letter: str) -> None:
+    place %= len(key)
+    wrong = key[:place] + letter + key[place + 1 :]
+    assert wrong == key or nearest(wrong, field_table()) is not None
+
+
+@given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())))
+def test_any_value_is_taken_as_its_type_or_refused_in_words(value: object) -> None:
+    for spec in field_table().values():
+        try:
+            taken = coerce(spec, value)
+        except ValueError as error:
+            refusal = str(error)
+        else:
+            assert taken is None or type(taken) is spec.type
+            continue
+        assert refusal.startswith(f"{spec.key} must be {spec.type_name}, not ")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_write_numbers_as_yaml_reads_them(recipe: Path) -> None:
+    run = load_run_config(recipe)
+    assert run.name == recipe.stem
+    assert run.data.task == "denoise"
+    assert run.train.max_steps > run.optim.warmup_steps
+
+
+def test_the_paper_recipe_is_the_papers() -> None:
+    run = load_run_config(next(r for r in RECIPES if r.stem == "bart_base"))
+    assert (run.model.heads, run.data.block_tokens, run.train.global_batch) == (12, 510, 1024)
+    optim = run.optim
+    assert (optim.lr, optim.schedule, optim.warmup_steps) == (1e-4, "polynomial", 10_000)
+    assert (optim.beta1, optim.beta2, optim.eps, optim.weight_decay) == (0.9, 0.98, 1e-6, 0.01)
+    assert (run.masking.source_share, run.masking.target_share, run.masking.poisson) == (0.3, 0.5, 2.0)
+    assert (run.objective.weight_kl_ar_aux, run.objective.weight_kl_nar_aux) == (2.0, 2.0)

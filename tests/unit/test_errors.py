@@ -1,0 +1,52 @@
+"""Errors: three parts, no stack, an exit code of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from janus_ds import errors
+from janus_ds.errors import PREEMPTED_EXIT_CODE, DataError, JanusError, exit_on_error
+
+KINDS = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, JanusError)]
+
+
+def test_exit_codes_are_distinct_and_fit_a_shell() -> None:
+    codes = [kind.exit_code for kind in KINDS] + [PREEMPTED_EXIT_CODE]
+    assert len(codes) == 9
+    assert len(set(codes)) == len(codes)
+    assert all(0 < code < 126 for code in codes)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_says_what_where_and_what_to_do(kind: type[JanusError]) -> None:
+    error = kind("the shard is cut", "shard-000003.tar", "copy it again")
+    assert str(error) == "error: the shard is cut\n  where: shard-000003.tar\n  to do: copy it again"
+    assert (error.what, error.where, error.fix) == error.args
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (4, "raise DataError('the shard is cut', 'shard-000003.tar', 'copy it again')"),
+        (130, "raise KeyboardInterrupt"),
+        (7, "return 7"),
+        (0, "return None"),
+    ],
+)
+def test_user_faults_leave_with_their_code_and_no_stack(code: int, text: str) -> None:
+    script = f"from janus_ds.errors import *\ndef main():\n    {text}\nexit_on_error(main)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert ("the shard is cut" in done.stderr) == (code == DataError.exit_code)
+
+
+def test_faults_of_ours_keep_their_stack() -> None:
+    def main() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        exit_on_error(main)

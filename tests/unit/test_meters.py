@@ -1,0 +1,94 @@
+"""Figures: timing, work count, and files with one value a step after any number of resumes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_ds.batch import BatchCounts
+from janus_ds.config.presets import resolve
+from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.observe.meters import StepMeter, device_peak_flops, memory_bytes, step_flops
+from janus_ds.observe.writers import MetricsWriter, read_metrics
+
+COUNTS = BatchCounts(samples=2, source_tokens=600, target_tokens=400, ar_tokens=398, masked_tokens=200)
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """All scalar events as written, without TensorBoard's own purging."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.glob("events.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name != "text":
+                    found.setdefault(value.tag, []).append((event.step, value.tensor.float_val[0]))
+    return {tag: sorted(values) for tag, values in found.items()}
+
+
+def test_one_value_a_step_after_kills_and_resumes(tmp_path: Path) -> None:
+    """Three starts: killed at 5 with a checkpoint at 3, killed at 6 with one at 3, then to the end."""
+    for start, end, value in ((0, 5, 1.0), (3, 6, 2.0), (3, 8, 3.0)):
+        writer = MetricsWriter(tmp_path, start)
+        for step in range(start + 1, end + 1):
+            writer.write(step, {"loss": value, "bad": float("nan"), "note": "text"})
+            writer.write_text(step, "samples", "some text")
+        writer.close()
+        # What a kill in the middle of a write leaves.
+        with (tmp_path / "metrics.jsonl").open("a") as lines:
+            lines.write('{"step": 9, "lo')
+        with max((tmp_path / "tensorboard").glob("events.*"), key=lambda p: p.stat().st_mtime).open("ab") as file:
+            file.write(b"\x20\x00\x00\x00")
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    expected = [(1, 1.0), (2, 1.0), (3, 1.0), *((step, 3.0) for step in range(4, 9))]
+    assert [(line["step"], line["loss"]) for line in lines] == expected
+    assert lines[0]["bad"] is None
+    MetricsWriter(tmp_path, 8).close()
+    assert events(tmp_path / "tensorboard") == {"loss": expected}
+
+
+def test_a_new_start_from_zero_removes_everything(tmp_path: Path) -> None:
+    for _ in range(2):
+        writer = MetricsWriter(tmp_path, 0)
+        writer.write(1, {"loss": 1.0})
+        writer.close()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+    assert events(tmp_path / "tensorboard") == {"loss": [(1, 1.0)]}
+
+
+def test_tokens_per_second_and_the_share_of_waiting() -> None:
+    meter = StepMeter(devices=4, peak_flops=1e9)
+    meter.restart()
+    time.sleep(0.03)
+    meter.data_ready()
+    time.sleep(0.03)
+    timing = meter.finish(COUNTS, flops=1e8)
+    assert timing.tokens_per_second == pytest.approx(1000 / timing.seconds)
+    assert timing.tokens_per_second_device == pytest.approx(timing.tokens_per_second / 4)
+    assert 0.2 < timing.data_wait_share < 0.8
+    assert timing.mfu == pytest.approx(1e8 / timing.seconds / 4e9)
+
+
+def test_work_of_a_step_agrees_with_the_published_count() -> None:
+    """BART-base 512/512, M/N = .5: a JANUS step is 2.24 AR steps, and an AR step 153 GFLOP forward."""
+    model = ModelConfig(d_model=768, encoder_layers=6, decoder_layers=6, ffn_dim=3072, heads=12)
+    both = BatchCounts(samples=1, source_tokens=512, target_tokens=512, ar_tokens=511, masked_tokens=256)
+    alone = BatchCounts(samples=1, source_tokens=512, target_tokens=512, ar_tokens=511)
+    janus = step_flops(model, resolved("paper"), 50265, both)
+    plain = step_flops(model, resolved("ar"), 50265, alone)
+    assert plain / 3 == pytest.approx(153e9, rel=0.05)
+    assert janus / plain == pytest.approx(2.24, rel=0.05)
+
+
+def resolved(preset: str) -> ObjectiveConfig:
+    return resolve(RunConfig(objective=ObjectiveConfig(preset=preset))).objective
+
+
+def test_cpu_has_memory_and_no_known_peak() -> None:
+    cpu = torch.device("cpu")
+    assert device_peak_flops(cpu, torch.float32) is None
+    assert memory_bytes(cpu) > 10**7

@@ -1,0 +1,135 @@
+"""The order of samples and the counter-based random numbers under it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from janus_ds.data.counter_rng import SampleKeys, Stream, bits, keys, shuffled, uniforms
+from janus_ds.data.schedule import SampleSchedule, rank_positions
+from janus_ds.errors import ConfigError, DataError
+
+FROZEN_ORDER = [9, 0, 11, 2, 1, 10, 7, 4, 6, 5, 3, 8]
+FROZEN_BITS = "0xa6d677302cde4c60"
+
+member_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
+
+
+def stream(schedule: SampleSchedule, steps: range) -> tuple[np.ndarray, np.ndarray]:
+    parts = [schedule.ids(step) for step in steps]
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+@settings(max_examples=60, deadline=None)
+@given(member_sizes, st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**40))
+def test_each_sample_comes_once_an_epoch(sizes, window, batch, seed):
+    schedule = SampleSchedule(seed, sizes, window, batch)
+    n = schedule.samples
+    epochs, ids = stream(schedule, range(3 * n // batch + 1))
+    assert (epochs == np.arange(len(epochs)) // n).all()
+    for epoch in range(len(ids) // n):
+        assert sorted(ids[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@settings(max_examples=40, deadline=None)
+@given(member_sizes, st.integers(1, 5), st.integers(1, 12), st.integers(0, 30))
+def test_the_position_is_the_only_state(sizes, window, batch, start):
+    walked = SampleSchedule(7, sizes, window, batch)
+    stream(walked, range(start + 1))
+    jumped = SampleSchedule(7, sizes, window, batch)
+    jumped.ids(start + 3)
+    for step in (start, start + 1):
+        np.testing.assert_array_equal(walked.ids(step), jumped.ids(step))
+    # The batch size cuts the stream and does not change it.
+    other = SampleSchedule(7, sizes, window, 1)
+    _, ids = walked.ids(start)
+    np.testing.assert_array_equal(ids, stream(other, range(start * batch, (start + 1) * batch))[1])
+
+
+def test_a_batch_larger_than_an_epoch():
+    epochs, ids = SampleSchedule(1, [2, 1], 1, 8).ids(0)
+    assert epochs.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert sorted(ids[:3]) == sorted(ids[3:6]) == [0, 1, 2]
+
+
+def test_samples_mix_inside_windows_only():
+    schedule = SampleSchedule(3, [10] * 6, window=2, global_batch=20)
+    members = [set((schedule.ids(step)[1] // 10).tolist()) for step in range(3)]
+    assert [len(m) for m in members] == [2, 2, 2]
+    assert set.union(*members) == set(range(6))
+    first = schedule.ids(0)[1]
+    assert (np.diff(first) < 0).any()
+    assert len(set((first[:10] // 10).tolist())) == 2
+
+
+def test_seeds_and_epochs_give_other_orders():
+    orders = [SampleSchedule(seed, [50] * 4, 2, 200).ids(epoch)[1] for seed in (1, 2) for epoch in (0, 1)]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert (one == other).mean() < 0.1
+
+
+def test_the_order_is_frozen():
+    """A change here would make runs resume in another order than they started in."""
+    epochs, ids = SampleSchedule(1, [3, 4, 2, 3], window=2, global_batch=12).ids(0)
+    assert epochs.tolist() == [0] * 12
+    assert ids.tolist() == FROZEN_ORDER
+    assert hex(bits(keys(1, 2, 3, Stream.COIN), 4)[0]) == FROZEN_BITS
+
+
+def test_shuffled_windows_are_uniform():
+    counts = np.zeros((4, 4))
+    for seed in range(2000):
+        counts[np.arange(4), shuffled(keys(seed, 0, 0, Stream.MEMBER_ORDER), 4)] += 1
+    assert abs(counts / 2000 - 0.25).max() < 0.04
+
+
+@pytest.mark.parametrize(("dp", "micro"), [(1, 12), (1, 3), (2, 3), (3, 1), (4, 3), (12, 1)])
+def test_ranks_partition_the_global_batch(dp, micro):
+    parts = [rank_positions(12, rank, dp, micro) for rank in range(dp)]
+    assert {p.shape for p in parts} == {(12 // (dp * micro), micro)}
+    assert sorted(np.concatenate([p.ravel() for p in parts])) == list(range(12))
+    # Micro-batch k of all ranks together does not depend on how many ranks there are.
+    assert sorted(np.concatenate([p[0] for p in parts])) == list(range(dp * micro))
+
+
+def test_refusals():
+    with pytest.raises(ConfigError, match="global batch of 12 cannot be split"):
+        rank_positions(12, 0, 5, 1)
+    with pytest.raises(DataError, match="holds no sample"):
+        SampleSchedule(1, [], 1, 1)
+    with pytest.raises(ConfigError, match=r"data\.shuffle_window is 0"):
+        SampleSchedule(1, [1], 0, 1)
+    with pytest.raises(ValueError, match="step -1"):
+        SampleSchedule(1, [1], 1, 1).ids(-1)
+
+
+def test_uniforms_are_uniform_and_independent():
+    sample = SampleKeys(1, np.zeros(400, np.int64), np.arange(400)).uniforms(Stream.SHARE, 250)
+    assert ((sample >= 0) & (sample < 1)).all()
+    cells = np.bincount((sample * 100).astype(int).ravel(), minlength=100)
+    chi_square = ((cells - 1000.0) ** 2 / 1000.0).sum()
+    assert 60 < chi_square < 150  # 99 degrees of freedom
+    centred = sample - 0.5
+    for other in (
+        np.roll(centred, 1, axis=0),  # the neighbour's number
+        np.roll(centred, 1, axis=1),  # the next counter
+        SampleKeys(1, np.ones(400, np.int64), np.arange(400)).uniforms(Stream.SHARE, 250) - 0.5,
+        SampleKeys(2, np.zeros(400, np.int64), np.arange(400)).uniforms(Stream.SHARE, 250) - 0.5,
+        SampleKeys(1, np.zeros(400, np.int64), np.arange(400)).uniforms(Stream.COIN, 250) - 0.5,
+    ):
+        assert abs((centred * other).mean() * 12) < 0.012  # sd of a correlation of 100,000 pairs: .003
+
+
+def test_every_bit_is_fair_and_keys_do_not_collide():
+    values = bits(keys(5, 0, np.arange(20000), Stream.HIDDEN_PLACE), 0)
+    ones = np.unpackbits(values.view(np.uint8)).reshape(-1, 64).mean(axis=0)
+    assert abs(ones - 0.5).max() < 0.02
+    grid = [keys(s, e, np.arange(500), stream) for s in range(3) for e in range(3) for stream in Stream]
+    assert len(np.unique(np.concatenate(grid))) == 9 * len(Stream) * 500
+
+
+def test_negative_and_large_seeds_work():
+    assert uniforms(keys(-1, 2**31 - 1, 0, Stream.COIN), 0) != uniforms(keys(2**64 - 2, 0, 0, Stream.COIN), 0)
