@@ -16,7 +16,14 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from janus_ds.checkpoint.manifest import fault_of, read_json, sync_files, sync_folder, write_json, write_manifest
+from janus_ds.checkpoint.manifest import (
+    fault_of,
+    read_json,
+    sync_files,
+    sync_folder,
+    write_json,
+    write_manifest,
+)
 from janus_ds.checkpoint.weights import WEIGHTS_FILE, save_weights
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology
@@ -89,7 +96,7 @@ class CheckpointManager:
 
     def _find(self) -> tuple[Path | None, list[str]]:
         self._clean()
-        faults = []
+        faults: list[str] = []
         for folder in reversed(self._published()):
             fault = fault_of(folder)
             if fault is None:
@@ -140,7 +147,7 @@ class CheckpointManager:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _together(self, action: Callable[[], None], *, main_only: bool = False) -> None:
-        """Run `action` and raise on all ranks if it failed on any: a rank that leaves alone hangs the rest."""
+        """Run `action`; raise on all ranks if it failed on any: a rank that leaves alone hangs the rest."""
         fault = None
         if self._topology.is_main or not main_only:
             try:

@@ -27,12 +27,16 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()
+    }
     try:
         save_file(tensors, str(path), metadata={"format": "pt"})
     except SafetensorError as error:
         # The library reports a full disk by an error class of its own.
         raise OSError(f"{path.name}: {error}") from error
+    # The library makes files that only their owner can read.
+    path.chmod(0o644)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -57,7 +61,10 @@ def find_weights(source: Path) -> Path:
     """
     if source.is_file():
         return source
-    candidates = [source / WEIGHTS_FILE, *sorted(source.glob(f"checkpoints/step-*/{WEIGHTS_FILE}"), reverse=True)]
+    candidates = [
+        source / WEIGHTS_FILE,
+        *sorted(source.glob(f"checkpoints/step-*/{WEIGHTS_FILE}"), reverse=True),
+    ]
     for path in candidates:
         if path.is_file():
             return path

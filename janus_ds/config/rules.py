@@ -42,7 +42,7 @@ def _words(text: str) -> tuple[str, ...]:
 _POSITIVE = _words(
     "model.d_model model.encoder_layers model.decoder_layers model.ffn_dim model.heads "
     "model.max_source_positions model.max_target_positions model.vocab_multiple model.init_std "
-    "data.block_tokens data.shuffle_window data.prefetch_steps data.pad_multiple masking.poisson "
+    "data.block_tokens data.shuffle_window data.prefetch_steps data.pad_multiple "
     "optim.lr optim.eps train.global_batch train.max_steps train.log_every train.save_every "
     "train.keep_last train.max_bad_steps decode.beam decode.length_beam"
 )
@@ -65,6 +65,7 @@ _RANGES: list[tuple[tuple[str, ...], _Test, str]] = [
     (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
     (_SHARE, lambda v: 0 <= v <= 1, "a share between 0 and 1"),
     (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and less than 1"),
+    (("masking.poisson",), lambda v: 0.1 <= v <= 100, "between 0.1 and 100"),
     (("model.length_classes",), lambda v: v >= 2, "2 or more"),
 ]
 

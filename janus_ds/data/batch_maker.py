@@ -59,11 +59,8 @@ class BatchMaker:
             config.model.max_source_positions,
         )
 
-    def views(self, epochs: Array, ids: Array) -> Views:
-        """Read, check and mask samples.
-
-        Args:
-            epochs, ids: int64, shape (B,).
+    def read(self, ids: Array) -> dict[str, Ragged]:
+        """The samples with these numbers by stream, checked.
 
         Raises:
             DataError: damaged data, or a sample that is empty, too long or of another vocabulary; names
@@ -71,15 +68,33 @@ class BatchMaker:
         """
         samples = self.source.read(ids)
         self._check(ids, samples)
+        return samples
+
+    def mask(self, epochs: Array, ids: Array, samples: dict[str, Ragged]) -> Views:
+        """Source, target and mask of samples that were read.
+
+        Raises:
+            DataError: a source that does not fit the encoder's position table.
+        """
         views = make_views(self.config.masking, self._special, self.config.train.seed, epochs, ids, samples)
-        self._refuse(
-            ids,
-            views.source.lengths,
-            self.config.model.max_source_positions,
-            "source tokens with bos and eos",
-            "model.max_source_positions",
-        )
+        limit, key = self.config.model.max_source_positions, "model.max_source_positions"
+        self._refuse(ids, views.source.lengths, limit, "source tokens with bos and eos", key)
         return views
+
+    def views(self, epochs: Array, ids: Array) -> Views:
+        """Read and mask samples.
+
+        Args:
+            epochs, ids: int64, shape (B,).
+
+        Raises:
+            DataError: as from `read` and `mask`.
+        """
+        return self.mask(epochs, ids, self.read(ids))
+
+    def collate(self, views: Views, ids: Array) -> TwoStreamBatch:
+        """One batch of views."""
+        return self._collate(views, ids)
 
     def batches(self, epochs: Array, ids: Array) -> list[TwoStreamBatch]:
         """Micro-batches.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -20,7 +22,7 @@ Result = TypeVar("Result")
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[tuple[Item, Note]], processes: int
-) -> Iterator[tuple[Result, Note]]:
+) -> Generator[tuple[Result, Note], None, None]:
     """Apply `function` to the first of each pair, results in the order of the items.
 
     At most one item a process is under way, so memory is bounded. The processes are forked, so
@@ -43,18 +45,17 @@ def ordered_map(
     try:
         for _ in range(processes):
             workers.append(_start(function, [worker.connection for worker in workers]))
-        waiting: list[Note | None] = [None] * processes
-        busy = [False] * processes
-        turn = 0
+        under_way: deque[tuple[_Worker, Note]] = deque()
         for item, note in items:
-            if busy[turn]:
-                yield _receive(workers[turn]), waiting[turn]  # type: ignore[misc]
-            _send(workers[turn], item)
-            waiting[turn], busy[turn] = note, True
-            turn = (turn + 1) % processes
-        for number in (*range(turn, processes), *range(turn)):
-            if busy[number]:
-                yield _receive(workers[number]), waiting[number]  # type: ignore[misc]
+            if len(under_way) == processes:
+                worker, earlier = under_way.popleft()
+                yield _receive(worker), earlier
+            else:
+                worker = workers[len(under_way)]
+            _send(worker, item)
+            under_way.append((worker, note))
+        for worker, earlier in under_way:
+            yield _receive(worker), earlier
     finally:
         for worker in workers:
             worker.connection.close()
@@ -83,6 +84,7 @@ def _start(function: Callable[[Any], Any], others: list[Connection]) -> _Worker:
 
 def _serve(function: Callable[[Any], Any], connection: Connection, inherited: list[Connection]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller ends us
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process
     for other in inherited:
         other.close()
     while True:

@@ -13,7 +13,7 @@ tokens, P picked rows, X rows of a chunk, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,11 +137,15 @@ class Generator:
     def generate_ids(
         self, sources: Sequence[Sequence[int]], progress: Progress | None = None
     ) -> list[list[ScoredTokens]]:
-        """As :meth:`generate_nbest`, for sources that are token ids without bos and eos."""
+        """As :meth:`generate_nbest`, for sources that are token ids without bos and eos.
+
+        An empty source gives an empty hypothesis.
+        """
         self._check_lengths(sources)
-        found: list[list[ScoredTokens]] = [[] for _ in sources]
-        done = 0
-        for batch in _batches([len(source) + 2 for source in sources]):
+        found = [[ScoredTokens((), 0.0)] for _ in sources]
+        filled = [i for i, source in enumerate(sources) if len(source)]
+        done = len(sources) - len(filled)
+        for batch in _batches({i: len(sources[i]) + 2 for i in filled}):
             results = self._decode([sources[i] for i in batch])
             for index, candidates in zip(batch, results, strict=True):
                 found[index] = candidates
@@ -182,9 +186,7 @@ class Generator:
         return source_BS.to(device), length_B.to(device)
 
     def _autoregressive(self, memory: Memory) -> list[list[ScoredTokens]]:
-        settings, objective = self._search_settings(), self.config.objective
-        predicted = objective.ar_query_position == "predicted" and objective.decoder_start == "bos"
-        stream = ArStream(objective.ar_stream == "query", int(predicted), self._decoder_mask())
+        settings, stream = self._search_settings(), ArStream.of(self.config.objective, self.special)
         cache = self.model.start_cache(memory, stream, settings.beam, settings.max_steps)
         steps = _CachedSteps(self.model, cache)
         return beam_search(steps, memory.sentences, settings, memory.states_BSD.device)
@@ -216,20 +218,18 @@ class Generator:
             longest = min(longest, decode.max_length + 2)
         logits_BK = self.model.length_logits(memory)
         length_BC = length_candidates(logits_BK, rule, decode.length_beam, convention, longest)
+        mask = special.unk if self.config.objective.mask_symbol == "unk" else special.mask
         specials = {special.bos, special.pad, special.eos, special.unk, special.mask}
         settings = MaskPredictSettings(
             iterations=decode.iterations,
             bos=special.bos,
             eos=special.eos,
             pad=special.pad,
-            mask=self._decoder_mask(),
+            mask=mask,
             forbidden=() if rule == "released" else tuple(specials),
             score=rule,
         )
         return mask_predict(_CandidateRows(self.model, memory), length_BC, settings)
-
-    def _decoder_mask(self) -> int:
-        return self.special.unk if self.config.objective.mask_symbol == "unk" else self.special.mask
 
 
 class _CachedSteps:
@@ -276,10 +276,10 @@ def _check_mode(config: RunConfig) -> None:
     )
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _batches(lengths: Mapping[int, int]) -> Iterator[list[int]]:
     """Indices in batches of like lengths, the longest first (memory runs out at once or never)."""
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in sorted(lengths, key=lambda i: -lengths[i]):
         width = lengths[batch[0]] if batch else 0
         if batch and (len(batch) == _BATCH_SENTENCES or (len(batch) + 1) * width > _BATCH_TOKENS):
             yield batch

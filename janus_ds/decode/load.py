@@ -31,6 +31,7 @@ RUN_FORMAT_VERSION = 1
 
 _RUN_FILE, _WEIGHTS, _COMPLETE = "run.json", "weights.safetensors", "complete.json"
 _CHUNK = 1 << 20
+_KEYS = ("recipe", "special_tokens", "tokenizer_fingerprint")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def load_run(
     config = from_dict(record["recipe"], str(folder / _RUN_FILE))
     special = SpecialTokens(**record["special_tokens"])
     config = with_decode(config, decode or {})
-    text = _load_text(folder / "tokenizer", special, record.get("tokenizer_fingerprint"))
+    text = _load_text(folder / "tokenizer", special, record["tokenizer_fingerprint"])
     model = model_from_file(config.model, special, weights, device)
     return LoadedRun(model, text, special, config, folder, weights)
 
@@ -157,8 +158,7 @@ def _crc32(path: Path) -> int:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        found = record["format_version"], record["recipe"], record["special_tokens"]
-        version = int(found[0])
+        version = int(record["format_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"run.json cannot be read ({type(error).__name__}: {error})",
@@ -171,17 +171,20 @@ def _read_record(path: Path) -> dict[str, Any]:
             str(path),
             "use the version of janus_ds that wrote it (see `versions` in run.json), or a newer one",
         )
+    missing = [key for key in _KEYS if key not in record]
+    if missing:
+        raise CheckpointError(
+            f"run.json lacks {', '.join(missing)}", str(path), "restore the file, or take another run"
+        )
     return dict(record)
 
 
-def _load_text(folder: Path, special: SpecialTokens, fingerprint: str | None) -> TextCodec | None:
+def _load_text(folder: Path, special: SpecialTokens, fingerprint: str) -> TextCodec | None:
     if not folder.is_dir():
         return None
-    if (folder / DICT_NAME).is_file():
-        return FairseqWords(folder / DICT_NAME, special)
-    tokenizer = load_tokenizer(folder)
-    strange = fingerprint is not None and tokenizer.fingerprint != fingerprint
-    if strange or tokenizer.special != special:
+    words = folder / DICT_NAME
+    tokenizer = FairseqWords(words, special) if words.is_file() else load_tokenizer(folder)
+    if tokenizer.fingerprint != fingerprint:
         raise CheckpointError(
             "the tokenizer is not the one that the run was trained with",
             str(folder),

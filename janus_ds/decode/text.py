@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -69,6 +70,7 @@ class FairseqWords:
 
     def __init__(self, path: Path, special: SpecialTokens) -> None:
         words = [*_FIRST_WORDS, *_read_words(path)]
+        self.fingerprint = hashlib.sha256("\n".join(words).encode()).hexdigest()
         if special.vocab_size == len(words) + 1:
             words.append(_MASK_WORD)
         if special.vocab_size != len(words):

@@ -14,6 +14,7 @@ maximum of G floats a token, then the sum of 3 G + 2 floats a pair.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -81,8 +82,8 @@ def chunk_losses(
     here_n1 = inside[:, None].to(z_GnV.dtype)
 
     packed = z_GnV.new_zeros(3 * streams + 2 * pairs, len(target_n))
-    normaliser_Gn, target_logit_Gn, logit_sum_Gn = packed[: 3 * streams].view(3, streams, -1)
-    expectation_P2n = packed[3 * streams :].view(pairs, 2, -1)
+    normaliser_Gn, target_logit_Gn, logit_sum_Gn = packed[: 3 * streams].view(3, streams, len(target_n))
+    expectation_P2n = packed[3 * streams :].view(pairs, 2, len(target_n))
     if vocab.count:
         column_Gn1 = column_n1.expand(streams, -1, -1)
         target_logit_Gn.copy_((z_GnV.gather(-1, column_Gn1) * here_n1).squeeze(-1))
@@ -90,10 +91,11 @@ def chunk_losses(
         torch.sum(z_GnV, -1, out=logit_sum_Gn)
     p_GnV = torch.exp(z_GnV, out=z_GnV if p_buffer_GnV is None else p_buffer_GnV)
     torch.sum(p_GnV, -1, out=normaliser_Gn)
-    for (g, h, _), expectation_2n in zip(terms.pairs, expectation_P2n, strict=True):
-        difference_nV = z_GnV[g] - z_GnV[h]
-        expectation_2n[0] = (p_GnV[g] * difference_nV).sum(-1)
-        expectation_2n[1] = difference_nV.mul_(p_GnV[h]).sum(-1)
+    for z_GnB, p_GnB in _column_blocks(z_GnV, p_GnV) if pairs else ():
+        for (g, h, _), expectation_2n in zip(terms.pairs, expectation_P2n, strict=True):
+            difference_nB = z_GnB[g] - z_GnB[h]
+            expectation_2n[0] += (p_GnB[g] * difference_nB).sum(-1)
+            expectation_2n[1] += difference_nB.mul_(p_GnB[h]).sum(-1)
     vocab.parallel.all_reduce_sum(packed)
 
     p_GnV.div_(normaliser_Gn[..., None])
@@ -116,10 +118,7 @@ def logit_gradient(z_GnV: Tensor, result: ChunkResult, terms: Terms, vocab: Voca
         the overwritten tensor, shape (G, n, V).
     """
     if terms.pairs:
-        step = vocab.count if z_GnV.is_cuda else _CPU_BLOCK
-        for start in range(0, vocab.count, max(step, 1)):
-            columns = slice(start, start + step)
-            z_GnB, p_GnB = z_GnV[..., columns], result.p_GnV[..., columns]
+        for z_GnB, p_GnB in _column_blocks(z_GnV, result.p_GnV):
             parts = [_paired_gradient(g, z_GnB, p_GnB, result, terms) for g in range(len(terms.ce))]
             for g, part_nB in enumerate(parts):
                 z_GnB[g] = part_nB
@@ -158,6 +157,13 @@ def _paired_gradient(g: int, z_GnB: Tensor, p_GnB: Tensor, result: ChunkResult, 
     for partner, half in partners:
         gradient_nB.sub_(p_GnB[partner], alpha=half)
     return gradient_nB
+
+
+def _column_blocks(z_GnV: Tensor, p_GnV: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same columns of both; few at a time on a CPU, where temporaries should stay in the cache."""
+    step = z_GnV.shape[-1] if z_GnV.is_cuda else _CPU_BLOCK
+    step = max(step, 1)
+    yield from zip(torch.split(z_GnV, step, -1), torch.split(p_GnV, step, -1), strict=True)
 
 
 def _row_maximum(z_GnV: Tensor, vocab: VocabSlice) -> Tensor:

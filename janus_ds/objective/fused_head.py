@@ -6,7 +6,7 @@ nothing is computed twice; the weight itself is not needed in the backward pass 
 Tokens that AR, NAR and AUX all predict go as one group, since the KL terms pair their rows.
 
 Exact: loss and gradients equal those of `losses.py` under autograd. Logits, softmax and all
-accumulation are float32 at least; the products of 16-bit inputs use 16-bit operands.
+accumulation are float32 at least; for 16-bit inputs the operands of the products are 16-bit.
 """
 
 from __future__ import annotations
@@ -153,10 +153,14 @@ class _Head:
         self.dtype = torch.float64 if operand == torch.float64 else torch.float32
         self._vocab = VocabSlice(plan.vocab_size, first, count, plan.parallel)
         self._hidden = hidden
-        self._weight_VD = weight_VD.detach()[:count].to(operand)
+        self._operand = operand
+        self._product = operand if weight_VD.is_cuda else self.dtype
+        self._weight_VD = self._rounded(weight_VD.detach()[:count])
         self._bias_V = None if bias_V is None else bias_V.detach()[:count].to(self.dtype)
         self._wanted = wanted
-        self._chunk_rows = plan.chunk_rows or rows_per_chunk(count, weight_VD.device)
+        # By the rows of the table here, padding included: all ranks must cut the same chunks.
+        chunk_rows = plan.chunk_rows or rows_per_chunk(rows, weight_VD.device)
+        self._chunk_rows = max(chunk_rows, *(len(group.names) for group in plan.groups))
         self._buffers: dict[str, Tensor] = {}
         unit = max([1e-30, *(c for g in plan.groups for c in _coefficients(g.terms))])
         self._gradient_unit = unit if operand == self.dtype else unit / _HALF_RANGE
@@ -179,8 +183,8 @@ class _Head:
             h_ND = torch.cat(
                 [self._hidden[s].index_select(0, r) for s, r in zip(group.names, rows, strict=True)]
             )
-            h_ND = h_ND.to(self._weight_VD.dtype)
-            z_GnV = self._logits(h_ND).view(streams, len(target_n), -1)
+            h_ND = self._rounded(h_ND)
+            z_GnV = self._logits(h_ND).view(streams, len(target_n), self._vocab.count)
             p_GnV = self._buffer("softmax", len(h_ND)).view_as(z_GnV) if terms.pairs else None
             result = chunk_losses(z_GnV, target_n, terms, self._vocab, p_GnV)
             sums += result.sums
@@ -197,7 +201,7 @@ class _Head:
         return [self._bias_gradient, self._weight_gradient, *self._hidden_gradients.values()]
 
     def _logits(self, h_ND: Tensor) -> Tensor:
-        if self._weight_VD.dtype == self.dtype:
+        if self._product == self.dtype:
             z_NV = torch.mm(h_ND, self._weight_VD.t(), out=self._buffer("logits", len(h_ND)))
         else:
             z_NV = torch.mm(h_ND, self._weight_VD.t(), out_dtype=self.dtype)
@@ -207,15 +211,19 @@ class _Head:
         count = self._vocab.count
         if self._bias_V is not None:
             self._bias_gradient[:count] += dz_NV.sum(0)
-        if self._weight_VD.dtype == self.dtype:
+        dz_NV = self._rounded(dz_NV)
+        if self._product == self.dtype:
             dh_ND = torch.mm(dz_NV, self._weight_VD)
             self._weight_gradient[:count].addmm_(dz_NV.t(), h_ND)
         else:
-            dz_NV = dz_NV.to(h_ND.dtype)
             dh_ND = torch.mm(dz_NV, self._weight_VD, out_dtype=self.dtype)
             self._weight_gradient[:count] += torch.mm(dz_NV.t(), h_ND, out_dtype=self.dtype)
         for name, index, part_nD in zip(names, rows, dh_ND.chunk(len(names)), strict=True):
             self._hidden_gradients[name].index_copy_(0, index, part_nD)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """An operand of a product: rounded as the inputs are. CPUs then multiply in float32."""
+        return x.to(self._operand).to(self._product)
 
     def _buffer(self, name: str, rows: int) -> Tensor:
         """A (rows, V) view of a buffer kept for all chunks; rows aligned to a cache line (1.5 x faster)."""
@@ -226,10 +234,9 @@ class _Head:
 
 
 def _operand_dtype(hidden_ND: Tensor) -> torch.dtype:
-    """Dtype of the matrix products: that of the hidden rows, or autocast's; CPUs stay at float32."""
+    """Dtype that operands of matrix products are rounded to: the hidden rows', or autocast's."""
     device = hidden_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
-    return torch.float32 if device == "cpu" and dtype.itemsize < 4 else dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
 
 
 def _coefficients(terms: Terms) -> list[float]:

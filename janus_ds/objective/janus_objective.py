@@ -16,7 +16,9 @@ from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 __all__ = ["JanusObjective", "LossReport"]
 
+_STREAMS = ("ar", "nar", "aux")
 _PAIRS = (("ar", "nar"), ("ar", "aux"), ("nar", "aux"))
+_TERMS = (*_STREAMS, "length", *(f"kl_{first}_{second}" for first, second in _PAIRS))
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class LossReport:
     Attributes:
         total: the weighted loss, with gradient, 0-dim.
         terms: "ar", "nar", "aux" (label-smoothed), "ar_nll", "nar_nll", "aux_nll", "length",
-            "kl_ar_nar", "kl_ar_aux", "kl_nar_aux", those that exist; unweighted, without gradient,
+            "kl_ar_nar", "kl_ar_aux", "kl_nar_aux", those that are trained, and in evaluation the losses
+            of all streams that have rows; unweighted, without gradient,
             float64, each divided by its own global count: their sum over micro-batches and ranks is
             the mean over the step.
     """
@@ -38,8 +41,8 @@ class LossReport:
 class JanusObjective(nn.Module):
     """Turns hidden rows into the losses of one micro-batch.
 
-    Under ZeRO-3 the output table must be gathered while this module runs; register it as an external
-    parameter of this module. It is not needed in the backward pass.
+    Under ZeRO-3 the output table must be gathered while this module runs: register it as an external
+    parameter of the module that calls model and objective. The backward pass does not need it.
 
     Args:
         config: resolved objective (no field is None).
@@ -53,15 +56,9 @@ class JanusObjective(nn.Module):
         self._parallel = parallel
         self._smoothing = float(config.label_smoothing or 0.0)
         self._by_target_tokens = config.normalise == "target_tokens"
-        self._weight = {
-            "ar": float(config.weight_ar or 0.0),
-            "nar": float(config.weight_nar or 0.0),
-            "aux": float(config.weight_aux or 0.0),
-            "length": float(config.weight_length or 0.0),
-            "kl_ar_nar": float(config.weight_kl_ar_nar or 0.0),
-            "kl_ar_aux": float(config.weight_kl_ar_aux or 0.0),
-            "kl_nar_aux": float(config.weight_kl_nar_aux or 0.0),
-        }
+        self._weight = {term: float(getattr(config, f"weight_{term}") or 0.0) for term in _TERMS}
+        weighted = [term for term, weight in self._weight.items() if weight]
+        self._trained = {name for name in _STREAMS if any(name in term.split("_") for term in weighted)}
 
     def forward(self, rows: PredictedRows, batch: TwoStreamBatch, counts: BatchCounts) -> LossReport:
         """Losses of `batch`, whose sums are divided by `counts` of the whole step.
@@ -71,7 +68,7 @@ class JanusObjective(nn.Module):
             batch: the micro-batch.
             counts: over all micro-batches and data-parallel ranks of the step.
         """
-        hidden = _flat_rows(rows)
+        hidden = self._flat_rows(rows)
         groups = self._groups(batch, tuple(hidden), counts)
         plan = HeadPlan(groups, self._vocab_size, self._parallel)
         total, sums = fused_head(hidden, rows.output_weight, rows.output_bias, plan)
@@ -81,6 +78,16 @@ class JanusObjective(nn.Module):
             total = total + self._coefficient("length", counts) * length
         terms = {name: value / max(1, _own_count(name, counts)) for name, value in sums.items()}
         return LossReport(total, terms)
+
+    def _flat_rows(self, rows: PredictedRows) -> dict[str, Tensor]:
+        """Hidden rows by stream, (B * rows, D); in training, without streams that no weight asks for."""
+        streams = {"ar": rows.ar_BAD, "nar": rows.nar_BMD, "aux": rows.aux_BMD}
+        everything = not torch.is_grad_enabled()
+        return {
+            name: hidden.flatten(0, 1)
+            for name, hidden in streams.items()
+            if hidden is not None and (everything or name in self._trained)
+        }
 
     def _groups(
         self, batch: TwoStreamBatch, names: tuple[str, ...], counts: BatchCounts
@@ -116,11 +123,6 @@ class JanusObjective(nn.Module):
         """Weight of a sum in the total: `released` pretraining divides all sums by the target tokens."""
         count = counts.target_tokens if self._by_target_tokens else _own_count(name, counts)
         return self._weight[name] / max(1, count)
-
-
-def _flat_rows(rows: PredictedRows) -> dict[str, Tensor]:
-    streams = {"ar": rows.ar_BAD, "nar": rows.nar_BMD, "aux": rows.aux_BMD}
-    return {name: hidden.flatten(0, 1) for name, hidden in streams.items() if hidden is not None}
 
 
 def _own_count(name: str, counts: BatchCounts) -> int:

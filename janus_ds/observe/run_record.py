@@ -27,7 +27,12 @@ _PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "webdataset", "sent
 
 
 def write_run_record(
-    run: Path, config: RunConfig, special: SpecialTokens, execution: dict[str, Any], attempt: dict[str, Any]
+    run: Path,
+    config: RunConfig,
+    special: SpecialTokens,
+    tokenizer_fingerprint: str,
+    execution: dict[str, Any],
+    step: int,
 ) -> None:
     """Write `run.json`, keeping the record of earlier attempts.
 
@@ -35,11 +40,12 @@ def write_run_record(
         run: the run folder.
         config: the resolved recipe.
         special: ids of the special symbols and the vocabulary's size.
+        tokenizer_fingerprint: of the run's tokenizer, so that decoding notices another.
         execution: how it is executed (DeepSpeed configuration, ranks), as plain values.
-        attempt: figures of this start, such as the step it begins at.
+        step: where this start begins.
     """
     earlier = (read_run_record(run) or {}).get("attempts", [])
-    started = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, **attempt}
+    started = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "step": step}
     record = {
         "format_version": RUN_FORMAT_VERSION,
         "name": config.name,
@@ -50,6 +56,7 @@ def write_run_record(
         "recipe": asdict(config),
         "model": asdict(config.model),
         "special_tokens": asdict(special),
+        "tokenizer_fingerprint": tokenizer_fingerprint,
         "execution": execution,
         "attempts": [*earlier, started],
     }

@@ -53,7 +53,8 @@ class MetricsWriter:
         """Write markdown text, such as decoded samples, to TensorBoard."""
         from torch.utils.tensorboard.summary import text as text_summary
 
-        self._events.add_summary(text_summary(tag, text), global_step=step)
+        summary = text_summary(tag, text)  # type: ignore[no-untyped-call]
+        self._events.add_summary(summary, global_step=step)
 
     def flush(self) -> None:
         """Bring everything to the files. Called before a checkpoint, which must not know more than they."""

@@ -76,12 +76,13 @@ def from_fairseq(
     model, special, weights, report = load_fairseq(path, heads)
     config = conventions(model, "length_head.weight" not in report.added, str(path))
     config = replace(config, name=folder.name)
+    fingerprint = ""
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if text is not None:
-            _copy_text(text, folder / _TOKENIZER, special)
+            fingerprint = _copy_text(text, folder / _TOKENIZER, special)
         save_weights(folder / _WEIGHTS, weights)
-        write_run_record(folder, config, special, {}, {"converted_from": f"fairseq {path.name}"})
+        write_run_record(folder, config, special, fingerprint, {"converted_from": path.name}, 0)
     return report
 
 
@@ -121,13 +122,13 @@ def _text_source(parsed: argparse.Namespace) -> Path | None:
     return chosen
 
 
-def _copy_text(text: Path, folder: Path, special: SpecialTokens) -> None:
-    """Put the tokenizer into the run folder, if it is the model's."""
+def _copy_text(text: Path, folder: Path, special: SpecialTokens) -> str:
+    """Put the tokenizer into the run folder, if it is the model's; gives its fingerprint."""
     if not text.is_dir():
-        FairseqWords(text, special)
+        words = FairseqWords(text, special)
         folder.mkdir(exist_ok=True)
         shutil.copyfile(text, folder / DICT_NAME)
-        return
+        return words.fingerprint
     tokenizer = load_tokenizer(text)
     if tokenizer.special != special:
         raise DataError(
@@ -136,6 +137,7 @@ def _copy_text(text: Path, folder: Path, special: SpecialTokens) -> None:
             "give the tokenizer that the model was trained with",
         )
     tokenizer.save(folder)
+    return tokenizer.fingerprint
 
 
 def _report_lines(report: ConversionReport) -> list[str]:
@@ -149,6 +151,16 @@ def _to_fairseq(run: Path, file: Path) -> None:
     """Write a run's weights as a fairseq file."""
     loaded = load_run(run)
     model, objective = loaded.config.model, loaded.config.objective
+    weights = loaded.model.state_dict()
+    if not objective.weight_length:
+        del weights["length_head.weight"]  # never trained
+    elif objective.length_convention != "with_specials":
+        raise CheckpointError(
+            f"the length head counts in the convention {objective.length_convention!r}, fairseq's JANUS "
+            "in 'with_specials'",
+            str(loaded.folder),
+            "train with objective.length_convention=with_specials",
+        )
     settings = argparse.Namespace(
         encoder_attention_heads=model.heads,
         decoder_attention_heads=model.heads,
@@ -158,14 +170,6 @@ def _to_fairseq(run: Path, file: Path) -> None:
         activation_dropout=model.activation_dropout,
         no_scale_embedding=not model.scale_embedding,
     )
-    if objective.length_convention != "with_specials":
-        raise CheckpointError(
-            f"the length head counts in the convention {objective.length_convention!r}, which fairseq's "
-            "JANUS cannot read",
-            str(loaded.folder),
-            "train with objective.length_convention=with_specials",
-        )
-    state = to_fairseq(loaded.model.state_dict(), loaded.special)
     with disk_faults(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"args": settings, "model": state}, file)
+        torch.save({"args": settings, "model": to_fairseq(weights, loaded.special)}, file)

@@ -68,7 +68,7 @@ class TrainingEngine:
     ) -> None:
         import deepspeed
 
-        self._topology = topology
+        self.topology = topology
         self._parallel = parallel
         self._stage = execution.zero_stage
         # DeepSpeed divides by both; losses here are parts of a sum over the whole step already.
@@ -89,11 +89,11 @@ class TrainingEngine:
 
     def seed_dropout(self, seed: int, step: int, micro: int) -> None:
         """Seed dropout for one micro-batch; ranks of a tensor group agree where they must."""
-        self._parallel.seed_rng(dropout_seed(seed, step, micro, self._topology.data_rank))
+        self._parallel.seed_rng(dropout_seed(seed, step, micro, self.topology.data_rank))
 
     def forward(self, batch: TwoStreamBatch, counts: BatchCounts) -> LossReport:
         """Losses of a micro-batch, as parts of sums over the global `counts`."""
-        total, terms = self._engine(batch.to(self._topology.device), counts)
+        total, terms = self._engine(batch.to(self.topology.device), counts)
         return LossReport(total, terms)
 
     def backward(self, total: Tensor) -> None:
@@ -150,16 +150,17 @@ class TrainingEngine:
         whole: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.model.named_parameters():
             merged = self._parallel.gather_shards(self._full_precision(parameter), self._dims[name])
-            if self._topology.is_main:
+            if self.topology.is_main:
                 whole[name] = merged.detach().to("cpu", torch.float32, copy=True)
-        return whole if self._topology.is_main else None
+        return whole if self.topology.is_main else None
 
     def _full_precision(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
 
         if self._stage < 3 and parameter.dtype == torch.float32:
             return parameter.data
-        return safe_get_full_fp32_param(parameter)
+        whole: Tensor = safe_get_full_fp32_param(parameter)
+        return whole
 
     def _update_unpartitioned(self, scale: float) -> Update:
         # Without ZeRO nothing in DeepSpeed looks at the gradient before the optimizer takes it.

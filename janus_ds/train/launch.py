@@ -49,7 +49,9 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
         help="how the run is executed, such as ds_configs/zero2.json",
     )
     parser.add_argument("--recipe", type=Path, default=recipe, metavar="YAML", help="what is trained")
-    parser.add_argument("--data", metavar="DIR", help="made by launch/prepare_data.py; default: bundled corpus")
+    parser.add_argument(
+        "--data", metavar="DIR", help="made by launch/prepare_data.py; default: bundled corpus"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder; default: runs/NAME")
     parser.add_argument("--init", metavar="RUN", help="run or checkpoint to take the first weights from")
     parser.add_argument(
@@ -61,7 +63,9 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
         metavar="KEY=VALUE",
         help="override fields of the recipe, such as train.max_steps=20",
     )
-    parser.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model")
+    parser.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     overrides = list(given.overrides)
@@ -82,7 +86,7 @@ def run_program(train: Callable[[], Outcome]) -> None:
     User faults are raised on all ranks together; the first rank prints them, the others only wait
     until it has, since launchers end all ranks when one is gone.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    _log_to_stderr()
 
     def main() -> int:
         try:
@@ -94,6 +98,15 @@ def run_program(train: Callable[[], Outcome]) -> None:
             return error.exit_code
 
     exit_on_error(main)
+
+
+def _log_to_stderr() -> None:
+    """Our own notes and warnings; DeepSpeed and torch keep their handlers."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    ours = logging.getLogger("janus_ds")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO if _is_first_rank() else logging.WARNING)
 
 
 def _is_first_rank() -> bool:

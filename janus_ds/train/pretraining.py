@@ -6,13 +6,11 @@ Everything that can be refused is looked at before anything heavy: configuration
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manager import ENGINE_FOLDER, CheckpointManager, read_state
@@ -23,7 +21,6 @@ from janus_ds.config.setup import load_setup
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.index import Manifest
 from janus_ds.data.loader import RankShare, StepLoader, validation_batches
-from janus_ds.data.prepare import prepare_bundled_corpus
 from janus_ds.data.step_data import StepData
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.errors import DataError
@@ -31,7 +28,6 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import write_run_record
-from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import Topology, close_topology, init_topology
 from janus_ds.train.engine import TrainingEngine
@@ -43,7 +39,7 @@ from janus_ds.train.step import TrainingStep
 from janus_ds.train.trainer import Outcome, Trainer, TrainerParts
 from janus_ds.train.validation import Validator
 
-__all__ = ["Plan", "build_engine", "make_plan", "pretrain"]
+__all__ = ["Plan", "build_engine", "make_plan", "pretrain", "pretrain_on"]
 
 _SHOWN_SAMPLES = 3
 
@@ -69,26 +65,38 @@ class Plan:
 
 
 def pretrain(options: TrainOptions) -> Outcome:
+    """Find this process's place among the ranks, then train as :func:`pretrain_on` does."""
+    signals = StopSignals()
+    signals.install()
+    topology = init_topology(options.tensor_parallel, process_group=True)
+    try:
+        return pretrain_on(topology, options, signals)
+    finally:
+        close_topology()
+
+
+def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals) -> Outcome:
     """Train, or continue to train, the run that the options describe.
 
     Raises:
         JanusError: on all ranks together.
     """
-    signals = StopSignals()
-    signals.install()
-    topology = init_topology(options.tensor_parallel, process_group=True)
-    try:
-        config, execution = together(topology, lambda: _configure(options, topology))
-        plan = together(topology, lambda: make_plan(config, execution, _run_folder(options, config), topology))
-        checkpoints = CheckpointManager(plan.run / "checkpoints", config.train.keep_last, topology)
-        resumed = checkpoints.latest()
-        state = together(topology, lambda: _read_resumable(resumed, plan))
-        if state["step"] >= config.train.max_steps:
-            _say(topology, f"the run in {plan.run} is complete at step {state['step']}")
-            return Outcome.COMPLETE
-        return _train(plan, topology, checkpoints, resumed, state, signals)
-    finally:
-        close_topology()
+    setup = (options.recipe, options.overrides, options.deepspeed_config, topology.data_size)
+    config, execution = together(topology, lambda: load_setup(*setup))
+    config = _with_data(config, topology)
+    run = options.output or Path("runs") / config.name
+    plan = together(topology, lambda: make_plan(config, execution, run, topology))
+    checkpoints = CheckpointManager(run / "checkpoints", config.train.keep_last, topology)
+    resumed = checkpoints.latest()
+    state = together(topology, lambda: _read_resumable(resumed, plan))
+    if state["step"] >= config.train.max_steps:
+        if topology.is_main:
+            logger.info("the run in %s is complete at step %d", run, state["step"])
+        return Outcome.COMPLETE
+    engine = build_engine(plan, topology)
+    if resumed is not None:
+        engine.load(resumed / ENGINE_FOLDER)
+    return _train(plan, engine, checkpoints, state, signals)
 
 
 def make_plan(config: RunConfig, execution: ExecutionConfig, run: Path, topology: Topology) -> Plan:
@@ -121,13 +129,13 @@ def make_plan(config: RunConfig, execution: ExecutionConfig, run: Path, topology
     )
 
 
-def build_engine(plan: Plan, topology: Topology, parallel: ParallelLayers) -> TrainingEngine:
+def build_engine(plan: Plan, topology: Topology) -> TrainingEngine:
     """Model, objective and optimizer under DeepSpeed; the weights are a function of the seed, or --init.
 
     Raises:
         CheckpointError: the weights to start from are missing or of another shape.
     """
-    config = plan.config
+    config, parallel = plan.config, make_layers(topology.tensor_size)
     # The same draw on all ranks, whatever they draw later.
     parallel.seed_rng(config.train.seed)
     model = JanusModel(config.model, plan.special, parallel, config.train.activation_checkpointing)
@@ -138,18 +146,14 @@ def build_engine(plan: Plan, topology: Topology, parallel: ParallelLayers) -> Tr
     return TrainingEngine(TrainingStep(model, objective), config.optim, plan.execution, topology, parallel)
 
 
-def _configure(options: TrainOptions, topology: Topology) -> tuple[RunConfig, ExecutionConfig]:
-    config, execution = load_setup(
-        options.recipe, options.overrides, options.deepspeed_config, topology.data_size
-    )
-    if config.data.path is None:
-        path = str(prepare_bundled_corpus()) if topology.is_main else ""
-        config = replace(config, data=replace(config.data, path=path))
-    return config, execution
+def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
+    """The run with its data directory; the bundled corpus is prepared by the first rank."""
+    if config.data.path is not None:
+        return config
+    from janus_ds.data.prepare import prepare_bundled_corpus
 
-
-def _run_folder(options: TrainOptions, config: RunConfig) -> Path:
-    return options.output or Path("runs") / config.name
+    path = together(topology, lambda: str(prepare_bundled_corpus()) if topology.is_main else "")
+    return replace(config, data=replace(config.data, path=topology.broadcast_object(path)))
 
 
 def _read_resumable(checkpoint: Path | None, plan: Plan) -> dict[str, Any]:
@@ -163,23 +167,15 @@ def _read_resumable(checkpoint: Path | None, plan: Plan) -> dict[str, Any]:
 
 def _train(
     plan: Plan,
-    topology: Topology,
+    engine: TrainingEngine,
     checkpoints: CheckpointManager,
-    resumed: Path | None,
     state: dict[str, Any],
     signals: StopSignals,
 ) -> Outcome:
-    parallel = make_layers(topology.tensor_size)
-    engine = build_engine(plan, topology, parallel)
-    if resumed is not None:
-        engine.load(resumed / ENGINE_FOLDER)
-        if plan.config.init is not None:
-            logger.info("the weights are those of %s, not of --init", resumed)
-    step = int(state["step"])
+    topology, step = engine.topology, int(state["step"])
     share = RankShare(topology.data_rank, topology.data_size, plan.execution.micro_batch)
-    held_out = together(
-        topology, lambda: list(validation_batches(plan.valid, share, plan.config.train.valid_samples))
-    )
+    count = plan.config.train.valid_samples
+    held_out = together(topology, lambda: list(validation_batches(plan.valid, share, count)))
     sampler = None
     if topology.is_main:
         _record(plan, topology, step)
@@ -189,7 +185,6 @@ def _train(
         config=plan.config,
         identity=plan.identity,
         run=plan.run,
-        topology=topology,
         engine=engine,
         validator=Validator(held_out, topology),
         checkpoints=checkpoints,
@@ -201,9 +196,9 @@ def _train(
         return trainer.fit(data)
 
 
-def _steps(plan: Plan, share: RankShare, start: int, topology: Topology) -> Iterator[StepData]:
+def _steps(plan: Plan, share: RankShare, start: int, topology: Topology) -> Generator[StepData, None, None]:
     pin = topology.device.type == "cuda"
-    return iter(StepLoader(plan.train, share, start, plan.config.train.max_steps, pin_memory=pin))
+    yield from StepLoader(plan.train, share, start, plan.config.train.max_steps, pin_memory=pin)
 
 
 def _record(plan: Plan, topology: Topology, step: int) -> None:
@@ -211,9 +206,5 @@ def _record(plan: Plan, topology: Topology, step: int) -> None:
     execution |= {"tensor_size": topology.tensor_size, "device": str(topology.device)}
     plan.run.mkdir(parents=True, exist_ok=True)
     plan.tokenizer.save(plan.run / "tokenizer")
-    write_run_record(plan.run, plan.config, plan.tokenizer, execution, {"step": step})
-
-
-def _say(topology: Topology, text: str) -> None:
-    if topology.is_main:
-        logger.warning(text)
+    fingerprint = plan.tokenizer.fingerprint
+    write_run_record(plan.run, plan.config, plan.special, fingerprint, execution, step)

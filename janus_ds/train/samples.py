@@ -54,7 +54,9 @@ class SampleDecoder:
         if self._model is None:
             self._model = JanusModel(self._config.model, special, DenseLayers()).to(self._device)
         self._model.load_state_dict(dict(weights))
-        outputs = {mode: self._decode(self._model, special, mode) for mode in trained_modes(self._config.objective)}
+        outputs = {
+            mode: self._decode(self._model, special, mode) for mode in trained_modes(self._config.objective)
+        }
         blocks = []
         for i, pair in enumerate(self._pairs):
             lines = {"source": pair.source, "reference": pair.reference}
@@ -68,7 +70,9 @@ class SampleDecoder:
         return [hypothesis.text for hypothesis in generator.generate([pair.source for pair in self._pairs])]
 
 
-def text_pairs(batch: TwoStreamBatch, source: SampleSource, tokenizer: Tokenizer, count: int) -> list[TextPair]:
+def text_pairs(
+    batch: TwoStreamBatch, source: SampleSource, tokenizer: Tokenizer, count: int
+) -> list[TextPair]:
     """The first samples of a batch as text: what the encoder reads, and the target as it lies on disk."""
     count = min(count, len(batch.sample_id_B))
     targets = source.read(batch.sample_id_B[:count].numpy())["target"]

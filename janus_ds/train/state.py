@@ -88,10 +88,11 @@ def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) ->
     where = str(folder)
     _check_version(state, where)
     _check_model(state, now, where)
-    if state["tokenizer_fingerprint"] != now.tokenizer_fingerprint:
+    tokenizer = state["tokenizer_fingerprint"]
+    if tokenizer != now.tokenizer_fingerprint:
         raise CheckpointError(
             "the checkpoint was trained with another tokenizer than the data has",
-            f"{where}: tokenizer {state['tokenizer_fingerprint'][:12]}, data {now.tokenizer_fingerprint[:12]}",
+            f"{where}: tokenizer {tokenizer[:12]}, data {now.tokenizer_fingerprint[:12]}",
             "give the --data that the run was started with, or another --output",
         )
     _check_execution(state, now, where)
@@ -136,13 +137,13 @@ _SHAPE = {
 
 def _check_execution(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
     words = {
-        "world_size": "ranks",
-        "tensor_size": "ranks a tensor-parallel group",
-        "zero_stage": "as ZeRO stage",
-        "precision": "as precision",
+        "world_size": "{} ranks",
+        "tensor_size": "tensor-parallel size {}",
+        "zero_stage": "ZeRO stage {}",
+        "precision": "precision {}",
     }
     changes = [
-        f"{state[key]} {text}, not {getattr(now, key)}"
+        f"{text.format(state[key])}, not {getattr(now, key)}"
         for key, text in words.items()
         if state[key] != getattr(now, key)
     ]
@@ -165,7 +166,9 @@ def _check_recipe(state: Mapping[str, Any], now: RunIdentity, where: str) -> Non
     if state["recipe_fingerprint"] != fingerprint(now.recipe):
         saved = dict(_flat(state["recipe"]))
         current = dict(_flat(to_dict(now.recipe)))
-        changed = [f"{key} {saved.get(key)} -> {value}" for key, value in current.items() if saved.get(key) != value]
+        changed = [
+            f"{key} {saved.get(key)} -> {value}" for key, value in current.items() if saved.get(key) != value
+        ]
         raise ConfigError(
             f"the recipe changes what is trained ({', '.join(changed)})",
             where,

@@ -7,25 +7,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from janus_ds.batch import BatchCounts, TwoStreamBatch
+from janus_ds.batch import BatchCounts
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.config.schema import RunConfig
+from janus_ds.data.step_data import StepData
 from janus_ds.errors import JanusError, TrainingError
 from janus_ds.observe.meters import StepMeter, device_peak_flops, memory_bytes, step_flops
 from janus_ds.observe.progress import Progress
 from janus_ds.observe.writers import MetricsWriter
-from janus_ds.parallel.topology import Topology
 from janus_ds.train.engine import TrainingEngine, Update
 from janus_ds.train.guards import Decision, Guards, StopSignals, Verdict
 from janus_ds.train.lr_schedule import learning_rate
 from janus_ds.train.state import Meters, RunIdentity
-from janus_ds.train.validation import Validator, global_counts, global_terms
+from janus_ds.train.validation import Validator, add_terms, global_counts, global_terms
 
-__all__ = ["Outcome", "Sampler", "StepInput", "Trainer", "TrainerParts"]
+__all__ = ["Outcome", "Sampler", "Trainer", "TrainerParts"]
 
 Sampler = Callable[[Mapping[str, Tensor]], str]
 """Makes markdown with decoded samples from the weights; called on rank 0."""
@@ -39,14 +39,6 @@ class Outcome(Enum):
     COMPLETE = "complete"
     STOPPED = "stopped"
     """Asked to stop; saved, and to be started again."""
-
-
-class StepInput(Protocol):
-    """One step's data of one rank: what the loader yields."""
-
-    step: int
-    batches: list[TwoStreamBatch]
-    counts: BatchCounts
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,6 @@ class TrainerParts:
     config: RunConfig
     identity: RunIdentity
     run: Path
-    topology: Topology
     engine: TrainingEngine
     validator: Validator
     checkpoints: CheckpointManager
@@ -85,18 +76,18 @@ class Trainer:
     def __init__(self, parts: TrainerParts, signals: StopSignals, step: int, meters: Meters) -> None:
         self._parts = parts
         self._train = parts.config.train
-        self._topology = parts.topology
+        self._topology = parts.engine.topology
         self._engine = parts.engine
-        self._guards = Guards(parts.topology, self._train.max_bad_steps, signals)
+        self._guards = Guards(parts.engine.topology, self._train.max_bad_steps, signals)
         self._signals = signals
         self._meters = meters
         self._step = self._saved_at = step
-        peak = device_peak_flops(parts.topology.device, parts.engine.dtype)
-        self._meter = StepMeter(parts.topology.world_size, peak)
-        self._writer = MetricsWriter(parts.run, step) if parts.topology.is_main else None
-        self._progress = Progress(step, self._train.max_steps, parts.topology.is_main)
+        peak = device_peak_flops(parts.engine.topology.device, parts.engine.dtype)
+        self._meter = StepMeter(parts.engine.topology.world_size, peak)
+        self._writer = MetricsWriter(parts.run, step) if parts.engine.topology.is_main else None
+        self._progress = Progress(step, self._train.max_steps, parts.engine.topology.is_main)
 
-    def fit(self, data: Iterator[StepInput]) -> Outcome:
+    def fit(self, data: Iterator[StepData]) -> Outcome:
         """Train to the end, or until asked to stop.
 
         Raises:
@@ -124,7 +115,7 @@ class Trainer:
             if self._writer:
                 self._writer.close()
 
-    def train_step(self, data: StepInput) -> Verdict:
+    def train_step(self, data: StepData) -> Verdict:
         """One update from one global batch."""
         counts = global_counts(data.counts, self._topology)
         rate = learning_rate(self._parts.config.optim, self._train.max_steps, data.step)
@@ -133,7 +124,7 @@ class Trainer:
         for micro, batch in enumerate(data.batches):
             self._engine.seed_dropout(self._train.seed, data.step, micro)
             report = self._engine.forward(batch, counts)
-            _add(terms, {"loss": report.total, **report.terms})
+            add_terms(terms, report)
             loss = self._guards.veto(report.total, last=micro == len(data.batches) - 1)
             self._engine.backward(loss)
             update = self._engine.update(rate)
@@ -181,7 +172,9 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         losses = self._parts.validator.losses(self._engine)
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in losses.items() if not name.endswith("_nll"))
+        shown = ", ".join(
+            f"{name} {value:.3f}" for name, value in losses.items() if not name.endswith("_nll")
+        )
         self._progress.note(f"step {self._step} held out: {shown}")
         return {f"valid/{name}": value for name, value in losses.items()}
 
@@ -198,7 +191,9 @@ class Trainer:
             self._writer.write_text(self._step, "samples", self._parts.sampler(weights))
 
     def _stop(self) -> Outcome:
-        logger.warning("asked to stop (%s): saving at step %d", self._signals.name or "another rank", self._step)
+        logger.warning(
+            "asked to stop (%s): saving at step %d", self._signals.name or "another rank", self._step
+        )
         self._save()
         return Outcome.STOPPED
 
@@ -216,13 +211,7 @@ class Trainer:
         return every > 0 and self._step % every == 0
 
 
-def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        value = value.detach()
-        sums[name] = sums[name] + value if name in sums else value
-
-
-def _fetch(data: Iterator[StepInput]) -> tuple[Any, JanusError | None]:
+def _fetch(data: Iterator[StepData]) -> tuple[Any, JanusError | None]:
     """The next step's data, or the fault that stands in its place."""
     try:
         return next(data), None

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from janus_ds.batch import BatchCounts, TwoStreamBatch
+from janus_ds.batch import BatchCounts
+from janus_ds.data.loader import ValidationBatch
+from janus_ds.objective.janus_objective import LossReport
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.engine import TrainingEngine
 
-__all__ = ["Validator", "global_counts", "global_terms"]
+__all__ = ["Validator", "add_terms", "global_counts", "global_terms"]
 
 
 class Validator:
@@ -22,21 +24,27 @@ class Validator:
         topology: the ranks that share the set.
     """
 
-    def __init__(self, batches: Sequence[TwoStreamBatch], topology: Topology) -> None:
+    def __init__(self, batches: Sequence[ValidationBatch], topology: Topology) -> None:
         self._batches = batches
         self._topology = topology
-        own = sum((batch.counts for batch in batches), BatchCounts())
+        own = sum((item.batch.counts for item in batches if item.counted), BatchCounts())
         self._counts = global_counts(own, topology)
 
     def losses(self, engine: TrainingEngine) -> dict[str, float]:
         """Each term as its mean over the whole set, and the weighted total as "loss"."""
         sums: dict[str, Tensor] = {}
         with engine.evaluation():
-            for batch in self._batches:
-                report = engine.forward(batch, self._counts)
-                for name, value in {"loss": report.total, **report.terms}.items():
-                    sums[name] = sums[name] + value if name in sums else value
+            for item in self._batches:
+                report = engine.forward(item.batch, self._counts)
+                add_terms(sums, report, 1.0 if item.counted else 0.0)
         return global_terms(sums, self._topology)
+
+
+def add_terms(sums: dict[str, Tensor], report: LossReport, share: float = 1.0) -> None:
+    """Add a micro-batch's parts to the sums of its step, its total under the name "loss"."""
+    for name, value in {"loss": report.total, **report.terms}.items():
+        part = value.detach().to(torch.float64) * share
+        sums[name] = sums[name] + part if name in sums else part
 
 
 def global_counts(counts: BatchCounts, topology: Topology) -> BatchCounts:
@@ -49,5 +57,5 @@ def global_terms(terms: Mapping[str, Tensor], topology: Topology) -> dict[str, f
     names = sorted(terms)
     if not names:
         return {}
-    parts = torch.stack([terms[name].detach().to(torch.float64) for name in names])
+    parts = torch.stack([terms[name] for name in names])
     return dict(zip(names, topology.sum_tensor_over_data(parts).tolist(), strict=True))

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from janus_ds.batch import PredictedRows, TwoStreamBatch
-from janus_ds.config.schema import ModelConfig
+from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.model.janus import JanusModel
+from janus_ds.objective.janus_objective import JanusObjective
+from janus_ds.parallel.layers import DenseLayers
 from tests.support.naive_reference import NaiveJanus, NaiveShape, nll, smoothed, symmetric_kl
 from tests.support.tiny_model import SAMPLES, TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY, Conventions, ar_rows, make_batch
@@ -141,8 +143,25 @@ def assert_same(total: Tensor, model: JanusModel, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_one_pass_equals_separate_passes(case: Case) -> None:
+def test_one_pass_with_autograd_losses_equals_separate_passes(case: Case) -> None:
     model = tiny_model(case.config)
     model.attention_backend = case.backend
     batch = make_batch(SAMPLES, case.how)
     assert_same(plain_total(model(batch), batch, case), model, case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_training_step_equals_separate_passes(case: Case) -> None:
+    """The same with the product's objective, whose gradients are formulas, over two micro-batches."""
+    model = tiny_model(case.config)
+    model.attention_backend = case.backend
+    config = ObjectiveConfig(
+        label_smoothing=EPS, normalise="per_term", **{f"weight_{k}": v for k, v in case.weights.items()}
+    )
+    objective = JanusObjective(config, TOY.vocab_size, DenseLayers())
+    batches = [make_batch(SAMPLES[:2], case.how), make_batch(SAMPLES[2:], case.how)]
+    counts = batches[0].counts + batches[1].counts
+    total = torch.zeros((), dtype=torch.float64)
+    for batch in batches:
+        total = total + objective(model(batch), batch, counts).total
+    assert_same(total, model, case)

@@ -70,7 +70,9 @@ def test_the_newest_whole_one_is_found_and_old_ones_go(tmp_path: Path) -> None:
     assert {p.name for p in latest.iterdir()} == {"engine", "state.json", "weights.safetensors", COMPLETE}
 
 
-def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_one_is_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     manager = saved(tmp_path, [1, 2])
     (tmp_path / "step-00000002/engine/shard.pt").write_bytes(b"cut")
     latest = manager.latest()

@@ -41,7 +41,9 @@ def test_one_value_a_step_after_kills_and_resumes(tmp_path: Path) -> None:
         # What a kill in the middle of a write leaves.
         with (tmp_path / "metrics.jsonl").open("a") as lines:
             lines.write('{"step": 9, "lo')
-        with max((tmp_path / "tensorboard").glob("events.*"), key=lambda p: p.stat().st_mtime).open("ab") as file:
+        with max((tmp_path / "tensorboard").glob("events.*"), key=lambda p: p.stat().st_mtime).open(
+            "ab"
+        ) as file:
             file.write(b"\x20\x00\x00\x00")
     lines = read_metrics(tmp_path / "metrics.jsonl")
     expected = [(1, 1.0), (2, 1.0), (3, 1.0), *((step, 3.0) for step in range(4, 9))]

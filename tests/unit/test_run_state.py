@@ -62,7 +62,7 @@ def test_another_model_shape_is_refused_with_both_values() -> None:
 def test_another_number_of_ranks_is_refused_in_words() -> None:
     error = refused(state(), replace(NOW, world_size=4, zero_stage=3))
     assert isinstance(error, CheckpointError)
-    assert error.what == "the checkpoint was written with 2 ranks, not 4; 2 as ZeRO stage, not 3"
+    assert error.what == "the checkpoint was written with 2 ranks, not 4; ZeRO stage 2, not 3"
     assert "--init" in error.fix
 
 

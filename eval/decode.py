@@ -1,0 +1,184 @@
+"""Decode text with a checkpoint, autoregressively, non-autoregressively, or both.
+
+    python eval/decode.py --checkpoint RUN --mode nar --iterations 4 < sources.txt > outputs.txt
+    python eval/decode.py --checkpoint RUN --mode ar,nar --heldout 3
+    python eval/decode.py --checkpoint RUN --mode ar,nar --mask-share 0.3 --input passages.txt
+
+Lines in, lines out, in order. With several modes, `--show-source` or `--heldout`, each output comes as a
+block: source, reference where there is one, and what each mode made of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from janus_ds.config.faults import suggestion
+from janus_ds.data.files import disk_faults
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.load import LoadedRun, load_run, with_decode
+from janus_ds.decode.text import IdText, TextCodec
+from janus_ds.errors import CheckpointError, UsageError, exit_on_error
+from janus_ds.tools.passages import Passage, heldout_passages, line_passages, read_lines
+
+MODES = ("ar", "nar")
+DECODE_OPTIONS = {
+    "iterations": (int, "NAR: refinements after the first pass"),
+    "length_beam": (int, "NAR: length candidates"),
+    "nar_score": (str, "NAR: paper or released"),
+    "beam": (int, "AR: beam; 1 is greedy"),
+    "beam_stop": (str, "AR: fairseq or transformers"),
+    "length_penalty": (float, "AR: exponent of the length"),
+    "max_length": (int, "longest output in tokens"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Decode what was asked for; returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    modes = _modes(parsed.mode)
+    _check(parsed)
+    options = {name: getattr(parsed, name) for name in DECODE_OPTIONS if getattr(parsed, name) is not None}
+    run = load_run(parsed.checkpoint, options, _device(parsed.device))
+    text = _text(run, parsed.ids)
+    # All generators first: a mode that was not trained is refused before anything is decoded.
+    generators = {mode: _generator(run, text, mode) for mode in modes or (run.config.decode.mode,)}
+    if parsed.heldout:
+        passages = heldout_passages(run.config, run.special, text, parsed.heldout, parsed.data)
+    else:
+        lines = read_lines(parsed.input)
+        passages = line_passages(lines, text, parsed.mask_share, parsed.seed)
+    found = {mode: _best(generator, passages) for mode, generator in generators.items()}
+    blocks = parsed.show_source or parsed.heldout or len(found) > 1
+    _write(parsed.output, _as_blocks(passages, found, text) if blocks else _as_lines(found, text))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="a run folder, or one of its checkpoints")
+    add("--mode", help="ar, nar, or ar,nar (default: as the run's recipe says)")
+    add("--input", default="-", help="text file, one input a line (default: standard input)")
+    add("--output", type=Path, help="file to write (default: standard output)")
+    add("--show-source", action="store_true", help="print the sources beside the outputs")
+    add("--heldout", type=int, default=0, metavar="N", help="decode N samples of the run's validation split")
+    add("--data", type=Path, help="data directory for --heldout (default: where it lay in training)")
+    add("--mask-share", type=float, default=0.0, metavar="S", help="hide this share of each line's words")
+    add("--seed", type=int, default=1, help="which words --mask-share hides")
+    add("--ids", action="store_true", help="inputs and outputs are token ids")
+    add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
+    for name, (kind, text) in DECODE_OPTIONS.items():
+        add("--" + name.replace("_", "-"), type=kind, help=f"{text} (default: as the run's recipe says)")
+    return parser
+
+
+def _modes(given: str | None) -> tuple[str, ...]:
+    modes = tuple(mode.strip() for mode in given.split(",")) if given is not None else ()
+    for mode in modes:
+        if mode not in MODES:
+            raise UsageError(
+                f"there is no mode {mode!r}", "--mode", suggestion(mode, MODES, "use ar, nar, or ar,nar")
+            )
+    return tuple(dict.fromkeys(modes))
+
+
+def _check(parsed: argparse.Namespace) -> None:
+    """Options that cannot be meant."""
+    if parsed.heldout < 0 or not 0 <= parsed.mask_share <= 1:
+        raise UsageError(
+            f"--heldout is {parsed.heldout}, --mask-share is {parsed.mask_share}",
+            "the command line",
+            "give a number of samples, and a share between 0 and 1",
+        )
+    if parsed.heldout and (parsed.input != "-" or parsed.mask_share):
+        raise UsageError(
+            "held-out samples and another input were asked for",
+            "--heldout, --input, --mask-share",
+            "give --heldout alone",
+        )
+    if parsed.ids and parsed.mask_share:
+        raise UsageError(
+            "words are hidden in text, not in token ids",
+            "--ids, --mask-share",
+            "put the mask's id into the input",
+        )
+    if parsed.output is not None and parsed.output.is_dir():
+        raise UsageError("the output is a folder", str(parsed.output), "give a file to --output")
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"there is no device {name!r} ({reason})", "--device", "leave the option out, or give cpu"
+        ) from None
+
+
+def _text(run: LoadedRun, ids: bool) -> TextCodec:
+    if ids:
+        return IdText(run.special)
+    if run.text is None:
+        raise CheckpointError(
+            "the run has no tokenizer", str(run.folder), "give token ids and --ids, or convert it with --dict"
+        )
+    return run.text
+
+
+def _generator(run: LoadedRun, text: TextCodec, mode: str) -> Generator:
+    return Generator(run.model, text, run.special, with_decode(run.config, {"mode": mode}))
+
+
+def _best(generator: Generator, passages: Sequence[Passage]) -> list[ScoredTokens]:
+    return [found[0] for found in generator.generate_ids([p.ids for p in passages], _progress)]
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\rdecoded {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _as_lines(found: dict[str, list[ScoredTokens]], text: TextCodec) -> list[str]:
+    (only,) = found.values()
+    return [text.decode(item.tokens) for item in only]
+
+
+def _as_blocks(
+    passages: Sequence[Passage], found: dict[str, list[ScoredTokens]], text: TextCodec
+) -> list[str]:
+    lines = []
+    for number, passage in enumerate(passages):
+        rows: dict[str, Any] = {"source": passage.source}
+        if passage.reference is not None:
+            rows["reference"] = passage.reference
+        for mode, items in found.items():
+            item = items[number]
+            rows[f"{mode.upper()} {item.score:.3f}"] = text.decode(item.tokens)
+        lines += [f"[{number + 1}]", *(f"{name:<12}{value}" for name, value in rows.items()), ""]
+    return lines
+
+
+def _write(output: Path | None, lines: list[str]) -> None:
+    content = "".join(f"{line}\n" for line in lines)
+    if output is None:
+        sys.stdout.write(content)
+        return
+    with disk_faults(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

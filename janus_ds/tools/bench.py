@@ -1,0 +1,26 @@
+"""`python -m janus_ds bench train|data`: measurements, in `bench_train.py` and `bench_data.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+
+from janus_ds.tools.common import new_parser
+
+__all__ = ["main"]
+
+_KINDS = {
+    "train": "a JANUS step against a plain AR step at the same tokens",
+    "data": "documents a second and core that the loader makes batches of",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one measurement; its own options follow its name."""
+    parser = new_parser("bench", "; ".join(f"{name}: {text}" for name, text in _KINDS.items()))
+    parser.add_argument("kind", choices=sorted(_KINDS))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="see `bench KIND --help`")
+    parsed = parser.parse_args(arguments)
+    code: int | None = import_module(f"janus_ds.tools.bench_{parsed.kind}").main(parsed.arguments)
+    return code or 0

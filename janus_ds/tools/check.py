@@ -1,0 +1,127 @@
+"""`python -m janus_ds check`: would this run start? All faults at once, then one dry batch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.schema import RunConfig
+from janus_ds.config.setup import load_setup
+from janus_ds.errors import TrainingError, UsageError
+from janus_ds.tools.common import add_recipe_arguments, count_text, new_parser, recipe_path
+
+if TYPE_CHECKING:
+    from janus_ds.batch import SpecialTokens, TwoStreamBatch
+    from janus_ds.objective.janus_objective import LossReport
+
+__all__ = ["main"]
+
+_DRY_SAMPLES = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check a run; returns 0 if it would start.
+
+    Raises:
+        ConfigError: faults in either file, all of them in one message.
+        DataError: missing or damaged data.
+        TrainingError: the losses of the dry batch are not finite.
+    """
+    parsed = _parser().parse_args(arguments)
+    if min(parsed.ranks, parsed.tensor_parallel) < 1 or parsed.ranks % parsed.tensor_parallel:
+        raise UsageError(
+            f"{parsed.ranks} ranks do not divide into tensor-parallel groups of {parsed.tensor_parallel}",
+            "--ranks, --tensor-parallel",
+            "give a number of ranks that is a multiple of the tensor-parallel size",
+        )
+    recipe = recipe_path(parsed.recipe)
+    overrides = [*parsed.overrides, *([f"data.path={parsed.data}"] if parsed.data else [])]
+    data_size = parsed.ranks // parsed.tensor_parallel
+    run, execution = load_setup(
+        recipe, overrides, parsed.deepspeed_config, data_size, tensor_size=parsed.tensor_parallel
+    )
+    print(f"{recipe} and {parsed.deepspeed_config} are sound")
+    print(_describe(run, execution, parsed.tensor_parallel))
+    if run.data.path is None:
+        print("no data was given (--data DIR), so there is no dry batch")
+        return 0
+    _dry_batch(run, execution)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = new_parser("check", "All faults of a run's configuration at once, then one dry batch.")
+    add_recipe_arguments(parser)
+    parser.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=Path,
+        required=True,
+        metavar="JSON",
+        help="how it runs",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="made by launch/prepare_data.py")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of the run (default: 1)")
+    parser.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
+    )
+    return parser
+
+
+def _describe(run: RunConfig, execution: ExecutionConfig, tensor_size: int) -> str:
+    offload = ", optimizer states in host memory" if execution.offload else ""
+    return (
+        f"  run {run.name}: {run.train.max_steps:,} steps of {run.train.global_batch:,} samples, "
+        f"objective {run.objective.preset}\n"
+        f"  = micro-batch {execution.micro_batch} x accumulation {execution.accumulation} x "
+        f"{execution.data_size} data-parallel ranks, tensor parallel {tensor_size}\n"
+        f"  ZeRO-{execution.zero_stage}, {execution.precision}{offload}, clipping at {run.optim.clip_norm}"
+    )
+
+
+def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
+    """Read, mask and collate the first samples of the run, and go through the model once on the CPU."""
+    import torch
+
+    from janus_ds.data.schedule import SampleSchedule
+    from janus_ds.parallel.topology import Topology
+    from janus_ds.train.pretraining import make_plan
+
+    plan = make_plan(run, execution, Path("runs") / run.name, Topology(torch.device("cpu")))
+    maker, train = plan.train, run.train
+    schedule = SampleSchedule(
+        train.seed, maker.source.member_sizes, run.data.shuffle_window, train.global_batch
+    )
+    epochs, ids = (numbers[None, :_DRY_SAMPLES] for numbers in schedule.ids(0))
+    batch = maker.batches(epochs, ids)[0]
+    report = _forward(run, plan.special, batch)
+    losses = {name: float(value) for name, value in report.terms.items()}
+    print(f"{run.data.path} is readable: {count_text(maker.source.samples)} samples to train on")
+    print(f"dry batch: samples {ids[0].tolist()}, {batch.layout.rows} decoder rows each, {batch.layout}")
+    print("  losses before training: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+    if not torch.isfinite(report.total):
+        raise TrainingError(
+            "the loss of an untrained model is not finite",
+            f"samples {ids[0].tolist()}: {losses}",
+            "look at model.init_std and at the samples with `python -m janus_ds inspect`",
+        )
+
+
+def _forward(run: RunConfig, special: SpecialTokens, batch: TwoStreamBatch) -> LossReport:
+    import torch
+
+    from janus_ds.model.janus import JanusModel
+    from janus_ds.objective.janus_objective import JanusObjective
+    from janus_ds.parallel.tensor_parallel import make_layers
+
+    torch.manual_seed(run.train.seed)
+    parallel = make_layers(1)
+    still = replace(run.model, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+    model = JanusModel(still, special, parallel)
+    objective = JanusObjective(run.objective, special.vocab_size, parallel)
+    with torch.no_grad():
+        return objective(model(batch), batch, batch.counts)  # type: ignore[no-any-return]

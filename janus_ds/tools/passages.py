@@ -1,0 +1,137 @@
+"""What `eval/decode.py` decodes: lines of text, lines with words hidden, or samples held out in training."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import RunConfig
+from janus_ds.data.batch_maker import BatchMaker
+from janus_ds.data.loader import VALIDATION_EPOCH
+from janus_ds.data.tokenizer import MASK_TEXT
+from janus_ds.decode.text import TextCodec
+from janus_ds.errors import DataError
+
+__all__ = ["Passage", "heldout_passages", "infill", "line_passages", "read_lines"]
+
+STDIN = "-"
+_MEAN_SPAN = 2.0
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One input of a decoder.
+
+    Attributes:
+        ids: the source, without bos and eos.
+        source: the source as text.
+        reference: what it was made from, or its translation; None where nothing is known.
+    """
+
+    ids: list[int]
+    source: str
+    reference: str | None = None
+
+
+def read_lines(name: str) -> list[str]:
+    """The lines of a UTF-8 file, or of standard input under the name "-".
+
+    Raises:
+        DataError: no such file, not UTF-8 (the line is named), or nothing in it.
+    """
+    where = "standard input" if name == STDIN else name
+    try:
+        data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the input cannot be read: {error.strerror}", where, "check the path given to --input"
+        ) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"the input is not UTF-8 text ({error.reason})", f"{where}, line {line}", "convert it to UTF-8"
+        ) from None
+    if not text.strip():
+        raise DataError("the input is empty", where, "give at least one line of text")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def line_passages(lines: Sequence[str], text: TextCodec, mask_share: float, seed: int) -> list[Passage]:
+    """Lines as sources; with a share of their words to hide, the lines are the references."""
+    if not mask_share:
+        return [Passage(text.encode(line), line) for line in lines]
+    hidden = [infill(line, mask_share, f"{seed}:{number}") for number, line in enumerate(lines)]
+    return [Passage(text.encode(source), source, line) for source, line in zip(hidden, lines, strict=True)]
+
+
+def infill(line: str, share: float, seed: str) -> str:
+    """A line with spans of words hidden, each behind one `<mask>`: the noise of pretraining, on words.
+
+    Span lengths follow Poisson(2), at least one word; spans are drawn until their union reaches
+    ceil(share x words), the last one trimmed. Spans that touch become one.
+    """
+    words, draw = line.split(), random.Random(seed)
+    hidden: set[int] = set()
+    budget = min(math.ceil(share * len(words)), len(words))
+    while len(hidden) < budget:
+        start = draw.randrange(len(words))
+        span = range(start, min(start + max(1, _poisson(draw)), len(words)))
+        hidden |= set([i for i in span if i not in hidden][: budget - len(hidden)])
+    shown = [
+        MASK_TEXT if i in hidden else word
+        for i, word in enumerate(words)
+        if i not in hidden or i - 1 not in hidden
+    ]
+    return " ".join(shown)
+
+
+def heldout_passages(
+    config: RunConfig, special: SpecialTokens, text: TextCodec, count: int, data: Path | None = None
+) -> list[Passage]:
+    """Samples of a run's validation split, spread over it, with the noise of its validation.
+
+    Args:
+        config: the resolved run.
+        special: special symbols.
+        text: the run's tokenizer.
+        count: how many; fewer where the split has fewer.
+        data: the data directory; None: where it lay in training.
+
+    Raises:
+        DataError: the directory is not there any more, or is damaged.
+    """
+    folder = data or (Path(config.data.path) if config.data.path else None)
+    split = folder / "valid" if folder else None
+    if data is None and config.data.valid_path:
+        split = Path(config.data.valid_path)
+    if split is None or not split.is_dir():
+        raise DataError(
+            "the validation samples of the run are not there",
+            str(split or "run.json: recipe.data.path"),
+            "give the data directory with --data DIR, or text with --input",
+        )
+    maker = BatchMaker(split, config, special)
+    ids = np.unique(np.linspace(0, maker.source.samples - 1, count).astype(np.int64))
+    views = maker.views(np.full_like(ids, VALIDATION_EPOCH), ids)
+    passages = []
+    for source, target in zip(views.source.rows(), views.target.rows(), strict=True):
+        inner = source[1:-1].tolist()
+        passages.append(Passage(inner, text.decode(inner), text.decode(target[1:-1].tolist())))
+    return passages
+
+
+def _poisson(draw: random.Random) -> int:
+    """A number from Poisson(2), by multiplying uniforms."""
+    number, product = 0, draw.random()
+    while product > math.exp(-_MEAN_SPAN):
+        number, product = number + 1, product * draw.random()
+    return number

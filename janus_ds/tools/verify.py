@@ -1,0 +1,62 @@
+"""`python -m janus_ds verify DIR`: read a data directory whole and name all damage."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from janus_ds.data.index import Manifest, SplitIndex
+from janus_ds.data.verify import Fault, VerifyReport, verify_dataset
+from janus_ds.errors import JanusError
+from janus_ds.tools.common import bytes_text, count_text, new_parser, table
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a line for each shard and every fault; 0 if the data is whole.
+
+    Raises:
+        DataError: the data is damaged (exit code 4), or is no data directory.
+    """
+    parser = new_parser("verify", "Read a data directory whole; name every damaged shard and member.")
+    parser.add_argument("data", type=Path, metavar="DIR", help="made by launch/prepare_data.py")
+    directory: Path = parser.parse_args(arguments).data
+    started = time.monotonic()
+    report = verify_dataset(directory, _show_progress if sys.stderr.isatty() else None)
+    seconds = max(time.monotonic() - started, 1e-6)
+    print(_shard_table(directory, report.faults))
+    for fault in report.faults:
+        print(f"fault: {fault}")
+    report.raise_if_faulty(directory)
+    speed = bytes_text(report.bytes / seconds)
+    print(
+        f"{directory} is whole: {report.shards} shards, {count_text(report.samples)} samples, "
+        f"{count_text(report.tokens)} tokens, {bytes_text(report.bytes)} at {speed}/s"
+    )
+    return 0
+
+
+def _show_progress(share: float, report: VerifyReport) -> None:
+    end = "\n" if share >= 1 else ""
+    text = f"\r{share:4.0%}, {report.shards} shards, {len(report.faults)} faults"
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def _shard_table(directory: Path, faults: list[Fault]) -> str:
+    rows: list[tuple[str, ...]] = [("shard", "members", "samples", "tokens", "size", "state")]
+    for split in Manifest.load(directory).splits:
+        try:
+            index = SplitIndex.load(directory / split)
+        except JanusError:
+            rows.append((f"{split}/", "", "", "", "", "no usable index"))
+            continue
+        for shard in index.shards:
+            place = f"{split}/{shard.name}"
+            found = sum(fault.place == place for fault in faults)
+            state = f"{found} fault{'s' if found > 1 else ''}" if found else "whole"
+            numbers = (f"{len(shard.members):,}", f"{shard.samples:,}", f"{shard.tokens:,}")
+            rows.append((place, *numbers, bytes_text(shard.size), state))
+    return table(rows)

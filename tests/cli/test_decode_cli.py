@@ -1,0 +1,306 @@
+"""`eval/decode.py` and `Generator.from_checkpoint` on a run folder with random weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from janus_ds.checkpoint.manifest import write_manifest
+from janus_ds.checkpoint.weights import read_weights, save_weights
+from janus_ds.config.presets import resolve
+from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.data.ragged import Ragged
+from janus_ds.data.source import SampleSource
+from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.decode.generator import Generator, trained_modes
+from janus_ds.decode.load import RUN_FORMAT_VERSION
+from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
+from janus_ds.model.janus import JanusModel
+from janus_ds.observe import run_record
+from janus_ds.parallel.layers import DenseLayers
+from janus_ds.tools.passages import infill
+from tests.support.tiny_data import make_tiny_data
+
+ROOT = Path(__file__).parents[2]
+SENTENCES = ["the old man saw the river at night .", "nobody lost three letters in the morning ."]
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("eval_decode", ROOT / "eval" / "decode.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as training leaves it: two checkpoints, of which the newer one counts."""
+    folder = tmp_path_factory.mktemp("decode")
+    tokenizer = load_tokenizer(make_tiny_data(folder / "data") / "tokenizer")
+    model = ModelConfig(
+        d_model=16, heads=2, ffn_dim=16, max_source_positions=50, max_target_positions=50, init_std=0.2
+    )
+    data = DataConfig(path=str(folder / "data"), block_tokens=48)
+    config = resolve(RunConfig(name="tiny", model=model, data=data))
+    torch.manual_seed(0)
+    weights = JanusModel(config.model, tokenizer.special, DenseLayers()).state_dict()
+    run = folder / "run"
+    tokenizer.save(run / "tokenizer")
+    run_record.write_run_record(run, config, tokenizer.special, tokenizer.fingerprint, {}, 0)
+    for step in (5, 10):
+        checkpoint = run / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        save_weights(checkpoint / "weights.safetensors", {k: v * step / 10 for k, v in weights.items()})
+        write_manifest(checkpoint)
+    return run
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A run folder to damage."""
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+    data = text if isinstance(text, bytes) else text.encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def edit_record(run: Path, **changes: Any) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | changes))
+
+
+def test_lines_in_lines_out_in_order(
+    program: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["the old man saw the <mask> .", "", SENTENCES[0], "a"]
+    for mode, options in (("nar", {"iterations": 1, "length_beam": 2}), ("ar", {"beam": 2, "max_length": 9})):
+        feed(monkeypatch, "\n".join(lines) + "\n")
+        flags = [x for k, v in options.items() for x in ("--" + k.replace("_", "-"), str(v))]
+        assert program.main(["--checkpoint", str(run), "--mode", mode, *flags]) == 0
+        found = capsys.readouterr().out.split("\n")
+        generator = Generator.from_checkpoint(run, mode, device="cpu", **options)
+        expected = generator.generate(lines)
+        assert found == [*(item.text for item in expected), ""]
+        assert found[1] == ""
+        assert [item.tokens for item in expected] != [()] * 4
+        # One by one: batches and padding change nothing.
+        assert [generator.generate([line])[0].tokens for line in lines] == [item.tokens for item in expected]
+        assert max(len(item.tokens) for item in expected) <= 48
+
+
+def test_the_newest_checkpoint_is_taken_and_another_can_be_named(run: Path) -> None:
+    newest = Generator.from_checkpoint(run, device="cpu").model.state_dict()
+    older = Generator.from_checkpoint(run / "checkpoints" / "step-00000005", device="cpu").model.state_dict()
+    stored = read_weights(run / "checkpoints" / "step-00000010" / "weights.safetensors")
+    assert all(torch.equal(newest[name], value) for name, value in stored.items())
+    assert torch.equal(older["length_head.weight"], newest["length_head.weight"] / 2)
+
+
+def test_heldout_passages_show_source_reference_and_both_outputs(
+    program: ModuleType, run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "new" / "out.txt"
+    flags = ["--mode", "ar,nar", "--heldout", "3", "--max-length", "20", "--output", str(output)]
+    assert program.main(["--checkpoint", str(run), *flags]) == 0
+    blocks = output.read_text().strip().split("\n\n")
+    assert len(blocks) == 3
+    names = [line.split()[0] for block in blocks for line in block.split("\n")]
+    assert names == [x for n in (1, 2, 3) for x in (f"[{n}]", "source", "reference", "AR", "NAR")]
+    tokenizer = Generator.from_checkpoint(run, device="cpu").text
+    assert tokenizer is not None
+    samples = SampleSource(run.parent / "data" / "valid")
+    rows: Ragged = samples.read(torch.tensor([0, samples.samples - 1]).numpy())["target"]
+    for block, row in zip((blocks[0], blocks[2]), rows.rows(), strict=True):
+        _, source, reference, *_ = block.split("\n")
+        assert reference == f"reference   {tokenizer.decode(row.tolist())}"
+        assert "<mask>" in source
+
+
+def test_mask_share_hides_words_of_raw_text(
+    program: ModuleType, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(SENTENCES))
+    flags = ["--mode", "nar", "--mask-share", "0.3", "--show-source", "--input", str(tmp_path / "in.txt")]
+    assert program.main(["--checkpoint", str(run), *flags]) == 0
+    first = capsys.readouterr().out
+    assert f"reference   {SENTENCES[0]}" in first
+    assert first.count("<mask>") >= 2
+    program.main(["--checkpoint", str(run), *flags])
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.0, 20), (0.3, 14), (0.25, 15), (1.0, 0)])
+def test_infill_hides_the_share_exactly(share: float, shown: int) -> None:
+    words = [f"w{i}" for i in range(20)]
+    results = {infill(" ".join(words), share, str(seed)) for seed in range(20)}
+    for result in results:
+        kept = [word for word in result.split() if word != "<mask>"]
+        assert kept == sorted(kept, key=words.index)
+        assert len(kept) == shown
+        assert "<mask> <mask>" not in result
+    assert len(results) > 10 or shown in (0, 20)
+    assert infill("", share, "1") == ""
+
+
+def test_modes_follow_the_trained_losses(run: Path) -> None:
+    def modes(**changes: Any) -> tuple[str, ...]:
+        return trained_modes(resolve(RunConfig(objective=ObjectiveConfig(**changes))).objective)
+
+    assert modes() == ("ar", "nar")
+    assert modes(preset="ar") == modes(preset="ar_query") == ("ar",)
+    assert modes(preset="cmlm") == ("nar",)
+    assert modes(preset="released") == ("ar",)  # pretraining: its length head is not trained
+    assert modes(weight_ar=0.0, weight_nar=0.0) == ("ar", "nar")  # AUX alone (Table 6)
+    assert run_record.RUN_FORMAT_VERSION == RUN_FORMAT_VERSION
+
+
+BAD_OPTIONS: list[tuple[list[str], type[JanusError], str]] = [
+    (["--mode", "nra"], UsageError, "there is no mode 'nra'"),
+    (["--mode", ""], UsageError, "there is no mode ''"),
+    (["--iterations", "-1"], ConfigError, "decode.iterations is -1"),
+    (["--beam", "0"], ConfigError, "decode.beam is 0"),
+    (["--beam-stop", "fairsek"], ConfigError, "decode.beam_stop has no value 'fairsek'"),
+    (["--mask-share", "1.5"], UsageError, "--mask-share is 1.5"),
+    (["--heldout", "2", "--input", "x"], UsageError, "held-out samples and another input"),
+    (["--heldout", "2", "--data", "nowhere"], DataError, "validation samples of the run are not there"),
+    (["--input", "nowhere.txt"], DataError, "the input cannot be read"),
+    (["--output", "."], UsageError, "the output is a folder"),
+    (["--device", "warp"], UsageError, "there is no device 'warp'"),
+]
+
+
+@pytest.mark.parametrize(("flags", "error", "text"), BAD_OPTIONS)
+def test_bad_options(
+    program: ModuleType, run: Path, flags: list[str], error: type[JanusError], text: str
+) -> None:
+    with pytest.raises(error, match=text) as caught:
+        program.main(["--checkpoint", str(run), *flags])
+    assert caught.value.where
+    assert caught.value.fix
+
+
+BAD_INPUTS: list[tuple[bytes, str, str]] = [
+    (b"", "the input is empty", "standard input"),
+    (b" \n\n", "the input is empty", "standard input"),
+    (b"good\nb\xffd\n", "not UTF-8", "standard input, line 2"),
+    (b"short\n" + b"dog " * 60, "the model reads up to 50", "line 2 of the input"),
+]
+
+
+@pytest.mark.parametrize(("data", "text", "where"), BAD_INPUTS)
+def test_bad_input(
+    program: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, text: str, where: str
+) -> None:
+    feed(monkeypatch, data)
+    with pytest.raises(DataError, match=text) as caught:
+        program.main(["--checkpoint", str(run), "--mode", "nar"])
+    assert caught.value.where == where
+
+
+def test_damaged_and_foreign_checkpoints(copy: Path) -> None:
+    def refused(text: str, path: Path = copy) -> None:
+        with pytest.raises(CheckpointError, match=text):
+            Generator.from_checkpoint(path, device="cpu")
+
+    record = json.loads((copy / "run.json").read_text())
+    newest = copy / "checkpoints" / "step-00000010"
+    weights = newest / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused("another checksum")
+    weights.write_bytes(whole[:-1])
+    refused("bytes instead of")
+    weights.write_bytes(whole)
+    edit_record(copy, format_version=99)
+    refused("written in format 99")
+    edit_record(copy, **record, tokenizer_fingerprint="0" * 64)
+    refused("not the one that the run was trained with")
+    shape = record["recipe"] | {"model": record["recipe"]["model"] | {"d_model": 32}}
+    edit_record(copy, **(record | {"recipe": shape}))
+    refused("do not fit the model")
+    edit_record(copy, **record)
+    broken = read_weights(weights)
+    broken["length_head.weight"][0] = float("nan")
+    save_weights(weights, broken)
+    write_manifest(newest)
+    refused("length_head.weight: training had diverged")
+    shutil.rmtree(copy / "checkpoints")
+    refused("has no checkpoint yet")
+    (copy / "run.json").write_text("{")
+    refused("run.json cannot be read")
+    (copy / "run.json").unlink()
+    refused("holds no run.json")
+    refused("no such run folder", copy / "nothing")
+
+
+def test_a_mode_that_was_not_trained_is_refused(copy: Path) -> None:
+    record = json.loads((copy / "run.json").read_text())
+    objective = record["recipe"]["objective"]
+    edit_record(copy, recipe=record["recipe"] | {"objective": objective | {"weight_length": 0.0}})
+    with pytest.raises(ConfigError, match=r"not trained to decode in mode 'nar' .*weight_length is 0\.0"):
+        Generator.from_checkpoint(copy, "nar", device="cpu")
+    assert Generator.from_checkpoint(copy, "ar", device="cpu").config.decode.mode == "ar"
+    with pytest.raises(ConfigError, match=r"unknown key 'decode\.beem'") as caught:
+        Generator.from_checkpoint(copy, "ar", device="cpu", beem=3)
+    assert "decode.beam" in caught.value.fix
+
+
+def test_weights_that_give_no_finite_values_are_refused(run: Path) -> None:
+    for mode in ("ar", "nar"):
+        generator = Generator.from_checkpoint(run, mode, device="cpu", max_length=4)
+        with torch.no_grad():
+            generator.model.embedding.weight.fill_(float("nan"))
+        generator.model.train()
+        with pytest.raises(CheckpointError, match="not finite"):
+            generator.generate(["dog"])
+        assert generator.model.training
+
+
+def test_a_run_without_tokenizer_decodes_ids(copy: Path, program: ModuleType, tmp_path: Path) -> None:
+    shutil.rmtree(copy / "tokenizer")
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        Generator.from_checkpoint(copy, device="cpu")
+    (tmp_path / "ids.txt").write_text("5 6 7\n8 9\n")
+    output = tmp_path / "out.txt"
+    flags = ["--ids", "--mode", "nar", "--input", str(tmp_path / "ids.txt"), "--output", str(output)]
+    program.main(["--checkpoint", str(copy), *flags])
+    assert all(int(word) > 4 for word in output.read_text().split())
+    with pytest.raises(DataError, match="'5000' is not a token id"):
+        Generator.from_checkpoint(copy, ids=True, device="cpu").generate(["5 5000"])
+
+
+def test_the_command_prints_three_parts_and_no_stack(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval" / "decode.py"), "--checkpoint", str(tmp_path / "none")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 5
+    assert [line.split(":")[0].strip() for line in done.stderr.splitlines()] == ["error", "where", "to do"]
+
+
+def test_config_of_the_run_is_kept(run: Path) -> None:
+    generator = Generator.from_checkpoint(run, "ar", device="cpu", beam=2)
+    expected = replace(generator.config.decode, mode="ar", beam=2)
+    assert generator.config.decode == expected
+    assert generator.config.model.d_model == 16

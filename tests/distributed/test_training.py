@@ -1,0 +1,238 @@
+"""Training is the same computation on any ranks, ZeRO stage and tensor-parallel size.
+
+Three jobs (one process, two data-parallel ranks, two tensor-parallel ranks), each of which trains
+several tiny models one after the other: a start of ranks costs more than a run.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from janus_ds.checkpoint.weights import find_weights, read_weights
+from janus_ds.data.source import SampleSource
+from janus_ds.errors import DataError, JanusError
+from janus_ds.parallel.tensor_parallel import make_layers
+from janus_ds.parallel.topology import init_topology
+from janus_ds.train.trainer import Outcome
+from tests.support.launch import run_ranks
+from tests.support.tiny_training import NO_DROPOUT, Result, Run, injected, make_inputs, train
+
+STEPS = 20
+SHORT = ("train.max_steps=6", "train.save_every=1", "train.valid_every=0", "train.keep_last=9")
+HALF = ("train.max_steps=3", *SHORT[1:])
+
+
+# What the ranks do. Results of rank 0 are returned; other ranks return what is to be compared.
+
+
+def one_process(folder: Path) -> dict[str, Result]:
+    topology = init_topology(1, process_group=True)
+    runs = [
+        Run("reference", stage=1, overrides=NO_DROPOUT),
+        Run("accumulated", stage=2, micro_batch=4, overrides=NO_DROPOUT),
+        Run("unpartitioned", stage=0, overrides=NO_DROPOUT),
+    ]
+    return {run.name: train(folder, topology, run) for run in runs}
+
+
+def data_ranks(folder: Path) -> dict[str, Any]:
+    topology = init_topology(1)
+    results: dict[str, Any] = {}
+    for stage in (0, 1, 2, 3):
+        run = Run(f"zero{stage}", stage=stage, micro_batch=2, overrides=NO_DROPOUT)
+        results[run.name] = train(folder, topology, run)
+    for stage in (0, 1, 2, 3):
+        results[f"whole{stage}"] = train(folder, topology, Run(f"whole{stage}", stage, overrides=SHORT))
+        train(folder, topology, Run(f"resumed{stage}", stage, overrides=HALF))
+        results[f"resumed{stage}"] = train(folder, topology, Run(f"resumed{stage}", stage, overrides=SHORT))
+    for stage in (0, 1, 2, 3):
+        # Steps of two micro-batches; the first one of step 3 on rank 1 is bad.
+        with injected({6: ("nan", "inf")[stage % 2]}, topology, rank=1):
+            run = Run(f"bad{stage}", stage, micro_batch=2, overrides=SHORT)
+            results[run.name] = train(folder, topology, run)
+    sixteen = {"bf16": {"enabled": True}}
+    with injected({6: "inf"}, topology, rank=1):
+        results["bad-bf16"] = train(folder, topology, Run("bad-bf16", 2, 2, SHORT, sixteen))
+    with injected({2: "stop"}, topology, rank=1):
+        results["stopped"] = train(folder, topology, Run("stopped", overrides=SHORT))
+    results["errors"] = [
+        error_of(folder, topology, "gives-up"),
+        error_of(folder, topology, "damaged"),
+    ]
+    return results
+
+
+def error_of(folder: Path, topology: Any, name: str) -> JanusError | None:
+    """The error that this rank ends with, where only rank 1 has a fault."""
+    read = SampleSource.read
+
+    def damaged(self: SampleSource, ids: Any) -> Any:
+        if topology.rank == 1 and self.split_dir.name == "train":
+            raise DataError("the checksum is wrong", "shard-000001.tar, member 000003", "copy it again")
+        return read(self, ids)
+
+    faults = {} if name == "damaged" else dict.fromkeys(range(99), "nan")
+    if name == "damaged":
+        SampleSource.read = damaged  # type: ignore[method-assign]
+    try:
+        with injected(faults, topology, rank=1):
+            train(folder, topology, Run(name, overrides=(*SHORT, "train.max_bad_steps=3")))
+    except JanusError as error:
+        return error
+    finally:
+        SampleSource.read = read  # type: ignore[method-assign]
+    return None
+
+
+def tensor_ranks(folder: Path) -> dict[str, Any]:
+    topology = init_topology(2)
+    results: dict[str, Any] = {}
+    for stage in (0, 1, 2, 3):
+        run = Run(f"tensor{stage}", stage=stage, micro_batch=4, overrides=NO_DROPOUT)
+        results[run.name] = train(folder, topology, run)
+    recompute = (*SHORT, "train.activation_checkpointing=true")
+    for stage in (2, 3):
+        results[f"whole{stage}"] = train(folder, topology, Run(f"t-whole{stage}", stage, overrides=SHORT))
+        train(folder, topology, Run(f"t-resumed{stage}", stage, overrides=HALF))
+        results[f"resumed{stage}"] = train(folder, topology, Run(f"t-resumed{stage}", stage, overrides=SHORT))
+    results["recomputed"] = train(folder, topology, Run("t-recomputed", 2, overrides=recompute))
+    layers = make_layers(2)
+    layers.seed_rng(5)
+    results["replicated"] = F.dropout(torch.ones(200), 0.5)
+    with layers.sharded_rng():
+        results["sharded"] = F.dropout(torch.ones(200), 0.5)
+    return results
+
+
+def four_ranks(folder: Path) -> dict[str, Result]:
+    topology = init_topology(2)
+    runs = [Run(f"both{stage}", stage, micro_batch=2, overrides=NO_DROPOUT) for stage in (1, 2, 3)]
+    return {run.name: train(folder, topology, run) for run in runs}
+
+
+# One start of each.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def jobs(folder: Path) -> Any:
+    """The results of a job's ranks; each job is started when it is first asked for."""
+
+    @cache
+    def job(name: str) -> list[Any]:
+        worker, ranks = {
+            "one": (one_process, 1),
+            "data": (data_ranks, 2),
+            "tensor": (tensor_ranks, 2),
+            "both": (four_ranks, 4),
+        }[name]
+        return run_ranks(worker, ranks, folder)
+
+    return job
+
+
+def assert_same_training(result: Result, reference: Result) -> None:
+    assert len(result.series("loss")) == STEPS
+    for key in ("loss", "ar", "nar", "aux", "length"):
+        assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5), key
+        assert result.series(f"valid/{key}") == pytest.approx(reference.series(f"valid/{key}"), rel=1e-5)
+    assert result.series("grad_norm") == pytest.approx(reference.series("grad_norm"), rel=1e-4)
+    for name, value in reference.weights.items():
+        torch.testing.assert_close(result.weights[name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def assert_bitwise(result: Result, reference: Result) -> None:
+    for key in ("loss", "ar", "grad_norm", "lr"):
+        assert result.series(key) == reference.series(key), key
+    assert all(torch.equal(result.weights[name], value) for name, value in reference.weights.items())
+
+
+def test_losses_fall_and_accumulation_changes_nothing(jobs: Any) -> None:
+    one = jobs("one")[0]
+    reference = one["reference"]
+    assert reference.outcome is Outcome.COMPLETE
+    losses = reference.series("loss")
+    assert losses[-1] < losses[0] - 0.3
+    assert len(reference.series("valid/loss")) == 2
+    assert_same_training(one["accumulated"], reference)
+    assert_same_training(one["unpartitioned"], reference)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_in_every_zero_stage_train_as_one_process(jobs: Any, stage: int) -> None:
+    assert_same_training(jobs("data")[0][f"zero{stage}"], jobs("one")[0]["reference"])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_tensor_parallel_ranks_train_as_one_process(jobs: Any, stage: int) -> None:
+    assert_same_training(jobs("tensor")[0][f"tensor{stage}"], jobs("one")[0]["reference"])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resuming_is_bitwise_with_dropout_on(jobs: Any, stage: int) -> None:
+    results = jobs("data")[0]
+    assert [line["step"] for line in results[f"resumed{stage}"].lines] == [1, 2, 3, 4, 5, 6]
+    assert_bitwise(results[f"resumed{stage}"], results[f"whole{stage}"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_resuming_is_bitwise_under_tensor_parallelism(jobs: Any, stage: int) -> None:
+    results = jobs("tensor")[0]
+    assert_bitwise(results[f"resumed{stage}"], results[f"whole{stage}"])
+
+
+def test_dropout_under_tensor_parallelism(jobs: Any) -> None:
+    """Replicated rows drop alike, sharded ones apart, and recomputation draws the same again."""
+    first, second = jobs("tensor")
+    assert torch.equal(first["replicated"], second["replicated"])
+    assert not torch.equal(first["sharded"], second["sharded"])
+    assert_bitwise(first["recomputed"], first["whole2"])
+
+
+@pytest.mark.parametrize("name", ["bad0", "bad1", "bad2", "bad3", "bad-bf16"])
+def test_a_bad_loss_on_one_rank_is_skipped_by_all(jobs: Any, folder: Path, name: str) -> None:
+    """Step 4 has a bad micro-batch on rank 1: weights stay, its samples are named, the run goes on."""
+    result = jobs("data")[0][name]
+    skipped = result.lines[3]
+    assert skipped["skipped"] is True
+    assert "not finite on rank 1" in skipped["reason"]
+    assert len(skipped["bad_samples"]) == 2
+    assert skipped["loss"] is None
+    assert [line.get("skipped", False) for line in result.lines] == [False, False, False, True, False, False]
+    assert result.lines[-1]["skipped_steps"] == 1
+    assert all(torch.isfinite(value).all() for value in result.weights.values())
+    steps = [folder / name / f"checkpoints/step-{step:08d}" for step in (3, 4, 5)]
+    before, at, after = (read_weights(find_weights(path)) for path in steps)
+    assert all(torch.equal(at[key], value) for key, value in before.items())
+    assert not all(torch.equal(after[key], value) for key, value in at.items())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_tensor_and_data_parallel_ranks_together(jobs: Any, stage: int) -> None:
+    assert_same_training(jobs("both")[0][f"both{stage}"], jobs("one")[0]["reference"])
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(jobs: Any) -> None:
+    ranks = jobs("data")
+    assert [rank["stopped"].outcome for rank in ranks] == [Outcome.STOPPED] * 2
+    assert [line["step"] for line in ranks[0]["stopped"].lines] == [1, 2, 3]
+
+
+def test_one_ranks_fault_is_every_ranks_error(jobs: Any) -> None:
+    for rank in jobs("data"):
+        gave_up, damaged = rank["errors"]
+        assert gave_up.what.startswith("3 steps in a row were skipped: the loss is not finite on rank 1")
+        assert "samples [" in gave_up.where
+        assert isinstance(damaged, DataError)
+        assert damaged.where == "shard-000001.tar, member 000003"

@@ -1,0 +1,28 @@
+"""Made-up text for tests of the preparation: words of syllables, sentences, documents."""
+
+from __future__ import annotations
+
+import random
+
+SYLLABLES = "ba be bo da de do ka ke ko la le lo ma me mo na ne no ra re ro sa se so ta te to".split()
+
+
+def sentence(rng: random.Random, words: int) -> str:
+    """A sentence of so many words."""
+    text = " ".join("".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in range(words))
+    return text.capitalize() + rng.choice(".!?")
+
+
+def document(rng: random.Random, paragraphs: int = 3) -> str:
+    """Some lines of some sentences."""
+    lines = (
+        " ".join(sentence(rng, rng.randint(2, 9)) for _ in range(rng.randint(1, 4)))
+        for _ in range(paragraphs)
+    )
+    return "\n".join(lines)
+
+
+def documents(count: int, seed: int = 1) -> list[str]:
+    """So many different documents."""
+    rng = random.Random(seed)
+    return [document(rng) for _ in range(count)]

@@ -1,0 +1,63 @@
+"""A data directory of a few hundred short sentences, made in a second, for runs of a few steps."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from janus_ds.data.index import Manifest, SplitIndex, SplitTotals
+from janus_ds.data.ragged import Ragged
+from janus_ds.data.shards import Packing, shard_name, write_shard
+from janus_ds.data.tokenizer import train_sentencepiece
+
+__all__ = ["TINY_RECIPE", "make_tiny_data"]
+
+TINY_RECIPE = """
+name: tiny
+model: {d_model: 32, encoder_layers: 1, decoder_layers: 2, ffn_dim: 64, heads: 2, vocab_multiple: 8,
+  max_source_positions: 64, max_target_positions: 64}
+data: {block_tokens: 48, workers: 0, shuffle_window: 2}
+optim: {lr: 2.0e-3, warmup_steps: 5}
+train: {global_batch: 8, max_steps: 20, valid_every: 10, valid_samples: 11, save_every: 5, keep_last: 2}
+"""
+"""A model of 40,000 parameters, dropout on."""
+
+_WHO = ["the old man", "a small child", "my friend", "the captain", "nobody", "her sister"]
+_DID = ["saw", "followed", "heard", "remembered", "lost", "carried"]
+_WHAT = ["the river", "a lamp", "the long road", "an open door", "three letters", "the sea"]
+_WHEN = ["at night", "in the morning", "before the war", "with great care", "again", "for a year"]
+
+
+def make_tiny_data(folder: Path, samples: int = 300) -> Path:
+    """Write train and valid splits and a tokenizer into `folder`; the same bytes every time."""
+    draw = random.Random(7)
+    texts = [_sentence(draw) for _ in range(samples)]
+    tokenizer = train_sentencepiece(texts, "unigram", 60)
+    tokenizer.save(folder / "tokenizer")
+    rows = tokenizer.encode_batch(texts)
+    held_out = samples // 10
+    splits = {
+        "train": _write_split(folder / "train", rows[held_out:], 2),
+        "valid": _write_split(folder / "valid", rows[:held_out], 1),
+    }
+    settings = {"block_tokens": 48}
+    Manifest("denoise", tokenizer.fingerprint, tokenizer.special.vocab_size, settings, splits).save(folder)
+    return folder
+
+
+def _sentence(draw: random.Random) -> str:
+    parts = [draw.choice(words) for words in (_WHO, _DID, _WHAT, _WHEN)]
+    return " ".join(parts[: draw.choice((3, 4))]) + " ."
+
+
+def _write_split(folder: Path, rows: list[list[int]], shards: int) -> SplitTotals:
+    folder.mkdir(parents=True)
+    packing = Packing("uint16", samples_per_member=32)
+    entries, key = [], 0
+    size = -(-len(rows) // shards)
+    for number in range(shards):
+        part = Ragged.from_rows(rows[number * size : (number + 1) * size])
+        entries.append(write_shard(folder / shard_name(number), {"target": part}, packing, key))
+        key += len(entries[-1].members)
+    index = SplitIndex("uint16", ("target",), tuple(entries))
+    return SplitTotals(shards, index.samples, index.tokens, index.save(folder))

@@ -1,0 +1,109 @@
+"""Small training runs on the ranks of one job, one after the other; returns what they wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from janus_ds.checkpoint.weights import find_weights, read_weights
+from janus_ds.observe.writers import read_metrics
+from janus_ds.parallel.topology import Topology
+from janus_ds.train.guards import StopSignals
+from janus_ds.train.launch import TrainOptions
+from janus_ds.train.pretraining import pretrain_on
+from janus_ds.train.step import TrainingStep
+from janus_ds.train.trainer import Outcome
+from tests.support.tiny_data import TINY_RECIPE, make_tiny_data
+
+__all__ = ["NO_DROPOUT", "Result", "Run", "injected", "make_inputs", "train"]
+
+NO_DROPOUT = ("model.dropout=0", "model.attention_dropout=0")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: where it writes and what is special about it."""
+
+    name: str
+    stage: int = 2
+    micro_batch: int | str = "auto"
+    overrides: tuple[str, ...] = ()
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the DeepSpeed file."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left on disk."""
+
+    outcome: Outcome
+    lines: list[dict[str, Any]]
+    weights: dict[str, Tensor]
+
+    def series(self, key: str) -> list[float]:
+        """One figure over the steps that have it."""
+        return [line[key] for line in self.lines if key in line]
+
+
+def make_inputs(folder: Path) -> Path:
+    """Recipe and data for :func:`train`; returns the folder."""
+    make_tiny_data(folder / "data")
+    (folder / "recipe.yaml").write_text(TINY_RECIPE)
+    return folder
+
+
+def train(folder: Path, topology: Topology, run: Run) -> Result:
+    """Train in this job, and read what was written."""
+    config = folder / f"{run.name}-{topology.rank}.json"
+    zero = {"zero_optimization": {"stage": run.stage}, "train_micro_batch_size_per_gpu": run.micro_batch}
+    config.write_text(json.dumps({**zero, **run.engine}))
+    output = folder / run.name
+    options = TrainOptions(
+        deepspeed_config=config,
+        recipe=folder / "recipe.yaml",
+        overrides=(f"data.path={folder / 'data'}", *run.overrides),
+        output=output,
+        tensor_parallel=topology.tensor_size,
+    )
+    signals = StopSignals()
+    signals.install()
+    outcome = pretrain_on(topology, options, signals)
+    topology.barrier()
+    return Result(outcome, read_metrics(output / "metrics.jsonl"), read_weights(find_weights(output)))
+
+
+@contextmanager
+def injected(faults: dict[int, str], topology: Topology, rank: int) -> Iterator[None]:
+    """Let things happen in the training forwards of one rank, counted from 0.
+
+    Args:
+        faults: forward -> "nan" or "inf" (added to the loss) or "stop" (SIGTERM to this process alone).
+    """
+    original, count = TrainingStep.forward, 0
+
+    def forward(self: TrainingStep, *arguments: Any) -> Any:
+        nonlocal count
+        total, terms = original(self, *arguments)
+        if self.training and topology.rank == rank:
+            fault = faults.get(count)
+            count += 1
+            if fault == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif fault is not None:
+                total = total + torch.tensor(float(fault))
+        return total, terms
+
+    TrainingStep.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TrainingStep.forward = original  # type: ignore[method-assign]

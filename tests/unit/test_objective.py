@@ -1,0 +1,153 @@
+"""Which terms the objective takes, what it divides them by, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from janus_ds.batch import BatchCounts, PredictedRows, RowLayout, TwoStreamBatch
+from janus_ds.config.presets import resolve
+from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
+from janus_ds.objective.janus_objective import JanusObjective, LossReport
+from janus_ds.parallel.tensor_parallel import make_layers
+from tests.support import literal_losses as literal
+
+COUNTS = BatchCounts(samples=2, source_tokens=9, target_tokens=5, ar_tokens=3, masked_tokens=2)
+
+
+def literal_batch() -> TwoStreamBatch:
+    """Two samples: two AR rows, of which the second is masked; and one AR row, which is masked."""
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    return TwoStreamBatch(
+        layout=RowLayout(arc=2, vis=0, cmp=1, msk=1, arq=2, qry=1),
+        counts=COUNTS,
+        sample_id_B=torch.arange(2),
+        source_BS=none,
+        source_length_B=torch.tensor([5, 4]),
+        row_token_BR=none,
+        row_position_BR=none,
+        row_rank_BR=none,
+        ar_length_B=torch.tensor([2, 1]),
+        visible_length_B=torch.tensor([2, 1]),
+        masked_length_B=torch.tensor([1, 1]),
+        ar_target_BA=torch.tensor([[0, 1], [2, 1]]),
+        masked_target_BM=literal.MASKED_TARGET[:, None],
+        masked_ar_row_BM=torch.tensor([[1], [0]]),
+        length_target_B=literal.LENGTH_TARGET,
+        ar_unmasked_U=torch.tensor([0]),
+        ar_masked_T=torch.tensor([1, 2]),
+        masked_T=torch.tensor([0, 1]),
+    )
+
+
+def literal_rows(*, trained: bool = True) -> PredictedRows:
+    """Hidden rows that are the literal logits, since the output table is the identity."""
+    padding = torch.full((1, 4), 99.0, dtype=torch.float64)
+    # Two rows of padding below the vocabulary: they would win every softmax if they took part.
+    table = torch.cat([torch.eye(4, dtype=torch.float64), torch.full((2, 4), 7.0, dtype=torch.float64)])
+    return PredictedRows(
+        ar_BAD=torch.cat([literal.AR, padding]).view(2, 2, 4).requires_grad_(trained),
+        nar_BMD=literal.NAR[:, None].clone().requires_grad_(trained),
+        aux_BMD=literal.AUX[:, None].clone().requires_grad_(trained),
+        length_logits_BK=literal.LENGTH.clone().requires_grad_(trained),
+        output_weight=table.requires_grad_(trained),
+    )
+
+
+def objective(task: str, **overrides: object) -> JanusObjective:
+    run = RunConfig(data=DataConfig(task=task), objective=ObjectiveConfig(**overrides))  # type: ignore[arg-type]
+    return JanusObjective(resolve(run).objective, 4, make_layers(1))
+
+
+def report_of(
+    module: JanusObjective, rows: PredictedRows | None = None, counts: BatchCounts = COUNTS
+) -> LossReport:
+    report: LossReport = module(rows or literal_rows(), literal_batch(), counts)
+    return report
+
+
+def test_literal_table_of_the_released_translation_preset() -> None:
+    report = report_of(objective("pair", preset="released"))
+    assert {name: float(value) for name, value in report.terms.items()} == pytest.approx(
+        literal.PRINTED, abs=5e-7
+    )
+    # The printed figure came out of float32.
+    assert float(report.total) == pytest.approx(literal.RELEASED_TRANSLATION, abs=1e-6)
+
+
+def test_released_pretraining_divides_all_sums_by_the_target_tokens() -> None:
+    report = report_of(objective("denoise", preset="released"))
+    assert 5 * float(report.total) == pytest.approx(literal.RELEASED_PRETRAINING, abs=5e-6)
+    # Terms stay means over their own tokens, so that they compare with ln V.
+    assert float(report.terms["nar_nll"]) == pytest.approx(literal.PRINTED["nar_nll"], abs=5e-7)
+    assert float(report.terms["ar"]) == float(report.terms["ar_nll"])
+    assert "kl_ar_nar" not in report.terms
+
+
+def test_paper_total_is_equation_5_and_the_length_term() -> None:
+    p = literal.PRINTED
+    wanted = p["ar"] + p["nar"] + p["aux"] + 2 * p["kl_ar_aux"] + 2 * p["kl_nar_aux"] + 0.1 * p["length"]
+    assert float(report_of(objective("pair", preset="paper")).total) == pytest.approx(wanted, abs=3e-6)
+
+
+@pytest.mark.parametrize("preset", ["ar", "ar_query"])
+def test_ar_presets_take_masked_and_unmasked_rows_alike(preset: str) -> None:
+    rows = replace(literal_rows(), nar_BMD=None, aux_BMD=None, length_logits_BK=None)
+    report = report_of(objective("pair", preset=preset), rows)
+    assert set(report.terms) == {"ar", "ar_nll"}
+    assert float(report.total) == pytest.approx(literal.PRINTED["ar"], abs=5e-7)
+
+
+def test_cmlm_takes_masked_rows_alone() -> None:
+    rows = replace(literal_rows(), ar_BAD=None, aux_BMD=None)
+    report = report_of(objective("pair", preset="cmlm"), rows)
+    wanted = literal.PRINTED["nar"] + 0.1 * literal.PRINTED["length"]
+    assert float(report.total) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_sums_over_global_counts_add_up_over_micro_batches() -> None:
+    module = objective("pair", preset="released")
+    whole = report_of(module)
+    # The same micro-batch twice is a step of twice the counts.
+    half = report_of(module, counts=COUNTS + COUNTS)
+    torch.testing.assert_close(2 * half.total, whole.total, rtol=0, atol=1e-14)
+    for name, value in whole.terms.items():
+        torch.testing.assert_close(2 * half.terms[name], value, rtol=0, atol=1e-14)
+
+
+def test_streams_without_a_weight_are_left_out_of_training_but_evaluated() -> None:
+    module = objective("pair", preset="cmlm", weight_nar=0.0, weight_aux=1.0, weight_length=0.0)
+    rows = replace(literal_rows(), ar_BAD=None)
+    trained = report_of(module, rows)
+    assert set(trained.terms) == {"aux", "aux_nll", "length"}
+    assert float(trained.total.detach()) == pytest.approx(literal.PRINTED["aux"], abs=5e-7)
+    with torch.no_grad():
+        evaluated = report_of(module, rows)
+    assert float(evaluated.terms["nar_nll"]) == pytest.approx(literal.PRINTED["nar_nll"], abs=5e-7)
+    torch.testing.assert_close(evaluated.total, trained.total.detach(), rtol=0, atol=0)
+
+
+def test_gradients_reach_rows_table_and_length_logits_but_not_padding() -> None:
+    rows = literal_rows()
+    report_of(objective("pair", preset="released"), rows).total.backward()
+    assert rows.ar_BAD is not None
+    assert rows.nar_BMD is not None
+    assert rows.length_logits_BK is not None
+    assert rows.ar_BAD.grad is not None
+    assert rows.ar_BAD.grad[1, 1].abs().max() == 0
+    assert rows.ar_BAD.grad.flatten(0, 1)[:3].abs().sum(-1).min() > 0
+    assert rows.nar_BMD.grad is not None
+    assert rows.nar_BMD.grad.abs().sum(-1).min() > 0
+    assert rows.output_weight.grad is not None
+    assert rows.output_weight.grad[:4].abs().sum(-1).min() > 0
+    assert rows.output_weight.grad[4:].abs().max() == 0
+    assert rows.length_logits_BK.grad is not None
+
+
+def test_terms_carry_no_gradient_and_empty_counts_do_not_divide_by_zero() -> None:
+    module = objective("pair", preset="paper")
+    assert not any(value.requires_grad for value in report_of(module).terms.values())
+    empty = report_of(module, counts=BatchCounts())
+    assert all(torch.isfinite(value) for value in (empty.total, *empty.terms.values()))

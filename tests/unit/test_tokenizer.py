@@ -1,0 +1,121 @@
+"""Tokenizers: ids, masks, round trips, fingerprints, and their faults."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from janus_ds.data.tokenizer import (
+    ByteLevelBPE,
+    SentencePieceTokenizer,
+    load_tokenizer,
+    train_sentencepiece,
+)
+from janus_ds.errors import DataError
+from tests.support.texts import documents
+
+SHARED = os.environ.get("JANUS_SHARED_DATA")
+TEXTS = documents(60)
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def trained(request) -> SentencePieceTokenizer:
+    return train_sentencepiece(TEXTS, request.param, 90)
+
+
+def small_byte_level() -> dict[str, bytes]:
+    """A byte-level BPE of five specials, letters, and three merges."""
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", *"helowrd.ĠĊ", "he", "ll", "Ġw", "<mask>"]
+    vocab = json.dumps({symbol: number for number, symbol in enumerate(symbols)}).encode()
+    return {"vocab.json": vocab, "merges.txt": "#version: 0.2\nh e\nl l\nĠ w\n".encode()}
+
+
+def test_sentencepiece_ids_masks_and_round_trip(trained):
+    special = trained.special
+    assert (special.bos, special.pad, special.eos, special.unk, special.mask) == (0, 1, 2, 3, 4)
+    assert special.vocab_size == 90
+    rows = trained.encode_batch(TEXTS)
+    assert rows[3] == trained.encode(TEXTS[3])
+    assert max(map(max, rows)) < 90 and min(map(min, rows)) > 4
+    assert trained.decode([0, *rows[3], 2, 1, 1]) == " ".join(TEXTS[3].split())
+    masked = "Bada <mask> ko<mask>la. <mask>"
+    ids = trained.encode(masked)
+    assert ids.count(4) == 3
+    # A mask stands for whole tokens, space included: no lone space is left before it.
+    assert ids == [*trained.encode("Bada"), 4, *trained.encode("ko"), 4, *ids[ids.index(4, 4) + 1 : -1], 4]
+    assert trained.encode(trained.decode(ids)) == ids
+    assert trained.encode("") == [] and trained.decode([]) == ""
+    assert 3 in trained.encode("日")
+
+
+def test_sentencepiece_training_is_a_function_of_the_text(trained, tmp_path):
+    kind = "unigram" if b"unigram" in trained.fingerprint.encode() else None
+    again = [train_sentencepiece(TEXTS, k, 90).fingerprint for k in ("unigram", "bpe")]
+    assert trained.fingerprint in again and again[0] != again[1] and kind is None
+    trained.save(tmp_path / "saved")
+    loaded = load_tokenizer(tmp_path / "saved")
+    assert loaded.fingerprint == trained.fingerprint and loaded.special == trained.special
+    assert loaded.encode(TEXTS[0]) == trained.encode(TEXTS[0])
+
+
+def test_byte_level_ids_and_masks(tmp_path):
+    for name, data in small_byte_level().items():
+        (tmp_path / name).write_bytes(data)
+    tokenizer = load_tokenizer(tmp_path)
+    assert isinstance(tokenizer, ByteLevelBPE)
+    assert (tokenizer.special.bos, tokenizer.special.mask, tokenizer.special.vocab_size) == (0, 17, 18)
+    assert tokenizer.encode("hello world.") == [14, 15, 7, 16, 7, 9, 6, 10, 11]
+    # The mask takes the space before it, as in Hugging Face's BART.
+    assert tokenizer.encode("he <mask> he") == [14, 17, 12, 14]
+    assert tokenizer.decode([0, 14, 15, 7, 17, 2, 1]) == "hello <mask>"
+    assert tokenizer.encode(tokenizer.decode([14, 17, 17, 12, 14])) == [14, 17, 17, 12, 14]
+    tokenizer.save(tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy").fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.skipif(SHARED is None, reason="JANUS_SHARED_DATA is not set: BART's vocabulary is not here")
+def test_bart_ids_are_those_of_hugging_face():
+    tokenizer = load_tokenizer(Path(SHARED or "") / "bart_tokenizer")
+    assert tokenizer.encode("Hello world.") == [31414, 232, 4]
+    special = tokenizer.special
+    assert (special.bos, special.pad, special.eos, special.unk, special.mask) == (0, 1, 2, 3, 50264)
+    assert tokenizer.encode("UN Chief Says There Is No <mask> in Syria") == [
+        4154, 1231, 15674, 345, 1534, 440, 50264, 11, 1854
+    ]  # fmt: skip
+    text = "naïve  日本\n\t😀 don't 1234 </s> end"
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace(" </s>", " ").replace("  ", "  ")
+    assert tokenizer.encode_batch([text, "a"])[0] == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vocab.json": b'{"a": 0'}, "vocab.json is cut"),
+        ({"vocab.json": b'{"<s>": 0, "b": 2}'}, "ids 0, 1, 2"),
+        ({"vocab.json": b'{"<s>": 0, "b": 1}'}, "no symbol <pad>, </s>, <unk>, <mask>"),
+        ({"merges.txt": b"h e\nl l l\n"}, "merge 2 is not two symbols"),
+        ({"merges.txt": b"\xff\xfe"}, "not two symbols"),
+        ({"merges.txt": b"q z\n"}, "merges.txt does not fit vocab.json"),
+    ],
+)
+def test_damaged_byte_level_files_are_named(tmp_path, change, said):
+    for name, data in {**small_byte_level(), **change}.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        load_tokenizer(tmp_path)
+    assert said in caught.value.what and str(tmp_path) in caught.value.where
+
+
+def test_other_faults_say_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "sentencepiece.model").write_bytes(b"no model at all")
+    with pytest.raises(DataError, match="not a SentencePiece model"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(DataError, match=r"vocabulary of 4000 symbols .* value <= \d+"):
+        train_sentencepiece(TEXTS[:3], "unigram", 4000)
+    with pytest.raises(DataError, match="there is no text"):
+        train_sentencepiece([], "bpe", 90)
