@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     modes = _modes(parsed.mode)
     _check(parsed)
-    options = {name: getattr(parsed, name) for name in DECODE_OPTIONS if getattr(parsed, name) is not None}
+    given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping")}
+    options = {name: value for name, value in given.items() if value is not None}
     run = load_run(parsed.checkpoint, options, _device(parsed.device))
     text = _text(run, parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
@@ -78,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
     for name, (kind, text) in DECODE_OPTIONS.items():
         add("--" + name.replace("_", "-"), type=kind, help=f"{text} (default: as the run's recipe says)")
+    stop_early = "AR, transformers: stop at `beam` finished hypotheses (default: as the run's recipe says)"
+    add("--early-stopping", action=argparse.BooleanOptionalAction, help=stop_early)
     return parser
 
 

@@ -65,10 +65,12 @@ def keys(seed: int, epochs: ArrayLike, ids: ArrayLike, stream: Stream) -> UInts:
     Returns:
         uint64, shape (B,).
     """
+    return bits(_base(seed, epochs, ids), int(stream))
+
+
+def _base(seed: int, epochs: ArrayLike, ids: ArrayLike) -> UInts:
     key = _mix(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
-    for coordinate in (np.array([int(stream)]), epochs, ids):
-        key = _mix(key + _GOLDEN * (_uint64(coordinate) + np.uint64(1)))
-    return key
+    return bits(bits(key, epochs), ids)
 
 
 def bits(key: UInts, counter: ArrayLike) -> UInts:
@@ -97,14 +99,12 @@ class SampleKeys:
     """
 
     def __init__(self, seed: int, epochs: ArrayLike, ids: ArrayLike) -> None:
-        self._seed, self._epochs, self._ids = seed, np.atleast_1d(epochs), np.atleast_1d(ids)
-
-    def __len__(self) -> int:
-        return len(self._ids)
+        # The stream comes last in `keys`, so that what is common to all streams is hashed once.
+        self._base_B = _base(seed, epochs, ids)
 
     def key(self, stream: Stream) -> UInts:
         """uint64, shape (B,)."""
-        return keys(self._seed, self._epochs, self._ids, stream)
+        return bits(self._base_B, int(stream))
 
     def bits(self, stream: Stream, columns: int) -> UInts:
         """uint64, shape (B, columns); a column is the same whatever the number of columns."""

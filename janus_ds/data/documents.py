@@ -62,9 +62,9 @@ class DocumentReader:
     """
 
     def __init__(self, files: Sequence[Path], rule: DocumentRule) -> None:
-        self._files = list(files)
+        self.files = list(files)
         self._rule = rule
-        self._sizes = [path.stat().st_size for path in self._files]
+        self._sizes = [path.stat().st_size for path in self.files]
         self._done_bytes = 0
         self._current: TextFile | None = None
 
@@ -85,8 +85,8 @@ class DocumentReader:
             DataError: a file is damaged, is not UTF-8, or does not have its format.
         """
         self._done_bytes = sum(self._sizes[: start.file])
-        for number in range(start.file, len(self._files)):
-            self._current = TextFile(self._files[number])
+        for number in range(start.file, len(self.files)):
+            self._current = TextFile(self.files[number])
             skip = start.documents if number == start.file else 0
             documents = (text for text in self._documents(self._current) if text and not text.isspace())
             for count, text in enumerate(documents, 1):

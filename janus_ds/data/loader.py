@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -113,14 +115,15 @@ class StepLoader:
         shutdown = partial(_shutdown, items)
         # Before torch's and multiprocessing's own exit handlers, which wait for workers that ignore SIGTERM.
         atexit.register(shutdown)
-        try:
-            for item in _guarded(items):
-                if isinstance(item, _Failure):
-                    raise item.error
-                yield item.unpack()
-        finally:
-            atexit.unregister(shutdown)
-            shutdown()
+        with _quiet_children():
+            try:
+                for item in _guarded(items) if workers else items:
+                    if isinstance(item, _Failure):
+                        raise item.error
+                    yield item.unpack()
+            finally:
+                atexit.unregister(shutdown)
+                shutdown()
 
 
 def _start_worker(_worker: int) -> None:
@@ -137,6 +140,22 @@ def _shutdown(items: Any) -> None:
         stop()
 
 
+@contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Keep torch's handler of lost workers from raising in the midst of other code, a save for example.
+
+    It raises wherever the main thread happens to be. Without it, the next fetch finds the loss by itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+
+
 def _guarded(items: Iterator[Any]) -> Iterator[Any]:
     """The items; a worker that vanished becomes an error that says what to do."""
     while True:
@@ -144,15 +163,22 @@ def _guarded(items: Iterator[Any]) -> Iterator[Any]:
             item = next(items)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+        except (RuntimeError, EOFError, OSError) as error:
+            if not _is_lost_worker(error):
                 raise
             raise ResourceError(
                 "a data worker process was killed",
-                str(error).splitlines()[0],
+                f"data.workers of this rank: {(str(error) or repr(error)).splitlines()[0]}",
                 "look for the kernel's out-of-memory message; use fewer data.workers or data.prefetch_steps",
             ) from error
         yield item
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    # The pipe to a worker broke; errors from inside one come with "Caught" and its stack.
+    return not str(error).startswith("Caught ")
 
 
 @dataclass(frozen=True)

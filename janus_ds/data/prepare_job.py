@@ -149,7 +149,6 @@ class _Job:
         execution: Execution,
         journal: Journal,
     ) -> None:
-        self._files = files
         self._output = output
         self._settings = settings
         self._execution = execution
@@ -228,7 +227,7 @@ class _Job:
 
     def _finish(self, encoder: BlockEncoder, counts: Counter[str]) -> dict[str, SplitTotals]:
         if not counts["documents"]:
-            places = ", ".join(str(path) for path in self._files[:3])
+            places = ", ".join(str(path) for path in self._reader.files[:3])
             raise DataError("the input holds no text", places, "give files that hold text")
         totals = {}
         for name in _SPLIT_ORDER:

@@ -12,6 +12,7 @@ from janus_ds.data.files import disk_faults
 from janus_ds.data.prepare_settings import PrepareSettings
 from janus_ds.data.prepare_units import split_of
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from janus_ds.errors import DataError
 
 __all__ = ["ensure_tokenizer", "sample_lines"]
 
@@ -43,6 +44,12 @@ def ensure_tokenizer(
         tokenizer = load_tokenizer(Path(settings.tokenizer))
     else:
         lines = sample_lines(reader, settings, settings.tokenizer_sample_mb * 1_000_000, progress)
+        if not lines:
+            raise DataError(
+                "the input holds no text outside of the held-out splits",
+                ", ".join(str(path) for path in reader.files[:3]),
+                "give files that hold text, or smaller --valid-share and --test-share",
+            )
         progress("training the tokenizer")
         tokenizer = train_sentencepiece(lines, settings.trained_kind, settings.vocab_size)
     temporary = work / "tokenizer"

@@ -14,6 +14,7 @@ uniform             CMLM: a uniformly drawn number of tokens, at least one
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import exp
 from typing import Any
 
@@ -66,6 +67,7 @@ class MaskDraw:
     """<mask> symbols inserted before the token (hidden spans of length zero)."""
 
 
+@lru_cache(maxsize=16)
 def poisson_table(mean: float, zero: bool) -> Floats:
     """The distribution function of Poisson(mean), or of Poisson(mean) given that it is not zero.
 
@@ -76,7 +78,9 @@ def poisson_table(mean: float, zero: bool) -> Floats:
         probabilities.append(term if zero or length else 0.0)
         term *= mean / (length + 1)
     table = np.cumsum(probabilities)
-    return np.append(table / table[-1], np.inf)
+    table = np.append(table / table[-1], np.inf)
+    table.setflags(write=False)
+    return table
 
 
 def draw_lengths(keys: SampleKeys, stream: Stream, budget_B: Ints, table: Floats) -> tuple[Ints, Bools]:

@@ -279,18 +279,16 @@ def _read_vocab(data: bytes, where: str) -> dict[str, int]:
 
 
 def _read_merges(data: bytes, where: str) -> list[tuple[str, str]]:
+    fix = "copy the folder again from where it came"
     try:
         lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError:
-        lines = ["not UTF-8"]
+        raise DataError(f"{_MERGES_NAME} is damaged: it is not UTF-8", where, fix) from None
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     for number, pair in enumerate(pairs, 1):
         if len(pair) != 2:
-            raise DataError(
-                f"{_MERGES_NAME} is damaged: merge {number} is not two symbols",
-                where,
-                "copy the folder again from where it came",
-            )
+            what = f"{_MERGES_NAME} is damaged: merge {number} is not two symbols"
+            raise DataError(what, where, fix)
     return [(left, right) for left, right in pairs]
 
 

@@ -6,8 +6,7 @@
 
 Inputs are sorted by length into batches and given back in their order.
 
-Shape letters: B sentences, K beams, C length candidates, R = B * C rows, S source tokens, L target
-tokens, P picked rows, X rows of a chunk, D width, V vocabulary.
+Shape letters: B sentences, C length candidates, K length classes, S source tokens.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ from janus_ds.decode.beam_search import SearchSettings, beam_search
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import load_run
 from janus_ds.decode.mask_predict import MaskPredictSettings, length_candidates, mask_predict
+from janus_ds.decode.model_steps import CachedSteps, CandidateRows
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, DataError
-from janus_ds.model.incremental import ArCache, ArStream, Memory
+from janus_ds.model.incremental import ArStream, Memory
 from janus_ds.model.janus import JanusModel
 
 __all__ = ["Generator", "Progress", "trained_modes"]
@@ -188,7 +188,7 @@ class Generator:
     def _autoregressive(self, memory: Memory) -> list[list[ScoredTokens]]:
         settings, stream = self._search_settings(), ArStream.of(self.config.objective, self.special)
         cache = self.model.start_cache(memory, stream, settings.beam, settings.max_steps)
-        steps = _CachedSteps(self.model, cache)
+        steps = CachedSteps(self.model, cache)
         return beam_search(steps, memory.sentences, settings, memory.states_BSD.device)
 
     def _search_settings(self) -> SearchSettings:
@@ -229,37 +229,7 @@ class Generator:
             forbidden=() if rule == "released" else tuple(specials),
             score=rule,
         )
-        return mask_predict(_CandidateRows(self.model, memory), length_BC, settings)
-
-
-class _CachedSteps:
-    """The step function of a beam search: one content row and one query row a beam."""
-
-    def __init__(self, model: JanusModel, cache: ArCache) -> None:
-        self._model = model
-        self._cache = cache
-
-    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
-        return self._model.logits(self._model.ar_step(self._cache, token_BK, parent_BK))
-
-    def keep(self, sentence_B: Tensor) -> None:
-        self._cache = self._cache.select(sentence_B)
-
-
-class _CandidateRows:
-    """The decoder of mask-predict: all length candidates of all sentences in one pass."""
-
-    def __init__(self, model: JanusModel, memory: Memory) -> None:
-        self._model = model
-        self._memory = memory
-
-    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
-        shape = (self._memory.sentences, -1)
-        token_BCL, length_BC = token_RL.view(*shape, token_RL.shape[1]), length_R.view(shape)
-        return self._model.nar_rows(self._memory, token_BCL, length_BC, picked_P)
-
-    def logits(self, hidden_XD: Tensor) -> Tensor:
-        return self._model.logits(hidden_XD)
+        return mask_predict(CandidateRows(self.model, memory), length_BC, settings)
 
 
 def _check_mode(config: RunConfig) -> None:

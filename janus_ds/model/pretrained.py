@@ -147,7 +147,7 @@ def _refused(error: Exception, path: Path) -> CheckpointError:
     if found is None:
         return CheckpointError("the file is not a torch checkpoint", str(path), "fetch or copy it again")
     return CheckpointError(
-        f"the file holds a {found[1]} object, which would have to be imported and run",
+        f"the file refers to {found[1]}, which would have to be imported and run",
         str(path),
         "on a machine where you trust the file, load it with fairseq, and save a dict of its `model` "
         "and of `args`, an argparse.Namespace with encoder_attention_heads and the like",

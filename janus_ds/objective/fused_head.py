@@ -24,7 +24,7 @@ from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 __all__ = ["HeadPlan", "RowGroup", "fused_head", "rows_per_chunk"]
 
-_CPU_ELEMENTS = 8_000_000
+_CPU_ELEMENTS = 6_000_000
 _CUDA_ELEMENTS = 150_000_000
 _HALF_RANGE = 64.0
 """Factor on gradients that pass through 16 bits: keeps eps / V normal, far from the largest float16."""

@@ -36,7 +36,7 @@ def interleave(
         job()
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds):
-        for name in list(jobs) if number % 2 == 0 else reversed(jobs):
+        for name in list(jobs)[:: 1 if number % 2 == 0 else -1]:
             start = clock()
             jobs[name]()
             seconds[name].append(clock() - start)

@@ -10,7 +10,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -69,16 +69,16 @@ def bench_data(bench: DataBench) -> dict[str, Any]:
             rounds = [_round(maker, bench, epoch) for epoch in range(1, bench.rounds + 1)]
     finally:
         torch.set_num_threads(threads)
-    rates = [bench.samples / r["total"] for r in rounds]
+    measured = bench.samples // bench.batch * bench.batch
     return {
         "task": bench.task,
         "preset": bench.preset,
         "tokens": bench.tokens,
         "samples_a_step": bench.batch,
-        "documents_per_second_per_core": _spread(rates),
-        "documents_per_second_wall": _spread([bench.samples / r["wall"] for r in rounds]),
+        "documents_per_second_per_core": _spread([measured / r["total"] for r in rounds]),
+        "documents_per_second_wall": _spread([measured / r["wall"] for r in rounds]),
         "microseconds_per_document": {
-            stage: round(median(r[stage] for r in rounds) / bench.samples * 1e6, 1)
+            stage: round(median(r[stage] for r in rounds) / measured * 1e6, 1)
             for stage in ("order", "read", "mask", "collate")
         },
     }
@@ -140,15 +140,19 @@ def main(arguments: Sequence[str]) -> int:
     parser = new_parser("bench data", "Documents a second and core: read, mask and collate.")
     default = DataBench()
     parser.add_argument("--task", choices=("denoise", "pair"), default=default.task)
-    parser.add_argument("--tokens", type=_length, default=default.tokens, help="mean length (default: 490)")
+    parser.add_argument(
+        "--tokens", type=_up_to(900), default=default.tokens, help="mean length (default: 490)"
+    )
     parser.add_argument("--preset", default=default.preset, help="objective preset (default: paper)")
-    parser.add_argument("--batch", type=int, default=default.batch, help="samples a step (default: 64)")
-    parser.add_argument("--rounds", type=int, default=default.rounds, help="measured rounds (default: 7)")
+    parser.add_argument(
+        "--batch", type=_up_to(default.samples), default=default.batch, help="samples a step (default: 64)"
+    )
+    parser.add_argument(
+        "--rounds", type=_up_to(1000), default=default.rounds, help="measured rounds (default: 7)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parsed = parser.parse_args(arguments)
-    figures = bench_data(
-        DataBench(parsed.task, parsed.tokens, parsed.preset, parsed.batch, max(parsed.rounds, 1))
-    )
+    figures = bench_data(DataBench(parsed.task, parsed.tokens, parsed.preset, parsed.batch, parsed.rounds))
     rate, stages = figures["documents_per_second_per_core"], figures["microseconds_per_document"]
     print(f"{figures['preset']} / {figures['task']}, about {parsed.tokens} tokens, {parsed.batch} a step")
     print(f"documents/s/core: median {rate['median']:,} (min {rate['min']:,}, max {rate['max']:,})")
@@ -158,8 +162,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _length(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 900:
-        raise argparse.ArgumentTypeError("give a number from 1 to 900")
-    return value
+def _up_to(highest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"give a number from 1 to {highest}")
+        return int(text)
+
+    return parse

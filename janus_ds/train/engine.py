@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class TrainingEngine:
     ) -> None:
         import deepspeed
 
+        # DeepSpeed still calls collectives by the names that torch is about to retire.
+        warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
         self.topology = topology
         self._parallel = parallel
         self._stage = execution.zero_stage

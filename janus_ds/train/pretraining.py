@@ -21,6 +21,7 @@ from janus_ds.config.setup import load_setup
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.index import Manifest
 from janus_ds.data.loader import RankShare, StepLoader, validation_batches
+from janus_ds.data.prepare_bundled import prepare_bundled_corpus
 from janus_ds.data.step_data import StepData
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.errors import DataError
@@ -150,9 +151,12 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
     """The run with its data directory; the bundled corpus is prepared by the first rank."""
     if config.data.path is not None:
         return config
-    from janus_ds.data.prepare import prepare_bundled_corpus
-
-    path = together(topology, lambda: str(prepare_bundled_corpus()) if topology.is_main else "")
+    if topology.is_main:
+        logger.info("no --data: preparing the bundled corpus")
+    block = config.data.block_tokens
+    path = together(
+        topology, lambda: str(prepare_bundled_corpus(block_tokens=block)) if topology.is_main else ""
+    )
     return replace(config, data=replace(config.data, path=topology.broadcast_object(path)))
 
 
@@ -176,11 +180,9 @@ def _train(
     share = RankShare(topology.data_rank, topology.data_size, plan.execution.micro_batch)
     count = plan.config.train.valid_samples
     held_out = together(topology, lambda: list(validation_batches(plan.valid, share, count)))
-    sampler = None
+    pairs = text_pairs(held_out[0].batch, plan.valid.source, plan.tokenizer, _SHOWN_SAMPLES)
     if topology.is_main:
         _record(plan, topology, step)
-        pairs = text_pairs(held_out[0].batch, plan.valid.source, plan.tokenizer, _SHOWN_SAMPLES)
-        sampler = SampleDecoder(plan.config, plan.tokenizer, pairs, topology.device)
     parts = TrainerParts(
         config=plan.config,
         identity=plan.identity,
@@ -189,7 +191,7 @@ def _train(
         validator=Validator(held_out, topology),
         checkpoints=checkpoints,
         vocab_size=plan.special.vocab_size,
-        sampler=sampler,
+        sampler=SampleDecoder(plan.config, plan.tokenizer, pairs, topology.device),
     )
     trainer = Trainer(parts, signals, step, Meters(**state["meters"]))
     with closing(_steps(plan, share, step, topology)) as data:

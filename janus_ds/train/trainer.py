@@ -50,7 +50,8 @@ class TrainerParts:
         identity: goes into every checkpoint.
         run: the run folder.
         vocab_size: of the tokenizer, for the work count.
-        sampler: decodes samples for TensorBoard, or None.
+        sampler: decodes samples for TensorBoard, or None; the same on all ranks, since gathering the
+            weights takes all of them.
     """
 
     config: RunConfig
@@ -225,7 +226,7 @@ def _lost_rank(error: RuntimeError, step: int) -> TrainingError | None:
     if not any(sign in text for sign in ("Connection reset", "Connection closed", "remote process")):
         return None
     return TrainingError(
-        f"another rank was lost ({text.splitlines()[0]})",
+        f"another rank was lost ({text.split('. ')[0].splitlines()[0]})",
         f"step {step}",
         "look for that rank's own message; the same command resumes from the last checkpoint",
     )

@@ -91,9 +91,12 @@ def test_lines_in_lines_out_in_order(
     program: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["the old man saw the <mask> .", "", SENTENCES[0], "a"]
-    for mode, options in (("nar", {"iterations": 1, "length_beam": 2}), ("ar", {"beam": 2, "max_length": 9})):
+    for mode, options in (
+        ("nar", {"iterations": 1, "length_beam": 2}),
+        ("ar", {"beam": 2, "max_length": 9, "early_stopping": True}),
+    ):
         feed(monkeypatch, "\n".join(lines) + "\n")
-        flags = [x for k, v in options.items() for x in ("--" + k.replace("_", "-"), str(v))]
+        flags = [f"--{k.replace('_', '-')}" + (f"={v}" if v is not True else "") for k, v in options.items()]
         assert program.main(["--checkpoint", str(run), "--mode", mode, *flags]) == 0
         found = capsys.readouterr().out.split("\n")
         generator = Generator.from_checkpoint(run, mode, device="cpu", **options)
@@ -231,7 +234,7 @@ def test_damaged_and_foreign_checkpoints(copy: Path) -> None:
     weights.write_bytes(whole)
     edit_record(copy, format_version=99)
     refused("written in format 99")
-    edit_record(copy, **record, tokenizer_fingerprint="0" * 64)
+    edit_record(copy, **(record | {"tokenizer_fingerprint": "0" * 64}))
     refused("not the one that the run was trained with")
     shape = record["recipe"] | {"model": record["recipe"]["model"] | {"d_model": 32}}
     edit_record(copy, **(record | {"recipe": shape}))
@@ -242,10 +245,10 @@ def test_damaged_and_foreign_checkpoints(copy: Path) -> None:
     save_weights(weights, broken)
     write_manifest(newest)
     refused("length_head.weight: training had diverged")
-    shutil.rmtree(copy / "checkpoints")
-    refused("has no checkpoint yet")
     (copy / "run.json").write_text("{")
     refused("run.json cannot be read")
+    shutil.rmtree(copy / "checkpoints")
+    refused("has no checkpoint yet")
     (copy / "run.json").unlink()
     refused("holds no run.json")
     refused("no such run folder", copy / "nothing")

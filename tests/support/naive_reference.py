@@ -77,7 +77,9 @@ class NaiveJanus:
         x = self.embed("encoder", [(token, position) for position, token in enumerate(source)])
         for number in range(self.shape.encoder_layers):
             name = f"encoder.layers.{number}"
-            x = self.norm(f"{name}.self_attention_norm", x + self.attend(f"{name}.self_attention", x, x, None))
+            x = self.norm(
+                f"{name}.self_attention_norm", x + self.attend(f"{name}.self_attention", x, x, None)
+            )
             x = self.feed_forward(name, x)
         return x
 

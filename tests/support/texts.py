@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-SYLLABLES = "ba be bo da de do ka ke ko la le lo ma me mo na ne no ra re ro sa se so ta te to".split()
+SYLLABLES = [consonant + vowel for consonant in "bdklmnrst" for vowel in "aeo"]
 
 
 def sentence(rng: random.Random, words: int) -> str:

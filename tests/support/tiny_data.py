@@ -18,7 +18,8 @@ model: {d_model: 32, encoder_layers: 1, decoder_layers: 2, ffn_dim: 64, heads: 2
   max_source_positions: 64, max_target_positions: 64}
 data: {block_tokens: 48, workers: 0, shuffle_window: 2}
 optim: {lr: 2.0e-3, warmup_steps: 5}
-train: {global_batch: 8, max_steps: 20, valid_every: 10, valid_samples: 11, save_every: 5, keep_last: 2}
+train: {global_batch: 8, max_steps: 20, valid_every: 10, valid_samples: 11, save_every: 10, keep_last: 2}
+decode: {iterations: 1, length_beam: 2, beam: 2, max_length: 12}
 """
 """A model of 40,000 parameters, dropout on."""
 

@@ -99,7 +99,9 @@ def reference(next_log_probs: Next, sentence: int, s: SearchSettings) -> Found:
 
 
 @pytest.mark.parametrize("beam", [1, 2, 4])
-@pytest.mark.parametrize(("stop", "early"), [("fairseq", False), ("transformers", False), ("transformers", True)])
+@pytest.mark.parametrize(
+    ("stop", "early"), [("fairseq", False), ("transformers", False), ("transformers", True)]
+)
 def test_search_equals_the_reference(stop: str, early: bool, beam: int) -> None:
     sentences = 6
     for seed, penalty, forced in [(1, 1.0, None), (2, 0.0, 5), (3, 2.0, None), (4, 0.6, 7)]:
@@ -118,7 +120,9 @@ def test_search_equals_the_reference(stop: str, early: bool, beam: int) -> None:
         for sentence, hypotheses in enumerate(found):
             expected = reference(model, sentence, settings)
             assert [item.tokens for item in hypotheses] == [tokens for tokens, _ in expected]
-            assert [item.score for item in hypotheses] == pytest.approx([score for _, score in expected], abs=1e-12)
+            assert [item.score for item in hypotheses] == pytest.approx(
+                [score for _, score in expected], abs=1e-12
+            )
 
 
 def test_the_two_rules_differ_where_a_later_hypothesis_is_better() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -62,7 +63,8 @@ def segment(batch: TwoStreamBatch, name: Segment, field: str) -> list[list[int]]
 
 
 def joined(batch: TwoStreamBatch, field: str, *names: Segment) -> list[list[int]]:
-    return [sum(parts, []) for parts in zip(*(segment(batch, n, field) for n in names), strict=True)]
+    parts = [segment(batch, name, field) for name in names]
+    return [list(chain(*row)) for row in zip(*parts, strict=True)]
 
 
 # ---- literal tables ----

@@ -39,25 +39,28 @@ def test_sentencepiece_ids_masks_and_round_trip(trained):
     assert special.vocab_size == 90
     rows = trained.encode_batch(TEXTS)
     assert rows[3] == trained.encode(TEXTS[3])
-    assert max(map(max, rows)) < 90 and min(map(min, rows)) > 4
+    assert max(map(max, rows)) < 90
+    assert min(map(min, rows)) > 4
     assert trained.decode([0, *rows[3], 2, 1, 1]) == " ".join(TEXTS[3].split())
     masked = "Bada <mask> ko<mask>la. <mask>"
     ids = trained.encode(masked)
     assert ids.count(4) == 3
     # A mask stands for whole tokens, space included: no lone space is left before it.
-    assert ids == [*trained.encode("Bada"), 4, *trained.encode("ko"), 4, *ids[ids.index(4, 4) + 1 : -1], 4]
+    assert ids[: ids.index(4)] == trained.encode("Bada")
+    assert trained.encode("<mask>ba <mask>") == [4, *trained.encode("<mask>ba")[1:], 4]
     assert trained.encode(trained.decode(ids)) == ids
-    assert trained.encode("") == [] and trained.decode([]) == ""
+    assert trained.encode("") == []
+    assert trained.decode([]) == ""
     assert 3 in trained.encode("日")
 
 
 def test_sentencepiece_training_is_a_function_of_the_text(trained, tmp_path):
-    kind = "unigram" if b"unigram" in trained.fingerprint.encode() else None
-    again = [train_sentencepiece(TEXTS, k, 90).fingerprint for k in ("unigram", "bpe")]
-    assert trained.fingerprint in again and again[0] != again[1] and kind is None
+    again = [train_sentencepiece(TEXTS, kind, 90).fingerprint for kind in ("unigram", "bpe")]
+    assert again.count(trained.fingerprint) == 1
     trained.save(tmp_path / "saved")
     loaded = load_tokenizer(tmp_path / "saved")
-    assert loaded.fingerprint == trained.fingerprint and loaded.special == trained.special
+    assert loaded.fingerprint == trained.fingerprint
+    assert loaded.special == trained.special
     assert loaded.encode(TEXTS[0]) == trained.encode(TEXTS[0])
 
 
@@ -85,8 +88,9 @@ def test_bart_ids_are_those_of_hugging_face():
     assert tokenizer.encode("UN Chief Says There Is No <mask> in Syria") == [
         4154, 1231, 15674, 345, 1534, 440, 50264, 11, 1854
     ]  # fmt: skip
-    text = "naïve  日本\n\t😀 don't 1234 </s> end"
-    assert tokenizer.decode(tokenizer.encode(text)) == text.replace(" </s>", " ").replace("  ", "  ")
+    text = "naïve  日本\n\t😀 don't 1234 "
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("a</s>") == [102, 2]
     assert tokenizer.encode_batch([text, "a"])[0] == tokenizer.encode(text)
 
 
@@ -97,7 +101,7 @@ def test_bart_ids_are_those_of_hugging_face():
         ({"vocab.json": b'{"<s>": 0, "b": 2}'}, "ids 0, 1, 2"),
         ({"vocab.json": b'{"<s>": 0, "b": 1}'}, "no symbol <pad>, </s>, <unk>, <mask>"),
         ({"merges.txt": b"h e\nl l l\n"}, "merge 2 is not two symbols"),
-        ({"merges.txt": b"\xff\xfe"}, "not two symbols"),
+        ({"merges.txt": b"\xff\xfe"}, "merges.txt is damaged: it is not UTF-8"),
         ({"merges.txt": b"q z\n"}, "merges.txt does not fit vocab.json"),
     ],
 )
@@ -106,7 +110,8 @@ def test_damaged_byte_level_files_are_named(tmp_path, change, said):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError) as caught:
         load_tokenizer(tmp_path)
-    assert said in caught.value.what and str(tmp_path) in caught.value.where
+    assert said in caught.value.what
+    assert str(tmp_path) in caught.value.where
 
 
 def test_other_faults_say_what_to_do(tmp_path):

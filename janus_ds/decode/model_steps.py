@@ -1,0 +1,48 @@
+"""A model as the two searches ask for it: step by step, or all rows at once.
+
+Shape letters: B sentences, K beams, C length candidates, R = B * C rows, L target tokens, P picked rows,
+X rows of a chunk, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from janus_ds.model.incremental import ArCache, Memory
+from janus_ds.model.janus import JanusModel
+
+__all__ = ["CachedSteps", "CandidateRows"]
+
+
+class CachedSteps:
+    """The step function of a beam search: one content row and one query row a beam."""
+
+    def __init__(self, model: JanusModel, cache: ArCache) -> None:
+        self._model = model
+        self._cache = cache
+
+    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
+        """See :class:`janus_ds.decode.beam_search.StepFunction`."""
+        return self._model.logits(self._model.ar_step(self._cache, token_BK, parent_BK))
+
+    def keep(self, sentence_B: Tensor) -> None:
+        """See :class:`janus_ds.decode.beam_search.StepFunction`."""
+        self._cache = self._cache.select(sentence_B)
+
+
+class CandidateRows:
+    """The decoder of mask-predict: all length candidates of all sentences in one pass."""
+
+    def __init__(self, model: JanusModel, memory: Memory) -> None:
+        self._model = model
+        self._memory = memory
+
+    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
+        """See :class:`janus_ds.decode.mask_predict.RowDecoder`."""
+        shape = (self._memory.sentences, -1)
+        token_BCL, length_BC = token_RL.view(*shape, token_RL.shape[1]), length_R.view(shape)
+        return self._model.nar_rows(self._memory, token_BCL, length_BC, picked_P)
+
+    def logits(self, hidden_XD: Tensor) -> Tensor:
+        """See :class:`janus_ds.decode.mask_predict.RowDecoder`."""
+        return self._model.logits(hidden_XD)

@@ -1,0 +1,105 @@
+"""BLEU-1, BLEU-2 and Distinct of dialogue responses, as GLGE's PersonaChat script (PLATO's) computes them.
+
+The script averages nltk's sentence BLEU with "method7" smoothing over the lines. nltk changed that
+smoothing in 3.5 and in 3.6; the published numbers fit 3.5 only. Smoothing lifts every order, so a
+perfect line scores more than 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+__all__ = ["distinct", "mean_sentence_bleu"]
+
+Smoothing = Literal["nltk35", "nltk36"]
+Weights = tuple[float, float, float, float]
+
+_ORDERS = 4
+_K = 5
+_WEIGHTS: dict[int, Weights] = {1: (1.0, 0.0, 0.0, 0.0), 2: (0.5, 0.5, 0.0, 0.0)}
+
+
+def mean_sentence_bleu(
+    hypotheses: Sequence[str], references: Sequence[str], order: Literal[1, 2], smoothing: Smoothing = "nltk35"
+) -> float:
+    """Mean over the lines of sentence BLEU-1 or BLEU-2, times 100.
+
+    Args:
+        hypotheses: tokens between single spaces, case kept.
+        references: one for each.
+        order: 1 or 2.
+        smoothing: the version of nltk to follow; "nltk35" is what published numbers used.
+    """
+    scores = [
+        _sentence_bleu(_tokens(hypothesis), _tokens(reference), _WEIGHTS[order], smoothing)
+        for hypothesis, reference in zip(hypotheses, references, strict=True)
+    ]
+    return 100 * math.fsum(scores) / len(scores) if scores else 0.0
+
+
+def distinct(hypotheses: Sequence[str], order: int) -> float:
+    """Distinct-n over all lines, times 100: different n-grams in percent of all n-grams. An empty line
+    counts as one empty token."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for hypothesis in hypotheses:
+        counts.update(_ngrams(_tokens(hypothesis), order))
+    return 100 * (len(counts) + 1e-12) / (counts.total() + 1e-5)
+
+
+def _tokens(line: str) -> list[str]:
+    return line.strip().split(" ")
+
+
+def _ngrams(tokens: list[str], order: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1)]
+
+
+def _sentence_bleu(hypothesis: list[str], reference: list[str], weights: Weights, smoothing: Smoothing) -> float:
+    counted = [_hits_and_total(hypothesis, reference, order) for order in range(1, _ORDERS + 2)]
+    if counted[0][0] == 0:
+        return 0.0
+    try:
+        precisions = _smooth_neighbours(_smooth_zeros(counted, len(hypothesis), smoothing))
+        logs = [weight * math.log(p) for weight, p in zip(weights, precisions, strict=True)]
+    except (ZeroDivisionError, ValueError):
+        # The script counts a line as 0 when nltk fails, as 3.5 does for one token: 5 / ln(1).
+        return 0.0
+    return _brevity(len(hypothesis), len(reference)) * math.exp(math.fsum(logs))
+
+
+def _hits_and_total(hypothesis: list[str], reference: list[str], order: int) -> tuple[int, int]:
+    grams = Counter(_ngrams(hypothesis, order))
+    hits = grams & Counter(_ngrams(reference, order))
+    return hits.total(), max(1, grams.total())
+
+
+def _brevity(length: int, wanted: int) -> float:
+    return 1.0 if length > wanted else math.exp(1 - wanted / length)
+
+
+def _smooth_zeros(counted: list[tuple[int, int]], length: int, smoothing: Smoothing) -> list[float]:
+    """nltk's method4 on the first four orders; the fifth stays as counted."""
+    precisions = []
+    zeros = 0
+    for order, (hits, total) in enumerate(counted):
+        if hits > 0 or order == _ORDERS or (smoothing == "nltk36" and length <= 1):
+            precisions.append(hits / total)
+        elif smoothing == "nltk35":
+            precisions.append((order + _K / math.log(length)) / total)
+        else:
+            zeros += 1
+            precisions.append(math.log(length) / (_K * 2**zeros) / total)
+    return precisions
+
+
+def _smooth_neighbours(precisions: list[float]) -> list[float]:
+    """nltk's method5: each order is the mean of itself, the smoothed one below and the raw one above."""
+    below = precisions[0] + 1
+    smoothed = []
+    for here, above in zip(precisions, precisions[1:], strict=False):
+        below = (below + here + above) / 3
+        smoothed.append(below)
+    return smoothed

@@ -1,0 +1,74 @@
+"""The scores of one evaluation: one form for translation and GLGE, as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from janus_ds.errors import ResourceError
+
+__all__ = ["Scores", "render", "save_json"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found.
+
+    Attributes:
+        task: "nmt" or a task of GLGE.
+        split: "dev", "test", ...
+        n: number of lines scored.
+        metrics: values by name, in percent (0 to 100; BLEU of PersonaChat can be higher by definition).
+            A metric that could not be computed is absent and spoken of in `warnings`.
+        signatures: how each metric was computed.
+        warnings: what a reader must know to compare the numbers with others.
+        extra: further parts of the JSON, such as `significance`.
+    """
+
+    task: str
+    split: str
+    n: int
+    metrics: dict[str, float]
+    signatures: dict[str, str]
+    warnings: list[str]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form of `scores.json`."""
+        return {
+            "task": self.task,
+            "split": self.split,
+            "n": self.n,
+            "metrics": self.metrics,
+            "signatures": self.signatures,
+            "warnings": self.warnings,
+            **self.extra,
+        }
+
+
+def render(scores: Scores) -> str:
+    """A table of metric, value and how it was computed; the warnings stand below it."""
+    rows = [(name, f"{value:.2f}", scores.signatures.get(name, "")) for name, value in scores.metrics.items()]
+    name_width = max([len(row[0]) for row in rows], default=0)
+    value_width = max([len(row[1]) for row in rows], default=0)
+    head = f"{scores.task}, {scores.split}, {scores.n} lines"
+    lines = [f"  {name:<{name_width}}  {value:>{value_width}}  {how}".rstrip() for name, value, how in rows]
+    return "\n".join([head, *lines, *(f"warning: {text}" for text in scores.warnings)])
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `scores.json`, making its folder if need be.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(
+            f"the scores cannot be written: {error.strerror}", str(path), "choose another --output"
+        ) from error

@@ -1,0 +1,28 @@
+"""The data bench runs and adds up; its figures are for people to read, not for a test to judge."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from janus_ds.tools.bench_data import DataBench, bench_data, main
+
+
+@pytest.mark.parametrize(("task", "preset"), [("denoise", "paper"), ("pair", "cmlm")])
+def test_stages_add_up_to_the_rate(task, preset):
+    figures = bench_data(DataBench(task, 40, preset, batch=24, rounds=2, samples=100))
+    rate = figures["documents_per_second_per_core"]
+    assert 0 < rate["min"] <= rate["median"] <= rate["max"]
+    stages = figures["microseconds_per_document"]
+    assert set(stages) == {"order", "read", "mask", "collate"}
+    assert 0 < sum(stages.values()) < 1.2e6 / rate["min"]
+
+
+def test_figures_go_to_a_file(tmp_path, capsys):
+    main(["--tokens", "20", "--batch", "512", "--rounds", "1", "--json", str(tmp_path / "data.json")])
+    printed = capsys.readouterr().out
+    figures = json.loads((tmp_path / "data.json").read_text())
+    assert f"median {figures['documents_per_second_per_core']['median']:,}" in printed
+    with pytest.raises(SystemExit):
+        main(["--batch", "0"])

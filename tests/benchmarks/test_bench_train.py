@@ -1,0 +1,55 @@
+"""The step benchmark: what it writes, and that both steps do the work they are named for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from janus_ds.errors import ResourceError, UsageError
+from janus_ds.tools.bench_common import interleave, ratio_summary, write_json
+from janus_ds.tools.bench_train import bench_train, main
+
+
+def test_result_has_the_ratio_and_where_it_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "result.json"
+    assert main(["--shape", "small", "--rounds", "2", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    ratio = result["ratios"]["janus_over_ar"]
+    assert set(ratio) == {"median", "min", "max"}
+    # 64 AR rows against 2 x 64 + 32 visible + 3 x 32 masked ones, for 8 samples.
+    assert result["decoder_rows"] == {"ar": 512, "janus": 2048}
+    # Four times the rows over one encoder: far from both ends, whatever the machine.
+    assert 1.2 < ratio["median"] < 5.0
+    assert ratio["min"] <= ratio["median"] <= ratio["max"]
+    assert result["hardware"]["cores"] >= 1
+    assert result["versions"]["torch"]
+    printed = capsys.readouterr().out
+    assert "JANUS / AR" in printed
+    assert f"{ratio['median']:.2f}" in printed
+
+
+def test_rounds_are_interleaved_and_ratios_taken_within_a_round() -> None:
+    order: list[str] = []
+    ticks = iter([0.0, 1.0, 1.0, 3.0, 3.0, 9.0, 9.0, 11.0])
+    taken = interleave(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, clock=lambda: next(ticks)
+    )
+    assert order == ["a", "b", "a", "b", "b", "a"]
+    assert taken == {"a": [1.0, 2.0], "b": [2.0, 6.0]}
+    assert ratio_summary(taken["b"], taken["a"]) == {"median": 2.5, "min": 2.0, "max": 3.0}
+
+
+def test_a_result_that_cannot_be_written_is_a_named_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        write_json(tmp_path / "file" / "result.json", {})
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match="no CUDA device"):
+        bench_train("small", device="cuda")

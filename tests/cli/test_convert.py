@@ -1,0 +1,158 @@
+"""`python -m janus_ds convert`: what is read, reported, refused, and written back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from janus_ds.checkpoint.weights import read_weights
+from janus_ds.decode.generator import Generator
+from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
+from janus_ds.tools.convert import main
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "janus_tiny_fixture.pt"
+WORDS = [f"w{i}" for i in range(22)] + ["un@@", "seen"]
+
+
+@pytest.fixture
+def nmt(tmp_path: Path) -> Path:
+    """The released code's fixture as a fairseq file."""
+    save(tmp_path / "model.pt", fixture_state(), heads=2)
+    return tmp_path / "model.pt"
+
+
+def fixture_state() -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(FIXTURE, weights_only=True)["state_dict"]
+    return state
+
+
+def bart_state() -> dict[str, Tensor]:
+    """The same weights in BART's form: a norm after the embeddings, no length head."""
+    state = {name: value for name, value in fixture_state().items() if "embed_length" not in name}
+    for side in ("encoder", "decoder"):
+        state |= {
+            f"{side}.layernorm_embedding.weight": torch.ones(32),
+            f"{side}.layernorm_embedding.bias": torch.zeros(32),
+        }
+    return state
+
+
+def save(path: Path, state: dict[str, Tensor], heads: int | None = None) -> None:
+    args = {} if heads is None else {"encoder_attention_heads": heads, "decoder_attention_heads": heads}
+    torch.save({"args": argparse.Namespace(**args), "model": state}, path)
+
+
+def write_dict(path: Path, words: list[str] = WORDS) -> Path:
+    path.write_text("".join(f"{word} {100 - i}\n" for i, word in enumerate(words)))
+    return path
+
+
+def test_an_nmt_file_becomes_a_run_with_its_dictionary(
+    nmt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--to", str(run), "--dict", str(write_dict(tmp_path / "dict.txt"))]
+    assert main(["--from", "fairseq", str(nmt), *flags]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"used      {len(fixture_state()) - 4} tensors of the file"
+    assert {"ignored   encoder.version", "ignored   decoder.version"} <= set(printed)
+    assert not any(line.startswith("added") for line in printed)
+    assert printed[-1] == f"written: {run}"
+    for mode in ("ar", "nar"):
+        # Ids 4.. are the words; the fixture's source 9 8 7 6 5 4 is translated to 5 .. 10.
+        generator = Generator.from_checkpoint(run, mode, device="cpu")
+        (found,) = generator.generate(["w5 w4 w3 w2 w1 w0"])
+        assert found.text == "w1 w2 w3 w4 w5 w6"
+        assert generator.text is not None
+        assert generator.text.encode("w0 un@@ seen never") == [4, 26, 27, 3]
+        assert generator.text.decode([0, 26, 27, 4, 2, 1]) == "unseen w0"
+
+
+def test_a_run_goes_back_to_fairseq(nmt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--from", "fairseq", str(nmt), "--to", str(tmp_path / "run")])
+    main(["--from", "janus", str(tmp_path / "run"), "--to", str(tmp_path / "back" / "model.pt")])
+    assert f"written: {tmp_path / 'back' / 'model.pt'}" in capsys.readouterr().out
+    main(["--from", "fairseq", str(tmp_path / "back" / "model.pt"), "--to", str(tmp_path / "again")])
+    first, second = (read_weights(tmp_path / name / "weights.safetensors") for name in ("run", "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "again")]
+    changed = {"name", "model.preset"}
+    recipes = [{k: v for k, v in record["recipe"].items() if k not in changed} for record in records]
+    assert recipes[0] == recipes[1]
+
+
+def test_a_bart_file_decodes_autoregressively_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "bart.pt", bart_state())
+    main(["--from", "fairseq", str(tmp_path / "bart.pt"), "--to", str(tmp_path / "run"), "--heads", "2"])
+    assert "added     length_head.weight" in capsys.readouterr().out
+    generator = Generator.from_checkpoint(tmp_path / "run", ids=True, device="cpu", max_length=5)
+    objective, special = generator.config.objective, generator.special
+    assert (objective.ar_stream, objective.decoder_start, special.mask) == ("content", "eos_bos", 27)
+    assert len(generator.generate(["5 6 27"])[0].tokens) <= 5
+    with pytest.raises(ConfigError, match="not trained to decode in mode 'nar'"):
+        Generator.from_checkpoint(tmp_path / "run", "nar", ids=True, device="cpu")
+    # Its length head was never trained, so the file that is written back has none.
+    main(["--from", "janus", str(tmp_path / "run"), "--to", str(tmp_path / "back.pt")])
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        back = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
+    assert back.keys() == bart_state().keys()
+
+
+class Payload:
+    """What a hostile file would run."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("executed"),))
+
+
+def refused(error: type[JanusError], text: str, arguments: list[str]) -> None:
+    with pytest.raises(error, match=text) as caught:
+        main(arguments)
+    assert caught.value.where
+    assert caught.value.fix
+
+
+def test_bad_files_are_refused_and_nothing_is_executed(
+    nmt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = ["--to", str(tmp_path / "run")]
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"model": Payload()}, protocol=2))
+    torch.save({"model": fixture_state(), "extra": Payload()}, tmp_path / "evil2.pt")
+    for name in ("evil.pt", "evil2.pt"):
+        refused(CheckpointError, "", ["--from", "fairseq", name, *target])
+    assert not (tmp_path / "executed").exists()
+    (tmp_path / "cut.pt").write_bytes(nmt.read_bytes()[:5000])
+    refused(CheckpointError, "", ["--from", "fairseq", "cut.pt", *target])
+    refused(CheckpointError, "no such file", ["--from", "fairseq", "none.pt", *target])
+    save(tmp_path / "bare.pt", fixture_state())
+    refused(CheckpointError, "attention heads", ["--from", "fairseq", "bare.pt", *target])
+    plain = {name: value for name, value in fixture_state().items() if "embed_length" not in name}
+    save(tmp_path / "plain.pt", plain, heads=2)
+    refused(CheckpointError, "no length head", ["--from", "fairseq", "plain.pt", *target])
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_foreign_tokenizer_and_a_full_folder_are_refused(nmt: Path, tmp_path: Path) -> None:
+    base = ["--from", "fairseq", str(nmt), "--to", str(tmp_path / "run")]
+    short = write_dict(tmp_path / "short.txt", WORDS[:5])
+    refused(DataError, "9 symbols, the model 28", [*base, "--dict", str(short)])
+    (tmp_path / "odd.txt").write_text("word 5\nword\n")
+    with pytest.raises(DataError) as caught:
+        main([*base, "--dict", str(tmp_path / "odd.txt")])
+    assert caught.value.where.endswith("odd.txt, line 2")
+    (tmp_path / "empty").mkdir()
+    refused(DataError, "holds no tokenizer", [*base, "--tokenizer", str(tmp_path / "empty")])
+    refused(UsageError, "two tokenizers", [*base, "--dict", "a", "--tokenizer", "b"])
+    main(base)
+    refused(UsageError, "holds a run already", base)

@@ -1,0 +1,63 @@
+"""The sentence rule by examples, and blocks of complete sentences."""
+
+# ruff: noqa: RUF001
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from janus_ds.data.sentences import cut_rows, split_sentences
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["He came.", "She left!", "Who?", "Nobody..."],
+        ["Mr. Smith met J. S. Bach.", '"It was I."', "They agreed."],
+        ['"Stop!" he cried.', '"Why?" she asked.'],
+        ["See fig. 2 and No. 3, e.g. the U.S. ships.", "No.", "He said no.", "On Jan. 5 it ended."],
+        ["It costs 3.50 dollars (more or less.)", "(So be it.)", "The end"],
+        ["Then ... nothing.", "1984 came."],
+    ],
+)
+def test_examples_of_the_rule(sentences):
+    assert split_sentences(" ".join(sentences)) == sentences
+
+
+def test_line_ends_white_space_and_east_asian_stops():
+    assert split_sentences("A title\nThe  text\tgoes on.  \n\n") == ["A title", "The text goes on."]
+    assert split_sentences("今日は。元気ですか？はい。") == ["今日は。", "元気ですか？", "はい。"]
+    assert split_sentences(" \n ") == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="aB.!? \n\"'()1。é", max_size=60))
+def test_no_character_is_lost(text):
+    parts = split_sentences(text)
+    assert "".join("".join(parts).split()) == "".join(text.split())
+    assert all(part == " ".join(part.split()) and part for part in parts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 12), max_size=12), st.integers(1, 10))
+def test_blocks_hold_all_tokens_and_no_more_than_the_limit(lengths, limit):
+    cut = cut_rows([[7] * length for length in lengths], limit)
+    assert sum(cut.lengths) == sum(lengths)
+    assert all(0 < length <= limit for length in cut.lengths)
+    assert cut.overlong == sum(length > limit for length in lengths)
+    if not cut.overlong:  # borders of blocks are borders of sentences, and no block could be longer
+        ends = {sum(lengths[: n + 1]) for n in range(len(lengths))}
+        borders = [sum(cut.lengths[: n + 1]) for n in range(len(cut.lengths))]
+        assert set(borders) <= ends
+        starts = [0, *borders]
+        fullest = [max(end for end in ends if end <= start + limit) for start in starts[:-1]]
+        assert fullest == borders
+
+
+def test_the_tokens_of_a_block_that_begins_are_taken_anew():
+    rows = [[1, 1], [2, 2, 2], [3, 3], [4]]
+    cut = cut_rows(rows, 4, head=lambda number: [number * 10])
+    assert rows == [[1, 1], [10], [3, 3], [4]]
+    assert cut.lengths == [2, 4]

@@ -1,0 +1,72 @@
+"""Ranks and groups without other processes: what launchers set, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from janus_ds.errors import MissingDependencyError, UsageError
+from janus_ds.parallel.tensor_parallel import deepspeed_mpu, make_layers
+from janus_ds.parallel.topology import init_topology
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LAUNCHED, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+
+def test_one_process_needs_no_process_group() -> None:
+    topology = init_topology()
+    assert (topology.rank, topology.world_size, topology.data_size, topology.tensor_size) == (0, 1, 1, 1)
+    assert topology.is_main
+    assert topology.agree(7) == 7
+    assert topology.sum_over_data([1, 2]) == [1, 2]
+    assert topology.sum_tensor_over_data(torch.ones(2)).tolist() == [1, 1]
+    assert topology.broadcast_object("x") == "x"
+    assert topology.gather_objects("x") == ["x"]
+    topology.barrier()
+    assert not torch.distributed.is_initialized()
+
+
+def test_size_one_does_not_import_megatron(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "megatron"]:
+        monkeypatch.delitem(sys.modules, name)
+    # None makes every import of it fail.
+    monkeypatch.setitem(sys.modules, "megatron", None)
+    layers = make_layers(1)
+    layers.column_linear(2, 2)
+    layers.seed_rng(1)
+    with layers.sharded_rng():
+        torch.rand(1)
+    assert deepspeed_mpu() is None
+
+
+def test_processes_that_do_not_divide_into_tensor_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(LAUNCHED, ("0", "3", "0", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="3 processes do not divide into tensor-parallel groups of 2"):
+        init_topology(2)
+
+
+def test_srun_without_an_address_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    with pytest.raises(MissingDependencyError, match="MASTER_ADDR, MASTER_PORT not set"):
+        init_topology()
+
+
+def test_dense_layers_draw_their_weights_and_zero_their_biases() -> None:
+    torch.manual_seed(0)
+    layers = make_layers(1)
+    linear = layers.column_linear(300, 200, std=0.5)
+    table = layers.vocab_embedding(300, 200, std=0.1)
+    assert linear.get_parameter("weight").std().item() == pytest.approx(0.5, rel=0.02)
+    assert linear.get_parameter("bias").abs().max() == 0
+    assert table.get_parameter("weight").std().item() == pytest.approx(0.1, rel=0.02)
+    assert [name for name, _ in layers.row_linear(2, 2, bias=False).named_parameters()] == ["weight"]
