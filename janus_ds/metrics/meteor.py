@@ -41,8 +41,10 @@ class MeteorProgram:
     java: str
     jar: Path
 
-    def score(self, items: Sequence[QuestionItem]) -> float:
-        """Corpus METEOR, 0 to 1: from the added-up statistics of all items.
+    def scores(self, corpora: Sequence[Sequence[QuestionItem]]) -> list[float]:
+        """Corpus METEOR of each corpus, 0 to 1, from the added-up statistics of its items.
+
+        Starting the program takes seconds, so it is started once for all corpora.
 
         Raises:
             MissingDependencyError: the program failed; carries its last words.
@@ -63,7 +65,7 @@ class MeteorProgram:
             ) as process,
         ):
             try:
-                return _converse(process, items)
+                return [_converse(process, items) for items in corpora]
             except (BrokenPipeError, ValueError) as error:
                 process.kill()
                 process.wait()
@@ -112,9 +114,7 @@ def _converse(process: subprocess.Popen[str], items: Sequence[QuestionItem]) -> 
     _ask(process.stdin, process.stdout, " ||| ".join(["EVAL", *statistics]))
     for _ in range(len(items) - 1):
         process.stdout.readline()
-    score = float(process.stdout.readline())
-    process.stdin.close()
-    return score
+    return float(process.stdout.readline())
 
 
 def _question(item: QuestionItem) -> str:

@@ -19,7 +19,7 @@ __all__ = ["meteor_exact_stem"]
 _ALPHA, _BETA, _GAMMA = 0.85, 0.2, 0.6
 _EXACT, _STEM = 1.0, 0.6
 _BEAM = 40
-_TOKEN = re.compile(r"\w+|[^\w\s]")
+_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class _Statistics:
             return 0.0
         precision, recall = self.weight / self.length, self.weight / self.wanted
         mean = precision * recall / (_ALPHA * precision + (1 - _ALPHA) * recall)
-        whole = self.chunks == 1 and self.matches == self.length == self.wanted
-        fragmentation = 0.0 if whole else self.chunks / self.matches
-        return mean * (1 - _GAMMA * fragmentation**_BETA)
+        return mean * (1 - _GAMMA * (self.chunks / self.matches) ** _BETA)
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def meteor_exact_stem(items: Sequence[QuestionItem]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return _TOKEN.findall(text.lower())
+    return _TOKEN.findall(text.replace("|||", "").lower())
 
 
 def _align(hypothesis: list[str], reference: list[str]) -> _Statistics:
@@ -93,7 +91,10 @@ def _align(hypothesis: list[str], reference: list[str]) -> _Statistics:
         steps = (step for path in beam for step in _steps(path, place, matches))
         beam = sorted(steps, key=_Path.rank)[:_BEAM]
     best = beam[0]
-    return _Statistics(len(hypothesis), len(reference), best.matches, best.weight, best.chunks)
+    whole = best.chunks == 1 and best.matches == len(hypothesis) == len(reference)
+    # A sentence that is right from end to end is not in pieces.
+    chunks = 0 if whole else best.chunks
+    return _Statistics(len(hypothesis), len(reference), best.matches, best.weight, chunks)
 
 
 def _steps(path: _Path, place: int, matches: list[tuple[int, float]]) -> Iterator[_Path]:

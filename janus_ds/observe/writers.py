@@ -7,13 +7,16 @@ s. TensorBoard's own `purge_step` only hides such events from some readers; here
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from janus_ds.errors import ResourceError
 
 __all__ = ["MetricsWriter", "read_metrics", "truncate_events", "truncate_metrics"]
 
@@ -43,8 +46,9 @@ class MetricsWriter:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         clean = {key: _finite(value) for key, value in values.items()}
-        self._lines.write(json.dumps({"step": step, **clean}) + "\n")
-        self._lines.flush()
+        with _disk_errors(self._lines.name):
+            self._lines.write(json.dumps({"step": step, **clean}) + "\n")
+            self._lines.flush()
         numbers = {k: v for k, v in clean.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         scalars = [Summary.Value(tag=key, simple_value=float(value)) for key, value in numbers.items()]
         self._events.add_summary(Summary(value=scalars), global_step=step)
@@ -58,14 +62,29 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Bring everything to the files. Called before a checkpoint, which must not know more than they."""
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
-        self._events.flush()
+        with _disk_errors(self._lines.name):
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
+            self._events.flush()
 
     def close(self) -> None:
-        """Flush and end."""
-        self._lines.close()
-        self._events.close()
+        """End. What matters has been flushed with the last checkpoint, so a full disk is no fault here."""
+        for file in (self._lines, self._events):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"the run's figures cannot be written ({error.strerror or error})",
+            place,
+            "free disk space or mend the permissions, and start the same command again: "
+            "it resumes from the last whole checkpoint",
+        ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.schema import RunConfig
 from janus_ds.config.setup import load_setup
 from janus_ds.data.batch_maker import BatchMaker
+from janus_ds.data.files import disk_faults
 from janus_ds.data.index import Manifest
 from janus_ds.data.loader import RankShare, StepLoader, validation_batches
 from janus_ds.data.prepare_bundled import prepare_bundled_corpus
@@ -181,8 +182,7 @@ def _train(
     count = plan.config.train.valid_samples
     held_out = together(topology, lambda: list(validation_batches(plan.valid, share, count)))
     pairs = text_pairs(held_out[0].batch, plan.valid.source, plan.tokenizer, _SHOWN_SAMPLES)
-    if topology.is_main:
-        _record(plan, topology, step)
+    together(topology, lambda: _record(plan, topology, step))
     parts = TrainerParts(
         config=plan.config,
         identity=plan.identity,
@@ -204,9 +204,13 @@ def _steps(plan: Plan, share: RankShare, start: int, topology: Topology) -> Gene
 
 
 def _record(plan: Plan, topology: Topology, step: int) -> None:
+    """Write what decoding needs beside the weights; the first rank only."""
+    if not topology.is_main:
+        return
     execution = {**asdict(plan.execution), "world_size": topology.world_size}
     execution |= {"tensor_size": topology.tensor_size, "device": str(topology.device)}
-    plan.run.mkdir(parents=True, exist_ok=True)
-    plan.tokenizer.save(plan.run / "tokenizer")
-    fingerprint = plan.tokenizer.fingerprint
-    write_run_record(plan.run, plan.config, plan.special, fingerprint, execution, step)
+    with disk_faults(plan.run):
+        plan.run.mkdir(parents=True, exist_ok=True)
+        plan.tokenizer.save(plan.run / "tokenizer")
+        fingerprint = plan.tokenizer.fingerprint
+        write_run_record(plan.run, plan.config, plan.special, fingerprint, execution, step)
