@@ -20,7 +20,7 @@ ACTIVATED := PATH="$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(DEVICE_ENV)
 FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install install-dev pretrain test lint types unit fault-test heavy-test bench clean
+.PHONY: help install install-dev pretrain test lint types unit fault-test heavy-test golden bench clean
 
 help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
@@ -28,6 +28,7 @@ help:
 	@echo "make install      the environment alone (.venv)"
 	@echo "make fault-test   the long suite of kills, signals and damage"
 	@echo "make heavy-test   every test, the long ones included"
+	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
 	@echo "make bench        step, head and data benches with their JSON"
 	@echo "make clean        remove .venv and runs/"
 
@@ -68,6 +69,9 @@ fault-test: install-dev
 
 heavy-test: install-dev
 	$(PYTEST) tests
+
+golden: install-dev
+	JANUS_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
 
 bench: install
 	$(ACTIVATED) python -m janus_ds bench train --shape iwslt --json tests/benchmarks/results/train_iwslt.json

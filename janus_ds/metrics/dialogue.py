@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
-__all__ = ["distinct", "mean_sentence_bleu"]
+__all__ = ["Order", "distinct", "mean_sentence_bleu"]
 
+Order = Literal[1, 2]
 Smoothing = Literal["nltk35", "nltk36"]
 Weights = tuple[float, float, float, float]
 
@@ -23,7 +25,10 @@ _WEIGHTS: dict[int, Weights] = {1: (1.0, 0.0, 0.0, 0.0), 2: (0.5, 0.5, 0.0, 0.0)
 
 
 def mean_sentence_bleu(
-    hypotheses: Sequence[str], references: Sequence[str], order: Literal[1, 2], smoothing: Smoothing = "nltk35"
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    order: Order,
+    smoothing: Smoothing = "nltk35",
 ) -> float:
     """Mean over the lines of sentence BLEU-1 or BLEU-2, times 100.
 
@@ -57,7 +62,9 @@ def _ngrams(tokens: list[str], order: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1)]
 
 
-def _sentence_bleu(hypothesis: list[str], reference: list[str], weights: Weights, smoothing: Smoothing) -> float:
+def _sentence_bleu(
+    hypothesis: list[str], reference: list[str], weights: Weights, smoothing: Smoothing
+) -> float:
     counted = [_hits_and_total(hypothesis, reference, order) for order in range(1, _ORDERS + 2)]
     if counted[0][0] == 0:
         return 0.0
@@ -99,7 +106,7 @@ def _smooth_neighbours(precisions: list[float]) -> list[float]:
     """nltk's method5: each order is the mean of itself, the smoothed one below and the raw one above."""
     below = precisions[0] + 1
     smoothed = []
-    for here, above in zip(precisions, precisions[1:], strict=False):
+    for here, above in pairwise(precisions):
         below = (below + here + above) / 3
         smoothed.append(below)
     return smoothed

@@ -46,7 +46,8 @@ class _Statistics:
             return 0.0
         precision, recall = self.weight / self.length, self.weight / self.wanted
         mean = precision * recall / (_ALPHA * precision + (1 - _ALPHA) * recall)
-        return mean * (1 - _GAMMA * (self.chunks / self.matches) ** _BETA)
+        penalty: float = _GAMMA * (self.chunks / self.matches) ** _BETA
+        return mean * (1 - penalty)
 
 
 @dataclass(frozen=True)

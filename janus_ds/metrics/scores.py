@@ -10,7 +10,25 @@ from typing import Any
 
 from janus_ds.errors import ResourceError
 
-__all__ = ["Scores", "render", "save_json"]
+__all__ = ["ScoreSheet", "Scores", "render", "save_json"]
+
+
+@dataclass
+class ScoreSheet:
+    """What a metric fills in while a task is scored; the parts of `Scores`."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def put(self, name: str, percent: float, signature: str) -> None:
+        """Enter one metric."""
+        self.metrics[name] = percent
+        self.signatures[name] = signature
+
+    def warn(self, text: str) -> None:
+        """Enter something a reader must know."""
+        self.warnings.append(text)
 
 
 @dataclass(frozen=True)

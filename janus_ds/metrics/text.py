@@ -12,8 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 __all__ = [
     "Measured",
@@ -116,7 +118,7 @@ def repetition(sentences: Iterable[Sequence[Hashable]]) -> float:
     repeated = total = 0
     for sentence in sentences:
         total += len(sentence)
-        repeated += sum(a == b for a, b in zip(sentence, sentence[1:], strict=False))
+        repeated += sum(a == b for a, b in pairwise(sentence))
     return 100.0 * repeated / total if total else 0.0
 
 

@@ -153,7 +153,7 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
     if config.data.path is not None:
         return config
     if topology.is_main:
-        logger.info("no --data: preparing the bundled corpus")
+        logger.info("no --data: using the bundled corpus")
     block = config.data.block_tokens
     path = together(
         topology, lambda: str(prepare_bundled_corpus(block_tokens=block)) if topology.is_main else ""

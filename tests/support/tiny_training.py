@@ -64,8 +64,11 @@ def make_inputs(folder: Path) -> Path:
 def train(folder: Path, topology: Topology, run: Run) -> Result:
     """Train in this job, and read what was written."""
     config = folder / f"{run.name}-{topology.rank}.json"
-    zero = {"zero_optimization": {"stage": run.stage}, "train_micro_batch_size_per_gpu": run.micro_batch}
-    config.write_text(json.dumps({**zero, **run.engine}))
+    # By default ZeRO-3 keeps small parameters whole on every rank: all there are in a tiny model.
+    partitioned = {"stage3_param_persistence_threshold": 0} if run.stage == 3 else {}
+    zero = {"zero_optimization": {"stage": run.stage, **partitioned}}
+    values = {**zero, "train_micro_batch_size_per_gpu": run.micro_batch, **run.engine}
+    config.write_text(json.dumps(values))
     output = folder / run.name
     options = TrainOptions(
         deepspeed_config=config,

@@ -1,0 +1,155 @@
+"""`eval/nmt.py` and `eval/glge.py` with files: scores, help, faults."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from janus_ds.errors import DataError, JanusError, MissingDependencyError, UsageError
+from janus_ds.metrics.meteor import JAR_VARIABLE
+from tests.support.metric_fixtures import metric_cases
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "eval" / "samples"
+NMT = SAMPLES / "nmt"
+
+
+def program(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"eval_{name}", ROOT / "eval" / f"{name}.py")
+    if spec is None or spec.loader is None:
+        pytest.fail(f"there is no eval/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, *arguments: object) -> int:
+    code: int = program(name).main([str(argument) for argument in arguments])
+    return code
+
+
+def write(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def case_files(name: str, case: str, folder: Path) -> list[object]:
+    """Arguments with the files of one case of a fixture."""
+    (found,) = (c for c in metric_cases(name) if c["id"] == case)
+    sides = {"predictions": "hyp", "references": "ref", "sources": "src"}
+    files = {f"--{side}": write(folder / key, found[key]) for side, key in sides.items() if key in found}
+    return [part for pair in files.items() for part in pair]
+
+
+@pytest.mark.parametrize("name", ["nmt", "glge"])
+def test_without_arguments_there_is_help_whose_example_runs(name: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), JAR_VARIABLE: "/dev/null/none.jar"}
+
+    def start(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    text = start(f"eval/{name}.py")
+    (example,) = (line for line in text.split("Try it:")[1].splitlines() if "python" in line)
+    shown = start(*shlex.split(example)[1:])
+    for part in {"nmt": ["sacrebleu", "p = "], "glge": ["rougeL", "meteor_exact_stem", "all, test"]}[name]:
+        assert part in shown
+
+
+def test_translations_are_scored_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "scores.json"
+    files = ("--predictions", NMT / "system.en", "--references", NMT / "reference.en")
+    assert run("nmt", *files, "--baseline", NMT / "baseline.en", "--output", output) == 0
+    scores = json.loads(output.read_text())
+    assert (scores["task"], scores["split"], scores["n"]) == ("nmt", "test", 8)
+    wanted = {"sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetition", "length_ratio"}
+    assert wanted < set(scores["metrics"]) == set(scores["signatures"])
+    assert scores["significance"]["tokenized_bleu"]["p_moses"] < 0.05
+    assert f"{scores['metrics']['sacrebleu']:.2f}" in capsys.readouterr().out
+
+
+def test_a_summary_is_scored_as_by_the_official_script(tmp_path: Path) -> None:
+    files = case_files("rouge_xsum.own", "multi_sentence", tmp_path)
+    assert run("glge", "--task", "xsum", *files, "--output", tmp_path / "s.json", "--split", "dev") == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["metrics"]["rouge2"] == pytest.approx(70.833)
+    assert (scores["task"], scores["split"], scores["n"]) == ("xsum", "dev", 2)
+
+
+def test_questions_are_grouped_by_their_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = case_files("qg_squad.own", "shared_key_three", tmp_path)
+    command = ("glge", "--task", "squadqg", *files, "--meteor", "skip", "--output", tmp_path / "s.json")
+    assert run(*command) == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["metrics"]["rougeL"] == pytest.approx(43.990, abs=1e-3)
+    assert scores["metrics"]["bleu4"] == pytest.approx(33.686, abs=1e-3)
+    assert "METEOR will be missing" in capsys.readouterr().err
+
+
+def test_a_submission_is_scored(tmp_path: Path) -> None:
+    folders = ("--predictions", SAMPLES / "submission", "--data", SAMPLES / "glge")
+    command = ("glge", "--task", "all", *folders, "--meteor", "skip", "--output", tmp_path / "s.json")
+    assert run(*command) == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert set(scores["tasks"]) == {"xsum", "squadqg", "coqa", "personachat"}
+    assert set(scores["metrics"]) == {"xsum", "coqa", "personachat"}
+    assert scores["n"] == 12
+
+
+def test_faults_are_told_in_three_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two, three = write(tmp_path / "two", ["a", "b"]), write(tmp_path / "three", ["a", "b", "c"])
+    monkeypatch.setenv(JAR_VARIABLE, str(tmp_path / "none.jar"))
+    xsum = ("glge", "--task", "xsum", "--predictions", two)
+    faults: list[tuple[tuple[object, ...], type[JanusError], list[str]]] = [
+        ((*xsum, "--references", three), DataError, [f"{two} has 2 lines", f"{three} has 3 lines"]),
+        (("nmt", "--predictions", two, "--references", three), DataError, ["2 lines", "3 lines"]),
+        (("nmt", "--predictions", two), UsageError, ["--references is missing"]),
+        (("nmt", "--references", two), UsageError, ["--predictions is missing"]),
+        (
+            ("nmt", "--predictions", two, "--references", two, "--baseline", three),
+            DataError,
+            [f"{three} has 3 lines"],
+        ),
+        (("nmt", "--predictions", two, "--references", tmp_path / "no"), DataError, [str(tmp_path / "no")]),
+        (xsum, UsageError, ["the references are missing"]),
+        ((*xsum, "--references", two, "--data", tmp_path), UsageError, ["give one of the two"]),
+        ((*xsum, "--data", tmp_path), DataError, ["xsum_data/org_data/test.tgt"]),
+        (("glge", "--task", "xsum"), UsageError, ["--predictions is missing"]),
+        (("glge", "--predictions", two), UsageError, ["--task is missing"]),
+        (("glge", "--task", "squad"), UsageError, ["no task 'squad'", "squadqg"]),
+        (("glge", "--task", "all", "--predictions", tmp_path), UsageError, ["takes folders"]),
+        (
+            ("glge", "--task", "msqg", "--predictions", two, "--references", two, "--meteor", "require"),
+            MissingDependencyError,
+            ["METEOR"],
+        ),
+    ]
+    for arguments, kind, parts in faults:
+        with pytest.raises(kind) as error:
+            run(*(str(argument) for argument in arguments))
+        assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_a_fault_ends_the_program_with_its_code(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "eval/glge.py", "--task", "xsums"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: there is no task 'xsums'\n  where: --task\n  to do: did you mean 'xsum'?"
+    )
