@@ -38,6 +38,8 @@ setup(
     ],
     extras_require={
         "plots": ["matplotlib>=3.8,<4"],
+        # METEOR 1.5 itself is Java; the package carries its jar.
+        "meteor": ["pycocoevalcap>=1.2,<2"],
         "dev": [
             "matplotlib>=3.8,<4",
             "pytest>=8,<10",

@@ -59,6 +59,6 @@ def check_same_length(first: TextLines, second: TextLines) -> None:
     if len(first.lines) != len(second.lines):
         raise DataError(
             "the files do not have the same number of lines",
-            f"{first.name} has {len(first.lines)} lines, {second.name} has {len(second.lines)}",
+            f"{first.name} has {len(first.lines)} lines, {second.name} has {len(second.lines)} lines",
             "line N of one must belong to line N of the other: look for lost, empty or split lines",
         )

@@ -1,8 +1,8 @@
 """Losses of a short run against those committed: a change of numbers is never silent.
 
 `make golden` writes them anew; do so only with a change that means to alter them, and say so in the
-commit. The tolerance allows for another CPU's order of additions, not for another computation; dropout is off,
-since random streams differ between CPUs.
+commit. The tolerance allows for another CPU's order of additions, not for another computation; dropout is
+off, since random streams differ between CPUs.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def test_every_task_gives_its_columns_and_their_mean() -> None:
     meteor = Meteor(FixedMeteor("java", Path("jar")))
     found = []
     for task in TASKS.values():
-        scores = score_task(task, texts(LINES, LINES[:1] + ["who won it ?"], ["a", "b"]), "dev", meteor)
+        scores = score_task(task, texts(LINES, [LINES[0], "who won it ?"], ["a", "b"]), "dev", meteor)
         assert set(task.columns) < set(scores.metrics) == set(scores.signatures)
         mean = sum(scores.metrics[name] for name in task.columns) / len(task.columns)
         assert scores.metrics["overall"] == pytest.approx(mean)

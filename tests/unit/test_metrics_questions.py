@@ -74,7 +74,7 @@ def test_words_are_joined_as_the_script_joins_them(split: str, joined: str) -> N
 
 
 def test_other_white_space_than_asciis_does_not_split() -> None:
-    assert rejoin("a\u00a0' s\t( b )", CASED_BRACKETS) == "a\u00a0 's -LRB- b -RRB-"
+    assert rejoin("a\u00a0b ' s\t( c )", CASED_BRACKETS) == "a\u00a0b 's -LRB- c -RRB-"
 
 
 def test_exact_stem_meteor_by_hand() -> None:

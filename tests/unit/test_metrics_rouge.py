@@ -61,7 +61,7 @@ def test_lines_are_drawn_in_the_order_of_pyrouges_files() -> None:
 
 
 def test_the_bootstrap_mean_stays_near_the_plain_mean() -> None:
-    words = "a b c d e f g h i j".split()
+    words = list("abcdefghij")
     models = [[" ".join(words[:k])] for k in range(1, 11)] * 4
     found = rouge(models, [[" ".join(words)]] * 40)
     for name in NAMES:

@@ -51,7 +51,8 @@ def test_bpe_and_compounds_are_cut_as_in_the_scripts(origin: str) -> None:
         for side in ("hyp", "ref"):
             joined = case.get(f"{side}_after_bpe_removal", case[side])
             assert [remove_bpe(line) for line in case[side]] == [line.rstrip() for line in joined]
-            assert [split_compounds(line) for line in joined] == case["compound_split"][side], case["id"]
+            if side in case["compound_split"]:
+                assert [split_compounds(line) for line in joined] == case["compound_split"][side], case["id"]
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
