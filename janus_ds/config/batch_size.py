@@ -20,7 +20,6 @@ def solve_batch(
     data_size: int,
     source: str,
     faults: FaultList,
-    micro_batch: int | None = None,
 ) -> tuple[int, int] | None:
     """Micro-batch and accumulation of one rank, or None with a fault that shows the numbers.
 
@@ -31,8 +30,6 @@ def solve_batch(
     if -1 in given.values():
         return None
     total, micro, accumulation = (given[key] for key in BATCH_KEYS)
-    if micro_batch is not None:
-        micro, accumulation = micro_batch, None
     batch = run.train.global_batch
     if batch <= 0:
         return None
@@ -55,13 +52,14 @@ def solve_batch(
     share = batch // data_size
     if micro is None and accumulation is None:
         micro = _largest_part(share, AUTO_TARGET_TOKENS // (run.data.block_tokens + 2))
-    fits = share % (micro or accumulation or 1) == 0
-    micro = micro or share // (accumulation or 1)
-    accumulation = accumulation or share // micro if micro else accumulation
-    if not fits or not micro or micro * (accumulation or 0) != share:
-        _contradiction(given, micro_batch, batch, data_size, source, faults)
+    if micro is None:
+        micro = share // (accumulation or 1)
+    if accumulation is None:
+        accumulation = share // micro
+    if micro * accumulation != share:
+        _contradiction(given, batch, data_size, source, faults)
         return None
-    return micro, accumulation or 1
+    return micro, accumulation
 
 
 def _read(config: dict[str, Any], key: str, source: str, faults: FaultList) -> int | None:
@@ -80,7 +78,6 @@ def _largest_part(share: int, cap: int) -> int:
 
 def _contradiction(
     given: dict[str, int | None],
-    micro_batch: int | None,
     batch: int,
     data_size: int,
     source: str,
@@ -88,8 +85,6 @@ def _contradiction(
 ) -> None:
     share = batch // data_size
     micro, steps = given["train_micro_batch_size_per_gpu"], given["gradient_accumulation_steps"]
-    if micro_batch is not None:
-        micro, steps = micro_batch, None
     words = f"micro-batch {micro or '?'} x accumulation {steps or '?'} x {data_size} data-parallel ranks"
     faults.add(
         f"the batch sizes contradict each other: {words} cannot be the global batch {batch}",

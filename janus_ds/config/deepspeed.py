@@ -48,23 +48,20 @@ class ExecutionConfig:
     """The file, for messages."""
 
 
-def load_deepspeed_config(
-    path: Path, run: RunConfig, data_size: int, micro_batch: int | None = None
-) -> ExecutionConfig:
+def load_deepspeed_config(path: Path, run: RunConfig, data_size: int) -> ExecutionConfig:
     """The DeepSpeed JSON for a run on `data_size` data-parallel ranks.
 
     Args:
         path: the JSON file.
         run: what is trained, resolved.
         data_size: number of data-parallel ranks (all ranks / tensor-parallel size).
-        micro_batch: overrides `train_micro_batch_size_per_gpu` (and accumulation) of the file.
 
     Raises:
         ConfigError: anything is wrong; the message names all faults. Whether the device has the
             precision asked for is looked at last, since it takes importing DeepSpeed.
     """
     faults = FaultList()
-    execution = read_deepspeed_config(path, run, data_size, faults, micro_batch)
+    execution = read_deepspeed_config(path, run, data_size, faults)
     faults.raise_if_any()
     if execution is None:
         raise ConfigError(
@@ -76,7 +73,7 @@ def load_deepspeed_config(
 
 
 def read_deepspeed_config(
-    path: Path, run: RunConfig, data_size: int, faults: FaultList, micro_batch: int | None = None
+    path: Path, run: RunConfig, data_size: int, faults: FaultList
 ) -> ExecutionConfig | None:
     """As :func:`load_deepspeed_config`, but faults are only collected and no device is asked.
 
@@ -99,7 +96,7 @@ def read_deepspeed_config(
             f"{source}: zero_optimization.stage",
             "use stage 1 (the same on one rank), or fp32",
         )
-    batch = solve_batch(config, run, data_size, source, faults, micro_batch)
+    batch = solve_batch(config, run, data_size, source, faults)
     if not any(key.startswith("optim.") or key == "train.max_steps" for key in faults.spoilt):
         check_optimizer(config.get("optimizer"), run, source, faults)
         check_scheduler(config.get("scheduler"), run, source, faults)

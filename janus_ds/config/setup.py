@@ -20,7 +20,6 @@ def load_setup(
     overrides: Iterable[str],
     deepspeed_config: Path,
     data_size: int,
-    micro_batch: int | None = None,
     tensor_size: int = 1,
 ) -> tuple[RunConfig, ExecutionConfig]:
     """What is trained and how it is executed, from both files.
@@ -30,7 +29,6 @@ def load_setup(
         overrides: `section.field=value` each.
         deepspeed_config: the DeepSpeed JSON.
         data_size: number of data-parallel ranks.
-        micro_batch: overrides the micro-batch of the JSON.
         tensor_size: tensor-parallel ranks that share a copy of the model.
 
     Raises:
@@ -39,7 +37,7 @@ def load_setup(
     faults = FaultList()
     run = read_run_config(recipe, overrides, faults)
     _check_tensor_parallel(run, tensor_size, faults)
-    execution = read_deepspeed_config(deepspeed_config, run, data_size, faults, micro_batch)
+    execution = read_deepspeed_config(deepspeed_config, run, data_size, faults)
     faults.raise_if_any()
     if execution is None:
         raise ConfigError(

@@ -23,8 +23,8 @@ _TOKENIZER_SAMPLE_MB = 3
 
 def prepare_bundled_corpus(
     output: Path | None = None,
-    block_tokens: int = 62,
-    vocab_size: int = 4000,
+    block_tokens: int = 30,
+    vocab_size: int = 2000,
     progress: Callable[[PrepareProgress], None] | None = None,
 ) -> Path:
     """Shards of the bundled novels; returns at once where they are there already.

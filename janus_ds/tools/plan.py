@@ -16,7 +16,7 @@ from janus_ds.tools.model_size import PartSize, checkpoint_bytes, model_parts, s
 __all__ = ["describe_length", "describe_memory", "describe_model", "main"]
 
 _TENSOR_SIZES = (1, 2, 4)
-_ASSUMED_VOCABULARY = {"quickstart": 4000}
+_ASSUMED_VOCABULARY = {"quickstart": 2000}
 _BART_VOCABULARY = 50265
 
 
@@ -73,7 +73,17 @@ def describe_memory(parts: list[PartSize], keep_last: int, ranks: int) -> str:
     """Memory of one rank by precision, tensor-parallel size and ZeRO stage; size of checkpoints."""
     lines = [f"memory a rank for weights, gradients and AdamW states, on {ranks} ranks"]
     rows: list[tuple[str, ...]] = [
-        ("  precision", "TP", "ranks on data", "ZeRO 0", "ZeRO 1", "ZeRO 2", "ZeRO 3", "checkpoint")
+        (
+            "  precision",
+            "TP",
+            "ranks on data",
+            "ZeRO 0",
+            "ZeRO 1",
+            "ZeRO 2",
+            "ZeRO 3",
+            "saved, 1-2",
+            "saved, 3",
+        )
     ]
     total = sum(part.total for part in parts)
     for precision in ("fp32", "bf16", "fp16"):
@@ -82,13 +92,13 @@ def describe_memory(parts: list[PartSize], keep_last: int, ranks: int) -> str:
             data_size = ranks // tensor_size
             sizes = [state_bytes(own, stage, precision, data_size) for stage in range(4)]
             cells = ["refused" if size is None else bytes_text(size) for size in sizes]
-            saved = bytes_text(checkpoint_bytes(total, 1, precision))
-            rows.append((f"  {precision}", str(tensor_size), str(data_size), *cells, saved))
+            saved = [bytes_text(checkpoint_bytes(total, stage, precision)) for stage in (1, 3)]
+            rows.append((f"  {precision}", str(tensor_size), str(data_size), *cells, *saved))
     lines.append(table(rows))
     lines.append(
-        "  Activations, communication buckets and the device's own needs come on top. While a checkpoint is\n"
-        f"  written, {keep_last} + 1 lie on disk (train.keep_last). 16 bit with ZeRO 0 is refused: see "
-        "ds_configs/README.md."
+        "  Activations, communication buckets and the device's own needs come on top. `saved` is one\n"
+        f"  checkpoint under these ZeRO stages; {keep_last} (train.keep_last) and the one being written lie\n"
+        "  on disk. 16 bit with ZeRO 0 is refused: see ds_configs/README.md."
     )
     return "\n".join(lines)
 

@@ -101,14 +101,6 @@ def test_auto_keeps_a_micro_batch_to_so_many_tokens(tmp_path: Path) -> None:
         assert execution.micro_batch * 512 <= AUTO_TARGET_TOKENS
 
 
-def test_a_micro_batch_from_the_command_line_wins(tmp_path: Path) -> None:
-    path = write(tmp_path, train_micro_batch_size_per_gpu=24, gradient_accumulation_steps=1)
-    execution = load_deepspeed_config(path, RUN, 2, micro_batch=8)
-    assert (execution.micro_batch, execution.accumulation) == (8, 3)
-    with pytest.raises(ConfigError, match="micro-batch 7 x"):
-        load_deepspeed_config(path, RUN, 2, micro_batch=7)
-
-
 @pytest.mark.parametrize("given", [{}, {"gradient_clipping": "auto"}, {"gradient_clipping": 0.25}])
 def test_clipping_is_always_written_and_is_the_recipes(tmp_path: Path, given: dict[str, Any]) -> None:
     run = replace(RUN, optim=replace(RUN.optim, clip_norm=0.25))
