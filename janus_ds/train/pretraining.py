@@ -84,7 +84,7 @@ def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals)
         JanusError: on all ranks together.
     """
     setup = (options.recipe, options.overrides, options.deepspeed_config, topology.data_size)
-    config, execution = together(topology, lambda: load_setup(*setup))
+    config, execution = together(topology, lambda: load_setup(*setup, tensor_size=topology.tensor_size))
     config = _with_data(config, topology)
     run = options.output or Path("runs") / config.name
     plan = together(topology, lambda: make_plan(config, execution, run, topology))
