@@ -85,12 +85,14 @@ def _read_metrics(run: Path) -> list[dict[str, float]]:
 def draw_losses(run: Path, path: Path) -> None:
     """Training (line) and held-out (dots) losses of a run, in nats, with ln V as the start."""
     records = _read_metrics(run)
-    special = json.loads((run / "run.json").read_text())["special"]
+    special = json.loads((run / "run.json").read_text())["special_tokens"]
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     for term, colour in (("ar", "#2171b5"), ("nar", "#31a354"), ("aux", "#e6550d")):
-        train = [(r["step"], r[f"train/{term}_nll"]) for r in records if f"train/{term}_nll" in r]
+        train = [(r["step"], r[f"{term}_nll"]) for r in records if f"{term}_nll" in r]
         valid = [(r["step"], r[f"valid/{term}_nll"]) for r in records if f"valid/{term}_nll" in r]
-        axes.plot(*zip(*train, strict=True), color=colour, lw=1, alpha=0.6, label=f"{term.upper()}, training")
+        axes.plot(
+            *zip(*train, strict=True), color=colour, lw=0.6, alpha=0.5, label=f"{term.upper()}, training"
+        )
         if valid:
             axes.plot(*zip(*valid, strict=True), "o", color=colour, ms=5, label=f"{term.upper()}, held out")
     axes.axhline(math.log(special["vocab_size"]), color="grey", lw=0.8, ls=":", label="ln V")

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from janus_ds.checkpoint.manifest import (
+    check_version,
     fault_of,
     read_json,
     sync_files,
@@ -82,28 +83,38 @@ class CheckpointManager:
         """The newest whole checkpoint, the same on all ranks; None where the run has none.
 
         Raises:
-            CheckpointError: there are checkpoints, but none of them is whole.
+            CheckpointError: there are checkpoints, but none of them is whole, or a newer program wrote
+                the newest.
         """
-        found = self._find() if self._topology.is_main else None
-        path, faults = self._topology.broadcast_object(found) or (None, [])
-        if path is None and faults:
-            raise CheckpointError(
-                f"none of the {len(faults)} checkpoints is whole: {faults[0]}",
-                str(self._root),
-                "restore a checkpoint from a copy, or give another --output to start anew",
-            )
-        return path
+        found = self._topology.broadcast_object(self._look() if self._topology.is_main else None)
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
 
-    def _find(self) -> tuple[Path | None, list[str]]:
+    def _look(self) -> Path | CheckpointError | None:
+        """What :meth:`latest` gives or raises; on rank 0, for all."""
+        try:
+            return self._find()
+        except CheckpointError as error:
+            return error
+
+    def _find(self) -> Path | None:
         self._clean()
         faults: list[str] = []
         for folder in reversed(self._published()):
+            check_version(folder)
             fault = fault_of(folder)
             if fault is None:
-                return folder, faults
+                return folder
             faults.append(f"{folder.name}: {fault}")
             logger.warning("checkpoint %s is damaged (%s); trying the one before", folder, fault)
-        return None, faults
+        if not faults:
+            return None
+        raise CheckpointError(
+            f"none of the {len(faults)} checkpoints is whole: {faults[0]}",
+            str(self._root),
+            "restore a checkpoint from a copy, or give another --output to start anew",
+        )
 
     def _published(self) -> list[Path]:
         """Folders with a checkpoint's name, oldest first."""

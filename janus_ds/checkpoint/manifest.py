@@ -14,10 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from janus_ds.errors import CheckpointError
+
 __all__ = [
     "COMPLETE",
     "FORMAT_VERSION",
     "FileRecord",
+    "check_version",
     "fault_of",
     "read_json",
     "sync_files",
@@ -67,6 +70,25 @@ def fault_of(folder: Path) -> str | None:
         if _record(path) != record:
             return f"{name} has another checksum than at its save"
     return None
+
+
+def check_version(folder: Path) -> None:
+    """Refuse a checkpoint that a newer program wrote; a damaged manifest is :func:`fault_of`'s business.
+
+    Raises:
+        CheckpointError: `complete.json` has a newer format version.
+    """
+    try:
+        version = read_json(folder / COMPLETE)["format_version"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"the checkpoint has format version {version}, "
+            f"this program knows versions up to {FORMAT_VERSION}",
+            str(folder / COMPLETE),
+            "continue the run with the newer version of janus_ds that wrote it",
+        )
 
 
 def read_json(path: Path) -> Any:

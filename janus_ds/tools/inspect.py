@@ -24,7 +24,10 @@ def main(arguments: Sequence[str]) -> int:
     """Print tokens, both masked views and the rows of one sample."""
     parsed = _parser().parse_args(arguments)
     manifest = Manifest.load(parsed.data)
-    overrides = [f"data.task={manifest.task}", *parsed.overrides]
+    overrides = [f"data.task={manifest.task}"]
+    if parsed.recipe is None and "block_tokens" in manifest.settings:
+        overrides.append(f"data.block_tokens={manifest.settings['block_tokens']}")
+    overrides += parsed.overrides
     run = load_run_config(recipe_path(parsed.recipe), overrides)
     tokenizer = load_tokenizer(parsed.data / "tokenizer")
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:

@@ -59,6 +59,7 @@ def data_ranks(folder: Path) -> dict[str, Any]:
     sixteen = {"bf16": {"enabled": True}}
     with injected({4: "inf"}, topology, rank=1):
         results["bad-bf16"] = train(folder, topology, Run("bad-bf16", 2, 2, SHORT, sixteen))
+    results["fp16"] = train(folder, topology, Run("fp16", 2, 2, NO_DROPOUT, _half_precision()))
     with injected({2: "stop"}, topology, rank=1):
         results["stopped"] = train(folder, topology, Run("stopped", overrides=SHORT))
     results["errors"] = [
@@ -66,6 +67,14 @@ def data_ranks(folder: Path) -> dict[str, Any]:
         error_of(folder, topology, "damaged"),
     ]
     return results
+
+
+def _half_precision() -> dict[str, Any]:
+    """fp16 with a dynamic loss scale that starts too high, on CPUs that DeepSpeed thinks cannot."""
+    from deepspeed.accelerator import get_accelerator
+
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    return {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 18, "hysteresis": 1}}
 
 
 def error_of(folder: Path, topology: Any, name: str) -> JanusError | None:
@@ -182,6 +191,16 @@ def test_resuming_is_bitwise_with_dropout_on(jobs: Any, stage: int) -> None:
     results = jobs("data")[0]
     assert [line["step"] for line in results[f"resumed{stage}"].lines] == [1, 2, 3, 4, 5]
     assert_bitwise(results[f"resumed{stage}"], results[f"whole{stage}"])
+
+
+def test_fp16_finds_its_loss_scale_and_trains_as_fp32(jobs: Any) -> None:
+    result, reference = jobs("data")[0]["fp16"], jobs("data")[0]["zero2"]
+    scales = result.series("loss_scale")
+    skipped = [line.get("skipped", False) for line in result.lines]
+    assert scales[0] == 2**18
+    assert 1 < scales[-1] < scales[0]
+    assert 0 < sum(skipped) < 10
+    assert result.series("valid/loss")[-1] == pytest.approx(reference.series("valid/loss")[-1], rel=0.08)
 
 
 def test_resuming_is_bitwise_under_tensor_parallelism(jobs: Any) -> None:

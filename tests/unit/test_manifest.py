@@ -84,6 +84,14 @@ def test_a_damaged_one_is_passed_over_with_a_warning(
         manager.latest()
 
 
+def test_a_newer_programs_checkpoint_is_not_passed_over(tmp_path: Path) -> None:
+    manager = saved(tmp_path, [1, 2])
+    manifest = tmp_path / "step-00000002" / COMPLETE
+    manifest.write_text(json.dumps({"format_version": 2, "parts": []}))
+    with pytest.raises(CheckpointError, match="format version 2, this program knows versions up to 1"):
+        manager.latest()
+
+
 def test_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
     assert CheckpointManager(tmp_path / "none", 1, ALONE).latest() is None
 
