@@ -176,6 +176,18 @@ class ByteLevelBPE:
         """See :meth:`Tokenizer.save`."""
         _write_files(directory, {_VOCAB_NAME: self._vocab, _MERGES_NAME: self._merges})
 
+    def fast_json(self) -> str:
+        """The `tokenizer.json` of the package `tokenizers`, bos and eos around a text included."""
+        from tokenizers import processors
+
+        special = self.special
+        whole = type(self._tokenizer).from_str(self._tokenizer.to_str())
+        whole.post_processor = processors.RobertaProcessing(
+            ("</s>", special.eos), ("<s>", special.bos), trim_offsets=True, add_prefix_space=False
+        )
+        text: str = whole.to_str()
+        return text
+
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer saved in a folder.
