@@ -107,7 +107,7 @@ def test_beam_search_gives_the_tokens_of_generate(
 
 
 def test_exported_models_are_the_same_again(pair: Any) -> None:
-    name, bart, run, folder = pair
+    name, bart, _, folder = pair
     assert main(["--to", "hf", str(folder / "run"), "--output", str(folder / "back")]) == 0
     back = transformers.BartForConditionalGeneration.from_pretrained(folder / "back").eval()
     state = back.state_dict()
@@ -118,7 +118,9 @@ def test_exported_models_are_the_same_again(pair: Any) -> None:
     assert not back.final_logits_bias.any()
     source_BS, mask_BS = sources_of(name)
     target_BT, _ = padded_sources(SHAPES[name].vocab_size, [9] * len(source_BS), seed=3)
-    assert torch.equal(theirs(back, source_BS, mask_BS, target_BT), theirs(bart, source_BS, mask_BS, target_BT))
+    assert torch.equal(
+        theirs(back, source_BS, mask_BS, target_BT), theirs(bart, source_BS, mask_BS, target_BT)
+    )
     # And as a run once more: bitwise, but for the new length head, which is a fixed draw.
     assert main(["--from", "hf", str(folder / "back"), "--to", str(folder / "again")]) == 0
     first, again = (read_weights(folder / n / "weights.safetensors") for n in ("run", "again"))
