@@ -148,12 +148,14 @@ class ByteLevelBPE:
 
     def __init__(self, vocab: bytes, merges: bytes, where: str = _VOCAB_NAME) -> None:
         self._vocab, self._merges = vocab, merges
-        self.fingerprint = fingerprint_of(b"byte-level-bpe", vocab, merges)
-        ids = _read_vocab(vocab, where)
+        ids, pairs = _read_vocab(vocab, where), _read_merges(merges, where)
+        # Of what the files say, not of their bytes: the same tokenizer comes in several spellings.
+        symbols = json.dumps(sorted(ids.items(), key=lambda item: item[1]))
+        self.fingerprint = fingerprint_of(b"byte-level-bpe", symbols.encode(), json.dumps(pairs).encode())
         _refuse_missing([piece for piece in _SPECIAL_PIECES if piece not in ids], where)
         bos, pad, eos, unk, mask = (ids[piece] for piece in _SPECIAL_PIECES)
         self.special = SpecialTokens(bos, pad, eos, unk, mask, vocab_size=len(ids))
-        self._tokenizer = _build_byte_level(ids, _read_merges(merges, where), where)
+        self._tokenizer = _build_byte_level(ids, pairs, where)
 
     def encode(self, text: str) -> list[int]:
         """See :meth:`Tokenizer.encode`."""
