@@ -105,7 +105,8 @@ def test_presets_train_from_converted_weights(results: Any) -> None:
         assert config.masking.target == ("infilling_released" if preset == "released" else "infilling")
     assert load_run(folder / "released").config.model.length_classes == 256
     first = read_weights(find_weights(folder / "paper"))["length_head.weight"]
-    assert torch.equal(runs["ar_query"].weights["length_head.weight"], first)
+    # Not trained by this preset, but for weight decay.
+    torch.testing.assert_close(runs["ar_query"].weights["length_head.weight"], first, rtol=1e-3, atol=0)
 
 
 def test_the_results_decode_and_go_back_to_bart(results: Any) -> None:
