@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -98,6 +99,35 @@ def test_all_forms_of_files_give_the_same_weights(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "bare-run" / "conversion.json").read_text())
     assert report["ignored"] == ["encoder.version"]
     assert "shared.weight" in report["used"]
+
+
+def test_fairseq_and_hugging_face_files_of_one_model_give_one_run(tmp_path: Path) -> None:
+    state = {n.removeprefix("model."): v for n, v in hub_state().items() if n != "final_logits_bias"}
+    table = state.pop("shared.weight")
+    tied = ("encoder.embed_tokens", "decoder.embed_tokens", "decoder.output_projection")
+    state |= {f"{name}.weight": table for name in tied}
+    args = argparse.Namespace(encoder_attention_heads=2, decoder_attention_heads=2, activation_fn="gelu")
+    torch.save({"args": args, "model": state}, tmp_path / "model.pt")
+    convert(hub_folder(tmp_path / "hub"), tmp_path / "hf-run")
+    flags = ["--to", str(tmp_path / "run"), "--tokenizer", str(tmp_path / "hub")]
+    assert main(["--from", "fairseq", str(tmp_path / "model.pt"), *flags]) == 0
+    one, other = (read_weights(tmp_path / name / "weights.safetensors") for name in ("hf-run", "run"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    ours, theirs = (load_run(tmp_path / name) for name in ("hf-run", "run"))
+    assert ours.special == theirs.special
+    assert ours.config.objective == theirs.config.objective
+    # And back: every name of the file has its values again.
+    assert main(["--to", "fairseq", str(tmp_path / "hf-run"), "--output", str(tmp_path / "back.pt")]) == 0
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        back = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+    # fairseq's fine-tuned models may end before <mask>.
+    short = {n: v[:-1] if n.removesuffix(".weight") in tied else v for n, v in state.items()}
+    torch.save({"args": args, "model": short}, tmp_path / "short.pt")
+    flags = ["--to", str(tmp_path / "short"), "--tokenizer", str(tmp_path / "hub")]
+    assert main(["--from", "fairseq", str(tmp_path / "short.pt"), *flags]) == 0
+    assert load_run(tmp_path / "short").special == ours.special
 
 
 def test_a_missing_mask_gets_a_row(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.weights import find_weights, read_weights
+from janus_ds.config.modes import mode_overrides
+from janus_ds.data.glge_files import Limits
 from janus_ds.data.prepare import PrepareSettings, prepare
+from janus_ds.data.prepare_glge import GlgeSettings, prepare_glge
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
@@ -23,6 +26,7 @@ from tests.support.tiny_training import Run, train
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 PRESETS = ("paper", "released", "cmlm")
+MODES = ("nar", "ar", "ar_query", "janus")
 SMALL = (
     "model.preset=null",
     "model.d_model=16",
@@ -56,6 +60,11 @@ def second_stage(folder: Path) -> dict[str, Any]:
     # A preset's own weights go on to the next stage.
     overrides = (*SMALL, "objective.preset=ar_query", f"init={folder / 'paper'}")
     results["ar_query"] = train(folder, topology, Run("ar_query", overrides=overrides))
+    for mode in MODES:
+        recipe = RECIPES / "glge_squadqg.yaml"
+        overrides = (*mode_overrides(recipe, mode), *SMALL, f"init={folder / 'bart'}")
+        pairs = Run(f"glge-{mode}", overrides=(*overrides, f"data.path={folder / 'pairs'}"))
+        results[pairs.name] = train(folder, topology, pairs, recipe)
     letters_tokenizer(folder / "other", 61)
     merges = folder / "other" / "merges.txt"
     lines = merges.read_text().splitlines()
@@ -84,6 +93,18 @@ def results(tmp_path_factory: Any) -> tuple[Path, dict[str, Any]]:
     text.write_text("\n\n".join(documents(80)).lower().replace("!", ".").replace("?", "."))
     settings = PrepareSettings(tokenizer=str(folder / "bart" / "tokenizer"), block_tokens=38, valid_share=0.1)
     prepare([text], folder / "data", settings)
+    questions = folder / "squadqg_data" / "org_data"
+    questions.mkdir(parents=True)
+    for split, lines in (("train", documents(24, 2)), ("dev", documents(9, 3))):
+        (questions / f"{split}.src").write_text(
+            "".join(f"{text.split()[0]} {text[:40]!r}\n" for text in lines)
+        )
+        (questions / f"{split}.tgt").write_text("".join(f"{text.split()[1].lower()}\n" for text in lines))
+    prepare_glge(
+        questions.parent,
+        folder / "pairs",
+        GlgeSettings("squadqg", folder / "bart" / "tokenizer", Limits(30, 20)),
+    )
     (folder / "recipe.yaml").write_bytes((RECIPES / "bart_base.yaml").read_bytes())
     return folder, run_ranks(second_stage, 1, folder)[0]
 
@@ -107,6 +128,17 @@ def test_presets_train_from_converted_weights(results: Any) -> None:
     first = read_weights(find_weights(folder / "paper"))["length_head.weight"]
     # Not trained by this preset, but for weight decay.
     torch.testing.assert_close(runs["ar_query"].weights["length_head.weight"], first, rtol=1e-3, atol=0)
+
+
+def test_pairs_of_glge_train_in_every_mode_in_barts_layout(results: Any) -> None:
+    folder, runs = results
+    for mode in MODES:
+        run = load_run(folder / f"glge-{mode}")
+        assert len(runs[f"glge-{mode}"].series("loss")) == 4
+        assert run.config.objective.decoder_start == "eos_bos"
+        assert run.config.decode.mode == ("ar" if mode.startswith("ar") else "nar")
+        Generator(run.model, run.text, run.special, run.config).generate(["ab ce"])
+    assert main(["--to", "hf", str(folder / "glge-ar"), "--output", str(folder / "hf-ar")]) == 0
 
 
 def test_the_results_decode_and_go_back_to_bart(results: Any) -> None:
