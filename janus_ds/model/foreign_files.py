@@ -53,7 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"there is no {path.name}", str(path), "check the path") from None
+        raise CheckpointError(
+            f"there is no {path.name}", str(path), "give a folder that holds it; nothing is downloaded"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the file is not JSON ({error})", str(path), _AGAIN) from None
     if not isinstance(values, dict):

@@ -240,12 +240,13 @@ def _generation(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decode(generation: dict[str, Any]) -> DecodeConfig:
+    penalty = generation.get("length_penalty")
     return DecodeConfig(
         mode="ar",
         beam=int(generation.get("num_beams") or DecodeConfig.beam),
         beam_stop="transformers",
         early_stopping=generation.get("early_stopping") is True,
-        length_penalty=float(generation.get("length_penalty") or 1.0),
+        length_penalty=DecodeConfig.length_penalty if penalty is None else float(penalty),
     )
 
 
@@ -254,10 +255,13 @@ def _search_notes(generation: dict[str, Any]) -> list[str]:
     notes = []
     if generation.get("forced_bos_token_id") is None:
         notes.append("forced_bos_token_id is not set: transformers does not force <s> first, ours does")
+    unused = {name: generation.get(name) for name in _UNUSED_SEARCH}
+    if generation.get("early_stopping") == "never":
+        unused["early_stopping"] = "never"
     return notes + [
-        f"{name} {generation[name]} of the generation settings has no counterpart here"
-        for name in _UNUSED_SEARCH
-        if generation.get(name) not in _NEUTRAL
+        f"{name} {value} of the generation settings has no counterpart here"
+        for name, value in unused.items()
+        if value not in _NEUTRAL
     ]
 
 

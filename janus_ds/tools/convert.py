@@ -33,7 +33,7 @@ from janus_ds.model.bart_names import ConversionReport
 from janus_ds.model.pretrained import load_fairseq, to_fairseq
 from janus_ds.observe.run_record import write_run_record
 from janus_ds.tools.common import new_parser
-from janus_ds.tools.convert_common import refuse_run, write_report
+from janus_ds.tools.convert_common import REPORT_FILE, refuse_run, write_report
 from janus_ds.tools.convert_hf import from_hf, to_hf
 
 __all__ = ["conventions", "from_fairseq", "main"]
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         else:
             report = from_fairseq(parsed.path, written, _text_source(parsed), parsed.heads)
     print("\n".join(report.lines()))
+    if parsed.source is not None:
+        print(f"every name: {written / REPORT_FILE}")
     print(f"written: {written}")
     return 0
 

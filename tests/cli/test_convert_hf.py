@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,26 @@ def test_a_missing_mask_gets_a_row(tmp_path: Path) -> None:
     assert run.model.output_weight[VOCAB_SIZE - 1].any()
     report = json.loads((tmp_path / "run" / "conversion.json").read_text())
     assert f"embedding.weight[{VOCAB_SIZE - 1}] (<mask>)" in report["added"]
+
+
+def test_settings_of_the_search_are_taken_over_or_named(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "hub", changes={"min_length": 9})
+    settings = {"num_beams": 4, "length_penalty": 0.0, "early_stopping": True, "no_repeat_ngram_size": 3}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    convert(folder, tmp_path / "run")
+    decode = load_run(tmp_path / "run").config.decode
+    assert (decode.beam, decode.length_penalty, decode.early_stopping) == (4, 0.0, True)
+    notes = " ".join(json.loads((tmp_path / "run" / "conversion.json").read_text())["notes"])
+    assert all(word in notes for word in ("no_repeat_ngram_size 3", "min_length 9", "forced_bos_token_id"))
+
+
+def test_the_program_prints_no_stack(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "hub", changes={"model_type": "t5"})
+    command = [sys.executable, "-m", "janus_ds", "convert", "--from", "hf", str(folder), "--to", "never"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == CheckpointError.exit_code
+    assert done.stderr.startswith("error: the model is of type 't5'")
+    assert done.stderr.count("\n") == 3
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

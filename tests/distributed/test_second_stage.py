@@ -151,5 +151,5 @@ def test_the_results_decode_and_go_back_to_bart(results: Any) -> None:
 
 def test_another_tokenizer_is_refused(results: Any) -> None:
     error = results[1]["error"]
-    assert "another tokenizer" in error
+    assert "tokenizer" in error.splitlines()[1]
     assert "--tokenizer" in error
