@@ -67,6 +67,7 @@ class Plan:
 
 def pretrain(options: TrainOptions) -> Outcome:
     """Find this process's place among the ranks, then train as :func:`pretrain_on` does."""
+    options = options.with_mode()
     signals = StopSignals()
     signals.install()
     topology = init_topology(options.tensor_parallel, process_group=True)

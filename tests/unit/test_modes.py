@@ -10,6 +10,7 @@ from janus_ds.config.load import load_run_config
 from janus_ds.config.modes import mode_overrides
 from janus_ds.data.glge_files import GLGE_LIMITS
 from janus_ds.errors import ConfigError, UsageError
+from janus_ds.train.launch import parse_options
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 PRESETS = {"nar": "cmlm", "ar": "ar", "ar_query": "ar_query", "janus": "paper"}
@@ -52,6 +53,32 @@ def test_other_overrides_win_over_a_mode(tmp_path: Path) -> None:
     assert load_run_config(recipe, overrides).optim.lr == 1e-5
     assert mode_overrides(recipe, "y") == []
     assert load_run_config(recipe).name == "a"
+
+
+def test_a_mode_on_the_command_line_comes_before_other_overrides() -> None:
+    recipe = RECIPES / "glge_xsum.yaml"
+    argv = [
+        "--deepspeed_config",
+        "x.json",
+        "--recipe",
+        str(recipe),
+        "--init",
+        "runs/none",
+        "--set",
+        "optim.lr=1.0",
+    ]
+    options = parse_options([*argv, "--mode", "ar"], recipe, "program").with_mode()
+    run = load_run_config(options.recipe, options.overrides)
+    assert (run.name, run.init, run.optim.lr, run.optim.warmup_steps) == (
+        "glge_xsum_ar",
+        "runs/none",
+        1.0,
+        200,
+    )
+    plain = parse_options(argv, recipe, "program")
+    assert plain.with_mode() is plain
+    with pytest.raises(UsageError, match="no mode 'fast'"):
+        parse_options([*argv, "--mode", "fast"], recipe, "program").with_mode()
 
 
 def test_faults_of_modes(tmp_path: Path) -> None:
