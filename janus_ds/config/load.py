@@ -17,6 +17,8 @@ import yaml
 
 from janus_ds.config.faults import FaultList, nearest, suggestion
 from janus_ds.config.fields import coerce, field_table, section_names
+from janus_ds.config.initial import follow_init
+from janus_ds.config.modes import MODES_KEY
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.rules import check_run, check_values
 from janus_ds.config.schema import RunConfig
@@ -168,7 +170,8 @@ def _read_recipe(path: Path, faults: FaultList) -> dict[str, _Given]:
     if not isinstance(values, dict | None):
         faults.add("the recipe is not a mapping of sections", str(path), "write lines such as `model:`")
         return {}
-    return _flatten(values or {}, "", str(path), faults)
+    own = {name: value for name, value in (values or {}).items() if name != MODES_KEY}
+    return _flatten(own, "", str(path), faults)
 
 
 def _flatten(values: dict[Any, Any], prefix: str, origin: str, faults: FaultList) -> dict[str, _Given]:
@@ -244,7 +247,7 @@ def _build(given: dict[str, _Given], source: str, faults: FaultList) -> RunConfi
     check_values(values, where, faults)
     # Defaults stand in for what has been reported, so that the other values are still checked together.
     sound = {key: value for key, value in values.items() if key not in faults.spoilt}
-    run: RunConfig = resolve(_construct(RunConfig, "", sound))
+    run: RunConfig = resolve(follow_init(_construct(RunConfig, "", sound)))
     check_run(run, where, faults)
     return run
 

@@ -131,7 +131,10 @@ class ObjectiveConfig:
     ar_query_position: str | None = None
     """predicted (the MASK stands at the token it predicts) or previous (released NMT code)."""
     decoder_start: str | None = None
-    """bos (NMT: content b y1 .. yN) or eos_bos (BART: content e b w1 .. wn)."""
+    """bos (NMT: content b y1 .. yN) or eos_bos (BART: content e b w1 .. wn).
+
+    None: as the run that `init` names, or else eos_bos for task denoise and bos for task pair.
+    """
     length_convention: str | None = None
     """inner (tokens without b and e) or with_specials (released: with b and e, clamped to the classes)."""
     mask_symbol: str | None = None

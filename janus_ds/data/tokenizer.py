@@ -148,12 +148,14 @@ class ByteLevelBPE:
 
     def __init__(self, vocab: bytes, merges: bytes, where: str = _VOCAB_NAME) -> None:
         self._vocab, self._merges = vocab, merges
-        self.fingerprint = fingerprint_of(b"byte-level-bpe", vocab, merges)
-        ids = _read_vocab(vocab, where)
+        ids, pairs = _read_vocab(vocab, where), _read_merges(merges, where)
+        # Of what the files say, not of their bytes: the same tokenizer comes in several spellings.
+        symbols = json.dumps(sorted(ids.items(), key=lambda item: item[1]))
+        self.fingerprint = fingerprint_of(b"byte-level-bpe", symbols.encode(), json.dumps(pairs).encode())
         _refuse_missing([piece for piece in _SPECIAL_PIECES if piece not in ids], where)
         bos, pad, eos, unk, mask = (ids[piece] for piece in _SPECIAL_PIECES)
         self.special = SpecialTokens(bos, pad, eos, unk, mask, vocab_size=len(ids))
-        self._tokenizer = _build_byte_level(ids, _read_merges(merges, where), where)
+        self._tokenizer = _build_byte_level(ids, pairs, where)
 
     def encode(self, text: str) -> list[int]:
         """See :meth:`Tokenizer.encode`."""
@@ -175,6 +177,18 @@ class ByteLevelBPE:
     def save(self, directory: Path) -> None:
         """See :meth:`Tokenizer.save`."""
         _write_files(directory, {_VOCAB_NAME: self._vocab, _MERGES_NAME: self._merges})
+
+    def fast_json(self) -> str:
+        """The `tokenizer.json` of the package `tokenizers`, bos and eos around a text included."""
+        from tokenizers import processors
+
+        special = self.special
+        whole = type(self._tokenizer).from_str(self._tokenizer.to_str())
+        whole.post_processor = processors.RobertaProcessing(
+            ("</s>", special.eos), ("<s>", special.bos), trim_offsets=True, add_prefix_space=False
+        )
+        text: str = whole.to_str()
+        return text
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

@@ -15,7 +15,7 @@ from janus_ds.errors import CheckpointError
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.parallel.shards import shard_dims, take_shard
 
-__all__ = ["check_weights", "load_weights", "padded_vocab", "parameter_shapes"]
+__all__ = ["check_weights", "load_weights", "padded_vocab", "parameter_shapes", "weight_faults"]
 
 _NAMED_AT_MOST = 6
 
@@ -64,6 +64,17 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[in
     Raises:
         CheckpointError: they differ; the differences are named.
     """
+    faults = weight_faults(weights, expected)
+    if faults:
+        raise CheckpointError(
+            f"the weights do not fit the model: {faults}",
+            where,
+            "use the model section and the tokenizer that these weights were trained with",
+        )
+
+
+def weight_faults(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """In what names and shapes weights differ from a model's, the first few; empty where they do not."""
     faults = [f"{name} is missing" for name in expected if name not in weights]
     faults += [f"{name} is not part of the model" for name in weights if name not in expected]
     faults += [
@@ -71,13 +82,8 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[in
         for name, shape in expected.items()
         if name in weights and tuple(weights[name].shape) != shape
     ]
-    if faults:
-        more = f"; and {len(faults) - _NAMED_AT_MOST} more" if len(faults) > _NAMED_AT_MOST else ""
-        raise CheckpointError(
-            f"the weights do not fit the model: {'; '.join(faults[:_NAMED_AT_MOST])}{more}",
-            where,
-            "use the model section and the tokenizer that these weights were trained with",
-        )
+    more = f"; and {len(faults) - _NAMED_AT_MOST} more" if len(faults) > _NAMED_AT_MOST else ""
+    return "; ".join(faults[:_NAMED_AT_MOST]) + more
 
 
 def load_weights(

@@ -1,10 +1,13 @@
-"""`python -m janus_ds convert`: checkpoints of fairseq into run folders, and back.
+"""`python -m janus_ds convert`: models of Hugging Face and fairseq into run folders, and back.
 
-    python -m janus_ds convert --from fairseq model.pt --to DIR [--dict dict.txt | --tokenizer DIR]
-    python -m janus_ds convert --from janus RUN --to model.pt
+    python -m janus_ds convert --from hf DIR --to RUN
+    python -m janus_ds convert --from fairseq model.pt --to RUN [--dict dict.txt | --tokenizer DIR]
+    python -m janus_ds convert --to hf RUN --output DIR
+    python -m janus_ds convert --to fairseq RUN --output model.pt
 
 A converted folder holds what a run folder holds (`run.json`, `tokenizer/`, `weights.safetensors`), so
-that decoding, `init` in a recipe and every other command take it.
+that decoding, `init` in a recipe and every other command take it, and `conversion.json`: what became
+of every name in the file.
 """
 
 from __future__ import annotations
@@ -26,33 +29,54 @@ from janus_ds.data.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.decode.text import DICT_NAME, FairseqWords
 from janus_ds.errors import CheckpointError, DataError, UsageError
-from janus_ds.model.pretrained import ConversionReport, load_fairseq, to_fairseq
-from janus_ds.observe.run_record import RUN_FILE, write_run_record
+from janus_ds.model.bart_names import ConversionReport
+from janus_ds.model.pretrained import load_fairseq, to_fairseq
+from janus_ds.observe.run_record import write_run_record
 from janus_ds.tools.common import new_parser
+from janus_ds.tools.convert_common import REPORT_FILE, refuse_run, write_report
+from janus_ds.tools.convert_hf import from_hf, to_hf
 
 __all__ = ["conventions", "from_fairseq", "main"]
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
+_KINDS = ("hf", "fairseq")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Convert one checkpoint and print what became of its weights."""
-    parser = new_parser("convert", "Checkpoints of fairseq into run folders, and back.")
-    parser.add_argument("--from", dest="source", required=True, choices=("fairseq", "janus"))
-    parser.add_argument("path", type=Path, help="fairseq: a model.pt; janus: a run folder or checkpoint")
-    parser.add_argument("--to", type=Path, required=True, help="run folder to make, or model.pt to write")
+    parsed = _parse(arguments)
+    if parsed.source is None:
+        written = parsed.output
+        report = to_hf(parsed.path, written) if parsed.to == "hf" else _to_fairseq(parsed.path, written)
+    else:
+        written = Path(parsed.to)
+        if parsed.source == "hf":
+            report = from_hf(parsed.path, written)
+        else:
+            report = from_fairseq(parsed.path, written, _text_source(parsed), parsed.heads)
+    print("\n".join(report.lines()))
+    if parsed.source is not None:
+        print(f"every name: {written / REPORT_FILE}")
+    print(f"written: {written}")
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = new_parser("convert", "Models of Hugging Face and fairseq into run folders, and back.")
+    parser.add_argument("--from", dest="source", choices=_KINDS, help="what PATH is; --to names a run folder")
+    parser.add_argument("path", type=Path, help="hf: a folder; fairseq: a model.pt; else a run or checkpoint")
+    parser.add_argument("--to", required=True, help="run folder to make; or hf or fairseq, with --output")
+    parser.add_argument("--output", type=Path, help="hf: folder to make; fairseq: model.pt to write")
     parser.add_argument("--dict", type=Path, help="fairseq's dict.txt, for text that is cut into words")
     parser.add_argument("--tokenizer", type=Path, help="folder with a SentencePiece or byte-level BPE model")
-    parser.add_argument("--heads", type=int, help="attention heads, for files that do not tell")
+    parser.add_argument("--heads", type=int, help="attention heads, for fairseq files that do not tell")
     parsed = parser.parse_args(arguments)
-    if parsed.source == "janus":
-        _to_fairseq(parsed.path, parsed.to)
-        print(f"written: {parsed.to}")
-        return 0
-    report = from_fairseq(parsed.path, parsed.to, _text_source(parsed), parsed.heads)
-    print("\n".join(_report_lines(report)))
-    print(f"written: {parsed.to}")
-    return 0
+    fix = "give --from KIND PATH --to RUN, or --to KIND RUN --output PLACE; kinds are hf and fairseq"
+    if (parsed.source is None) == (parsed.output is None):
+        raise UsageError("the direction is not clear", "--from, --to, --output", fix)
+    if parsed.output is not None and parsed.to not in _KINDS:
+        raise UsageError(f"there is no kind {parsed.to!r} to convert to", "--to", fix)
+    return parsed
 
 
 def from_fairseq(
@@ -71,9 +95,9 @@ def from_fairseq(
         DataError: the tokenizer is not the model's.
         UsageError: the folder holds a run already.
     """
-    if (folder / RUN_FILE).exists():
-        raise UsageError("the folder holds a run already", str(folder), "give another folder to --to")
-    model, special, weights, report = load_fairseq(path, heads)
+    refuse_run(folder)
+    symbols = load_tokenizer(text).special.vocab_size if text is not None and text.is_dir() else None
+    model, special, weights, report = load_fairseq(path, heads, symbols)
     config = conventions(model, "length_head.weight" not in report.added, str(path))
     config = replace(config, name=folder.name)
     fingerprint = ""
@@ -82,6 +106,7 @@ def from_fairseq(
         if text is not None:
             fingerprint = _copy_text(text, folder / _TOKENIZER, special)
         save_weights(folder / _WEIGHTS, weights)
+        write_report(folder, report)
         write_run_record(folder, config, special, fingerprint, {"converted_from": path.name}, 0)
     return report
 
@@ -140,18 +165,12 @@ def _copy_text(text: Path, folder: Path, special: SpecialTokens) -> str:
     return tokenizer.fingerprint
 
 
-def _report_lines(report: ConversionReport) -> list[str]:
-    lines = [f"used      {len(report.used)} tensors of the file"]
-    lines += [f"ignored   {name}" for name in report.ignored]
-    lines += [f"added     {name}" for name in report.added]
-    return lines + [f"note      {note}" for note in report.notes]
-
-
-def _to_fairseq(run: Path, file: Path) -> None:
+def _to_fairseq(run: Path, file: Path) -> ConversionReport:
     """Write a run's weights as a fairseq file."""
     loaded = load_run(run)
     model, objective = loaded.config.model, loaded.config.objective
     weights = loaded.model.state_dict()
+    names = list(weights)
     if not objective.weight_length:
         del weights["length_head.weight"]  # never trained
     elif objective.length_convention != "with_specials":
@@ -173,3 +192,5 @@ def _to_fairseq(run: Path, file: Path) -> None:
     with disk_faults(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"args": settings, "model": to_fairseq(weights, loaded.special)}, file)
+    left_out = tuple(name for name in names if name not in weights)
+    return ConversionReport(tuple(weights), left_out, (), ("unused rows of the position tables are zeros",))

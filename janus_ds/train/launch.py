@@ -8,9 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from janus_ds.config.modes import mode_overrides
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, exit_on_error
 from janus_ds.train.trainer import Outcome
 
@@ -29,6 +30,18 @@ class TrainOptions:
     """`section.field=value` each; --data and --init are among them."""
     output: Path | None
     tensor_parallel: int
+    mode: str | None = None
+    """One of the recipe's `modes`; its fields come before `overrides`."""
+
+    def with_mode(self) -> TrainOptions:
+        """The same with the fields of the mode among the overrides.
+
+        Raises:
+            UsageError: the recipe has no such mode; ConfigError: it cannot be read.
+        """
+        if self.mode is None:
+            return self
+        return replace(self, overrides=(*mode_overrides(self.recipe, self.mode), *self.overrides), mode=None)
 
 
 def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptions:
@@ -54,6 +67,7 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder; default: runs/NAME")
     parser.add_argument("--init", metavar="RUN", help="run or checkpoint to take the first weights from")
+    parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -77,6 +91,7 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
         overrides=tuple(overrides),
         output=given.output,
         tensor_parallel=given.tensor_parallel,
+        mode=given.mode,
     )
 
 

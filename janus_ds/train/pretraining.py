@@ -14,7 +14,6 @@ from typing import Any
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manager import ENGINE_FOLDER, CheckpointManager, read_state
-from janus_ds.checkpoint.weights import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.schema import RunConfig
 from janus_ds.config.setup import load_setup
@@ -27,13 +26,13 @@ from janus_ds.data.step_data import StepData
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.errors import DataError
 from janus_ds.model.janus import JanusModel
-from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import write_run_record
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import Topology, close_topology, init_topology
 from janus_ds.train.engine import TrainingEngine
 from janus_ds.train.guards import StopSignals, together
+from janus_ds.train.initial import start_from
 from janus_ds.train.launch import TrainOptions
 from janus_ds.train.samples import SampleDecoder, text_pairs
 from janus_ds.train.state import Meters, RunIdentity, check_resumable
@@ -68,6 +67,7 @@ class Plan:
 
 def pretrain(options: TrainOptions) -> Outcome:
     """Find this process's place among the ranks, then train as :func:`pretrain_on` does."""
+    options = options.with_mode()
     signals = StopSignals()
     signals.install()
     topology = init_topology(options.tensor_parallel, process_group=True)
@@ -142,8 +142,7 @@ def build_engine(plan: Plan, topology: Topology) -> TrainingEngine:
     parallel.seed_rng(config.train.seed)
     model = JanusModel(config.model, plan.special, parallel, config.train.activation_checkpointing)
     if config.init is not None:
-        path = find_weights(Path(config.init))
-        load_weights(model, read_weights(path), str(path), parallel)
+        start_from(model, config.init, plan.tokenizer, parallel)
     objective = JanusObjective(config.objective, plan.special.vocab_size, parallel)
     return TrainingEngine(TrainingStep(model, objective), config.optim, plan.execution, topology, parallel)
 

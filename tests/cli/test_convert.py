@@ -77,7 +77,7 @@ def test_an_nmt_file_becomes_a_run_with_its_dictionary(
 
 def test_a_run_goes_back_to_fairseq(nmt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--from", "fairseq", str(nmt), "--to", str(tmp_path / "run")])
-    main(["--from", "janus", str(tmp_path / "run"), "--to", str(tmp_path / "back" / "model.pt")])
+    main(["--to", "fairseq", str(tmp_path / "run"), "--output", str(tmp_path / "back" / "model.pt")])
     assert f"written: {tmp_path / 'back' / 'model.pt'}" in capsys.readouterr().out
     main(["--from", "fairseq", str(tmp_path / "back" / "model.pt"), "--to", str(tmp_path / "again")])
     first, second = (read_weights(tmp_path / name / "weights.safetensors") for name in ("run", "again"))
@@ -102,7 +102,7 @@ def test_a_bart_file_decodes_autoregressively_only(
     with pytest.raises(ConfigError, match="not trained to decode in mode 'nar'"):
         Generator.from_checkpoint(tmp_path / "run", "nar", ids=True, device="cpu")
     # Its length head was never trained, so the file that is written back has none.
-    main(["--from", "janus", str(tmp_path / "run"), "--to", str(tmp_path / "back.pt")])
+    main(["--to", "fairseq", str(tmp_path / "run"), "--output", str(tmp_path / "back.pt")])
     with torch.serialization.safe_globals([argparse.Namespace]):
         back = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
     assert back.keys() == bart_state().keys()

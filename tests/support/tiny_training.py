@@ -61,8 +61,8 @@ def make_inputs(folder: Path) -> Path:
     return folder
 
 
-def train(folder: Path, topology: Topology, run: Run) -> Result:
-    """Train in this job, and read what was written."""
+def train(folder: Path, topology: Topology, run: Run, recipe: Path | None = None) -> Result:
+    """Train in this job, by the folder's recipe if no other is given, and read what was written."""
     config = folder / f"{run.name}-{topology.rank}.json"
     # By default ZeRO-3 keeps small parameters whole on every rank: all there are in a tiny model.
     partitioned = {"stage3_param_persistence_threshold": 0} if run.stage == 3 else {}
@@ -72,7 +72,7 @@ def train(folder: Path, topology: Topology, run: Run) -> Result:
     output = folder / run.name
     options = TrainOptions(
         deepspeed_config=config,
-        recipe=folder / "recipe.yaml",
+        recipe=recipe or folder / "recipe.yaml",
         overrides=(f"data.path={folder / 'data'}", *run.overrides),
         output=output,
         tensor_parallel=topology.tensor_size,

@@ -1,0 +1,259 @@
+"""From GLGE's files to a data directory of pairs for fine-tuning (section 5.2 of the paper).
+
+Too long sides are cut, which is counted, and training pairs are put into a mixed order, so that any run
+of members is a fair sample. The held-out text stays as given in `raw/` for scoring: `valid.src`,
+`valid.tgt` and so on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from janus_ds.data.counter_rng import Stream, keys, shuffled
+from janus_ds.data.files import disk_faults, write_whole
+from janus_ds.data.glge_files import Limits, find_files, read_pairs
+from janus_ds.data.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.prepare_journal import SplitState
+from janus_ds.data.prepare_pool import ordered_map
+from janus_ds.data.prepare_splits import SplitWriter
+from janus_ds.data.ragged import Ragged
+from janus_ds.data.shards import Packing, token_dtype
+from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
+from janus_ds.errors import ConfigError, DataError
+
+__all__ = ["GlgeReport", "GlgeSettings", "prepare_glge"]
+
+_UNIT_PAIRS = 2000
+_STREAMS = ("source", "target")
+_SIDES = ("src", "tgt")
+
+Show = Callable[[str, int], None]
+"""Called with the split and the number of its pairs done."""
+
+
+@dataclass(frozen=True)
+class GlgeSettings:
+    """What decides the bytes of the result, beside the input.
+
+    Args:
+        task: name of the task, for the record.
+        tokenizer: folder with a tokenizer: that of the run to start from (RUN/tokenizer).
+        limits: most tokens of each side.
+        samples_per_member, members_per_shard: packing.
+    """
+
+    task: str
+    tokenizer: Path
+    limits: Limits
+    samples_per_member: int = 256
+    members_per_shard: int = 128
+
+    def check(self) -> None:
+        """Refuse settings that cannot be meant.
+
+        Raises:
+            ConfigError: a number below 1.
+        """
+        numbers = {
+            "--source-tokens": self.limits.source,
+            "--target-tokens": self.limits.target,
+            "--samples-per-member": self.samples_per_member,
+            "--members-per-shard": self.members_per_shard,
+        }
+        wrong = [f"{name} is {number}" for name, number in numbers.items() if number < 1]
+        if wrong:
+            raise ConfigError("; ".join(wrong), "settings of the preparation", "give numbers above 0")
+
+
+@dataclass(frozen=True)
+class GlgeReport:
+    """What was made."""
+
+    output: Path
+    manifest: Manifest
+    already_whole: bool = False
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What was read, cut and left out, by split."""
+        return dict(self.manifest.settings["counts"])
+
+
+def prepare_glge(
+    folder: Path, output: Path, settings: GlgeSettings, processes: int = 1, show: Show | None = None
+) -> GlgeReport:
+    """Make a data directory of one task; it appears whole or not at all.
+
+    Args:
+        folder: the task's folder in GLGE's layout (`glge_files.find_files`).
+        output: the data directory; must be new, empty, or of the same preparation.
+        settings: what is made.
+        processes: processes that tokenise; changes nothing.
+        show: called now and then.
+
+    Raises:
+        ConfigError: settings that cannot be meant.
+        DataError: missing, damaged, empty or unequal files, no tokenizer, or an output folder that holds
+            something else.
+        ResourceError: full disk, missing permission, a killed worker.
+    """
+    settings.check()
+    tokenizer = load_tokenizer(settings.tokenizer)
+    files = find_files(folder)
+    request = {
+        "settings": {**asdict(settings), "tokenizer": tokenizer.fingerprint},
+        "inputs": {s: [[p.name, p.stat().st_size] for p in pair if p] for s, pair in files.items()},
+    }
+    if (output / MANIFEST_NAME).is_file():
+        return _finished(output, request)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError("the output is not an empty folder", str(output), "choose another output folder")
+    building = output.parent / f".{output.name}.building"
+    with disk_faults(output):
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+    try:
+        manifest = _Job(building, settings, tokenizer, processes, show or (lambda split, pairs: None)).run(
+            files, request
+        )
+        with disk_faults(output):
+            if output.exists():
+                output.rmdir()
+            building.rename(output)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return GlgeReport(output, manifest)
+
+
+def _finished(output: Path, request: dict[str, Any]) -> GlgeReport:
+    manifest = Manifest.load(output)
+    if manifest.settings.get("request") != request:
+        raise DataError(
+            "the output folder holds data prepared with other settings or from other input",
+            str(output),
+            "choose another output folder, or delete this one",
+        )
+    return GlgeReport(output, manifest, already_whole=True)
+
+
+class _Job:
+    """One call of :func:`prepare_glge`."""
+
+    def __init__(
+        self, folder: Path, settings: GlgeSettings, tokenizer: Tokenizer, processes: int, show: Show
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._processes = processes
+        self._show = show
+
+    def run(self, files: dict[str, tuple[Path, Path | None]], request: dict[str, Any]) -> Manifest:
+        self._tokenizer.save(self._folder / "tokenizer")
+        totals: dict[str, SplitTotals] = {}
+        counts: dict[str, dict[str, int]] = {}
+        for split, (source, target) in files.items():
+            if split != "train":
+                self._keep_raw(split, source, target)
+            if target is not None:
+                totals[split], counts[split] = self._split(split, source, target)
+        languages = dict(zip(_STREAMS, _SIDES, strict=True))
+        settings = {"request": request, "counts": counts, "languages": languages, "lowercase": False}
+        tokenizer = self._tokenizer
+        manifest = Manifest("pair", tokenizer.fingerprint, tokenizer.special.vocab_size, settings, totals)
+        manifest.save(self._folder)
+        return manifest
+
+    def _keep_raw(self, split: str, source: Path, target: Path | None) -> None:
+        lines = list(read_pairs(source, target))
+        raw = self._folder / "raw"
+        with disk_faults(raw):
+            raw.mkdir(exist_ok=True)
+        for side, name in enumerate(_SIDES[: 1 if target is None else 2]):
+            write_whole(raw / f"{split}.{name}", "".join(f"{pair[side]}\n" for pair in lines).encode())
+
+    def _split(self, split: str, source: Path, target: Path) -> tuple[SplitTotals, dict[str, int]]:
+        encode = _Encoder(self._tokenizer, self._settings.limits)
+        counts: Counter[str] = Counter()
+        parts: list[dict[str, Ragged]] = []
+        for part, done in ordered_map(encode, _units(read_pairs(source, target)), self._processes):
+            parts.append(part.samples)
+            counts.update(part.counts)
+            self._show(split, done)
+        samples = {name: Ragged.concatenate([part[name] for part in parts]) for name in _STREAMS}
+        if not len(samples["target"]):
+            raise DataError(
+                f"no pair of {split} has text on both sides", f"{source} and {target}", "look at the files"
+            )
+        if split == "train":
+            order = shuffled(keys(0, 0, 0, Stream.MEMBER_ORDER), len(samples["target"]))
+            samples = {name: rows.take(order) for name, rows in samples.items()}
+        settings, dtype = self._settings, token_dtype(self._tokenizer.special.vocab_size)
+        packing = Packing(dtype, settings.samples_per_member, settings.members_per_shard)
+        writer = SplitWriter(self._folder / split, packing, SplitState())
+        writer.add(samples)
+        index, sha256 = writer.finish(_STREAMS)
+        return SplitTotals(len(index.shards), index.samples, index.tokens, sha256), dict(counts)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    samples: dict[str, Ragged]
+    counts: Counter[str]
+
+
+class _Encoder:
+    """Pairs to tokens, cut to the limits."""
+
+    def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
+        special = tokenizer.special
+        self._tokenizer = tokenizer
+        self._limits = (limits.source, limits.target)
+        self._forbidden = frozenset((special.bos, special.pad, special.eos, special.mask))
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> _Encoded:
+        counts: Counter[str] = Counter(lines=len(pairs))
+        sides = [self._side(side, [pair[side] for pair in pairs], counts) for side in (0, 1)]
+        kept = [number for number, rows in enumerate(zip(*sides, strict=True)) if all(rows)]
+        counts["kept"] = len(kept)
+        counts["with_an_empty_side"] = len(pairs) - len(kept)
+        dtype = np.dtype(token_dtype(self._tokenizer.special.vocab_size))
+        samples = {
+            name: Ragged.from_rows([rows[i] for i in kept], dtype)
+            for name, rows in zip(_STREAMS, sides, strict=True)
+        }
+        return _Encoded(samples, counts)
+
+    def _side(self, side: int, texts: list[str], counts: Counter[str]) -> list[list[int]]:
+        name, limit = _STREAMS[side], self._limits[side]
+        rows = []
+        for row in self._tokenizer.encode_batch(texts):
+            # Text may spell a special symbol; an eos inside would mean the end.
+            plain = [id_ for id_ in row if id_ not in self._forbidden]
+            counts[f"{name}_special_symbols_removed"] += len(row) - len(plain)
+            counts[f"{name}_cut"] += len(plain) > limit
+            counts[f"{name}_tokens_cut"] += max(0, len(plain) - limit)
+            counts[f"{name}_tokens"] += min(len(plain), limit)
+            rows.append(plain[:limit])
+        return rows
+
+
+def _units(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[list[tuple[str, str]], int]]:
+    """Portions of pairs, each with the number of pairs up to its end."""
+    unit: list[tuple[str, str]] = []
+    done = 0
+    for pair in pairs:
+        unit.append(pair)
+        if len(unit) == _UNIT_PAIRS:
+            done += len(unit)
+            yield unit, done
+            unit = []
+    if unit:
+        yield unit, done + len(unit)

@@ -1,0 +1,279 @@
+"""Hugging Face's `BartForConditionalGeneration` in: names, shapes and settings of its files.
+
+A folder of that layout holds `config.json`, `generation_config.json` and the weights. BART is the mode
+`ar` with `decoder_start: eos_bos`: content `</s> <s> w1 .. wn` at positions 0.., as in
+`transformers`' `shift_tokens_right`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import DecodeConfig, ModelConfig
+from janus_ds.errors import CheckpointError
+from janus_ds.model.bart_names import (
+    TABLE,
+    ConversionReport,
+    fill_up,
+    our_names,
+    refuse_untied,
+)
+from janus_ds.model.foreign_files import read_json, read_state_dict
+from janus_ds.model.weights import parameter_shapes, weight_faults
+
+__all__ = ["BIAS", "CONFIG_FILE", "GENERATION_FILE", "PREFIX", "SHARED", "HfBart", "load_hf_bart"]
+
+CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
+PREFIX, SHARED, BIAS = "model.", "model.shared.weight", "final_logits_bias"
+_HEAD = "lm_head"
+_COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", f"{_HEAD}.weight")
+"""Where the tied embedding table stands once more in some files."""
+_OTHER_KIND = "convert a BART (model_type bart); other models have no counterpart here"
+_WHOLES = ("vocab_size", "d_model", "max_position_embeddings", "encoder_layers", "decoder_layers")
+_PAIRED = {"ffn_dim": "ffn_dim", "attention_heads": "heads"}
+_UNSUPPORTED = ("normalize_before", "add_final_layer_norm", "static_position_embeddings", "add_bias_logits")
+_UNUSED_SEARCH = ("min_length", "no_repeat_ngram_size", "repetition_penalty", "num_return_sequences")
+_NEUTRAL = (None, 0, 1, 1.0)
+
+
+@dataclass(frozen=True)
+class HfBart:
+    """A BART under our names."""
+
+    model: ModelConfig
+    special: SpecialTokens
+    decoder_start: str
+    """As `objective.decoder_start`."""
+    decode: DecodeConfig
+    weights: dict[str, Tensor]
+    report: ConversionReport
+
+
+def load_hf_bart(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
+    """Read a folder that `save_pretrained` wrote, or one from the hub.
+
+    Args:
+        folder: with `config.json` and weights (`model.safetensors` or `pytorch_model.bin`, also in shards).
+        tokenizer: special symbols and size of the folder's tokenizer; None: ids come from `config.json`.
+
+    Raises:
+        CheckpointError: files are missing or damaged, the model is no BART, config and weights disagree,
+            or the tokenizer has more symbols than the embedding table.
+    """
+    settings = read_json(folder / CONFIG_FILE)
+    where = str(folder / CONFIG_FILE)
+    _refuse_other_kinds(settings, where)
+    model = _shape(settings, where)
+    raw, file = read_state_dict(folder)
+    origin = {_full_name(name, raw): name for name in raw}
+    state = {full: raw[name] for full, name in origin.items()}
+    weights, used = our_names(_fairseq_names(state, str(folder / file)))
+    _refuse_disagreement(weights, model, settings, f"{where} and {file}")
+    notes: list[str] = []
+    special = _special(settings, tokenizer, weights["embedding.weight"].shape[0], notes, where)
+    added = fill_up(weights, model, special, notes)
+    generation = _generation(folder, settings)
+    taken = {_table_name(state) if name == TABLE else PREFIX + name for name in used}
+    known = taken | set(_COPIES) | {SHARED, BIAS}
+    report = ConversionReport(
+        used=tuple(name for full, name in origin.items() if full in taken),
+        ignored=tuple(name for full, name in origin.items() if full not in known),
+        added=tuple(added),
+        notes=tuple(notes + _search_notes(generation)),
+        missing=tuple(full for full in (*_COPIES, BIAS) if full not in state),
+    )
+    start = _decoder_start(generation, special, where)
+    return HfBart(model, special, start, _decode(generation), weights, report)
+
+
+def _refuse_other_kinds(settings: dict[str, Any], where: str) -> None:
+    kind = settings.get("model_type")
+    if kind != "bart":
+        raise CheckpointError(
+            f"the model is of type {kind!r}, not 'bart'", f"{where}: model_type", _OTHER_KIND
+        )
+    given = [name for name in _UNSUPPORTED if settings.get(name)]
+    if settings.get("normalize_embedding") is False:
+        given.append("normalize_embedding: false")
+    if settings.get("tie_word_embeddings") is False:
+        given.append("tie_word_embeddings: false")
+    if given:
+        raise CheckpointError(
+            f"this variant of BART is not known here: {', '.join(given)}", where, _OTHER_KIND
+        )
+
+
+def _shape(settings: dict[str, Any], where: str) -> ModelConfig:
+    paired = [f"{side}_{name}" for name in _PAIRED for side in ("encoder", "decoder")]
+    wrong = [n for n in (*_WHOLES, *paired) if not isinstance(settings.get(n), int) or settings[n] <= 0]
+    if wrong:
+        raise CheckpointError(
+            f"{', '.join(wrong)}: not given as whole numbers above 0", where, "copy the file again"
+        )
+    for name in _PAIRED:
+        sides = [settings[f"{side}_{name}"] for side in ("encoder", "decoder")]
+        if sides[0] != sides[1]:
+            raise CheckpointError(
+                f"encoder_{name} is {sides[0]}, decoder_{name} {sides[1]}",
+                where,
+                "only models with equal numbers can be converted",
+            )
+    activation = settings.get("activation_function", "gelu")
+    if activation not in ("gelu", "relu"):
+        raise CheckpointError(
+            f"the activation {activation!r} is not known", where, "convert gelu or relu models"
+        )
+    if settings["d_model"] % settings["encoder_attention_heads"]:
+        raise CheckpointError(
+            f"{settings['encoder_attention_heads']} heads do not divide d_model {settings['d_model']}",
+            where,
+            "copy the file again",
+        )
+    return ModelConfig(
+        d_model=settings["d_model"],
+        encoder_layers=settings["encoder_layers"],
+        decoder_layers=settings["decoder_layers"],
+        **{ours: settings[f"encoder_{theirs}"] for theirs, ours in _PAIRED.items()},
+        activation=activation,
+        max_source_positions=settings["max_position_embeddings"],
+        max_target_positions=settings["max_position_embeddings"],
+        layernorm_embedding=True,
+        scale_embedding=bool(settings.get("scale_embedding", False)),
+        dropout=float(settings.get("dropout", 0.1)),
+        attention_dropout=float(settings.get("attention_dropout", 0.0)),
+        activation_dropout=float(settings.get("activation_dropout", 0.0)),
+        init_std=float(settings.get("init_std", 0.02)),
+    )
+
+
+def _full_name(name: str, raw: Mapping[str, Tensor]) -> str:
+    """A name as `BartForConditionalGeneration` has it; files of a bare `BartModel` lack the prefix."""
+    bare = "encoder.embed_positions.weight" in raw and not name.startswith((_HEAD, BIAS))
+    return PREFIX + name if bare else name
+
+
+def _table_name(state: Mapping[str, Tensor]) -> str:
+    return SHARED if SHARED in state else _COPIES[0]
+
+
+def _fairseq_names(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The weights under fairseq's names; copies of the table and the bias are checked and left out."""
+    table = _table_name(state)
+    if table not in state:
+        raise CheckpointError(f"{SHARED} is not in the file", where, _OTHER_KIND)
+    refuse_untied(state, _COPIES, table, where, "only models with one tied embedding can be converted")
+    if BIAS in state and bool(state[BIAS].any()):
+        raise CheckpointError(
+            f"{BIAS} is not zero, and there is no such bias here",
+            where,
+            "only models without it can be converted",
+        )
+    left_out = (SHARED, *_COPIES)
+    plain = {
+        n.removeprefix(PREFIX): v for n, v in state.items() if n.startswith(PREFIX) and n not in left_out
+    }
+    return {TABLE: state[table], **plain}
+
+
+def _refuse_disagreement(
+    weights: dict[str, Tensor], model: ModelConfig, settings: dict[str, Any], where: str
+) -> None:
+    expected = parameter_shapes(replace(model, vocab_multiple=1), settings["vocab_size"])
+    del expected["length_head.weight"]
+    faults = weight_faults(weights, expected)
+    if faults:
+        raise CheckpointError(
+            f"the configuration and the weights disagree: {faults}", where, "take both files from one model"
+        )
+
+
+def _special(
+    settings: dict[str, Any], tokenizer: SpecialTokens | None, rows: int, notes: list[str], where: str
+) -> SpecialTokens:
+    """Special ids and vocabulary size, from the tokenizer where there is one."""
+    ids = {name: settings.get(f"{name}_token_id") for name in ("bos", "pad", "eos")}
+    if tokenizer is None:
+        notes.append(f"no tokenizer in the folder: <unk> 3 and <mask> {rows - 1} assumed, as in every BART")
+        if any(not isinstance(i, int) for i in ids.values()):
+            raise CheckpointError(
+                "bos_token_id, pad_token_id or eos_token_id is missing", where, "copy it again"
+            )
+        return SpecialTokens(
+            **{name: int(i or 0) for name, i in ids.items()}, unk=3, mask=rows - 1, vocab_size=rows
+        )
+    wrong = [
+        f"{n}_token_id {i}, the tokenizer {getattr(tokenizer, n)}"
+        for n, i in ids.items()
+        if i is not None and i != getattr(tokenizer, n)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"the configuration has {'; '.join(wrong)}",
+            where,
+            "take config.json and tokenizer from one model",
+        )
+    only_mask_lacks = tokenizer.vocab_size == rows + 1 and tokenizer.mask == rows
+    if tokenizer.vocab_size > rows and not only_mask_lacks:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} symbols, the embedding table {rows} rows",
+            where,
+            "take tokenizer and weights from one model",
+        )
+    if tokenizer.vocab_size < rows:
+        notes.append(
+            f"the embedding has {rows - tokenizer.vocab_size} rows beyond the tokenizer; they are kept"
+        )
+        return replace(tokenizer, vocab_size=rows)
+    return tokenizer
+
+
+def _generation(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the search: `generation_config.json`, or `config.json` as older files have it."""
+    file = folder / GENERATION_FILE
+    return {**settings, **(read_json(file) if file.is_file() else {})}
+
+
+def _decode(generation: dict[str, Any]) -> DecodeConfig:
+    penalty = generation.get("length_penalty")
+    return DecodeConfig(
+        mode="ar",
+        beam=int(generation.get("num_beams") or DecodeConfig.beam),
+        beam_stop="transformers",
+        early_stopping=generation.get("early_stopping") is True,
+        length_penalty=DecodeConfig.length_penalty if penalty is None else float(penalty),
+    )
+
+
+def _search_notes(generation: dict[str, Any]) -> list[str]:
+    """What `generate` would do otherwise than our search."""
+    notes = []
+    if generation.get("forced_bos_token_id") is None:
+        notes.append("forced_bos_token_id is not set: transformers does not force <s> first, ours does")
+    unused = {name: generation.get(name) for name in _UNUSED_SEARCH}
+    if generation.get("early_stopping") == "never":
+        unused["early_stopping"] = "never"
+    return notes + [
+        f"{name} {value} of the generation settings has no counterpart here"
+        for name, value in unused.items()
+        if value not in _NEUTRAL
+    ]
+
+
+def _decoder_start(settings: dict[str, Any], special: SpecialTokens, where: str) -> str:
+    start = settings.get("decoder_start_token_id")
+    starts = {special.eos: "eos_bos", special.bos: "bos"}
+    if start is None:
+        return "eos_bos"
+    if start not in starts:
+        raise CheckpointError(
+            f"the decoder starts from token {start}, which is neither eos nor bos",
+            f"{where}: decoder_start_token_id",
+            _OTHER_KIND,
+        )
+    return starts[start]

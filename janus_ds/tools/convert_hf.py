@@ -1,0 +1,115 @@
+"""Folders of Hugging Face's BART into run folders, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from janus_ds.checkpoint.weights import save_weights
+from janus_ds.config.presets import resolve
+from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
+from janus_ds.data.files import disk_faults, write_whole
+from janus_ds.data.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
+from janus_ds.data.tokenizer import ByteLevelBPE
+from janus_ds.decode.load import LoadedRun, load_run
+from janus_ds.errors import UsageError
+from janus_ds.model.bart_names import ConversionReport
+from janus_ds.model.hf_bart import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
+from janus_ds.model.hf_export import export_config, export_generation, export_weights
+from janus_ds.observe.run_record import write_run_record
+from janus_ds.tools.convert_common import refuse_run, write_report
+
+__all__ = ["from_hf", "to_hf"]
+
+_WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
+
+
+def from_hf(path: Path, folder: Path) -> ConversionReport:
+    """Make a run folder of a BART, with its tokenizer if it has one.
+
+    Args:
+        path: a folder with `config.json`, weights, and tokenizer files.
+        folder: the run folder; must not hold a run yet.
+
+    Raises:
+        CheckpointError: files are missing, damaged, of another kind of model, or do not belong together.
+        DataError: the tokenizer is damaged or of another kind.
+        UsageError: the folder holds a run already.
+    """
+    refuse_run(folder)
+    tokenizer = read_hf_tokenizer(path)
+    bart = load_hf_bart(path, None if tokenizer is None else tokenizer.special)
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            tokenizer.save(folder / _TOKENIZER)
+        save_weights(folder / _WEIGHTS, bart.weights)
+        write_report(folder, bart.report)
+        fingerprint = "" if tokenizer is None else tokenizer.fingerprint
+        converted = {"converted_from": path.resolve().name}
+        write_run_record(folder, _as_run(bart, folder.name), bart.special, fingerprint, converted, 0)
+    return bart.report
+
+
+def to_hf(run: Path, folder: Path) -> ConversionReport:
+    """Write a run's newest weights as a folder that `BartForConditionalGeneration` loads.
+
+    Args:
+        run: a run folder or one of its checkpoints.
+        folder: must not hold a model yet.
+
+    Raises:
+        CheckpointError: the run cannot be read, or its shape is none of Hugging Face's BART.
+        UsageError: the folder holds a model already.
+    """
+    if (folder / CONFIG_FILE).exists():
+        raise UsageError("the folder holds a model already", str(folder), "give another folder to --output")
+    loaded = load_run(run)
+    weights = loaded.model.state_dict()
+    config = export_config(loaded.config, loaded.special)
+    generation = export_generation(loaded.config, loaded.special)
+    state = export_weights(weights, loaded.config.model, loaded.special.vocab_size)
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / CONFIG_FILE, config)
+        _write_json(folder / GENERATION_FILE, generation)
+        save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)
+        if isinstance(loaded.text, ByteLevelBPE):
+            write_hf_tokenizer(loaded.text, folder, config["max_position_embeddings"])
+    used = tuple(name for name in weights if name != "length_head.weight")
+    return ConversionReport(used, ("length_head.weight",), ("final_logits_bias",), tuple(_notes(loaded)))
+
+
+def _as_run(bart: HfBart, name: str) -> RunConfig:
+    longest = bart.model.max_target_positions - 2
+    run = RunConfig(
+        name=name,
+        model=bart.model,
+        data=DataConfig(block_tokens=min(DataConfig.block_tokens, longest)),
+        objective=ObjectiveConfig(preset="ar", decoder_start=bart.decoder_start),
+        decode=bart.decode,
+    )
+    return resolve(run)
+
+
+def _notes(loaded: LoadedRun) -> list[str]:
+    notes = ["unused rows of the position tables are zeros"]
+    model = loaded.config.model
+    if model.max_source_positions != model.max_target_positions:
+        notes.append("the shorter position table is filled up with zeros: BART has one size for both")
+    if loaded.config.objective.ar_stream == "query":
+        notes.append(
+            "the run was trained with query rows, which transformers does not have: fine-tune the "
+            "exported model before decoding with it, or fine-tune with the preset `ar` before exporting"
+        )
+    if not isinstance(loaded.text, ByteLevelBPE):
+        notes.append("no tokenizer was written: the run's is not BART's byte-level BPE")
+    return notes
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())

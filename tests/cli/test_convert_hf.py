@@ -1,0 +1,239 @@
+"""`convert --from hf` and `--to hf`: forms of files, the report, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from janus_ds.checkpoint.weights import read_weights
+from janus_ds.data.hf_tokenizer import read_hf_tokenizer
+from janus_ds.data.tokenizer import ByteLevelBPE, load_tokenizer
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import load_run
+from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
+from janus_ds.tools.convert import main
+from tests.support.hf_folder import VOCAB_SIZE, hub_folder, hub_state
+
+
+def convert(folder: Path, run: Path) -> None:
+    assert main(["--from", "hf", str(folder), "--to", str(run)]) == 0
+
+
+def refused(folder: Path, kind: type[JanusError], *words: str) -> None:
+    with pytest.raises(kind) as caught:
+        main(["--from", "hf", str(folder), "--to", str(folder / "run")])
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert text.count("\n") == 2
+    assert not (folder / "run" / "run.json").exists()
+
+
+def test_a_folder_becomes_a_run_and_goes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub = hub_folder(tmp_path / "hub")
+    convert(hub, tmp_path / "run")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"used      {len(hub_state()) - 1} tensors of the file"
+    assert "missing   lm_head.weight" in printed
+    assert "added     length_head.weight" in printed
+    report = json.loads((tmp_path / "run" / "conversion.json").read_text())
+    assert sorted([*report["used"], "final_logits_bias"]) == sorted(hub_state())
+    run = load_run(tmp_path / "run")
+    assert (run.special.mask, run.special.vocab_size) == (VOCAB_SIZE - 1, VOCAB_SIZE)
+    assert run.config.objective.ar_stream == "content"
+    assert run.config.objective.decoder_start == "eos_bos"
+    assert run.config.decode.beam_stop == "transformers"
+    (found,) = Generator.from_checkpoint(tmp_path / "run", device="cpu", max_length=5).generate(["ab ce"])
+    assert len(found.tokens) <= 5
+    assert main(["--to", "hf", str(tmp_path / "run"), "--output", str(tmp_path / "back")]) == 0
+    assert "ignored   length_head.weight" in capsys.readouterr().out
+    back, first = load_file(tmp_path / "back" / "model.safetensors"), hub_state()
+    assert back.keys() == first.keys()
+    assert all(torch.equal(back[name], first[name]) for name in first)
+    assert json.loads((hub / "config.json").read_text()) == json.loads(
+        (tmp_path / "back" / "config.json").read_text()
+    )
+    (tmp_path / "back" / "vocab.json").unlink()
+    fast = read_hf_tokenizer(tmp_path / "back")
+    assert isinstance(fast, ByteLevelBPE)
+    text = "abba <mask> cd.\nzz"
+    assert fast.encode(text) == load_tokenizer(tmp_path / "run" / "tokenizer").encode(text)
+
+
+def test_all_forms_of_files_give_the_same_weights(tmp_path: Path) -> None:
+    state = hub_state()
+    names = sorted(state)
+    first, second = {n: state[n] for n in names[:9]}, {n: state[n] for n in names[9:]}
+    shards = {"a.safetensors": first, "b.safetensors": second}
+    places = {n: shard for shard, part in shards.items() for n in part}
+    copies = {
+        f"model.{side}.embed_tokens.weight": state["model.shared.weight"] for side in ("encoder", "decoder")
+    }
+    copies["lm_head.weight"] = state["model.shared.weight"]
+    bare = {n.removeprefix("model."): v for n, v in state.items() if n != "final_logits_bias"}
+    convert(hub_folder(tmp_path / "whole"), tmp_path / "whole-run")
+    for form in ("sharded", "pickled", "copies", "bare", "half"):
+        folder = hub_folder(tmp_path / form)
+        (folder / "model.safetensors").unlink()
+        if form == "sharded":
+            for shard, part in shards.items():
+                save_file(part, folder / shard)
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        elif form == "pickled":
+            torch.save(state, folder / "pytorch_model.bin")
+        elif form == "copies":
+            torch.save({**state, **copies}, folder / "pytorch_model.bin")
+        elif form == "bare":
+            save_file({**bare, "encoder.version": torch.zeros(1)}, folder / "model.safetensors")
+        else:
+            save_file({n: v.half() for n, v in state.items()}, folder / "model.safetensors")
+        convert(folder, tmp_path / f"{form}-run")
+        ours, whole = (read_weights(tmp_path / f"{f}-run" / "weights.safetensors") for f in (form, "whole"))
+        for name in whole:
+            expected = whole[name].half().float() if form == "half" and "length" not in name else whole[name]
+            assert torch.equal(ours[name], expected), (form, name)
+    report = json.loads((tmp_path / "bare-run" / "conversion.json").read_text())
+    assert report["ignored"] == ["encoder.version"]
+    assert "shared.weight" in report["used"]
+
+
+def test_fairseq_and_hugging_face_files_of_one_model_give_one_run(tmp_path: Path) -> None:
+    state = {n.removeprefix("model."): v for n, v in hub_state().items() if n != "final_logits_bias"}
+    table = state.pop("shared.weight")
+    tied = ("encoder.embed_tokens", "decoder.embed_tokens", "decoder.output_projection")
+    state |= {f"{name}.weight": table for name in tied}
+    args = argparse.Namespace(encoder_attention_heads=2, decoder_attention_heads=2, activation_fn="gelu")
+    torch.save({"args": args, "model": state}, tmp_path / "model.pt")
+    convert(hub_folder(tmp_path / "hub"), tmp_path / "hf-run")
+    flags = ["--to", str(tmp_path / "run"), "--tokenizer", str(tmp_path / "hub")]
+    assert main(["--from", "fairseq", str(tmp_path / "model.pt"), *flags]) == 0
+    one, other = (read_weights(tmp_path / name / "weights.safetensors") for name in ("hf-run", "run"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    ours, theirs = (load_run(tmp_path / name) for name in ("hf-run", "run"))
+    assert ours.special == theirs.special
+    assert ours.config.objective == theirs.config.objective
+    # And back: every name of the file has its values again.
+    assert main(["--to", "fairseq", str(tmp_path / "hf-run"), "--output", str(tmp_path / "back.pt")]) == 0
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        back = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+    # fairseq's fine-tuned models may end before <mask>.
+    short = {n: v[:-1] if n.removesuffix(".weight") in tied else v for n, v in state.items()}
+    torch.save({"args": args, "model": short}, tmp_path / "short.pt")
+    flags = ["--to", str(tmp_path / "short"), "--tokenizer", str(tmp_path / "hub")]
+    assert main(["--from", "fairseq", str(tmp_path / "short.pt"), *flags]) == 0
+    assert load_run(tmp_path / "short").special == ours.special
+
+
+def test_a_missing_mask_gets_a_row(tmp_path: Path) -> None:
+    state = hub_state()
+    state["model.shared.weight"] = state["model.shared.weight"][:-1].clone()
+    del state["final_logits_bias"]
+    folder = hub_folder(tmp_path / "hub", state, {"vocab_size": VOCAB_SIZE - 1})
+    convert(folder, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.special.mask == VOCAB_SIZE - 1
+    assert run.model.output_weight[VOCAB_SIZE - 1].any()
+    report = json.loads((tmp_path / "run" / "conversion.json").read_text())
+    assert f"embedding.weight[{VOCAB_SIZE - 1}] (<mask>)" in report["added"]
+
+
+def test_settings_of_the_search_are_taken_over_or_named(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "hub", changes={"min_length": 9})
+    settings = {"num_beams": 4, "length_penalty": 0.0, "early_stopping": True, "no_repeat_ngram_size": 3}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    convert(folder, tmp_path / "run")
+    decode = load_run(tmp_path / "run").config.decode
+    assert (decode.beam, decode.length_penalty, decode.early_stopping) == (4, 0.0, True)
+    notes = " ".join(json.loads((tmp_path / "run" / "conversion.json").read_text())["notes"])
+    assert all(word in notes for word in ("no_repeat_ngram_size 3", "min_length 9", "forced_bos_token_id"))
+
+
+def test_the_program_prints_no_stack(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "hub", changes={"model_type": "t5"})
+    command = [sys.executable, "-m", "janus_ds", "convert", "--from", "hf", str(folder), "--to", "never"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == CheckpointError.exit_code
+    assert done.stderr.startswith("error: the model is of type 't5'")
+    assert done.stderr.count("\n") == 3
+
+
+def test_bad_files_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path, CheckpointError, "there is no config.json")
+    cut = hub_folder(tmp_path / "cut")
+    data = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(data[: len(data) // 2])
+    refused(cut, CheckpointError, "cut or damaged", "model.safetensors", "again")
+    (cut / "model.safetensors").unlink()
+    refused(cut, CheckpointError, "holds no weights", "pytorch_model.bin")
+    (cut / "pytorch_model.bin").write_bytes(data[:100])
+    refused(cut, CheckpointError, "pytorch_model.bin")
+    (cut / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors"}}')
+    refused(cut, CheckpointError, "a.safetensors", "missing")
+    (cut / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../a.safetensors"}}')
+    refused(cut, CheckpointError, "weight_map")
+    broken = hub_folder(tmp_path / "broken")
+    (broken / "config.json").write_text("{")
+    refused(broken, CheckpointError, "not JSON", "config.json")
+
+
+def test_other_models_are_refused(tmp_path: Path) -> None:
+    changes = {
+        "t5": ({"model_type": "t5"}, "'t5'"),
+        "prenorm": ({"normalize_before": True}, "normalize_before"),
+        "gelu_new": ({"activation_function": "gelu_new"}, "gelu_new"),
+        "unequal": ({"decoder_ffn_dim": 32}, "decoder_ffn_dim 32"),
+        "start": ({"decoder_start_token_id": 7}, "token 7"),
+        "eos": ({"eos_token_id": 5}, "eos_token_id 5"),
+        "gap": ({"d_model": None}, "d_model"),
+    }
+    for name, (change, word) in changes.items():
+        folder = hub_folder(tmp_path / name, changes=change)
+        if name == "start":
+            (folder / "generation_config.json").unlink()
+        refused(folder, CheckpointError, word, "config.json")
+    biased = hub_state()
+    biased["final_logits_bias"][0, 3] = 0.5
+    refused(hub_folder(tmp_path / "biased", biased), CheckpointError, "final_logits_bias is not zero")
+    loose = {**hub_state(), "lm_head.weight": torch.ones(VOCAB_SIZE, 16)}
+    refused(hub_folder(tmp_path / "loose", loose), CheckpointError, "lm_head.weight is not tied")
+
+
+def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
+    wide = hub_folder(tmp_path / "wide", changes={"encoder_ffn_dim": 32, "decoder_ffn_dim": 32})
+    refused(
+        wide,
+        CheckpointError,
+        "disagree",
+        "encoder.layers.0.fc1.weight has shape (24, 16), the model (32, 16)",
+    )
+    deep = hub_folder(tmp_path / "deep", changes={"decoder_layers": 3})
+    refused(deep, CheckpointError, "disagree", "decoder.layers.2", "is missing")
+    words = hub_folder(tmp_path / "words", changes={"vocab_size": VOCAB_SIZE + 1})
+    refused(words, CheckpointError, "disagree", f"({VOCAB_SIZE}, 16)")
+    large = hub_folder(tmp_path / "large", tokenizer=VOCAB_SIZE + 5)
+    refused(large, CheckpointError, f"{VOCAB_SIZE + 5} symbols", f"{VOCAB_SIZE} rows")
+    unread = hub_folder(tmp_path / "unread")
+    (unread / "merges.txt").unlink()
+    (unread / "vocab.json").rename(unread / "tokenizer.json")
+    refused(unread, DataError, "tokenizer.json", "cannot be read")
+
+
+def test_directions_must_be_clear(tmp_path: Path) -> None:
+    for arguments in (["x", "--to", "hf"], ["--from", "hf", "x", "--to", "y", "--output", "z"]):
+        with pytest.raises(UsageError, match="direction"):
+            main(arguments)
+    with pytest.raises(UsageError, match="'t5'"):
+        main(["--to", "t5", "x", "--output", "z"])
+    convert(hub_folder(tmp_path / "hub"), tmp_path / "run")
+    with pytest.raises(UsageError, match="holds a run"):
+        main(["--from", "hf", str(tmp_path / "hub"), "--to", str(tmp_path / "run")])
+    with pytest.raises(UsageError, match="holds a model"):
+        main(["--to", "hf", str(tmp_path / "run"), "--output", str(tmp_path / "hub")])

@@ -1,0 +1,155 @@
+"""Second-stage pretraining: BART's weights, JANUS' objectives (sections 3.3 and 4.1 of the paper)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from janus_ds.checkpoint.weights import find_weights, read_weights
+from janus_ds.config.modes import mode_overrides
+from janus_ds.data.glge_files import Limits
+from janus_ds.data.prepare import PrepareSettings, prepare
+from janus_ds.data.prepare_glge import GlgeSettings, prepare_glge
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import load_run
+from janus_ds.errors import CheckpointError
+from janus_ds.parallel.topology import init_topology
+from janus_ds.tools.convert import main
+from tests.support.hf_folder import hub_folder
+from tests.support.hf_models import letters_tokenizer
+from tests.support.launch import run_ranks
+from tests.support.texts import documents
+from tests.support.tiny_training import Run, train
+
+RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
+PRESETS = ("paper", "released", "cmlm")
+MODES = ("nar", "ar", "ar_query", "janus")
+SMALL = (
+    "model.preset=null",
+    "model.d_model=16",
+    "model.encoder_layers=1",
+    "model.decoder_layers=2",
+    "model.ffn_dim=24",
+    "model.heads=2",
+    "model.max_source_positions=40",
+    "model.max_target_positions=40",
+    "data.block_tokens=38",
+    "data.workers=0",
+    "data.pad_multiple=8",
+    "train.global_batch=8",
+    "train.max_steps=4",
+    "train.save_every=4",
+    "train.valid_every=4",
+    "train.valid_samples=8",
+    "train.log_every=1",
+    "optim.warmup_steps=2",
+    "decode.iterations=1",
+    "decode.max_length=8",
+)
+
+
+def second_stage(folder: Path) -> dict[str, Any]:
+    topology = init_topology(1, process_group=True)
+    results: dict[str, Any] = {}
+    for preset in PRESETS:
+        overrides = (*SMALL, f"objective.preset={preset}", f"init={folder / 'bart'}")
+        results[preset] = train(folder, topology, Run(preset, overrides=overrides))
+    # A preset's own weights go on to the next stage.
+    overrides = (*SMALL, "objective.preset=ar_query", f"init={folder / 'paper'}")
+    results["ar_query"] = train(folder, topology, Run("ar_query", overrides=overrides))
+    for mode in MODES:
+        recipe = RECIPES / "glge_squadqg.yaml"
+        overrides = (*mode_overrides(recipe, mode), *SMALL, f"init={folder / 'bart'}")
+        pairs = Run(f"glge-{mode}", overrides=(*overrides, f"data.path={folder / 'pairs'}"))
+        results[pairs.name] = train(folder, topology, pairs, recipe)
+    letters_tokenizer(folder / "other", 61)
+    merges = folder / "other" / "merges.txt"
+    lines = merges.read_text().splitlines()
+    merges.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    shuffled(folder)
+    try:
+        train(folder, topology, Run("refused", overrides=(*SMALL, f"init={folder / 'foreign'}")))
+    except CheckpointError as error:
+        results["error"] = str(error)
+    return results
+
+
+def shuffled(folder: Path) -> None:
+    """The same model with another tokenizer of the same size."""
+    hub_folder(folder / "foreign-hub")
+    (folder / "foreign-hub" / "merges.txt").write_bytes((folder / "other" / "merges.txt").read_bytes())
+    main(["--from", "hf", str(folder / "foreign-hub"), "--to", str(folder / "foreign")])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: Any) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("second")
+    hub_folder(folder / "hub")
+    main(["--from", "hf", str(folder / "hub"), "--to", str(folder / "bart")])
+    text = folder / "text.txt"
+    text.write_text("\n\n".join(documents(80)).lower().replace("!", ".").replace("?", "."))
+    settings = PrepareSettings(tokenizer=str(folder / "bart" / "tokenizer"), block_tokens=38, valid_share=0.1)
+    prepare([text], folder / "data", settings)
+    questions = folder / "squadqg_data" / "org_data"
+    questions.mkdir(parents=True)
+    for split, lines in (("train", documents(24, 2)), ("dev", documents(9, 3))):
+        (questions / f"{split}.src").write_text(
+            "".join(f"{text.split()[0]} {text[:40]!r}\n" for text in lines)
+        )
+        (questions / f"{split}.tgt").write_text("".join(f"{text.split()[1].lower()}\n" for text in lines))
+    prepare_glge(
+        questions.parent,
+        folder / "pairs",
+        GlgeSettings("squadqg", folder / "bart" / "tokenizer", Limits(30, 20)),
+    )
+    (folder / "recipe.yaml").write_bytes((RECIPES / "bart_base.yaml").read_bytes())
+    return folder, run_ranks(second_stage, 1, folder)[0]
+
+
+def test_presets_train_from_converted_weights(results: Any) -> None:
+    folder, runs = results
+    start = read_weights(folder / "bart" / "weights.safetensors")
+    for preset in PRESETS:
+        run = runs[preset]
+        assert len(run.series("loss")) == 4
+        changed = {name for name, value in run.weights.items() if value.shape != start[name].shape}
+        assert changed == ({"length_head.weight"} if preset == "released" else set())
+        moved = (
+            (run.weights["encoder.layers.0.fc1.weight"] - start["encoder.layers.0.fc1.weight"]).abs().max()
+        )
+        assert 0 < moved < 1e-2
+        config = load_run(folder / preset).config
+        assert config.objective.decoder_start == "eos_bos"
+        assert config.masking.target == ("infilling_released" if preset == "released" else "infilling")
+    assert load_run(folder / "released").config.model.length_classes == 256
+    first = read_weights(find_weights(folder / "paper"))["length_head.weight"]
+    # Not trained by this preset, but for weight decay.
+    torch.testing.assert_close(runs["ar_query"].weights["length_head.weight"], first, rtol=1e-3, atol=0)
+
+
+def test_pairs_of_glge_train_in_every_mode_in_barts_layout(results: Any) -> None:
+    folder, runs = results
+    for mode in MODES:
+        run = load_run(folder / f"glge-{mode}")
+        assert len(runs[f"glge-{mode}"].series("loss")) == 4
+        assert run.config.objective.decoder_start == "eos_bos"
+        assert run.config.decode.mode == ("ar" if mode.startswith("ar") else "nar")
+        Generator(run.model, run.text, run.special, run.config).generate(["ab ce"])
+    assert main(["--to", "hf", str(folder / "glge-ar"), "--output", str(folder / "hf-ar")]) == 0
+
+
+def test_the_results_decode_and_go_back_to_bart(results: Any) -> None:
+    folder, _ = results
+    for run, mode in (("paper", "nar"), ("cmlm", "nar"), ("ar_query", "ar"), ("bart", "ar")):
+        Generator.from_checkpoint(folder / run, mode, device="cpu", max_length=6).generate(["ab <mask> ce"])
+    assert main(["--to", "hf", str(folder / "paper"), "--output", str(folder / "out")]) == 0
+    assert (folder / "out" / "tokenizer.json").is_file()
+
+
+def test_another_tokenizer_is_refused(results: Any) -> None:
+    error = results[1]["error"]
+    assert "tokenizer" in error.splitlines()[1]
+    assert "--tokenizer" in error

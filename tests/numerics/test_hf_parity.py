@@ -1,0 +1,143 @@
+"""Mode `ar` with BART's weights is BART: logits, beam search and files against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from janus_ds.checkpoint.weights import read_weights
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import LoadedRun, load_run
+from janus_ds.model.incremental import ArStream
+from janus_ds.tools.convert import main
+from tests.support.hf_models import SHAPES, build_bart, padded_sources
+from tests.support.teacher_forcing import ar_batch
+
+transformers = pytest.importorskip("transformers")
+
+LENGTHS = {"small": [12, 5, 31, 3], "long": [480, 500, 17], "bart-like": [100, 64, 7]}
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def pair(request: Any, tmp_path_factory: Any) -> tuple[str, Any, LoadedRun, Path]:
+    """A random BART of transformers, and the run that it was converted to."""
+    folder = tmp_path_factory.mktemp(request.param)
+    bart = build_bart(SHAPES[request.param])
+    bart.save_pretrained(folder / "hf")
+    assert main(["--from", "hf", str(folder / "hf"), "--to", str(folder / "run")]) == 0
+    return request.param, bart, load_run(folder / "run"), folder
+
+
+def sources_of(name: str) -> tuple[Tensor, Tensor]:
+    return padded_sources(SHAPES[name].vocab_size, LENGTHS.get(name, [20, 9, 33]))
+
+
+def theirs(bart: Any, source_BS: Tensor, mask_BS: Tensor, target_BT: Tensor) -> Tensor:
+    with torch.no_grad():
+        return bart(input_ids=source_BS, attention_mask=mask_BS, decoder_input_ids=target_BT).logits
+
+
+def difference(a: Tensor, b: Tensor, valid: Tensor) -> float:
+    return float((a - b).abs()[valid].max())
+
+
+def test_logits_are_those_of_transformers(pair: Any) -> None:
+    name, bart, run, _ = pair
+    source_BS, mask_BS = sources_of(name)
+    lengths = [17, 4, 30, 9][: len(source_BS)] if name != "long" else [470, 33, 512]
+    target_BT, target_mask_BT = padded_sources(SHAPES[name].vocab_size, lengths, seed=2)
+    # transformers' own shift: </s> first, labels are `<s> .. </s>`.
+    shifted_BT = target_BT.roll(1, dims=1)
+    shifted_BT[:, 0] = 2
+    valid = target_mask_BT.bool()
+    expected = theirs(bart, source_BS, mask_BS, shifted_BT)
+    batch = ar_batch(run, source_BS, mask_BS.sum(1), target_BT, target_mask_BT.sum(1))
+    with torch.no_grad():
+        rows = run.model(batch)
+        ours = run.model.logits(rows.ar_BAD)[:, : target_BT.shape[1]]
+        worst = difference(ours, expected, valid)
+        spread = float(expected[valid].std())
+        # The same through the cache, one step after the other.
+        memory = run.model.encode(source_BS, mask_BS.sum(1))
+        stream = ArStream.of(run.config.objective, run.special)
+        steps = min(target_BT.shape[1], 40)
+        cache = run.model.start_cache(memory, stream, 1, steps)
+        cached = [run.model.logits(run.model.ar_step(cache, shifted_BT[:, t : t + 1])) for t in range(steps)]
+        worst_cached = difference(torch.cat(cached, 1), expected[:, :steps], valid[:, :steps])
+    print(f"\n{name}: logits {worst:.1e}, cached {worst_cached:.1e}, their spread {spread:.2f}")
+    assert spread > 0.5
+    assert worst < TOLERANCE
+    assert worst_cached < TOLERANCE
+
+
+@pytest.mark.parametrize(("beam", "penalty", "early", "length"), [(5, 1.0, False, 24), (5, 2.0, True, 12)])
+def test_beam_search_gives_the_tokens_of_generate(
+    pair: Any, beam: int, penalty: float, early: bool, length: int
+) -> None:
+    name, bart, run, folder = pair
+    source_BS, mask_BS = sources_of(name)
+    special = run.special
+    found = bart.generate(
+        input_ids=source_BS,
+        attention_mask=mask_BS,
+        num_beams=beam,
+        length_penalty=penalty,
+        early_stopping=early,
+        max_length=length + 3,
+        num_return_sequences=beam,
+        forced_bos_token_id=special.bos,
+        forced_eos_token_id=special.eos,
+        bad_words_ids=[[special.bos], [special.pad], [special.unk], [special.mask]],
+    ).view(len(source_BS), beam, -1)
+    expected = [
+        [tuple(t for t in row.tolist() if t not in (special.bos, special.pad, special.eos)) for row in rows]
+        for rows in found
+    ]
+    options = {"beam": beam, "length_penalty": penalty, "early_stopping": early, "max_length": length}
+    generator = Generator.from_checkpoint(folder / "run", "ar", device="cpu", ids=True, **options)
+    inner = [row[1 : int(n) - 1].tolist() for row, n in zip(source_BS, mask_BS.sum(1), strict=True)]
+    ours = [[item.tokens for item in candidates] for candidates in generator.generate_ids(inner)]
+    assert ours == expected
+    print(f"\n{name}: {sum(map(len, ours))} hypotheses equal, lengths {[len(r[0]) for r in ours]}")
+
+
+def test_exported_models_are_the_same_again(pair: Any) -> None:
+    name, bart, _, folder = pair
+    assert main(["--to", "hf", str(folder / "run"), "--output", str(folder / "back")]) == 0
+    back = transformers.BartForConditionalGeneration.from_pretrained(folder / "back").eval()
+    state = back.state_dict()
+    for key, value in bart.state_dict().items():
+        start = 2 if "embed_positions" in key else 0
+        assert torch.equal(state[key][start:], value[start:]), key
+    assert back.lm_head.weight.data_ptr() == back.model.shared.weight.data_ptr()
+    assert not back.final_logits_bias.any()
+    source_BS, mask_BS = sources_of(name)
+    target_BT, _ = padded_sources(SHAPES[name].vocab_size, [9] * len(source_BS), seed=3)
+    assert torch.equal(
+        theirs(back, source_BS, mask_BS, target_BT), theirs(bart, source_BS, mask_BS, target_BT)
+    )
+    # And as a run once more: bitwise, but for the new length head, which is a fixed draw.
+    assert main(["--from", "hf", str(folder / "back"), "--to", str(folder / "again")]) == 0
+    first, again = (read_weights(folder / n / "weights.safetensors") for n in ("run", "again"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_generate_with_exported_settings_decodes_as_the_run(pair: Any) -> None:
+    name, _, run, folder = pair
+    if name == "long":
+        pytest.skip("512 steps of search show nothing more")
+    if not (folder / "back").exists():
+        main(["--to", "hf", str(folder / "run"), "--output", str(folder / "back")])
+    back = transformers.BartForConditionalGeneration.from_pretrained(folder / "back").eval()
+    source_BS, mask_BS = sources_of(name)
+    found = back.generate(input_ids=source_BS, attention_mask=mask_BS)
+    generator = Generator(run.model, None, run.special, run.config)
+    inner = [row[1 : int(n) - 1].tolist() for row, n in zip(source_BS, mask_BS.sum(1), strict=True)]
+    for row, candidates in zip(found.tolist(), generator.generate_ids(inner), strict=True):
+        assert [t for t in row if t > 2] == list(candidates[0].tokens)
