@@ -40,7 +40,11 @@ setup(
         "plots": ["matplotlib>=3.8,<4"],
         # METEOR 1.5 itself is Java; the package carries its jar.
         "meteor": ["pycocoevalcap>=1.2,<2"],
+        # Peers of the parity tests and benches.
+        "hf": ["transformers>=4.57,<6", "ctranslate2>=4.6,<5"],
         "dev": [
+            "transformers>=4.57,<6",
+            "ctranslate2>=4.6,<5",
             "matplotlib>=3.8,<4",
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",
