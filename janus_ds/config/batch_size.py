@@ -8,7 +8,10 @@ from janus_ds.config.deepspeed_keys import BATCH_KEYS
 from janus_ds.config.faults import FaultList
 from janus_ds.config.schema import RunConfig
 
-__all__ = ["AUTO_TARGET_TOKENS", "solve_batch"]
+__all__ = ["AUTO_TARGET_TOKENS", "TOKEN_VALIDATION_SAMPLES", "solve_batch"]
+
+TOKEN_VALIDATION_SAMPLES = 64
+"""Samples of a validation batch where training batches are counted in tokens."""
 
 AUTO_TARGET_TOKENS = 32_768
 """What "auto" allows a micro-batch to hold: 64 samples of 512 target tokens."""
@@ -29,6 +32,8 @@ def solve_batch(
     given = {key: _read(config, key, source, faults) for key in BATCH_KEYS}
     if -1 in given.values():
         return None
+    if run.data.batch == "tokens":
+        return _token_batch(given, run, data_size, source, faults)
     total, micro, accumulation = (given[key] for key in BATCH_KEYS)
     batch = run.train.global_batch
     if batch <= 0:
@@ -60,6 +65,23 @@ def solve_batch(
         _contradiction(given, batch, data_size, source, faults)
         return None
     return micro, accumulation
+
+
+def _token_batch(
+    given: dict[str, int | None], run: RunConfig, data_size: int, source: str, faults: FaultList
+) -> tuple[int, int] | None:
+    """Accumulation where the number of samples varies; the micro-batch is that of validation."""
+    total, micro, accumulation = (given[key] for key in BATCH_KEYS)
+    for key, value in ((BATCH_KEYS[0], total), (BATCH_KEYS[1], micro)):
+        if value is not None:
+            faults.add(
+                f"{key} is {value} samples, but data.batch is tokens: updates hold train.batch_tokens",
+                f"{source}: {key}",
+                'write "auto"; gradient_accumulation_steps may be given',
+                ["data.batch"],
+            )
+            return None
+    return TOKEN_VALIDATION_SAMPLES, accumulation or max(1, run.train.batch_groups // data_size)
 
 
 def _read(config: dict[str, Any], key: str, source: str, faults: FaultList) -> int | None:

@@ -37,7 +37,7 @@ class ExecutionConfig:
     precision: str
     """fp32, bf16 or fp16."""
     micro_batch: int
-    """Samples of a micro-batch on one rank."""
+    """Samples of a micro-batch on one rank; with batches of tokens, of a validation batch."""
     accumulation: int
     """Micro-batches of a step on one rank."""
     data_size: int
@@ -105,8 +105,10 @@ def read_deepspeed_config(
         return None
     offload = _offload_device(config) not in (None, "none")
     engine = _engine_dict(config, run, offload)
-    engine["train_micro_batch_size_per_gpu"], engine["gradient_accumulation_steps"] = batch
-    engine["train_batch_size"] = run.train.global_batch
+    # DeepSpeed only multiplies these; with batches of tokens there is no number of samples to tell.
+    engine["train_micro_batch_size_per_gpu"] = 1 if run.data.batch == "tokens" else batch[0]
+    engine["gradient_accumulation_steps"] = batch[1]
+    engine["train_batch_size"] = engine["train_micro_batch_size_per_gpu"] * batch[1] * data_size
     return ExecutionConfig(engine, stage, precision, batch[0], batch[1], data_size, offload, source)
 
 

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.preset": tuple(MODEL_PRESETS),
     "model.activation": ("relu", "gelu"),
     "data.task": ("denoise", "pair"),
+    "data.batch": ("samples", "tokens"),
     "masking.target": ("span_union", "span_overlap", "uniform", "infilling", "infilling_released"),
     "objective.preset": ("paper", "released", "ar", "ar_query", "cmlm"),
     "objective.normalise": ("per_term", "target_tokens"),
@@ -28,6 +29,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.length_convention": ("inner", "with_specials"),
     "objective.mask_symbol": ("mask", "unk"),
     "optim.schedule": ("inverse_sqrt", "polynomial", "constant"),
+    "train.batch_cost": ("tokens", "rows"),
+    "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
+    "train.keep_best": ("none", "ar", "nar"),
     "decode.mode": ("ar", "nar"),
     "decode.beam_stop": ("fairseq", "transformers"),
     "decode.nar_score": ("paper", "released"),
@@ -43,15 +47,17 @@ _POSITIVE = _words(
     "model.d_model model.encoder_layers model.decoder_layers model.ffn_dim model.heads "
     "model.max_source_positions model.max_target_positions model.vocab_multiple model.init_std "
     "data.block_tokens data.shuffle_window data.prefetch_steps data.pad_multiple "
-    "optim.lr optim.eps train.global_batch train.max_steps train.log_every train.save_every "
+    "optim.lr optim.eps train.global_batch train.batch_tokens train.batch_groups train.max_steps "
+    "train.log_every train.save_every "
     "train.keep_last train.max_bad_steps decode.beam decode.length_beam"
 )
 _NOT_NEGATIVE = _words(
     "data.workers objective.weight_ar objective.weight_nar objective.weight_aux objective.weight_length "
     "objective.weight_kl_ar_nar objective.weight_kl_ar_aux objective.weight_kl_nar_aux "
     "optim.weight_decay optim.warmup_steps optim.warmup_init_lr optim.clip_norm train.seed "
-    "train.valid_every train.valid_samples train.sample_every decode.max_length decode.iterations "
-    "decode.length_penalty"
+    "objective.ramp_start objective.ramp_kl_steps objective.ramp_nar_steps objective.ramp_aux_steps "
+    "train.valid_every train.valid_samples train.sample_every train.valid_bleu_samples "
+    "train.valid_bleu_iterations train.patience decode.max_length decode.iterations decode.length_penalty"
 )
 _SHARE = _words("masking.target_share masking.source_share masking.rotate_share")
 _BELOW_ONE = _words(
@@ -90,7 +96,7 @@ def check_values(values: Mapping[str, Any], where: Where, faults: FaultList) -> 
 
 def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
     """Rules over several fields of a resolved run."""
-    for rule in (_model, _positions, _masking, _objective, _optim, _decode):
+    for rule in (_model, _positions, _masking, _objective, _optim, _validation, _decode):
         rule(run, where, faults)
 
 
@@ -178,6 +184,32 @@ def _optim(run: RunConfig, where: Where, faults: FaultList) -> None:
             where("optim.warmup_init_lr"),
             "give optim.warmup_init_lr of at most optim.lr",
             ["optim.warmup_init_lr", "optim.lr"],
+        )
+
+
+def _validation(run: RunConfig, where: Where, faults: FaultList) -> None:
+    train = run.train
+    modes = ("none", *train.valid_bleu.split(","))
+    if train.valid_bleu != "none" and run.data.task != "pair":
+        faults.add(
+            f"train.valid_bleu measures translations, but the task is {run.data.task!r}",
+            where("train.valid_bleu"),
+            "leave train.valid_bleu out, or set data.task to pair",
+            ["train.valid_bleu", "data.task"],
+        )
+    if train.keep_best not in modes:
+        faults.add(
+            f"train.keep_best is {train.keep_best!r}, but train.valid_bleu does not measure that mode",
+            where("train.keep_best"),
+            f"add {train.keep_best} to train.valid_bleu",
+            ["train.keep_best", "train.valid_bleu"],
+        )
+    if train.patience and train.keep_best == "none":
+        faults.add(
+            "train.patience counts validations without a better BLEU, but train.keep_best names no mode",
+            where("train.patience"),
+            "set train.keep_best to ar or nar, or train.patience to 0",
+            ["train.keep_best", "train.patience"],
         )
 
 

@@ -70,6 +70,8 @@ class DataConfig:
     """Directory of validation shards; None: `path`/valid."""
     task: str = "denoise"
     """denoise (pretraining: source is the noised target) or pair (source and target are given)."""
+    batch: str = "samples"
+    """What an update holds: samples (train.global_batch of them) or tokens (train.batch_tokens)."""
     block_tokens: int = 126
     """Longest target without bos and eos; longer blocks are refused by name."""
     shuffle_window: int = 8
@@ -139,6 +141,14 @@ class ObjectiveConfig:
     """inner (tokens without b and e) or with_specials (released: with b and e, clamped to the classes)."""
     mask_symbol: str | None = None
     """mask (the own symbol) or unk (released NMT weights)."""
+    ramp_start: int = 0
+    """Update at which the ramps below begin; before it, what they ramp has weight 0."""
+    ramp_kl_steps: int = 0
+    """Updates over which all KL weights rise linearly from 0 to their values; 0: at once."""
+    ramp_nar_steps: int = 0
+    """The same for the weight of the NAR loss."""
+    ramp_aux_steps: int = 0
+    """The same for the weight of the AUX loss."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,22 @@ class TrainConfig:
     seed: int = 1
     """Seed of weights, order, masks and dropout."""
     global_batch: int = 32
-    """Samples an update, over all ranks and micro-batches."""
+    """Samples an update, over all ranks and micro-batches (data.batch samples)."""
+    batch_tokens: int = 4096
+    """Tokens an update, over all ranks and micro-batches, padding included (data.batch tokens)."""
+    batch_groups: int = 1
+    """Groups of samples of like length that an update is put together from.
+
+    Samples of a group have about the same length, groups come in mixed order: with several, an update
+    sees several lengths. Each is train.batch_tokens / train.batch_groups large.
+    """
+    batch_cost: str = "tokens"
+    """What train.batch_tokens counts: tokens or rows.
+
+    tokens: the longer side of a pair with bos and eos, as fairseq's --max-tokens; the same samples an
+    update whatever the objective. rows: decoder rows, 3 N + 2 M for JANUS with M masked tokens expected
+    and N for ar, which follow memory and time.
+    """
     max_steps: int = 300
     """Updates of the run."""
     log_every: int = 1
@@ -187,6 +212,16 @@ class TrainConfig:
     """Checkpoints that stay on disk."""
     sample_every: int = 0
     """Steps between decoded samples in TensorBoard; 0: with each validation."""
+    valid_bleu: str = "none"
+    """Modes whose BLEU is measured with each validation (task pair): none, ar, nar, or ar,nar."""
+    valid_bleu_samples: int = 0
+    """Sentences of the validation set that are translated for it, from the first; 0: all."""
+    valid_bleu_iterations: int = 4
+    """NAR refinement iterations in it; AR is decoded greedily."""
+    keep_best: str = "none"
+    """Mode (ar or nar) whose best validation BLEU decides what checkpoints/best holds, or none."""
+    patience: int = 0
+    """Validations in a row without a better BLEU of keep_best after which the run ends; 0: never."""
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite before the run gives up."""
     activation_checkpointing: bool = False

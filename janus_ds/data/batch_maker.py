@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.collate import Collator
+from janus_ds.data.collate import Collator, RowKinds
 from janus_ds.data.ragged import Ragged
 from janus_ds.data.source import SampleSource
 from janus_ds.data.views import Views, check_masking, make_views
@@ -59,6 +60,11 @@ class BatchMaker:
             config.model.max_source_positions,
         )
 
+    @property
+    def kinds(self) -> RowKinds:
+        """Which decoder rows the batches have."""
+        return self._collate.kinds
+
     def read(self, ids: Array) -> dict[str, Ragged]:
         """The samples with these numbers by stream, checked.
 
@@ -102,9 +108,19 @@ class BatchMaker:
         Args:
             epochs, ids: int64, shape (micro-batches, samples of each).
         """
-        views = self.views(epochs.reshape(-1), ids.reshape(-1))
-        size = ids.shape[1]
-        return [self._collate(_part(views, k * size, (k + 1) * size), ids[k]) for k in range(len(ids))]
+        return self.micro_batches(list(zip(epochs, ids, strict=True)))
+
+    def micro_batches(self, parts: Sequence[tuple[Array, Array]]) -> list[TwoStreamBatch]:
+        """As :meth:`batches`, of any sizes.
+
+        Args:
+            parts: (epochs, ids) of each micro-batch, int64.
+        """
+        epochs, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
+        views = self.views(epochs, ids)
+        ends = np.cumsum([len(part) for _, part in parts]).tolist()
+        starts = [0, *ends[:-1]]
+        return [self._collate(_part(views, a, b), ids[a:b]) for a, b in zip(starts, ends, strict=True)]
 
     def _check(self, ids: Array, samples: dict[str, Ragged]) -> None:
         inner_B = samples["target"].lengths

@@ -36,6 +36,7 @@ class Stream(IntEnum):
     SHARE = 8
     COIN = 9
     ROTATION = 10
+    BUCKET_ORDER = 11
 
 
 def _mix(x: UInts) -> UInts:

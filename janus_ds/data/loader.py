@@ -21,24 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.schedule import SampleSchedule, rank_positions
 from janus_ds.data.step_data import PackedStep, StepData
+from janus_ds.data.step_plan import RankShare, make_step_plan
 from janus_ds.errors import DataError, JanusError, ResourceError
 
 __all__ = ["VALIDATION_EPOCH", "RankShare", "StepLoader", "ValidationBatch", "validation_batches"]
 
 VALIDATION_EPOCH = 2**31 - 1
 """Epoch number of validation masks, so that they are the same at every validation."""
-
-
-@dataclass(frozen=True)
-class RankShare:
-    """Which part of each global batch a data-parallel rank takes."""
-
-    rank: int
-    size: int
-    micro_batch: int
-    """Samples of one micro-batch on one rank."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +42,12 @@ class _Steps(Dataset[PackedStep | _Failure]):
     """Step number -> the packed batches of one rank."""
 
     def __init__(self, maker: BatchMaker, share: RankShare) -> None:
-        config = maker.config
         self._maker = maker
-        self._schedule = SampleSchedule(
-            config.train.seed,
-            maker.source.member_sizes,
-            config.data.shuffle_window,
-            config.train.global_batch,
-        )
-        self._positions = rank_positions(config.train.global_batch, share.rank, share.size, share.micro_batch)
+        self.plan = make_step_plan(maker, share)
 
     def __getitem__(self, step: int) -> PackedStep | _Failure:
-        epochs, ids = self._schedule.ids(step)
         try:
-            batches = self._maker.batches(epochs[self._positions], ids[self._positions])
+            batches = self._maker.micro_batches(self.plan.parts(step))
         except JanusError as error:
             return _Failure(error)
         return PackedStep.pack(StepData.of(step, batches))
@@ -94,7 +76,7 @@ class StepLoader:
         self._range = range(start_step, stop_step)
         self._data = maker.config.data
         self._pin = pin_memory
-        self.samples_per_epoch = maker.source.samples
+        self.steps_per_epoch = self._steps.plan.steps_per_epoch
 
     def __len__(self) -> int:
         return len(self._range)

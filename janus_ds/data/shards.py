@@ -214,6 +214,30 @@ class ShardReader:
 
         return unpack_member(entry, self._index, read, where)
 
+    def read_lengths(self, shard: int, member: int) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+        """Tokens of each sample of a member by stream, from its offsets alone.
+
+        Raises:
+            DataError: as from :meth:`read_member`.
+        """
+        shard_entry = self._index.shards[shard]
+        entry = shard_entry.members[member]
+        where = f"{self._dir / shard_entry.name}, member {entry.key}"
+        descriptor = self._open(shard, where)
+
+        def read(blob: BlobEntry) -> bytes:
+            return os.pread(descriptor, blob.size, blob.offset)
+
+        lengths: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
+        for stream in self._index.streams:
+            offsets = _checked(entry, f"{stream}.offsets", read, where)
+            bounds = np.frombuffer(offsets, _OFFSET_DTYPE) if len(offsets) % 4 == 0 else np.zeros(0)
+            if len(bounds) != entry.samples + 1:
+                raise DataError(f"the offsets of stream {stream!r} do not fit its samples", where, _VERIFY)
+            whole = bounds.astype(np.int64)
+            lengths[stream] = whole[1:] - whole[:-1]
+        return lengths
+
     def close(self) -> None:
         """Close all files; the reader may be used again."""
         while self._files:

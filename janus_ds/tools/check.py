@@ -74,10 +74,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _describe(run: RunConfig, execution: ExecutionConfig, tensor_size: int) -> str:
     offload = ", optimizer states in host memory" if execution.offload else ""
+    tokens = run.data.batch == "tokens"
+    batch = f"{run.train.batch_tokens:,} tokens" if tokens else f"{run.train.global_batch:,} samples"
+    micro = "micro-batches" if tokens else f"micro-batch {execution.micro_batch}"
     return (
-        f"  run {run.name}: {run.train.max_steps:,} steps of {run.train.global_batch:,} samples, "
+        f"  run {run.name}: {run.train.max_steps:,} steps of {batch}, "
         f"objective {run.objective.preset}\n"
-        f"  = micro-batch {execution.micro_batch} x accumulation {execution.accumulation} x "
+        f"  = {micro} x accumulation {execution.accumulation} x "
         f"{execution.data_size} data-parallel ranks, tensor parallel {tensor_size}\n"
         f"  ZeRO-{execution.zero_stage}, {execution.precision}{offload}, clipping at {run.optim.clip_norm}"
     )
@@ -87,16 +90,15 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     """Read, mask and collate the first samples of the run, and go through the model once on the CPU."""
     import torch
 
-    from janus_ds.data.schedule import SampleSchedule
+    from janus_ds.data.step_plan import RankShare, make_step_plan
     from janus_ds.parallel.topology import Topology
     from janus_ds.train.pretraining import make_plan
 
     plan = make_plan(run, execution, Path("runs") / run.name, Topology(torch.device("cpu")))
-    maker, train = plan.train, run.train
-    schedule = SampleSchedule(
-        train.seed, maker.source.member_sizes, run.data.shuffle_window, train.global_batch
-    )
-    epochs, ids = (numbers[None, :_DRY_SAMPLES] for numbers in schedule.ids(0))
+    maker = plan.train
+    share = RankShare(0, execution.data_size, execution.micro_batch, execution.accumulation)
+    first = make_step_plan(maker, share).parts(0)[0]
+    epochs, ids = (numbers[None, :_DRY_SAMPLES] for numbers in first)
     batch = maker.batches(epochs, ids)[0]
     report = _forward(run, plan.special, batch)
     losses = {name: float(value) for name, value in report.terms.items()}

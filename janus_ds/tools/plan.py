@@ -105,6 +105,8 @@ def describe_memory(parts: list[PartSize], keep_last: int, ranks: int) -> str:
 
 def describe_length(run: RunConfig, manifest: Manifest | None) -> str:
     """Steps, samples, target tokens and epochs of a run."""
+    if run.data.batch == "tokens":
+        return _token_length(run, manifest)
     samples = run.train.max_steps * run.train.global_batch
     lines = ["length of the run", f"  {run.train.max_steps:,} steps x {run.train.global_batch:,} samples"]
     totals = manifest.splits.get("train") if manifest else None
@@ -119,4 +121,20 @@ def describe_length(run: RunConfig, manifest: Manifest | None) -> str:
     there = f"{count_text(totals.samples)} samples, {count_text(totals.tokens)} tokens"
     lines.append(f"  data: {there}, {mean:.0f} a sample")
     lines.append(f"  = {samples / totals.samples:.2f} epochs")
+    return "\n".join(lines)
+
+
+def _token_length(run: RunConfig, manifest: Manifest | None) -> str:
+    """The same with batches of tokens, whose number of samples is not known before the data is read."""
+    train = run.train
+    unit = "tokens of the longer side" if train.batch_cost == "tokens" else "decoder rows"
+    lines = ["length of the run", f"  {train.max_steps:,} steps x up to {train.batch_tokens:,} {unit}"]
+    totals = manifest.splits.get("train") if manifest else None
+    if totals is None or not totals.samples:
+        return "\n".join([*lines, "  epochs: give --data to know the size of the data"])
+    mean = totals.tokens / totals.samples / (2 if run.data.task == "pair" else 1) + 2
+    lines.append(f"  data: {count_text(totals.samples)} samples, {mean:.0f} tokens a side with bos and eos")
+    if train.batch_cost == "tokens":
+        epochs = train.max_steps * train.batch_tokens / mean / totals.samples
+        lines.append(f"  = about {epochs:.1f} epochs, fewer by what is padding")
     return "\n".join(lines)

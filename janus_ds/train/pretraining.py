@@ -177,7 +177,8 @@ def _train(
     signals: StopSignals,
 ) -> Outcome:
     topology, step = engine.topology, int(state["step"])
-    share = RankShare(topology.data_rank, topology.data_size, plan.execution.micro_batch)
+    execution = plan.execution
+    share = RankShare(topology.data_rank, topology.data_size, execution.micro_batch, execution.accumulation)
     count = plan.config.train.valid_samples
     held_out = together(topology, lambda: list(validation_batches(plan.valid, share, count)))
     pairs = text_pairs(held_out[0].batch, plan.valid.source, plan.tokenizer, _SHOWN_SAMPLES)
@@ -193,13 +194,19 @@ def _train(
         sampler=SampleDecoder(plan.config, plan.tokenizer, pairs, topology.device),
     )
     trainer = Trainer(parts, signals, step, Meters(**state["meters"]))
-    with closing(_steps(plan, share, step, topology)) as data:
+    # Before the first step, so that a batch that no rank could make is refused on all ranks together.
+    loader = together(topology, lambda: _loader(plan, share, step, topology))
+    with closing(_steps(loader)) as data:
         return trainer.fit(data)
 
 
-def _steps(plan: Plan, share: RankShare, start: int, topology: Topology) -> Generator[StepData, None, None]:
+def _loader(plan: Plan, share: RankShare, start: int, topology: Topology) -> StepLoader:
     pin = topology.device.type == "cuda"
-    yield from StepLoader(plan.train, share, start, plan.config.train.max_steps, pin_memory=pin)
+    return StepLoader(plan.train, share, start, plan.config.train.max_steps, pin_memory=pin)
+
+
+def _steps(loader: StepLoader) -> Generator[StepData, None, None]:
+    yield from loader
 
 
 def _record(plan: Plan, topology: Topology, step: int) -> None:

@@ -64,7 +64,7 @@ class RunIdentity:
         return {
             "format_version": STATE_VERSION,
             "step": step,
-            "position": step * self.recipe.train.global_batch,
+            "position": step * _batch_places(self.recipe),
             "meters": asdict(meters),
             "world_size": self.world_size,
             "tensor_size": self.tensor_size,
@@ -75,6 +75,11 @@ class RunIdentity:
             "recipe_fingerprint": fingerprint(self.recipe),
             "recipe": to_dict(self.recipe),
         }
+
+
+def _batch_places(recipe: RunConfig) -> int:
+    """Places of the order that an update takes: samples, or groups of samples."""
+    return recipe.train.batch_groups if recipe.data.batch == "tokens" else recipe.train.global_batch
 
 
 def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) -> None:
