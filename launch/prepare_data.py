@@ -1,8 +1,11 @@
 """Make a data directory of text files: tokenizer, shards, index, manifest.
 
     python launch/prepare_data.py --input TEXT... --output DIR
+    python launch/prepare_data.py --task nmt --source-lang de --target-lang en --train train.de train.en \\
+        --valid valid.de valid.en --test test.de test.en --output DIR
 
-Started again after an interruption with the same arguments, it goes on where it stopped.
+The first makes blocks of text for pretraining; started again after an interruption with the same
+arguments, it goes on where it stopped. The second makes pairs for translation.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from janus_ds.data.pair_files import Languages, pair_up
+from janus_ds.data.pair_settings import PairSettings
 from janus_ds.data.prepare import (
     DOCUMENT_RULES,
     INPUT_FORMATS,
@@ -24,7 +29,8 @@ from janus_ds.data.prepare import (
     PrepareSettings,
     prepare,
 )
-from janus_ds.errors import exit_on_error
+from janus_ds.data.prepare_pairs import PairReport, prepare_pairs
+from janus_ds.errors import UsageError, exit_on_error
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,11 +40,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
+    add("--task", choices=("denoise", "nmt"), default="denoise", help="[%(default)s]")
     add(
         "--input",
         type=Path,
         nargs="+",
-        required=True,
         metavar="PATH",
         help="files or folders; .gz .xz .zst .bz2 too",
     )
@@ -47,9 +53,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--tokenizer",
         default=default.tokenizer,
         metavar="NAME|DIR",
-        help=f"{', '.join(TOKENIZER_KINDS)}, or a folder with a tokenizer or with vocab.json and merges.txt",
+        help=f"{', '.join(TOKENIZER_KINDS)}, nmt: bpe-words (text that is BPE'd already), "
+        "or a folder with a tokenizer or with vocab.json and merges.txt [%(default)s]",
     )
-    add("--vocab-size", type=int, default=default.vocab_size, help="of a trained tokenizer [%(default)s]")
+    add(
+        "--vocab-size",
+        type=int,
+        help=f"of a trained tokenizer [{default.vocab_size}; nmt {PairSettings.vocab_size}]",
+    )
     add(
         "--tokenizer-sample-mb",
         type=int,
@@ -70,7 +81,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--samples-per-member", type=int, default=default.samples_per_member, help="[%(default)s]")
     add("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
     add("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
+    _add_pair_options(parser.add_argument_group("--task nmt"))
     return parser.parse_args(arguments)
+
+
+def _add_pair_options(group: argparse._ArgumentGroup) -> None:
+    add, default = group.add_argument, PairSettings(Languages("", ""))
+    add("--source-lang", metavar="LANG", help="such as de")
+    add("--target-lang", metavar="LANG", help="such as en")
+    for split in SPLITS:
+        add(f"--{split}", type=Path, nargs="+", metavar="FILE", help="source and target file, in turn")
+    add("--lowercase", action="store_true", help="lower-case all text")
+    add("--max-tokens", type=int, default=default.max_tokens, help="longest side of a pair [%(default)s]")
+    add(
+        "--max-ratio",
+        type=float,
+        default=default.max_ratio,
+        help="leave out training pairs with a side of 10 words or more that is longer by this [%(default)s]",
+    )
+    add("--keep-duplicates", action="store_true", help="train on a pair as often as it stands there")
+
+
+SPLITS = ("train", "valid", "test")
 
 
 class ProgressLine:
@@ -116,12 +148,23 @@ def print_report(report: PrepareReport) -> None:
         )
 
 
-def main() -> int:
-    """Parse, prepare, report."""
-    options = parse()
+def print_pair_report(report: PairReport) -> None:
+    """What was made of pairs, and what was left out."""
+    if report.already_whole:
+        print(f"{report.output} is whole already, nothing to do")
+    for name, totals in report.manifest.splits.items():
+        print(f"{name:<6} {totals.samples:>12,} pairs {totals.tokens:>15,} tokens {totals.shards:>6,} shards")
+        for what, count in sorted(report.counts[name].items()):
+            print(f"  {what.replace('_', ' '):<30} {count:>12,}")
+
+
+def prepare_text(options: argparse.Namespace) -> None:
+    """Blocks of text."""
+    if not options.input:
+        raise UsageError("no input is given", "--input", "give at least one text file or folder")
     settings = PrepareSettings(
         tokenizer=options.tokenizer,
-        vocab_size=options.vocab_size,
+        vocab_size=options.vocab_size or PrepareSettings.vocab_size,
         tokenizer_sample_mb=options.tokenizer_sample_mb,
         block_tokens=options.block_tokens,
         valid_share=options.valid_share,
@@ -135,6 +178,48 @@ def main() -> int:
     if report.resumed:
         print("went on with an interrupted preparation")
     print_report(report)
+
+
+def prepare_translation(options: argparse.Namespace) -> None:
+    """Pairs of sentences."""
+    for name in ("source_lang", "target_lang", "train"):
+        if not getattr(options, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"--task nmt needs {option}",
+                "the command line",
+                "give --source-lang de --target-lang en --train train.de train.en, for example",
+            )
+    languages = Languages(options.source_lang, options.target_lang)
+    given = {split: getattr(options, split) for split in SPLITS}
+    files = {split: pair_up(paths, languages, f"--{split}") for split, paths in given.items() if paths}
+    settings = PairSettings(
+        languages,
+        tokenizer=options.tokenizer,
+        vocab_size=options.vocab_size or PairSettings.vocab_size,
+        tokenizer_sample_mb=options.tokenizer_sample_mb,
+        lowercase=options.lowercase,
+        max_tokens=options.max_tokens,
+        max_ratio=options.max_ratio,
+        duplicates="keep" if options.keep_duplicates else "drop",
+        samples_per_member=options.samples_per_member,
+        members_per_shard=options.members_per_shard,
+    )
+    print_pair_report(prepare_pairs(files, options.output, settings, options.processes, _show_pairs))
+
+
+def _show_pairs(stage: str, pairs: int) -> None:
+    if sys.stderr.isatty():
+        print(f"{stage}: {pairs:,} pairs".ljust(79), end="\r", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Parse, prepare, report."""
+    options = parse()
+    if options.task == "nmt":
+        prepare_translation(options)
+    else:
+        prepare_text(options)
     return 0
 
 

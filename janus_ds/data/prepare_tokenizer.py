@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from janus_ds.data.documents import DocumentReader
@@ -14,7 +14,7 @@ from janus_ds.data.prepare_units import split_of
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from janus_ds.errors import DataError
 
-__all__ = ["ensure_tokenizer", "sample_lines"]
+__all__ = ["ensure_tokenizer", "hash_sample", "sample_lines"]
 
 _LONGEST_PIECE_CHARACTERS = 8192
 
@@ -71,9 +71,14 @@ def sample_lines(
     Lines are taken by their hash, so the choice is spread over the whole input and does not depend
     on chance; at least half of `limit` is used where there is enough text.
     """
+    return hash_sample(_training_lines(reader, settings, progress), limit)
+
+
+def hash_sample(lines: Iterable[str], limit: int) -> list[str]:
+    """At most `limit` characters of the lines, taken by their hash, in reading order."""
     kept: list[tuple[int, str]] = []
     size, threshold = 0, 1 << 32
-    for line in _training_lines(reader, settings, progress):
+    for line in lines:
         draw = zlib.crc32(line.encode())
         if draw >= threshold:
             continue

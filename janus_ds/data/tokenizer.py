@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.data.files import disk_faults, fingerprint_of, write_whole
+from janus_ds.data.word_tokenizer import WORDS_NAME, WordTokenizer
 from janus_ds.errors import DataError
 
 __all__ = [
@@ -200,13 +201,16 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if (directory / _MODEL_NAME).is_file():
         path = directory / _MODEL_NAME
         return SentencePieceTokenizer(path.read_bytes(), str(path))
+    words = directory / WORDS_NAME
+    if words.is_file():
+        return WordTokenizer(words.read_bytes(), str(words))
     vocab, merges = directory / _VOCAB_NAME, directory / _MERGES_NAME
     if vocab.is_file() and merges.is_file():
         return ByteLevelBPE(vocab.read_bytes(), merges.read_bytes(), str(directory))
     raise DataError(
         "the folder holds no tokenizer",
         str(directory),
-        f"give a folder with {_MODEL_NAME}, or with {_VOCAB_NAME} and {_MERGES_NAME}",
+        f"give a folder with {_MODEL_NAME}, with {WORDS_NAME}, or with {_VOCAB_NAME} and {_MERGES_NAME}",
     )
 
 

@@ -1,0 +1,293 @@
+"""From parallel text to a data directory for translation (task pair).
+
+Training pairs are cleaned, which is counted, and put into a mixed order, so that any run of members is a
+fair sample. Held-out pairs are never cleaned: their text is kept as given in `raw/` for scoring, and only
+what no loss can be computed on (an empty side, a side too long) is left out of their shards.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from janus_ds.data.counter_rng import Stream, keys, shuffled
+from janus_ds.data.files import disk_faults, write_whole
+from janus_ds.data.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.pair_cleaning import PairCleaner, pair_key
+from janus_ds.data.pair_files import PairFiles, read_pairs
+from janus_ds.data.pair_settings import PairSettings
+from janus_ds.data.prepare_journal import SplitState
+from janus_ds.data.prepare_pool import ordered_map
+from janus_ds.data.prepare_splits import SplitWriter
+from janus_ds.data.prepare_tokenizer import hash_sample
+from janus_ds.data.ragged import Ragged
+from janus_ds.data.shards import Packing, token_dtype
+from janus_ds.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from janus_ds.data.word_tokenizer import train_words
+from janus_ds.errors import DataError
+
+__all__ = ["PairReport", "prepare_pairs"]
+
+_UNIT_PAIRS = 4000
+_STREAMS = ("source", "target")
+
+Show = Callable[[str, int], None]
+"""Called with the stage and the number of pairs done in it."""
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """What was made."""
+
+    output: Path
+    manifest: Manifest
+    already_whole: bool = False
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What was read, left out and why, by split."""
+        return dict(self.manifest.settings["counts"])
+
+
+def prepare_pairs(
+    files: Mapping[str, Sequence[PairFiles]],
+    output: Path,
+    settings: PairSettings,
+    processes: int = 1,
+    show: Show | None = None,
+) -> PairReport:
+    """Make a data directory of parallel text; it appears whole or not at all.
+
+    Args:
+        files: by split: train, and any of valid and test.
+        output: the data directory; must be new, empty, or of the same preparation.
+        settings: what is made.
+        processes: processes that tokenise; changes nothing.
+        show: called now and then.
+
+    Raises:
+        ConfigError: settings that cannot be meant.
+        DataError: missing, damaged, empty or unequal files; text that is not UTF-8; an output folder that
+            holds something else.
+        ResourceError: full disk, missing permission, a killed worker.
+    """
+    settings.check()
+    request = _request(files, settings)
+    if (output / MANIFEST_NAME).is_file():
+        return _finished(output, request)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError("the output is not an empty folder", str(output), "choose another output folder")
+    building = output.parent / f".{output.name}.building"
+    with disk_faults(output):
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+    try:
+        job = _Job(files, building, settings, processes, show or (lambda stage, pairs: None))
+        manifest = job.run(request)
+        with disk_faults(output):
+            if output.exists():
+                output.rmdir()
+            building.rename(output)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return PairReport(output, manifest)
+
+
+def _request(files: Mapping[str, Sequence[PairFiles]], settings: PairSettings) -> dict[str, Any]:
+    """What decides the result, as JSON."""
+    return {
+        "settings": settings.to_json(),
+        "inputs": {
+            split: [[path.name, path.stat().st_size] for pair in pairs for path in (pair.source, pair.target)]
+            for split, pairs in files.items()
+        },
+        "tokenizer": load_tokenizer(Path(settings.tokenizer)).fingerprint if settings.given else None,
+    }
+
+
+def _finished(output: Path, request: dict[str, Any]) -> PairReport:
+    manifest = Manifest.load(output)
+    if manifest.settings.get("request") != request:
+        raise DataError(
+            "the output folder holds data prepared with other settings or from other input",
+            str(output),
+            "choose another output folder, or delete this one",
+        )
+    return PairReport(output, manifest, already_whole=True)
+
+
+class _Job:
+    """One call of :func:`prepare_pairs`."""
+
+    def __init__(
+        self,
+        files: Mapping[str, Sequence[PairFiles]],
+        folder: Path,
+        settings: PairSettings,
+        processes: int,
+        show: Show,
+    ) -> None:
+        self._files = files
+        self._folder = folder
+        self._settings = settings
+        self._processes = processes
+        self._show = show
+        self._held_out: set[bytes] = set()
+
+    def run(self, request: dict[str, Any]) -> Manifest:
+        for split in ("valid", "test"):
+            self._keep_raw(split)
+        tokenizer = self._tokenizer()
+        tokenizer.save(self._folder / "tokenizer")
+        counts, totals = {}, {}
+        for split in self._files:
+            totals[split], counts[split] = self._split(split, tokenizer)
+        settings = {"request": request, "counts": counts, "lowercase": self._settings.lowercase}
+        settings["languages"] = {
+            "source": self._settings.languages.source,
+            "target": self._settings.languages.target,
+        }
+        manifest = Manifest(
+            "pair", tokenizer.fingerprint, tokenizer.special.vocab_size, settings, dict(totals)
+        )
+        manifest.save(self._folder)
+        return manifest
+
+    def _pairs(self, split: str) -> Iterator[tuple[str, str]]:
+        lower = self._settings.lowercase
+        for files in self._files.get(split, ()):
+            for source, target in read_pairs(files):
+                yield (source.lower(), target.lower()) if lower else (source, target)
+
+    def _keep_raw(self, split: str) -> None:
+        """The text of a held-out split, as given, for scoring."""
+        if split not in self._files:
+            return
+        lines = [pair for files in self._files[split] for pair in read_pairs(files)]
+        folder = self._folder / "raw"
+        with disk_faults(folder):
+            folder.mkdir(exist_ok=True)
+        languages = (self._settings.languages.source, self._settings.languages.target)
+        for side, language in enumerate(languages):
+            text = "".join(f"{pair[side]}\n" for pair in lines)
+            write_whole(folder / f"{split}.{language}", text.encode())
+        self._held_out |= {pair_key(*pair) for pair in self._pairs(split)}
+
+    def _tokenizer(self) -> Tokenizer:
+        settings = self._settings
+        if settings.given:
+            return load_tokenizer(Path(settings.tokenizer))
+        self._show("reading text for the tokenizer", 0)
+        lines = (text for pair in self._cleaned(Counter()) for text in pair)
+        if settings.trained_kind is None:
+            return train_words(lines)
+        sample = hash_sample(lines, settings.tokenizer_sample_mb * 1_000_000)
+        if not sample:
+            self._refuse_nothing_left()
+        self._show("training the tokenizer", 0)
+        return train_sentencepiece(sample, settings.trained_kind, settings.vocab_size)
+
+    def _cleaned(self, counts: Counter[str]) -> Iterator[tuple[str, str]]:
+        cleaner = PairCleaner(self._settings, self._held_out, counts)
+        return (pair for pair in self._pairs("train") if cleaner.keeps(*pair))
+
+    def _split(self, split: str, tokenizer: Tokenizer) -> tuple[SplitTotals, dict[str, int]]:
+        counts: Counter[str] = Counter()
+        pairs = self._cleaned(counts) if split == "train" else _counted(self._pairs(split), counts)
+        encoder = _Encoder(tokenizer, self._settings.max_tokens)
+        parts: list[dict[str, Ragged]] = []
+        for part, more in ordered_map(encoder, _units(pairs), self._processes):
+            counts.update(part.counts)
+            parts.append(part.samples)
+            self._show(f"writing {split}", more)
+        samples = {name: Ragged.concatenate([part[name] for part in parts]) for name in _STREAMS}
+        if not len(samples["target"]):
+            self._refuse_nothing_left(split)
+        if split == "train":
+            order = shuffled(keys(0, 0, 0, Stream.MEMBER_ORDER), len(samples["target"]))
+            samples = {name: rows.take(order) for name, rows in samples.items()}
+        settings = self._settings
+        dtype = token_dtype(tokenizer.special.vocab_size)
+        packing = Packing(dtype, settings.samples_per_member, settings.members_per_shard)
+        writer = SplitWriter(self._folder / split, packing, SplitState())
+        writer.add(samples)
+        index, sha256 = writer.finish(_STREAMS)
+        return SplitTotals(len(index.shards), index.samples, index.tokens, sha256), dict(counts)
+
+    def _refuse_nothing_left(self, split: str = "train") -> None:
+        places = [str(path) for pair in self._files[split] for path in (pair.source, pair.target)]
+        raise DataError(
+            f"no pair is left for {split}: all are empty, too long or too unequal",
+            ", ".join(places[:4]),
+            "look at the files, or raise --max-tokens and --max-ratio",
+        )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    samples: dict[str, Ragged]
+    counts: Counter[str]
+
+
+class _Encoder:
+    """Pairs to tokens; leaves out what cannot be a sample."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        special = tokenizer.special
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._forbidden = frozenset((special.bos, special.pad, special.eos, special.mask))
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> _Encoded:
+        sides = [self._tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
+        counts: Counter[str] = Counter()
+        kept = []
+        for number, rows in enumerate(zip(*sides, strict=True)):
+            fault = self._fault(rows)
+            counts[fault or "kept"] += 1
+            if fault is None:
+                kept.append(number)
+        dtype = np.dtype(token_dtype(self._tokenizer.special.vocab_size))
+        samples = {
+            name: Ragged.from_rows([rows[i] for i in kept], dtype)
+            for name, rows in zip(_STREAMS, sides, strict=True)
+        }
+        for name, ragged in samples.items():
+            counts[f"{name}_tokens"] += len(ragged.values)
+            counts["unknown_tokens"] += int(np.count_nonzero(ragged.values == self._tokenizer.special.unk))
+        return _Encoded(samples, counts)
+
+    def _fault(self, rows: tuple[list[int], ...]) -> str | None:
+        if not all(rows):
+            return "empty"
+        if max(map(len, rows)) > self._max_tokens:
+            return "too_long"
+        # An eos inside a sentence would mean its end.
+        if not all(self._forbidden.isdisjoint(row) for row in rows):
+            return "with_special_symbols"
+        return None
+
+
+def _counted(pairs: Iterator[tuple[str, str]], counts: Counter[str]) -> Iterator[tuple[str, str]]:
+    for pair in pairs:
+        counts["lines"] += 1
+        yield pair
+
+
+def _units(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[list[tuple[str, str]], int]]:
+    """Portions of pairs, each with the number of pairs up to its end."""
+    unit: list[tuple[str, str]] = []
+    done = 0
+    for pair in pairs:
+        unit.append(pair)
+        if len(unit) == _UNIT_PAIRS:
+            done += len(unit)
+            yield unit, done
+            unit = []
+    yield unit, done + len(unit)
