@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,22 +61,30 @@ class JanusObjective(nn.Module):
         weighted = [term for term, weight in self._weight.items() if weight]
         self._trained = {name for name in _STREAMS if any(name in term.split("_") for term in weighted)}
 
-    def forward(self, rows: PredictedRows, batch: TwoStreamBatch, counts: BatchCounts) -> LossReport:
+    def forward(
+        self,
+        rows: PredictedRows,
+        batch: TwoStreamBatch,
+        counts: BatchCounts,
+        factors: Mapping[str, float] | None = None,
+    ) -> LossReport:
         """Losses of `batch`, whose sums are divided by `counts` of the whole step.
 
         Args:
             rows: what the model predicts from.
             batch: the micro-batch.
             counts: over all micro-batches and data-parallel ranks of the step.
+            factors: what weights are multiplied by at this step (`objective.ramps`); absent ones are 1.
         """
         hidden = self._flat_rows(rows)
-        groups = self._groups(batch, tuple(hidden), counts)
+        scales = self._scales(counts, factors or {})
+        groups = self._groups(batch, tuple(hidden), scales)
         plan = HeadPlan(groups, self._vocab_size, self._parallel)
         total, sums = fused_head(hidden, rows.output_weight, rows.output_bias, plan)
         if rows.length_logits_BK is not None:
             length = length_cross_entropy(rows.length_logits_BK, batch.length_target_B).sum()
             sums["length"] = length.detach().double()
-            total = total + self._coefficient("length", counts) * length
+            total = total + scales["length"] * length
         terms = {name: value / max(1, _own_count(name, counts)) for name, value in sums.items()}
         return LossReport(total, terms)
 
@@ -90,7 +99,7 @@ class JanusObjective(nn.Module):
         }
 
     def _groups(
-        self, batch: TwoStreamBatch, names: tuple[str, ...], counts: BatchCounts
+        self, batch: TwoStreamBatch, names: tuple[str, ...], scales: Mapping[str, float]
     ) -> tuple[RowGroup, ...]:
         """Masked tokens, which every stream predicts, and the further tokens of AR."""
         groups = []
@@ -99,30 +108,39 @@ class JanusObjective(nn.Module):
         if masked:
             index = {"ar": batch.ar_masked_T, "nar": batch.masked_T, "aux": batch.masked_T}
             target_T = batch.masked_target_BM.flatten()[batch.masked_T]
-            groups.append(self._group(names, index, target_T, counts))
+            groups.append(self._group(names, index, target_T, scales))
         elif "ar" in names:
             ar_rows = torch.cat([batch.ar_unmasked_U, batch.ar_masked_T])
         if "ar" in names:
             target_U = batch.ar_target_BA.flatten()[ar_rows]
-            groups.append(self._group(("ar",), {"ar": ar_rows}, target_U, counts))
+            groups.append(self._group(("ar",), {"ar": ar_rows}, target_U, scales))
         return tuple(groups)
 
     def _group(
-        self, names: tuple[str, ...], index: dict[str, Tensor], target_n: Tensor, counts: BatchCounts
+        self,
+        names: tuple[str, ...],
+        index: dict[str, Tensor],
+        target_n: Tensor,
+        scales: Mapping[str, float],
     ) -> RowGroup:
         pairs = []
         for first, second in _PAIRS:
-            coefficient = self._coefficient(f"kl_{first}_{second}", counts)
+            coefficient = scales[f"kl_{first}_{second}"]
             if first in names and second in names and coefficient:
                 pairs.append((names.index(first), names.index(second), coefficient))
-        ce = tuple(self._coefficient(name, counts) for name in names)
+        ce = tuple(scales[name] for name in names)
         terms = Terms(ce, tuple(pairs), self._smoothing)
         return RowGroup(names, tuple(index[name] for name in names), target_n, terms)
 
-    def _coefficient(self, name: str, counts: BatchCounts) -> float:
-        """Weight of a sum in the total: `released` pretraining divides all sums by the target tokens."""
-        count = counts.target_tokens if self._by_target_tokens else _own_count(name, counts)
-        return self._weight[name] / max(1, count)
+    def _scales(self, counts: BatchCounts, factors: Mapping[str, float]) -> dict[str, float]:
+        """Weight of each sum in the total: `released` pretraining divides all by the target tokens."""
+        by_target = self._by_target_tokens
+        return {
+            name: weight
+            * factors.get(name, 1.0)
+            / max(1, counts.target_tokens if by_target else _own_count(name, counts))
+            for name, weight in self._weight.items()
+        }
 
 
 def _own_count(name: str, counts: BatchCounts) -> int:

@@ -12,7 +12,7 @@ import logging
 import math
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +96,11 @@ class TrainingEngine:
         """Seed dropout for one micro-batch; ranks of a tensor group agree where they must."""
         self._parallel.seed_rng(dropout_seed(seed, step, micro, self.topology.data_rank))
 
-    def forward(self, batch: TwoStreamBatch, counts: BatchCounts) -> LossReport:
-        """Losses of a micro-batch, as parts of sums over the global `counts`."""
-        total, terms = self._engine(batch.to(self.topology.device), counts)
+    def forward(
+        self, batch: TwoStreamBatch, counts: BatchCounts, factors: Mapping[str, float] | None = None
+    ) -> LossReport:
+        """Losses of a micro-batch, as parts of sums over the global `counts`; `factors` are ramps."""
+        total, terms = self._engine(batch.to(self.topology.device), counts, factors)
         return LossReport(total, terms)
 
     def backward(self, total: Tensor) -> None:

@@ -24,12 +24,13 @@ from janus_ds.data.loader import RankShare, StepLoader, validation_batches
 from janus_ds.data.prepare_bundled import prepare_bundled_corpus
 from janus_ds.data.step_data import StepData
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
-from janus_ds.errors import DataError
+from janus_ds.errors import DataError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import write_run_record
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import Topology, close_topology, init_topology
+from janus_ds.train.bleu import BleuValidator
 from janus_ds.train.engine import TrainingEngine
 from janus_ds.train.guards import StopSignals, together
 from janus_ds.train.initial import start_from
@@ -91,7 +92,7 @@ def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals)
     checkpoints = CheckpointManager(run / "checkpoints", config.train.keep_last, topology)
     resumed = checkpoints.latest()
     state = together(topology, lambda: _read_resumable(resumed, plan))
-    if state["step"] >= config.train.max_steps:
+    if state["step"] >= config.train.max_steps or state["meters"].get("finished"):
         if topology.is_main:
             logger.info("the run in %s is complete at step %d", run, state["step"])
         return Outcome.COMPLETE
@@ -151,6 +152,12 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
     """The run with its data directory; the bundled corpus is prepared by the first rank."""
     if config.data.path is not None:
         return config
+    if config.data.task == "pair":
+        raise UsageError(
+            "there is no bundled data for translation",
+            "--data",
+            "give the directory that launch/prepare_data.py --task nmt made",
+        )
     if topology.is_main:
         logger.info("no --data: using the bundled corpus")
     block = config.data.block_tokens
@@ -192,6 +199,7 @@ def _train(
         checkpoints=checkpoints,
         vocab_size=plan.special.vocab_size,
         sampler=SampleDecoder(plan.config, plan.tokenizer, pairs, topology.device),
+        bleu=together(topology, lambda: BleuValidator.of(plan.config, plan.tokenizer, topology.device)),
     )
     trainer = Trainer(parts, signals, step, Meters(**state["meters"]))
     # Before the first step, so that a batch that no rank could make is refused on all ranks together.

@@ -30,6 +30,13 @@ class Meters:
     tokens: int = 0
     seconds: float = 0.0
     skipped_steps: int = 0
+    best_bleu: float = -1.0
+    """Best validation BLEU of train.keep_best."""
+    best_step: int = 0
+    stale_validations: int = 0
+    """Validations since then."""
+    finished: bool = False
+    """train.patience has run out: the run is complete before train.max_steps."""
 
 
 @dataclass(frozen=True)

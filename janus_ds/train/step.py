@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
@@ -24,7 +26,9 @@ class TrainingStep(nn.Module):
         self.model = model
         self.objective = objective
 
-    def forward(self, batch: TwoStreamBatch, counts: BatchCounts) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: TwoStreamBatch, counts: BatchCounts, factors: Mapping[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted total of a micro-batch and its terms without gradient.
 
         Plain containers, not a dataclass: DeepSpeed looks for tensors in tuples and dicts only,
@@ -33,6 +37,7 @@ class TrainingStep(nn.Module):
         Args:
             batch: one micro-batch.
             counts: counts of the whole step, over all micro-batches and ranks.
+            factors: ramps of loss weights at this step.
         """
-        report = self.objective(self.model(batch), batch, counts)
+        report = self.objective(self.model(batch), batch, counts, factors)
         return report.total, {name: value.detach() for name, value in report.terms.items()}

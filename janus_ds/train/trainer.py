@@ -12,20 +12,25 @@ from typing import Any
 from torch import Tensor
 
 from janus_ds.batch import BatchCounts
+from janus_ds.checkpoint.best import save_best
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.step_data import StepData
 from janus_ds.errors import JanusError, TrainingError
+from janus_ds.objective.ramps import ramp_factors
 from janus_ds.observe.meters import StepMeter, device_peak_flops, memory_bytes, step_flops
 from janus_ds.observe.progress import Progress
 from janus_ds.observe.writers import MetricsWriter
 from janus_ds.train.engine import TrainingEngine, Update
-from janus_ds.train.guards import Decision, Guards, StopSignals, Verdict
+from janus_ds.train.guards import Decision, Guards, StopSignals, Verdict, together
 from janus_ds.train.lr_schedule import learning_rate
 from janus_ds.train.state import Meters, RunIdentity
 from janus_ds.train.validation import Validator, add_terms, global_counts, global_terms
 
-__all__ = ["Outcome", "Sampler", "Trainer", "TrainerParts"]
+__all__ = ["BleuScorer", "Outcome", "Sampler", "Trainer", "TrainerParts"]
+
+BleuScorer = Callable[[Mapping[str, Tensor]], dict[str, float]]
+"""Makes validation BLEU by mode from the weights; called on rank 0."""
 
 Sampler = Callable[[Mapping[str, Tensor]], str]
 """Makes markdown with decoded samples from the weights; called on rank 0."""
@@ -52,6 +57,7 @@ class TrainerParts:
         vocab_size: of the tokenizer, for the work count.
         sampler: decodes samples for TensorBoard, or None; the same on all ranks, since gathering the
             weights takes all of them.
+        bleu: scores translations of the validation set, or None; the same on all ranks.
     """
 
     config: RunConfig
@@ -62,6 +68,7 @@ class TrainerParts:
     checkpoints: CheckpointManager
     vocab_size: int
     sampler: Sampler | None = None
+    bleu: BleuScorer | None = None
 
 
 class Trainer:
@@ -97,7 +104,7 @@ class Trainer:
             ResourceError: a checkpoint could not be written, on all ranks.
         """
         try:
-            while self._step < self._train.max_steps:
+            while self._step < self._train.max_steps and not self._meters.finished:
                 self._meter.restart()
                 step_data, fault = _fetch(data)
                 self._meter.data_ready()
@@ -120,11 +127,12 @@ class Trainer:
         """One update from one global batch."""
         counts = global_counts(data.counts, self._topology)
         rate = learning_rate(self._parts.config.optim, self._train.max_steps, data.step)
+        factors = ramp_factors(self._parts.config.objective, data.step)
         terms: dict[str, Tensor] = {}
         update = Update(False, 0.0, 1.0)
         for micro, batch in enumerate(data.batches):
             self._engine.seed_dropout(self._train.seed, data.step, micro)
-            report = self._engine.forward(batch, counts)
+            report = self._engine.forward(batch, counts, factors)
             add_terms(terms, report)
             loss = self._guards.veto(report.total, last=micro == len(data.batches) - 1)
             self._engine.backward(loss)
@@ -177,7 +185,31 @@ class Trainer:
             f"{name} {value:.3f}" for name, value in losses.items() if not name.endswith("_nll")
         )
         self._progress.note(f"step {self._step} held out: {shown}")
-        return {f"valid/{name}": value for name, value in losses.items()}
+        return {f"valid/{name}": value for name, value in {**losses, **self._bleu()}.items()}
+
+    def _bleu(self) -> dict[str, float]:
+        """Validation BLEU by mode; keeps the best weights and counts validations without a better one."""
+        if self._parts.bleu is None:
+            return {}
+        weights = self._engine.full_weights()
+        scores = self._parts.bleu(weights) if weights is not None else {}
+        scores = self._topology.broadcast_object(scores)
+        meters, mode = self._meters, self._train.keep_best
+        if mode in scores:
+            if scores[mode] > meters.best_bleu:
+                meters.best_bleu, meters.best_step, meters.stale_validations = scores[mode], self._step, 0
+                self._keep_best(weights, scores)
+            else:
+                meters.stale_validations += 1
+            meters.finished = 0 < self._train.patience <= meters.stale_validations
+        shown = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
+        self._progress.note(f"step {self._step} BLEU: {shown}; best {meters.best_bleu:.2f}")
+        return {f"bleu_{mode}": score for mode, score in scores.items()}
+
+    def _keep_best(self, weights: dict[str, Tensor] | None, scores: Mapping[str, float]) -> None:
+        record = {"step": self._step, "valid_bleu": dict(scores), "mode": self._train.keep_best}
+        root = self._parts.run / "checkpoints"
+        together(self._topology, lambda: save_best(root, weights, record) if weights is not None else None)
 
     @property
     def _validates(self) -> bool:

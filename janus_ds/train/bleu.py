@@ -1,0 +1,91 @@
+"""BLEU of the validation set along a run: greedy AR, and NAR with a few iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from janus_ds.config.schema import RunConfig
+from janus_ds.data.pair_text import PairText, held_out_text
+from janus_ds.data.tokenizer import Tokenizer
+from janus_ds.decode.generator import Generator, trained_modes
+from janus_ds.errors import ConfigError
+from janus_ds.metrics.text import sacrebleu_13a
+from janus_ds.model.janus import JanusModel
+from janus_ds.parallel.layers import DenseLayers
+
+__all__ = ["BleuValidator", "bleu_modes"]
+
+
+def bleu_modes(config: RunConfig) -> tuple[str, ...]:
+    """Modes whose BLEU the run measures.
+
+    Raises:
+        ConfigError: one of them is not trained.
+    """
+    asked = tuple(mode for mode in config.train.valid_bleu.split(",") if mode != "none")
+    trained = trained_modes(config.objective)
+    for mode in asked:
+        if mode not in trained:
+            raise ConfigError(
+                f"the objective {config.objective.preset!r} does not train mode {mode!r}",
+                f"train.valid_bleu: {config.train.valid_bleu}",
+                f"set train.valid_bleu to {','.join(trained)}",
+            )
+    return asked
+
+
+class BleuValidator:
+    """Translates fixed sentences with given weights and scores them.
+
+    A whole model of its own, since the engine's weights may be partitioned over ranks.
+
+    Args:
+        config: the resolved run.
+        tokenizer: the run's tokenizer.
+        text: sentences and references.
+        device: where to decode.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, text: PairText, device: torch.device) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        count = config.train.valid_bleu_samples or len(text.sources)
+        self._sources, self._references = text.sources[:count], text.references[:count]
+        self._device = device
+        self._model: JanusModel | None = None
+        self._modes = bleu_modes(config)
+
+    @classmethod
+    def of(cls, config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> BleuValidator | None:
+        """For the run's own validation text; None where no BLEU is asked for.
+
+        Raises:
+            ConfigError: a mode that is not trained; DataError: the text is missing.
+        """
+        if not bleu_modes(config):
+            return None
+        text = held_out_text(Path(config.data.path or ""), "valid")
+        return cls(config, tokenizer, text, device)
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """sacreBLEU (13a) by mode, 0 to 100."""
+        special = self._tokenizer.special
+        if self._model is None:
+            self._model = JanusModel(self._config.model, special, DenseLayers()).to(self._device)
+        self._model.load_state_dict(dict(weights))
+        return {mode: self._score(self._model, mode) for mode in self._modes}
+
+    def _score(self, model: JanusModel, mode: str) -> float:
+        config, train = self._config, self._config.train
+        decode = replace(config.decode, mode=mode, beam=1, iterations=train.valid_bleu_iterations)
+        # An untrained model never ends a sentence.
+        longest = decode.max_length or min(config.data.block_tokens, 200)
+        decode = replace(decode, max_length=min(longest, config.model.max_target_positions - 2))
+        generator = Generator(model, self._tokenizer, self._tokenizer.special, replace(config, decode=decode))
+        found = [hypothesis.text for hypothesis in generator.generate(self._sources)]
+        return float(sacrebleu_13a(found, self._references).score)

@@ -1,0 +1,23 @@
+"""Train on pairs: translation from scratch, or on from another run's weights.
+
+    deepspeed launch/finetune.py --recipe launch/recipes/nmt_iwslt.yaml --data data/de-en \\
+        --deepspeed_config ds_configs/zero1.json [--init RUN] [--set objective.preset=ar ...]
+
+Also under torchrun and srun, and as a plain program on one device. The same command started again
+resumes from the last whole checkpoint, and ends at once when the run is complete. Exit codes stand
+in janus_ds/errors.py; 75 means: asked to stop, saved, start me again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from janus_ds.train.launch import parse_options, run_program
+from janus_ds.train.pretraining import pretrain
+
+RECIPE = Path(__file__).parent / "recipes" / "nmt_multi30k.yaml"
+
+if __name__ == "__main__":
+    options = parse_options(sys.argv[1:], RECIPE, "Train a JANUS model on pairs, such as translations.")
+    run_program(lambda: pretrain(options))
