@@ -30,6 +30,7 @@ help:
 	@echo "make heavy-test   every test, the long ones included"
 	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
 	@echo "make bench        step, head and data benches with their JSON"
+	@echo "make results-nmt  the Multi30k experiment, resumable (hours; needs JANUS_SHARED_DATA)"
 	@echo "make clean        remove .venv and runs/"
 
 $(VENV)/bin/python:
@@ -76,6 +77,11 @@ golden: install-dev
 bench: install
 	$(ACTIVATED) python -m janus_ds bench train --shape iwslt --json tests/benchmarks/results/train_iwslt.json
 	$(ACTIVATED) python -m janus_ds bench data --json tests/benchmarks/results/data.json
+
+# Further options, for example: make results-nmt RESULTS_ARGS="--only ar-s1,janus-s1 --steps 2000"
+RESULTS_ARGS ?=
+results-nmt: install
+	$(ACTIVATED) python launch/experiments/nmt_multi30k.py $(RESULTS_ARGS)
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,0 +1,211 @@
+"""The report of a translation experiment: JSON with all figures, Markdown with the tables.
+
+Made of what is there: runs that are not finished are named as such, and more sittings extend the tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from janus_ds.checkpoint.manager import read_state, step_of
+from janus_ds.data.files import disk_faults, write_whole
+from janus_ds.metrics.files import TextLines, read_lines
+from janus_ds.metrics.translation import compare_translations
+from janus_ds.observe.run_record import read_run_record
+from janus_ds.observe.writers import read_metrics
+
+__all__ = ["FINISHED", "Experiment", "write_results"]
+
+FINISHED = "finished.json"
+"""Stands in the folder of a run that has been trained and evaluated."""
+
+_SYSTEMS = ("ar", "nar-0", "nar-1", "nar-4", "nar-10")
+_COMPARISONS = (
+    ("janus-s1", "ar", "ar-s1", "ar", "JANUS-AR against AR"),
+    ("janus-s1", "nar-10", "cmlm-s1", "nar-10", "JANUS-NAR against CMLM, 10 iterations"),
+    ("janus-s1", "ar", "joint-s1", "ar", "JANUS-AR against joint training without KL and AUX"),
+    ("janus-s1", "nar-10", "joint-s1", "nar-10", "JANUS-NAR against joint training, 10 iterations"),
+    ("released-s1", "ar", "ar-s1", "ar", "JANUS-AR, released weights, against AR"),
+    ("released-s1", "nar-10", "cmlm-s1", "nar-10", "JANUS-NAR, released weights, against CMLM"),
+)
+_FLAT_BLEU = 0.3
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Where the runs lie and where the report goes."""
+
+    folder: Path
+    """One folder a run, and data/."""
+    runs: Sequence[str]
+    """The runs that make the experiment, in the order of the table."""
+    direction: str
+    results: Path
+    """nmt_multi30k.json and .md are written here."""
+
+
+def write_results(experiment: Experiment) -> Path:
+    """Collect, write both files, and return the Markdown's path; other directions in the JSON stay.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+    path = experiment.results / "nmt_multi30k.json"
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {}
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    content[experiment.direction] = _collect(experiment)
+    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+    text = "\n".join(_markdown(content))
+    write_whole(path.with_suffix(".md"), text.encode())
+    return path.with_suffix(".md")
+
+
+def _collect(experiment: Experiment) -> dict[str, Any]:
+    others = sorted(p.parent.name for p in experiment.folder.glob(f"*/{FINISHED}"))
+    names = [*experiment.runs, *(name for name in others if name not in experiment.runs)]
+    runs = {name: _collect_run(experiment.folder / name) for name in names}
+    finished = {name: run for name, run in runs.items() if run is not None}
+    return {
+        "runs": finished,
+        "not_finished": [name for name, run in runs.items() if run is None],
+        "significance": list(_significance(experiment, finished)),
+    }
+
+
+def _collect_run(folder: Path) -> dict[str, Any] | None:
+    scores = folder / "eval" / "test" / "scores.json"
+    record = read_run_record(folder)
+    if not (folder / FINISHED).is_file() or not scores.is_file() or record is None:
+        return None
+    lines = read_metrics(folder / "metrics.jsonl")
+    checkpoints = sorted(p for p in folder.glob("checkpoints/step-*") if step_of(p) is not None)
+    state = read_state(checkpoints[-1])
+    attempts = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
+    recipe = record["recipe"]
+    return {
+        "systems": json.loads(scores.read_text(encoding="utf-8"))["systems"],
+        "updates": state["step"],
+        "training_seconds": round(state["meters"]["seconds"]),
+        "wall_seconds": round(sum(attempt["seconds"] for attempt in attempts)),
+        "attempts": attempts,
+        "tokens": state["meters"]["tokens"],
+        "curve": [
+            {key: line[key] for key in ("step", "valid/bleu_ar", "valid/bleu_nar") if key in line}
+            for line in lines
+            if any(key.startswith("valid/bleu") for key in line)
+        ],
+        "seed": recipe["train"]["seed"],
+        "objective": recipe["objective"],
+        "masking": recipe["masking"],
+        "command": record["command"],
+        "git_commit": record["git_commit"],
+        "hardware": record["hardware"],
+        "versions": record["versions"],
+    }
+
+
+def _significance(experiment: Experiment, finished: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, system, other, other_system, what in _COMPARISONS:
+        if name not in finished or other not in finished:
+            continue
+        found = [
+            experiment.folder / run / "eval" / "test" / f"{way}.txt"
+            for run, way in ((name, system), (other, other_system))
+        ]
+        if not all(path.is_file() for path in found):
+            continue
+        ours, theirs = (TextLines(path.parent.parent.parent.name, read_lines(path).lines) for path in found)
+        references = read_lines(experiment.folder / name / "eval" / "test" / "references.txt")
+        yield {"what": what, **compare_translations(ours, references, theirs)}
+
+
+def _markdown(content: dict[str, Any]) -> Iterator[str]:
+    yield "# Multi30k: every objective at equal updates"
+    yield ""
+    yield (
+        "Made by `make results-nmt` (launch/experiments/nmt_multi30k.py) of the runs that are finished; "
+        "sacreBLEU 13a on lower-cased test_2016_flickr, AR with the recipe's beam, NAR after 0, 1, 4 and 10 "
+        "iterations, mean of the last checkpoints. The JSON beside this file has all figures, commands and "
+        "versions."
+    )
+    for direction in sorted(content):
+        yield from _direction(direction, content[direction])
+
+
+def _direction(direction: str, found: dict[str, Any]) -> Iterator[str]:
+    source, target = direction.split("-")
+    yield from ("", f"## {source.title()}-{target.title()}", "")
+    if not found["runs"]:
+        yield "No run is finished."
+        return
+    yield "| run | updates | AR | NAR 0 | 1 | 4 | 10 | repeated %, NAR 1 / 4 / 10 | training min | curve |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for name, run in found["runs"].items():
+        cells = [_score(run, system, "sacrebleu") for system in _SYSTEMS]
+        repeated = " / ".join(_score(run, system, "repetition") for system in _SYSTEMS[2:])
+        minutes = f"{run['training_seconds'] / 60:.0f}"
+        yield f"| {' | '.join([name, str(run['updates']), *cells, repeated, minutes, _flatness(run)])} |"
+    if found["not_finished"]:
+        yield from ("", f"Not finished: {', '.join(found['not_finished'])}.")
+    yield from _speed(found["runs"])
+    yield from _significance_table(found["significance"])
+    yield from _circumstances(next(iter(found["runs"].values())))
+
+
+def _score(run: dict[str, Any], system: str, metric: str) -> str:
+    value = run["systems"].get(system, {}).get("metrics", {}).get(metric)
+    return "" if value is None else f"{value:.2f}"
+
+
+def _flatness(run: dict[str, Any]) -> str:
+    """Whether validation BLEU still rose over the last third of the run."""
+    words = []
+    for mode in ("ar", "nar"):
+        points = [point[f"valid/bleu_{mode}"] for point in run["curve"] if f"valid/bleu_{mode}" in point]
+        third = len(points) // 3
+        if third:
+            rise = max(points[-third:]) - max(points[:-third])
+            words.append(f"{mode} {'still rising' if rise > _FLAT_BLEU else 'flat'} ({rise:+.1f})")
+    return ", ".join(words) or "too short to say"
+
+
+def _speed(runs: dict[str, Any]) -> Iterator[str]:
+    yield from ("", "Speed, sentences/s in batches (ms/sentence at batch 1):", "")
+    yield f"| run | {' | '.join(_SYSTEMS)} |"
+    yield f"| --- |{' --- |' * len(_SYSTEMS)}"
+    for name, run in runs.items():
+        cells = []
+        for system in _SYSTEMS:
+            speed = run["systems"].get(system, {}).get("speed")
+            latency = (speed or {}).get("ms_per_sentence_batch_1")
+            cell = f"{speed['sentences_per_second']:.0f}" if speed else ""
+            cells.append(f"{cell} ({latency:.0f})" if latency else cell)
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _significance_table(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
+    if not comparisons:
+        return
+    yield from ("", "Paired bootstrap (sacreBLEU):", "", "| comparison | BLEU | against | p |")
+    yield "| --- | --- | --- | --- |"
+    for item in comparisons:
+        part = item["sacrebleu"]
+        yield f"| {item['what']} | {part['score']:.2f} | {part['baseline']:.2f} | {part['p_sacrebleu']:.4f} |"
+
+
+def _circumstances(run: dict[str, Any]) -> Iterator[str]:
+    hardware, versions, masking = run["hardware"], run["versions"], run["masking"]
+    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    yield ""
+    yield (
+        f"Masking of all runs: {masking['target']}, share {masking['target_share']}. "
+        f"Hardware: {hardware['machine']}, {hardware['cpus']} CPUs, {gpus}; torch {versions['torch']}, "
+        f"deepspeed {versions['deepspeed']}, commit {run['git_commit']}."
+    )
