@@ -18,7 +18,6 @@ from tests.support.launch import run_ranks
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 from tests.support.tiny_training import Result, Run, train
 
-
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 
 

@@ -1,0 +1,163 @@
+"""Small parts of translation: ramps, best weights, held-out text, vocabularies, recipes, the experiment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_ds.checkpoint.best import save_best
+from janus_ds.checkpoint.manifest import fault_of
+from janus_ds.checkpoint.weights import read_weights
+from janus_ds.config.load import load_run_config
+from janus_ds.config.schema import ObjectiveConfig
+from janus_ds.data.pair_text import held_out_text
+from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.errors import CheckpointError, ConfigError, DataError, ResourceError
+from janus_ds.objective.ramps import ramp_factors
+from janus_ds.train.warm_start import check_vocabulary
+from tests.support.tiny_data import make_tiny_data
+from tests.support.tiny_pairs import prepare_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_tiny(tmp_path_factory.mktemp("pairs")).output
+
+
+def test_ramps_rise_from_their_start_and_stay():
+    config = ObjectiveConfig(ramp_start=10, ramp_kl_steps=4, ramp_nar_steps=2)
+    kl = [ramp_factors(config, step)["kl_ar_aux"] for step in (0, 9, 10, 11, 13, 14, 10**9)]
+    assert kl == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0, 1.0]
+    assert ramp_factors(config, 10) == {"nar": 0.5} | {
+        f"kl_{p}": 0.25 for p in ("ar_nar", "ar_aux", "nar_aux")
+    }
+    assert ramp_factors(replace(config, ramp_kl_steps=0, ramp_nar_steps=0), 0) == {}
+
+
+def test_the_best_weights_replace_the_earlier_ones_whole(tmp_path):
+    root = tmp_path / "checkpoints"
+    for score in (1.0, 2.0):
+        folder = save_best(root, {"w": torch.full((2,), score)}, {"score": score})
+    assert read_weights(folder / "weights.safetensors")["w"].tolist() == [2.0, 2.0]
+    assert json.loads((folder / "best.json").read_text()) == {"score": 2.0}
+    assert fault_of(folder) is None
+    assert [path.name for path in root.iterdir()] == ["best"]
+    # Killed between the renames: the earlier one comes back, and a write that fails leaves it.
+    folder.rename(root / ".previous-best")
+    (root / ".saving-best").write_text("in the way")
+    with pytest.raises(ResourceError, match="best weights could not be written"):
+        save_best(root, {"w": torch.zeros(2)}, {})
+    assert read_weights(folder / "weights.safetensors")["w"].tolist() == [2.0, 2.0]
+
+
+def test_held_out_text_is_what_was_given(data, tmp_path):
+    text = held_out_text(data, "valid")
+    assert len(text.sources) == len(text.references) == 24
+    assert text.names[1].endswith("raw/valid.en")
+    with pytest.raises(DataError, match="sources of split 'dev' are missing") as error:
+        held_out_text(data, "dev")
+    assert "--dev" in error.value.fix
+    with pytest.raises(DataError, match="no translation data"):
+        held_out_text(make_tiny_data(tmp_path / "blocks"), "valid")
+
+
+def test_weights_of_another_vocabulary_are_refused(data, tmp_path):
+    tokenizer = load_tokenizer(data / "tokenizer")
+    run = tmp_path / "run"
+    weights = run / "checkpoints/step-00000010/weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    check_vocabulary(weights, tokenizer)  # bare weights: nothing is known of them
+    tokenizer.save(run / "tokenizer")
+    for fingerprint in (tokenizer.fingerprint, "0" * 64):
+        (run / "run.json").write_text(json.dumps({"tokenizer_fingerprint": fingerprint}))
+        if fingerprint == tokenizer.fingerprint:
+            check_vocabulary(weights, tokenizer)
+            continue
+        with pytest.raises(CheckpointError, match="another vocabulary") as error:
+            check_vocabulary(weights, tokenizer)
+        assert "--tokenizer" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.valid_bleu=ar"], "measures translations, but the task is 'denoise'"),
+        (["data.task=pair", "train.keep_best=nar"], "does not measure that mode"),
+        (["data.task=pair", "train.patience=3"], "train.keep_best names no mode"),
+        (["train.valid_bleu=bleu"], "has no value 'bleu'"),
+        (["data.batch=words"], "data.batch has no value 'words'"),
+        (["train.batch_tokens=0"], "more than 0"),
+    ],
+)
+def test_configurations_that_cannot_be_meant(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        load_run_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "train", "optim"),
+    [
+        ("nmt_iwslt", (512, 1024, 4, 0.3), (8192, 2), (5e-4, 1e-4)),
+        ("nmt_wmt14_en_de", (512, 2048, 8, 0.2), (131072, 16), (7e-4, 0.01)),
+        ("nmt_wmt14_de_en", (512, 2048, 8, 0.2), (131072, 16), (7e-4, 0.01)),
+        ("nmt_wmt16_ro_en", (512, 2048, 8, 0.3), (32768, 4), (7e-4, 0.01)),
+        ("nmt_wmt16_en_ro", (512, 2048, 8, 0.3), (32768, 4), (7e-4, 0.01)),
+    ],
+)
+def test_recipes_have_the_papers_settings(name, shape, train, optim):
+    run = load_run_config(ROOT / "launch" / "recipes" / f"{name}.yaml")
+    model = run.model
+    assert (model.d_model, model.ffn_dim, model.heads, model.dropout) == shape
+    assert (model.encoder_layers, model.decoder_layers, model.activation) == (6, 6, "relu")
+    assert (model.max_target_positions, model.init_std, run.optim.clip_norm) == (1024, 0.02, 0.0)
+    assert (run.train.batch_tokens, run.train.batch_groups) == train
+    assert (run.optim.lr, run.optim.weight_decay) == optim
+    assert (run.optim.schedule, run.optim.warmup_steps, run.optim.warmup_init_lr) == (
+        "inverse_sqrt",
+        10_000,
+        1e-7,
+    )
+    assert (run.optim.beta1, run.optim.beta2, run.optim.eps) == (0.9, 0.98, 1e-8)
+    assert (run.train.max_steps, run.train.keep_last) == (200_000, 5)
+    assert (run.decode.beam, run.decode.iterations, run.decode.length_beam) == (5, 10, 3)
+
+
+def program(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **env}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_programs_say_what_is_missing(tmp_path):
+    driver = "launch/experiments/nmt_multi30k.py"
+    done = program(driver, "--root", str(tmp_path))
+    assert done.returncode == 8
+    assert "set JANUS_SHARED_DATA to" in done.stderr
+    done = program(driver, "--only", "ar-s1,janusz-s1")
+    assert done.returncode == 2
+    assert "there is no run 'janusz-s1'" in done.stderr
+    done = program("launch/prepare_data.py", "--task", "nmt", "--output", str(tmp_path / "x"))
+    assert done.returncode == 2
+    assert "--task nmt needs --source-lang" in done.stderr
+    done = program("launch/prepare_data.py", "--output", str(tmp_path / "x"))
+    assert "give at least one text file or folder" in done.stderr
+    done = program("eval/nmt.py", "--checkpoint", str(tmp_path), "--iterations", "1,x")
+    assert "is not a list of numbers" in done.stderr
+
+
+def test_a_report_of_nothing_says_so(tmp_path):
+    root, results = tmp_path / "runs", tmp_path / "results"
+    done = program(
+        "launch/experiments/nmt_multi30k.py", "--report", "--root", str(root), "--results", str(results)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No run is finished." in (results / "nmt_multi30k.md").read_text()
+    assert len(json.loads((results / "nmt_multi30k.json").read_text())["de-en"]["not_finished"]) == 8
