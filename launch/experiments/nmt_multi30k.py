@@ -28,7 +28,7 @@ from janus_ds.tools.nmt_results import FINISHED, Experiment, write_results
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "launch" / "recipes" / "nmt_multi30k.yaml"
-SCORES = Path("eval", "test", "scores.json")
+TRAINED = "trained.json"
 
 NO_KL = ("objective.weight_kl_ar_nar=0", "objective.weight_kl_ar_aux=0", "objective.weight_kl_nar_aux=0")
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -90,10 +90,16 @@ class Driver:
         print(f"wrote {write_results(experiment)}", flush=True)
 
     def _finished(self, name: str) -> bool:
-        return (self._folder / name / FINISHED).is_file()
+        return self._reached(self._folder / name / FINISHED)
 
     def _trained(self, name: str) -> bool:
-        return (self._folder / name / "trained.json").is_file()
+        return self._reached(self._folder / name / TRAINED)
+
+    def _reached(self, mark: Path) -> bool:
+        """Whether a stage was done for as many updates as are asked for now; a longer run goes on."""
+        if not mark.is_file():
+            return False
+        return int(json.loads(mark.read_text(encoding="utf-8"))["steps"]) >= self._options.steps
 
     def _start(self, name: str, stage: str) -> None:
         run = self._folder / name
@@ -136,16 +142,16 @@ class Driver:
 
     def _ended(self, job: Job) -> None:
         code, run = job.process.returncode, self._folder / job.name
-        seconds = time.time() - job.started
+        seconds, mark = time.time() - job.started, json.dumps({"steps": self._options.steps}) + "\n"
         with (run / "attempts.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": job.stage, "seconds": round(seconds, 1), "exit": code}) + "\n")
         print(f"{time.strftime('%H:%M:%S')} {job.name}: {job.stage} ended with {code}", flush=True)
         if code == 0 and job.stage == "train":
-            (run / "trained.json").write_text("{}\n", encoding="utf-8")
+            (run / TRAINED).write_text(mark, encoding="utf-8")
             if not self._stopped:
                 self._start(job.name, "evaluate")
         elif code == 0:
-            (run / FINISHED).write_text("{}\n", encoding="utf-8")
+            (run / FINISHED).write_text(mark, encoding="utf-8")
             self.report()
         elif not self._stopped:
             self._failed.append(job.name)
