@@ -17,10 +17,8 @@ from janus_ds.checkpoint.weights import read_weights
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.pair_text import held_out_text
-from janus_ds.data.tokenizer import load_tokenizer
-from janus_ds.errors import CheckpointError, ConfigError, DataError, ResourceError
+from janus_ds.errors import ConfigError, DataError, ResourceError
 from janus_ds.objective.ramps import ramp_factors
-from janus_ds.train.warm_start import check_vocabulary
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_pairs import prepare_tiny
 
@@ -67,23 +65,6 @@ def test_held_out_text_is_what_was_given(data, tmp_path):
     assert "--dev" in error.value.fix
     with pytest.raises(DataError, match="no translation data"):
         held_out_text(make_tiny_data(tmp_path / "blocks"), "valid")
-
-
-def test_weights_of_another_vocabulary_are_refused(data, tmp_path):
-    tokenizer = load_tokenizer(data / "tokenizer")
-    run = tmp_path / "run"
-    weights = run / "checkpoints/step-00000010/weights.safetensors"
-    weights.parent.mkdir(parents=True)
-    check_vocabulary(weights, tokenizer)  # bare weights: nothing is known of them
-    tokenizer.save(run / "tokenizer")
-    for fingerprint in (tokenizer.fingerprint, "0" * 64):
-        (run / "run.json").write_text(json.dumps({"tokenizer_fingerprint": fingerprint}))
-        if fingerprint == tokenizer.fingerprint:
-            check_vocabulary(weights, tokenizer)
-            continue
-        with pytest.raises(CheckpointError, match="another vocabulary") as error:
-            check_vocabulary(weights, tokenizer)
-        assert "--tokenizer" in error.value.fix
 
 
 @pytest.mark.parametrize(
