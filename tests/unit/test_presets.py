@@ -115,4 +115,8 @@ def test_model_shapes(preset: str) -> None:
 
 def test_the_schema_starts_without_choices_of_its_own() -> None:
     o = ObjectiveConfig()
-    assert {name for name, value in vars(o).items() if value is not None} == {"preset"}
+    chosen = {name for name, value in vars(o).items() if value is not None}
+    assert {name for name in chosen if not name.startswith("ramp_")} == {"preset"}
+    assert not any(getattr(o, name) for name in chosen if name.startswith("ramp_")), (
+        "no ramp unless asked for"
+    )
