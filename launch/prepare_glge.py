@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from janus_ds.data.glge_files import GLGE_LIMITS, Limits, task_limits
-from janus_ds.data.prepare_glge import GlgeReport, GlgeSettings, prepare_glge
+from janus_ds.data.prepare_glge import GlgeSettings, prepare_glge
+from janus_ds.data.whole import PairReport
 from janus_ds.errors import exit_on_error
 
 
@@ -37,7 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def print_report(report: GlgeReport) -> None:
+def print_report(report: PairReport) -> None:
     """What was made and what was cut."""
     if report.already_whole:
         print(f"{report.output} is whole already, nothing to do")

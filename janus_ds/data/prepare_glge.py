@@ -7,7 +7,6 @@ of members is a fair sample. The held-out text stays as given in `raw/` for scor
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,16 +18,17 @@ import numpy as np
 from janus_ds.data.counter_rng import Stream, keys, shuffled
 from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.glge_files import Limits, find_files, read_pairs
-from janus_ds.data.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.index import Manifest, SplitTotals
 from janus_ds.data.prepare_journal import SplitState
 from janus_ds.data.prepare_pool import ordered_map
 from janus_ds.data.prepare_splits import SplitWriter
 from janus_ds.data.ragged import Ragged
 from janus_ds.data.shards import Packing, token_dtype
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
+from janus_ds.data.whole import PairReport, build_whole
 from janus_ds.errors import ConfigError, DataError
 
-__all__ = ["GlgeReport", "GlgeSettings", "prepare_glge"]
+__all__ = ["GlgeSettings", "prepare_glge"]
 
 _UNIT_PAIRS = 2000
 _STREAMS = ("source", "target")
@@ -72,23 +72,9 @@ class GlgeSettings:
             raise ConfigError("; ".join(wrong), "settings of the preparation", "give numbers above 0")
 
 
-@dataclass(frozen=True)
-class GlgeReport:
-    """What was made."""
-
-    output: Path
-    manifest: Manifest
-    already_whole: bool = False
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """What was read, cut and left out, by split."""
-        return dict(self.manifest.settings["counts"])
-
-
 def prepare_glge(
     folder: Path, output: Path, settings: GlgeSettings, processes: int = 1, show: Show | None = None
-) -> GlgeReport:
+) -> PairReport:
     """Make a data directory of one task; it appears whole or not at all.
 
     Args:
@@ -111,36 +97,12 @@ def prepare_glge(
         "settings": {**asdict(settings), "tokenizer": tokenizer.fingerprint},
         "inputs": {s: [[p.name, p.stat().st_size] for p in pair if p] for s, pair in files.items()},
     }
-    if (output / MANIFEST_NAME).is_file():
-        return _finished(output, request)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError("the output is not an empty folder", str(output), "choose another output folder")
-    building = output.parent / f".{output.name}.building"
-    with disk_faults(output):
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-    try:
-        manifest = _Job(building, settings, tokenizer, processes, show or (lambda split, pairs: None)).run(
-            files, request
-        )
-        with disk_faults(output):
-            if output.exists():
-                output.rmdir()
-            building.rename(output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return GlgeReport(output, manifest)
 
+    def build(building: Path) -> Manifest:
+        job = _Job(building, settings, tokenizer, processes, show or (lambda split, pairs: None))
+        return job.run(files, request)
 
-def _finished(output: Path, request: dict[str, Any]) -> GlgeReport:
-    manifest = Manifest.load(output)
-    if manifest.settings.get("request") != request:
-        raise DataError(
-            "the output folder holds data prepared with other settings or from other input",
-            str(output),
-            "choose another output folder, or delete this one",
-        )
-    return GlgeReport(output, manifest, already_whole=True)
+    return build_whole(output, request, build)
 
 
 class _Job:

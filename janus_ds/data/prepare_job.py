@@ -26,6 +26,7 @@ from janus_ds.data.prepare_units import BlockEncoder, UnitResult, read_units
 from janus_ds.data.shards import Packing, token_dtype
 from janus_ds.data.text_files import list_inputs
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
+from janus_ds.data.whole import finished_manifest
 from janus_ds.errors import DataError
 
 __all__ = ["PrepareProgress", "PrepareReport", "prepare"]
@@ -127,13 +128,7 @@ def _request(files: Sequence[Path], settings: PrepareSettings) -> dict[str, Any]
 
 
 def _finished(output: Path, request: dict[str, Any]) -> PrepareReport:
-    manifest = Manifest.load(output)
-    if manifest.settings.get("request") != request:
-        raise DataError(
-            "the output folder holds data prepared with other settings or from other input",
-            str(output),
-            "choose another output folder, or delete this one",
-        )
+    manifest = finished_manifest(output, request)
     shutil.rmtree(output / WORK_NAME, ignore_errors=True)  # left if the last act was interrupted
     return PrepareReport(output, manifest, already_whole=True)
 

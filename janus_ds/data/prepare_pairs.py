@@ -7,7 +7,6 @@ what no loss can be computed on (an empty side, a side too long) is left out of 
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 
 from janus_ds.data.counter_rng import Stream, keys, shuffled
 from janus_ds.data.files import disk_faults, write_whole
-from janus_ds.data.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.index import Manifest, SplitTotals
 from janus_ds.data.pair_cleaning import PairCleaner, pair_key
 from janus_ds.data.pair_files import PairFiles, read_pairs
 from janus_ds.data.pair_settings import PairSettings
@@ -29,6 +28,7 @@ from janus_ds.data.prepare_tokenizer import hash_sample
 from janus_ds.data.ragged import Ragged
 from janus_ds.data.shards import Packing, token_dtype
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from janus_ds.data.whole import PairReport, build_whole
 from janus_ds.data.word_tokenizer import train_words
 from janus_ds.errors import DataError
 
@@ -39,20 +39,6 @@ _STREAMS = ("source", "target")
 
 Show = Callable[[str, int], None]
 """Called with the stage and the number of pairs done in it."""
-
-
-@dataclass(frozen=True)
-class PairReport:
-    """What was made."""
-
-    output: Path
-    manifest: Manifest
-    already_whole: bool = False
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """What was read, left out and why, by split."""
-        return dict(self.manifest.settings["counts"])
 
 
 def prepare_pairs(
@@ -79,24 +65,12 @@ def prepare_pairs(
     """
     settings.check()
     request = _request(files, settings)
-    if (output / MANIFEST_NAME).is_file():
-        return _finished(output, request)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError("the output is not an empty folder", str(output), "choose another output folder")
-    building = output.parent / f".{output.name}.building"
-    with disk_faults(output):
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-    try:
+
+    def build(building: Path) -> Manifest:
         job = _Job(files, building, settings, processes, show or (lambda stage, pairs: None))
-        manifest = job.run(request)
-        with disk_faults(output):
-            if output.exists():
-                output.rmdir()
-            building.rename(output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return PairReport(output, manifest)
+        return job.run(request)
+
+    return build_whole(output, request, build)
 
 
 def _request(files: Mapping[str, Sequence[PairFiles]], settings: PairSettings) -> dict[str, Any]:
@@ -109,17 +83,6 @@ def _request(files: Mapping[str, Sequence[PairFiles]], settings: PairSettings) -
         },
         "tokenizer": load_tokenizer(Path(settings.tokenizer)).fingerprint if settings.given else None,
     }
-
-
-def _finished(output: Path, request: dict[str, Any]) -> PairReport:
-    manifest = Manifest.load(output)
-    if manifest.settings.get("request") != request:
-        raise DataError(
-            "the output folder holds data prepared with other settings or from other input",
-            str(output),
-            "choose another output folder, or delete this one",
-        )
-    return PairReport(output, manifest, already_whole=True)
 
 
 class _Job:
