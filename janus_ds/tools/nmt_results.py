@@ -104,11 +104,16 @@ def _collect_run(folder: Path) -> dict[str, Any] | None:
         "seed": recipe["train"]["seed"],
         "objective": recipe["objective"],
         "masking": recipe["masking"],
-        "command": record["command"],
+        "command": [_from_root(argument) for argument in record["command"]],
         "git_commit": record["git_commit"],
         "hardware": record["hardware"],
         "versions": record["versions"],
     }
+
+
+def _from_root(argument: str) -> str:
+    """A path below the repository without the place where this clone happens to lie."""
+    return argument.removeprefix(f"{Path(__file__).resolve().parents[2]}/")
 
 
 def _significance(experiment: Experiment, finished: dict[str, Any]) -> Iterator[dict[str, Any]]:
