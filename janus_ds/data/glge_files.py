@@ -10,7 +10,7 @@ from pathlib import Path
 from janus_ds.data.text_files import COMPRESSED_SUFFIXES, TextFile
 from janus_ds.errors import DataError, UsageError
 
-__all__ = ["GLGE_LIMITS", "GLGE_SPLITS", "Limits", "find_files", "read_pairs", "task_limits"]
+__all__ = ["GLGE_LIMITS", "GLGE_SPLITS", "Limits", "find_files", "find_split", "read_pairs", "task_limits"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,29 @@ def find_files(folder: Path) -> dict[str, tuple[Path, Path | None]]:
                 "give a task's folder of GLGE, with train, dev and test as .src and .tgt",
             )
     return found
+
+
+def find_split(folder: Path, task: str, split: str) -> tuple[Path, Path | None]:
+    """Source and target file of one split in the official layout; there may be no targets.
+
+    Args:
+        folder: of one level (glge/easy), of the task (glge/easy/xsum_data), or the org_data in it.
+        task: name of the task.
+        split: the official name: train, dev or test.
+
+    Raises:
+        DataError: there are no sources; the message says where they were looked for.
+    """
+    places = (folder / f"{task}_data" / "org_data", folder / "org_data", folder)
+    for place in places:
+        source, target = (_find(place / f"{split}.{side}") for side in ("src", "tgt"))
+        if source is not None:
+            return source, target
+    raise DataError(
+        f"{split}.src of {task} not found",
+        ", ".join(str(place) for place in places),
+        "give a directory made by launch/prepare_glge.py, or a folder in GLGE's own layout",
+    )
 
 
 def read_pairs(source: Path, target: Path | None) -> Iterator[tuple[str, str]]:

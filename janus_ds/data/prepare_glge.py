@@ -8,7 +8,7 @@ of members is a fair sample. The held-out text stays as given in `raw/` for scor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from janus_ds.data.counter_rng import Stream, keys, shuffled
 from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.glge_files import Limits, find_files, read_pairs
 from janus_ds.data.index import Manifest, SplitTotals
+from janus_ds.data.pair_encoding import plain_ids, portions
 from janus_ds.data.prepare_journal import SplitState
 from janus_ds.data.prepare_pool import ordered_map
 from janus_ds.data.prepare_splits import SplitWriter
@@ -145,7 +146,9 @@ class _Job:
         encode = _Encoder(self._tokenizer, self._settings.limits)
         counts: Counter[str] = Counter()
         parts: list[dict[str, Ragged]] = []
-        for part, done in ordered_map(encode, _units(read_pairs(source, target)), self._processes):
+        for part, done in ordered_map(
+            encode, portions(read_pairs(source, target), _UNIT_PAIRS), self._processes
+        ):
             parts.append(part.samples)
             counts.update(part.counts)
             self._show(split, done)
@@ -175,10 +178,8 @@ class _Encoder:
     """Pairs to tokens, cut to the limits."""
 
     def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
-        special = tokenizer.special
         self._tokenizer = tokenizer
         self._limits = (limits.source, limits.target)
-        self._forbidden = frozenset((special.bos, special.pad, special.eos, special.mask))
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> _Encoded:
         counts: Counter[str] = Counter(lines=len(pairs))
@@ -197,25 +198,10 @@ class _Encoder:
         name, limit = _STREAMS[side], self._limits[side]
         rows = []
         for row in self._tokenizer.encode_batch(texts):
-            # Text may spell a special symbol; an eos inside would mean the end.
-            plain = [id_ for id_ in row if id_ not in self._forbidden]
+            plain = plain_ids(row, self._tokenizer.special)
             counts[f"{name}_special_symbols_removed"] += len(row) - len(plain)
             counts[f"{name}_cut"] += len(plain) > limit
             counts[f"{name}_tokens_cut"] += max(0, len(plain) - limit)
             counts[f"{name}_tokens"] += min(len(plain), limit)
             rows.append(plain[:limit])
         return rows
-
-
-def _units(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[list[tuple[str, str]], int]]:
-    """Portions of pairs, each with the number of pairs up to its end."""
-    unit: list[tuple[str, str]] = []
-    done = 0
-    for pair in pairs:
-        unit.append(pair)
-        if len(unit) == _UNIT_PAIRS:
-            done += len(unit)
-            yield unit, done
-            unit = []
-    if unit:
-        yield unit, done + len(unit)

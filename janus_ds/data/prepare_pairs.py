@@ -19,6 +19,7 @@ from janus_ds.data.counter_rng import Stream, keys, shuffled
 from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.index import Manifest, SplitTotals
 from janus_ds.data.pair_cleaning import PairCleaner, pair_key
+from janus_ds.data.pair_encoding import portions, structural
 from janus_ds.data.pair_files import PairFiles, read_pairs
 from janus_ds.data.pair_settings import PairSettings
 from janus_ds.data.prepare_journal import SplitState
@@ -165,7 +166,7 @@ class _Job:
         pairs = self._cleaned(counts) if split == "train" else _counted(self._pairs(split), counts)
         encoder = _Encoder(tokenizer, self._settings.max_tokens)
         parts: list[dict[str, Ragged]] = []
-        for part, more in ordered_map(encoder, _units(pairs), self._processes):
+        for part, more in ordered_map(encoder, portions(pairs, _UNIT_PAIRS), self._processes):
             counts.update(part.counts)
             parts.append(part.samples)
             self._show(f"writing {split}", more)
@@ -202,10 +203,9 @@ class _Encoder:
     """Pairs to tokens; leaves out what cannot be a sample."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
-        special = tokenizer.special
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._forbidden = frozenset((special.bos, special.pad, special.eos, special.mask))
+        self._forbidden = structural(tokenizer.special)
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> _Encoded:
         sides = [self._tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
@@ -241,16 +241,3 @@ def _counted(pairs: Iterator[tuple[str, str]], counts: Counter[str]) -> Iterator
     for pair in pairs:
         counts["lines"] += 1
         yield pair
-
-
-def _units(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[list[tuple[str, str]], int]]:
-    """Portions of pairs, each with the number of pairs up to its end."""
-    unit: list[tuple[str, str]] = []
-    done = 0
-    for pair in pairs:
-        unit.append(pair)
-        if len(unit) == _UNIT_PAIRS:
-            done += len(unit)
-            yield unit, done
-            unit = []
-    yield unit, done + len(unit)

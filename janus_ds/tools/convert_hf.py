@@ -22,7 +22,7 @@ from janus_ds.model.hf_export import export_config, export_generation, export_we
 from janus_ds.observe.run_record import write_run_record
 from janus_ds.tools.convert_common import refuse_run, write_report
 
-__all__ = ["from_hf", "to_hf"]
+__all__ = ["from_hf", "to_hf", "write_hf"]
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 
@@ -67,7 +67,15 @@ def to_hf(run: Path, folder: Path) -> ConversionReport:
     """
     if (folder / CONFIG_FILE).exists():
         raise UsageError("the folder holds a model already", str(folder), "give another folder to --output")
-    loaded = load_run(run)
+    return write_hf(load_run(run), folder)
+
+
+def write_hf(loaded: LoadedRun, folder: Path) -> ConversionReport:
+    """The same for a run that has been read, with its decoding options as the settings of `generate`.
+
+    Raises:
+        CheckpointError: its shape is none of Hugging Face's BART.
+    """
     weights = loaded.model.state_dict()
     config = export_config(loaded.config, loaded.special)
     generation = export_generation(loaded.config, loaded.special)

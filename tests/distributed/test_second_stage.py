@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from janus_ds.data.prepare import PrepareSettings, prepare
 from janus_ds.data.prepare_glge import GlgeSettings, prepare_glge
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
-from janus_ds.errors import CheckpointError
+from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
+from janus_ds.metrics.glge import task_named
 from janus_ds.parallel.topology import init_topology
+from janus_ds.tools.checkpoint_eval import EvalRequest
 from janus_ds.tools.convert import main
+from janus_ds.tools.glge_eval import GlgeEvaluation, GlgeRequest, evaluate_glge
+from janus_ds.tools.latency import LatencyPlan
 from tests.support.hf_folder import hub_folder
 from tests.support.hf_models import letters_tokenizer
 from tests.support.launch import run_ranks
@@ -95,7 +101,7 @@ def results(tmp_path_factory: Any) -> tuple[Path, dict[str, Any]]:
     prepare([text], folder / "data", settings)
     questions = folder / "squadqg_data" / "org_data"
     questions.mkdir(parents=True)
-    for split, lines in (("train", documents(24, 2)), ("dev", documents(9, 3))):
+    for split, lines in (("train", documents(24, 2)), ("dev", documents(9, 3)), ("test", documents(5, 4))):
         (questions / f"{split}.src").write_text(
             "".join(f"{text.split()[0]} {text[:40]!r}\n" for text in lines)
         )
@@ -139,6 +145,76 @@ def test_pairs_of_glge_train_in_every_mode_in_barts_layout(results: Any) -> None
         assert run.config.decode.mode == ("ar" if mode.startswith("ar") else "nar")
         Generator(run.model, run.text, run.special, run.config).generate(["ab ce"])
     assert main(["--to", "hf", str(folder / "glge-ar"), "--output", str(folder / "hf-ar")]) == 0
+
+
+def evaluated(folder: Path, run: str, **base: Any) -> GlgeEvaluation:
+    request = EvalRequest(folder / run, iterations=(0, 1), output=folder / f"eval-{run}", **base)
+    plan = LatencyPlan(samples=2, warm_up=1, rounds=1)
+    other = folder / "glge-ar" if run == "glge-nar" else None
+    return evaluate_glge(
+        GlgeRequest(task_named("squadqg"), request, latency=plan, ar_checkpoint=other), lambda *_: None
+    )
+
+
+def test_checkpoints_of_glge_are_evaluated_in_every_mode(results: Any) -> None:
+    folder, _ = results
+    for run, systems in (
+        ("glge-janus", ["ar", "nar-0", "nar-1"]),
+        ("glge-nar", ["nar-0", "nar-1"]),
+        ("glge-ar", ["ar"]),
+    ):
+        found = evaluated(folder, run)
+        assert [result.name for result in found.results] == systems
+        told = json.loads((folder / f"eval-{run}" / "scores.json").read_text())
+        for name in systems:
+            assert len((folder / f"eval-{run}" / f"{name}.txt").read_text().splitlines()) == 5
+            scores = told["systems"][name]
+            assert (scores["task"], scores["split"], scores["n"]) == ("squadqg", "test", 5)
+            assert (
+                {"rougeL", "bleu4", "meteor_exact_stem"}
+                == set(scores["metrics"])
+                == set(scores["signatures"])
+            )
+            assert any("METEOR is missing" in warning for warning in scores["warnings"])
+        assert found.latency is not None
+        latency = told["latency"]["systems"]
+        assert latency["ar"]["speed_up_over_our_ar"] == 1
+        assert {"ar", *systems} <= set(latency)
+        notes = " ".join(told["latency"]["notes"])
+        if find_spec("transformers") is None:
+            assert "not installed" in notes
+            continue
+        assert latency["hf-ar"]["speed_up_over_hf_ar"] == 1
+        assert ("with the weights of ar" in notes) == (run != "glge-janus")
+        if run == "glge-janus":
+            assert latency["hf-ar"]["mean_tokens"] == latency["ar"]["mean_tokens"]
+        table = "\n".join(found.latency.lines())
+        assert "x HF AR" in table
+
+
+def test_the_text_of_an_evaluation_may_lie_in_the_official_layout(results: Any) -> None:
+    folder, _ = results
+    prepared = evaluated(folder, "glge-ar").results[0].file.read_text()
+    for place in (folder, folder / "squadqg_data"):
+        assert evaluated(folder, "glge-ar", data=place).results[0].file.read_text() == prepared
+    dev = evaluated(folder, "glge-ar", split="dev", limit=3).results[0].scores
+    assert (dev.split, dev.n) == ("dev", 3)
+
+
+def test_evaluations_that_cannot_be_are_refused(results: Any) -> None:
+    folder, _ = results
+
+    def refused(kind: type[JanusError], task: str = "squadqg", run: str = "glge-ar", **base: Any) -> str:
+        with pytest.raises(kind) as caught:
+            evaluate_glge(GlgeRequest(task_named(task), EvalRequest(folder / run, **base)))
+        return str(caught.value)
+
+    assert "of task 'squadqg', not 'xsum'" in refused(UsageError, task="xsum")
+    assert "no text of split 'later'" in refused(DataError, split="later")
+    assert "xsum_data/org_data" in refused(DataError, task="xsum", data=folder)
+    assert "not trained to decode in mode 'nar'" in refused(ConfigError, modes=("nar",))
+    assert "no mode 'fast'" in refused(UsageError, modes=("fast",))
+    assert "another vocabulary" in refused(CheckpointError, data=folder / "pairs", run="foreign")
 
 
 def test_the_results_decode_and_go_back_to_bart(results: Any) -> None:

@@ -1,0 +1,335 @@
+"""Decode a split with a checkpoint in several ways, score each, write what was found.
+
+What translation and GLGE share; `translate_eval.py` and `glge_eval.py` say what is read and how it is scored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from janus_ds.checkpoint.average import average_weights, last_checkpoints
+from janus_ds.data.files import disk_faults
+from janus_ds.data.index import Manifest
+from janus_ds.data.pair_encoding import plain_ids
+from janus_ds.decode.generator import Generator, trained_modes
+from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
+from janus_ds.decode.load import LoadedRun, load_run, with_decode
+from janus_ds.decode.text import TextCodec
+from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.metrics.files import TextLines
+from janus_ds.metrics.scores import Scores, save_json
+from janus_ds.model.weights import load_weights
+from janus_ds.tools.common import table
+from janus_ds.tools.latency import LatencyPlan, measure, spread_over
+
+__all__ = [
+    "Columns",
+    "EvalRequest",
+    "EvalText",
+    "Evaluation",
+    "Progress",
+    "SystemResult",
+    "check_vocabulary",
+    "codec_of",
+    "encode_sources",
+    "load_checkpoint",
+    "one_by_one",
+    "results_table",
+    "run_evaluation",
+    "systems_of",
+]
+
+MODES = ("ar", "nar")
+
+Columns = Sequence[tuple[str, str]]
+"""Metrics of a table with their titles."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the system, and the numbers of finished sentences and of all."""
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """What is to be evaluated.
+
+    Attributes:
+        checkpoint: a run folder, or one of its checkpoints.
+        average: mean of the run's last N checkpoints; 1: the newest, or the one named.
+        modes: of ar and nar; empty: all that the run was trained for.
+        iterations: NAR refinements, one system each.
+        split: name of the split.
+        data: where the text lies; None: where the data lay in training.
+        output: folder of hypotheses and scores; None: RUN/eval/SPLIT.
+        decode: other fields of `DecodeConfig`, such as beam.
+        limit: sentences, from the first; 0: all.
+        latency_sentences: sentences decoded one by one for ms/sentence; 0: none.
+        baseline: another system's outputs, for significance (translation).
+        device: where to decode.
+    """
+
+    checkpoint: Path
+    average: int = 1
+    modes: tuple[str, ...] = ()
+    iterations: tuple[int, ...] = (0, 1, 4, 10)
+    split: str = "test"
+    data: Path | None = None
+    output: Path | None = None
+    decode: Mapping[str, Any] = field(default_factory=dict)
+    limit: int = 0
+    latency_sentences: int = 50
+    baseline: Path | None = None
+    device: torch.device | str = "cpu"
+
+    def check(self) -> None:
+        """Refuse what cannot be, before anything is loaded.
+
+        Raises:
+            UsageError: a mode or a number of iterations that does not exist.
+        """
+        for mode in self.modes:
+            if mode not in MODES:
+                raise UsageError(f"there is no mode {mode!r}", "--modes", "use ar, nar, or ar,nar")
+        for number in self.iterations:
+            if number < 0:
+                raise UsageError(
+                    f"{number} iterations cannot be made", "--iterations", "give 0 or more, such as 0,1,4,10"
+                )
+
+    def folder(self, run: LoadedRun) -> Path:
+        """Where hypotheses and scores go."""
+        return self.output or run.folder / "eval" / self.split
+
+
+@dataclass(frozen=True)
+class EvalText:
+    """A split: what is decoded and what it is compared with.
+
+    Attributes:
+        sources: one input a line.
+        references: one for each; None where there are none.
+        names: the files, source and reference.
+        longest: most tokens of a source, without bos and eos, as the data was prepared for training: longer
+            ones lose their end, special symbols are left out. None: sources are taken as they are.
+    """
+
+    sources: list[str]
+    references: list[str] | None
+    names: tuple[str, str]
+    longest: int | None = None
+
+    def first(self, count: int) -> EvalText:
+        """The first `count` lines; all for 0."""
+        if not count:
+            return self
+        references = None if self.references is None else self.references[:count]
+        return replace(self, sources=self.sources[:count], references=references)
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """One way of decoding: its name (ar, nar-4), output file, scores and speed."""
+
+    name: str
+    file: Path
+    scores: Scores
+    speed: dict[str, float]
+
+
+class Evaluation(Protocol):
+    """What one kind of task knows."""
+
+    def read(self, request: EvalRequest, run: LoadedRun) -> EvalText:
+        """The text of the split."""
+
+    def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: EvalText) -> Scores:
+        """Scores of one system's outputs; `found` are the hypotheses behind the lines."""
+
+
+def run_evaluation(
+    request: EvalRequest, run: LoadedRun, task: Evaluation, progress: Progress | None = None
+) -> list[SystemResult]:
+    """Decode, score, measure and write; a system's files appear as soon as it is done.
+
+    Raises:
+        JanusError: as `task.read` and `task.score` say; ConfigError: a mode that was not trained.
+    """
+    systems = systems_of(request, run)
+    text = task.read(request, run).first(request.limit)
+    sources = encode_sources(run, text)
+    output = request.folder(run)
+    with disk_faults(output):
+        output.mkdir(parents=True, exist_ok=True)
+    if text.references is not None:
+        _write_lines(output / "references.txt", text.references)
+    results = []
+    for name, generator in systems.items():
+        found, speed = _decode(generator, sources, request, name, progress)
+        lines = TextLines(name, [hypothesis.text for hypothesis in found])
+        _write_lines(output / f"{name}.txt", lines.lines)
+        scores = task.score(lines, found, text)
+        decode = _decode_options(request, generator)
+        extra = {"system": name, "speed": speed, "decode": decode, **_origin(run, request), **scores.extra}
+        scores = replace(scores, extra=extra)
+        save_json(output / f"{name}.scores.json", scores.as_dict())
+        results.append(SystemResult(name, output / f"{name}.txt", scores, speed))
+    save_json(output / "scores.json", {"systems": {r.name: r.scores.as_dict() for r in results}})
+    return results
+
+
+def load_checkpoint(request: EvalRequest) -> LoadedRun:
+    """The model to evaluate, with the mean of its last checkpoints where that is asked for.
+
+    Raises:
+        UsageError: a mean is wanted, but a single checkpoint is named.
+        CheckpointError: no such run, too few checkpoints to average, or no tokenizer.
+    """
+    run = load_run(request.checkpoint, None, request.device)
+    if request.average != 1:
+        if not (request.checkpoint / "run.json").is_file():
+            raise UsageError(
+                f"--average {request.average} needs a run, but one of its checkpoints is named",
+                str(request.checkpoint),
+                f"give the run folder {run.folder}, or leave --average out",
+            )
+        paths = last_checkpoints(run.folder, request.average)
+        load_weights(run.model, average_weights(paths), str(paths[-1]))
+    codec_of(run)
+    return run
+
+
+def codec_of(run: LoadedRun) -> TextCodec:
+    """The run's tokenizer.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    if run.text is None:
+        raise CheckpointError(
+            "the run has no tokenizer", str(run.folder), "convert it again with its dictionary (--dict)"
+        )
+    return run.text
+
+
+def check_vocabulary(run: LoadedRun, data: Path) -> Manifest:
+    """The manifest of prepared data, which must be of the run's vocabulary.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    manifest = Manifest.load(data)
+    expected = manifest.tokenizer_fingerprint
+    own = getattr(run.text, "fingerprint", expected)
+    if own != expected and not (run.folder / "tokenizer" / "dict.txt").is_file():
+        raise CheckpointError(
+            "the checkpoint is from another vocabulary than the data",
+            f"{run.folder}: tokenizer {own[:12]}, {data}: {expected[:12]}",
+            f"prepare the data with --tokenizer {run.folder / 'tokenizer'}",
+        )
+    return manifest
+
+
+def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
+    """A generator for each way of decoding, by name: ar, nar-0, nar-1, ...
+
+    Raises:
+        UsageError: what cannot be; ConfigError: a mode that was not trained, before anything is decoded.
+    """
+    request.check()
+    systems: dict[str, dict[str, Any]] = {}
+    for mode in request.modes or trained_modes(run.config.objective):
+        if mode == "ar":
+            systems["ar"] = {**request.decode, "mode": "ar"}
+        else:
+            for number in request.iterations:
+                systems[f"nar-{number}"] = {**request.decode, "mode": "nar", "iterations": number}
+    return {
+        name: Generator(run.model, run.text, run.special, with_decode(run.config, decode))
+        for name, decode in systems.items()
+    }
+
+
+def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any]:
+    decode = generator.config.decode
+    own = {"iterations": decode.iterations} if decode.mode == "nar" else {}
+    return {**request.decode, "mode": decode.mode, **own}
+
+
+def encode_sources(run: LoadedRun, text: EvalText) -> list[list[int]]:
+    """Token ids of the sources, without bos and eos."""
+    codec = codec_of(run)
+    rows = [codec.encode(source) for source in text.sources]
+    if text.longest is None:
+        return rows
+    return [plain_ids(row, run.special)[: text.longest] for row in rows]
+
+
+def _decode(
+    generator: Generator,
+    sources: Sequence[Sequence[int]],
+    request: EvalRequest,
+    name: str,
+    progress: Progress | None,
+) -> tuple[list[Hypothesis], dict[str, float]]:
+    """Outputs, sentences a second in batches, and milliseconds a sentence one by one."""
+
+    def show(done: int, total: int) -> None:
+        if progress is not None:
+            progress(name, done, total)
+
+    start = time.perf_counter()
+    best = [candidates[0] for candidates in generator.generate_ids(sources, show)]
+    found = [_hypothesis(generator, item) for item in best]
+    speed = {"sentences_per_second": len(sources) / max(time.perf_counter() - start, 1e-9)}
+    alone = [sources[i] for i in spread_over(len(sources), request.latency_sentences)]
+    if alone:
+        # The whole split was decoded just now: there is nothing left to warm up.
+        plan = LatencyPlan(len(alone), warm_up=0, rounds=1)
+        times = measure({name: lambda ids: one_by_one(generator, ids)}, alone, plan, request.device)
+        speed["ms_per_sentence_batch_1"] = times[name].mean
+    return found, speed
+
+
+def one_by_one(generator: Generator, ids: Sequence[int]) -> int:
+    """Decode one source; the number of tokens of the output."""
+    return len(generator.generate_ids([ids])[0][0].tokens)
+
+
+def _hypothesis(generator: Generator, item: ScoredTokens) -> Hypothesis:
+    text = "" if generator.text is None else generator.text.decode(item.tokens)
+    # A byte-level vocabulary has line ends, and a model may write one.
+    line = text.replace("\r", " ").replace("\n", " ").strip()
+    return Hypothesis(line, item.tokens, item.score, generator.config.decode.mode)
+
+
+def _origin(run: LoadedRun, request: EvalRequest) -> dict[str, Any]:
+    return {
+        "run": run.config.name,
+        "objective": run.config.objective.preset,
+        "checkpoint": run.weights.parent.name,
+        "average": request.average,
+    }
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with disk_faults(path):
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def results_table(results: Sequence[SystemResult], columns: Columns) -> str:
+    """One line a system: the metrics asked for, sentences a second, and ms a sentence where measured."""
+    timed = any("ms_per_sentence_batch_1" in result.speed for result in results)
+    rows = [("system", *(title for _, title in columns), "sent./s", *(("ms/sent.",) if timed else ()))]
+    for result in results:
+        metrics = result.scores.metrics
+        cells = [f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in columns]
+        cells.append(f"{result.speed['sentences_per_second']:.1f}")
+        if timed:
+            cells.append(f"{result.speed.get('ms_per_sentence_batch_1', 0.0):.1f}")
+        rows.append((result.name, *cells))
+    return table(rows)

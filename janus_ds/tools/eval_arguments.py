@@ -1,0 +1,159 @@
+"""Arguments that the programs in eval/ share, and how they show what goes on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from janus_ds.errors import UsageError
+
+if TYPE_CHECKING:
+    from janus_ds.tools.checkpoint_eval import EvalRequest
+
+__all__ = [
+    "ProgressBars",
+    "add_checkpoint_arguments",
+    "add_score_arguments",
+    "checkpoint_request",
+    "help_text",
+]
+
+
+def add_score_arguments(parser: argparse.ArgumentParser, predictions: str, references: str) -> None:
+    """`--predictions`, `--references`, `--split` and `--output`.
+
+    Args:
+        parser: to add to.
+        predictions: help for what is scored.
+        references: help for what it is compared with.
+    """
+    add = parser.add_argument
+    add("--predictions", type=Path, metavar="PATH", help=predictions)
+    add("--references", type=Path, metavar="FILE", help=references)
+    add("--split", default="test", help="name of the split (default: test)")
+    add(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="write the scores as JSON, too; with --checkpoint a folder (default: RUN/eval/SPLIT)",
+    )
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What is decoded, with what and how; returns the group for a program's own."""
+    group = parser.add_argument_group("decode with a checkpoint")
+    add = group.add_argument
+    add("--checkpoint", type=Path, metavar="RUN", help="a run folder, or one of its checkpoints")
+    add("--average", type=int, default=1, metavar="N", help="mean of the run's last N checkpoints")
+    add(
+        "--mode",
+        "--modes",
+        dest="modes",
+        default="",
+        help="ar, nar, or ar,nar (default: all that the run was trained for)",
+    )
+    add("--iterations", default="0,1,4,10", help="NAR refinements, one system each (default: 0,1,4,10)")
+    add("--beam", type=int, help="AR: beam (default: as the run's recipe says)")
+    add("--length-beam", type=int, help="NAR: length candidates (default: as the run's recipe says)")
+    add("--limit", type=int, default=0, metavar="N", help="the first N sentences only")
+    add(
+        "--latency-samples",
+        "--latency-sentences",
+        dest="latency",
+        type=int,
+        default=50,
+        metavar="N",
+        help="sentences decoded one by one for ms/sentence; 0: none (default: 50)",
+    )
+    add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
+    return group
+
+
+def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
+    """The :class:`EvalRequest` of these arguments; what is imported for it takes seconds, which scoring files
+    need not pay.
+
+    Raises:
+        UsageError: the iterations are no numbers, or a number is below 0.
+    """
+    iterations = _numbers(parsed.iterations)
+    for option, count in (("--limit", parsed.limit), ("--latency-samples", parsed.latency)):
+        if count < 0:
+            raise UsageError(f"{count} sentences cannot be taken", option, "give 0 or more")
+    import torch
+
+    from janus_ds.tools.checkpoint_eval import EvalRequest
+
+    decode = {"beam": parsed.beam, "length_beam": parsed.length_beam}
+    return EvalRequest(
+        checkpoint=parsed.checkpoint,
+        average=parsed.average,
+        modes=tuple(dict.fromkeys(mode.strip() for mode in parsed.modes.split(",") if mode.strip())),
+        iterations=iterations,
+        split=parsed.split,
+        data=parsed.data,
+        output=parsed.output,
+        decode={name: value for name, value in decode.items() if value is not None},
+        limit=parsed.limit,
+        latency_sentences=parsed.latency,
+        device=parsed.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(word) for word in text.split(",") if word.strip()))
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is not a list of numbers", "--iterations", "give 0 or more, such as 0,1,4,10"
+        ) from None
+
+
+def help_text(description: str | None, program: str, example: Sequence[object]) -> str:
+    """What a program prints without arguments: what it does, and an example that runs from where one is."""
+    words = [os.path.relpath(word) if isinstance(word, Path) else str(word) for word in example]
+    line = " ".join(["python", os.path.relpath(program), *words])
+    return f"{(description or '').strip()}\n\nTry it:\n    {line}\n\nAll options: --help"
+
+
+class ProgressBars:
+    """A bar for each system on standard error; where that is a file, it is written anew at times only."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._name = ""
+
+    def __call__(self, system: str, done: int, total: int) -> None:
+        """So many of all sentences of a system are done."""
+        if total < 1:
+            return
+        if system != self._name:
+            self._open(system, total)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        if done == total:
+            self.close()
+
+    def _open(self, system: str, total: int) -> None:
+        from tqdm import tqdm
+
+        self.close()
+        self._name = system
+        self._bar = tqdm(
+            total=total,
+            desc=system,
+            unit="sentence",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
+
+    def close(self) -> None:
+        """End the last bar."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._name = None, ""

@@ -1,0 +1,184 @@
+"""Decode a split of a GLGE task with a checkpoint in several ways, score it as the official script does, and
+measure speed.
+
+`eval/glge.py --checkpoint RUN` is a thin front of :func:`evaluate_glge`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from janus_ds.checkpoint.best import BEST_FOLDER
+from janus_ds.data.glge_files import GLGE_SPLITS, find_split, read_pairs, task_limits
+from janus_ds.data.index import MANIFEST_NAME
+from janus_ds.decode.hypothesis import Hypothesis
+from janus_ds.decode.load import LoadedRun
+from janus_ds.errors import DataError, UsageError
+from janus_ds.metrics.files import TextLines
+from janus_ds.metrics.glge import Task, score_task
+from janus_ds.metrics.glge_metrics import Meteor, TaskTexts
+from janus_ds.metrics.scores import Scores, save_json
+from janus_ds.tools import checkpoint_eval
+from janus_ds.tools.checkpoint_eval import (
+    EvalRequest,
+    EvalText,
+    Progress,
+    SystemResult,
+    check_vocabulary,
+    encode_sources,
+    load_checkpoint,
+    run_evaluation,
+)
+from janus_ds.tools.glge_latency import LatencyReport, measure_glge
+from janus_ds.tools.latency import LatencyPlan
+
+__all__ = ["GlgeEvaluation", "GlgeRequest", "evaluate_glge", "glge_table", "with_best"]
+
+_STAND_IN = "meteor_exact_stem"
+_TITLES = {
+    "rouge1": "R-1",
+    "rouge2": "R-2",
+    "rougeL": "R-L",
+    "bleu1": "B-1",
+    "bleu2": "B-2",
+    "bleu4": "B-4",
+    "meteor": "METEOR",
+    _STAND_IN: "(not METEOR)",
+    "distinct1": "D-1",
+    "distinct2": "D-2",
+    "f1": "F1",
+    "overall": "overall",
+}
+
+
+@dataclass(frozen=True)
+class GlgeRequest:
+    """What is to be evaluated.
+
+    Attributes:
+        task: the task.
+        base: checkpoint, modes, split and so on; its `latency_sentences` is not used.
+        meteor: see `choose_meteor`.
+        latency: how speed is measured; None: it is not.
+        ar_checkpoint: a run whose AR is the 1.0x of the speed-ups; None: the run itself, if it has AR.
+    """
+
+    task: Task
+    base: EvalRequest
+    meteor: Meteor = field(default_factory=lambda: Meteor(None, "it was not asked for"))
+    latency: LatencyPlan | None = None
+    ar_checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class GlgeEvaluation:
+    """What was found.
+
+    Attributes:
+        results: one for each way of decoding.
+        latency: None where it was not measured.
+        checkpoint: the folder of the weights.
+    """
+
+    results: list[SystemResult]
+    latency: LatencyReport | None
+    checkpoint: Path
+
+
+def evaluate_glge(request: GlgeRequest, progress: Progress | None = None) -> GlgeEvaluation:
+    """Decode, score, measure and write; `scores.json` has the systems, and the latency if it was measured.
+
+    Raises:
+        UsageError: a mode or a number of iterations that cannot be, or data of another task.
+        CheckpointError: no such run, too few checkpoints to average, another vocabulary than the data's.
+        ConfigError: a mode that was not trained.
+        DataError: the split's text is missing.
+        MissingDependencyError: METEOR's program failed.
+    """
+    base = replace(request.base, latency_sentences=0)
+    base.check()
+    run = load_checkpoint(base)
+    task = _GlgeSplit(request.task, base.split, request.meteor)
+    results = run_evaluation(base, run, task, progress)
+    if request.latency is None:
+        return GlgeEvaluation(results, None, run.weights.parent)
+    sources = encode_sources(run, task.read(base, run).first(base.limit))
+    report = measure_glge(base, run, sources, request.latency, request.ar_checkpoint, progress)
+    systems = {result.name: result.scores.as_dict() for result in results}
+    save_json(base.folder(run) / "scores.json", {"systems": systems, "latency": report.as_dict()})
+    return GlgeEvaluation(results, report, run.weights.parent)
+
+
+def with_best(checkpoint: Path, average: int) -> Path:
+    """The run's best checkpoint where training kept one (`train.keep_best`) and nothing else is named."""
+    best = checkpoint / "checkpoints" / BEST_FOLDER
+    return best if average == 1 and best.is_dir() else checkpoint
+
+
+class _GlgeSplit:
+    """A split of one task, prepared or in the official layout."""
+
+    def __init__(self, task: Task, split: str, meteor: Meteor) -> None:
+        self._task = task
+        self._split = split
+        self._meteor = meteor
+
+    def read(self, request: EvalRequest, run: LoadedRun) -> EvalText:
+        data = request.data or (Path(run.config.data.path) if run.config.data.path else None)
+        if data is None:
+            raise UsageError("the run does not say where its data lay", str(run.folder), "give --data DIR")
+        longest = run.config.model.max_source_positions - 2
+        if (data / MANIFEST_NAME).is_file():
+            files, limit = self._prepared(data, run)
+        else:
+            files, limit = find_split(data, self._task.name, self._split), task_limits(self._task.name).source
+        source, target = files
+        pairs = list(read_pairs(source, target))
+        references = None if target is None else [pair[1] for pair in pairs]
+        names = (str(source), str(target))
+        return EvalText([pair[0] for pair in pairs], references, names, min(longest, limit))
+
+    def _prepared(self, data: Path, run: LoadedRun) -> tuple[tuple[Path, Path | None], int]:
+        """The text that `prepare_glge.py` keeps, and the longest source of its settings."""
+        settings = check_vocabulary(run, data).settings.get("request", {}).get("settings", {})
+        if settings.get("task", self._task.name) != self._task.name:
+            raise UsageError(
+                f"the data is of task {settings['task']!r}, not {self._task.name!r}",
+                str(data),
+                f"give --task {settings['task']}, or other --data",
+            )
+        ours = {official: own for own, official in GLGE_SPLITS.items()}.get(self._split, self._split)
+        source, target = (data / "raw" / f"{ours}.{side}" for side in ("src", "tgt"))
+        if not source.is_file():
+            raise DataError(
+                f"the data has no text of split {self._split!r}",
+                str(source),
+                "name another split (dev or test), or prepare the data with this split's files",
+            )
+        limit = settings.get("limits", {}).get("source", task_limits(self._task.name).source)
+        return (source, target if target.is_file() else None), int(limit)
+
+    def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: EvalText) -> Scores:
+        if text.references is None:
+            warning = f"nothing is scored: {text.names[0]} has no references beside it"
+            return Scores(self._task.name, self._split, len(outputs.lines), {}, {}, [warning])
+        sources = TextLines(text.names[0], text.sources) if self._task.uses_sources else None
+        references = TextLines(text.names[1], text.references)
+        return score_task(self._task, TaskTexts(outputs, references, sources), self._split, self._meteor)
+
+
+def glge_table(task: Task, results: Sequence[SystemResult]) -> str:
+    """One line a system with the official metrics of the task; a missing METEOR's stand-in says so."""
+    have = {name for result in results for name in result.scores.metrics}
+    wanted = [*task.columns, *((_STAND_IN,) if _STAND_IN in have else ()), "overall"]
+    return checkpoint_eval.results_table(results, [(name, _TITLES[name]) for name in wanted])
+
+
+def best_record(checkpoint: Path) -> dict[str, Any]:
+    """What `best.json` says of a best checkpoint; empty for others."""
+    file = checkpoint / "best.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
