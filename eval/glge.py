@@ -8,10 +8,10 @@
 Tasks: cnndm, gigaword, xsum, msnews, squadqg, msqg, coqa, personachat. The first form writes hypotheses and
 scores.json to RUN/eval/SPLIT (or --output DIR), takes the best checkpoint where training kept one, and
 measures milliseconds a sample one by one; its --data is a prepared directory or a folder in the official
-layout (default: where the data lay in training). In the others --data is the folder of one level in the official
-layout (xsum_data/org_data/test.tgt); the files of a folder are named as in submissions (xsum.easy.test).
-Question generation needs the sources, or else every line counts as an item. METEOR needs Java and
-pycocoevalcap. Without arguments: help and an example.
+layout (default: where the data lay in training). In the others --data is the folder of one level in the
+official layout (xsum_data/org_data/test.tgt); the files of a folder are named as in submissions
+(xsum.easy.test). Question generation needs the sources, or else every line counts as an item. METEOR needs
+Java and pycocoevalcap. Without arguments: help and an example.
 """
 
 from __future__ import annotations

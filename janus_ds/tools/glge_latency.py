@@ -65,7 +65,9 @@ class LatencyReport:
 
     def lines(self) -> list[str]:
         """The table, with its conditions above and its notes below."""
-        rows = [("system", "ms/sample", "median", "p95", "tokens", "x our AR", "x HF AR")]
+        rows: list[tuple[str, ...]] = [
+            ("system", "ms/sample", "median", "p95", "tokens", "x our AR", "x HF AR")
+        ]
         for name, latency in self.systems.items():
             found = latency.as_dict()
             cells = [f"{found[key]:.1f}" for key in ("ms_per_sentence", "median_ms", "p95_ms", "mean_tokens")]
@@ -152,7 +154,7 @@ def _peer(
     same_weights = base.config.objective.ar_stream == "content" and _OURS in systems
     lengths: dict[tuple[int, ...], int] | None = None
     if not same_weights:
-        name = _OURS if _OURS in systems else next(reversed(systems))
+        name = _OURS if _OURS in systems else list(systems)[-1]
         lengths = {tuple(source): systems[name](source) for source in sources}
     try:
         peer = HfAr(base, folder, lengths, request.device)
@@ -211,7 +213,8 @@ class HfAr:
 
         transformers.utils.logging.disable_progress_bar()
         self.version: str = transformers.__version__
-        model = transformers.BartForConditionalGeneration.from_pretrained(folder)
+        # Its own types take no str for a device.
+        model: Any = transformers.BartForConditionalGeneration.from_pretrained(folder)
         self._model = model.to(device).eval()
         self._special = run.special
         self._bart_start = run.config.objective.decoder_start == "eos_bos"
