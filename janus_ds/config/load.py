@@ -95,6 +95,7 @@ _NOT_TRAINED = {
     "train.keep_last",
     "train.valid_bleu",
     "train.valid_bleu_samples",
+    "train.valid_task",
     "train.valid_bleu_iterations",
     "train.keep_best",
     "train.patience",
@@ -117,6 +118,9 @@ def fingerprint(run: RunConfig) -> str:
         for key in field_table()
         if key not in _NOT_TRAINED and not key.startswith("decode.") and key != "model.preset"
     }
+    if run.init_length_head == RunConfig.init_length_head:
+        # So that runs from before there was a choice go on.
+        del values["init_length_head"]
     if run.optim.schedule != "polynomial":
         del values["train.max_steps"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -15,6 +15,8 @@ from janus_ds.config.schema import RunConfig
 
 __all__ = ["CHOICES", "check_run", "check_values"]
 
+_GLGE_TASKS = ("cnndm", "gigaword", "xsum", "msnews", "squadqg", "msqg", "coqa", "personachat")
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.preset": tuple(MODEL_PRESETS),
     "model.activation": ("relu", "gelu"),
@@ -30,7 +32,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.mask_symbol": ("mask", "unk"),
     "optim.schedule": ("inverse_sqrt", "polynomial", "constant"),
     "train.batch_cost": ("tokens", "rows"),
+    "init_length_head": ("keep", "new"),
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
+    "train.valid_task": ("nmt", *_GLGE_TASKS),
     "train.keep_best": ("none", "ar", "nar"),
     "decode.mode": ("ar", "nar"),
     "decode.beam_stop": ("fairseq", "transformers"),
@@ -192,7 +196,7 @@ def _validation(run: RunConfig, where: Where, faults: FaultList) -> None:
     modes = ("none", *train.valid_bleu.split(","))
     if train.valid_bleu != "none" and run.data.task != "pair":
         faults.add(
-            f"train.valid_bleu measures translations, but the task is {run.data.task!r}",
+            f"train.valid_bleu scores outputs for given sources, but the task is {run.data.task!r}",
             where("train.valid_bleu"),
             "leave train.valid_bleu out, or set data.task to pair",
             ["train.valid_bleu", "data.task"],
@@ -206,7 +210,7 @@ def _validation(run: RunConfig, where: Where, faults: FaultList) -> None:
         )
     if train.patience and train.keep_best == "none":
         faults.add(
-            "train.patience counts validations without a better BLEU, but train.keep_best names no mode",
+            "train.patience counts validations without a better score, but train.keep_best names no mode",
             where("train.patience"),
             "set train.keep_best to ar or nar, or train.patience to 0",
             ["train.keep_best", "train.patience"],

@@ -213,15 +213,24 @@ class TrainConfig:
     sample_every: int = 0
     """Steps between decoded samples in TensorBoard; 0: with each validation."""
     valid_bleu: str = "none"
-    """Modes whose BLEU is measured with each validation (task pair): none, ar, nar, or ar,nar."""
+    """Modes whose outputs are scored with each validation (task pair): none, ar, nar, or ar,nar.
+
+    By BLEU, or by the metric of another valid_task.
+    """
+    valid_task: str = "nmt"
+    """Task whose metric scores them: nmt, or a task of GLGE.
+
+    nmt: BLEU. cnndm, gigaword, xsum, msnews: mean of ROUGE-1, -2 and -L (their OVERALL). squadqg, msqg: mean
+    of ROUGE-L and BLEU-4 (OVERALL without METEOR, which needs Java). coqa: F1. personachat: BLEU-2.
+    """
     valid_bleu_samples: int = 0
-    """Sentences of the validation set that are translated for it, from the first; 0: all."""
+    """Sentences of the validation set that are decoded for it, from the first; 0: all."""
     valid_bleu_iterations: int = 4
     """NAR refinement iterations in it; AR is decoded greedily."""
     keep_best: str = "none"
-    """Mode (ar or nar) whose best validation BLEU decides what checkpoints/best holds, or none."""
+    """Mode (ar or nar) whose best validation score decides what checkpoints/best holds, or none."""
     patience: int = 0
-    """Validations in a row without a better BLEU of keep_best after which the run ends; 0: never."""
+    """Validations in a row without a better score of keep_best after which the run ends; 0: never."""
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite before the run gives up."""
     activation_checkpointing: bool = False
@@ -264,6 +273,12 @@ class RunConfig:
     """Name of the run; its folder is runs/NAME unless --output says otherwise."""
     init: str | None = None
     """Run folder or checkpoint to take weights from; None: random."""
+    init_length_head: str = "keep"
+    """keep: the length head comes from `init` where it fits; new: it is drawn from train.seed instead.
+
+    GLGE's NAR fine-tuning starts with a new one: a pretraining that did not train lengths, or counted those
+    of whole passages, has nothing to say about summaries or questions.
+    """
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from janus_ds.data.index import Manifest
 from janus_ds.data.text_files import TextFile
 from janus_ds.errors import DataError
 
-__all__ = ["PairText", "held_out_text"]
+__all__ = ["PairText", "held_out_text", "source_limit"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class PairText:
     references: list[str]
     names: tuple[str, str]
     """The files, source and reference."""
+    longest_source: int | None = None
+    """Tokens that sources are cut to, where the preparation did so."""
 
 
 def held_out_text(data: Path, split: str) -> PairText:
@@ -54,4 +58,10 @@ def held_out_text(data: Path, split: str) -> PairText:
             f"{paths[0]} and {paths[1]}",
             "prepare the data again",
         )
-    return PairText(sources, references, (str(paths[0]), str(paths[1])))
+    return PairText(sources, references, (str(paths[0]), str(paths[1])), source_limit(settings))
+
+
+def source_limit(settings: Mapping[str, Any]) -> int | None:
+    """Tokens that `prepare_glge.py` cut sources to, from a manifest's settings; None for other data."""
+    limit = settings.get("request", {}).get("settings", {}).get("limits", {}).get("source")
+    return None if limit is None else int(limit)

@@ -10,13 +10,19 @@ from typing import Protocol
 from janus_ds.batch import SpecialTokens
 from janus_ds.errors import DataError
 
-__all__ = ["DICT_NAME", "FairseqWords", "IdText", "TextCodec"]
+__all__ = ["DICT_NAME", "FairseqWords", "IdText", "TextCodec", "one_line"]
 
 DICT_NAME = "dict.txt"
 _FIRST_WORDS = ("<s>", "<pad>", "</s>", "<unk>")
 _MASK_WORD = "<mask>"
 _JOIN = "@@ "
 _OVERWRITE = " #fairseq:overwrite"
+
+
+def one_line(text: str) -> str:
+    """Decoded text for a file of one output a line: byte-level vocabularies have line ends, and models may
+    write them."""
+    return text.replace("\r", " ").replace("\n", " ").strip()
 
 
 class TextCodec(Protocol):

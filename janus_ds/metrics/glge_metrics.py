@@ -22,7 +22,9 @@ from janus_ds.metrics.scores import ScoreSheet
 from janus_ds.metrics.summaries import SENTENCE_MARK, cnndm_summaries
 
 __all__ = [
+    "MakeItems",
     "Meteor",
+    "PrepareSummaries",
     "Scorer",
     "TaskTexts",
     "choose_meteor",

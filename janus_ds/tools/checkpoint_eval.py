@@ -20,7 +20,7 @@ from janus_ds.data.pair_encoding import plain_ids
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
-from janus_ds.decode.text import TextCodec
+from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.scores import Scores, save_json
@@ -302,9 +302,7 @@ def one_by_one(generator: Generator, ids: Sequence[int]) -> int:
 
 def _hypothesis(generator: Generator, item: ScoredTokens) -> Hypothesis:
     text = "" if generator.text is None else generator.text.decode(item.tokens)
-    # A byte-level vocabulary has line ends, and a model may write one.
-    line = text.replace("\r", " ").replace("\n", " ").strip()
-    return Hypothesis(line, item.tokens, item.score, generator.config.decode.mode)
+    return Hypothesis(one_line(text), item.tokens, item.score, generator.config.decode.mode)
 
 
 def _origin(run: LoadedRun, request: EvalRequest) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from janus_ds.checkpoint.best import BEST_FOLDER
 from janus_ds.data.glge_files import GLGE_SPLITS, find_split, read_pairs, task_limits
 from janus_ds.data.index import MANIFEST_NAME
+from janus_ds.data.pair_text import source_limit
 from janus_ds.decode.hypothesis import Hypothesis
 from janus_ds.decode.load import LoadedRun
 from janus_ds.errors import DataError, UsageError
@@ -144,7 +145,8 @@ class _GlgeSplit:
 
     def _prepared(self, data: Path, run: LoadedRun) -> tuple[tuple[Path, Path | None], int]:
         """The text that `prepare_glge.py` keeps, and the longest source of its settings."""
-        settings = check_vocabulary(run, data).settings.get("request", {}).get("settings", {})
+        recorded = check_vocabulary(run, data).settings
+        settings = recorded.get("request", {}).get("settings", {})
         if settings.get("task", self._task.name) != self._task.name:
             raise UsageError(
                 f"the data is of task {settings['task']!r}, not {self._task.name!r}",
@@ -159,8 +161,8 @@ class _GlgeSplit:
                 str(source),
                 "name another split (dev or test), or prepare the data with this split's files",
             )
-        limit = settings.get("limits", {}).get("source", task_limits(self._task.name).source)
-        return (source, target if target.is_file() else None), int(limit)
+        limit = source_limit(recorded) or task_limits(self._task.name).source
+        return (source, target if target.is_file() else None), limit
 
     def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: EvalText) -> Scores:
         if text.references is None:

@@ -21,11 +21,24 @@ _LENGTH_HEAD = "length_head.weight"
 logger = logging.getLogger(__name__)
 
 
-def start_from(model: nn.Module, source: str, tokenizer: Tokenizer, parallel: ParallelLayers) -> None:
+def start_from(
+    model: nn.Module,
+    source: str,
+    tokenizer: Tokenizer,
+    parallel: ParallelLayers,
+    new_length_head: bool = False,
+) -> None:
     """Put the weights of a run folder, a checkpoint or a weights file into a model.
 
     A length head with another number of classes cannot be taken over (conventions count lengths
     differently): the model's own, drawn from the seed, stays.
+
+    Args:
+        model: fresh from its seed.
+        source: where the weights are.
+        tokenizer: the data's; must be what the weights were trained with.
+        parallel: the layers the model was built from.
+        new_length_head: keep the model's own even where the other one fits.
 
     Raises:
         CheckpointError: there are no weights, they are of another shape, or they were trained with
@@ -35,8 +48,12 @@ def start_from(model: nn.Module, source: str, tokenizer: Tokenizer, parallel: Pa
     path = find_weights(Path(source))
     weights = read_weights(path)
     own = model.get_parameter(_LENGTH_HEAD)
-    if _LENGTH_HEAD not in weights or weights[_LENGTH_HEAD].shape != own.shape:
-        logger.info("the length head of %s does not fit (%d classes here): a new one", path, own.shape[0])
+    fits = _LENGTH_HEAD in weights and weights[_LENGTH_HEAD].shape == own.shape
+    if new_length_head or not fits:
+        why = (
+            "is not wanted (init_length_head: new)" if fits else f"does not fit ({own.shape[0]} classes here)"
+        )
+        logger.info("the length head of %s %s: a new one", path, why)
         weights[_LENGTH_HEAD] = own.detach().clone()
     load_weights(model, weights, str(path), parallel)
 

@@ -30,11 +30,11 @@ from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import write_run_record
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import Topology, close_topology, init_topology
-from janus_ds.train.bleu import BleuValidator
 from janus_ds.train.engine import TrainingEngine
 from janus_ds.train.guards import StopSignals, together
 from janus_ds.train.initial import start_from
 from janus_ds.train.launch import TrainOptions
+from janus_ds.train.output_scores import OutputScores
 from janus_ds.train.samples import SampleDecoder, text_pairs
 from janus_ds.train.state import Meters, RunIdentity, check_resumable
 from janus_ds.train.step import TrainingStep
@@ -143,7 +143,8 @@ def build_engine(plan: Plan, topology: Topology) -> TrainingEngine:
     parallel.seed_rng(config.train.seed)
     model = JanusModel(config.model, plan.special, parallel, config.train.activation_checkpointing)
     if config.init is not None:
-        start_from(model, config.init, plan.tokenizer, parallel)
+        new_head = config.init_length_head == "new"
+        start_from(model, config.init, plan.tokenizer, parallel, new_head)
     objective = JanusObjective(config.objective, plan.special.vocab_size, parallel)
     return TrainingEngine(TrainingStep(model, objective), config.optim, plan.execution, topology, parallel)
 
@@ -199,7 +200,7 @@ def _train(
         checkpoints=checkpoints,
         vocab_size=plan.special.vocab_size,
         sampler=SampleDecoder(plan.config, plan.tokenizer, pairs, topology.device),
-        bleu=together(topology, lambda: BleuValidator.of(plan.config, plan.tokenizer, topology.device)),
+        scorer=together(topology, lambda: OutputScores.of(plan.config, plan.tokenizer, topology.device)),
     )
     trainer = Trainer(parts, signals, step, Meters(**state["meters"]))
     # Before the first step, so that a batch that no rank could make is refused on all ranks together.

@@ -31,7 +31,7 @@ class Meters:
     seconds: float = 0.0
     skipped_steps: int = 0
     best_bleu: float = -1.0
-    """Best validation BLEU of train.keep_best."""
+    """Best validation score of train.keep_best; BLEU for translation."""
     best_step: int = 0
     stale_validations: int = 0
     """Validations since then."""

@@ -17,6 +17,7 @@ from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.step_data import StepData
 from janus_ds.errors import JanusError, TrainingError
+from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.objective.ramps import ramp_factors
 from janus_ds.observe.meters import StepMeter, device_peak_flops, memory_bytes, step_flops
 from janus_ds.observe.progress import Progress
@@ -27,10 +28,10 @@ from janus_ds.train.lr_schedule import learning_rate
 from janus_ds.train.state import Meters, RunIdentity
 from janus_ds.train.validation import Validator, add_terms, global_counts, global_terms
 
-__all__ = ["BleuScorer", "Outcome", "Sampler", "Trainer", "TrainerParts"]
+__all__ = ["Outcome", "OutputScorer", "Sampler", "Trainer", "TrainerParts"]
 
-BleuScorer = Callable[[Mapping[str, Tensor]], dict[str, float]]
-"""Makes validation BLEU by mode from the weights; called on rank 0."""
+OutputScorer = Callable[[Mapping[str, Tensor]], dict[str, float]]
+"""Scores validation outputs by mode from the weights; called on rank 0."""
 
 Sampler = Callable[[Mapping[str, Tensor]], str]
 """Makes markdown with decoded samples from the weights; called on rank 0."""
@@ -57,7 +58,7 @@ class TrainerParts:
         vocab_size: of the tokenizer, for the work count.
         sampler: decodes samples for TensorBoard, or None; the same on all ranks, since gathering the
             weights takes all of them.
-        bleu: scores translations of the validation set, or None; the same on all ranks.
+        scorer: scores outputs for the validation set, or None; the same on all ranks.
     """
 
     config: RunConfig
@@ -68,7 +69,7 @@ class TrainerParts:
     checkpoints: CheckpointManager
     vocab_size: int
     sampler: Sampler | None = None
-    bleu: BleuScorer | None = None
+    scorer: OutputScorer | None = None
 
 
 class Trainer:
@@ -185,14 +186,14 @@ class Trainer:
             f"{name} {value:.3f}" for name, value in losses.items() if not name.endswith("_nll")
         )
         self._progress.note(f"step {self._step} held out: {shown}")
-        return {f"valid/{name}": value for name, value in {**losses, **self._bleu()}.items()}
+        return {f"valid/{name}": value for name, value in {**losses, **self._score()}.items()}
 
-    def _bleu(self) -> dict[str, float]:
-        """Validation BLEU by mode; keeps the best weights and counts validations without a better one."""
-        if self._parts.bleu is None:
+    def _score(self) -> dict[str, float]:
+        """Validation scores by mode; keeps the best weights and counts validations without a better one."""
+        if self._parts.scorer is None:
             return {}
         weights = self._engine.full_weights()
-        scores = self._parts.bleu(weights) if weights is not None else {}
+        scores = self._parts.scorer(weights) if weights is not None else {}
         scores = self._topology.broadcast_object(scores)
         meters, mode = self._meters, self._train.keep_best
         if mode in scores:
@@ -203,11 +204,13 @@ class Trainer:
                 meters.stale_validations += 1
             meters.finished = 0 < self._train.patience <= meters.stale_validations
         shown = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
-        self._progress.note(f"step {self._step} BLEU: {shown}; best {meters.best_bleu:.2f}")
-        return {f"bleu_{mode}": score for mode, score in scores.items()}
+        metric = VALIDATION_METRICS[self._train.valid_task]
+        self._progress.note(f"step {self._step} {metric.title}: {shown}; best {meters.best_bleu:.2f}")
+        return {f"{metric.name}_{mode}": score for mode, score in scores.items()}
 
     def _keep_best(self, weights: dict[str, Tensor] | None, scores: Mapping[str, float]) -> None:
-        record = {"step": self._step, "valid_bleu": dict(scores), "mode": self._train.keep_best}
+        name = f"valid_{VALIDATION_METRICS[self._train.valid_task].name}"
+        record = {"step": self._step, name: dict(scores), "mode": self._train.keep_best}
         root = self._parts.run / "checkpoints"
         together(self._topology, lambda: save_best(root, weights, record) if weights is not None else None)
 

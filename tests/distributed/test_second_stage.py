@@ -144,6 +144,16 @@ def test_pairs_of_glge_train_in_every_mode_in_barts_layout(results: Any) -> None
         assert run.config.objective.decoder_start == "eos_bos"
         assert run.config.decode.mode == ("ar" if mode.startswith("ar") else "nar")
         Generator(run.model, run.text, run.special, run.config).generate(["ab ce"])
+        # The best weights by the task's own metric.
+        name = "ar" if mode.startswith("ar") else "nar"
+        best = json.loads((folder / f"glge-{mode}" / "checkpoints" / "best" / "best.json").read_text())
+        (score,) = runs[f"glge-{mode}"].series(f"valid/question_{name}")
+        assert (best["step"], best["mode"], best["valid_question"][name]) == (4, name, score)
+        assert len(best["valid_question"]) == (2 if mode == "janus" else 1)
+        # Four updates move a weight by 4e-4 at most; another draw of deviation .02 by more.
+        head = runs[f"glge-{mode}"].weights["length_head.weight"]
+        moved = (head - read_weights(folder / "bart" / "weights.safetensors")["length_head.weight"]).abs()
+        assert (float(moved.mean()) > 0.01) == (mode == "nar")
     assert main(["--to", "hf", str(folder / "glge-ar"), "--output", str(folder / "hf-ar")]) == 0
 
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from janus_ds.checkpoint.weights import read_weights
 from janus_ds.config.initial import record_of
-from janus_ds.config.load import from_dict, load_run_config, to_dict
+from janus_ds.config.load import fingerprint, from_dict, load_run_config, to_dict
+from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.decode.load import load_run
+from janus_ds.errors import ConfigError
+from janus_ds.model.janus import JanusModel
+from janus_ds.parallel.layers import DenseLayers
 from janus_ds.tools.convert import main
+from janus_ds.train.initial import start_from
 from tests.support.hf_folder import hub_folder
 
 PAIR = ["data.task=pair"]
@@ -30,6 +38,37 @@ def test_pairs_start_as_the_run_they_come_from(bart: Path) -> None:
     assert own.objective.decoder_start == "bos"
     nothing = load_run_config(None, [*PAIR, f"init={bart.parent}"])
     assert nothing.objective.decoder_start == "bos"
+
+
+def test_the_length_head_is_taken_over_or_drawn_anew(bart: Path) -> None:
+    """All else is equal to the weights that a run starts from."""
+    record = load_run(bart)
+    tokenizer = load_tokenizer(bart / "tokenizer")
+    start = read_weights(bart / "weights.safetensors")
+    heads = {}
+    for new in (False, True):
+        torch.manual_seed(5)
+        model = JanusModel(record.config.model, record.special, DenseLayers())
+        drawn = model.length_head.weight.detach().clone()
+        start_from(model, str(bart), tokenizer, DenseLayers(), new)
+        weights = model.state_dict()
+        heads[new] = weights.pop("length_head.weight")
+        assert all(torch.equal(value, start[name]) for name, value in weights.items())
+        assert weights.keys() | {"length_head.weight"} == start.keys()
+    assert torch.equal(heads[False], start["length_head.weight"])
+    assert torch.equal(heads[True], drawn)
+    assert not torch.equal(heads[True], heads[False])
+
+
+def test_a_choice_of_the_length_head_tells_runs_apart_but_its_default_does_not() -> None:
+    plain = load_run_config(None, PAIR)
+    assert "init_length_head" in to_dict(plain)
+    # As of a run that was started before there was a choice.
+    old = {name: value for name, value in to_dict(plain).items() if name != "init_length_head"}
+    assert fingerprint(from_dict(old)) == fingerprint(plain)
+    assert fingerprint(load_run_config(None, [*PAIR, "init_length_head=new"])) != fingerprint(plain)
+    with pytest.raises(ConfigError, match="init_length_head has no value"):
+        load_run_config(None, ["init_length_head=fresh"])
 
 
 def test_the_record_is_found_from_every_way_to_name_weights(bart: Path, tmp_path: Path) -> None:

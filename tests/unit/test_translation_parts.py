@@ -70,7 +70,7 @@ def test_held_out_text_is_what_was_given(data, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["train.valid_bleu=ar"], "measures translations, but the task is 'denoise'"),
+        (["train.valid_bleu=ar"], "scores outputs for given sources, but the task is 'denoise'"),
         (["data.task=pair", "train.keep_best=nar"], "does not measure that mode"),
         (["data.task=pair", "train.patience=3"], "train.keep_best names no mode"),
         (["train.valid_bleu=bleu"], "has no value 'bleu'"),

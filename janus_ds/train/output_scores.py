@@ -1,4 +1,4 @@
-"""BLEU of the validation set along a run: greedy AR, and NAR with a few iterations."""
+"""Scores of the validation set's outputs along a run: greedy AR, and NAR with a few iterations."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 
 from janus_ds.config.schema import RunConfig
+from janus_ds.data.pair_encoding import plain_ids
 from janus_ds.data.pair_text import PairText, held_out_text
 from janus_ds.data.tokenizer import Tokenizer
 from janus_ds.decode.generator import Generator, trained_modes
+from janus_ds.decode.text import one_line
 from janus_ds.errors import ConfigError
-from janus_ds.metrics.text import sacrebleu_13a
+from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
 
-__all__ = ["BleuValidator", "bleu_modes"]
+__all__ = ["OutputScores", "scored_modes"]
 
 
-def bleu_modes(config: RunConfig) -> tuple[str, ...]:
-    """Modes whose BLEU the run measures.
+def scored_modes(config: RunConfig) -> tuple[str, ...]:
+    """Modes whose outputs the run scores.
 
     Raises:
         ConfigError: one of them is not trained.
@@ -39,15 +41,15 @@ def bleu_modes(config: RunConfig) -> tuple[str, ...]:
     return asked
 
 
-class BleuValidator:
-    """Translates fixed sentences with given weights and scores them.
+class OutputScores:
+    """Decodes fixed sources with given weights and scores the outputs by the task's metric.
 
     A whole model of its own, since the engine's weights may be partitioned over ranks.
 
     Args:
         config: the resolved run.
         tokenizer: the run's tokenizer.
-        text: sentences and references.
+        text: sources and references.
         device: where to decode.
     """
 
@@ -55,25 +57,31 @@ class BleuValidator:
         self._config = config
         self._tokenizer = tokenizer
         count = config.train.valid_bleu_samples or len(text.sources)
-        self._sources, self._references = text.sources[:count], text.references[:count]
+        self._sources = [tokenizer.encode(source) for source in text.sources[:count]]
+        if text.longest_source is not None:
+            # As the training sources were cut.
+            longest = min(text.longest_source, config.model.max_source_positions - 2)
+            self._sources = [plain_ids(row, tokenizer.special)[:longest] for row in self._sources]
+        self._references = text.references[:count]
         self._device = device
         self._model: JanusModel | None = None
-        self._modes = bleu_modes(config)
+        self._modes = scored_modes(config)
+        self._metric = VALIDATION_METRICS[config.train.valid_task]
 
     @classmethod
-    def of(cls, config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> BleuValidator | None:
-        """For the run's own validation text; None where no BLEU is asked for.
+    def of(cls, config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> OutputScores | None:
+        """For the run's own validation text; None where no scores are asked for.
 
         Raises:
             ConfigError: a mode that is not trained; DataError: the text is missing.
         """
-        if not bleu_modes(config):
+        if not scored_modes(config):
             return None
         text = held_out_text(Path(config.data.path or ""), "valid")
         return cls(config, tokenizer, text, device)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """sacreBLEU (13a) by mode, 0 to 100."""
+        """The metric of `train.valid_task` by mode, in percent."""
         special = self._tokenizer.special
         if self._model is None:
             self._model = JanusModel(self._config.model, special, DenseLayers()).to(self._device)
@@ -87,5 +95,6 @@ class BleuValidator:
         longest = decode.max_length or min(config.data.block_tokens, 200)
         decode = replace(decode, max_length=min(longest, config.model.max_target_positions - 2))
         generator = Generator(model, self._tokenizer, self._tokenizer.special, replace(config, decode=decode))
-        found = [hypothesis.text for hypothesis in generator.generate(self._sources)]
-        return float(sacrebleu_13a(found, self._references).score)
+        found = generator.generate_ids(self._sources)
+        outputs = [one_line(self._tokenizer.decode(candidates[0].tokens)) for candidates in found]
+        return self._metric.score(outputs, self._references)
