@@ -1,4 +1,4 @@
-"""What the commands share: recipe arguments, and numbers and tables as text."""
+"""What the commands share: the default recipe, and numbers and tables as text."""
 
 from __future__ import annotations
 
@@ -9,28 +9,12 @@ from pathlib import Path
 import janus_ds
 from janus_ds.errors import UsageError
 
-__all__ = ["add_recipe_arguments", "bytes_text", "count_text", "new_parser", "recipe_path", "table"]
+__all__ = ["bytes_text", "count_text", "new_parser", "recipe_path", "table"]
 
 
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
     """The argument parser of one command."""
     return argparse.ArgumentParser(prog=f"python -m janus_ds {command}", description=description)
-
-
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--recipe` and `--set`."""
-    parser.add_argument(
-        "--recipe", type=Path, help="recipe to read (default: launch/recipes/quickstart.yaml)"
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override fields of the recipe, such as train.max_steps=20",
-    )
 
 
 def recipe_path(given: Path | None) -> Path:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.load import load_run_config
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.index import Manifest
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.data.views import Views
 from janus_ds.errors import DataError, UsageError
-from janus_ds.tools.common import add_recipe_arguments, new_parser, recipe_path
+from janus_ds.tools.common import new_parser, recipe_path
 from janus_ds.tools.picture import picture_of
 
 __all__ = ["describe_views", "main"]

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.index import Manifest
 from janus_ds.errors import UsageError
-from janus_ds.tools.common import add_recipe_arguments, bytes_text, count_text, new_parser, recipe_path, table
+from janus_ds.tools.common import bytes_text, count_text, new_parser, recipe_path, table
 from janus_ds.tools.model_size import PartSize, checkpoint_bytes, model_parts, state_bytes
 
 __all__ = ["describe_length", "describe_memory", "describe_model", "main"]

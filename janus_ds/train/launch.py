@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.modes import mode_overrides
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, exit_on_error
 from janus_ds.train.trainer import Outcome
@@ -61,22 +62,13 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
         metavar="JSON",
         help="how the run is executed, such as ds_configs/zero2.json",
     )
-    parser.add_argument("--recipe", type=Path, default=recipe, metavar="YAML", help="what is trained")
+    add_recipe_arguments(parser, recipe)
     parser.add_argument(
         "--data", metavar="DIR", help="made by launch/prepare_data.py; default: bundled corpus"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder; default: runs/NAME")
     parser.add_argument("--init", metavar="RUN", help="run or checkpoint to take the first weights from")
     parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override fields of the recipe, such as train.max_steps=20",
-    )
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
     )
