@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from janus_ds.errors import UsageError, exit_on_error
-from janus_ds.metrics.files import read_lines
+from janus_ds.metrics.files import check_same_length, read_lines
 from janus_ds.metrics.glge import Task, combine, score_task, task_named
 from janus_ds.metrics.glge_files import find_predictions, read_texts
 from janus_ds.metrics.glge_metrics import Meteor, TaskTexts, choose_meteor
@@ -155,8 +155,10 @@ def score_folder(parsed: argparse.Namespace) -> list[Scores]:
         )
     files = find_predictions(parsed.predictions, parsed.split)
     tasks = {task_named(name): path for name, path in files.items()}
-    # All files first: a missing one is told before minutes of scoring.
+    # All files first: one that is missing or cut is told before minutes of scoring.
     texts = {task.name: read_texts(task, path, parsed.data, parsed.split) for task, path in tasks.items()}
+    for found in texts.values():
+        check_same_length(found.predictions, found.references)
     meteor = _meteor(list(tasks), parsed)
     return [score_task(task, texts[task.name], parsed.split, meteor) for task in tasks]
 

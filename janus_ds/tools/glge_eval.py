@@ -6,11 +6,9 @@ measure speed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from janus_ds.checkpoint.best import BEST_FOLDER
 from janus_ds.data.glge_files import GLGE_SPLITS, find_split, read_pairs, task_limits
@@ -178,9 +176,3 @@ def glge_table(task: Task, results: Sequence[SystemResult]) -> str:
     have = {name for result in results for name in result.scores.metrics}
     wanted = [*task.columns, *((_STAND_IN,) if _STAND_IN in have else ()), "overall"]
     return checkpoint_eval.results_table(results, [(name, _TITLES[name]) for name in wanted])
-
-
-def best_record(checkpoint: Path) -> dict[str, Any]:
-    """What `best.json` says of a best checkpoint; empty for others."""
-    file = checkpoint / "best.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from types import ModuleType
 
 import pytest
 
-from janus_ds.errors import DataError, JanusError, MissingDependencyError, UsageError
+from janus_ds.errors import ConfigError, DataError, JanusError, MissingDependencyError, UsageError
 from janus_ds.metrics.meteor import JAR_VARIABLE
+from janus_ds.tools.convert import main as convert
+from tests.support.hf_folder import hub_folder
 from tests.support.metric_fixtures import metric_cases
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +108,55 @@ def test_a_submission_is_scored(tmp_path: Path) -> None:
     assert set(scores["tasks"]) == {"xsum", "squadqg", "coqa", "personachat"}
     assert set(scores["metrics"]) == {"xsum", "coqa", "personachat"}
     assert scores["n"] == 12
+
+
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with random weights."""
+    folder = tmp_path_factory.mktemp("glge")
+    assert convert(["--from", "hf", str(hub_folder(folder / "hub")), "--to", str(folder / "bart")]) == 0
+    return folder / "bart"
+
+
+def test_a_checkpoint_is_decoded_and_scored(
+    bart: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(JAR_VARIABLE, str(tmp_path / "none.jar"))
+    shutil.copytree(SAMPLES / "glge", tmp_path / "glge")
+    sources = tmp_path / "glge" / "squadqg_data" / "org_data" / "test.src"
+    sources.write_text("".join(f"ab ce {'ab ' * 40 * i}\n" for i in range(3)))
+    command = ["glge", "--task", "squadqg", "--checkpoint", bart, "--data", tmp_path / "glge"]
+    command += ["--device", "cpu", "--beam", 2, "--output", tmp_path / "out"]
+    assert run(*command, "--latency-samples", 1) == 0
+    printed = capsys.readouterr()
+    for part in (
+        "squadqg, test, 3 lines",
+        "R-L",
+        "(not METEOR)",
+        "METEOR is missing",
+        "ms/sample",
+        "x our AR",
+    ):
+        assert part in printed.out
+    assert "METEOR will be missing" in printed.err
+    assert "3/3" in printed.err
+    assert len((tmp_path / "out" / "ar.txt").read_text().splitlines()) == 3
+    told = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert told["latency"]["conditions"] | {"samples": 1, "beam": 2} == told["latency"]["conditions"]
+    # The official test sets may come without references.
+    (sources.parent / "test.tgt").unlink()
+    assert run(*command, "--latency-samples", 0, "--limit", 2) == 0
+    assert "nothing is scored" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "ar.txt").read_text().splitlines()) == 2
+    for more, kind in (
+        (["--predictions", sources], UsageError),
+        (["--limit", -1], UsageError),
+        (["--meteor", "require"], MissingDependencyError),
+        (["--mode", "nar"], ConfigError),
+        (["--split", "later"], DataError),
+    ):
+        with pytest.raises(kind):
+            run(*command, *more)
 
 
 def test_faults_are_told_in_three_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,89 @@
+"""Speed of decoding: which sentences, how often, and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import load_run
+from janus_ds.tools.convert import main
+from janus_ds.tools.glge_eval import with_best
+from janus_ds.tools.glge_latency import HfAr, LatencyReport
+from janus_ds.tools.latency import Latency, LatencyPlan, measure, spread_over
+from tests.support.hf_folder import hub_folder
+
+
+def test_sentences_come_from_all_over_the_set() -> None:
+    assert spread_over(10, 3) == [0, 3, 6]
+    assert spread_over(2, 5) == [0, 1]
+    assert spread_over(4, 0) == spread_over(0, 4) == []
+
+
+def test_all_systems_decode_the_same_sentences_in_turn_after_a_warm_up() -> None:
+    calls: list[tuple[str, int]] = []
+    shown: list[tuple[str, int, int]] = []
+
+    def system(name: str) -> object:
+        def decode(ids: Sequence[int]) -> int:
+            calls.append((name, ids[0]))
+            return ids[0]
+
+        return decode
+
+    systems = {name: system(name) for name in ("a", "b")}
+    plan = LatencyPlan(samples=2, warm_up=1, rounds=2)
+    found = measure(systems, [[5], [7]], plan, progress=lambda *values: shown.append(values))  # type: ignore[arg-type]
+    once = [("a", 5), ("a", 7), ("b", 5), ("b", 7)]
+    assert calls == [("a", 5), ("b", 5), *once, *once]
+    assert found["a"].tokens == [5, 7, 5, 7]
+    assert len(found["b"].milliseconds) == 4
+    assert shown[-1] == ("latency", 8, 8)
+
+
+def test_a_report_has_both_speed_ups() -> None:
+    times = {"ar": [8.0, 8.0, 8.0], "hf-ar": [16.0] * 3, "nar-0": [1.0, 2.0, 3.0]}
+    systems = {name: Latency(milliseconds, [4, 5, 6]) for name, milliseconds in times.items()}
+    report = LatencyReport(systems, {"batch": 1}, ["a note"])
+    nar = report.as_dict()["systems"]["nar-0"]
+    assert (nar["speed_up_over_our_ar"], nar["speed_up_over_hf_ar"]) == (4.0, 8.0)
+    assert (nar["ms_per_sentence"], nar["median_ms"], nar["p95_ms"], nar["mean_tokens"]) == (2, 2, 3, 5)
+    first, head, *_, row, note = "\n".join(report.lines()).splitlines()
+    assert first == "latency: batch 1"
+    assert head.split()[-6:] == ["x", "our", "AR", "x", "HF", "AR"]
+    assert row.split() == ["nar-0", "2.0", "2.0", "3.0", "5.0", "4.00x", "8.00x"]
+    assert note == "note: a note"
+    alone = LatencyReport({"nar-0": systems["nar-0"]}, {}, [])
+    assert alone.as_dict()["systems"]["nar-0"]["speed_up_over_our_ar"] is None
+    assert alone.lines()[-1].split()[-2:] == ["-", "-"]
+
+
+def test_transformers_writes_what_the_run_writes_or_as_much_as_it_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    main(["--from", "hf", str(hub_folder(tmp_path / "hub")), "--to", str(tmp_path / "run")])
+    run = load_run(tmp_path / "run", {"max_length": 9, "beam": 2})
+    sources = [[5, 9, 8], [11, 4, 7, 30, 12]]
+    ours = [
+        len(c[0].tokens) for c in Generator(run.model, None, run.special, run.config).generate_ids(sources)
+    ]
+    theirs = HfAr(run, tmp_path / "free", None, "cpu")
+    assert [theirs(ids) for ids in sources] == ours
+    for start in ("eos_bos", "bos"):
+        other = replace(
+            run, config=replace(run.config, objective=replace(run.config.objective, decoder_start=start))
+        )
+        lengths = {tuple(ids): number for number, ids in enumerate(sources, 3)}
+        held = HfAr(other, tmp_path / start, lengths, "cpu")
+        assert [held(ids) for ids in sources] == [3, 4]
+
+
+def test_the_best_checkpoint_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    assert with_best(tmp_path, 1) == tmp_path
+    best = tmp_path / "checkpoints" / "best"
+    best.mkdir(parents=True)
+    assert with_best(tmp_path, 1) == best
+    assert with_best(tmp_path, 5) == tmp_path
+    assert with_best(best, 1) == best
