@@ -42,7 +42,11 @@ DOORS = {
     "torch.utils.tensorboard": {"observe/writers.py"},
     "sentencepiece": {"data/tokenizer.py"},
     "tokenizers": {"data/tokenizer.py"},
-    "matplotlib": {"tools/inspect.py", "tools/picture.py"},
+    "matplotlib": {
+        "tools/inspect.py",
+        "tools/picture.py",
+        *(f"tools/report_{part}.py" for part in ("style", "figures", "losses", "tradeoff")),
+    },
 }
 # These take long to import and must not be paid by who does not use them.
 LAZY = {"megatron", "tensorboard", "torch.utils.tensorboard", "matplotlib"}

@@ -1,0 +1,299 @@
+"""What a report is made of: run folders, their curves, their scores. Missing pieces are noted, never fatal.
+
+A run folder holds `run.json` and `metrics.jsonl` (training) and `eval/SPLIT/` (scores.json, one text a line
+for each way of decoding, references.txt). Scores of `eval/glge.py` may also lie in the folder itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from janus_ds.config.faults import suggestion
+from janus_ds.data.index import Manifest
+from janus_ds.data.pair_text import held_out_text
+from janus_ds.errors import JanusError, UsageError
+from janus_ds.metrics.files import read_lines
+from janus_ds.observe.run_record import read_run_record
+from janus_ds.observe.writers import read_metrics
+
+__all__ = ["RunFolder", "System", "iterations_of", "primary_metric", "read_runs", "sorted_modes"]
+
+_NAR = re.compile(r"nar-(\d+)$")
+_SEED = re.compile(r"[-_]?s(eed)?\d+$")
+_PRIMARY = ("sacrebleu", "overall", "rougeL", "f1", "bleu4", "bleu1")
+
+
+@dataclass(frozen=True)
+class System:
+    """One way of decoding with one run, scored.
+
+    Attributes:
+        mode: ar, nar-4, draft, ...
+        scores: its part of scores.json.
+        hypotheses: the file of outputs; None if it is not there.
+    """
+
+    mode: str
+    scores: Mapping[str, Any]
+    hypotheses: Path | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Values by name."""
+        found = self.scores.get("metrics")
+        return {k: float(v) for k, v in _mapping(found).items() if isinstance(v, int | float)}
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """sentences_per_second (in batches) and ms_per_sentence_batch_1, as far as measured."""
+        found = self.scores.get("speed")
+        return {k: float(v) for k, v in _mapping(found).items() if isinstance(v, int | float) and v > 0}
+
+
+@dataclass
+class RunFolder:
+    """A run as a report sees it.
+
+    Attributes:
+        folder: where it lies.
+        label: its name in tables and pictures, unique among the runs.
+        record: run.json; empty if there is none.
+        lines: metrics.jsonl, in the order of steps.
+        tasks: scored systems by task ("nmt", "xsum", ...) and mode.
+        notes: what is missing or odd, for the reader.
+    """
+
+    folder: Path
+    label: str
+    record: dict[str, Any]
+    lines: list[dict[str, Any]]
+    tasks: dict[str, dict[str, System]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def recipe(self, *keys: str) -> Any:
+        """A value of the recipe; None where the record does not have it."""
+        found: Any = self.record.get("recipe")
+        for key in keys:
+            found = _mapping(found).get(key)
+        return found
+
+    @property
+    def objective(self) -> str:
+        """The preset of the objective; "?" if unknown."""
+        systems = [system for found in self.tasks.values() for system in found.values()]
+        told = [system.scores["objective"] for system in systems if system.scores.get("objective")]
+        return str(self.recipe("objective", "preset") or (told[0] if told else "?"))
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of training."""
+        return self.recipe("train", "seed")
+
+    @property
+    def updates(self) -> int | None:
+        """Updates made so far."""
+        return self.lines[-1]["step"] if self.lines else None
+
+    @property
+    def group(self) -> str:
+        """Equal for runs that differ in their seed only."""
+        recipe = dict(_mapping(self.record.get("recipe")))
+        if not recipe:
+            return str(self.folder)
+        recipe.pop("name", None)
+        recipe["train"] = {k: v for k, v in _mapping(recipe.get("train")).items() if k != "seed"}
+        return json.dumps(recipe, sort_keys=True)
+
+    @property
+    def group_label(self) -> str:
+        """The label without its seed."""
+        return _SEED.sub("", self.label) or self.label
+
+    def points(self, key: str) -> list[tuple[int, float]]:
+        """(update, value) of a key of metrics.jsonl, where it is a number."""
+        return [(line["step"], float(line[key])) for line in self.lines if _is_number(line.get(key))]
+
+    def samples_in_training(self) -> int | None:
+        """Training samples in the data; None if the data is not at hand."""
+        for data in self._data_folders():
+            try:
+                return Manifest.load(data).splits["train"].samples
+            except (JanusError, KeyError):
+                continue
+        return None
+
+    def sources(self, split: str, references: Sequence[str]) -> list[str] | None:
+        """The sources that belong to these references; None if they are not at hand."""
+        for system in (s for found in self.tasks.values() for s in found.values()):
+            path = system.hypotheses.parent / "sources.txt" if system.hypotheses else None
+            if path is not None and path.is_file():
+                return read_lines(path).lines
+        for data in self._data_folders():
+            try:
+                text = held_out_text(data, split)
+            except JanusError:
+                continue
+            count = len(references)
+            # References that differ tell that this is another test set than the one decoded.
+            if text.references[:count] == list(references):
+                return text.sources[:count]
+        return None
+
+    def _data_folders(self) -> Iterator[Path]:
+        """Where the data may lie: as in training, or beside the run."""
+        named = self.recipe("data", "path")
+        for data in (Path(named) if named else None, self.folder.parent / "data"):
+            if data is not None and (data / "manifest.json").is_file() and self._is_ours(data):
+                yield data
+
+    def _is_ours(self, data: Path) -> bool:
+        expected = self.record.get("tokenizer_fingerprint")
+        try:
+            return expected is None or Manifest.load(data).tokenizer_fingerprint == expected
+        except JanusError:
+            return False
+
+
+def read_runs(folders: Sequence[Path], split: str) -> list[RunFolder]:
+    """Read run folders; a folder named twice is read once.
+
+    Args:
+        folders: as the user gave them.
+        split: whose scores are wanted.
+
+    Raises:
+        UsageError: none is given, one is not a folder, or one holds nothing of a run.
+    """
+    if not folders:
+        raise UsageError(
+            "no run is named", "the command line", "give run folders, such as runs/ar runs/janus"
+        )
+    unique = list({folder.resolve(): folder for folder in folders})
+    return [_read_run(folder, label, split) for folder, label in zip(unique, _labels(unique), strict=True)]
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    longest = max(len(folder.parts) for folder in folders)
+    for count in range(1, longest + 1):
+        labels = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _read_run(folder: Path, label: str, split: str) -> RunFolder:
+    if not folder.is_dir():
+        near = sorted(p.name for p in folder.parent.glob("*") if p.is_dir()) if folder.parent.is_dir() else []
+        advice = suggestion(folder.name, near, "give folders that launch/ or eval/ programs wrote")
+        raise UsageError("there is no such run folder", str(folder), advice)
+    raw = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)]
+    lines = sorted((line for line in raw if isinstance(line.get("step"), int)), key=lambda x: x["step"])
+    run = RunFolder(folder, label, dict(_mapping(read_run_record(folder))), lines)
+    _read_scores(run, split)
+    if not run.record and not run.lines and not run.tasks:
+        raise UsageError(
+            "the folder holds nothing of a run: no run.json, no metrics.jsonl, no scores",
+            str(folder),
+            "give the folder that training wrote (--output), or one with scores.json",
+        )
+    _note_state(run, split)
+    return run
+
+
+def _read_scores(run: RunFolder, split: str) -> None:
+    """All scores of the split, the newest table first, then those of single systems beside it."""
+    base = run.folder / "eval" / split
+    places = [base, *sorted(path for path in base.glob("*") if path.is_dir()), run.folder]
+    for place in places:
+        for path in [place / "scores.json", *sorted(place.glob("*.scores.json"))]:
+            if path.is_file():
+                _take_scores(run, path, split)
+
+
+def _take_scores(run: RunFolder, path: Path, split: str) -> None:
+    try:
+        content = _mapping(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        run.notes.append(f"{path.name} cannot be read as JSON")
+        return
+    default = "predictions" if path.name == "scores.json" else path.name.removesuffix(".scores.json")
+    for name, scores in _parts(content, default):
+        task = str(scores.get("task", "nmt"))
+        if scores.get("split", split) != split:
+            run.notes.append(f"{path.name} is of split {scores['split']}, not {split}")
+            continue
+        text = path.parent / f"{name}.txt"
+        system = System(name, scores, text if text.is_file() else None)
+        if system.metrics:
+            run.tasks.setdefault(task, {}).setdefault(name, system)
+
+
+def _parts(content: Mapping[str, Any], default: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(mode, scores) of a scores.json: a table of systems, of tasks, or one system."""
+    for name, scores in _mapping(content.get("systems")).items():
+        yield str(name), _mapping(scores)
+    if "metrics" in content:
+        yield str(content.get("system", default)), content
+    for scores in _mapping(content.get("tasks")).values():
+        yield str(_mapping(scores).get("system", default)), _mapping(scores)
+
+
+def _note_state(run: RunFolder, split: str) -> None:
+    asked = run.recipe("train", "max_steps")
+    if not run.lines:
+        run.notes.append("no metrics.jsonl, hence no curves")
+    elif isinstance(asked, int) and run.lines[-1]["step"] < asked:
+        run.notes.append(f"not finished, or stopped early: {run.lines[-1]['step']:,} of {asked:,} updates")
+    if not run.tasks:
+        others = sorted(
+            path.name for path in run.folder.glob("eval/*") if path.is_dir() and path.name != split
+        )
+        there = f" (there are scores of: {', '.join(others)})" if others else ""
+        run.notes.append(f"no scores of split {split}{there}: run eval/nmt.py --checkpoint {run.folder}")
+    for systems in run.tasks.values():
+        first = next(iter(systems.values())).scores
+        for system in systems.values():
+            for key in ("n", "checkpoint", "average"):
+                if system.scores.get(key) != first.get(key):
+                    told = f"{key} {system.scores.get(key)}, others {first.get(key)}"
+                    run.notes.append(f"{system.mode} was not scored like the others: {told}")
+
+
+def iterations_of(mode: str) -> int | None:
+    """The iterations of a plain NAR mode; None for all others."""
+    found = _NAR.match(mode)
+    return int(found[1]) if found else None
+
+
+def sorted_modes(systems: Sequence[Mapping[str, System]]) -> list[str]:
+    """All modes: AR ones, plain NAR by iterations, other NAR ones, the rest."""
+
+    def order(mode: str) -> tuple[int, int, str]:
+        number = iterations_of(mode)
+        if number is not None:
+            return 1, number, mode
+        return (0 if mode.startswith("ar") else 2 if mode.startswith("nar") else 3), 0, mode
+
+    return sorted({mode for found in systems for mode in found}, key=order)
+
+
+def primary_metric(systems: Sequence[System]) -> str:
+    """The metric that stands for quality: BLEU for translation, OVERALL or what there is for GLGE."""
+    counts = Counter(name for system in systems for name in system.metrics)
+    known = [name for name in _PRIMARY if counts[name]]
+    return known[0] if known else next(iter(counts), "sacrebleu")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
