@@ -167,6 +167,8 @@ def run_evaluation(
         output.mkdir(parents=True, exist_ok=True)
     if text.references is not None:
         _write_lines(output / "references.txt", text.references)
+    # For readers and reports: data directories move.
+    _write_lines(output / "sources.txt", text.sources)
     results = []
     for name, generator in systems.items():
         found, speed = _decode(generator, sources, request, name, progress)

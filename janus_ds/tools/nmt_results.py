@@ -1,4 +1,4 @@
-"""The report of a translation experiment: JSON with all figures, Markdown with the tables.
+"""The report of a translation experiment: JSON with all figures, Markdown with the tables, pictures.
 
 Made of what is there: runs that are not finished are named as such, and more sittings extend the tables.
 """
@@ -13,10 +13,15 @@ from typing import Any
 
 from janus_ds.checkpoint.manager import read_state, step_of
 from janus_ds.data.files import disk_faults, write_whole
+from janus_ds.errors import MissingDependencyError
 from janus_ds.metrics.files import TextLines, read_lines
 from janus_ds.metrics.translation import compare_translations
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics
+from janus_ds.tools.report_curves import trend_of
+from janus_ds.tools.report_data import RunFolder, read_runs
+from janus_ds.tools.report_figures import draw_curve_pictures, draw_task_pictures
+from janus_ds.tools.report_style import Picture
 
 __all__ = ["FINISHED", "Experiment", "write_results"]
 
@@ -32,7 +37,11 @@ _COMPARISONS = (
     ("released-s1", "ar", "ar-s1", "ar", "JANUS-AR, released weights, against AR"),
     ("released-s1", "nar-10", "cmlm-s1", "nar-10", "JANUS-NAR, released weights, against CMLM"),
 )
-_FLAT_BLEU = 0.3
+_NAME = "nmt_multi30k"
+_PICTURES = "figures"
+_DPI = (100, 80, 60)
+_MOST_BYTES = 80_000
+_CURVE = "valid/bleu_"
 
 
 @dataclass(frozen=True)
@@ -45,26 +54,60 @@ class Experiment:
     """The runs that make the experiment, in the order of the table."""
     direction: str
     results: Path
-    """nmt_multi30k.json and .md are written here."""
+    """nmt_multi30k.json and .md are written here, and figures/nmt_multi30k_*.png."""
 
 
 def write_results(experiment: Experiment) -> Path:
-    """Collect, write both files, and return the Markdown's path; other directions in the JSON stay.
+    """Collect, write JSON, Markdown and PNGs, and return the Markdown's path; other directions stay.
 
     Raises:
         ResourceError: the folder cannot be written.
     """
-    path = experiment.results / "nmt_multi30k.json"
+    path = experiment.results / f"{_NAME}.json"
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {}
     if path.is_file():
         content = json.loads(path.read_text(encoding="utf-8"))
-    content[experiment.direction] = _collect(experiment)
+    found = _collect(experiment)
+    content[experiment.direction] = {**found, **_pictures(experiment, list(found["runs"]))}
     write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
     text = "\n".join(_markdown(content))
     write_whole(path.with_suffix(".md"), text.encode())
     return path.with_suffix(".md")
+
+
+def _pictures(experiment: Experiment, finished: Sequence[str]) -> dict[str, Any]:
+    """Draw the finished runs; what the page says of the pictures, or why there are none."""
+    if not finished:
+        return {"pictures": []}
+    runs = read_runs([experiment.folder / name for name in finished], "test")
+    try:
+        drawn = _small_pictures(runs)
+    except MissingDependencyError as error:
+        return {"pictures": [], "no_pictures": f"{error.what}: {error.fix}"}
+    return {"pictures": [_save(experiment, picture) for picture in drawn if picture.png is not None]}
+
+
+def _small_pictures(runs: Sequence[RunFolder]) -> list[Picture]:
+    """The report's pictures, each in the finest resolution that keeps the repository small."""
+    found: list[Picture] = []
+    for dpi in _DPI:
+        drawn = [*draw_task_pictures(runs, "nmt", dpi), *draw_curve_pictures(runs, dpi)]
+        pairs = zip(found or drawn, drawn, strict=True)
+        found = [finer if len(finer.png or b"") < _MOST_BYTES else coarser for finer, coarser in pairs]
+        if all(len(picture.png or b"") < _MOST_BYTES for picture in found):
+            break
+    return found
+
+
+def _save(experiment: Experiment, picture: Picture) -> dict[str, str]:
+    stem = picture.name.removeprefix("nmt_")
+    path = experiment.results / _PICTURES / f"{_NAME}_{experiment.direction}_{stem}.png"
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, picture.png or b"")
+    return {"file": f"{_PICTURES}/{path.name}", "title": picture.title, "caption": picture.caption}
 
 
 def _collect(experiment: Experiment) -> dict[str, Any]:
@@ -97,9 +140,9 @@ def _collect_run(folder: Path) -> dict[str, Any] | None:
         "attempts": attempts,
         "tokens": state["meters"]["tokens"],
         "curve": [
-            {key: line[key] for key in ("step", "valid/bleu_ar", "valid/bleu_nar") if key in line}
+            {key: value for key, value in line.items() if key == "step" or key.startswith(_CURVE)}
             for line in lines
-            if any(key.startswith("valid/bleu") for key in line)
+            if any(key.startswith(_CURVE) for key in line)
         ],
         "seed": recipe["train"]["seed"],
         "objective": recipe["objective"],
@@ -153,15 +196,54 @@ def _direction(direction: str, found: dict[str, Any]) -> Iterator[str]:
     yield "| run | updates | AR | NAR 0 | 1 | 4 | 10 | repeated %, NAR 1 / 4 / 10 | training min | curve |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for name, run in found["runs"].items():
-        cells = [_score(run, system, "sacrebleu") for system in _SYSTEMS]
-        repeated = " / ".join(_score(run, system, "repetition") for system in _SYSTEMS[2:])
-        minutes = f"{run['training_seconds'] / 60:.0f}"
-        yield f"| {' | '.join([name, str(run['updates']), *cells, repeated, minutes, _flatness(run)])} |"
+        yield _line(name, run, f"{run['training_seconds'] / 60:.0f}", _flatness(run))
+    for variant, mean in _means(found["runs"]):
+        yield _line(variant, mean, "", "")
+    yield from (
+        "",
+        "Curve: gain of a line fitted to validation BLEU over the last third of the updates, ± two standard "
+        "errors of its slope.",
+    )
     if found["not_finished"]:
         yield from ("", f"Not finished: {', '.join(found['not_finished'])}.")
     yield from _speed(found["runs"])
     yield from _significance_table(found["significance"])
+    yield from _picture_lines(found)
     yield from _circumstances(next(iter(found["runs"].values())))
+
+
+def _line(name: str, run: dict[str, Any], minutes: str, curve: str) -> str:
+    cells = [_score(run, system, "sacrebleu") for system in _SYSTEMS]
+    repeated = " / ".join(_score(run, system, "repetition") or "-" for system in _SYSTEMS[2:])
+    if not repeated.strip("-/ "):
+        repeated = ""
+    return f"| {' | '.join([name, str(run['updates']), *cells, repeated, minutes, curve])} |"
+
+
+def _means(runs: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mean of the seeds of a variant, where there are two or more of equally many updates."""
+    kinds: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for name, run in runs.items():
+        kinds.setdefault((name.rpartition("-s")[0], run["updates"]), []).append(run)
+    for (variant, updates), members in kinds.items():
+        if len(members) > 1:
+            modes = [mode for mode in members[0]["systems"] if all(mode in m["systems"] for m in members)]
+            systems = {mode: {"metrics": _mean_metrics(members, mode)} for mode in modes}
+            yield f"**{variant}, mean of {len(members)} seeds**", {"updates": updates, "systems": systems}
+
+
+def _mean_metrics(members: Sequence[dict[str, Any]], mode: str) -> dict[str, float]:
+    found = [member["systems"][mode]["metrics"] for member in members]
+    shared = [metric for metric in found[0] if all(metric in metrics for metrics in found)]
+    return {metric: sum(metrics[metric] for metrics in found) / len(found) for metric in shared}
+
+
+def _picture_lines(found: dict[str, Any]) -> Iterator[str]:
+    for picture in found.get("pictures", []):
+        yield from ("", f"### {picture['title']}", "", f"![{picture['title']}]({picture['file']})")
+        yield from ("", picture["caption"])
+    if found.get("no_pictures"):
+        yield from ("", f"No pictures: {found['no_pictures']}.")
 
 
 def _score(run: dict[str, Any], system: str, metric: str) -> str:
@@ -173,11 +255,10 @@ def _flatness(run: dict[str, Any]) -> str:
     """Whether validation BLEU still rose over the last third of the run."""
     words = []
     for mode in ("ar", "nar"):
-        points = [point[f"valid/bleu_{mode}"] for point in run["curve"] if f"valid/bleu_{mode}" in point]
-        third = len(points) // 3
-        if third:
-            rise = max(points[-third:]) - max(points[:-third])
-            words.append(f"{mode} {'still rising' if rise > _FLAT_BLEU else 'flat'} ({rise:+.1f})")
+        points = [(p["step"], p[_CURVE + mode]) for p in run["curve"] if p.get(_CURVE + mode) is not None]
+        trend = trend_of(points)
+        if trend is not None:
+            words.append(f"{mode} {trend}")
     return ", ".join(words) or "too short to say"
 
 
@@ -208,7 +289,7 @@ def _significance_table(comparisons: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _circumstances(run: dict[str, Any]) -> Iterator[str]:
     hardware, versions, masking = run["hardware"], run["versions"], run["masking"]
     gpus = ", ".join(hardware["gpus"]) or "no GPU"
-    yield ""
+    yield from ("", "### Circumstances", "")
     yield (
         f"Masking of all runs: {masking['target']}, share {masking['target_share']}. "
         f"Hardware: {hardware['machine']}, {hardware['cpus']} CPUs, {gpus}; torch {versions['torch']}, "
