@@ -64,8 +64,8 @@ def draw_curve_pictures(runs: Sequence[RunFolder], dpi: int) -> list[Picture]:
         _picture(
             lambda: _draw_bleu(runs),
             ("validation_bleu", "Validation BLEU against updates (Figure 5)"),
-            "Greedy AR and NAR with few iterations, on as many validation sentences as the recipe says: not to "
-            "be compared with test scores, and with the scatter of few sentences.",
+            "Greedy AR and NAR with few iterations, on as many validation sentences as the recipe says: not "
+            "to be compared with test scores, and with the scatter of few sentences.",
             "No run measured BLEU while it trained (train.valid_bleu).",
             dpi,
         ),

@@ -1,0 +1,244 @@
+"""Reports: what is read of run folders, tables, trends, pictures, marked words."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_ds.data.index import Manifest, SplitTotals
+from janus_ds.errors import MissingDependencyError, UsageError
+from janus_ds.tools.report_curves import thinned, trend_of
+from janus_ds.tools.report_data import RunFolder, primary_metric, read_runs, sorted_modes
+from janus_ds.tools.report_figures import draw_curve_pictures, draw_task_pictures
+from janus_ds.tools.report_rows import rows_of
+from janus_ds.tools.report_samples import marked, sample_cards
+from janus_ds.tools.report_style import looks_of, require_matplotlib
+from janus_ds.tools.report_tables import mode_tables, run_table
+from janus_ds.tools.report_tradeoff import frontier
+from tests.support.report_runs import REFERENCES, SOURCES, MadeUp, scores_of, write_lines
+
+PNG = b"\x89PNG\r\n\x1a\n"
+JANUS = {"ar": (30.0, 50.0, 40.0), "nar-0": (20.0, 300.0, 5.0), "nar-10": (28.0, 40.0, 44.0)}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[RunFolder]:
+    """Two seeds of a kind with a mode of its own each, plain AR, a run that has only begun."""
+    first = MadeUp(modes={**JANUS, "draft": (30.0, 90.0, 20.0)}).write(tmp_path / "janus-s1")
+    second = MadeUp(modes={**JANUS, "ar": (32.0, 50.0, 40.0)}, seed=2).write(tmp_path / "janus-s2")
+    plain = MadeUp("ar", modes={"ar": (31.0, 60.0, 38.0)}, curves=["ar"]).write(tmp_path / "ar-s1")
+    begun = MadeUp("cmlm", steps=40, curves=["nar"]).write(tmp_path / "cmlm-s1")
+    return read_runs([first, second, plain, begun], "test")
+
+
+def test_runs_are_read_and_their_gaps_are_noted(runs, tmp_path):
+    janus, _, plain, begun = runs
+    assert (janus.objective, janus.seed, janus.updates, list(janus.tasks["nmt"])) == (
+        "paper", 1, 1000, [*JANUS, "draft"],
+    )  # fmt: skip
+    assert (janus.notes, plain.notes) == ([], [])
+    assert begun.notes[0] == "not finished, or stopped early: 40 of 1,000 updates"
+    assert begun.notes[1].startswith("no scores of split test: run eval/nmt.py")
+    # A run named twice is one; runs of one name are told apart by their folders.
+    other = MadeUp(steps=20).write(tmp_path / "more" / "ar-s1")
+    found = read_runs([plain.folder, other, plain.folder / ".." / "ar-s1"], "test")
+    assert [run.label for run in found] == [f"{tmp_path.name}/ar-s1", "more/ar-s1"]
+    (validation,) = read_runs([plain.folder], "valid")
+    assert "(there are scores of: test)" in validation.notes[0]
+
+
+def test_scores_are_found_in_all_their_forms(tmp_path):
+    run = MadeUp(modes={"nar-4": (20.0, 9.0, 9.0)}).write(tmp_path / "run")
+    folder = run / "eval" / "test"
+    # A second evaluation rewrote scores.json; the first one's own file is still there, of older weights.
+    older = {**scores_of("ar", (25.0, 9.0, 9.0), "paper"), "checkpoint": "step-00000500"}
+    (folder / "ar.scores.json").write_text(json.dumps(older))
+    (folder / "torn.scores.json").write_text("{")
+    xsum = {"task": "xsum", "split": "test", "n": 2, "metrics": {"rouge1": 1.0, "overall": 2.0}}
+    (folder / "xsum").mkdir()
+    (folder / "xsum" / "scores.json").write_text(json.dumps({"task": "all", "tasks": {"xsum": xsum}}))
+    (run / "scores.json").write_text(json.dumps({**xsum, "task": "coqa", "split": "dev"}))
+    (found,) = read_runs([run], "test")
+    assert {task: list(systems) for task, systems in found.tasks.items()} == {
+        "nmt": ["nar-4", "ar"],
+        "xsum": ["predictions"],
+    }
+    assert found.notes == [
+        "torn.scores.json cannot be read as JSON",
+        "scores.json is of split dev, not test",
+        "ar was not scored like the others: checkpoint step-00000500, others step-00001000",
+    ]
+    assert primary_metric(list(found.tasks["xsum"].values())) == "overall"
+    assert primary_metric(list(found.tasks["nmt"].values())) == "sacrebleu"
+    modes = ["draft", "nar-10", "nar + rescore", "ar", "nar-4"]
+    assert sorted_modes([dict.fromkeys(modes)]) == ["ar", "nar-4", "nar-10", "nar + rescore", "draft"]
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no run is named"):
+        read_runs([], "test")
+    MadeUp(steps=20).write(tmp_path / "janus")
+    with pytest.raises(UsageError, match="no such run folder") as caught:
+        read_runs([tmp_path / "janis"], "test")
+    assert "janus" in caught.value.fix
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="nothing of a run"):
+        read_runs([tmp_path / "empty"], "test")
+
+
+def test_a_damaged_metrics_file_is_read_as_far_as_it_goes(tmp_path):
+    folder = MadeUp(steps=40).write(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('5\n{"loss": 1}\n{"step": 60, "ar": null, "nar": 3.5}\n{"step": 80, "a')
+    (run,) = read_runs([folder], "test")
+    assert run.updates == 60
+    assert [step for step, _ in run.points("ar")] == [20, 40]
+    assert run.points("nar")[-1] == (60, 3.5)
+
+
+def test_trends_tell_a_rise_from_scatter():
+    rng = random.Random(1)
+
+    def curve(slope: float, scatter: float, count: int = 30) -> list[tuple[int, float]]:
+        return [(100 * i, 30 + slope * i + rng.gauss(0, scatter)) for i in range(1, count + 1)]
+
+    assert trend_of([]) is None
+    assert trend_of(curve(1, 0, count=8)) is None, "three points in the last third"
+    exact = trend_of(curve(0.5, 0))
+    assert exact is not None
+    assert (round(exact.rise, 6), round(exact.error, 6), exact.word) == (5.0, 0.0, "still rising")
+    found = [trend_of(curve(*shape)) for shape in ((0.3, 0.3), (-0.3, 0.3), (0, 0.05), (0, 5))]
+    assert [trend.word for trend in found if trend] == ["still rising", "falling", "flat", "unclear"]
+    # One lucky point at the end is not a rise.
+    lucky = [(100 * i, 30.0 + (1.0 if i == 29 else 0.1 * (i % 2))) for i in range(1, 31)]
+    assert (trend_of(lucky) or exact).word != "still rising"
+    assert thinned([(i, i * 2) for i in range(6)], 3) == [(0.5, 1), (2.5, 5), (4.5, 9)]
+
+
+def test_rows_hold_means_over_seeds(runs):
+    rows = rows_of(runs, "nmt")
+    assert [row.label for row in rows] == ["janus-s1", "janus-s2", "janus: mean", "ar-s1", "cmlm-s1"]
+    mean = rows[2]
+    assert (mean.is_mean, mean.seed, mean.modes["ar"]["sacrebleu"]) == (True, "2 seeds", 31.0)
+    assert "draft" not in mean.modes, "one seed has it"
+    assert mean.modes["nar-0"]["ms_per_sentence_batch_1"] == 5.0
+    assert (rows[4].updates, rows[4].modes, rows[4].trend) == ("40 of 1,000", {}, "too short to say")
+    assert rows[0].trend.startswith("AR still rising (+")
+
+
+def test_tables_mark_the_best_run_of_a_column(runs):
+    text = run_table(runs, "nmt")
+    assert text.count('<td class="best">32.00</td>') == 1
+    assert '<td class="best">30.00</td>' not in text
+    # Both seeds have 28 after 10 iterations; the mean is never marked; a lone draft has no rival.
+    assert text.count('<td class="best">28.00</td>') == 2
+    assert text.index("NAR 0") < text.index("NAR 10") < text.index("draft")
+    modes = mode_tables(runs, "nmt")
+    assert '<td class="best">18.00</td>' in modes, "the fewest repetitions"
+    assert '<td class="best">38</td>' in modes, "the fewest milliseconds"
+    assert modes.count("</tr>") == 1 + 4 + (4 + 3 + 3 + 1)
+
+
+def test_words_that_differ_are_marked():
+    assert marked("a red hat", "a red hat") == "a red hat"
+    assert marked("a red hat", "a blue hat") == "a <mark>blue</mark> hat"
+    assert marked("the red hat .", "the hat.") == 'the<del title="missing: red">‸</del> hat.'
+    assert marked("a hat", "a hat hat") == "a hat <mark>hat</mark>"
+    assert marked("< y", "<b> & y") == "&lt;<mark>b&gt; &amp;</mark> y"
+    assert marked("a", "b") == "<mark>b</mark>"
+
+
+def test_samples_stand_side_by_side(runs, tmp_path):
+    text = sample_cards(runs, "nmt", "test", 2)
+    assert [f"Sentence {n}" in text for n in (1, 2, 3)] == [True, False, True]
+    assert SOURCES[0] in text
+    assert "AR, NAR 0, NAR 10, draft" in text, "equal outputs share a line"
+    assert "cmlm" not in text
+    every = sample_cards(runs, "nmt", "test", 9)
+    assert "two dogs &lt;run&gt; &amp; play" in every
+    assert "<run>" not in every
+    assert "No outputs" in sample_cards(runs[3:], "nmt", "test", 2)
+    # Another test set does not stand beside this one; an empty output is said to be one.
+    other = MadeUp(modes={"ar": (1.0, 1.0, 1.0)}, outputs={"ar": ["", "x", "y"]}).write(tmp_path / "other")
+    assert "<i>empty</i>" in sample_cards(read_runs([other], "test"), "nmt", "test", 3)
+    write_lines(other / "eval" / "test" / "references.txt", ["something", "else", "here"])
+    assert "other" not in sample_cards([*runs, *read_runs([other], "test")], "nmt", "test", 2)
+    (runs[0].folder / "eval" / "test" / "sources.txt").unlink()
+    assert "sources are not at hand" in sample_cards(runs[:1], "nmt", "test", 1)
+
+
+def test_epochs_and_sources_come_from_the_data_beside_the_run(runs, monkeypatch):
+    run = runs[0]
+    assert run.samples_in_training() is None
+    data = run.folder.parent / "data"
+    data.mkdir()
+    totals = SplitTotals(samples=20, tokens=1, shards=1, index_sha256="")
+    settings = {"languages": {"source": "de", "target": "en"}}
+    Manifest("pair", "print", 8, settings, {"train": totals}).save(data)
+    (data / "raw").mkdir()
+    write_lines(data / "raw" / "test.de", SOURCES)
+    write_lines(data / "raw" / "test.en", REFERENCES)
+    (run.folder / "eval" / "test" / "sources.txt").unlink()
+    assert run.samples_in_training() == 20
+    assert run.sources("test", REFERENCES[:2]) == SOURCES[:2]
+    assert run.sources("test", ["another", "set"]) is None
+    run.record["tokenizer_fingerprint"] = "of other data"
+    assert run.samples_in_training() is None
+
+
+def test_pictures_are_drawn_or_say_why_not(runs):
+    pictures = [*draw_task_pictures(runs, "nmt", 40), *draw_curve_pictures(runs, 40)]
+    assert [picture.name for picture in pictures] == [
+        "nmt_iterations", "nmt_time", "validation_bleu", "losses",
+    ]  # fmt: skip
+    assert all((picture.png or b"").startswith(PNG) for picture in pictures)
+    again = draw_task_pictures(runs, "nmt", 40)
+    assert again[0].png == pictures[0].png, "the same figures give the same bytes"
+    # Plain AR alone has no iterations; a run without speeds has no time.
+    for system in runs[2].tasks["nmt"].values():
+        dict.pop(system.scores, "speed")  # type: ignore[arg-type]
+    alone = draw_task_pictures(runs[2:3], "nmt", 40)
+    assert [picture.png for picture in alone] == [None, None]
+    assert alone[0].caption == "No run has scores of NAR decoding."
+    runs[2].lines = []
+    assert [picture.png for picture in draw_curve_pictures(runs[2:3], 40)] == [None, None]
+
+
+def test_a_single_iteration_and_odd_names_are_drawn(tmp_path):
+    folder = MadeUp(modes={"nar-4": (0.0, 9.0, 9.0)}, steps=20).write(tmp_path / "$odd_{$ & <name>")
+    found = read_runs([folder], "test")
+    drawn = [*draw_task_pictures(found, "nmt", 40), *draw_curve_pictures(found, 40)]
+    assert [picture.png is not None for picture in drawn] == [True, True, False, True]
+
+
+def test_looks_tell_kinds_by_colour_and_seeds_by_line(runs):
+    looks = looks_of(runs)
+    first, second, plain = (looks[run.label] for run in runs[:3])
+    assert (first.colour, first.marker) == (second.colour, second.marker)
+    assert first.line != second.line
+    assert plain.colour != first.colour
+    assert plain.marker != first.marker
+
+
+def test_the_frontier_is_what_nothing_faster_equals():
+    points = [(5.0, 20.0), (9.0, 19.0), (9.0, 25.0), (40.0, 25.0), (50.0, 30.0)]
+    assert frontier(points) == [(5.0, 20.0), (9.0, 25.0), (50.0, 30.0)]
+
+
+def test_without_matplotlib_the_fault_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def none(name: str, *arguments: Any, **keywords: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", none)
+    with pytest.raises(MissingDependencyError, match="matplotlib") as caught:
+        require_matplotlib()
+    assert "janus_ds[plots]" in caught.value.fix
