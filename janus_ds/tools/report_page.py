@@ -38,7 +38,8 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } thead th { vertical-align: bottom; }
-tbody th, th:first-child, .text { text-align: left; white-space: nowrap; }
+td { white-space: nowrap; } .text, tbody th, tr:first-child > th:first-child { text-align: left; }
+tbody th { white-space: nowrap; } tbody th, td { vertical-align: top; } h3 { font-size: 1rem; }
 th.group { text-align: center; }
 tr.mode th { background: var(--band); padding-top: .5rem; }
 tr.mean { font-style: italic; background: var(--band); }
@@ -46,12 +47,13 @@ tr.mean { font-style: italic; background: var(--band); }
 figure { margin: .5rem 0 1rem; }
 figure img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
   border-radius: 4px; padding: .4rem; box-sizing: border-box; }
-.sample { width: 100%; } .sample td { text-align: left; white-space: normal; min-width: 22rem; }
+.sample { width: 100%; } .sample td { text-align: left; white-space: normal; min-width: 22rem; width: 100%; }
 .sample th { font-weight: 400; color: var(--soft); vertical-align: top; }
 .sample caption { text-align: left; } .reference td { font-weight: 600; }
 mark { background: var(--mark); color: var(--mark-ink); text-decoration: underline wavy; padding: 0 .1rem;
   text-underline-offset: 2px; text-decoration-thickness: 1px; }
-del { text-decoration: none; font-weight: 700; color: var(--soft); cursor: help; }
+del { text-decoration: none; font-weight: 700; color: var(--mark-ink); background: var(--mark);
+  cursor: help; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--band); padding: .5rem .7rem;
   font-size: .8rem; border-radius: 4px; }
 @media print { body { max-width: none; } }
@@ -87,6 +89,11 @@ def write_report(request: ReportRequest) -> list[Path]:
     """
     if request.samples < 0:
         raise UsageError(f"{request.samples} samples cannot be shown", "--samples", "give 0 or more")
+    in_the_way = [path for path in (request.output, *request.output.parents) if path.is_file()]
+    if in_the_way:
+        raise UsageError(
+            "a file is where the report's folder should be", str(in_the_way[0]), "name another --output"
+        )
     require_matplotlib()
     runs = read_runs(request.runs, request.split)
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))

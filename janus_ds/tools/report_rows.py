@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from janus_ds.tools.report_curves import trend_of
 from janus_ds.tools.report_data import RunFolder, System
-from janus_ds.tools.report_words import closeness, mode_title
+from janus_ds.tools.report_words import closeness, mode_title, objective_text
 
 __all__ = ["Row", "best_of", "metrics_of", "rows_of", "values_of"]
 
@@ -26,7 +26,7 @@ class Row:
         seed: which, or how many.
         updates: made, and asked for where that is more.
         modes: values by mode and metric; speeds count as metrics.
-        trend: the course of validation BLEU.
+        trends: the course of validation BLEU in each mode.
         is_mean: whether it is a mean.
     """
 
@@ -35,7 +35,7 @@ class Row:
     seed: str
     updates: str
     modes: dict[str, dict[str, float]]
-    trend: str
+    trends: tuple[str, ...]
     is_mean: bool = False
 
 
@@ -61,11 +61,11 @@ def _row(run: RunFolder, task: str) -> Row:
         updates += f" of {asked:,}"
     return Row(
         run.label,
-        run.objective,
+        objective_text(run.objective, run.recipe("objective") or {}, run.recipe("data", "task")),
         "?" if run.seed is None else str(run.seed),
         updates,
         {mode: values_of(system) for mode, system in run.tasks.get(task, {}).items()},
-        ", ".join(_trends(run)) or "too short to say",
+        tuple(_trends(run)) or ("too short to say",),
     )
 
 
@@ -89,7 +89,7 @@ def _mean(runs: Sequence[RunFolder], task: str) -> Row:
     }
     updates = dict.fromkeys(row.updates for row in rows)
     label = f"{runs[0].group_label}: mean"
-    return Row(label, rows[0].objective, f"{len(rows)} seeds", " / ".join(updates), means, "", is_mean=True)
+    return Row(label, rows[0].objective, f"{len(rows)} seeds", " / ".join(updates), means, (), is_mean=True)
 
 
 def values_of(system: System) -> dict[str, float]:
@@ -109,4 +109,4 @@ def best_of(metric: str, values: Sequence[float]) -> float | None:
     """The best value of a column; None where there is nothing to compare, or no better side."""
     ranked = [(closeness(metric, value), value) for value in values]
     known = [(rank, value) for rank, value in ranked if rank is not None]
-    return max(known)[1] if len(known) > 1 else None
+    return max(known)[1] if len(set(values)) > 1 and known else None

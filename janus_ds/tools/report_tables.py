@@ -21,18 +21,20 @@ def run_table(runs: Sequence[RunFolder], task: str) -> str:
     modes = sorted_modes([run.tasks.get(task, {}) for run in runs])
     metric = primary_metric([system for run in runs for system in run.tasks.get(task, {}).values()])
     best = {mode: _best(rows, mode, metric) for mode in modes}
+    quality = escape(metric_title(metric))
     head = (
-        "<tr><th rowspan=2>run</th><th rowspan=2>objective</th><th rowspan=2>seed</th>"
-        f"<th rowspan=2>updates</th><th class=group colspan={max(1, len(modes))}>"
-        f"{escape(metric_title(metric))}</th><th rowspan=2>last third of validation BLEU</th></tr>"
+        "<tr><th rowspan=2>run</th><th rowspan=2 class=text>objective</th><th rowspan=2>seed</th>"
+        f"<th rowspan=2>updates</th><th class=group colspan={max(1, len(modes))}>{quality}</th>"
+        "<th rowspan=2 class=text>validation BLEU,<br>last third</th></tr>"
         f"<tr>{''.join(f'<th>{escape(mode_title(mode))}</th>' for mode in modes) or '<th></th>'}</tr>"
     )
     body = []
     for row in rows:
         cells = [_cell(row, mode, metric, best[mode]) for mode in modes] or [_NOTHING]
-        texts = "".join(f"<td>{escape(text)}</td>" for text in (row.objective, row.seed, row.updates))
-        trend = f'<td class="text">{escape(row.trend)}</td>'
-        body.append(f"{_start(row)}{texts}{''.join(cells)}{trend}</tr>")
+        texts = f'<td class="text">{escape(row.objective)}</td>'
+        texts += "".join(f"<td>{escape(text)}</td>" for text in (row.seed, row.updates))
+        trends = f'<td class="text">{"<br>".join(map(escape, row.trends))}</td>'
+        body.append(f"{_start(row)}{texts}{''.join(cells)}{trends}</tr>")
     return _table(head, body)
 
 
@@ -59,7 +61,8 @@ def _best(rows: Sequence[Row], mode: str, metric: str) -> str | None:
         row.modes[mode][metric] for row in rows if not row.is_mean and metric in row.modes.get(mode, {})
     ]
     best = best_of(metric, values)
-    return None if best is None else _number(metric, best)
+    alike = len({_number(metric, value) for value in values}) == 1
+    return None if best is None or alike else _number(metric, best)
 
 
 def _number(metric: str, value: float) -> str:

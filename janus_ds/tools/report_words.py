@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.tools.report_data import iterations_of
 
-__all__ = ["closeness", "metric_title", "mode_title"]
+__all__ = ["closeness", "metric_title", "mode_title", "objective_text"]
 
 _TITLES = {
     "sacrebleu": "BLEU",
@@ -51,3 +55,31 @@ def closeness(metric: str, value: float) -> float | None:
     if metric.startswith(("repetition", "ms_")):
         return -value
     return value
+
+
+def objective_text(preset: str, objective: Mapping[str, Any], task: str | None) -> str:
+    """The preset, and how a run's weights differ from it: "paper without AUX, K".
+
+    Args:
+        preset: its name.
+        objective: the fields of the recipe.
+        task: of the data, pair or denoise: `released` has a bundle for each.
+    """
+    weights = OBJECTIVE_PRESETS.get(preset) or OBJECTIVE_PRESETS.get(f"{preset}/{task}") or {}
+    changed = {
+        name.removeprefix("weight_"): objective[name]
+        for name, value in weights.items()
+        if name.startswith("weight_") and objective.get(name, value) != value
+    }
+    left_out = [_term_title(term) for term, weight in changed.items() if weight == 0]
+    divergences = [term for term in weights if term.startswith("weight_kl_") and weights[term]]
+    if divergences and all(objective.get(term) == 0 for term in divergences):
+        left_out = [*(title for title in left_out if not title.startswith("K(")), "K"]
+    others = [f"{_term_title(term)} x {weight:g}" for term, weight in changed.items() if weight]
+    without = f"{preset} without {', '.join(left_out)}" if left_out else preset
+    return ", ".join([without, *others])
+
+
+def _term_title(term: str) -> str:
+    pair = term.removeprefix("kl_").upper().replace("_", ", ")
+    return f"K({pair})" if term.startswith("kl_") else term if term == "length" else term.upper()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.data.index import Manifest, SplitTotals
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.tools.report_curves import thinned, trend_of
@@ -20,6 +21,7 @@ from janus_ds.tools.report_samples import marked, sample_cards
 from janus_ds.tools.report_style import looks_of, require_matplotlib
 from janus_ds.tools.report_tables import mode_tables, run_table
 from janus_ds.tools.report_tradeoff import frontier
+from janus_ds.tools.report_words import objective_text
 from tests.support.report_runs import REFERENCES, SOURCES, MadeUp, scores_of, write_lines
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -127,20 +129,22 @@ def test_rows_hold_means_over_seeds(runs):
     assert (mean.is_mean, mean.seed, mean.modes["ar"]["sacrebleu"]) == (True, "2 seeds", 31.0)
     assert "draft" not in mean.modes, "one seed has it"
     assert mean.modes["nar-0"]["ms_per_sentence_batch_1"] == 5.0
-    assert (rows[4].updates, rows[4].modes, rows[4].trend) == ("40 of 1,000", {}, "too short to say")
-    assert rows[0].trend.startswith("AR still rising (+")
+    assert (rows[4].updates, rows[4].modes, rows[4].trends) == ("40 of 1,000", {}, ("too short to say",))
+    assert [trend.split(" (+")[0] for trend in rows[0].trends] == ["AR still rising", "NAR still rising"]
 
 
 def test_tables_mark_the_best_run_of_a_column(runs):
     text = run_table(runs, "nmt")
     assert text.count('<td class="best">32.00</td>') == 1
     assert '<td class="best">30.00</td>' not in text
-    # Both seeds have 28 after 10 iterations; the mean is never marked; a lone draft has no rival.
-    assert text.count('<td class="best">28.00</td>') == 2
+    # Both seeds have 28 after 10 iterations, a lone draft has no rival: nothing is the best.
+    assert '<td class="best">28.00</td>' not in text
     assert text.index("NAR 0") < text.index("NAR 10") < text.index("draft")
     modes = mode_tables(runs, "nmt")
     assert '<td class="best">18.00</td>' in modes, "the fewest repetitions"
     assert '<td class="best">38</td>' in modes, "the fewest milliseconds"
+    # The mean has it too, but is never marked.
+    assert modes.count("31.00") == 2
     assert modes.count("</tr>") == 1 + 4 + (4 + 3 + 3 + 1)
 
 
@@ -242,3 +246,15 @@ def test_without_matplotlib_the_fault_says_what_to_install(monkeypatch):
     with pytest.raises(MissingDependencyError, match="matplotlib") as caught:
         require_matplotlib()
     assert "janus_ds[plots]" in caught.value.fix
+
+
+def test_objectives_are_told_by_their_preset_and_what_differs():
+    paper = dict(OBJECTIVE_PRESETS["paper"])
+    none = {"weight_kl_ar_aux": 0.0, "weight_kl_nar_aux": 0.0}
+    assert objective_text("paper", paper, "pair") == "paper"
+    assert objective_text("paper", paper | none | {"weight_aux": 0.0}, "pair") == "paper without AUX, K"
+    assert objective_text("paper", paper | {"weight_kl_ar_aux": 0.0, "weight_nar": 0.5}, "pair") == (
+        "paper without K(AR, AUX), NAR x 0.5"
+    )
+    assert objective_text("released", OBJECTIVE_PRESETS["released/pair"], "pair") == "released"
+    assert objective_text("?", {}, None) == "?"

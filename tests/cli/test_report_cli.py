@@ -1,0 +1,173 @@
+"""`eval/report.py` and the results page of the Multi30k experiment, on made-up runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from janus_ds.errors import JanusError, MissingDependencyError, UsageError
+from janus_ds.tools import nmt_results
+from janus_ds.tools.nmt_results import Experiment, write_results
+from tests.cli.test_eval_scores import run
+from tests.support.report_runs import MadeUp, write_lines
+
+MODES = {"ar": (30.0, 50.0, 40.0), "nar-0": (20.0, 300.0, 5.0), "nar-10": (28.0, 40.0, 44.0)}
+VOID = {"meta", "img", "br"}
+
+
+class Balanced(HTMLParser):
+    """Collects open elements, and what an element points to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def read_page(folder: Path) -> tuple[str, list[str]]:
+    """The page and what it points to; every element is closed."""
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    return text, parser.links
+
+
+def test_one_page_holds_everything(tmp_path, capsys):
+    first = MadeUp(modes={**MODES, "nar + rescore": (29.0, 30.0, 50.0)}).write(tmp_path / "janus")
+    plain = MadeUp("ar", modes={"ar": (31.0, 60.0, 38.0)}, curves=["ar"]).write(tmp_path / "ar<1>")
+    begun = MadeUp("cmlm", steps=40, curves=["nar"]).write(tmp_path / "cmlm")
+    out = tmp_path / "report"
+    assert run("report", first, plain, begun, "--output", out, "--samples", 3) == 0
+    assert "wrote" in capsys.readouterr().out
+    text, links = read_page(out)
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["index.html", "losses.png", "nmt_iterations.png", "nmt_time.png", "validation_bleu.png"]
+    # Self-contained: the pictures are in it, byte for byte, and nothing points outside.
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    inside = {base64.b64decode(link.split(",")[1]) for link in links}
+    assert inside == {path.read_bytes() for path in out.glob("*.png")}
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    for part in (
+        "3 runs; nmt test, n = 3; made 20",
+        "ar&lt;1&gt;",
+        "<b>cmlm</b>: not finished, or stopped early: 40 of 1,000 updates",
+        "nar + rescore",
+        "two dogs &lt;run&gt; &amp; play",
+        "warning: &lt;few&gt; sentences",
+        "commit 0123456789ab",
+        "launch/finetune.py --set",
+        "python eval/report.py",
+        "scored: step-00001000, mean of 5 checkpoint(s)",
+    ):
+        assert part in text, part
+    assert "ar<1>" not in text
+
+
+def test_scores_of_glge_and_runs_without_scores_make_pages(tmp_path):
+    folder = tmp_path / "glge"
+    folder.mkdir()
+    scores = {"task": "xsum", "split": "test", "n": 2, "metrics": {"rouge1": 41.0, "overall": 30.0}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    assert run("report", folder, "--output", tmp_path / "a") == 0
+    text, links = read_page(tmp_path / "a")
+    assert links == []
+    for part in (
+        "ROUGE-1",
+        "41.00",
+        "no metrics.jsonl",
+        "No outputs lie beside",
+        "No run has measured speeds",
+    ):
+        assert part in text
+    begun = MadeUp(steps=40, curves=[]).write(tmp_path / "begun")
+    assert run("report", begun, "--output", tmp_path / "b", "--samples", 0) == 0
+    text, links = read_page(tmp_path / "b")
+    assert len(links) == 1
+    assert "No run has scores yet" in text
+
+
+def test_faults_have_three_parts(tmp_path, capsys, monkeypatch):
+    assert run("report") == 0
+    assert "eval/report.py runs/ar" in capsys.readouterr().out
+    good = MadeUp(steps=20).write(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+
+    def fault(*arguments: object) -> JanusError:
+        with pytest.raises(JanusError) as caught:
+            run("report", *arguments)
+        assert all((caught.value.what, caught.value.where, caught.value.fix))
+        return caught.value
+
+    for arguments in ((tmp_path / "none",), (tmp_path / "empty",), ("--output", tmp_path / "x")):
+        assert isinstance(fault(*arguments), UsageError)
+    assert "-1 samples" in fault(good, "--samples", -1).what
+    assert isinstance(fault(good, "--output", tmp_path / "file" / "x"), UsageError)
+    monkeypatch.setattr("janus_ds.tools.report_page.require_matplotlib", no_matplotlib)
+    assert fault(good, "--output", tmp_path / "x").exit_code == 8
+    assert not (tmp_path / "x").exists()
+
+
+def no_matplotlib(*_: object) -> None:
+    raise MissingDependencyError("pictures need matplotlib", "here", "install it")
+
+
+def finish(folder: Path) -> Path:
+    """What the experiment's driver and checkpoints add to a run."""
+    record = json.loads((folder / "run.json").read_text())
+    record["recipe"]["masking"] = {"target": "span_union", "target_share": 0.7}
+    record["versions"]["deepspeed"] = "0"
+    (folder / "run.json").write_text(json.dumps(record))
+    state = folder / "checkpoints" / "step-00001000"
+    state.mkdir(parents=True)
+    (state / "state.json").write_text(
+        json.dumps({"format_version": 1, "step": 1000, "meters": {"seconds": 60, "tokens": 9}})
+    )
+    write_lines(folder / "attempts.jsonl", ['{"stage": "train", "seconds": 70, "exit": 0}'])
+    (folder / "finished.json").write_text('{"steps": 1000}')
+    return folder
+
+
+def test_the_results_page_has_means_and_the_same_pictures(tmp_path, monkeypatch):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    finish(MadeUp(modes=MODES).write(runs / "janus-s1"))
+    finish(MadeUp(modes={**MODES, "ar": (32.0, 50.0, 40.0)}, seed=2).write(runs / "janus-s2"))
+    finish(MadeUp("ar", modes={"ar": (31.0, 60.0, 38.0)}, curves=["ar"]).write(runs / "ar-s1"))
+    experiment = Experiment(runs, ("ar-s1", "cmlm-s1", "janus-s1", "janus-s2"), "de-en", results)
+    text = write_results(experiment).read_text(encoding="utf-8")
+    assert "| **janus, mean of 2 seeds** | 1000 | 31.00 | 20.00 |  |  | 28.00 |" in text
+    assert "**ar, mean" not in text
+    assert "ar still rising (+" in text
+    assert "Not finished: cmlm-s1." in text
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert [Path(name).name.removeprefix("nmt_multi30k_de-en_") for name in shown] == [
+        "iterations.png",
+        "time.png",
+        "validation_bleu.png",
+        "losses.png",
+    ]
+    assert all(0 < (results / name).stat().st_size < 80_000 for name in shown)
+    content = json.loads((results / "nmt_multi30k.json").read_text())
+    assert [picture["file"] for picture in content["de-en"]["pictures"]] == shown
+    # Without matplotlib the page is made all the same.
+    shutil.rmtree(results)
+    monkeypatch.setattr(nmt_results, "draw_task_pictures", no_matplotlib)
+    text = write_results(experiment).read_text(encoding="utf-8")
+    assert "No pictures: pictures need matplotlib: install it." in text
+    assert "![" not in text
+    assert "mean of 2 seeds" in text
