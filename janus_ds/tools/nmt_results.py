@@ -201,8 +201,8 @@ def _direction(direction: str, found: dict[str, Any]) -> Iterator[str]:
         yield _line(variant, mean, "", "")
     yield from (
         "",
-        "Curve: gain of a line fitted to validation BLEU over the last third of the updates, ± two standard "
-        "errors of its slope.",
+        "Curve: gain of a line fitted to validation BLEU over the last third of the updates (four points at "
+        "least), ± two standard errors.",
     )
     if found["not_finished"]:
         yield from ("", f"Not finished: {', '.join(found['not_finished'])}.")

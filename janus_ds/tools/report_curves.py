@@ -19,7 +19,7 @@ _FEWEST = 4
 
 @dataclass(frozen=True)
 class Trend:
-    """The course of the last third of a curve.
+    """The course of the end of a curve.
 
     Attributes:
         rise: what a line fitted to it gains, from its first update to its last.
@@ -41,7 +41,7 @@ class Trend:
 
 
 def trend_of(points: Sequence[tuple[int, float]]) -> Trend | None:
-    """The trend of the last third of the updates, by least squares.
+    """The trend of the last third of the updates, by least squares; of four points at least.
 
     Two single points would do for a difference, but validation BLEU of a few hundred sentences scatters by
     half a point or more; a fitted line uses all points, and its residuals say how far to believe it.
@@ -50,13 +50,13 @@ def trend_of(points: Sequence[tuple[int, float]]) -> Trend | None:
         points: (update, value).
 
     Returns:
-        None where fewer than four points lie in the last third: too short to say.
+        None where fewer than four points lie in the last half: too short to say.
     """
-    if not points:
-        return None
-    begin = max(step for step, _ in points) * 2 / 3
-    last = np.array([(step, value) for step, value in points if step >= begin], dtype=np.float64)
-    if len(last) < _FEWEST or last[0, 0] == last[-1, 0]:
+    ordered = sorted(points)
+    end = ordered[-1][0] if ordered else 0
+    third = [point for point in ordered if point[0] >= end * 2 / 3]
+    last = np.array(third if len(third) >= _FEWEST else ordered[-_FEWEST:], dtype=np.float64)
+    if len(last) < _FEWEST or last[0, 0] < end / 2 or last[0, 0] == last[-1, 0]:
         return None
     x = (last[:, 0] - last[:, 0].mean()) / (last[-1, 0] - last[0, 0])
     y = last[:, 1] - last[:, 1].mean()

@@ -21,6 +21,7 @@ __all__ = ["draw_curve_pictures", "draw_task_pictures"]
 
 _QUALITY, _SPEED = "#0072B2", "#D55E00"
 _CURVE = "valid/bleu_"
+_WIDE = 6.0
 _CLOSE = 0.2
 """Lines nearer than this share of their height are named together."""
 
@@ -200,7 +201,8 @@ def _iterations_legend(figure: Figure, metric: str, has_ar: bool) -> None:
             Line2D([], [], color=INK, label="AR of the same run"),
             Line2D([], [], color=INK, linestyle=":", label="best plain AR run"),
         ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=4)
+    narrow = figure.get_figwidth() < _WIDE
+    figure.legend(handles=handles, loc="outside upper left", ncols=2 if narrow else 4)
 
 
 def _draw_bleu(runs: Sequence[RunFolder]) -> Figure | None:

@@ -58,26 +58,22 @@ def draw_losses(runs: Sequence[RunFolder]) -> Figure | None:
     kinds = [kind for kind in _KINDS if any(_terms(run, kind) for run in drawn)]
     if not drawn:
         return None
-    figure = new_figure(max(2.9 * len(kinds), 4.5), 0.7 + 1.35 * len(drawn))
+    figure = new_figure(max(2.9 * len(kinds), 4.5), 0.7 + 1.4 * len(drawn))
     grid = figure.subplots(len(drawn), len(kinds), squeeze=False, sharey="col")
     common = len({_epochs(run) is None for run in drawn}) == 1
     for row, run in enumerate(drawn):
         epochs = _epochs(run)
         for axes, kind in zip(grid[row], kinds, strict=True):
-            if row == 0:
-                axes.set_title(f"{kind.title}, {kind.unit}")
             if _terms(run, kind):
                 _panel(axes, run, kind, epochs)
                 axes.set_ylim(_limits(drawn, kind))
+                axes.set_ylabel(f"{kind.title}\n{kind.unit}", fontsize=7.5)
             else:
                 axes.set_axis_off()
-                axes.text(0.5, 0.5, "not trained", transform=axes.transAxes, color=MUTED, ha="center")
+                text = f"{kind.title.lower()}: not trained"
+                axes.text(0.5, 0.5, text, transform=axes.transAxes, color=MUTED, ha="center")
             axes.set_xlabel("" if common else "updates" if epochs is None else "epochs")
-        # The name stands in an axis of its own right: also where the first panel is empty.
-        grid[row, 0].text(
-            -0.22, 0.5, run.label, transform=grid[row, 0].transAxes, rotation=90, ha="center", va="center",
-            fontweight="bold",
-        )  # fmt: skip
+        grid[row, 0].set_title(run.label)
     if common:
         figure.supxlabel("updates" if _epochs(drawn[0]) is None else "epochs", fontsize=8.5, color=INK)
         right = max(axes.get_xlim()[1] for axes in grid.flat)

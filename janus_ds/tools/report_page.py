@@ -165,7 +165,7 @@ def _task(
     yield (
         "<p class=soft>Bold and underlined: the best run of the column; &ndash;: not there. Means are over "
         "seeds of one recipe. Last third: gain of a line fitted to validation BLEU over the last third of "
-        "the updates, ± two standard errors.</p>"
+        "the updates (four points at least), ± two standard errors.</p>"
     )
     yield from map(_figure, pictures)
     yield f"<h2>{escape(task)}: all scores, mode by mode</h2>"

@@ -110,7 +110,10 @@ def test_trends_tell_a_rise_from_scatter():
         return [(100 * i, 30 + slope * i + rng.gauss(0, scatter)) for i in range(1, count + 1)]
 
     assert trend_of([]) is None
-    assert trend_of(curve(1, 0, count=8)) is None, "three points in the last third"
+    assert trend_of(curve(1, 0, count=6)) is None, "four points reach beyond the last half"
+    few = trend_of(curve(1, 0, count=8))
+    assert few is not None
+    assert round(few.rise, 6) == 3.0, "the last four of eight"
     exact = trend_of(curve(0.5, 0))
     assert exact is not None
     assert (round(exact.rise, 6), round(exact.error, 6), exact.word) == (5.0, 0.0, "still rising")
