@@ -110,7 +110,7 @@ def test_trends_tell_a_rise_from_scatter():
         return [(100 * i, 30 + slope * i + rng.gauss(0, scatter)) for i in range(1, count + 1)]
 
     assert trend_of([]) is None
-    assert trend_of(curve(1, 0, count=6)) is None, "four points reach beyond the last half"
+    assert trend_of(curve(1, 0, count=5)) is None, "four points reach beyond the last half"
     few = trend_of(curve(1, 0, count=8))
     assert few is not None
     assert round(few.rise, 6) == 3.0, "the last four of eight"
