@@ -1,0 +1,115 @@
+"""Trains the demonstration model that the package ships: German to English, true-cased plain text.
+
+    JANUS_SHARED_DATA=... python launch/experiments/demo_de_en.py              train, AR first, then JANUS
+
+Trained on Tatoeba sentences (CC BY 2.0 FR) and nothing else. Held-out parts share no sentence with training,
+on either side. Started again, it resumes; asked to stop (SIGTERM, Ctrl-C), it lets the run save first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from stages import ROOT, Stages, engine_config, prepare_pairs_command, shared_text
+
+from janus_ds.config.load import load_run_config
+from janus_ds.data.pair_files import PairFiles, read_pairs
+from janus_ds.errors import exit_on_error
+from janus_ds.tools.demo_text import split_pairs, write_splits
+
+LANGUAGES = ("de", "en")
+RECIPE = ROOT / "launch" / "recipes" / "nmt_demo.yaml"
+AR = (
+    "objective.preset=ar_query",
+    "objective.ramp_kl_steps=0",
+    "train.valid_bleu=ar",
+    "train.keep_best=ar",
+    "decode.mode=ar",
+    "optim.lr=2.5e-3",
+    "optim.warmup_steps=1000",
+)
+"""Overrides of the first run: the AR term of JANUS alone, so that its weights fit the second run."""
+
+
+def prepare(options: argparse.Namespace, stages: Stages) -> int:
+    """Text, tokenizer and shards, unless they are there; the exit code."""
+    root: Path = options.root
+    text, made = root / "text", root / "text" / "counts.json"
+    if not made.is_file():
+        given = shared_text("tatoeba_de-en", "Tatoeba", "manythings2018.de.xz and manythings2018.en.xz")
+        sides = [given / f"manythings2018.{language}.xz" for language in LANGUAGES]
+        pairs = list(read_pairs(PairFiles(sides[0], sides[1])))
+        splits = split_pairs(pairs, options.valid, options.test, options.joined)
+        write_splits(splits, text, LANGUAGES)
+        counts = {"read": len(pairs), "train": len(splits.train), "joined": len(splits.joined)}
+        counts |= {"valid": options.valid, "test": options.test, "left_out": splits.left_out}
+        made.write_text(json.dumps(counts) + "\n", encoding="utf-8")
+    print(f"pairs: {made.read_text(encoding='utf-8').strip()}", flush=True)
+    files = {split: [str(text / f"{split}.{side}") for side in LANGUAGES] for split in SPLITS}
+    command = prepare_pairs_command(
+        LANGUAGES,
+        root / "data",
+        *("--vocab-size", str(options.vocab), "--max-tokens", "94", "--tokenizer", "sentencepiece-unigram"),
+        *("--train", *files["train"], "--valid", *files["valid"], "--test", *files["test"]),
+    )
+    return stages.run("data", command)
+
+
+SPLITS = ("train", "valid", "test")
+
+
+def train(options: argparse.Namespace, stages: Stages) -> int:
+    """Both runs, one after the other; the exit code."""
+    root: Path = options.root
+    runs = {
+        "ar": [f"train.max_steps={options.ar_steps}", *AR],
+        "janus": [f"train.max_steps={options.janus_steps}"],
+    }
+    for name, overrides in runs.items():
+        command = [
+            sys.executable,
+            str(ROOT / "launch" / "finetune.py"),
+            *("--recipe", str(RECIPE), "--deepspeed_config", str(engine_config(root))),
+            *("--data", str(root / "data"), "--output", str(root / name)),
+            *(("--init", str(root / "ar")) if name == "janus" else ()),
+            *("--set", f"name=demo-de-en-{name}", *overrides, *options.overrides),
+        ]
+        code = stages.run(name, command)
+        if code:
+            return code
+    return 0
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--root", type=Path, default=Path("runs", "demo-de-en"), help="where all of it lies [%(default)s]")
+    add("--ar-steps", type=int, default=5_000, help="updates of the first run [%(default)s]")
+    add("--janus-steps", type=int, default=7_000, help="updates of the second run [%(default)s]")
+    add("--vocab", type=int, default=5_000, help="symbols of the joint vocabulary [%(default)s]")
+    add("--valid", type=int, default=1_000, help="held-out pairs for validation [%(default)s]")
+    add("--test", type=int, default=2_000, help="held-out pairs for the test [%(default)s]")
+    add("--joined", type=float, default=0.1, help="share of training pairs made of several [%(default)s]")
+    add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, both runs")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Prepare and train."""
+    options = parse()
+    # Before an hour is spent: overrides that cannot be meant are refused here.
+    load_run_config(RECIPE, options.overrides)
+    options.root = options.root.resolve()
+    options.root.mkdir(parents=True, exist_ok=True)
+    stages = Stages(options.root)
+    return prepare(options, stages) or train(options, stages)
+
+
+if __name__ == "__main__":
+    exit_on_error(main)
