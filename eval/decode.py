@@ -3,9 +3,11 @@
     python eval/decode.py --checkpoint RUN --mode nar --iterations 4 < sources.txt > outputs.txt
     python eval/decode.py --checkpoint RUN --mode ar,nar --heldout 3
     python eval/decode.py --checkpoint RUN --mode ar,nar --mask-share 0.3 --input passages.txt
+    python eval/decode.py --demo                         the model of the package: German to English
 
 Lines in, lines out, in order. With several modes, `--show-source` or `--heldout`, each output comes as a
-block: source, reference where there is one, and what each mode made of it.
+block: source, reference where there is one, and what each mode made of it. --demo without input translates
+a few sentences of its own.
 """
 
 from __future__ import annotations
@@ -22,12 +24,20 @@ from janus_ds.config.faults import suggestion
 from janus_ds.data.files import disk_faults
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.load import LoadedRun, load_run, with_decode
+from janus_ds.decode.load import DEMO, LoadedRun, load_run, with_decode
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, UsageError, exit_on_error
 from janus_ds.tools.passages import Passage, heldout_passages, line_passages, read_lines
 
 MODES = ("ar", "nar")
+DEMO_SENTENCES = (
+    "Guten Morgen! Wie geht es dir?",
+    "Ich habe heute keine Zeit, weil ich arbeiten muss.",
+    "Meine Schwester wohnt seit drei Jahren in Berlin.",
+    "Kannst du mir bitte das Fenster öffnen?",
+    "Er fragte mich, ob ich morgen ins Kino gehen möchte.",
+    "Das Wetter war so schön, dass wir den ganzen Tag draußen blieben.",
+)
 DECODE_OPTIONS = {
     "iterations": (int, "NAR: refinements after the first pass"),
     "length_beam": (int, "NAR: length candidates"),
@@ -42,8 +52,10 @@ DECODE_OPTIONS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Decode what was asked for; returns the exit code."""
     parsed = _parser().parse_args(arguments)
-    modes = _modes(parsed.mode)
     _check(parsed)
+    if parsed.demo:
+        parsed.checkpoint, parsed.mode = Path(DEMO), parsed.mode or "ar,nar"
+    modes = _modes(parsed.mode)
     given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping")}
     options = {name: value for name, value in given.items() if value is not None}
     run = load_run(parsed.checkpoint, options, _device(parsed.device))
@@ -53,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.heldout:
         passages = heldout_passages(run.config, run.special, text, parsed.heldout, parsed.data)
     else:
-        lines = read_lines(parsed.input)
+        lines = list(DEMO_SENTENCES) if parsed.demo and _no_input(parsed.input) else read_lines(parsed.input)
         passages = line_passages(lines, text, parsed.mask_share, parsed.seed)
     found = {mode: _best(generator, passages) for mode, generator in generators.items()}
     blocks = parsed.show_source or parsed.heldout or len(found) > 1
@@ -66,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="a run folder, or one of its checkpoints")
+    add("--checkpoint", type=Path, help="a run folder, one of its checkpoints, or demo")
+    add("--demo", action="store_true", help="the model of the package, German to English, in both modes")
     add("--mode", help="ar, nar, or ar,nar (default: as the run's recipe says)")
     add("--input", default="-", help="text file, one input a line (default: standard input)")
     add("--output", type=Path, help="file to write (default: standard output)")
@@ -96,6 +109,12 @@ def _modes(given: str | None) -> tuple[str, ...]:
 
 def _check(parsed: argparse.Namespace) -> None:
     """Options that cannot be meant."""
+    if (parsed.checkpoint is None) != parsed.demo:
+        raise UsageError(
+            "two models are named" if parsed.demo else "no model is named",
+            "--checkpoint, --demo",
+            "give --checkpoint RUN, or --demo for the model that the package ships",
+        )
     if parsed.heldout < 0 or not 0 <= parsed.mask_share <= 1:
         raise UsageError(
             f"--heldout is {parsed.heldout}, --mask-share is {parsed.mask_share}",
@@ -116,6 +135,11 @@ def _check(parsed: argparse.Namespace) -> None:
         )
     if parsed.output is not None and parsed.output.is_dir():
         raise UsageError("the output is a folder", str(parsed.output), "give a file to --output")
+
+
+def _no_input(name: str) -> bool:
+    """Whether nothing waits to be decoded: no file is named and nobody has put anything into the pipe."""
+    return name == "-" and (sys.stdin.isatty() or not sys.stdin.buffer.peek(1))  # type: ignore[union-attr]
 
 
 def _device(name: str | None) -> torch.device:

@@ -182,8 +182,10 @@ def prepare_text(options: argparse.Namespace) -> None:
 
 def prepare_translation(options: argparse.Namespace) -> None:
     """Pairs of sentences."""
+    # With a given tokenizer nothing is learned of the text: test sets alone can be prepared for a model.
+    held_out_alone = bool(options.valid or options.test) and Path(options.tokenizer).is_dir()
     for name in ("source_lang", "target_lang", "train"):
-        if not getattr(options, name):
+        if not getattr(options, name) and not (name == "train" and held_out_alone):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
                 f"--task nmt needs {option}",

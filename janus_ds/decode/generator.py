@@ -90,7 +90,8 @@ class Generator:
         """A generator for a run folder (its newest checkpoint) or for one of its checkpoints.
 
         Args:
-            path: RUN or RUN/checkpoints/step-NNNNNNNN.
+            path: RUN, RUN/checkpoints/step-NNNNNNNN, or "demo": the model that the package ships, German
+                to English.
             mode: "ar" or "nar"; None: as the run's recipe says.
             device: None: the first GPU, or else the CPU.
             ids: texts are token ids written as numbers; for runs without a tokenizer.

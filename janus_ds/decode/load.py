@@ -1,7 +1,8 @@
 """Run folders as decoding reads them: `run.json`, `tokenizer/` and `weights.safetensors`, nothing else.
 
 A run folder of training holds its weights in `checkpoints/step-NNNNNNNN/`, a converted one beside its
-`run.json`; either the folder or one of its checkpoints may be named.
+`run.json`; either the folder or one of its checkpoints may be named. The name "demo" means the model that
+the package ships, unless there is a folder of that name.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from janus_ds.errors import CheckpointError
 from janus_ds.model.inference import model_from_file
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["LoadedRun", "find_run", "load_run", "with_decode"]
+__all__ = ["DEMO", "LoadedRun", "demo_folder", "find_run", "load_run", "with_decode"]
 
 RUN_FORMAT_VERSION = 1
 """Newest `run.json` that this version reads."""
+
+DEMO = "demo"
+"""The name of the demonstration model that the package ships (German to English)."""
 
 _RUN_FILE, _WEIGHTS, _COMPLETE = "run.json", "weights.safetensors", "complete.json"
 _CHUNK = 1 << 20
@@ -61,7 +65,7 @@ def load_run(
     """Load a run folder or one of its checkpoints.
 
     Args:
-        path: RUN or RUN/checkpoints/step-NNNNNNNN.
+        path: RUN, RUN/checkpoints/step-NNNNNNNN, or "demo".
         decode: fields of `DecodeConfig` that replace the run's own.
         device: where the model is wanted.
 
@@ -91,12 +95,19 @@ def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     return from_dict(values, "decoding options")
 
 
+def demo_folder() -> Path:
+    """Where the demonstration model lies in the installed package."""
+    return Path(__file__).resolve().parents[1] / "assets" / DEMO
+
+
 def find_run(path: Path) -> tuple[Path, Path]:
     """The run folder and the weights file that a path means; a run's newest checkpoint is taken.
 
     Raises:
         CheckpointError: there is no run, no weights, or the weights are damaged.
     """
+    if path == Path(DEMO) and not path.is_dir():
+        path = demo_folder()
     if not path.is_dir():
         raise CheckpointError(
             "there is no such run folder or checkpoint",

@@ -1,6 +1,7 @@
 """Trains the demonstration model that the package ships: German to English, true-cased plain text.
 
     JANUS_SHARED_DATA=... python launch/experiments/demo_de_en.py              train, AR first, then JANUS
+    JANUS_SHARED_DATA=... python launch/experiments/demo_de_en.py --ship       make the asset of what there is
 
 Trained on Tatoeba sentences (CC BY 2.0 FR) and nothing else. Held-out parts share no sentence with training,
 on either side. Started again, it resumes; asked to stop (SIGTERM, Ctrl-C), it lets the run save first.
@@ -13,11 +14,14 @@ import json
 import sys
 from pathlib import Path
 
+from demo_scores import score_all
 from stages import ROOT, Stages, engine_config, prepare_pairs_command, shared_text
 
+from janus_ds.checkpoint.manager import step_of
 from janus_ds.config.load import load_run_config
 from janus_ds.data.pair_files import PairFiles, read_pairs
 from janus_ds.errors import exit_on_error
+from janus_ds.tools.demo_asset import folder_bytes, ship
 from janus_ds.tools.demo_text import split_pairs, write_splits
 
 LANGUAGES = ("de", "en")
@@ -83,6 +87,33 @@ def train(options: argparse.Namespace, stages: Stages) -> int:
     return 0
 
 
+def make_asset(options: argparse.Namespace, stages: Stages) -> int:
+    """The folder that the package ships, and its scores; the exit code."""
+    counts = json.loads((options.root / "text" / "counts.json").read_text(encoding="utf-8"))
+    about = {
+        "driver": "launch/experiments/demo_de_en.py",
+        "data": "Tatoeba sentence pairs by way of www.manythings.org/anki, CC BY 2.0 FR; see README.md",
+        "pairs": counts,
+        "minutes": {name: _minutes(options.root, name) for name in ("ar", "janus")},
+        "ar_steps": _ar_steps(options.root / "ar"),
+    }
+    shipped = ship(options.root / "janus", options.asset, options.average, about)
+    print(f"averaged steps {shipped['training']['averaged_steps']}", flush=True)
+    code = score_all(options.asset, options.root, stages, options.limit)
+    print(f"{options.asset}: {folder_bytes(options.asset):,} bytes", flush=True)
+    return code
+
+
+def _minutes(root: Path, stage: str) -> float:
+    """Time of all finished attempts; a run that goes on is not counted."""
+    lines = (root / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
+    return round(sum(a["seconds"] for a in map(json.loads, lines) if a["stage"] == stage) / 60, 1)
+
+
+def _ar_steps(run: Path) -> int:
+    return max((step_of(path) or 0 for path in run.glob("checkpoints/step-*")), default=0)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -96,18 +127,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--valid", type=int, default=1_000, help="held-out pairs for validation [%(default)s]")
     add("--test", type=int, default=2_000, help="held-out pairs for the test [%(default)s]")
     add("--joined", type=float, default=0.1, help="share of training pairs made of several [%(default)s]")
-    add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, both runs")
+    add(
+        "--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, both runs"
+    )
+    add("--ship", action="store_true", help="only make the asset and its scores of what is trained so far")
+    add("--asset", type=Path, default=ROOT / "janus_ds" / "assets" / "demo", help="where the asset goes")
+    add("--average", type=int, default=8, help="last checkpoints averaged for the asset [%(default)s]")
+    add("--limit", type=int, default=0, help="sentences of each test, for a trial; 0: all")
     return parser.parse_args(arguments)
 
 
 def main() -> int:
-    """Prepare and train."""
+    """Prepare and train, or ship."""
     options = parse()
     # Before an hour is spent: overrides that cannot be meant are refused here.
     load_run_config(RECIPE, options.overrides)
     options.root = options.root.resolve()
     options.root.mkdir(parents=True, exist_ok=True)
     stages = Stages(options.root)
+    if options.ship:
+        return make_asset(options, stages)
     return prepare(options, stages) or train(options, stages)
 
 

@@ -1,0 +1,99 @@
+"""Puts a run into the form that the package ships: bf16 weights, tokenizer, a small `run.json`.
+
+The folder is a run folder as `Generator.from_checkpoint` reads it. Nothing in it tells where it was made.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from janus_ds.checkpoint.average import average_weights, last_checkpoints
+from janus_ds.checkpoint.manager import step_of
+from janus_ds.checkpoint.weights import WEIGHTS_FILE
+from janus_ds.data.files import disk_faults, write_whole
+from janus_ds.decode.load import load_run
+from janus_ds.errors import CheckpointError
+from janus_ds.observe.run_record import RUN_FILE, RUN_FORMAT_VERSION, read_run_record
+
+__all__ = ["MOST_BYTES", "folder_bytes", "ship"]
+
+MOST_BYTES = 5_000_000
+"""What the shipped folder may hold, all files together."""
+
+
+def ship(run: Path, output: Path, average: int, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the mean of a run's last checkpoints as a folder to ship; other files in it stay.
+
+    Args:
+        run: a run folder of training.
+        output: the folder to write.
+        average: checkpoints at most; a run that has fewer yet gives all that it has.
+        about: goes into `run.json` as "training".
+
+    Returns:
+        What `run.json` holds.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or a model too large to ship.
+        ResourceError: the folder cannot be written.
+    """
+    loaded = load_run(run)
+    count = max(1, min(average, len(list(run.glob("checkpoints/step-*")))))
+    files = last_checkpoints(run, count)
+    weights = {name: value.to(torch.bfloat16) for name, value in average_weights(files).items()}
+    _check_size(weights, run)
+    record = read_run_record(run) or {}
+    # Paths of the machine that trained are nobody's business, and mean nothing elsewhere.
+    config = replace(loaded.config, init=None, data=replace(loaded.config.data, path=None, valid_path=None))
+    steps = [step_of(file.parent) for file in files]
+    shipped = {
+        "format_version": RUN_FORMAT_VERSION,
+        "name": config.name,
+        "versions": record.get("versions", {}),
+        "git_commit": record.get("git_commit"),
+        "recipe": asdict(config),
+        "special_tokens": asdict(loaded.special),
+        "tokenizer_fingerprint": record["tokenizer_fingerprint"],
+        "training": {**about, "averaged_steps": steps},
+    }
+    with disk_faults(output):
+        output.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(run / "tokenizer", output / "tokenizer", dirs_exist_ok=True)
+    _write_weights(output / WEIGHTS_FILE, weights)
+    write_whole(output / RUN_FILE, (json.dumps(shipped, indent=1) + "\n").encode())
+    # Read back what others will read.
+    load_run(output)
+    return shipped
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _check_size(weights: Mapping[str, Tensor], run: Path) -> None:
+    size = sum(value.nbytes for value in weights.values()) + folder_bytes(run / "tokenizer")
+    if size > MOST_BYTES:
+        raise CheckpointError(
+            f"weights and tokenizer take {size:,} bytes, more than the {MOST_BYTES:,} that may be shipped",
+            str(run),
+            "train a smaller model, or one with a smaller vocabulary",
+        )
+
+
+def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    temporary = path.with_name(path.name + ".part")
+    with disk_faults(path):
+        save_file(dict(weights), str(temporary), metadata={"format": "pt"})
+        # The library makes files that only their owner can read.
+        temporary.chmod(0o644)
+        temporary.replace(path)

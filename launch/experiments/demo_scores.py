@@ -1,0 +1,131 @@
+"""Scores of the demonstration model: the held-out Tatoeba test, Multi30k, and IWSLT14 as fairseq scores it.
+
+The first two go through `eval/nmt.py --checkpoint`. IWSLT14's official test is lower-cased and tokenised; the
+model reads plain text: sources lose their tokens' spaces, lines too long for the model are cut and their
+translations joined, outputs are separated into Moses tokens and lower-cased, and `eval/nmt.py` compares
+them with the official references.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages import ROOT, Stages, prepare_pairs_command, shared_text
+
+from janus_ds.data.files import write_whole
+from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.metrics.files import read_lines
+from janus_ds.metrics.moses import moses_detokenize, moses_tokenize
+
+SYSTEMS = {"ar": ("--mode", "ar")} | {
+    f"nar-{n}": ("--mode", "nar", "--iterations", str(n)) for n in (0, 1, 4, 10)
+}
+_LONGEST = 92
+_KEPT = ("sacrebleu", "tokenized_bleu", "chrf", "repetition", "length_ratio")
+
+
+def score_all(asset: Path, root: Path, stages: Stages, limit: int) -> int:
+    """Score the shipped model and write `scores.json` beside it; the exit code of what failed.
+
+    Args:
+        asset: folder of the model.
+        root: folder of the experiment; text and outputs go below it.
+        stages: runs the programs.
+        limit: sentences of each test, from the first; 0: all.
+    """
+    folder = root / "scores"
+    folder.mkdir(exist_ok=True)
+    multi30k = shared_text("multi30k", "Multi30k", "test_2016_flickr.de and .en")
+    sets = {
+        "tatoeba": [root / "text" / f"test.{language}" for language in ("de", "en")],
+        "multi30k_test_2016_flickr": [
+            sorted(multi30k.glob(f"test_2016_flickr.{language}*"))[0] for language in ("de", "en")
+        ],
+    }
+    found: dict[str, Any] = {}
+    for name, files in sets.items():
+        data, output = folder / f"{name}-data", folder / name
+        given = ("--tokenizer", str(asset / "tokenizer"), "--test", *map(str, files))
+        code = stages.run(f"prepare-{name}", prepare_pairs_command(("de", "en"), data, *given))
+        options = ("--data", str(data), "--output", str(output), "--limit", str(limit))
+        code = code or stages.run(f"score-{name}", nmt("--checkpoint", str(asset), *options))
+        if code:
+            return code
+        found[name] = _compact(json.loads((output / "scores.json").read_text(encoding="utf-8"))["systems"])
+    code = _score_iwslt(asset, folder / "iwslt14_test", stages, limit)
+    if code:
+        return code
+    systems = {
+        name: json.loads((folder / "iwslt14_test" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in SYSTEMS
+    }
+    found["iwslt14_test"] = _compact(systems, leave_out=("sacrebleu", "chrf"))
+    write_whole(asset / "scores.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+    return 0
+
+
+def nmt(*options: str) -> list[str]:
+    """The command of eval/nmt.py."""
+    return [sys.executable, str(ROOT / "eval" / "nmt.py"), *options]
+
+
+def _compact(systems: dict[str, Any], leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    kept = [name for name in _KEPT if name not in leave_out]
+    first = next(iter(systems.values()))
+    return {
+        "n": first["n"],
+        "systems": {
+            system: {name: round(scores["metrics"][name], 2) for name in kept}
+            for system, scores in systems.items()
+        },
+        "signatures": {name: first["signatures"][name] for name in kept},
+    }
+
+
+def _score_iwslt(asset: Path, folder: Path, stages: Stages, limit: int) -> int:
+    folder.mkdir(exist_ok=True)
+    official = shared_text("iwslt14_de-en", "IWSLT14's test", "tok.test.de and tok.test.en")
+    source, reference = (read_lines(official / f"tok.test.{side}").lines for side in ("de", "en"))
+    count = limit or len(source)
+    tokenizer = load_tokenizer(asset / "tokenizer")
+
+    def fits(text: str) -> bool:
+        return len(tokenizer.encode(moses_detokenize(text))) <= _LONGEST
+
+    pieces = [cut(line, fits) for line in source[:count]]
+    _write(folder / "pieces.de", [moses_detokenize(piece) for line in pieces for piece in line])
+    _write(folder / "reference.en", reference[:count])
+    for name, mode in SYSTEMS.items():
+        raw, output = folder / f"{name}.pieces.en", folder / f"{name}.en"
+        files = ("--input", str(folder / "pieces.de"), "--output", str(raw))
+        decode = [sys.executable, str(ROOT / "eval" / "decode.py"), "--checkpoint", str(asset)]
+        code = stages.run("decode-iwslt14", [*decode, *mode, *files])
+        if code:
+            return code
+        translated = iter(read_lines(raw).lines)
+        joined = [" ".join(next(translated) for _ in line) for line in pieces]
+        _write(output, [moses_tokenize(line).lower() for line in joined])
+        compared = ("--predictions", str(output), "--references", str(folder / "reference.en"))
+        code = stages.run("score-iwslt14", nmt(*compared, "--output", str(folder / f"{name}.json")))
+        if code:
+            return code
+    return 0
+
+
+def cut(line: str, fits: Callable[[str], bool]) -> list[str]:
+    """Parts of a tokenised line that fit, cut in halves at the punctuation nearest to the middle."""
+    words = line.split()
+    if len(words) < 2 or fits(line):
+        return [line]
+    ends = [i + 1 for i, word in enumerate(words[:-1]) if word in {".", ",", ";", ":", "!", "?", "-"}]
+    middle = len(words) / 2
+    at = min(ends or [len(words) // 2], key=lambda end: abs(end - middle))
+    return [part for half in (words[:at], words[at:]) for part in cut(" ".join(half), fits)]
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
