@@ -3,9 +3,12 @@
     python launch/prepare_data.py --input TEXT... --output DIR
     python launch/prepare_data.py --task nmt --source-lang de --target-lang en --train train.de train.en \\
         --valid valid.de valid.en --test test.de test.en --output DIR
+    python launch/prepare_data.py --task nmt --distill RUN --data DIR --output DIR2
 
-The first makes blocks of text for pretraining; started again after an interruption with the same
-arguments, it goes on where it stopped. The second makes pairs for translation.
+The first makes blocks of text for pretraining. The second makes pairs for translation. The third makes other
+targets for such pairs: the translations of a run that decodes autoregressively, from which
+non-autoregressive models learn more easily. Started again after an interruption with the same arguments,
+the first and the third go on where they stopped.
 """
 
 from __future__ import annotations
@@ -82,6 +85,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
     add("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
     _add_pair_options(parser.add_argument_group("--task nmt"))
+    _add_distill_options(parser.add_argument_group("--task nmt --distill"))
     return parser.parse_args(arguments)
 
 
@@ -100,6 +104,15 @@ def _add_pair_options(group: argparse._ArgumentGroup) -> None:
         help="leave out training pairs with a side of 10 words or more that is longer by this [%(default)s]",
     )
     add("--keep-duplicates", action="store_true", help="train on a pair as often as it stands there")
+
+
+def _add_distill_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--distill", type=Path, metavar="RUN", help="the run, or checkpoint, that translates the sources")
+    add("--data", type=Path, metavar="DIR", help="the data directory whose training set is translated")
+    add("--average", type=int, default=1, metavar="N", help="mean of the run's last N checkpoints")
+    add("--beam", type=int, help="(default: as the run's recipe says)")
+    add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
 
 
 SPLITS = ("train", "valid", "test")
@@ -210,6 +223,39 @@ def prepare_translation(options: argparse.Namespace) -> None:
     print_pair_report(prepare_pairs(files, options.output, settings, options.processes, _show_pairs))
 
 
+def prepare_distilled(options: argparse.Namespace) -> None:
+    """Pairs with a model's translations as targets."""
+    if options.data is None or options.train:
+        raise UsageError(
+            "--distill takes the pairs of a data directory",
+            "the command line",
+            "give --data DIR, made by --task nmt before, and no --train",
+        )
+    # What follows takes seconds to import, which other preparations need not pay.
+    import torch
+    from tqdm import tqdm
+
+    from janus_ds.tools.distill import DistillRequest, distill
+
+    request = DistillRequest(
+        options.data,
+        options.distill,
+        options.output,
+        average=options.average,
+        decode={} if options.beam is None else {"beam": options.beam},
+        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    with tqdm(desc="translating", unit=" pairs", mininterval=interval, delay=0.5) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = distill(request, show)
+    print_pair_report(report)
+
+
 def _show_pairs(stage: str, pairs: int) -> None:
     if sys.stderr.isatty():
         print(f"{stage}: {pairs:,} pairs".ljust(79), end="\r", file=sys.stderr, flush=True)
@@ -218,7 +264,9 @@ def _show_pairs(stage: str, pairs: int) -> None:
 def main() -> int:
     """Parse, prepare, report."""
     options = parse()
-    if options.task == "nmt":
+    if options.distill is not None:
+        prepare_distilled(options)
+    elif options.task == "nmt":
         prepare_translation(options)
     else:
         prepare_text(options)

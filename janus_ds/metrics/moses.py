@@ -47,7 +47,7 @@ def moses_tokenize(text: str) -> str:
     for pattern, separated in (*_COMMAS, *_APOSTROPHES):
         text = pattern.sub(separated, text)
     words = text.split()
-    following = [*words[1:], ""]
+    following = [*words, ""][1:]
     tokens = " ".join(_full_stop(word, after) for word, after in zip(words, following, strict=True))
     tokens = tokens.replace("&", "&amp;")
     return "".join(_ESCAPES.get(c, c) for c in tokens)

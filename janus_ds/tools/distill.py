@@ -1,0 +1,277 @@
+"""Distillation data: the training set's sources with an AR model's translations as targets (section 4.2).
+
+NAR models learn more easily from one translation of a kind than from many. A data directory of pairs gives
+another one: the same tokenizer, validation and test sets, the same training sources in the same order.
+Sources are decoded longest first, portion by portion; each portion is on disk whole before the next
+begins, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from janus_ds.checkpoint.average import average_weights, last_checkpoints
+from janus_ds.data.files import disk_faults, sha256_of_file, write_whole
+from janus_ds.data.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.prepare_journal import SplitState
+from janus_ds.data.prepare_splits import SplitWriter
+from janus_ds.data.ragged import Ragged
+from janus_ds.data.shards import Packing
+from janus_ds.data.source import SampleSource
+from janus_ds.data.whole import PairReport, finished_manifest
+from janus_ds.decode.generator import Generator, trained_modes
+from janus_ds.decode.load import LoadedRun, load_run, with_decode
+from janus_ds.errors import CheckpointError, DataError
+from janus_ds.model.weights import load_weights
+
+__all__ = ["DistillRequest", "distill"]
+
+_TRAIN = "train"
+_STREAMS = ("source", "target")
+_PACKING = ("samples_per_member", "members_per_shard")
+_BLOCK_PAIRS = 8192
+_OFFSETS = "<i8"
+
+Show = Callable[[int, int], None]
+"""Called with the numbers of finished pairs and of all."""
+
+
+@dataclass(frozen=True)
+class DistillRequest:
+    """What is to be distilled.
+
+    Attributes:
+        data: a data directory of pairs.
+        checkpoint: an AR run, or one of its checkpoints, with the data's tokenizer.
+        output: the data directory to make.
+        average: mean of the run's last N checkpoints; 1: the newest, or the one named.
+        decode: fields of `DecodeConfig` that replace the run's own, such as beam.
+        device: where to decode; changes nothing but rounding.
+        portion: pairs decoded between two writes.
+    """
+
+    data: Path
+    checkpoint: Path
+    output: Path
+    average: int = 1
+    decode: Mapping[str, Any] = field(default_factory=dict)
+    device: torch.device | str = "cpu"
+    portion: int = 2048
+
+
+def distill(request: DistillRequest, show: Show | None = None) -> PairReport:
+    """Make the data directory; it appears whole or not at all, and at once where it is there already.
+
+    Raises:
+        DataError: the data holds no pairs, the output folder holds something else, or an interrupted
+            distillation of another kind waits beside it.
+        CheckpointError: no or damaged checkpoint, one that was not trained to decode AR, or one of
+            another vocabulary.
+        ConfigError: a decoding option that cannot be.
+        ResourceError: full disk or missing permission.
+    """
+    manifest = Manifest.load(request.data)
+    if manifest.task != "pair" or _TRAIN not in manifest.splits:
+        raise DataError(
+            "the data directory holds no training pairs",
+            str(request.data),
+            "give a directory made by launch/prepare_data.py --task nmt --train ...",
+        )
+    run, weights = _load(request)
+    _check_run(run, manifest, request)
+    asked = _asked(request, run, manifest, weights)
+    output = request.output
+    if (output / MANIFEST_NAME).is_file():
+        return PairReport(output, finished_manifest(output, asked), already_whole=True)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError("the output is not an empty folder", str(output), "choose another output folder")
+    work = _open_work(output, asked)
+    targets = _Targets(run, request, work / "portions").translate(show or (lambda done, total: None))
+    whole = work / "data"
+    made = _write(request.data, whole, manifest, targets, asked)
+    with disk_faults(output):
+        if output.exists():
+            output.rmdir()
+        whole.rename(output)
+    shutil.rmtree(work, ignore_errors=True)
+    return PairReport(output, made)
+
+
+def _load(request: DistillRequest) -> tuple[LoadedRun, list[Path]]:
+    run = load_run(request.checkpoint, None, request.device)
+    if request.average == 1:
+        return run, [run.weights]
+    weights = last_checkpoints(run.folder, request.average)
+    load_weights(run.model, average_weights(weights), str(weights[-1]))
+    return run, weights
+
+
+def _check_run(run: LoadedRun, manifest: Manifest, request: DistillRequest) -> None:
+    if "ar" not in trained_modes(run.config.objective):
+        raise CheckpointError(
+            "the checkpoint was not trained to decode autoregressively, which distillation needs",
+            f"{run.folder}: objective.preset {run.config.objective.preset}, objective.weight_ar 0",
+            "give a run of objective.preset ar, or of a joint objective",
+        )
+    own = getattr(run.text, "fingerprint", None)
+    if own != manifest.tokenizer_fingerprint:
+        raise CheckpointError(
+            "the checkpoint is from another vocabulary than the data",
+            f"{run.folder}: tokenizer {str(own)[:12]}, {request.data}: {manifest.tokenizer_fingerprint[:12]}",
+            f"prepare the data with --tokenizer {run.folder / 'tokenizer'}, or give a run trained on it",
+        )
+
+
+def _asked(
+    request: DistillRequest, run: LoadedRun, manifest: Manifest, weights: Sequence[Path]
+) -> dict[str, Any]:
+    """What decides the result, as JSON and without paths."""
+    decode = with_decode(run.config, {**request.decode, "mode": "ar"}).decode
+    names = ("beam", "beam_stop", "early_stopping", "length_penalty", "max_length")
+    return {
+        "distilled": {
+            "from_train_index": manifest.splits[_TRAIN].index_sha256,
+            "run": run.config.name,
+            "checkpoints": [path.parent.name for path in weights],
+            "weights_sha256": [sha256_of_file(path) for path in weights],
+            "decode": {name: getattr(decode, name) for name in names},
+        },
+        "prepared": _prepared(manifest),
+    }
+
+
+def _prepared(manifest: Manifest) -> dict[str, Any]:
+    """The request that the data was prepared on, also where it was distilled since."""
+    request = manifest.settings.get("request") or {}
+    return dict(request.get("prepared", request))
+
+
+def _open_work(output: Path, asked: dict[str, Any]) -> Path:
+    """The folder where portions wait: new, or of the same request."""
+    work = output.parent / f".{output.name}.distilling"
+    note = work / "request.json"
+    text = json.dumps(asked, sort_keys=True)
+    with disk_faults(output):
+        if note.is_file() and note.read_text(encoding="utf-8") != text:
+            raise DataError(
+                "an interrupted distillation with another model, other data or other options waits here",
+                str(work),
+                "repeat its command, choose another output folder, or delete this one",
+            )
+        (work / "portions").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(work / "data", ignore_errors=True)
+    write_whole(note, text.encode())
+    return work
+
+
+class _Targets:
+    """Translations of the training sources, portion by portion."""
+
+    def __init__(self, run: LoadedRun, request: DistillRequest, folder: Path) -> None:
+        config = with_decode(run.config, {**request.decode, "mode": "ar"})
+        self._generator = Generator(run.model, run.text, run.special, config)
+        self._longest = run.config.model.max_source_positions - 2
+        self._source = SampleSource(request.data / _TRAIN)
+        self._portion = request.portion
+        self._folder = folder
+        self._dtype = np.dtype(self._source.index.stream_dtype)
+
+    def translate(self, show: Show) -> Ragged:
+        """One target for each training pair, in the data's order; empty where the model can make none."""
+        length = self._source.lengths()["source"]
+        order = np.argsort(-length, kind="stable")
+        parts = []
+        for number, start in enumerate(range(0, len(order), self._portion)):
+            ids = order[start : start + self._portion]
+            show(start, len(order))
+            path = self._folder / f"{number:06d}.npy"
+            if not path.is_file():
+                write_whole(path, _packed(self._decode(ids, partial(_shifted, show, start, len(order)))))
+            parts.append(_unpacked(path, len(ids), self._dtype))
+        show(len(order), len(order))
+        return Ragged.concatenate(parts).take(np.argsort(order, kind="stable"))
+
+    def _decode(self, ids: NDArray[np.int64], show: Show) -> Ragged:
+        sources = self._source.read(ids)["source"]
+        rows = [sources.row(i).tolist() for i in range(len(sources))]
+        able = [i for i, row in enumerate(rows) if len(row) <= self._longest]
+        found = self._generator.generate_ids([rows[i] for i in able], show)
+        outputs: list[list[int]] = [[] for _ in rows]
+        for i, candidates in zip(able, found, strict=True):
+            outputs[i] = list(candidates[0].tokens)
+        return Ragged.from_rows(outputs, self._dtype)
+
+
+def _shifted(show: Show, start: int, total: int, done: int, of: int) -> None:
+    """Progress within a portion, told as progress of the whole."""
+    show(start + done, total)
+
+
+def _packed(rows: Ragged) -> bytes:
+    """Number of rows, offsets, tokens: each portion is one file, which is there whole or not at all."""
+    return rows.offsets.astype(_OFFSETS).tobytes() + rows.values.tobytes()
+
+
+def _unpacked(path: Path, count: int, dtype: np.dtype[Any]) -> Ragged:
+    data = path.read_bytes()
+    offsets = np.frombuffer(data, _OFFSETS, count + 1)
+    return Ragged(np.frombuffer(data, dtype, offset=offsets.nbytes), offsets)
+
+
+def _write(data: Path, whole: Path, manifest: Manifest, targets: Ragged, asked: dict[str, Any]) -> Manifest:
+    """The new directory: everything but the training targets is the old one's."""
+    with disk_faults(whole):
+        whole.mkdir(parents=True)
+        for part in data.iterdir():
+            if part.is_dir() and part.name != _TRAIN:
+                shutil.copytree(part, whole / part.name)
+    counts = Counter(dict.fromkeys(("distilled", "given_target_kept", "equal_to_the_given_target"), 0))
+    index = SampleSource(data / _TRAIN).index
+    settings = _prepared(manifest).get("settings", {})
+    longest = int(settings.get("max_tokens", 0))
+    sizes = {name: settings[name] for name in _PACKING if name in settings}
+    writer = SplitWriter(whole / _TRAIN, Packing(index.stream_dtype, **sizes), SplitState())
+    for source, target, found in _blocks(data, targets):
+        writer.add({"source": source, "target": _chosen(target, found, longest, counts)})
+    new_index, sha256 = writer.finish(_STREAMS)
+    totals = SplitTotals(len(new_index.shards), new_index.samples, new_index.tokens, sha256)
+    told = {**manifest.settings, "request": asked, "distilled": asked["distilled"]}
+    told["counts"] = {**manifest.settings.get("counts", {}), _TRAIN: dict(counts)}
+    made = replace(manifest, settings=told, splits={**manifest.splits, _TRAIN: totals})
+    made.save(whole)
+    return made
+
+
+def _blocks(data: Path, targets: Ragged) -> Iterator[tuple[Ragged, Ragged, Ragged]]:
+    """Sources, given targets and found ones, some thousands at a time."""
+    source = SampleSource(data / _TRAIN)
+    for start in range(0, source.samples, _BLOCK_PAIRS):
+        end = min(start + _BLOCK_PAIRS, source.samples)
+        samples = source.read(np.arange(start, end))
+        yield samples["source"], samples["target"], targets.slice(start, end)
+
+
+def _chosen(given: Ragged, found: Ragged, longest: int, counts: Counter[str]) -> Ragged:
+    """The model's translations; the given target where there is none, or one longer than data may be."""
+    rows = []
+    for i in range(len(given)):
+        old, new = given.row(i), found.row(i)
+        fits = 0 < len(new) <= (longest or len(new))
+        rows.append(new if fits else old)
+        counts["lines"] += 1
+        counts["distilled" if fits else "given_target_kept"] += 1
+        counts["equal_to_the_given_target"] += int(fits and np.array_equal(old, new))
+        counts["given_target_tokens"] += len(old)
+        counts["target_tokens"] += len(rows[-1])
+    return Ragged.from_rows(rows, np.dtype(given.values.dtype))

@@ -1,0 +1,46 @@
+"""A run folder for pairs with random weights, as training leaves it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from janus_ds.checkpoint.manifest import write_manifest
+from janus_ds.checkpoint.weights import save_weights
+from janus_ds.config.presets import resolve
+from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.model.janus import JanusModel
+from janus_ds.observe.run_record import write_run_record
+from janus_ds.parallel.layers import DenseLayers
+
+__all__ = ["make_run"]
+
+
+def make_run(folder: Path, data: Path, preset: str, positions: int = 48) -> Path:
+    """Two checkpoints of different weights, with the tokenizer of some data."""
+    tokenizer = load_tokenizer(data / "tokenizer")
+    model = ModelConfig(
+        d_model=16,
+        heads=2,
+        ffn_dim=16,
+        max_source_positions=positions,
+        max_target_positions=48,
+        init_std=0.4,
+    )
+    config = RunConfig(
+        "tiny", None, model, DataConfig(task="pair", block_tokens=40), objective=ObjectiveConfig(preset)
+    )
+    config = resolve(replace(config, decode=DecodeConfig(mode="ar", beam=2, max_length=9)))
+    torch.manual_seed(3)
+    weights = JanusModel(config.model, tokenizer.special, DenseLayers()).state_dict()
+    tokenizer.save(folder / "tokenizer")
+    write_run_record(folder, config, tokenizer.special, tokenizer.fingerprint, {}, 0)
+    for step in (5, 10):
+        checkpoint = folder / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        save_weights(checkpoint / "weights.safetensors", {k: v * (1 + step) for k, v in weights.items()})
+        write_manifest(checkpoint)
+    return folder

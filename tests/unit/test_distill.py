@@ -1,0 +1,165 @@
+"""Distillation data: other targets for the same pairs, whole, resumed, and refused."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from janus_ds.data.index import Manifest
+from janus_ds.data.source import SampleSource
+from janus_ds.data.verify import verify_dataset
+from janus_ds.data.whole import PairReport
+from janus_ds.decode.generator import Generator
+from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
+from janus_ds.tools.distill import DistillRequest, distill
+from tests.support.tiny_data import make_tiny_data
+from tests.support.tiny_pairs import prepare_tiny
+from tests.support.tiny_run import make_run
+
+ROOT = Path(__file__).resolve().parents[2]
+PAIRS = 40
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_tiny(tmp_path_factory.mktemp("pairs"), PAIRS).output
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    return make_run(data.parent / "run", data, "ar")
+
+
+def rows(data: Path, stream: str, split: str = "train") -> list[list[int]]:
+    source = SampleSource(data / split)
+    return [row.tolist() for row in source.read(np.arange(source.samples))[stream].rows()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def go(data: Path, run: Path, output: Path, **options: object) -> PairReport:
+    return distill(DistillRequest(data, run, output, portion=16, **options))  # type: ignore[arg-type]
+
+
+def test_targets_are_translations_and_all_else_stays(data: Path, run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new"
+    seen: list[tuple[int, int]] = []
+    report = distill(DistillRequest(data, run, output, portion=16), lambda *at: seen.append(at))
+    assert rows(output, "source") == rows(data, "source")
+    generator = Generator.from_checkpoint(run, "ar", device="cpu")
+    expected = [list(found[0].tokens) for found in generator.generate_ids(rows(data, "source"))]
+    given, found = rows(data, "target"), rows(output, "target")
+    assert found == [new or old for new, old in zip(expected, given, strict=True)]
+    assert found != given
+    old, new = files(data), files(output)
+    kept = [name for name in old if not name.startswith(("train/", "manifest"))]
+    assert len(kept) >= 7
+    assert {name: new[name] for name in kept} == {name: old[name] for name in kept}
+    assert verify_dataset(output).faults == []
+    assert seen[0] == (0, PAIRS)
+    assert seen[-1] == (PAIRS, PAIRS)
+    counts = report.counts["train"]
+    assert counts["distilled"] + counts["given_target_kept"] == counts["lines"] == PAIRS
+    assert counts["target_tokens"] == sum(map(len, found))
+    told = Manifest.load(output)
+    assert told.settings["distilled"]["run"] == "tiny"
+    assert told.settings["distilled"]["checkpoints"] == ["step-00000010"]
+    assert told.settings["distilled"]["decode"]["beam"] == 2
+    assert str(tmp_path.parent) not in (output / "manifest.json").read_text()
+    assert not list(tmp_path.glob(".*"))
+    # Done is done; another request is refused.
+    assert go(data, run, output).already_whole
+    with pytest.raises(DataError, match="prepared with other settings"):
+        go(data, run, output, decode={"beam": 1})
+    # What was distilled can be distilled again, with the mean of checkpoints.
+    again = go(output, run, tmp_path / "again", average=2)
+    assert Manifest.load(again.output).settings["distilled"]["checkpoints"] == [
+        "step-00000005",
+        "step-00000010",
+    ]
+
+
+def test_an_interrupted_run_goes_on(
+    data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(data, run, tmp_path / "straight")
+    decoded: list[int] = []
+    original = Generator.generate_ids
+
+    def counting(self: Generator, sources: Sequence[Sequence[int]], progress: object = None) -> object:
+        if sum(decoded) == 32:
+            raise KeyboardInterrupt
+        decoded.append(len(sources))
+        return original(self, sources)
+
+    monkeypatch.setattr(Generator, "generate_ids", counting)
+    with pytest.raises(KeyboardInterrupt):
+        go(data, run, tmp_path / "new")
+    assert decoded == [16, 16]
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(DataError, match="interrupted distillation with another model"):
+        go(data, run, tmp_path / "new", decode={"beam": 3})
+    decoded.clear()
+    go(data, run, tmp_path / "new")
+    assert decoded == [8]
+    assert files(tmp_path / "new") == files(tmp_path / "straight")
+
+
+def test_sources_too_long_for_the_model_keep_their_target(data: Path, tmp_path: Path) -> None:
+    length = sorted(len(row) for row in rows(data, "source"))
+    longest = length[PAIRS // 2]
+    run = make_run(tmp_path / "short", data, "ar", positions=longest + 2)
+    report = go(data, run, tmp_path / "new")
+    long = [i for i, row in enumerate(rows(data, "source")) if len(row) > longest]
+    assert long
+    given, found = rows(data, "target"), rows(tmp_path / "new", "target")
+    assert [found[i] for i in long] == [given[i] for i in long]
+    assert report.counts["train"]["given_target_kept"] >= len(long)
+
+
+def test_what_cannot_be_distilled_is_refused(data: Path, run: Path, tmp_path: Path) -> None:
+    other = make_tiny_data(tmp_path / "blocks")
+    stranger = make_run(tmp_path / "stranger", other, "ar")
+    nar = make_run(tmp_path / "nar", data, "cmlm")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("mine")
+    output = tmp_path / "new"
+    cases: list[tuple[type[JanusError], str, Path, Path, Path]] = [
+        (CheckpointError, "from another vocabulary than the data", data, stranger, output),
+        (CheckpointError, "not trained to decode autoregressively", data, nar, output),
+        (CheckpointError, "no such run folder", data, tmp_path / "nothing", output),
+        (DataError, "holds no training pairs", other, run, output),
+        (DataError, "not an empty folder", data, run, taken),
+    ]
+    for kind, words, given, checkpoint, place in cases:
+        with pytest.raises(kind, match=words) as error:
+            go(given, checkpoint, place)
+        assert error.value.where
+        assert error.value.fix
+    assert not output.exists()
+    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in taken.iterdir()] == ["notes.txt"]
+
+
+def test_the_program(data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "launch" / "prepare_data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    asked = ["--task", "nmt", "--distill", str(run), "--output", str(tmp_path / "new"), "--device", "cpu"]
+    with pytest.raises(UsageError, match="takes the pairs of a data directory"):
+        program.prepare_distilled(program.parse(asked))
+    options = program.parse([*asked, "--data", str(data), "--beam", "1", "--average", "2"])
+    program.prepare_distilled(options)
+    told = capsys.readouterr().out
+    assert f"train            {PAIRS} pairs" in told
+    assert "distilled" in told
+    assert Manifest.load(tmp_path / "new").settings["distilled"]["decode"]["beam"] == 1
