@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from demo_scores import score_all
+from demo_scores import score_all, write_page
 from stages import ROOT, Stages, engine_config, prepare_pairs_command, shared_text
 
 from janus_ds.checkpoint.manager import step_of
@@ -100,6 +100,8 @@ def make_asset(options: argparse.Namespace, stages: Stages) -> int:
     shipped = ship(options.root / "janus", options.asset, options.average, about)
     print(f"averaged steps {shipped['training']['averaged_steps']}", flush=True)
     code = score_all(options.asset, options.root, stages, options.limit)
+    if not code:
+        write_page(options.asset, options.page)
     print(f"{options.asset}: {folder_bytes(options.asset):,} bytes", flush=True)
     return code
 
@@ -132,6 +134,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--ship", action="store_true", help="only make the asset and its scores of what is trained so far")
     add("--asset", type=Path, default=ROOT / "janus_ds" / "assets" / "demo", help="where the asset goes")
+    add("--page", type=Path, default=ROOT / "docs" / "results" / "demo_de_en.md", help="the results page")
     add("--average", type=int, default=8, help="last checkpoints averaged for the asset [%(default)s]")
     add("--limit", type=int, default=0, help="sentences of each test, for a trial; 0: all")
     return parser.parse_args(arguments)

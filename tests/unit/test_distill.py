@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -148,12 +149,19 @@ def test_what_cannot_be_distilled_is_refused(data: Path, run: Path, tmp_path: Pa
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
 
 
-def test_the_program(data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
     spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "launch" / "prepare_data.py")
     assert spec is not None
     assert spec.loader is not None
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
+    return program
+
+
+def test_the_program(
+    program: ModuleType, data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = ["--task", "nmt", "--distill", str(run), "--output", str(tmp_path / "new"), "--device", "cpu"]
     with pytest.raises(UsageError, match="takes the pairs of a data directory"):
         program.prepare_distilled(program.parse(asked))
@@ -163,3 +171,18 @@ def test_the_program(data: Path, run: Path, tmp_path: Path, capsys: pytest.Captu
     assert f"train            {PAIRS} pairs" in told
     assert "distilled" in told
     assert Manifest.load(tmp_path / "new").settings["distilled"]["decode"]["beam"] == 1
+
+
+def test_a_test_set_alone_is_prepared_for_a_given_tokenizer(
+    program: ModuleType, data: Path, tmp_path: Path
+) -> None:
+    texts = [str(data / "raw" / f"test.{side}") for side in ("de", "en")]
+    asked = ["--task", "nmt", "--source-lang", "de", "--target-lang", "en", "--output", str(tmp_path / "new")]
+    asked += ["--test", *texts]
+    program.prepare_translation(program.parse([*asked, "--tokenizer", str(data / "tokenizer")]))
+    assert set(Manifest.load(tmp_path / "new").splits) == {"test"}
+    assert rows(tmp_path / "new", "target", "test") == rows(data, "target", "test")
+    with pytest.raises(UsageError, match="needs --train"):
+        program.prepare_translation(program.parse(asked))
+    with pytest.raises(DataError, match="holds no training pairs"):
+        go(tmp_path / "new", data, tmp_path / "other")
