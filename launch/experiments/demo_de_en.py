@@ -21,6 +21,7 @@ from janus_ds.checkpoint.manager import step_of
 from janus_ds.config.load import load_run_config
 from janus_ds.data.pair_files import PairFiles, read_pairs
 from janus_ds.errors import exit_on_error
+from janus_ds.observe.writers import read_metrics
 from janus_ds.tools.demo_asset import folder_bytes, ship
 from janus_ds.tools.demo_text import split_pairs, write_splits
 
@@ -94,7 +95,7 @@ def make_asset(options: argparse.Namespace, stages: Stages) -> int:
         "driver": "launch/experiments/demo_de_en.py",
         "data": "Tatoeba sentence pairs by way of www.manythings.org/anki, CC BY 2.0 FR; see README.md",
         "pairs": counts,
-        "minutes": {name: _minutes(options.root, name) for name in ("ar", "janus")},
+        "minutes": {name: training_minutes(options.root / name) for name in ("ar", "janus")},
         "ar_steps": _ar_steps(options.root / "ar"),
     }
     shipped = ship(options.root / "janus", options.asset, options.average, about)
@@ -106,10 +107,12 @@ def make_asset(options: argparse.Namespace, stages: Stages) -> int:
     return code
 
 
-def _minutes(root: Path, stage: str) -> float:
-    """Time of all finished attempts; a run that goes on is not counted."""
-    lines = (root / "attempts.jsonl").read_text(encoding="utf-8").splitlines()
-    return round(sum(a["seconds"] for a in map(json.loads, lines) if a["stage"] == stage) / 60, 1)
+def training_minutes(run: Path) -> float:
+    """Wall time of a run's updates, over all its attempts."""
+    seconds = {int(line["step"]): float(line["seconds"]) for line in read_metrics(run / "metrics.jsonl")}
+    steps = sorted(seconds)
+    spans = zip(steps, [0, *steps], strict=False)
+    return round(sum(seconds[step] * (step - before) for step, before in spans) / 60, 1)
 
 
 def _ar_steps(run: Path) -> int:

@@ -146,7 +146,7 @@ def write_page(asset: Path, page: Path) -> None:
         "(launch/recipes/nmt_demo.yaml, seed 1, one CPU core that was shared with other work). "
         f"Trained on {pairs['train']:,} Tatoeba pairs and {pairs['joined']:,} joined of them; "
         f"{training['ar_steps']:,} updates AR ({minutes['ar']:.0f} min), then {steps[-1]:,} updates JANUS "
-        f"({minutes['janus']:.0f} min in finished attempts); mean of checkpoints "
+        f"({minutes['janus']:.0f} min of wall time); mean of checkpoints "
         f"{', '.join(map(str, steps))}; bf16. No sentence of the test, on either side, was in training.",
         "",
         "| test | sentences | AR | NAR 0 | 1 | 4 | 10 | repeated %, NAR 0 / 10 |",
