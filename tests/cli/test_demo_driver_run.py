@@ -1,0 +1,73 @@
+"""The demonstration model's driver from text to asset, on a tiny model: trained, gone on with, shipped."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from janus_ds.decode.generator import Generator
+from janus_ds.metrics.moses import moses_tokenize
+from tests.support.tiny_pairs import tiny_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["model.d_model=16", "model.encoder_layers=1", "model.decoder_layers=1", "model.ffn_dim=16"]
+SMALL += ["model.heads=2", "train.batch_tokens=200", "train.save_every=2", "train.valid_every=0"]
+SMALL += ["train.valid_bleu=none", "train.keep_best=none"]
+
+
+def texts(folder: Path) -> Path:
+    """The collections that the driver reads, of a rule-made language."""
+    for name in ("tatoeba_de-en", "multi30k", "iwslt14_de-en"):
+        (folder / name).mkdir(parents=True)
+    for side, language in enumerate(("de", "en")):
+        lines = [pair[side] for pair in tiny_lines(300)]
+        packed = lzma.compress("".join(f"{line}\n" for line in lines).encode())
+        (folder / "tatoeba_de-en" / f"manythings2018.{language}.xz").write_bytes(packed)
+        few = "".join(f"{line}\n" for line in lines[:6])
+        (folder / "multi30k" / f"test_2016_flickr.{language}").write_text(few)
+        tokens = "".join(f"{moses_tokenize(line)} ,{' wort' * 40} .\n" for line in lines[:3])
+        (folder / "iwslt14_de-en" / f"tok.test.{language}").write_text(tokens)
+    return folder
+
+
+def drive(root: Path, shared: Path, *options: str) -> str:
+    command = [sys.executable, str(ROOT / "launch" / "experiments" / "demo_de_en.py"), "--root", str(root)]
+    env = {**os.environ, "JANUS_SHARED_DATA": str(shared), "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*command, *options], env=env, capture_output=True, text=True, check=False)
+    logs = "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(root.glob("*.log")))
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
+    return done.stdout
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)
+def test_from_text_to_asset(tmp_path: Path) -> None:
+    shared, root, asset = texts(tmp_path / "shared"), tmp_path / "root", tmp_path / "asset"
+    given = ["--vocab", "60", "--valid", "8", "--test", "8", "--ar-steps", "2", "--set", *SMALL]
+    drive(root, shared, "--janus-steps", "2", *given)
+    drive(root, shared, "--janus-steps", "4", *given)
+    assert [p.name for p in sorted(root.glob("janus/checkpoints/step-*"))] == [
+        "step-00000002",
+        "step-00000004",
+    ]
+    recipe = json.loads((root / "janus" / "run.json").read_text())["recipe"]
+    assert recipe["init"] == str(root / "ar")
+    drive(root, shared, "--ship", "--asset", str(asset), "--page", str(tmp_path / "page.md"))
+    training = json.loads((asset / "run.json").read_text())["training"]
+    assert (training["averaged_steps"], training["ar_steps"]) == ([2, 4], 2)
+    scores = json.loads((asset / "scores.json").read_text())
+    assert {name: part["n"] for name, part in scores.items()} == {
+        "tatoeba": 8,
+        "multi30k_test_2016_flickr": 6,
+        "iwslt14_test": 3,
+    }
+    assert "4 updates JANUS" in (tmp_path / "page.md").read_text()
+    assert str(tmp_path) not in "".join(path.read_text() for path in asset.glob("*.json"))
+    generator = Generator.from_checkpoint(asset, "nar", device="cpu")
+    assert len(generator.generate(["der mann sieht nichts ."])) == 1
