@@ -31,7 +31,10 @@ def make_run(folder: Path, data: Path, preset: str, positions: int = 48) -> Path
         init_std=0.4,
     )
     config = RunConfig(
-        "tiny", None, model, DataConfig(task="pair", block_tokens=40), objective=ObjectiveConfig(preset)
+        name="tiny",
+        model=model,
+        data=DataConfig(task="pair", block_tokens=40),
+        objective=ObjectiveConfig(preset),
     )
     config = resolve(replace(config, decode=DecodeConfig(mode="ar", beam=2, max_length=9)))
     torch.manual_seed(3)
