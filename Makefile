@@ -20,7 +20,8 @@ ACTIVATED := PATH="$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(DEVICE_ENV)
 FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install install-dev pretrain test lint types unit fault-test heavy-test golden bench clean
+.PHONY: help install install-dev pretrain test lint types unit fault-test heavy-test golden bench \
+    results-nmt results-glge clean
 
 help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
@@ -31,6 +32,7 @@ help:
 	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
 	@echo "make bench        step, head and data benches with their JSON"
 	@echo "make results-nmt  the Multi30k experiment, resumable (hours; needs JANUS_SHARED_DATA)"
+	@echo "make results-glge the SQuAD question-generation experiment, likewise"
 	@echo "make clean        remove .venv and runs/"
 
 $(VENV)/bin/python:
@@ -82,6 +84,9 @@ bench: install
 RESULTS_ARGS ?=
 results-nmt: install
 	$(ACTIVATED) python launch/experiments/nmt_multi30k.py $(RESULTS_ARGS)
+
+results-glge: install
+	$(ACTIVATED) python launch/experiments/glge_squadqg.py $(RESULTS_ARGS)
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,0 +1,197 @@
+"""What the experiments' drivers share: stages of runs, started, resumed, and reported when they are done.
+
+A run is a folder; each of its stages is one command, and leaves a mark there when it ended well. A driver
+that is started again passes over what is marked and goes on with the rest. Training resumes by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError
+from janus_ds.tools.nmt_results import FINISHED
+
+__all__ = ["EVALUATE", "ROOT", "TRAIN", "Driver", "Plan", "engine_config", "environment", "shared_text"]
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository."""
+TRAIN, EVALUATE = "train", "evaluate"
+"""The stages, in their order; each has its log and its mark."""
+MARKS = {TRAIN: "trained.json", EVALUATE: FINISHED}
+_PAUSE = 0.2
+
+
+class Plan(Protocol):
+    """What an experiment knows of its runs."""
+
+    folder: Path
+    """Holds one folder a run."""
+
+    def stages(self, name: str) -> Sequence[str]:
+        """Stages of a run, in order."""
+
+    def needs(self, name: str) -> Sequence[str]:
+        """Runs that must be trained before."""
+
+    def goal(self, name: str, stage: str) -> Mapping[str, int]:
+        """What the mark says was done, such as updates; a stage whose mark says less is done again."""
+
+    def command(self, name: str, stage: str) -> list[str]:
+        """What is executed."""
+
+    def report(self) -> None:
+        """Make the tables of what is there."""
+
+
+@dataclass
+class Job:
+    """A stage that is under way."""
+
+    name: str
+    stage: str
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+class Driver:
+    """Starts stages, waits for them, and has the tables made.
+
+    Args:
+        plan: the experiment.
+        names: its runs, in this order; what they need and is not trained must be among them, earlier.
+        jobs: stages at the same time.
+    """
+
+    def __init__(self, plan: Plan, names: Sequence[str], jobs: int) -> None:
+        self._plan = plan
+        self._slots = jobs
+        self._waiting = [name for name in dict.fromkeys(names) if self._next_stage(name) is not None]
+        self._jobs: list[Job] = []
+        self._failed: list[str] = []
+        self._stopped = False
+
+    def run(self) -> int:
+        """All runs that are not finished; the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        print(f"to do: {', '.join(self._waiting) or 'nothing'}", flush=True)
+        while self._jobs or (self._waiting and not self._stopped):
+            self._fill()
+            time.sleep(_PAUSE)
+            for job in [job for job in self._jobs if job.process.poll() is not None]:
+                self._jobs.remove(job)
+                self._ended(job)
+        return PREEMPTED_EXIT_CODE if self._stopped else len(self._failed) > 0
+
+    def _fill(self) -> None:
+        while self._waiting and len(self._jobs) < self._slots and not self._stopped:
+            ready = [name for name in self._waiting if all(map(self._trained, self._plan.needs(name)))]
+            if not ready and self._jobs:
+                return
+            if not ready:
+                # What they wait for has failed, or is not to be run.
+                print(
+                    f"not run, since what they start from is missing: {', '.join(self._waiting)}", flush=True
+                )
+                self._failed += self._waiting
+                self._waiting = []
+                return
+            self._waiting.remove(ready[0])
+            stage = self._next_stage(ready[0])
+            if stage is not None:
+                self._start(ready[0], stage)
+
+    def _trained(self, name: str) -> bool:
+        return self._reached(name, TRAIN)
+
+    def _next_stage(self, name: str) -> str | None:
+        """The first stage that is not done, unless the last one is."""
+        stages = self._plan.stages(name)
+        if self._reached(name, stages[-1]):
+            return None
+        return next(stage for stage in stages if not self._reached(name, stage))
+
+    def _reached(self, name: str, stage: str) -> bool:
+        """Whether a stage was done for as much as is asked for now; a longer run goes on."""
+        mark = self._plan.folder / name / MARKS[stage]
+        if not mark.is_file():
+            return False
+        done = json.loads(mark.read_text(encoding="utf-8"))
+        return all(int(done.get(key, 0)) >= value for key, value in self._plan.goal(name, stage).items())
+
+    def _start(self, name: str, stage: str) -> None:
+        run = self._plan.folder / name
+        run.mkdir(parents=True, exist_ok=True)
+        with (run / f"{stage}.log").open("ab") as log:
+            process = subprocess.Popen(
+                self._plan.command(name, stage),
+                env=environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        print(f"{time.strftime('%H:%M:%S')} {name}: {stage}, log in {run / f'{stage}.log'}", flush=True)
+        self._jobs.append(Job(name, stage, process, time.time()))
+
+    def _ended(self, job: Job) -> None:
+        code, run = job.process.returncode, self._plan.folder / job.name
+        attempt = {"stage": job.stage, "seconds": round(time.time() - job.started, 1), "exit": code}
+        with (run / "attempts.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(attempt) + "\n")
+        print(f"{time.strftime('%H:%M:%S')} {job.name}: {job.stage} ended with {code}", flush=True)
+        if code:
+            if not self._stopped:
+                self._failed.append(job.name)
+            return
+        mark = json.dumps(dict(self._plan.goal(job.name, job.stage))) + "\n"
+        (run / MARKS[job.stage]).write_text(mark, encoding="utf-8")
+        stages = self._plan.stages(job.name)
+        if job.stage == stages[-1]:
+            self._plan.report()
+        elif not self._stopped:
+            self._start(job.name, stages[stages.index(job.stage) + 1])
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopped = True
+        for job in self._jobs:
+            # Training saves and leaves with 75; an evaluation is simply made again.
+            job.process.send_signal(signal.SIGTERM)
+
+
+def environment() -> dict[str, str]:
+    """One thread a run, so that runs do not fight for cores."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return {"OMP_NUM_THREADS": "1", **env}
+
+
+def engine_config(folder: Path) -> Path:
+    """A DeepSpeed file for one rank: nothing is partitioned."""
+    path = folder / "deepspeed.json"
+    if not path.is_file():
+        path.write_text('{"zero_optimization": {"stage": 0}}\n', encoding="utf-8")
+    return path
+
+
+def shared_text(name: str, what: str, holds: str) -> Path:
+    """The folder of a text collection that lies outside the repository.
+
+    Raises:
+        MissingDependencyError: JANUS_SHARED_DATA does not lead to it.
+    """
+    given = os.environ.get("JANUS_SHARED_DATA")
+    if not given or not (Path(given) / name).is_dir():
+        raise MissingDependencyError(
+            f"{what} is not here" if given else f"the environment does not say where {what} is",
+            f"JANUS_SHARED_DATA={given or ''}",
+            f"set JANUS_SHARED_DATA to a folder with {name}/ ({holds})",
+        )
+    return Path(given) / name

@@ -1,0 +1,230 @@
+"""Question generation from a small model pretrained here: the paper's Tables 7 and 8 in small, on a CPU.
+
+    JANUS_SHARED_DATA=... python launch/experiments/glge_squadqg.py            (or: make results-glge)
+    python launch/experiments/glge_squadqg.py --report                         the tables alone
+    python launch/experiments/glge_squadqg.py --only janus-nar,ar-nar --root runs/try --limit 500
+
+A BART-like model is pretrained on Wikipedia text (`base`), goes on from there with equal updates as BART, as
+CMLM and as JANUS (`pre-*`), and each is fine-tuned on SQuAD for AR and for NAR; `none-*` are fine-tuned from
+random weights. Started again, it skips what is finished and resumes what is not; asked to stop (SIGTERM,
+Ctrl-C), it lets the runs save first. After each run the tables are made anew from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from driver import EVALUATE, ROOT, TRAIN, Driver, engine_config, environment, shared_text
+
+from janus_ds.config.load import load_run_config
+from janus_ds.config.modes import mode_overrides
+from janus_ds.data.files import write_whole
+from janus_ds.errors import UsageError, exit_on_error
+from janus_ds.tools.glge_results import QuestionExperiment, write_results
+from janus_ds.tools.squadqg_text import write_squadqg, write_wikipedia
+
+PRETRAINING = ROOT / "launch" / "recipes" / "small_wikipedia.yaml"
+FINE_TUNING = ROOT / "launch" / "recipes" / "small_squadqg.yaml"
+SECOND_STAGE = ("optim.lr=1.0e-3",)
+"""Half of the first stage's learning rate, for all three."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: where its weights come from and what it is."""
+
+    start: str | None
+    """The run it starts from."""
+    mode: str | None = None
+    """Mode of the fine-tuning; None: pretraining."""
+    overrides: tuple[str, ...] = ()
+
+
+def _second(preset: str) -> Run:
+    return Run("base", None, (f"objective.preset={preset}", *SECOND_STAGE))
+
+
+RUNS: dict[str, Run] = {
+    "base": Run(None),
+    "pre-janus": _second("paper"),
+    "pre-ar": _second("ar"),
+    "janus-nar": Run("pre-janus", "nar"),
+    "ar-nar": Run("pre-ar", "nar"),
+    # What the query stream has learned is kept; `ar` would throw it away.
+    "janus-ar": Run("pre-janus", "ar_query"),
+    "ar-ar": Run("pre-ar", "ar"),
+    "pre-cmlm": _second("cmlm"),
+    "cmlm-nar": Run("pre-cmlm", "nar"),
+    "cmlm-ar": Run("pre-cmlm", "ar"),
+    "none-nar": Run(None, "nar"),
+    "none-ar": Run(None, "ar"),
+}
+"""The most telling first, each after what it starts from."""
+
+
+class SquadQuestions:
+    """The runs of this experiment, as `driver.Plan` asks for them.
+
+    Args:
+        options: the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self.folder: Path = options.root
+
+    def stages(self, name: str) -> tuple[str, ...]:
+        """Pretraining is not evaluated."""
+        return (TRAIN, EVALUATE) if RUNS[name].mode else (TRAIN,)
+
+    def needs(self, name: str) -> tuple[str, ...]:
+        """The run whose weights it starts from."""
+        start = RUNS[name].start
+        return (start,) if start else ()
+
+    def goal(self, name: str, stage: str) -> dict[str, int]:
+        """The updates asked for, and the test lines."""
+        steps = {"steps": self._steps(name)}
+        return steps if stage == TRAIN else {**steps, "lines": self._options.limit or sys.maxsize}
+
+    def command(self, name: str, stage: str) -> list[str]:
+        """The product's own programs."""
+        return self._training(name) if stage == TRAIN else self._evaluation(name)
+
+    def report(self) -> None:
+        """Make JSON and Markdown of what is there."""
+        experiment = QuestionExperiment(
+            self.folder, {name: run.start for name, run in RUNS.items()}, self._options.results
+        )
+        print(f"wrote {write_results(experiment)}", flush=True)
+
+    def _steps(self, name: str) -> int:
+        options, run = self._options, RUNS[name]
+        steps: int = (
+            options.tune_steps if run.mode else options.second_steps if run.start else options.base_steps
+        )
+        return steps
+
+    def _training(self, name: str) -> list[str]:
+        options, run = self._options, RUNS[name]
+        program = "finetune.py" if run.mode else "pretrain.py"
+        return [
+            sys.executable,
+            str(ROOT / "launch" / program),
+            *("--recipe", str(FINE_TUNING if run.mode else PRETRAINING)),
+            *(("--mode", run.mode) if run.mode else ()),
+            *("--deepspeed_config", str(engine_config(self.folder))),
+            *("--data", str(self.folder / ("squadqg" if run.mode else "wikipedia"))),
+            *(("--init", str(self.folder / run.start)) if run.start else ()),
+            *("--output", str(self.folder / name)),
+            *("--set", f"name={name}", f"train.seed={options.seed}", f"train.max_steps={self._steps(name)}"),
+            *(*run.overrides, *options.overrides),
+        ]
+
+    def _evaluation(self, name: str) -> list[str]:
+        mode = "nar" if RUNS[name].mode == "nar" else "ar"
+        return [
+            sys.executable,
+            str(ROOT / "eval" / "glge.py"),
+            *("--task", "squadqg", "--checkpoint", str(self.folder / name), "--mode", mode),
+            *("--iterations", "0,1,4,10", "--split", "test"),
+            *("--limit", str(self._options.limit), "--latency-samples", str(self._options.latency)),
+        ]
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Text and data directories, unless they are there."""
+    shared = shared_text("squadqg", "SQuAD question generation", "du2017.dev, du2017.test, reqa_train").parent
+    shared_text("pretrain_wikipedia_en", "Wikipedia text", "wiki.txt.xz")
+    text, made = options.root / "text", options.root / "text" / "counts.json"
+    if not made.is_file():
+        counts = write_squadqg(shared, text / "squadqg_data")
+        counts["articles"] = write_wikipedia(shared, text / "wikipedia.txt", options.megabytes)
+        write_whole(made, f"{json.dumps({**counts, 'megabytes': options.megabytes})}\n".encode())
+    length = str(load_run_config(PRETRAINING).data.block_tokens)
+    target = str(load_run_config(FINE_TUNING).data.block_tokens)
+    data = options.root / "wikipedia"
+    for command in (
+        [
+            *("prepare_data.py", "--input", text / "wikipedia.txt", "--output", data),
+            *("--tokenizer", "sentencepiece-bpe", "--vocab-size", "4000", "--tokenizer-sample-mb", "8"),
+            *("--block-tokens", length, "--processes", "1"),
+        ],
+        [
+            *("prepare_glge.py", "--task", "squadqg", "--input", text / "squadqg_data"),
+            *("--tokenizer", data / "tokenizer", "--output", options.root / "squadqg"),
+            *("--source-tokens", length, "--target-tokens", target, "--processes", "1"),
+        ],
+    ):
+        program = [sys.executable, str(ROOT / "launch" / str(command[0]))]
+        subprocess.run([*program, *map(str, command[1:])], env=environment(), check=True)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--root", type=Path, default=Path("runs", "results-glge"), help="where runs lie [%(default)s]")
+    add("--results", type=Path, default=ROOT / "docs" / "results", help="where tables go")
+    add("--only", default=",".join(RUNS), help="runs; what they start from is added [%(default)s]")
+    add("--megabytes", type=int, default=24, help="of Wikipedia text [%(default)s]")
+    add("--base-steps", type=int, default=4_000, help="updates of the first pretraining [%(default)s]")
+    add("--second-steps", type=int, default=1_200, help="updates of each second stage [%(default)s]")
+    add("--tune-steps", type=int, default=2_000, help="updates of each fine-tuning [%(default)s]")
+    add("--seed", type=int, default=1, help="of all runs [%(default)s]")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time [%(default)s]")
+    add("--limit", type=int, default=0, help="test lines, for a trial; 0: all")
+    add("--latency", type=int, default=0, help="test lines decoded one by one for ms/sample [%(default)s]")
+    add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
+    add("--report", action="store_true", help="only make the tables of what is there")
+    options = parser.parse_args(arguments)
+    options.only = with_starts([name for name in options.only.split(",") if name])
+    return options
+
+
+def with_starts(names: list[str]) -> list[str]:
+    """The runs with those that they start from before them.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        chain: list[str] = []
+        following: str | None = name
+        while following is not None:
+            if following not in RUNS:
+                raise UsageError(
+                    f"there is no run {following!r}", "--only", f"give some of {', '.join(RUNS)}"
+                )
+            chain.insert(0, following)
+            following = RUNS[following].start
+        found.update(dict.fromkeys(chain))
+    return list(found)
+
+
+def main() -> int:
+    """Prepare, run, report."""
+    options = parse()
+    # Before an hour is spent: overrides that cannot be meant are refused here.
+    load_run_config(PRETRAINING, options.overrides)
+    load_run_config(FINE_TUNING, [*mode_overrides(FINE_TUNING, "nar"), *options.overrides])
+    options.root = options.root.resolve()
+    plan = SquadQuestions(options)
+    if options.report:
+        plan.report()
+        return 0
+    prepare(options)
+    return Driver(plan, options.only, options.jobs).run()
+
+
+if __name__ == "__main__":
+    exit_on_error(main)
