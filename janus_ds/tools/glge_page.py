@@ -41,7 +41,7 @@ def render_page(content: dict[str, Any]) -> Iterator[str]:
     else:
         yield "All runs are finished."
     if tuned:
-        yield from _scores_table(tuned)
+        yield from _scores_table(tuned, content["data"])
         yield from _starts_table(tuned)
     yield from _pretraining_table({name: run for name, run in runs.items() if not run["fine_tuned"]})
     yield from _text_facts(content["data"])
@@ -50,7 +50,7 @@ def render_page(content: dict[str, Any]) -> Iterator[str]:
         yield from _circumstances(runs)
 
 
-def _scores_table(runs: dict[str, Any]) -> Iterator[str]:
+def _scores_table(runs: dict[str, Any], data: dict[str, Any]) -> Iterator[str]:
     systems = [scores for run in runs.values() for scores in run["systems"].values()]
     meteors = [name for name in _METEORS if any(name in scores["metrics"] for scores in systems)]
     titles = ["ROUGE-L", "BLEU-4", *(_METEORS[name] for name in meteors), "OVERALL"]
@@ -65,7 +65,9 @@ def _scores_table(runs: dict[str, Any]) -> Iterator[str]:
     lines = ", ".join(sorted({f"{scores['n']:,}" for scores in systems}))
     warnings = dict.fromkeys(text for scores in systems for text in scores.get("warnings", ()))
     yield ""
-    yield f"Test lines: {lines}. AR with beam 5; NAR-N with N refinements and the likeliest 5 lengths."
+    whole = data.get("text", {}).get("test")
+    first = f", the first of {whole:,}" if whole and any(scores["n"] < whole for scores in systems) else ""
+    yield f"Test lines: {lines}{first}. AR with beam 5; NAR-N with N refinements and the likeliest 5 lengths."
     yield from (f"Warning: {text}" for text in warnings)
 
 

@@ -91,7 +91,7 @@ class SquadQuestions:
     def goal(self, name: str, stage: str) -> dict[str, int]:
         """The updates asked for, and the test lines."""
         steps = {"steps": self._steps(name)}
-        return steps if stage == TRAIN else {**steps, "lines": self._options.limit or sys.maxsize}
+        return steps if stage == TRAIN else {**steps, "lines": self._options.limit or self._test_lines()}
 
     def command(self, name: str, stage: str) -> list[str]:
         """The product's own programs."""
@@ -103,6 +103,10 @@ class SquadQuestions:
             self.folder, {name: run.start for name, run in RUNS.items()}, self._options.results
         )
         print(f"wrote {write_results(experiment)}", flush=True)
+
+    def _test_lines(self) -> int:
+        counts = json.loads((self.folder / "text" / "counts.json").read_text(encoding="utf-8"))
+        return int(counts["test"])
 
     def _steps(self, name: str) -> int:
         options, run = self._options, RUNS[name]
@@ -176,9 +180,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--results", type=Path, default=ROOT / "docs" / "results", help="where tables go")
     add("--only", default=",".join(RUNS), help="runs; what they start from is added [%(default)s]")
     add("--megabytes", type=int, default=24, help="of Wikipedia text [%(default)s]")
-    add("--base-steps", type=int, default=4_000, help="updates of the first pretraining [%(default)s]")
-    add("--second-steps", type=int, default=1_200, help="updates of each second stage [%(default)s]")
-    add("--tune-steps", type=int, default=2_000, help="updates of each fine-tuning [%(default)s]")
+    add("--base-steps", type=int, default=2_500, help="updates of the first pretraining [%(default)s]")
+    add("--second-steps", type=int, default=1_000, help="updates of each second stage [%(default)s]")
+    add("--tune-steps", type=int, default=1_500, help="updates of each fine-tuning [%(default)s]")
     add("--seed", type=int, default=1, help="of all runs [%(default)s]")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time [%(default)s]")
     add("--limit", type=int, default=0, help="test lines, for a trial; 0: all")

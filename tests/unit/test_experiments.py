@@ -144,12 +144,12 @@ def test_question_runs_start_from_each_other(tmp_path):
     plan = squad.SquadQuestions(options)
     second, tuned = (" ".join(plan.command(name, "train")) for name in ("pre-janus", "janus-ar"))
     assert f"--init {tmp_path / 'base'} " in second
-    assert "train.max_steps=1200 objective.preset=paper optim.lr=1.0e-3" in second
+    assert "train.max_steps=1000 objective.preset=paper optim.lr=1.0e-3" in second
     assert f"--init {tmp_path / 'pre-janus'} " in tuned
     assert "--mode ar_query" in tuned
     assert "--init" not in plan.command("none-nar", "train")
     assert plan.stages("pre-janus") == ("train",)
-    assert plan.goal("janus-ar", "evaluate") == {"steps": 2000, "lines": 7}
+    assert plan.goal("janus-ar", "evaluate") == {"steps": 1500, "lines": 7}
     assert "--mode ar --iterations 0,1,4,10" in " ".join(plan.command("janus-ar", "evaluate"))
     assert list(squad.RUNS) == squad.with_starts(list(squad.RUNS)), "each run comes after what it starts from"
 
@@ -214,10 +214,15 @@ def test_the_report_shows_what_is_there(tmp_path):
     made_run(root / "janus-ar", "pair", "ar_query", {"ar": score(33.3, 5, root, meteor_exact_stem=9)})
     made_run(root / "ar-nar", "pair", "cmlm", tuned)
     (root / "ar-nar" / "finished.json").unlink()
-    texts = {"raw/test.src": "a b .", "raw/test.tgt": "what ?"}
+    counts = {"train": 9, "dev": 1, "test": 11877, "articles": 2, "megabytes": 1}
+    texts = {
+        "squadqg/raw/test.src": "a b .",
+        "squadqg/raw/test.tgt": "what ?",
+        "text/counts.json": json.dumps(counts),
+    }
     for name, text in texts.items():
-        (root / "squadqg" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "squadqg" / name).write_text(text + "\n")
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
     (root / "janus-ar" / "eval" / "test" / "ar.txt").write_text("who ?\n")
     squad.SquadQuestions(squad.parse(["--root", str(root), "--results", str(results)])).report()
 
@@ -230,6 +235,9 @@ def test_the_report_shows_what_is_there(tmp_path):
     assert "| base | random weights | ar | 60 | 3.0 | 2.500 | 4.250 | 2 |" in page
     assert "- janus-ar, ar: `who ?`" in page
     assert "All together 12 min" in page
+    assert "Test lines: 4, the first of 11,877." in page
+    whole = squad.SquadQuestions(squad.parse(["--root", str(root)]))
+    assert whole.goal("janus-nar", "evaluate")["lines"] == 11877
     written = (results / "glge_squadqg.json").read_text() + page
     assert "launch/finetune.py --output runs/results-glge/janus-ar" in page
     assert str(tmp_path) not in written
