@@ -30,7 +30,7 @@ from janus_ds.tools.glge_results import QuestionExperiment, write_results
 from janus_ds.tools.squadqg_text import write_squadqg, write_wikipedia
 
 PRETRAINING = ROOT / "launch" / "recipes" / "small_wikipedia.yaml"
-FINE_TUNING = ROOT / "launch" / "recipes" / "small_squadqg.yaml"
+FINE_TUNING = ROOT / "launch" / "recipes" / "glge_squadqg_small.yaml"
 SECOND_STAGE = ("optim.lr=1.0e-3",)
 """Half of the first stage's learning rate, for all three."""
 
