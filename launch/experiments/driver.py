@@ -1,4 +1,4 @@
-"""What the experiments' drivers share: stages of runs, started, resumed, and reported when they are done.
+"""Experiments of many runs: their stages started, resumed, and reported when they are done.
 
 A run is a folder; each of its stages is one command, and leaves a mark there when it ended well. A driver
 that is started again passes over what is marked and goes on with the rest. Training resumes by itself.
@@ -7,7 +7,6 @@ that is started again passes over what is marked and goes on with the rest. Trai
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -17,13 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError
+from stages import environment
+
+from janus_ds.errors import PREEMPTED_EXIT_CODE
 from janus_ds.tools.nmt_results import FINISHED
 
-__all__ = ["EVALUATE", "ROOT", "TRAIN", "Driver", "Plan", "engine_config", "environment", "shared_text"]
+__all__ = ["EVALUATE", "TRAIN", "Driver", "Plan"]
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The repository."""
 TRAIN, EVALUATE = "train", "evaluate"
 """The stages, in their order; each has its log and its mark."""
 MARKS = {TRAIN: "trained.json", EVALUATE: FINISHED}
@@ -165,33 +164,3 @@ class Driver:
         for job in self._jobs:
             # Training saves and leaves with 75; an evaluation is simply made again.
             job.process.send_signal(signal.SIGTERM)
-
-
-def environment() -> dict[str, str]:
-    """One thread a run, so that runs do not fight for cores."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return {"OMP_NUM_THREADS": "1", **env}
-
-
-def engine_config(folder: Path) -> Path:
-    """A DeepSpeed file for one rank: nothing is partitioned."""
-    path = folder / "deepspeed.json"
-    if not path.is_file():
-        path.write_text('{"zero_optimization": {"stage": 0}}\n', encoding="utf-8")
-    return path
-
-
-def shared_text(name: str, what: str, holds: str) -> Path:
-    """The folder of a text collection that lies outside the repository.
-
-    Raises:
-        MissingDependencyError: JANUS_SHARED_DATA does not lead to it.
-    """
-    given = os.environ.get("JANUS_SHARED_DATA")
-    if not given or not (Path(given) / name).is_dir():
-        raise MissingDependencyError(
-            f"{what} is not here" if given else f"the environment does not say where {what} is",
-            f"JANUS_SHARED_DATA={given or ''}",
-            f"set JANUS_SHARED_DATA to a folder with {name}/ ({holds})",
-        )
-    return Path(given) / name

@@ -20,7 +20,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from driver import EVALUATE, ROOT, TRAIN, Driver, engine_config, environment, shared_text
+from driver import EVALUATE, TRAIN, Driver
+from stages import ROOT, engine_config, environment, shared_text
 
 from janus_ds.config.load import load_run_config
 from janus_ds.config.modes import mode_overrides

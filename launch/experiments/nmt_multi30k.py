@@ -17,7 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from driver import EVALUATE, ROOT, TRAIN, Driver, engine_config, environment, shared_text
+from driver import EVALUATE, TRAIN, Driver
+from stages import ROOT, engine_config, environment, shared_text
 
 from janus_ds.config.load import load_run_config
 from janus_ds.errors import UsageError, exit_on_error
