@@ -3,25 +3,35 @@
 The keys and values of the encoder states are computed once per sentence; beams, length candidates and
 both streams are folded into the query axis. The cache holds each content key once (the released code
 holds it twice, so that it decodes differently from how it trains) and is never reordered: a beam knows
-its past by a row of `visible_BKN`.
+its past by a row of `past_BKN`.
 
-Shape letters: B sentences, K beams, N = K x steps cached content rows, S source tokens, L target tokens,
-D width, H heads, E width of a head, T query rows.
+A step takes a block of T tokens for every beam, most often one. Every sentence stands at a point of its
+own (`taken_B`): a place whose sentence is finished takes the next one, and of a block that was only
+drafted the rows that are not accepted are dropped again.
+
+Shape letters: B sentences, K beams, T tokens of a block, R = T x K content rows of a step (row t x K + k),
+N columns of the pool (content token t of slot k is column t x K + k), S source tokens, L target tokens,
+D width, H heads, E width of a head, Q query rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ObjectiveConfig
-from janus_ds.model.attention import Kernel
+from janus_ds.model.attention import Kernel, additive_mask
 from janus_ds.model.transformer import KeysValues
 
-__all__ = ["ArCache", "ArStream", "CachedRows", "CandidateRows", "Memory", "new_cache"]
+__all__ = ["ArCache", "ArStream", "BlockRows", "CachedRows", "CandidateRows", "Memory", "new_cache"]
+
+_FIRST_STEPS = 32
+"""Tokens a beam that a new pool has room for."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,33 @@ class Memory:
             tuple((k[sentence_B], v[sentence_B]) for k, v in self.source),
         )
 
+    def replaced(self, place_X: Tensor, other: Memory) -> Memory:
+        """The memory with other sentences at some places; as wide as the longest source that is left.
+
+        Args:
+            place_X: indices of the places.
+            other: as many sources.
+        """
+        kept_B = torch.ones(self.sentences, dtype=torch.bool, device=place_X.device)
+        kept_B[place_X] = False
+        length_B = torch.cat([self.valid_BS[kept_B].sum(1), other.valid_BS.sum(1)])
+        width = int(length_B.max())
+
+        def put(old: Tensor, new: Tensor, dim: int) -> Tensor:
+            fitted = _fit(old, width, dim)
+            fitted = fitted.clone() if fitted.data_ptr() == old.data_ptr() else fitted
+            fitted[place_X] = _fit(new, width, dim)
+            return fitted
+
+        valid_BS = put(self.valid_BS, other.valid_BS, 1)
+        states_BSD = put(self.states_BSD, other.states_BSD, 1)
+        source = tuple(
+            (put(k, other_k, 2), put(v, other_v, 2))
+            for (k, v), (other_k, other_v) in zip(self.source, other.source, strict=True)
+        )
+        mask = None if bool(valid_BS.all()) else additive_mask(valid_BS[:, None, None], states_BSD.dtype)
+        return Memory(states_BSD, valid_BS, mask, source)
+
 
 @dataclass(frozen=True)
 class ArStream:
@@ -74,52 +111,177 @@ class ArStream:
 
 @dataclass
 class ArCache:
-    """State of an AR search: `JanusModel.ar_step` appends one content row per beam to it."""
+    """State of an AR search: `JanusModel.ar_block` appends a block of content rows per beam to it."""
 
     memory: Memory
     stream: ArStream
     beams: int
     keys: list[Tensor]
-    """For each layer (B, H, K x max_steps, E); row step x K + k belongs to beam slot k."""
+    """For each layer (B, H, N, E); columns without a row are zeros."""
     values: list[Tensor]
-    visible_BKN: Tensor
-    """Which cached rows are the past of each beam, boolean, (B, K, K x max_steps)."""
-    step: int = 0
+    past_BKN: Tensor
+    """Which columns are the past of each beam, boolean; those from taken x K on do not count."""
+    taken_B: Tensor
+    """Tokens that the beams of each sentence were given and have kept."""
+    reach: int = 0
+    """No sentence has taken more tokens than this."""
+    even: bool = True
+    """All sentences have taken `reach` tokens."""
+    _block: int = field(default=0, repr=False)
 
     def follow(self, parent_BK: Tensor) -> None:
         """Let beam k go on from beam parent_BK[b, k]; called between two steps."""
-        index = parent_BK[:, :, None].expand_as(self.visible_BKN)
-        self.visible_BKN = self.visible_BKN.gather(1, index)
+        index = parent_BK[:, :, None].expand_as(self.past_BKN)
+        self.past_BKN = self.past_BKN.gather(1, index)
+
+    def accept(self, kept_B: Tensor) -> None:
+        """Keep the first tokens of the last block only, for each sentence its number (0 .. T).
+
+        The rows behind them are dropped: nothing sees them any more, and the next block takes their
+        place. Asks the device for one number.
+        """
+        self.taken_B = self.taken_B - self._block + kept_B
+        self._block = 0
+        self._measure()
 
     def select(self, sentence_B: Tensor) -> ArCache:
         """The cache of some sentences only, by index (the finished ones need no more steps)."""
-        return replace(
+        chosen = replace(
             self,
             memory=self.memory.select(sentence_B),
             keys=[k[sentence_B] for k in self.keys],
             values=[v[sentence_B] for v in self.values],
-            visible_BKN=self.visible_BKN[sentence_B],
+            past_BKN=self.past_BKN[sentence_B],
+            taken_B=self.taken_B[sentence_B],
         )
+        if not self.even:
+            chosen._measure()
+        return chosen
+
+    def refill(self, place_X: Tensor, memory: Memory) -> None:
+        """Let new sentences begin at some places, whose sentences are finished.
+
+        Args:
+            place_X: indices of the places.
+            memory: X sources; they may be narrower than those of the cache, or wider.
+        """
+        self.memory = self.memory.replaced(place_X, memory)
+        # What stands in their columns is hidden by `taken_B`, and marked anew as it is written over.
+        self.taken_B = self.taken_B.index_fill(0, place_X, 0)
+        self._measure()
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more; the pool doubles, so that its shapes are few."""
+        wanted, columns = (self.reach + tokens) * self.beams, self.past_BKN.shape[2]
+        if wanted <= columns:
+            return
+        more = max(2 * columns, -(-wanted // self.beams) * self.beams) - columns
+        self.keys = [F.pad(k, (0, 0, 0, more)) for k in self.keys]
+        self.values = [F.pad(v, (0, 0, 0, more)) for v in self.values]
+        self.past_BKN = F.pad(self.past_BKN, (0, more))
+
+    def advance(self, tokens: int) -> None:
+        """Count a block that every beam was given."""
+        self.taken_B = self.taken_B + tokens
+        self.reach += tokens
+        self._block = tokens
+
+    def _measure(self) -> None:
+        first, last = self.taken_B.aminmax() if len(self.taken_B) else (self.taken_B.sum(),) * 2
+        self.reach, self.even = int(last), bool(first == last)
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """The rows of one AR step: R content rows and, in a two-stream model, as many query rows."""
+
+    token_BQ: Tensor
+    position_Q: Tensor
+    """Positions, (Q,) where all sentences stand at one point, else (B, Q)."""
+    column_BR: Tensor | None
+    """Columns of the pool that the content rows take; None: those that end at `end`, in order."""
+    mask_B1QN: Tensor | None
+    """Additive; None where every row sees all columns."""
+    content: int
+    """R."""
+    end: int
+    """Columns of the pool that anything is in."""
+
+    @classmethod
+    def build(cls, cache: ArCache, token_BKT: Tensor, positions: int, dtype: torch.dtype) -> BlockRows:
+        """Rows for the next tokens of every beam; marks them as the past of their beam.
+
+        Args:
+            cache: at the point where the tokens go on.
+            token_BKT: the tokens.
+            positions: rows of the position table. What stands beyond it can only pad a ragged block.
+            dtype: of the mask.
+        """
+        beams, block, stream = cache.beams, token_BKT.shape[2], cache.stream
+        cache.reserve(block)
+        content, end = beams * block, (cache.reach + block) * beams
+        step_T = torch.arange(block, device=token_BKT.device)
+        start = torch.full_like(step_T[:1], cache.reach) if cache.even else cache.taken_B[:, None]
+        place = (start + step_T)[..., None]
+        column = (place * beams + torch.arange(beams, device=place.device)).flatten(-2)
+        own_KR = torch.eye(beams, dtype=torch.bool, device=place.device).repeat(1, block)
+        if cache.even:
+            cache.past_BKN[:, :, end - content : end] = own_KR
+        else:
+            index_BKR = column[:, None].expand(-1, beams, -1)
+            cache.past_BKN.scatter_(2, index_BKR, own_KR.expand(index_BKR.shape))
+        mask = _block_mask(cache, place, end, dtype)
+        position = place.expand(*place.shape[:-1], beams).flatten(-2)
+        token_BQ = token_BKT.transpose(1, 2).flatten(1)
+        if stream.two_stream:
+            token_BQ = torch.cat([token_BQ, torch.full_like(token_BQ, stream.query_token)], 1)
+            position = torch.cat([position, position + stream.query_offset], -1)
+            mask = None if mask is None else mask.repeat(1, 1, 2, 1)
+        position = position.clamp_max(positions - 1)
+        return cls(token_BQ, position, None if cache.even else column, mask, content, end)
+
+
+def _block_mask(cache: ArCache, place: Tensor, end: int, dtype: torch.dtype) -> Tensor | None:
+    """Which columns the content rows see, (B, 1, R, end): the past of their beam and no later token."""
+    beams, block = cache.beams, place.shape[-2]
+    if cache.even and block == 1:
+        if beams == 1:
+            return None
+        seen = cache.past_BKN[:, :, :end]
+    else:
+        column_N = torch.arange(end, device=place.device)
+        until = column_N < (place + 1) * beams
+        past_B1KN = cache.past_BKN[:, None, :, :end]
+        # (B or 1, T, 1, N) and (B, 1, K, N) -> (B, T x K, N)
+        seen = (until.view(-1, block, 1, end) & past_B1KN).flatten(1, 2)
+    zero = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return zero.masked_fill_(~seen, -math.inf)[:, None]
 
 
 @dataclass(frozen=True)
 class CachedRows:
-    """Self-attention of the new rows of one AR step over the cached past of their beam."""
+    """Self-attention of the rows of one AR step, in one layer, over the cached past of their beam."""
 
     keys: Tensor
     values: Tensor
-    start: int
-    """Cached rows before this step; this step's content rows are appended there."""
-    mask_B1TN: Tensor | None
-    content_rows: int
+    rows: BlockRows
     first_row: int
 
-    def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor) -> Tensor:
+    @property
+    def content_rows(self) -> int:
+        """R."""
+        return self.rows.content
+
+    def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHRE: Tensor, v_BHRE: Tensor) -> Tensor:
         """See :class:`janus_ds.model.attention.RowAttention`."""
-        end = self.start + k_BHKE.shape[2]
-        self.keys[:, :, self.start : end] = k_BHKE
-        self.values[:, :, self.start : end] = v_BHKE
-        mask = None if self.mask_B1TN is None else self.mask_B1TN[:, :, self.first_row :]
+        end, mask = self.rows.end, self.rows.mask_B1QN
+        for pool, new in ((self.keys, k_BHRE), (self.values, v_BHRE)):
+            if self.rows.column_BR is None:
+                pool[:, :, end - self.rows.content : end] = new
+            else:
+                sentence_B1 = torch.arange(len(pool), device=pool.device)[:, None]
+                pool[sentence_B1, :, self.rows.column_BR] = new.transpose(1, 2)
+        mask = mask[:, :, self.first_row :] if mask is not None and self.first_row else mask
         return kernel(q_BHTE, self.keys[:, :, :end], self.values[:, :, :end], mask)
 
 
@@ -144,9 +306,20 @@ class CandidateRows:
         return x_BHTE.reshape(sentences, heads, self.candidates, -1, width).transpose(1, 2).flatten(0, 1)
 
 
+def _fit(x: Tensor, width: int, dim: int) -> Tensor:
+    """Cut a dimension to a width, or fill it up with zeros (False)."""
+    if x.shape[dim] >= width:
+        return x.narrow(dim, 0, width)
+    shape = list(x.shape)
+    shape[dim] = width - x.shape[dim]
+    return torch.cat([x, x.new_zeros(shape)], dim)
+
+
 def new_cache(memory: Memory, stream: ArStream, beams: int, max_steps: int) -> ArCache:
-    """A cache without rows, with room for `max_steps` steps."""
-    rows = beams * max_steps
-    keys = [k.new_empty(k.shape[0], k.shape[1], rows, k.shape[3]) for k, _ in memory.source]
-    visible = memory.valid_BS.new_zeros(memory.sentences, beams, rows)
-    return ArCache(memory, stream, beams, keys, [torch.empty_like(k) for k in keys], visible)
+    """A cache without rows for at most `max_steps` tokens a beam; its pool grows as it is filled."""
+    sentences, columns = memory.sentences, beams * min(max_steps, _FIRST_STEPS)
+    keys = [k.new_zeros(sentences, k.shape[1], columns, k.shape[3]) for k, _ in memory.source]
+    past = memory.valid_BS.new_zeros(sentences, beams, columns)
+    taken = torch.zeros(sentences, dtype=torch.long, device=past.device)
+    values = [torch.zeros_like(k) for k in keys]
+    return ArCache(memory, stream, beams, keys, values, past, taken)

@@ -2,11 +2,11 @@
 
 In training, one pass over all decoder rows gives the hidden rows of AR, NAR and AUX; the objective turns
 them into losses, so that nothing of vocabulary size exists here. In decoding, the same layers run on the
-rows of one step: :meth:`JanusModel.encode`, then :meth:`ar_step` or :meth:`nar_rows`, then
+rows of one step: :meth:`JanusModel.encode`, then :meth:`ar_block` or :meth:`nar_rows`, then
 :meth:`logits`.
 
-Shape letters: B samples, S source tokens, R decoder rows, C content rows, D width, K beams, N length
-candidates, L target tokens, P picked rows, V vocabulary.
+Shape letters: B samples, S source tokens, R decoder rows, C content rows, D width, K beams, T tokens of a
+block, N length candidates, L target tokens, P picked rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from janus_ds.batch import PredictedRows, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import ConfigError, DataError
 from janus_ds.model.attention import RowsOfBatch, additive_mask
-from janus_ds.model.incremental import ArCache, ArStream, CachedRows, CandidateRows, Memory, new_cache
+from janus_ds.model.incremental import (
+    ArCache,
+    ArStream,
+    BlockRows,
+    CachedRows,
+    CandidateRows,
+    Memory,
+    new_cache,
+)
 from janus_ds.model.layers import Recompute, recompute_with
 from janus_ds.model.length import LengthHead
 from janus_ds.model.transformer import Decoder, Encoder, padding_mask
@@ -149,42 +157,50 @@ class JanusModel(nn.Module):
         return hidden if picked_P is None else hidden.flatten(0, 2)[picked_P]
 
     def start_cache(self, memory: Memory, stream: ArStream, beams: int, max_steps: int) -> ArCache:
-        """An empty cache for a search of at most `max_steps` steps with K beams a sentence.
+        """An empty cache for a search of at most `max_steps` tokens with K beams a sentence.
 
         Raises:
-            DataError: so many steps do not fit the position table.
+            DataError: so many tokens do not fit the position table.
         """
         last = max_steps + (stream.query_offset if stream.two_stream else 0)
         _check_table(last, self.config.max_target_positions, "target")
         return new_cache(memory, stream, beams, max_steps)
 
     def ar_step(self, cache: ArCache, token_BK: Tensor, parent_BK: Tensor | None = None) -> Tensor:
-        """Append one token to every beam and give the hidden rows that predict the next one.
+        """:meth:`ar_block` for one token a beam: hidden rows, (B, K, D), that predict the next one."""
+        return self.ar_block(cache, token_BK[:, :, None], parent_BK)[:, :, 0]
 
-        The content row of step t stands at position t. Rows of a two-stream model: K content rows and K
-        query rows in one pass; the last layer computes the query rows only.
+    def ar_block(self, cache: ArCache, token_BKT: Tensor, parent_BK: Tensor | None = None) -> Tensor:
+        """Append a block of tokens to every beam and give the hidden rows that predict what follows each.
+
+        The content row of a sentence's token t stands at position t. A step of a two-stream model is one
+        pass over K x T content rows and K x T query rows; the last layer computes the query rows only.
+        Sentences may stand at different points, and a ragged block is padded with any tokens: call
+        :meth:`ArCache.accept` afterwards with the number of tokens that each sentence keeps (for one
+        beam; beams of a sentence keep equally many).
 
         Args:
             cache: from :meth:`start_cache`; changed in place.
-            token_BK: the tokens that the last step chose (the start symbol at first).
-            parent_BK: the beam slot that each of them continues; None: its own slot.
+            token_BKT: the next tokens (the start symbol at first).
+            parent_BK: the beam slot that each beam continues; None: its own slot.
 
         Returns:
-            hidden rows, (B, K, D).
+            hidden rows, (B, K, T, D); row t has seen the block's tokens 0 .. t.
         """
         if parent_BK is not None:
             cache.follow(parent_BK)
-        beams, start, stream = cache.beams, cache.step * cache.beams, cache.stream
-        token_BT, position_T = _step_rows(token_BK, cache.step, stream)
-        x = self.decoder.input_rows(self.embedding(token_BT), position_T)
-        mask = self._past_mask(cache, x.dtype)
+        sentences, beams, block = token_BKT.shape
+        rows = BlockRows.build(
+            cache, token_BKT, self.config.max_target_positions, cache.memory.states_BSD.dtype
+        )
+        x = self.decoder.input_rows(self.embedding(rows.token_BQ), rows.position_Q)
         last = len(self.decoder.layers) - 1
         for number, layer in enumerate(self.decoder.decoder_layers()):
-            first = beams if stream.two_stream and number == last else 0
-            rows = CachedRows(cache.keys[number], cache.values[number], start, mask, beams, first)
-            x = layer(x, rows, cache.memory.source[number], cache.memory.mask_B11S)
-        cache.step += 1
-        hidden: Tensor = x
+            first = rows.content if cache.stream.two_stream and number == last else 0
+            cached = CachedRows(cache.keys[number], cache.values[number], rows, first)
+            x = layer(x, cached, cache.memory.source[number], cache.memory.mask_B11S)
+        cache.advance(block)
+        hidden: Tensor = x.view(sentences, block, beams, -1).transpose(1, 2)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -196,16 +212,6 @@ class JanusModel(nn.Module):
                 "decode from a checkpoint in one process: its weights are whole",
             )
         return F.linear(hidden, self.output_weight[: self.special.vocab_size])
-
-    def _past_mask(self, cache: ArCache, dtype: torch.dtype) -> Tensor | None:
-        """Mask of this step's rows over the cached ones; None where a beam is alone."""
-        beams, start = cache.beams, cache.step * cache.beams
-        if beams == 1:
-            return None
-        own = torch.eye(beams, dtype=torch.bool, device=cache.visible_BKN.device)
-        cache.visible_BKN[:, :, start : start + beams] = own
-        mask_BKN = additive_mask(cache.visible_BKN[:, :, : start + beams], dtype)
-        return (mask_BKN.repeat(1, 2, 1) if cache.stream.two_stream else mask_BKN)[:, None]
 
     def _embed_together(self, source_BS: Tensor, row_BR: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of source and rows from one lookup: one gradient of the table's size, not two."""
@@ -238,16 +244,6 @@ class JanusModel(nn.Module):
 def _valid(length_B: Tensor, width: int) -> Tensor:
     """True for real tokens, (B, width)."""
     return torch.arange(width, device=length_B.device) < length_B[:, None]
-
-
-def _step_rows(token_BK: Tensor, step: int, stream: ArStream) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T) and positions (T,) of the rows of one AR step."""
-    beams = token_BK.shape[1]
-    content = torch.full((beams,), step, device=token_BK.device)
-    if not stream.two_stream:
-        return token_BK, content
-    query_BK = torch.full_like(token_BK, stream.query_token)
-    return torch.cat([token_BK, query_BK], 1), torch.cat([content, content + stream.query_offset])
 
 
 def _check_table(longest: int, table: int, side: str) -> None:
