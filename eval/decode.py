@@ -27,6 +27,8 @@ from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.load import DEMO, LoadedRun, load_run, with_decode
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, UsageError, exit_on_error
+from janus_ds.model.inference import prepare_for_inference
+from janus_ds.tools.decode_arguments import add_inference_arguments, inference_options
 from janus_ds.tools.passages import Passage, heldout_passages, line_passages, read_lines
 
 MODES = ("ar", "nar")
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping")}
     options = {name: value for name, value in given.items() if value is not None}
     run = load_run(parsed.checkpoint, options, _device(parsed.device))
+    prepare_for_inference(run.model, inference_options(parsed))
     text = _text(run, parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
     generators = {mode: _generator(run, text, mode) for mode in modes or (run.config.decode.mode,)}
@@ -90,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="which words --mask-share hides")
     add("--ids", action="store_true", help="inputs and outputs are token ids")
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
+    add_inference_arguments(parser)
     for name, (kind, text) in DECODE_OPTIONS.items():
         add("--" + name.replace("_", "-"), type=kind, help=f"{text} (default: as the run's recipe says)")
     stop_early = "AR, transformers: stop at `beam` finished hypotheses (default: as the run's recipe says)"

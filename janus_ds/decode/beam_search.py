@@ -11,6 +11,9 @@ Two rules say when a sentence is finished and which hypotheses are kept:
   worst of them at its present length (or at once, with `early_stopping`). A forced token costs
   nothing, as with `forced_bos_token_id` and `forced_eos_token_id`.
 
+Sentences that wait take the places of finished ones, so that a step is full as long as there is work;
+each place counts its own steps.
+
 Both take 2K candidates a step, let a hypothesis end only where its eos is among the best K, and
 divide a score by (number of generated tokens, eos included) ** length penalty.
 
@@ -19,16 +22,17 @@ Shape letters: B sentences, K beams, C = 2K candidates, V vocabulary, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from itertools import count
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from janus_ds.decode.hypothesis import ScoredTokens
 
-__all__ = ["SearchSettings", "StepFunction", "beam_search"]
+__all__ = ["RefillableSteps", "SearchSettings", "StepFunction", "beam_search"]
 
 
 class StepFunction(Protocol):
@@ -47,8 +51,19 @@ class StepFunction(Protocol):
         """Go on with these sentences only, by index; the others are finished."""
 
 
+class RefillableSteps(StepFunction, Protocol):
+    """A step function that can begin further sentences while others go on."""
+
+    def refill(self, place_X: Tensor) -> None:
+        """Let the next X sentences that wait begin at these places, whose sentences are finished."""
+
+
 _DEAD = float("-inf")
 _STEPS_PER_QUESTION = 8
+_FIRST_STEPS = 32
+"""Tokens that there is room for at first; room doubles."""
+_FREE_SHARE = 4
+"""Places are refilled when one of so many is free: encoding few sentences at a time is dear."""
 
 
 @dataclass(frozen=True)
@@ -94,35 +109,48 @@ class _Pool:
 
 
 def beam_search(
-    step_function: StepFunction, sentences: int, settings: SearchSettings, device: torch.device | str = "cpu"
+    step_function: StepFunction | RefillableSteps,
+    sentences: int,
+    settings: SearchSettings,
+    device: torch.device | str = "cpu",
+    waiting: int = 0,
 ) -> list[list[ScoredTokens]]:
-    """Search all sentences at once.
+    """Search many sentences at once.
 
     Args:
-        step_function: gives the logits of the next tokens; see :data:`StepFunction`.
-        sentences: B.
+        step_function: gives the logits of the next tokens; see :class:`StepFunction`.
+        sentences: B, those that begin at once.
         settings: beam, rules and limits.
         device: where `step_function` wants its tokens.
+        waiting: sentences that begin as others end, by :meth:`RefillableSteps.refill`.
 
     Returns:
-        For each sentence at most K hypotheses, best first; tokens without the forced first one and
-        without eos.
+        For each sentence, those that waited last, at most K hypotheses, best first; tokens without the
+        forced first one and without eos.
     """
     search = _Search(sentences, settings, torch.device(device))
     parent_BK: Tensor | None = None
-    for step in range(settings.max_steps):
+    for step in count():
         logits_BKV = step_function(search.last_BK, parent_BK, step)
-        parent_BK = search.advance(logits_BKV, step)
-        if search.last_BK.device.type != "cpu" and (step + 1) % _STEPS_PER_QUESTION:
+        parent_BK = search.advance(logits_BKV)
+        if search.last_BK.device.type != "cpu" and (step + 1) % _STEPS_PER_QUESTION and search.may_go_on:
             continue
-        open_B = (~search.pool.closed_B).nonzero().squeeze(1)
-        if not len(open_B):
+        closed_B = search.closed_B()
+        free = [place for place, closed in enumerate(closed_B.tolist()) if closed]
+        if waiting and _FREE_SHARE * len(free) >= len(closed_B):
+            place_X = torch.tensor(free[:waiting], device=parent_BK.device)
+            cast(RefillableSteps, step_function).refill(place_X)
+            search.refill(place_X)
+            parent_BK[place_X] = torch.arange(settings.beam, device=parent_BK.device)
+            waiting -= len(place_X)
+        elif not waiting and len(free) == len(closed_B):
             break
-        if 2 * len(open_B) <= len(parent_BK):
+        elif not waiting and 2 * len(free) >= len(closed_B):
+            open_B = (~closed_B).nonzero().squeeze(1)
             step_function.keep(open_B)
             search.keep(open_B)
             parent_BK = parent_BK[open_B]
-    search.write_down()
+    search.write_down(range(len(search.sentences)))
     return search.found
 
 
@@ -134,8 +162,12 @@ class _Search:
         self.settings = settings
         self.found: list[list[ScoredTokens]] = [[] for _ in range(sentences)]
         self.sentences = list(range(sentences))
+        """The number of the sentence at each place."""
+        self.steps = [0] * sentences
+        """Steps that were made at each place."""
         self.last_BK = torch.full(shape, settings.start, device=device)
-        self.token_BKT = torch.zeros((*shape, settings.max_steps), dtype=torch.long, device=device)
+        room = min(settings.max_steps, _FIRST_STEPS)
+        self.token_BKT = torch.zeros((*shape, room), dtype=torch.long, device=device)
         # One beam is alive at first; the others would be copies of it.
         self.score_BK = torch.full(shape, _DEAD, device=device)
         self.score_BK[:, 0] = 0.0
@@ -146,99 +178,148 @@ class _Search:
             closed_B=torch.zeros(sentences, dtype=torch.bool, device=device),
         )
 
-    def advance(self, logits_BKV: Tensor, step: int) -> Tensor:
+    @property
+    def may_go_on(self) -> bool:
+        """Some place has steps left."""
+        return min(self.steps) < self.settings.max_steps
+
+    def closed_B(self) -> Tensor:
+        """Places whose sentence is finished, by the rules or because its steps are used up."""
+        if max(self.steps) < self.settings.max_steps:
+            return self.pool.closed_B
+        spent = torch.tensor(self.steps, device=self.last_BK.device) >= self.settings.max_steps
+        return self.pool.closed_B | spent
+
+    def refill(self, place_X: Tensor) -> None:
+        """Write down what was found at some places and begin the next sentences there."""
+        places, first = place_X.tolist(), len(self.found)
+        self.write_down(places)
+        self.found += [[] for _ in places]
+        for number, place in enumerate(places, first):
+            self.sentences[place], self.steps[place] = number, 0
+        self.last_BK[place_X] = self.settings.start
+        self.score_BK[place_X] = _DEAD
+        self.score_BK[place_X, 0] = 0.0
+        self.pool.score_BK[place_X] = _DEAD
+        self.pool.length_BK[place_X] = 0
+        self.pool.closed_B[place_X] = False
+
+    def advance(self, logits_BKV: Tensor) -> Tensor:
         """Take one step; returns the parent beam of each new beam, shape (B, K)."""
-        score_BC, token_BC, parent_BC = self._candidates(logits_BKV, step)
+        score_BC, token_BC, parent_BC = self._candidates(logits_BKV)
         ends_BC = (token_BC == self.settings.eos) & (score_BC > _DEAD)
+        self._make_room()
         history_BCT = self.token_BKT.gather(1, parent_BC[..., None].expand(-1, -1, self.token_BKT.shape[2]))
-        history_BCT[:, :, step] = token_BC
-        self._collect(score_BC, ends_BC, history_BCT, step)
+        # A place whose steps are used up goes round with the others and writes where nobody reads.
+        steps = [min(step, self.settings.max_steps - 1) for step in self.steps]
+        step_B11 = torch.tensor(steps, device=token_BC.device)[:, None, None]
+        history_BCT.scatter_(2, step_B11.expand(-1, token_BC.shape[1], 1), token_BC[..., None])
+        count_B1 = step_B11[..., 0] + 1
+        scale_B1 = (count_B1.double() ** self.settings.length_penalty).to(score_BC.dtype)
+        self._collect(score_BC / scale_B1, ends_BC, history_BCT, count_B1)
         # The best K candidates that do not end go on; the sort is stable, so ties keep their order.
         open_BC = score_BC.masked_fill(ends_BC, _DEAD)
         chosen_BK = open_BC.sort(dim=1, descending=True, stable=True).indices[:, : self.settings.beam]
         self.score_BK = open_BC.gather(1, chosen_BK)
         self.last_BK = token_BC.gather(1, chosen_BK)
         self.token_BKT = history_BCT.gather(1, chosen_BK[..., None].expand(-1, -1, history_BCT.shape[2]))
-        self._close(step)
+        self._close(self.score_BK[:, :1] / scale_B1)
+        self.steps = [step + 1 for step in self.steps]
         return parent_BC.gather(1, chosen_BK)
 
     def keep(self, sentence_B: Tensor) -> None:
         """Write down what was found and go on with some sentences only."""
-        self.write_down()
+        self.write_down(range(len(self.sentences)))
         self.sentences = [self.sentences[b] for b in sentence_B.tolist()]
+        self.steps = [self.steps[b] for b in sentence_B.tolist()]
         self.last_BK, self.score_BK = self.last_BK[sentence_B], self.score_BK[sentence_B]
         self.token_BKT = self.token_BKT[sentence_B]
         self.pool.keep(sentence_B)
 
-    def write_down(self) -> None:
-        """Put the finished hypotheses of the sentences at hand into `found`, best first."""
-        order_BK = self.pool.score_BK.sort(dim=1, descending=True, stable=True).indices
+    def write_down(self, places: Iterable[int]) -> None:
+        """Put the finished hypotheses at some places into `found`, best first."""
+        place_X = torch.tensor(list(places), dtype=torch.long, device=self.last_BK.device)
+        score_XK = self.pool.score_BK[place_X]
+        order_XK = score_XK.sort(dim=1, descending=True, stable=True).indices
         skip = 0 if self.settings.forced_first is None else 1
         rows = zip(
-            self.sentences,
-            order_BK.tolist(),
-            self.pool.score_BK.tolist(),
-            self.pool.length_BK.tolist(),
-            self.pool.token_BKT.tolist(),
+            place_X.tolist(),
+            order_XK.tolist(),
+            score_XK.tolist(),
+            self.pool.length_BK[place_X].tolist(),
+            self.pool.token_BKT[place_X].tolist(),
             strict=True,
         )
-        for sentence, order, scores, lengths, tokens in rows:
-            self.found[sentence] = [
+        for place, order, scores, lengths, tokens in rows:
+            self.found[self.sentences[place]] = [
                 ScoredTokens(tuple(tokens[k][skip : lengths[k] - 1]), scores[k]) for k in order if lengths[k]
             ]
 
-    def _candidates(self, logits_BKV: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _make_room(self) -> None:
+        """Widen the histories where a step would not fit."""
+        room, limit = self.token_BKT.shape[2], self.settings.max_steps
+        if room < limit and max(self.steps) >= room:
+            more = min(2 * room, limit) - room
+            self.token_BKT = torch.nn.functional.pad(self.token_BKT, (0, more))
+            self.pool.token_BKT = torch.nn.functional.pad(self.pool.token_BKT, (0, more))
+
+    def _candidates(self, logits_BKV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best 2K continuations: score, token and parent, each (B, C), best first."""
         settings = self.settings
         logits_BKV = logits_BKV if logits_BKV.dtype == torch.float64 else logits_BKV.float()
-        B, K, V = logits_BKV.shape
+        K, V = logits_BKV.shape[1:]
         total_BK1 = logits_BKV.logsumexp(dim=2, keepdim=True)
-        forced = self._forced(step)
-        if forced is None:
+        forced = [self._forced(step) for step in self.steps]
+        if any(token is None for token in forced):
             allowed_BKV = logits_BKV.index_fill(2, self._ids(settings.forbidden), _DEAD)
             # The best 2K of all are among the best 2K of each beam: no log-softmax over V is needed.
             best_BKC, token_BKC = allowed_BKV.topk(min(2 * K, V), dim=2)
             gain_BKC = best_BKC - total_BK1
         else:
-            token_BKC = torch.full((B, K, 1), forced, device=logits_BKV.device)
-            gain_BKC = logits_BKV[:, :, forced : forced + 1] - total_BK1
-            if settings.stop == "transformers":
-                gain_BKC = torch.zeros_like(gain_BKC)
+            gain_BKC, token_BKC = torch.full_like(total_BK1, _DEAD), torch.zeros_like(total_BK1).long()
+        rows = [place for place, token in enumerate(forced) if token is not None]
+        if rows:
+            row_X = self._ids(rows)
+            token_X11 = self._ids([token for token in forced if token is not None])[:, None, None]
+            index_XK1 = token_X11.expand(-1, K, 1)
+            gain_XK1 = logits_BKV[row_X].gather(2, index_XK1) - total_BK1[row_X]
+            free = settings.stop == "transformers"
+            gain_BKC[row_X] = _DEAD
+            gain_BKC[row_X, :, :1] = torch.zeros_like(gain_XK1) if free else gain_XK1
+            token_BKC[row_X] = index_XK1.expand(-1, -1, token_BKC.shape[2])
         width = token_BKC.shape[2]
         score_BN = (self.score_BK[:, :, None] + gain_BKC).flatten(1)
         score_BC, index_BC = _pad_sorted(score_BN, 2 * K)
         return score_BC, token_BKC.flatten(1).gather(1, index_BC), index_BC // width
 
     def _forced(self, step: int) -> int | None:
-        if step == self.settings.max_steps - 1:
+        if step >= self.settings.max_steps - 1:
             return self.settings.eos
         return self.settings.forced_first if step == 0 else None
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(list(tokens), dtype=torch.long, device=self.last_BK.device)
 
-    def _collect(self, score_BC: Tensor, ends_BC: Tensor, history_BCT: Tensor, step: int) -> None:
-        """Put the hypotheses that end at this step into the pool."""
+    def _collect(self, final_BC: Tensor, ends_BC: Tensor, history_BCT: Tensor, count_B1: Tensor) -> None:
+        """Put the hypotheses that end at this step, with their final scores and lengths, into the pool."""
         K, pool = self.settings.beam, self.pool
         ends_BK = ends_BC[:, :K] & ~pool.closed_B[:, None]
-        final_BK = score_BC[:, :K] / (step + 1) ** self.settings.length_penalty
-        final_BK = final_BK.masked_fill(~ends_BK, _DEAD)
+        final_BK = final_BC[:, :K].masked_fill(~ends_BK, _DEAD)
         merged_BN = torch.cat([pool.score_BK.to(final_BK.dtype), final_BK], dim=1)
         # fairseq keeps the first K that end, transformers the best K; ties keep the earlier one.
         key_BN = merged_BN if self.settings.stop == "transformers" else (merged_BN > _DEAD).float()
         keep_BK = key_BN.sort(dim=1, descending=True, stable=True).indices[:, :K]
-        length_BN = torch.cat([pool.length_BK, (step + 1) * ends_BK.long()], dim=1)
+        length_BN = torch.cat([pool.length_BK, count_B1 * ends_BK.long()], dim=1)
         token_BNT = torch.cat([pool.token_BKT, history_BCT[:, :K]], dim=1)
         pool.score_BK = merged_BN.gather(1, keep_BK)
         pool.length_BK = length_BN.gather(1, keep_BK)
         pool.token_BKT = token_BNT.gather(1, keep_BK[..., None].expand(-1, -1, token_BNT.shape[2]))
 
-    def _close(self, step: int) -> None:
-        """Mark the sentences whose search is finished after this step."""
+    def _close(self, attainable_B1: Tensor) -> None:
+        """Mark the sentences whose search is finished after this step, given their best open scores."""
         full_B = (self.pool.score_BK > _DEAD).all(dim=1)
         if self.settings.stop == "transformers" and not self.settings.early_stopping:
-            attainable_B = self.score_BK[:, 0] / (step + 1) ** self.settings.length_penalty
-            full_B = full_B & (attainable_B <= self.pool.score_BK.amin(dim=1))
+            full_B = full_B & (attainable_B1[:, 0] <= self.pool.score_BK.amin(dim=1))
         self.pool.closed_B = self.pool.closed_B | full_B
 
 

@@ -31,6 +31,7 @@ from janus_ds.decode.model_steps import CachedSteps, CandidateRows
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.incremental import ArStream, Memory
+from janus_ds.model.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel
 
 __all__ = ["Generator", "Progress", "trained_modes"]
@@ -85,6 +86,7 @@ class Generator:
         *,
         device: torch.device | str | None = None,
         ids: bool = False,
+        inference: InferenceOptions | None = None,
         **decode: Any,
     ) -> Generator:
         """A generator for a run folder (its newest checkpoint) or for one of its checkpoints.
@@ -95,6 +97,7 @@ class Generator:
             mode: "ar" or "nar"; None: as the run's recipe says.
             device: None: the first GPU, or else the CPU.
             ids: texts are token ids written as numbers; for runs without a tokenizer.
+            inference: precision and preparation of the weights; None: fp32, packed on a CPU.
             decode: further fields of `DecodeConfig`, such as `beam=1` or `iterations=10`.
 
         Raises:
@@ -110,7 +113,7 @@ class Generator:
                 str(run.folder),
                 "convert it again with its tokenizer (--dict or --tokenizer), or decode token ids (--ids)",
             )
-        return cls(run.model, text, run.special, run.config)
+        return cls(prepare_for_inference(run.model, inference), text, run.special, run.config)
 
     def generate(self, texts: Sequence[str], progress: Progress | None = None) -> list[Hypothesis]:
         """The best hypothesis of each text, in the order of the texts.
@@ -146,13 +149,24 @@ class Generator:
         found = [[ScoredTokens((), 0.0)] for _ in sources]
         filled = [i for i, source in enumerate(sources) if len(source)]
         done = len(sources) - len(filled)
-        for batch in _batches({i: len(sources[i]) + 2 for i in filled}):
-            results = self._decode([sources[i] for i in batch])
+        batches = list(_batches({i: len(sources[i]) + 2 for i in filled}))
+        places = len(batches[0]) if batches else 0
+        if self.config.decode.mode == "ar" and batches:
+            # One search over all: the first batch begins, the others take the places that become free.
+            batches = [[i for batch in batches for i in batch]]
+
+        def report(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None and count:
+                progress(done, len(sources))
+
+        for batch in batches:
+            before = done
+            results = self._decode([sources[i] for i in batch], places, report)
             for index, candidates in zip(batch, results, strict=True):
                 found[index] = candidates
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(sources))
+            report(len(batch) - (done - before))
         return found
 
     def _check_lengths(self, sources: Sequence[Sequence[int]]) -> None:
@@ -165,11 +179,14 @@ class Generator:
                     "cut the line into shorter ones",
                 )
 
-    def _decode(self, sources: Sequence[Sequence[int]]) -> list[list[ScoredTokens]]:
+    def _decode(
+        self, sources: Sequence[Sequence[int]], places: int, report: Callable[[int], None]
+    ) -> list[list[ScoredTokens]]:
         with _evaluating(self.model):
-            memory = self.model.encode(*self._pad(sources))
-            search = {"ar": self._autoregressive, "nar": self._parallel}[self.config.decode.mode]
-            found = search(memory)
+            if self.config.decode.mode == "ar":
+                found = self._autoregressive(sources, places, report)
+            else:
+                found = self._parallel(self.model.encode(*self._pad(sources)))
         if not all(candidates and math.isfinite(candidates[0].score) for candidates in found):
             raise CheckpointError(
                 "the model gives values that are not finite",
@@ -186,11 +203,24 @@ class Generator:
             row[: len(source) + 2] = torch.tensor([special.bos, *source, special.eos])
         return source_BS.to(device), length_B.to(device)
 
-    def _autoregressive(self, memory: Memory) -> list[list[ScoredTokens]]:
+    def _autoregressive(
+        self, sources: Sequence[Sequence[int]], places: int, report: Callable[[int], None]
+    ) -> list[list[ScoredTokens]]:
+        """Search sources, the longest first, at so many places at a time; `report` counts finished ones."""
         settings, stream = self._search_settings(), ArStream.of(self.config.objective, self.special)
+        memory = self.model.encode(*self._pad(sources[:places]))
+        begun = memory.sentences
+
+        def encode_next(count: int) -> Memory:
+            nonlocal begun
+            begun += count
+            report(count)
+            return self.model.encode(*self._pad(sources[begun - count : begun]))
+
         cache = self.model.start_cache(memory, stream, settings.beam, settings.max_steps)
-        steps = CachedSteps(self.model, cache)
-        return beam_search(steps, memory.sentences, settings, memory.states_BSD.device)
+        steps = CachedSteps(self.model, cache, encode_next)
+        device, waiting = memory.states_BSD.device, len(sources) - begun
+        return beam_search(steps, begun, settings, device, waiting)
 
     def _search_settings(self) -> SearchSettings:
         special, decode = self.special, self.config.decode

@@ -6,6 +6,8 @@ X rows of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from janus_ds.model.incremental import ArCache, Memory
@@ -15,11 +17,20 @@ __all__ = ["CachedSteps", "CandidateRows"]
 
 
 class CachedSteps:
-    """The step function of a beam search: one content row and one query row a beam."""
+    """The step function of a beam search: one content row and one query row a beam.
 
-    def __init__(self, model: JanusModel, cache: ArCache) -> None:
+    Args:
+        model: in evaluation mode.
+        cache: of the sentences that begin.
+        encode_next: encodes the next sentences that wait, so many; None: none wait.
+    """
+
+    def __init__(
+        self, model: JanusModel, cache: ArCache, encode_next: Callable[[int], Memory] | None = None
+    ) -> None:
         self._model = model
         self._cache = cache
+        self._encode_next = encode_next
 
     def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
         """See :class:`janus_ds.decode.beam_search.StepFunction`."""
@@ -28,6 +39,11 @@ class CachedSteps:
     def keep(self, sentence_B: Tensor) -> None:
         """See :class:`janus_ds.decode.beam_search.StepFunction`."""
         self._cache = self._cache.select(sentence_B)
+
+    def refill(self, place_X: Tensor) -> None:
+        """See :class:`janus_ds.decode.beam_search.RefillableSteps`."""
+        if self._encode_next is not None:
+            self._cache.refill(place_X, self._encode_next(len(place_X)))
 
 
 class CandidateRows:

@@ -1,7 +1,11 @@
-"""A model for decoding: whole weights of a `weights.safetensors`, on one device, in evaluation mode."""
+"""A model for decoding: whole weights of a `weights.safetensors`, on one device, in evaluation mode.
+
+:func:`prepare_for_inference` then fits it to the device: precision, packed or int8 weights, compiled layers.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,12 +14,63 @@ from safetensors.torch import load_file
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig
-from janus_ds.errors import CheckpointError
+from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.model.janus import JanusModel
+from janus_ds.model.prepared import can_quantize, prepare
 from janus_ds.model.weights import load_weights
 from janus_ds.parallel.layers import DenseLayers
 
-__all__ = ["model_from_file"]
+__all__ = ["DTYPES", "InferenceOptions", "model_from_file", "prepare_for_inference"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
+"""Precisions of decoding by the names of `--dtype`."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a model is executed in decoding; what it computes stays the same but for rounding.
+
+    Attributes:
+        dtype: fp32, bf16 or float64 (exact, for comparisons).
+        int8: linear layers on int8 weights and activations (CPU, fp32 otherwise).
+        compile: torch.compile of every layer; worth its minutes for many sentences.
+    """
+
+    dtype: str = "fp32"
+    int8: bool = False
+    compile: bool = False
+
+
+def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = None) -> JanusModel:
+    """Fit a model to its device, in place; it can no longer be trained.
+
+    Args:
+        model: whole, on its device.
+        options: None: float32 with packed weights.
+
+    Raises:
+        ConfigError: a precision that does not exist, or int8 where it cannot be had.
+    """
+    options = options or InferenceOptions()
+    if options.dtype not in DTYPES:
+        raise ConfigError(
+            f"there is no precision {options.dtype!r}", "--dtype", f"use one of {', '.join(DTYPES)}"
+        )
+    model.to(DTYPES[options.dtype])
+    device = next(model.parameters()).device.type
+    if options.int8 and (options.dtype != "fp32" or device != "cpu" or not can_quantize()):
+        raise ConfigError(
+            "int8 needs fp32 beside it, a CPU, and a torch with oneDNN",
+            f"--int8 with --dtype {options.dtype} on {device}",
+            "leave --int8 out, or decode with --device cpu --dtype fp32",
+        )
+    if device == "cpu":
+        prepare(model, options.int8)
+        model.prepare_vocabulary(options.int8)
+    if options.compile:
+        for layer in (*model.encoder.layers, *model.decoder.layers):
+            layer.compile(dynamic=True)
+    return model.requires_grad_(False)
 
 
 def model_from_file(

@@ -32,6 +32,7 @@ from janus_ds.model.incremental import (
 )
 from janus_ds.model.layers import Recompute, recompute_with
 from janus_ds.model.length import LengthHead
+from janus_ds.model.prepared import PreparedProduct
 from janus_ds.model.transformer import Decoder, Encoder, padding_mask
 from janus_ds.model.weights import padded_vocab
 from janus_ds.parallel.layers import ParallelLayers
@@ -62,6 +63,7 @@ class JanusModel(nn.Module):
         self.special = special
         self.padded_vocab = padded_vocab(config, special.vocab_size)
         self.attention_backend = "auto"
+        self._vocabulary: PreparedProduct | None = None
         self._parallel = parallel
         self._recompute: Recompute | None = recompute_with(parallel) if recompute else None
         self.embedding = parallel.vocab_embedding(self.padded_vocab, config.d_model, std=config.init_std)
@@ -211,7 +213,12 @@ class JanusModel(nn.Module):
                 f"--tensor-parallel {self._parallel.size}",
                 "decode from a checkpoint in one process: its weights are whole",
             )
-        return F.linear(hidden, self.output_weight[: self.special.vocab_size])
+        weight = self.output_weight[: self.special.vocab_size]
+        return F.linear(hidden, weight) if self._vocabulary is None else self._vocabulary(hidden, weight)
+
+    def prepare_vocabulary(self, int8: bool = False) -> None:
+        """Let :meth:`logits` use a weight packed for the CPU; see `janus_ds.model.prepared`."""
+        self._vocabulary = PreparedProduct(int8)
 
     def _embed_together(self, source_BS: Tensor, row_BR: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of source and rows from one lookup: one gradient of the table's size, not two."""

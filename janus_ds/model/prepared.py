@@ -1,0 +1,156 @@
+"""Weights prepared for inference on the device at hand: prepacked for oneDNN, or int8.
+
+torch's `F.linear` lays the weights of a CPU out anew at every call, which costs more than the product
+itself where few rows meet a large matrix: every step of a search. oneDNN's own layout is made once here.
+The two operators are those that torch.compile emits for CPUs; they are no public interface of torch, so
+each is tried once on a small matrix, and where it is missing or wrong `F.linear` stays.
+
+int8 is dynamic: weights have one scale an output feature, activations one a row, found at each call. A
+row's result therefore does not depend on the other rows of its batch.
+
+A prepared layer holds the very parameters of the layer that it replaces, under the same names, and packs
+them at the first call and again after any change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["PreparedLinear", "PreparedProduct", "Product", "can_pack", "can_quantize", "prepare", "product_of"]
+
+Product = Callable[[Tensor], Tensor]
+"""x (..., in) -> x W^T + b, (..., out)."""
+
+_ROWS_HINT = 8
+_LEVELS, _ZERO_POINT, _TINY = 127, 128, 1e-12
+_TRIED_SHAPE = (3, 16, 32)
+
+
+def _packed_product(weight: Tensor, bias: Tensor | None) -> Product:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS_HINT)
+    offset = None if bias is None else bias.detach()
+
+    def product(x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, offset, "none", [], "")
+        return out
+
+    return product
+
+
+def _int8_product(weight: Tensor, bias: Tensor | None) -> Product:
+    weight = weight.detach().float()
+    largest_O = weight.abs().amax(1).clamp_min(_TINY)
+    rounded = (weight * (_LEVELS / largest_O)[:, None]).round().to(torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS_HINT, weight.shape[1]])
+    scale_O, zero_O = largest_O / _LEVELS**2, torch.zeros(len(weight), dtype=torch.long)
+    offset = torch.zeros(len(weight)) if bias is None else bias.detach().float()
+    levels, half = torch.tensor(float(_LEVELS)), torch.tensor(_ZERO_POINT + 0.5)
+
+    def product(x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        largest_X1 = flat.abs().amax(-1, True).clamp_min_(_TINY)
+        # The conversion cuts off, so that the half rounds.
+        codes = torch.addcmul(half, flat, levels / largest_X1).to(torch.uint8)
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, _ZERO_POINT, packed, scale_O, zero_O, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return torch.addcmul(offset, out, largest_X1).view(*x.shape[:-1], -1)
+
+    return product
+
+
+@cache
+def _works(kind: str, dtype: torch.dtype) -> bool:
+    """Whether an operator is there and right: torch does not promise it."""
+    rows, columns, out = _TRIED_SHAPE
+    value = torch.linspace(-1.0, 1.0, rows * columns).sin().view(rows, columns)
+    weight = torch.linspace(-2.0, 2.0, out * columns).cos().view(out, columns)
+    bias = torch.linspace(0.0, 1.0, out)
+    expected, build = F.linear(value, weight, bias), {"packed": _packed_product, "int8": _int8_product}[kind]
+    try:
+        with torch.no_grad():
+            found = build(weight.to(dtype), bias.to(dtype))(value.to(dtype))
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+        return False
+    tolerance = 1e-5 if (kind, dtype) == ("packed", torch.float32) else 0.1
+    return bool((found.float() - expected).abs().max() < tolerance)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this build of torch packs weights of this precision for the CPU, and rightly."""
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    return _works("packed", dtype)
+
+
+def can_quantize() -> bool:
+    """Whether this build of torch multiplies int8 by oneDNN, and rightly."""
+    return torch.backends.mkldnn.is_available() and _works("int8", torch.float32)
+
+
+def product_of(weight: Tensor, bias: Tensor | None, int8: bool) -> Product:
+    """The fastest product with a weight on its device and in its precision.
+
+    Args:
+        weight: (out, in).
+        bias: (out,) or None.
+        int8: quantize; the weight is float32 on the CPU.
+    """
+    if int8:
+        return _int8_product(weight, bias)
+    if weight.device.type == "cpu" and can_pack(weight.dtype):
+        return _packed_product(weight, bias)
+    return lambda x: F.linear(x, weight, bias)
+
+
+class PreparedProduct:
+    """The product with a weight that is packed at the first call, and again after any change of it."""
+
+    def __init__(self, int8: bool = False) -> None:
+        self._int8 = int8
+        self._product: Product | None = None
+        self._state: tuple[int, int, torch.dtype] | None = None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x W^T + b."""
+        # _version counts changes in place, by an optimizer or load_state_dict.
+        state = (weight.data_ptr(), weight._version, weight.dtype)
+        if self._product is None or state != self._state:
+            self._product, self._state = product_of(weight, bias, self._int8), state
+        return self._product(x)
+
+
+class PreparedLinear(nn.Module):
+    """A linear layer for inference, on the parameters of another one.
+
+    Args:
+        layer: whose parameters are used; they stay under their names.
+        int8: quantize them.
+    """
+
+    def __init__(self, layer: nn.Linear, int8: bool = False) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self._product = PreparedProduct(int8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :data:`Product`."""
+        return self._product(x, self.weight, self.bias)
+
+
+def prepare(model: nn.Module, int8: bool = False) -> None:
+    """Replace the linear layers of a model by prepared ones, in place. Gradients no longer flow.
+
+    Args:
+        model: any; its parameters and their names stay.
+        int8: quantize the weights; activations follow at each call.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, PreparedLinear(child, int8))
