@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.demo:
         parsed.checkpoint, parsed.mode = Path(DEMO), parsed.mode or "ar,nar"
     modes = _modes(parsed.mode)
-    given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping")}
+    given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping", "length_pruning")}
     options = {name: value for name, value in given.items() if value is not None}
     run = load_run(parsed.checkpoint, options, _device(parsed.device))
     prepare_for_inference(run.model, inference_options(parsed))
@@ -98,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         add("--" + name.replace("_", "-"), type=kind, help=f"{text} (default: as the run's recipe says)")
     stop_early = "AR, transformers: stop at `beam` finished hypotheses (default: as the run's recipe says)"
     add("--early-stopping", action=argparse.BooleanOptionalAction, help=stop_early)
+    prune = "NAR: give up length candidates between passes (default: as the run's recipe says)"
+    add("--length-pruning", action=argparse.BooleanOptionalAction, help=prune)
     return parser
 
 

@@ -257,6 +257,11 @@ class DecodeConfig:
     """NAR refinement iterations; decoder passes are one more."""
     length_beam: int = 5
     """NAR length candidates."""
+    length_pruning: bool = False
+    """NAR: give up half of the length candidates after the second pass and half of the rest after the third.
+
+    Faster, and not the same search: a candidate that starts badly is not given the time to recover.
+    """
     nar_score: str | None = None
     """NAR candidates and their score; None: as the objective's preset says.
 

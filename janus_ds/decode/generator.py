@@ -259,6 +259,7 @@ class Generator:
             mask=mask,
             forbidden=() if rule == "released" else tuple(specials),
             score=rule,
+            pruning=decode.length_pruning,
         )
         return mask_predict(CandidateRows(self.model, memory), length_BC, settings)
 

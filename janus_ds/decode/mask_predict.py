@@ -5,13 +5,19 @@ later pass the least certain tokens are masked again and predicted anew, fewer e
 candidates of all sentences are rows of the same pass, and only masked positions are projected to
 the vocabulary.
 
+A pass computes only rows whose outcome is open, and this changes no result. A row is finished when
+nothing is masked in it: the number to mask only falls. A row whose input is that of its last pass
+(as many tokens masked, the same ones, and they came out as before) would give the same tokens and
+probabilities again, so these are put back. Equal tokens alone allow no stop: another choice of masked
+positions may still change them.
+
 Ties: of equal probabilities the smaller token id wins, of equally uncertain tokens the earlier
 position is masked first, of equally good candidates the first wins (`paper`: the likelier length;
 `released`: the shorter one).
 
-Shape letters: B sentences, C length candidates, R = B * C rows (sentence-major), L longest row,
-P positions predicted in a pass, over all rows, X of them in a chunk, D width, K length
-classes, V vocabulary.
+Shape letters: B sentences, H of them that the decoder still holds, C length candidates, R = B * C rows
+(sentence-major), X rows of a pass (or of a chunk of it), L longest row, P positions predicted in a pass,
+D width, K length classes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,6 +35,9 @@ __all__ = ["MaskPredictSettings", "RowDecoder", "length_candidates", "mask_predi
 _CHUNK_ROWS = 1024
 """Rows that are projected to the vocabulary at a time, so that logits take a bounded memory."""
 
+_FINISHED_SHARE = 4
+"""Finished sentences leave the decoder when they are one of so many: to leave copies the others."""
+
 
 class RowDecoder(Protocol):
     """What mask-predict asks of a model."""
@@ -38,6 +47,9 @@ class RowDecoder(Protocol):
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
         """Logits over the vocabulary, shape (X, V)."""
+
+    def keep(self, sentence_B: Tensor) -> None:
+        """Go on with these sentences only, by index; the others are finished."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,8 @@ class MaskPredictSettings:
         forbidden: tokens that are never predicted.
         score: "paper" (mean log-probability of inner tokens) or "released" (their sum divided by the
             length with bos and eos, which count as certain).
+        pruning: give up length candidates on the way: half of them after the second pass, half of the
+            rest after the third, by their scores so far. Not exact.
     """
 
     iterations: int
@@ -59,6 +73,7 @@ class MaskPredictSettings:
     mask: int
     forbidden: tuple[int, ...] = ()
     score: str = "paper"
+    pruning: bool = False
 
 
 def remask_counts(inner_R: Tensor, step: int, steps: int) -> Tensor:
@@ -106,24 +121,27 @@ def mask_predict(
         settings: iterations and rules.
 
     Returns:
-        For each sentence its C candidates, best first, without bos and eos.
+        For each sentence its C candidates (those that were not pruned), best first, without bos and eos.
     """
-    rows = _Rows(length_BC.flatten(), settings)
+    rows = _Rows(length_BC, settings)
     passes = settings.iterations + 1
     for step in range(passes):
         if not rows.fill(decoder):
             break  # Counts only fall: with nothing masked now, nothing is masked later.
         if step + 1 < passes:
+            if settings.pruning and step in (1, 2):
+                rows.prune(max(1, length_BC.shape[1] // 2**step))
             rows.mask_again(remask_counts(rows.inner_R, step, passes))
-    return rows.result(length_BC.shape[1])
+    return rows.result()
 
 
 class _Rows:
     """Tokens and their log-probabilities during one call of :func:`mask_predict`."""
 
-    def __init__(self, length_R: Tensor, settings: MaskPredictSettings) -> None:
+    def __init__(self, length_BC: Tensor, settings: MaskPredictSettings) -> None:
         self.settings = settings
-        self.length_R = length_R
+        self.candidates = length_BC.shape[1]
+        self.length_R = length_R = length_BC.flatten()
         self.inner_R = length_R - 2
         column_L = torch.arange(int(length_R.max()), device=length_R.device)
         last_R1 = length_R[:, None] - 1
@@ -133,23 +151,67 @@ class _Rows:
         self.token_RL = self.token_RL.masked_fill(column_L == last_R1, settings.eos)
         self.token_RL = self.token_RL.masked_fill(self.inner_RL, settings.mask)
         self.score_RL = torch.zeros(self.inner_RL.shape, device=length_R.device)
+        self.given_RL = torch.full_like(self.token_RL, -1)
+        """What each row's last pass was given, and below what came out."""
+        self.filled_RL = self.token_RL
+        self.pruned_R = torch.zeros_like(length_R, dtype=torch.bool)
+        self.held_B = torch.arange(len(length_BC), device=length_R.device)
+        """Sentences that the decoder still holds."""
 
     def fill(self, decoder: RowDecoder) -> bool:
         """One pass: every masked position takes its likeliest token. False if nothing is masked."""
         # `released` forbids nothing, so that a predicted MASK stays masked for the next pass.
-        masked_RL = (self.token_RL == self.settings.mask) & self.inner_RL
-        picked_P = masked_RL.flatten().nonzero().squeeze(1)
-        if not len(picked_P):
-            return False
-        hidden_PD = decoder.hidden(self.token_RL, self.length_R, picked_P)
+        masked_RL = (self.token_RL == self.settings.mask) & self.inner_RL & ~self.pruned_R[:, None]
+        open_R = masked_RL.any(1)
+        again_R = (self.token_RL == self.given_RL).all(1)
+        row_X = self._rows_to_compute(decoder, open_R, open_R & ~again_R)
+        self.given_RL = self.token_RL
+        self.token_RL = torch.where((open_R & again_R)[:, None], self.filled_RL, self.token_RL)
+        if len(row_X):
+            masked_RL &= (open_R & ~again_R)[:, None]
+            width = int(self.length_R[row_X].max())
+            masked_XL = masked_RL[row_X, :width]
+            picked_P = masked_XL.flatten().nonzero().squeeze(1)
+            hidden_PD = decoder.hidden(self.given_RL[row_X, :width], self.length_R[row_X], picked_P)
+            token_P, score_P = self._predict(decoder, hidden_PD)
+            place_P = row_X[picked_P // width], picked_P % width
+            self.token_RL = self.token_RL.index_put(place_P, token_P)
+            self.score_RL = self.score_RL.to(score_P.dtype).index_put(place_P, score_P)
+        self.filled_RL = self.token_RL
+        return bool(open_R.any())
+
+    def _rows_to_compute(self, decoder: RowDecoder, open_R: Tensor, wanted_R: Tensor) -> Tensor:
+        """Rows of the next pass, equally many of each sentence that the decoder holds, in order.
+
+        Sentences with no open row are given up, once they are many enough to be worth it.
+        """
+        open_B = open_R.view(-1, self.candidates).any(1)[self.held_B]
+        finished = len(open_B) - int(open_B.sum())
+        if finished and finished < len(open_B) and _FINISHED_SHARE * finished >= len(open_B):
+            decoder.keep(open_B.nonzero().squeeze(1))
+            self.held_B = self.held_B[open_B]
+        wanted_HC = wanted_R.view(-1, self.candidates)[self.held_B]
+        most = int(wanted_HC.sum(1).max())
+        # Wanted rows first, then others to make the block rectangular; all in their order.
+        chosen_HX = wanted_HC.float().sort(dim=1, descending=True, stable=True).indices[:, :most]
+        chosen_HX = chosen_HX.sort(dim=1).values
+        return (self.held_B[:, None] * self.candidates + chosen_HX).flatten()
+
+    def _predict(self, decoder: RowDecoder, hidden_PD: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest token of each hidden row and its log-probability."""
         parts = [
             _best(decoder.logits(hidden_PD[start : start + _CHUNK_ROWS]), self.settings.forbidden)
             for start in range(0, len(hidden_PD), _CHUNK_ROWS)
         ]
         token_P, score_P = (torch.cat(part) for part in zip(*parts, strict=True))
-        self.token_RL = self.token_RL.masked_scatter(masked_RL, token_P)
-        self.score_RL = self.score_RL.to(score_P.dtype).masked_scatter(masked_RL, score_P)
-        return True
+        return token_P, score_P
+
+    def prune(self, kept: int) -> None:
+        """Give up all but the best `kept` candidates of each sentence."""
+        mean_BC = self._mean_R().masked_fill(self.pruned_R, float("-inf")).view(-1, self.candidates)
+        order_BC = mean_BC.sort(dim=1, descending=True, stable=True).indices
+        pruned_BC = torch.ones_like(order_BC, dtype=torch.bool).scatter(1, order_BC[:, :kept], False)
+        self.pruned_R = pruned_BC.flatten()
 
     def mask_again(self, count_R: Tensor) -> None:
         """Mask the `count_R` least certain inner tokens of each row."""
@@ -160,15 +222,20 @@ class _Rows:
         again_RL = torch.zeros_like(first_RL).scatter(1, order_RL, first_RL)
         self.token_RL = self.token_RL.masked_fill(again_RL, self.settings.mask)
 
-    def result(self, candidates: int) -> list[list[ScoredTokens]]:
-        """The rows as candidates of their sentences, best first."""
-        total_R = self.score_RL.sum(dim=1)
+    def _mean_R(self) -> Tensor:
         released = self.settings.score == "released"
-        mean_R = total_R / (self.length_R if released else self.inner_R).clamp(min=1)
-        rows = zip(self.token_RL.tolist(), self.length_R.tolist(), mean_R.tolist(), strict=True)
-        found = [ScoredTokens(tuple(tokens[1 : length - 1]), score) for tokens, length, score in rows]
-        groups = [found[i : i + candidates] for i in range(0, len(found), candidates)]
-        return [sorted(group, key=lambda item: -item.score) for group in groups]
+        return self.score_RL.sum(dim=1) / (self.length_R if released else self.inner_R).clamp(min=1)
+
+    def result(self) -> list[list[ScoredTokens]]:
+        """The rows as candidates of their sentences, best first."""
+        items = (self.token_RL, self.length_R, self._mean_R(), self.pruned_R)
+        rows = zip(*(item.tolist() for item in items), strict=True)
+        found = [
+            None if pruned else ScoredTokens(tuple(tokens[1 : length - 1]), score)
+            for tokens, length, score, pruned in rows
+        ]
+        groups = [found[i : i + self.candidates] for i in range(0, len(found), self.candidates)]
+        return [sorted((c for c in group if c), key=lambda item: -item.score) for group in groups]
 
 
 def _best(logits_XV: Tensor, forbidden: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -62,3 +62,7 @@ class CandidateRows:
     def logits(self, hidden_XD: Tensor) -> Tensor:
         """See :class:`janus_ds.decode.mask_predict.RowDecoder`."""
         return self._model.logits(hidden_XD)
+
+    def keep(self, sentence_B: Tensor) -> None:
+        """See :class:`janus_ds.decode.mask_predict.RowDecoder`."""
+        self._memory = self._memory.select(sentence_B)

@@ -21,7 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PreparedLinear", "PreparedProduct", "Product", "can_pack", "can_quantize", "prepare", "product_of"]
+__all__ = [
+    "PreparedLinear",
+    "PreparedProduct",
+    "Product",
+    "can_pack",
+    "can_quantize",
+    "prepare",
+    "product_of",
+]
 
 Product = Callable[[Tensor], Tensor]
 """x (..., in) -> x W^T + b, (..., out)."""

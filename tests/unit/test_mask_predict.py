@@ -60,12 +60,16 @@ class Script:
         self.best, self.scores = best, scores
         self.asked: list[list[list[int]]] = []
         self.seen: list[list[list[int]]] = []
+        self.kept: list[list[int]] = []
 
     def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
         rows, width = token_RL.shape
         self.asked.append([[i % width for i in picked_P.tolist() if i // width == r] for r in range(rows)])
         self.seen.append(token_RL.tolist())
         return picked_P % width
+
+    def keep(self, sentence_B: Tensor) -> None:
+        self.kept.append(sentence_B.tolist())
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
         score = self.scores[len(self.asked) - 1]
@@ -137,7 +141,8 @@ def test_specials_are_forbidden_inside() -> None:
 def test_passes_stop_when_nothing_is_masked() -> None:
     decoder = Script([0, 5, 6, 0], [[-0.1] * 4] * 20)
     mask_predict(decoder, torch.tensor([[4]]), settings(10))
-    # n = 2: floor(2 * (1 - (t + 1) / 11)) is 1 for t = 0 .. 4 and 0 afterwards, so 6 passes of 11.
-    assert len(decoder.asked) == 6
+    # n = 2: floor(2 * (1 - (t + 1) / 11)) is 1 for t = 0 .. 4 and 0 afterwards, so 6 passes of 11; the
+    # last 4 are given what the second was given.
+    assert len(decoder.asked) == 2
     assert mask_predict(decoder, torch.tensor([[2]]), settings(3))[0][0].tokens == ()
-    assert len(decoder.asked) == 6
+    assert len(decoder.asked) == 2
