@@ -39,7 +39,6 @@ __all__ = ["Generator", "Progress", "trained_modes"]
 Progress = Callable[[int, int], None]
 """Called after each batch with the number of finished inputs and of all."""
 
-_BATCH_SENTENCES = 32
 _BATCH_TOKENS = 4096
 
 
@@ -63,13 +62,19 @@ class Generator:
         text: the tokenizer; None allows :meth:`generate_ids` alone.
         special: special symbols.
         config: the run; its `decode` and `objective` say how.
+        batch_sentences: sentences that are decoded at a time, at most.
 
     Raises:
         ConfigError: the model was not trained for `config.decode.mode`.
     """
 
     def __init__(
-        self, model: JanusModel, text: TextCodec | None, special: SpecialTokens, config: RunConfig
+        self,
+        model: JanusModel,
+        text: TextCodec | None,
+        special: SpecialTokens,
+        config: RunConfig,
+        batch_sentences: int = 32,
     ) -> None:
         config = resolve(config)
         _check_mode(config)
@@ -77,6 +82,7 @@ class Generator:
         self.text = text
         self.special = special
         self.config = config
+        self.batch_sentences = batch_sentences
 
     @classmethod
     def from_checkpoint(
@@ -149,7 +155,7 @@ class Generator:
         found = [[ScoredTokens((), 0.0)] for _ in sources]
         filled = [i for i, source in enumerate(sources) if len(source)]
         done = len(sources) - len(filled)
-        batches = list(_batches({i: len(sources[i]) + 2 for i in filled}))
+        batches = list(_batches({i: len(sources[i]) + 2 for i in filled}, self.batch_sentences))
         places = len(batches[0]) if batches else 0
         if self.config.decode.mode == "ar" and batches:
             # One search over all: the first batch begins, the others take the places that become free.
@@ -278,12 +284,12 @@ def _check_mode(config: RunConfig) -> None:
     )
 
 
-def _batches(lengths: Mapping[int, int]) -> Iterator[list[int]]:
+def _batches(lengths: Mapping[int, int], most: int) -> Iterator[list[int]]:
     """Indices in batches of like lengths, the longest first (memory runs out at once or never)."""
     batch: list[int] = []
     for index in sorted(lengths, key=lambda i: -lengths[i]):
         width = lengths[batch[0]] if batch else 0
-        if batch and (len(batch) == _BATCH_SENTENCES or (len(batch) + 1) * width > _BATCH_TOKENS):
+        if batch and (len(batch) == most or (len(batch) + 1) * width > _BATCH_TOKENS):
             yield batch
             batch = []
         batch.append(index)

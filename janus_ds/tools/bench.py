@@ -1,4 +1,4 @@
-"""`python -m janus_ds bench train|data`: measurements, in `bench_train.py` and `bench_data.py`."""
+"""`python -m janus_ds bench train|decode|data`: measurements, each in its `bench_KIND.py`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ __all__ = ["main"]
 
 _KINDS = {
     "train": "a JANUS step against a plain AR step at the same tokens",
+    "decode": "both ways of decoding against plain AR, transformers and CTranslate2",
     "data": "documents a second and core that the loader makes batches of",
 }
 
