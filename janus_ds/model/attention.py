@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
+from janus_ds.model.prepared import PreparedProduct
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
 
@@ -250,6 +251,11 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
         self._heads = heads // parallel.size
         self._sharded_rng = parallel.sharded_rng
+        self._joint: PreparedProduct | None = None
+
+    def join_keys_values(self, int8: bool) -> None:
+        """Make one product of the projections to keys and values, for inference."""
+        self._joint = PreparedProduct(int8)
 
     def queries(self, x_BTD: Tensor) -> Tensor:
         """Queries of rows, shape (B, H, T, E)."""
@@ -257,6 +263,11 @@ class MultiHeadAttention(nn.Module):
 
     def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of rows, each of shape (B, H, S, E)."""
+        if self._joint is not None:
+            k, v = cast(nn.Linear, self.k), cast(nn.Linear, self.v)
+            both = self._joint(x_BSD, [k.weight, v.weight], [k.bias, v.bias])
+            k_BSD, v_BSD = both.chunk(2, -1)
+            return self._split(k_BSD), self._split(v_BSD)
         return self._split(self.k(x_BSD)), self._split(self.v(x_BSD))
 
     def merge(self, attended_BTHE: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class JanusModel(nn.Module):
         embedded_BSD = self.embedding(source_BS)
         mask = None if bool(valid_BS.all()) else padding_mask(valid_BS, embedded_BSD.dtype)
         states_BSD = self.encoder(embedded_BSD, mask)
-        source = tuple(layer.source_keys_values(states_BSD) for layer in self.decoder.decoder_layers())
+        source = tuple(layer.kept_keys_values(states_BSD) for layer in self.decoder.decoder_layers())
         return Memory(states_BSD, valid_BS, mask, source)
 
     def length_logits(self, memory: Memory) -> Tensor:
@@ -214,7 +214,11 @@ class JanusModel(nn.Module):
                 "decode from a checkpoint in one process: its weights are whole",
             )
         weight = self.output_weight[: self.special.vocab_size]
-        return F.linear(hidden, weight) if self._vocabulary is None else self._vocabulary(hidden, weight)
+        return (
+            F.linear(hidden, weight)
+            if self._vocabulary is None
+            else self._vocabulary(hidden, [weight], [None])
+        )
 
     def prepare_vocabulary(self, int8: bool = False) -> None:
         """Let :meth:`logits` use a weight packed for the CPU; see `janus_ds.model.prepared`."""

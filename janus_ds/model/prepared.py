@@ -14,8 +14,9 @@ them at the first call and again after any change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,14 @@ def _int8_product(weight: Tensor, bias: Tensor | None) -> Product:
     return product
 
 
+@runtime_checkable
+class JoinsKeysValues(Protocol):
+    """An attention that can project to keys and values in one product."""
+
+    def join_keys_values(self, int8: bool) -> None:
+        """Do so from now on."""
+
+
 @cache
 def _works(kind: str, dtype: torch.dtype) -> bool:
     """Whether an operator is there and right: torch does not promise it."""
@@ -117,20 +126,29 @@ def product_of(weight: Tensor, bias: Tensor | None, int8: bool) -> Product:
 
 
 class PreparedProduct:
-    """The product with a weight that is packed at the first call, and again after any change of it."""
+    """The product with weights that are packed at the first call, and again after any change of them.
+
+    Several weights of one input are packed as one: their results come side by side.
+    """
 
     def __init__(self, int8: bool = False) -> None:
         self._int8 = int8
         self._product: Product | None = None
-        self._state: tuple[int, int, torch.dtype] | None = None
+        self._state: list[tuple[int, int, torch.dtype]] = []
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x W^T + b."""
+    def __call__(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+        """x W^T + b, (..., sum of outs)."""
         # _version counts changes in place, by an optimizer or load_state_dict.
-        state = (weight.data_ptr(), weight._version, weight.dtype)
+        state = [(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
         if self._product is None or state != self._state:
-            self._product, self._state = product_of(weight, bias, self._int8), state
+            weight, self._state = _joined(weights), state
+            self._product = product_of(cast(Tensor, weight), _joined(biases), self._int8)
         return self._product(x)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part.detach() for part in parts if part is not None]
+    return present[0] if len(present) == 1 else torch.cat(present) if present else None
 
 
 class PreparedLinear(nn.Module):
@@ -148,7 +166,7 @@ class PreparedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See :data:`Product`."""
-        return self._product(x, self.weight, self.bias)
+        return self._product(x, [self.weight], [self.bias])
 
 
 def prepare(model: nn.Module, int8: bool = False) -> None:
@@ -162,3 +180,5 @@ def prepare(model: nn.Module, int8: bool = False) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, PreparedLinear(child, int8))
+        if isinstance(parent, JoinsKeysValues):
+            parent.join_keys_values(int8)

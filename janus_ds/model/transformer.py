@@ -87,6 +87,11 @@ class DecoderLayer(TransformerLayer):
         """Keys and values of the encoder states, computed once for all rows."""
         return self.cross_attention.keys_values(states_BSD)
 
+    def kept_keys_values(self, states_BSD: Tensor) -> KeysValues:
+        """:meth:`source_keys_values` for many steps: laid out head by head."""
+        k_BHSE, v_BHSE = self.source_keys_values(states_BSD)
+        return k_BHSE.contiguous(), v_BHSE.contiguous()
+
     def with_states(
         self, x_BRD: Tensor, rows: RowAttention, states_BSD: Tensor, source_mask: Tensor | None
     ) -> Tensor:

@@ -1,0 +1,108 @@
+"""Weights prepared for inference: the same products, packed anew after changes, refused where impossible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from janus_ds.errors import ConfigError
+from janus_ds.model import prepared
+from janus_ds.model.inference import InferenceOptions, prepare_for_inference
+from janus_ds.model.prepared import PreparedLinear, can_pack, can_quantize
+from tests.support.tiny_model import tiny_model
+
+packs = pytest.mark.skipif(not can_pack(torch.float32), reason="torch cannot pack weights here")
+quantizes = pytest.mark.skipif(not can_quantize(), reason="torch has no int8 product here")
+
+
+def layer(rows: int = 40, columns: int = 24) -> tuple[nn.Linear, Tensor]:
+    torch.manual_seed(0)
+    return nn.Linear(columns, rows).requires_grad_(False), torch.randn(3, 5, columns)
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return float((a - b).norm() / b.norm())
+
+
+@packs
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_packed_products_are_those_of_linear(dtype: torch.dtype, tolerance: float) -> None:
+    plain, x = layer()
+    plain, x = plain.to(dtype), x.to(dtype)
+    assert error(PreparedLinear(plain)(x), plain(x)) < tolerance
+    plain.bias = None
+    assert error(PreparedLinear(plain)(x), plain(x)) < tolerance
+
+
+@quantizes
+def test_int8_is_near_and_a_row_does_not_depend_on_its_neighbours() -> None:
+    plain, x = layer()
+    int8 = PreparedLinear(plain, int8=True)
+    x[0, 0] *= 1000
+    x[0, 1] = 0
+    found = int8(x)
+    assert 1e-5 < error(found[1:], plain(x)[1:]) < 0.02
+    assert torch.equal(found[0, 1], plain.bias)
+    assert torch.equal(int8(x[1:2]), found[1:2])
+
+
+@packs
+def test_changed_weights_are_packed_again() -> None:
+    plain, x = layer()
+    fast = PreparedLinear(plain)
+    before = fast(x)
+    plain.weight.mul_(2)
+    assert error(fast(x) - plain.bias, 2 * (before - plain.bias)) < 1e-6
+    assert fast.double()(x.double()).dtype == torch.float64
+    assert list(fast.state_dict()) == ["weight", "bias"]
+
+
+def test_without_the_operators_linear_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> Any:
+        raise AttributeError("no such operator")
+
+    prepared._works.cache_clear()
+    monkeypatch.setattr(prepared, "_packed_product", missing)
+    monkeypatch.setattr(prepared, "_int8_product", missing)
+    try:
+        plain, x = layer()
+        assert not can_pack(torch.float32)
+        assert torch.equal(PreparedLinear(plain)(x), plain(x))
+        with pytest.raises(ConfigError, match="int8 needs"):
+            prepare_for_inference(tiny_model().float(), InferenceOptions(int8=True))
+    finally:
+        prepared._works.cache_clear()
+
+
+def test_precisions_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no precision 'fp8'"):
+        prepare_for_inference(tiny_model(), InferenceOptions("fp8"))
+    with pytest.raises(ConfigError, match="int8 needs fp32"):
+        prepare_for_inference(tiny_model(), InferenceOptions("bf16", int8=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        (InferenceOptions(), 1e-5),
+        (InferenceOptions("float64"), 1e-13),
+        (InferenceOptions("bf16"), 0.1),
+        pytest.param(InferenceOptions(int8=True), 0.1, marks=quantizes),
+    ],
+)
+def test_a_prepared_model_is_the_model(options: InferenceOptions, tolerance: float) -> None:
+    plain = tiny_model()
+    ready = prepare_for_inference(tiny_model(), options)
+    assert ready.state_dict().keys() == plain.state_dict().keys()
+    tokens, lengths = torch.tensor([[0, 9, 8, 2], [0, 7, 2, 1]]), torch.tensor([4, 3])
+    found, expected = (
+        made.logits(made.nar_rows(made.encode(tokens, lengths), tokens[:, None], lengths[:, None]))[:, 0]
+        for made in (ready, plain)
+    )
+    real = torch.tensor([[True] * 4, [True, True, True, False]])
+    assert error(found[real].double(), expected[real]) <= tolerance
