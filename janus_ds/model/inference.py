@@ -64,12 +64,12 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
             f"--int8 with --dtype {options.dtype} on {device}",
             "leave --int8 out, or decode with --device cpu --dtype fp32",
         )
-    if device == "cpu":
-        prepare(model, options.int8)
-        model.prepare_vocabulary(options.int8)
     if options.compile:
         for layer in (*model.encoder.layers, *model.decoder.layers):
             layer.compile(dynamic=True)
+    elif device == "cpu":
+        prepare(model, options.int8)
+        model.prepare_vocabulary(options.int8)
     return model.requires_grad_(False)
 
 
