@@ -24,6 +24,7 @@ from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.scores import Scores, save_json
+from janus_ds.model.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
 from janus_ds.tools.common import table
 from janus_ds.tools.latency import LatencyPlan, measure, spread_over
@@ -71,6 +72,7 @@ class EvalRequest:
         latency_sentences: sentences decoded one by one for ms/sentence; 0: none.
         baseline: another system's outputs, for significance (translation).
         device: where to decode.
+        inference: in which precision, on which weights.
     """
 
     checkpoint: Path
@@ -85,6 +87,7 @@ class EvalRequest:
     latency_sentences: int = 50
     baseline: Path | None = None
     device: torch.device | str = "cpu"
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
 
     def check(self) -> None:
         """Refuse what cannot be, before anything is loaded.
@@ -202,6 +205,7 @@ def load_checkpoint(request: EvalRequest) -> LoadedRun:
         paths = last_checkpoints(run.folder, request.average)
         load_weights(run.model, average_weights(paths), str(paths[-1]))
     codec_of(run)
+    prepare_for_inference(run.model, request.inference)
     return run
 
 

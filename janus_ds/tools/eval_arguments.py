@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from janus_ds.errors import UsageError
+from janus_ds.tools.decode_arguments import add_inference_arguments, inference_options
 
 if TYPE_CHECKING:
     from janus_ds.tools.checkpoint_eval import EvalRequest
@@ -70,6 +71,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
         help="sentences decoded one by one for ms/sentence; 0: none (default: 50)",
     )
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
+    prune = "NAR: give up length candidates between passes (default: as the run's recipe says)"
+    add("--length-pruning", action=argparse.BooleanOptionalAction, help=prune)
+    add_inference_arguments(group)
     return group
 
 
@@ -88,7 +92,7 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
 
     from janus_ds.tools.checkpoint_eval import EvalRequest
 
-    decode = {"beam": parsed.beam, "length_beam": parsed.length_beam}
+    decode = {name: getattr(parsed, name) for name in ("beam", "length_beam", "length_pruning")}
     return EvalRequest(
         checkpoint=parsed.checkpoint,
         average=parsed.average,
@@ -101,6 +105,7 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
         limit=parsed.limit,
         latency_sentences=parsed.latency,
         device=parsed.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        inference=inference_options(parsed),
     )
 
 

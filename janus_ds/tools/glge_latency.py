@@ -15,6 +15,7 @@ import torch
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
 from janus_ds.errors import CheckpointError
+from janus_ds.model.inference import prepare_for_inference
 from janus_ds.tools.checkpoint_eval import (
     EvalRequest,
     Progress,
@@ -121,6 +122,7 @@ def measure_glge(
 
 def _other_run(path: Path, run: LoadedRun, request: EvalRequest) -> LoadedRun:
     other = load_run(path, None, request.device)
+    prepare_for_inference(other.model, request.inference)
     if getattr(codec_of(other), "fingerprint", None) != getattr(codec_of(run), "fingerprint", None):
         raise CheckpointError(
             "the two runs have different vocabularies",
