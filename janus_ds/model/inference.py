@@ -1,6 +1,6 @@
 """A model for decoding: whole weights of a `weights.safetensors`, on one device, in evaluation mode.
 
-:func:`prepare_for_inference` then fits it to the device: precision, packed or int8 weights, compiled layers.
+:func:`prepare_for_inference` then fits it to the device: precision, packed or int8 weights.
 """
 
 from __future__ import annotations
@@ -33,12 +33,10 @@ class InferenceOptions:
     Attributes:
         dtype: fp32, bf16 or float64 (exact, for comparisons).
         int8: linear layers on int8 weights and activations (CPU, fp32 otherwise).
-        compile: torch.compile of every layer; worth its minutes for many sentences.
     """
 
     dtype: str = "fp32"
     int8: bool = False
-    compile: bool = False
 
 
 def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = None) -> JanusModel:
@@ -64,10 +62,7 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
             f"--int8 with --dtype {options.dtype} on {device}",
             "leave --int8 out, or decode with --device cpu --dtype fp32",
         )
-    if options.compile:
-        for layer in (*model.encoder.layers, *model.decoder.layers):
-            layer.compile(dynamic=True)
-    elif device == "cpu":
+    if device == "cpu":
         prepare(model, options.int8)
         model.prepare_vocabulary(options.int8)
     return model.requires_grad_(False)

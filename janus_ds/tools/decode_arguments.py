@@ -14,15 +14,14 @@ _DTYPES = ("fp32", "bf16", "float64")
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add `--dtype`, `--int8` and `--compile`."""
+    """Add `--dtype` and `--int8`."""
     add = parser.add_argument
     add("--dtype", choices=_DTYPES, default="fp32", help="precision of decoding (default: fp32)")
     add("--int8", action="store_true", help="int8 weights and activations in linear layers (CPU)")
-    add("--compile", action="store_true", help="compile the layers first: worth it for many sentences")
 
 
 def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
     """What was chosen."""
     from janus_ds.model.inference import InferenceOptions
 
-    return InferenceOptions(parsed.dtype, parsed.int8, parsed.compile)
+    return InferenceOptions(parsed.dtype, parsed.int8)

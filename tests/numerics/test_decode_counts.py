@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -132,10 +133,7 @@ def test_batches_change_nothing(model: JanusModel, decode: dict[str, Any]) -> No
 def test_a_bos_that_is_forced_is_forced_at_refilled_places_too(model: JanusModel) -> None:
     def build(batch: int) -> Generator:
         made = generator(model, batch=batch)
-        objective = ObjectiveConfig(preset="paper", decoder_start="eos_bos")
-        run = RunConfig(
-            made.config.name, None, TINY, made.config.data, objective=objective, decode=made.config.decode
-        )
+        run = replace(made.config, objective=ObjectiveConfig(preset="paper", decoder_start="eos_bos"))
         return Generator(model, None, TOY, run, batch_sentences=batch)
 
     expected = [build(1).generate_ids([source])[0] for source in SOURCES]
