@@ -102,6 +102,7 @@ _NOT_TRAINED = {
     "train.sample_every",
     "train.max_bad_steps",
     "train.activation_checkpointing",
+    "train.attention_backend",
 }
 """Fields that may change between two starts of a run without changing what it learns."""
 

@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.schedule": ("inverse_sqrt", "polynomial", "constant"),
     "train.batch_cost": ("tokens", "rows"),
     "init_length_head": ("keep", "new"),
+    "train.attention_backend": ("auto", "dense", "grouped", "split"),
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
     "train.valid_task": ("nmt", *_GLGE_TASKS),
     "train.keep_best": ("none", "ar", "nar"),
@@ -100,7 +101,7 @@ def check_values(values: Mapping[str, Any], where: Where, faults: FaultList) -> 
 
 def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
     """Rules over several fields of a resolved run."""
-    for rule in (_model, _positions, _masking, _objective, _optim, _validation, _decode):
+    for rule in (_model, _attention, _positions, _masking, _objective, _optim, _validation, _decode):
         rule(run, where, faults)
 
 
@@ -112,6 +113,18 @@ def _model(run: RunConfig, where: Where, faults: FaultList) -> None:
             where("model.heads"),
             f"give a number of heads that divides {width}, or another model.d_model",
             ["model.heads", "model.d_model"],
+        )
+
+
+def _attention(run: RunConfig, where: Where, faults: FaultList) -> None:
+    rate = run.model.attention_dropout
+    if run.train.attention_backend == "split" and rate:
+        faults.add(
+            f"train.attention_backend 'split' cannot drop attention weights, and model.attention_dropout is "
+            f"{rate}",
+            where("train.attention_backend"),
+            "use auto or grouped, or set model.attention_dropout to 0",
+            ["train.attention_backend", "model.attention_dropout"],
         )
 
 

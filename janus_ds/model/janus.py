@@ -85,7 +85,8 @@ class JanusModel(nn.Module):
         mask = padding_mask(valid_BS, source_BSD.dtype)
         recompute = self._recompute if self.training else None
         states_BSD = self.encoder(source_BSD, mask, recompute)
-        rows = RowsOfBatch.build(batch, rows_BRD.dtype, self.attention_backend)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        rows = RowsOfBatch.build(batch, rows_BRD.dtype, self.attention_backend, dropout)
         x_BRD = self.decoder.input_rows(rows_BRD, batch.row_position_BR)
         hidden_BTD = self.decoder(x_BRD, rows, states_BSD, mask, recompute)
 

@@ -1,4 +1,4 @@
-"""`python -m janus_ds bench train|decode|data`: measurements, each in its `bench_KIND.py`."""
+"""`python -m janus_ds bench KIND`: measurements, each in a module `bench_KIND.py`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ __all__ = ["main"]
 
 _KINDS = {
     "train": "a JANUS step against a plain AR step at the same tokens",
+    "head": "the fused head against the plain losses: time and memory",
+    "attention": "the back ends of self-attention against each other",
     "decode": "both ways of decoding against plain AR, transformers and CTranslate2",
     "data": "documents a second and core that the loader makes batches of",
 }

@@ -1,16 +1,16 @@
 """`python -m janus_ds bench train`: a JANUS step against a plain AR step at the same tokens.
 
 Both are forward and backward of one batch in one process, by the same implementation and on the same
-weights: the presets `paper` and `ar`. Float32; dropout as the shape has it, without attention dropout.
+weights: the presets `paper` and `ar`. Float32; dropout as the shape has it; attention dropout as asked,
+for both alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,172 +18,166 @@ from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import UsageError
 from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
+from janus_ds.tools.bench_shapes import SHAPES, BenchShape, make_batch, single_thread, special_tokens
 from janus_ds.tools.common import new_parser, table
 
 if TYPE_CHECKING:
-    from janus_ds.batch import SpecialTokens, TwoStreamBatch
+    from torch import Tensor
+
+    from janus_ds.batch import TwoStreamBatch
     from janus_ds.model.janus import JanusModel
 
-__all__ = ["SHAPES", "BenchShape", "bench_train", "main"]
+__all__ = ["Rival", "TrainBench", "bench_train", "describe", "main", "parse"]
+
+Rival = Callable[["JanusModel", ObjectiveConfig, "TwoStreamBatch"], "Callable[[], Tensor]"]
+"""Makes another way to the loss of the JANUS batch, from the same weights."""
 
 
 @dataclass(frozen=True)
-class BenchShape:
-    """A model preset and the batch it is measured on; tokens count bos and eos."""
+class TrainBench:
+    """What is measured."""
 
-    preset: str
-    task: str
-    samples: int
-    source_tokens: int
-    target_tokens: int
-    masked_tokens: int
-    vocab_size: int
-    rounds: int
+    shape: str = "iwslt"
+    """A key of `bench_shapes.SHAPES`."""
+    masked_share: float | None = None
+    """M / N, of the target with bos and eos; None: as the shape says, .5."""
+    attention_dropout: float = 0.0
+    """Of AR and JANUS alike."""
+    rounds: int | None = None
+    """Measurements of each step; None: as the shape says."""
+    threads: int = 1
+    """CPU threads. With one, CPU time is taken, else time on the wall."""
+    device: str = "cpu"
+    """cpu or cuda."""
 
-
-SHAPES: dict[str, BenchShape] = {
-    "small": BenchShape("quickstart", "denoise", 8, 64, 64, 32, 4000, 7),
-    "iwslt": BenchShape("iwslt", "pair", 12, 26, 26, 13, 10152, 7),
-    "bart_base": BenchShape("bart_base", "denoise", 1, 512, 512, 256, 50265, 3),
-}
+    def setting(self) -> BenchShape:
+        """The shape with the masked tokens and rounds asked for."""
+        shape = SHAPES[self.shape]
+        if self.masked_share is not None:
+            shape = replace(shape, masked_tokens=round(self.masked_share * shape.target_tokens))
+        return replace(shape, rounds=self.rounds or shape.rounds)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure one shape, print a table, write JSON if asked."""
-    parser = new_parser("bench train", "A JANUS step against a plain AR step at the same tokens.")
+    bench, file = parse("bench train", "A JANUS step against a plain AR step at the same tokens.", arguments)
+    result = bench_train(bench)
+    print(describe(result))
+    if file is not None:
+        write_json(file, result)
+    return 0
+
+
+def parse(program: str, text: str, arguments: Sequence[str]) -> tuple[TrainBench, Path | None]:
+    """The settings on a command line, and the file for the result."""
+    parser = new_parser(program, text)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="model and batch to measure")
+    parser.add_argument("--masked-share", type=_share, help="masked tokens of the target (default: .5)")
+    parser.add_argument("--attention-dropout", type=_share, default=0.0, help="of all steps (default: 0)")
     parser.add_argument("--rounds", type=_positive, help="measurements of each step (default: by shape)")
     parser.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", type=Path, help="file for the result")
-    parsed = parser.parse_args(arguments)
-    result = bench_train(parsed.shape, parsed.rounds, parsed.threads, parsed.device)
-    print(_describe(result))
-    if parsed.json is not None:
-        write_json(parsed.json, result)
-    return 0
+    parsed = vars(parser.parse_args(arguments))
+    file = parsed.pop("json")
+    return TrainBench(**parsed), file
 
 
-def bench_train(
-    shape: str, rounds: int | None = None, threads: int = 1, device: str = "cpu"
-) -> dict[str, Any]:
-    """Measure forward and backward of both steps in interleaved rounds.
+def bench_train(bench: TrainBench, rivals: Mapping[str, Rival] | None = None) -> dict[str, Any]:
+    """Measure forward and backward of the steps in interleaved rounds.
 
     Args:
-        shape: a key of :data:`SHAPES`.
-        rounds: measurements of each step; None: as the shape says.
-        threads: CPU threads. With one, CPU time is taken, else time on the wall.
-        device: cpu or cuda.
+        bench: what is measured.
+        rivals: further ways to the loss of the JANUS batch, by name.
 
     Returns:
-        `ratios.janus_over_ar` and `milliseconds.{ar,janus}` with median, min and max, the shape, the
-        decoder rows, hardware and versions.
+        `ratios.janus_over_ar`, for each rival `ratios.NAME_over_janus` and `NAME_over_ar`, and
+        `milliseconds` with median, min and max; the shape, the decoder rows, hardware and versions.
 
     Raises:
         UsageError: there is no such device.
     """
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
+    if bench.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("torch sees no CUDA device here", "--device cuda", "measure with --device cpu")
-    setting = SHAPES[shape]
-    with _threads(threads):
-        steps, rows = _steps(setting, device)
-        cpu_time = device == "cpu" and threads == 1
+    setting = bench.setting()
+    with single_thread(bench.threads):
+        steps, rows = _steps(bench, setting, rivals or {})
+        cpu_time = bench.device == "cpu" and bench.threads == 1
         clock = time.process_time if cpu_time else time.perf_counter
-        seconds = interleave(steps, rounds or setting.rounds, clock)
+        seconds = interleave(steps, setting.rounds, clock)
+    ratios = {"janus_over_ar": ratio_summary(seconds["janus"], seconds["ar"])}
+    for name in rivals or {}:
+        for other in ("janus", "ar"):
+            ratios[f"{name}_over_{other}"] = ratio_summary(seconds[name], seconds[other])
     return {
         "bench": "train",
-        "shape": {"name": shape, **asdict(setting), "rounds": len(seconds["ar"])},
+        "shape": {"name": bench.shape, **asdict(setting)},
+        "attention_dropout": bench.attention_dropout,
         "decoder_rows": rows,
-        "ratios": {"janus_over_ar": ratio_summary(seconds["janus"], seconds["ar"])},
+        "ratios": ratios,
         "milliseconds": {name: summary([1e3 * s for s in taken]) for name, taken in seconds.items()},
         "clock": "cpu" if cpu_time else "wall",
         "precision": "float32",
-        "threads": threads,
-        "device": device,
+        "threads": bench.threads,
+        "device": bench.device,
         "hardware": hardware(),
         "versions": versions(),
     }
 
 
-def _steps(setting: BenchShape, device: str) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
-    """Forward and backward of both objectives on one model, and the decoder rows of each."""
+def _steps(
+    bench: TrainBench, setting: BenchShape, rivals: Mapping[str, Rival]
+) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+    """Forward and backward of all steps on one model, and the decoder rows of ours."""
     import torch
 
-    from janus_ds.batch import SpecialTokens
     from janus_ds.model.janus import JanusModel
     from janus_ds.parallel.tensor_parallel import make_layers
 
-    special = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=setting.vocab_size)
     torch.manual_seed(1)
-    shape = {**MODEL_PRESETS[setting.preset], "attention_dropout": 0.0}
-    model = JanusModel(ModelConfig(preset=setting.preset, **shape), special, make_layers(1)).to(device)
+    shape = {**MODEL_PRESETS[setting.preset], "attention_dropout": bench.attention_dropout}
+    config = ModelConfig(preset=setting.preset, **shape)
+    model = JanusModel(config, special_tokens(setting), make_layers(1)).to(bench.device)
     steps, rows = {}, {}
-    for name, objective in {"ar": "ar", "janus": "paper"}.items():
-        run = RunConfig(
-            model=model.config,
-            data=DataConfig(task=setting.task),
-            objective=ObjectiveConfig(preset=objective),
+    for name, preset in {"ar": "ar", "janus": "paper"}.items():
+        run = resolve(
+            RunConfig(
+                model=model.config,
+                data=DataConfig(task=setting.task),
+                objective=ObjectiveConfig(preset=preset),
+            )
         )
-        batch = _batch(setting, resolve(run), special).to(device)
+        batch = make_batch(setting, run).to(bench.device)
         rows[name] = batch.layout.rows * setting.samples
-        steps[name] = _step(model, resolve(run).objective, batch)
+        steps[name] = _forward_backward(model, _ours(model, run.objective, batch))
+    for name, rival in rivals.items():
+        steps[name] = _forward_backward(model, rival(model, run.objective, batch))
     return steps, rows
 
 
-def _step(model: JanusModel, objective: ObjectiveConfig, batch: TwoStreamBatch) -> Callable[[], None]:
-    import torch
-
+def _ours(model: JanusModel, objective: ObjectiveConfig, batch: TwoStreamBatch) -> Callable[[], Tensor]:
     from janus_ds.objective.janus_objective import JanusObjective
     from janus_ds.parallel.tensor_parallel import make_layers
     from janus_ds.train.step import TrainingStep
 
     head = JanusObjective(objective, model.special.vocab_size, make_layers(1))
     step = TrainingStep(model, head).train()
+    return lambda: step(batch, batch.counts)[0]
+
+
+def _forward_backward(model: JanusModel, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    import torch
 
     def run() -> None:
-        step.zero_grad(set_to_none=True)
-        total, _ = step(batch, batch.counts)
+        model.zero_grad(set_to_none=True)
+        total = loss()
         torch.autograd.backward(total)
         if total.is_cuda:
             torch.cuda.synchronize()
 
     return run
-
-
-def _batch(setting: BenchShape, run: RunConfig, special: SpecialTokens) -> TwoStreamBatch:
-    """Random sentences of one length, masked at random; nothing is padded."""
-    import numpy as np
-
-    from janus_ds.data.collate import Collator
-    from janus_ds.data.ragged import Ragged
-    from janus_ds.data.views import Views
-
-    draw = np.random.default_rng(1)
-
-    def sentences(tokens: int) -> Ragged:
-        inner = draw.integers(special.mask + 1, special.vocab_size, (setting.samples, tokens - 2))
-        return Ragged.from_rows([[special.bos, *row, special.eos] for row in inner])
-
-    masked = np.zeros((setting.samples, setting.target_tokens), dtype=bool)
-    for row in masked:
-        row[1 + draw.permutation(setting.target_tokens - 2)[: setting.masked_tokens]] = True
-    views = Views(sentences(setting.source_tokens), sentences(setting.target_tokens), masked.reshape(-1))
-    classes = run.model.length_classes or run.model.max_target_positions
-    return Collator(special, run.objective, classes, pad_multiple=1)(views, np.arange(setting.samples))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _positive(text: str) -> int:
@@ -193,19 +187,30 @@ def _positive(text: str) -> int:
     return value
 
 
-def _describe(result: dict[str, Any]) -> str:
-    shape, ratio = result["shape"], result["ratios"]["janus_over_ar"]
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError("give a share of at least 0 and below 1")
+    return value
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A table of the result."""
+    shape = result["shape"]
     head = (
         f"{shape['name']}: {shape['samples']} samples of {shape['source_tokens']} source and "
         f"{shape['target_tokens']} target tokens, {shape['masked_tokens']} masked; vocabulary "
-        f"{shape['vocab_size']:,}; forward + backward, {result['precision']}, {result['device']}, "
-        f"{result['threads']} thread(s), {result['clock']} time, {shape['rounds']} rounds"
+        f"{shape['vocab_size']:,}; attention dropout {result['attention_dropout']}; forward + backward, "
+        f"{result['precision']}, {result['device']}, {result['threads']} thread(s), {result['clock']} time, "
+        f"{shape['rounds']} rounds"
     )
+    labels = {"ar": "plain AR", "janus": "JANUS"}
     rows = [["step", "decoder rows", "median", "min", "max"]]
-    for name, label in {"ar": "plain AR (ms)", "janus": "JANUS (ms)"}.items():
-        ms = result["milliseconds"][name]
-        rows.append(
-            [label, str(result["decoder_rows"][name]), *(f"{ms[k]:.1f}" for k in ("median", "min", "max"))]
-        )
-    rows.append(["JANUS / AR", "", *(f"{ratio[k]:.2f}" for k in ("median", "min", "max"))])
+    for name, ms in result["milliseconds"].items():
+        count = str(result["decoder_rows"].get(name, ""))
+        figures = [f"{ms[k]:.1f}" for k in ("median", "min", "max")]
+        rows.append([f"{labels.get(name, name)} (ms)", count, *figures])
+    for name, ratio in result["ratios"].items():
+        label = " / ".join(labels.get(part, part).removeprefix("plain ") for part in name.split("_over_"))
+        rows.append([label, "", *(f"{ratio[k]:.2f}" for k in ("median", "min", "max"))])
     return f"{head}\n{table(rows)}"

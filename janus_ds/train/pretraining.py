@@ -142,6 +142,7 @@ def build_engine(plan: Plan, topology: Topology) -> TrainingEngine:
     # The same draw on all ranks, whatever they draw later.
     parallel.seed_rng(config.train.seed)
     model = JanusModel(config.model, plan.special, parallel, config.train.activation_checkpointing)
+    model.attention_backend = config.train.attention_backend
     if config.init is not None:
         new_head = config.init_length_head == "new"
         start_from(model, config.init, plan.tokenizer, parallel, new_head)

@@ -9,7 +9,7 @@ import pytest
 
 from janus_ds.errors import ResourceError, UsageError
 from janus_ds.tools.bench_common import interleave, ratio_summary, write_json
-from janus_ds.tools.bench_train import bench_train, main
+from janus_ds.tools.bench_train import TrainBench, bench_train, main
 
 
 def test_result_has_the_ratio_and_where_it_was_measured(
@@ -52,4 +52,4 @@ def test_a_result_that_cannot_be_written_is_a_named_fault(tmp_path: Path) -> Non
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match="no CUDA device"):
-        bench_train("small", device="cuda")
+        bench_train(TrainBench("small", device="cuda"))

@@ -1,0 +1,84 @@
+"""The shapes that the training benches measure, and their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from janus_ds.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from janus_ds.batch import SpecialTokens, TwoStreamBatch
+
+__all__ = ["SHAPES", "BenchShape", "make_batch", "single_thread", "special_tokens"]
+
+
+@dataclass(frozen=True)
+class BenchShape:
+    """A model preset and the batch it is measured on; tokens count bos and eos."""
+
+    preset: str
+    task: str
+    samples: int
+    source_tokens: int
+    target_tokens: int
+    masked_tokens: int
+    vocab_size: int
+    rounds: int
+
+
+SHAPES: dict[str, BenchShape] = {
+    "small": BenchShape("quickstart", "denoise", 8, 64, 64, 32, 4000, 7),
+    "iwslt": BenchShape("iwslt", "pair", 12, 26, 26, 13, 10152, 7),
+    "bart_base": BenchShape("bart_base", "denoise", 1, 512, 512, 256, 50265, 3),
+}
+
+
+def special_tokens(shape: BenchShape) -> SpecialTokens:
+    """Special symbols of the shape's made-up vocabulary."""
+    from janus_ds.batch import SpecialTokens
+
+    return SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=shape.vocab_size)
+
+
+def make_batch(shape: BenchShape, run: RunConfig) -> TwoStreamBatch:
+    """Random sentences of one length, masked at random; nothing is padded.
+
+    Args:
+        shape: how many and how long.
+        run: resolved; its objective says which rows there are.
+    """
+    import numpy as np
+
+    from janus_ds.data.collate import Collator
+    from janus_ds.data.ragged import Ragged
+    from janus_ds.data.views import Views
+
+    special = special_tokens(shape)
+    draw = np.random.default_rng(1)
+
+    def sentences(tokens: int) -> Ragged:
+        inner = draw.integers(special.mask + 1, special.vocab_size, (shape.samples, tokens - 2))
+        return Ragged.from_rows([[special.bos, *row, special.eos] for row in inner])
+
+    masked = np.zeros((shape.samples, shape.target_tokens), dtype=bool)
+    for row in masked:
+        row[1 + draw.permutation(shape.target_tokens - 2)[: shape.masked_tokens]] = True
+    views = Views(sentences(shape.source_tokens), sentences(shape.target_tokens), masked.reshape(-1))
+    classes = run.model.length_classes or run.model.max_target_positions
+    return Collator(special, run.objective, classes, pad_multiple=1)(views, np.arange(shape.samples))
+
+
+@contextmanager
+def single_thread(count: int = 1) -> Iterator[None]:
+    """`count` CPU threads of torch, and as many as before behind it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

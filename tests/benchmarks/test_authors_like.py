@@ -1,0 +1,68 @@
+"""The step built like the released code computes our loss and our gradients, so that times compare."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_ds.config.presets import resolve
+from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.model.janus import JanusModel
+from janus_ds.objective.janus_objective import JanusObjective
+from janus_ds.parallel.layers import DenseLayers
+from janus_ds.tools.bench_shapes import BenchShape, make_batch, special_tokens
+from tests.benchmarks.authors_like import AuthorsLikeStep
+from tests.benchmarks.authors_over_janus import main
+
+SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 37, 1)
+MODEL = ModelConfig(
+    d_model=16,
+    ffn_dim=24,
+    heads=2,
+    max_source_positions=16,
+    max_target_positions=16,
+    dropout=0.0,
+    attention_dropout=0.0,
+    init_std=0.3,
+    vocab_multiple=37,
+)
+
+
+@pytest.mark.parametrize("task", ["pair", "denoise"])
+def test_the_loss_and_all_gradients_are_ours(task: str) -> None:
+    run = RunConfig(
+        model=MODEL,
+        data=DataConfig(task=task, block_tokens=12),
+        objective=ObjectiveConfig(preset="paper", weight_kl_ar_nar=0.5),
+    )
+    run = resolve(run)
+    shape = replace(SHAPE, task=task)
+    batch = make_batch(shape, run)
+    torch.manual_seed(0)
+    model = JanusModel(MODEL, special_tokens(shape), DenseLayers()).double()
+    model(batch)
+    ours = JanusObjective(run.objective, shape.vocab_size, DenseLayers())(model(batch), batch, batch.counts)
+    theirs = AuthorsLikeStep(model, run.objective)(batch)
+    assert abs(float(ours.total - theirs)) < 1e-12
+    parameters = dict(model.named_parameters())
+    for name, a, b in zip(
+        parameters,
+        torch.autograd.grad(ours.total, list(parameters.values())),
+        torch.autograd.grad(theirs, list(parameters.values())),
+        strict=True,
+    ):
+        assert float((a - b).abs().max()) < 1e-12, name
+
+
+def test_the_bench_writes_both_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.json"
+    options = ["--shape", "small", "--rounds", "1", "--masked-share", ".25", "--attention-dropout", ".1"]
+    assert main([*options, "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert set(result["ratios"]) == {"janus_over_ar", "authors_over_janus", "authors_over_ar"}
+    assert result["decoder_rows"]["janus"] == 8 * (3 * 64 + 2 * 16)
+    assert "authors / JANUS" in capsys.readouterr().out
