@@ -94,9 +94,15 @@ def _forward(name: str, batch: TwoStreamBatch, inputs: list[Tensor], dropout: fl
 
     from janus_ds.model.attention import RowsOfBatch
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        gqa = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, enable_gqa=gqa)
+    def kernel(
+        q_BHTE: Tensor,
+        k_BHSE: Tensor,
+        v_BHSE: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        options = {"is_causal": causal, "enable_gqa": q_BHTE.shape[1] != k_BHSE.shape[1]}
+        out = F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, dropout, **options)
         return out.transpose(1, 2)
 
     return RowsOfBatch.build(batch, torch.float32, name, dropout).every.attend(kernel, *inputs)
