@@ -22,7 +22,7 @@ from torch import Tensor
 
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 
-__all__ = ["ChunkResult", "Terms", "VocabSlice", "chunk_losses", "logit_gradient"]
+__all__ = ["ChunkResult", "Terms", "VocabSlice", "chunk_losses", "logit_gradient", "row_maximum"]
 
 _CPU_BLOCK = 8192
 """Vocabulary columns whose temporaries stay in the cache."""
@@ -75,7 +75,7 @@ def chunk_losses(
     Shifts `z_GnV` by its row maxima in place. The softmax goes to `p_buffer_GnV`; without a buffer,
     which only a chunk without pairs may do, it replaces `z_GnV`.
     """
-    z_GnV.sub_(_row_maximum(z_GnV, vocab))
+    z_GnV.sub_(row_maximum(z_GnV, vocab))
     streams, pairs = len(terms.ce), len(terms.pairs)
     column_n1 = (target_n - vocab.first).clamp(0, max(vocab.count - 1, 0))[:, None]
     inside = (target_n >= vocab.first) & (target_n < vocab.first + vocab.count)
@@ -166,7 +166,7 @@ def _column_blocks(z_GnV: Tensor, p_GnV: Tensor) -> Iterator[tuple[Tensor, Tenso
     yield from zip(torch.split(z_GnV, step, -1), torch.split(p_GnV, step, -1), strict=True)
 
 
-def _row_maximum(z_GnV: Tensor, vocab: VocabSlice) -> Tensor:
+def row_maximum(z_GnV: Tensor, vocab: VocabSlice) -> Tensor:
     """Row maxima over the whole vocabulary, shape (G, n, 1); a rank may hold padding only."""
     if vocab.count:
         maximum = z_GnV.amax(-1, keepdim=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_losses, logit_gradient
+from janus_ds.objective.compiled_chunk import chunk_gradient
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 __all__ = ["HeadPlan", "RowGroup", "fused_head", "rows_per_chunk"]
@@ -61,6 +62,8 @@ class HeadPlan:
     parallel: ParallelLayers
     chunk_rows: int | None = None
     """Rows of logits that exist at a time; None: by vocabulary and device."""
+    compiled: bool = False
+    """Chunk mathematics by torch.compile; left alone where nothing asks for gradients."""
 
 
 def fused_head(
@@ -158,6 +161,7 @@ class _Head:
         self._weight_VD = self._rounded(weight_VD.detach()[:count])
         self._bias_V = None if bias_V is None else bias_V.detach()[:count].to(self.dtype)
         self._wanted = wanted
+        self._compiled = plan.compiled and wanted and count > 0
         # By the rows of the table here, padding included: all ranks must cut the same chunks.
         chunk_rows = plan.chunk_rows or rows_per_chunk(rows, weight_VD.device)
         self._chunk_rows = max(chunk_rows, *(len(group.names) for group in plan.groups))
@@ -185,6 +189,10 @@ class _Head:
             )
             h_ND = self._rounded(h_ND)
             z_GnV = self._logits(h_ND).view(streams, len(target_n), self._vocab.count)
+            if self._compiled:
+                sums += chunk_gradient(z_GnV, target_n, terms, self._vocab)
+                self._accumulate(z_GnV.flatten(0, 1), h_ND, group.names, rows)
+                continue
             p_GnV = self._buffer("softmax", len(h_ND)).view_as(z_GnV) if terms.pairs else None
             result = chunk_losses(z_GnV, target_n, terms, self._vocab, p_GnV)
             sums += result.sums

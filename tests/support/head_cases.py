@@ -100,7 +100,11 @@ def make_inputs(case: HeadCase, dtype: torch.dtype = torch.float64, device: str 
 
 
 def make_plan(
-    case: HeadCase, inputs: HeadInputs, parallel: ParallelLayers, chunk_rows: int | None = None
+    case: HeadCase,
+    inputs: HeadInputs,
+    parallel: ParallelLayers,
+    chunk_rows: int | None = None,
+    compiled: bool = False,
 ) -> HeadPlan:
     """What the objective would hand to the head."""
     names = tuple(case.ce)
@@ -115,7 +119,7 @@ def make_plan(
     if case.unmasked:
         terms = Terms((case.ce["ar"],), (), case.smoothing)
         groups.append(RowGroup(("ar",), (inputs.unmasked_U,), inputs.unmasked_target_U, terms))
-    return HeadPlan(tuple(groups), VOCAB, parallel, chunk_rows)
+    return HeadPlan(tuple(groups), VOCAB, parallel, chunk_rows, compiled)
 
 
 def reference(case: HeadCase, inputs: HeadInputs) -> tuple[Tensor, dict[str, Tensor]]:
