@@ -1,0 +1,41 @@
+"""The benches of head and attention: what they write, and the counted figures among it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from janus_ds.tools import bench_attention, bench_head
+from janus_ds.tools.bench_shapes import SHAPES, BenchShape
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "iwslt", BenchShape("quickstart", "pair", 2, 12, 256, 128, 20000, 1))
+
+
+def test_the_head_writes_ratios_and_needs_a_tenth_of_the_memory(tmp_path: Path) -> None:
+    file = tmp_path / "head.json"
+    assert bench_head.main(["--rounds", "1", "--no-compile", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert set(result["milliseconds"]) == {"ar_naive", "ar_fused", "naive", "fused"}
+    assert {"naive_over_fused", "head_memory_over_naive"} <= set(result["ratios"])
+    peaks = result["peak_megabytes"]
+    # Whole logits of N + 2 M rows exist in the naive form, whatever else.
+    assert peaks["naive"] > (512 + 2 * 256) * 20000 * 4 / 1e6
+    assert result["ratios"]["head_memory_over_naive"]["median"] <= 0.2
+    assert peaks["fused"] < 0.2 * peaks["naive"]
+
+
+def test_attention_writes_all_back_ends_and_refuses_none_silently(tmp_path: Path) -> None:
+    file = tmp_path / "attention.json"
+    assert bench_attention.main(["--rounds", "1", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert set(result["milliseconds"]) == {"dense", "grouped", "split"}
+    assert set(result["ratios"]) == {"dense_over_grouped", "split_over_grouped"}
+    assert result["auto"] == "grouped"
+    options = ["--rounds", "1", "--attention-dropout", ".1", "--json", str(file)]
+    assert bench_attention.main(options) == 0
+    assert set(json.loads(file.read_text())["milliseconds"]) == {"dense", "grouped"}
