@@ -21,7 +21,7 @@ FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('',
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install install-dev pretrain test lint types unit fault-test heavy-test golden bench \
-    results-nmt results-glge clean
+    bench-bart results-nmt results-glge clean
 
 help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
@@ -31,6 +31,7 @@ help:
 	@echo "make heavy-test   every test, the long ones included"
 	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
 	@echo "make bench        step, head and data benches with their JSON"
+	@echo "make bench-bart   the same at BART-base (an hour on one core)"
 	@echo "make results-nmt  the Multi30k experiment, resumable (hours; needs JANUS_SHARED_DATA)"
 	@echo "make results-glge the SQuAD question-generation experiment, likewise"
 	@echo "make clean        remove .venv and runs/"
@@ -76,9 +77,22 @@ heavy-test: install-dev
 golden: install-dev
 	JANUS_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
 
+RESULTS := tests/benchmarks/results
 bench: install
-	$(ACTIVATED) python -m janus_ds bench train --shape iwslt --json tests/benchmarks/results/train_iwslt.json
-	$(ACTIVATED) python -m janus_ds bench data --json tests/benchmarks/results/data.json
+	$(ACTIVATED) python -m tests.benchmarks.authors_over_janus --shape iwslt --json $(RESULTS)/train_iwslt.json
+	$(ACTIVATED) python -m janus_ds bench head --shape iwslt --json $(RESULTS)/head_iwslt.json
+	$(ACTIVATED) python -m janus_ds bench attention --shape iwslt --json $(RESULTS)/attention_iwslt.json
+	$(ACTIVATED) python -m janus_ds bench data --shape documents --json $(RESULTS)/data.json
+	$(ACTIVATED) python -m janus_ds bench data --shape pairs --json $(RESULTS)/data_pairs.json
+
+# The same at BART-base: the masked share of the released sampler and .5; attention dropout 0 and .1 (long).
+bench-bart: install
+	for share in .41 .5; do for rate in 0 .1; do \
+	    $(ACTIVATED) python -m tests.benchmarks.authors_over_janus --shape bart_base --masked-share $$share \
+	        --attention-dropout $$rate --json $(RESULTS)/train_bart_base_$${share#.}_dropout_$${rate#.}.json || exit 1; \
+	done; done
+	$(ACTIVATED) python -m janus_ds bench head --shape bart_base --json $(RESULTS)/head_bart_base.json
+	$(ACTIVATED) python -m janus_ds bench attention --shape bart_base --json $(RESULTS)/attention_bart_base.json
 
 # Further options, for example: make results-nmt RESULTS_ARGS="--only ar-s1,janus-s1 --steps 2000"
 RESULTS_ARGS ?=

@@ -49,7 +49,8 @@ class RowLayout:
 
     def width(self, segment: Segment) -> int:
         """Columns of one segment, padding included."""
-        return (self.arc, self.vis, self.cmp, self.msk, self.arq, self.qry)[segment]
+        # By value: an IntEnum as an index is more than torch.compile can follow.
+        return (self.arc, self.vis, self.cmp, self.msk, self.arq, self.qry)[segment.value]
 
     def start(self, segment: Segment) -> int:
         """First column of one segment."""

@@ -103,6 +103,7 @@ _NOT_TRAINED = {
     "train.max_bad_steps",
     "train.activation_checkpointing",
     "train.attention_backend",
+    "train.compile",
 }
 """Fields that may change between two starts of a run without changing what it learns."""
 

@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.schedule": ("inverse_sqrt", "polynomial", "constant"),
     "train.batch_cost": ("tokens", "rows"),
     "init_length_head": ("keep", "new"),
+    "train.compile": ("none", "head", "model", "graphs"),
     "train.attention_backend": ("auto", "dense", "grouped", "split"),
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
     "train.valid_task": ("nmt", *_GLGE_TASKS),

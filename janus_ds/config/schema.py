@@ -235,6 +235,13 @@ class TrainConfig:
     """Steps in a row with a loss or gradient that is not finite before the run gives up."""
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass (non-reentrant) to save memory."""
+    compile: str = "none"
+    """What torch.compile makes faster: none, head, model or graphs.
+
+    head: the mathematics of the losses, one walk over the logits where there were many. model: the model
+    too, forward and backward. graphs: the compiled model as CUDA graphs. Needs a C++ compiler (Triton on a
+    GPU); without one the run says so and goes on uncompiled. The first steps take a minute longer.
+    """
     attention_backend: str = "auto"
     """How decoder rows attend to one another: auto, dense, grouped or split. All compute the same.
 

@@ -51,24 +51,47 @@ def chunk_gradient(z_GnV: Tensor, target_n: Tensor, terms: Terms, vocab: VocabSl
         torch._dynamo.maybe_mark_dynamic(x, 1)
     for x in (column_n1, here_n1):
         torch._dynamo.maybe_mark_dynamic(x, 0)
-    compiled_statistics, compiled_gradient = _compiled()
-    packed = compiled_statistics(z_GnV, maximum_Gn1, column_n1, here_n1, pairs)
+    functions = _functions()
+    packed = functions.run("statistics", z_GnV, maximum_Gn1, column_n1, here_n1, pairs)
     vocab.parallel.all_reduce_sum(packed)
     coefficients = torch.tensor(
         [*terms.ce, *(k for _, _, k in terms.pairs), terms.smoothing, 1.0 / vocab.size],
         dtype=z_GnV.dtype,
         device=z_GnV.device,
     )
-    sums: Tensor = compiled_gradient(z_GnV, maximum_Gn1, packed, column_n1, here_n1, coefficients, pairs)
-    return sums
+    return functions.run("gradient", z_GnV, maximum_Gn1, packed, column_n1, here_n1, coefficients, pairs)
+
+
+class _Functions:
+    """Both functions, compiled at their first call, or as they are written where that fails."""
+
+    def __init__(self) -> None:
+        logger.info("compiling the loss head: the first step takes longer")
+        self._written = {"statistics": statistics, "gradient": gradient}
+        self._compiled: dict[str, Callable[..., Tensor]] = {
+            name: torch.compile(function, fullgraph=True) for name, function in self._written.items()
+        }
+
+    def run(self, name: str, *arguments: Any) -> Tensor:
+        """The result of one of them."""
+        try:
+            result: Tensor = self._compiled[name](*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            # Compilation comes before execution, so that nothing has been changed in place yet.
+            reason = str(error).strip().splitlines()[0]
+            logger.warning(
+                "the loss head could not be compiled and runs uncompiled: %s (a killed run can leave "
+                "broken files in the compiler's cache; remove it and start again)",
+                reason,
+            )
+            self._compiled[name] = self._written[name]
+            result = self._written[name](*arguments)
+        return result
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """Both functions, compiled at their first call."""
-    logger.info("compiling the loss head: the first step takes longer")
-    options: dict[str, Any] = {"fullgraph": True}
-    return torch.compile(statistics, **options), torch.compile(gradient, **options)
+def _functions() -> _Functions:
+    return _Functions()
 
 
 def statistics(

@@ -49,10 +49,14 @@ class JanusObjective(nn.Module):
         config: resolved objective (no field is None).
         vocab_size: symbols; further rows of the output table are padding and take no part.
         parallel: the tensor-parallel group that holds the table.
+
+    Attributes:
+        compiled_head: whether training compiles the mathematics of the losses.
     """
 
     def __init__(self, config: ObjectiveConfig, vocab_size: int, parallel: ParallelLayers) -> None:
         super().__init__()
+        self.compiled_head = False
         self._vocab_size = vocab_size
         self._parallel = parallel
         self._smoothing = float(config.label_smoothing or 0.0)
@@ -79,7 +83,7 @@ class JanusObjective(nn.Module):
         hidden = self._flat_rows(rows)
         scales = self._scales(counts, factors or {})
         groups = self._groups(batch, tuple(hidden), scales)
-        plan = HeadPlan(groups, self._vocab_size, self._parallel)
+        plan = HeadPlan(groups, self._vocab_size, self._parallel, compiled=self.compiled_head)
         total, sums = fused_head(hidden, rows.output_weight, rows.output_bias, plan)
         if rows.length_logits_BK is not None:
             length = length_cross_entropy(rows.length_logits_BK, batch.length_target_B).sum()

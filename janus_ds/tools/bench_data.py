@@ -52,6 +52,14 @@ class DataBench:
     """Samples in the shards, and in a round."""
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "documents": {"task": "denoise", "tokens": 490, "batch": 64},
+    # About 4,096 tokens of a side an update, as the NMT recipes have; --batch 30 is 800 tokens.
+    "pairs": {"task": "pair", "tokens": 25, "batch": 150},
+}
+"""Settings by name, for `--shape`."""
+
+
 def bench_data(bench: DataBench) -> dict[str, Any]:
     """Documents (or pairs) a second and core through read, mask and collate, by CPU time.
 
@@ -139,6 +147,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and print; `--json` writes the figures to a file too."""
     parser = new_parser("bench data", "Documents a second and core: read, mask and collate.")
     default = DataBench()
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="pairs or documents: task, tokens and batch")
     parser.add_argument("--task", choices=("denoise", "pair"), default=default.task)
     parser.add_argument(
         "--tokens", type=_up_to(900), default=default.tokens, help="mean length (default: 490)"
@@ -152,6 +161,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parsed = parser.parse_args(arguments)
+    if parsed.shape:
+        # What the shape says is the default; options given beside it still count.
+        parser.set_defaults(**SHAPES[parsed.shape])
+        parsed = parser.parse_args(arguments)
     figures = bench_data(DataBench(parsed.task, parsed.tokens, parsed.preset, parsed.batch, parsed.rounds))
     rate, stages = figures["documents_per_second_per_core"], figures["microseconds_per_document"]
     print(f"{figures['preset']} / {figures['task']}, about {parsed.tokens} tokens, {parsed.batch} a step")

@@ -30,6 +30,7 @@ from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import write_run_record
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import Topology, close_topology, init_topology
+from janus_ds.train.compiling import compile_step
 from janus_ds.train.engine import TrainingEngine
 from janus_ds.train.guards import StopSignals, together
 from janus_ds.train.initial import start_from
@@ -147,7 +148,10 @@ def build_engine(plan: Plan, topology: Topology) -> TrainingEngine:
         new_head = config.init_length_head == "new"
         start_from(model, config.init, plan.tokenizer, parallel, new_head)
     objective = JanusObjective(config.objective, plan.special.vocab_size, parallel)
-    return TrainingEngine(TrainingStep(model, objective), config.optim, plan.execution, topology, parallel)
+    step = TrainingStep(model, objective)
+    sharded = topology.tensor_size > 1 or plan.execution.zero_stage == 3
+    compile_step(step, config.train.compile, topology.device, sharded)
+    return TrainingEngine(step, config.optim, plan.execution, topology, parallel)
 
 
 def _with_data(config: RunConfig, topology: Topology) -> RunConfig:

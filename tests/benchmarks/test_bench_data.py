@@ -26,3 +26,10 @@ def test_figures_go_to_a_file(tmp_path, capsys):
     assert f"median {figures['documents_per_second_per_core']['median']:,}" in printed
     with pytest.raises(SystemExit):
         main(["--batch", "0"])
+
+
+def test_a_shape_gives_the_defaults_and_options_beside_it_count(tmp_path):
+    file = tmp_path / "pairs.json"
+    main(["--shape", "pairs", "--rounds", "1", "--batch", "512", "--json", str(file)])
+    figures = json.loads(file.read_text())
+    assert (figures["task"], figures["tokens"], figures["samples_a_step"]) == ("pair", 25, 512)

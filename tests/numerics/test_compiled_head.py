@@ -22,8 +22,9 @@ NEEDS_COMPILER = pytest.mark.skipif(
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions as they are written, without a compiler."""
-    functions = compiled_chunk.statistics, compiled_chunk.gradient
-    monkeypatch.setattr(compiled_chunk, "_compiled", lambda: functions)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    functions = compiled_chunk._Functions()
+    monkeypatch.setattr(compiled_chunk, "_functions", lambda: functions)
 
 
 @pytest.mark.usefixtures("eager")
@@ -43,6 +44,22 @@ def test_what_is_compiled_equals_autograd_of_the_plain_losses(case: HeadCase, ch
             found[name][:29] - gradient[:29] if name in ("weight", "bias") else found[name] - gradient
         )
         assert float(difference.abs().max()) < 1e-12, name
+
+
+def test_a_compiler_that_fails_is_told_and_the_head_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*arguments: object) -> torch.Tensor:
+        raise torch._dynamo.exc.TorchDynamoException("file too short")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
+    functions = compiled_chunk._Functions()
+    monkeypatch.setattr(compiled_chunk, "_functions", lambda: functions)
+    inputs = make_inputs(CASES[0])
+    plan = make_plan(CASES[0], inputs, DenseLayers(), 4, compiled=True)
+    total, _ = fused_head(inputs.hidden, inputs.weight_VD, None, plan)
+    assert abs(float(total - reference(CASES[0], inputs)[0])) < 1e-12
+    assert caplog.text.count("runs uncompiled: file too short") == 2, "once for each function"
 
 
 @pytest.mark.heavy

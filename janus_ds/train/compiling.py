@@ -1,0 +1,75 @@
+"""What of a training step is compiled: `train.compile`.
+
+`head` compiles the chunk mathematics of the loss (`objective.compiled_chunk`). `model` compiles forward
+and backward of encoder and decoder as well; shapes come in buckets (`data.pad_multiple`), and the compiler takes
+them as unknown from the second one on, so their number does not matter. `graphs` replays the compiled
+model as CUDA graphs, one a shape: for small models, whose steps wait for launches. Nothing of this changes
+what is computed but for rounding, and dropout, which compiled code draws by another rule.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from janus_ds.errors import ConfigError
+from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+from janus_ds.train.step import TrainingStep
+
+__all__ = ["compile_step"]
+
+logger = logging.getLogger(__name__)
+
+_SHAPES = 64
+"""Compiled variants that one function may have before it runs uncompiled: graphs need one a shape."""
+
+
+def compile_step(
+    step: TrainingStep, what: str, device: torch.device, sharded: bool = False, backend: str = "inductor"
+) -> None:
+    """Make `step` compile at its first call; without a compiler, say so and leave it as it is.
+
+    Args:
+        step: model and objective.
+        what: none, head, model or graphs.
+        device: where the step runs.
+        sharded: weights are gathered layer by layer (ZeRO-3) or sharded (tensor parallelism).
+        backend: of torch.compile for the model.
+
+    Raises:
+        ConfigError: graphs without CUDA; a compiled model whose weights are sharded.
+    """
+    if what == "none":
+        return
+    if what == "graphs" and device.type != "cuda":
+        raise ConfigError(
+            f"CUDA graphs were asked for, but the step runs on {device.type}",
+            "train.compile",
+            "use model or head, or start on a machine with a GPU",
+        )
+    if what != "head" and sharded:
+        raise ConfigError(
+            f"train.compile {what!r} cannot be used with ZeRO-3 or tensor parallelism, which exchange "
+            "weights and activations inside of the model",
+            "train.compile",
+            "use train.compile head, or ZeRO stage 2 with --tensor-parallel 1",
+        )
+    if not compiler_is_at_hand(device):
+        logger.warning(
+            "train.compile is %s, but there is no compiler for %s here (g++, or Triton on a GPU): "
+            "the step runs uncompiled",
+            what,
+            device.type,
+        )
+        return
+    step.objective.compiled_head = True
+    if what == "head":
+        return
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
+    # Not the model as a whole: it hands out its tied table, whose gradient would come in two ways.
+    for part in (step.model.encoder, step.model.decoder):
+        if what == "graphs":
+            part.compile(mode="reduce-overhead", dynamic=False)
+        else:
+            part.compile(backend=backend)
