@@ -1,10 +1,10 @@
 """What of a training step is compiled: `train.compile`.
 
 `head` compiles the chunk mathematics of the loss (`objective.compiled_chunk`). `model` compiles forward
-and backward of encoder and decoder as well; shapes come in buckets (`data.pad_multiple`), and the compiler takes
-them as unknown from the second one on, so their number does not matter. `graphs` replays the compiled
-model as CUDA graphs, one a shape: for small models, whose steps wait for launches. Nothing of this changes
-what is computed but for rounding, and dropout, which compiled code draws by another rule.
+and backward of encoder and decoder as well; shapes come in buckets (`data.pad_multiple`), and the
+compiler takes them as unknown from the second one on, so their number does not matter. `graphs` replays
+the compiled parts as CUDA graphs, one a shape: for small models, whose steps wait for launches. Nothing
+of this changes what is computed but for rounding, and dropout, which compiled code draws by another rule.
 """
 
 from __future__ import annotations
