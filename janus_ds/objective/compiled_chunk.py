@@ -67,9 +67,10 @@ class _Functions:
 
     def __init__(self) -> None:
         logger.info("compiling the loss head: the first step takes longer")
-        self._written = {"statistics": statistics, "gradient": gradient}
+        self._written: dict[str, Callable[..., Tensor]] = {"statistics": statistics, "gradient": gradient}
         self._compiled: dict[str, Callable[..., Tensor]] = {
-            name: torch.compile(function, fullgraph=True) for name, function in self._written.items()
+            "statistics": torch.compile(statistics, fullgraph=True),
+            "gradient": torch.compile(gradient, fullgraph=True),
         }
 
     def run(self, name: str, *arguments: Any) -> Tensor:
