@@ -27,6 +27,8 @@ __all__ = ["chunk_gradient", "compiler_is_at_hand"]
 logger = logging.getLogger(__name__)
 
 Pairs = tuple[tuple[int, int], ...]
+Target = tuple[Tensor, Tensor]
+"""Column of each target here, and 1 where this rank holds it, else 0; both of shape (n, 1)."""
 
 
 def compiler_is_at_hand(device: torch.device) -> bool:
@@ -52,14 +54,14 @@ def chunk_gradient(z_GnV: Tensor, target_n: Tensor, terms: Terms, vocab: VocabSl
     for x in (column_n1, here_n1):
         torch._dynamo.maybe_mark_dynamic(x, 0)
     functions = _functions()
-    packed = functions.run("statistics", z_GnV, maximum_Gn1, column_n1, here_n1, pairs)
+    packed = functions.run("statistics", z_GnV, maximum_Gn1, (column_n1, here_n1), pairs)
     vocab.parallel.all_reduce_sum(packed)
     coefficients = torch.tensor(
         [*terms.ce, *(k for _, _, k in terms.pairs), terms.smoothing, 1.0 / vocab.size],
         dtype=z_GnV.dtype,
         device=z_GnV.device,
     )
-    return functions.run("gradient", z_GnV, maximum_Gn1, packed, column_n1, here_n1, coefficients, pairs)
+    return functions.run("gradient", z_GnV, maximum_Gn1, packed, (column_n1, here_n1), coefficients, pairs)
 
 
 class _Functions:
@@ -95,14 +97,13 @@ def _functions() -> _Functions:
     return _Functions()
 
 
-def statistics(
-    z_GnV: Tensor, maximum_Gn1: Tensor, column_n1: Tensor, here_n1: Tensor, pairs: Pairs
-) -> Tensor:
+def statistics(z_GnV: Tensor, maximum_Gn1: Tensor, target: Target, pairs: Pairs) -> Tensor:
     """Sum of exponentials, target logit and sum of logits of each stream, both expectations of each pair.
 
     Returns:
         unnormalised, shape (3 G + 2 P, n): sums over this rank's vocabulary.
     """
+    column_n1, here_n1 = target
     shifted = [z_nV - m_n1 for z_nV, m_n1 in zip(z_GnV, maximum_Gn1, strict=True)]
     exponential = [a_nV.exp() for a_nV in shifted]
     parts = [e_nV.sum(-1) for e_nV in exponential]
@@ -118,8 +119,7 @@ def gradient(
     z_GnV: Tensor,
     maximum_Gn1: Tensor,
     packed: Tensor,
-    column_n1: Tensor,
-    here_n1: Tensor,
+    target: Target,
     coefficients: Tensor,
     pairs: Pairs,
 ) -> Tensor:
@@ -130,6 +130,7 @@ def gradient(
         coefficients: of each stream's loss, of each pair, the smoothing, one over the vocabulary.
     """
     streams = len(z_GnV)
+    column_n1, here_n1 = target
     ce, halves = coefficients[:streams], 0.5 * coefficients[streams : streams + len(pairs)]
     smoothing, share = coefficients[-2], coefficients[-1]
     normaliser_Gn, target_Gn, total_Gn = packed[: 3 * streams].unflatten(0, (3, streams)).unbind(0)
