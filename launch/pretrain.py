@@ -10,11 +10,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from janus_ds.train.launch import parse_options, run_program
-from janus_ds.train.pretraining import pretrain
+from janus_ds.train.signals import StopSignals
 
 RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Parse, train, leave with the exit code."""
+    signals = StopSignals()
+    signals.install()
+    signals.watch()
+    # Slow to import: a signal in that time is remembered already.
+    from janus_ds.train.launch import parse_options, run_program
+    from janus_ds.train.pretraining import pretrain
+
     options = parse_options(sys.argv[1:], RECIPE, "Pretrain a JANUS model.")
-    run_program(lambda: pretrain(options))
+    run_program(lambda: pretrain(options, signals))
+
+
+if __name__ == "__main__":
+    main()

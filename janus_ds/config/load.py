@@ -99,6 +99,7 @@ _NOT_TRAINED = {
     "train.valid_bleu_iterations",
     "train.keep_best",
     "train.patience",
+    "train.time_limit",
     "train.sample_every",
     "train.max_bad_steps",
     "train.activation_checkpointing",

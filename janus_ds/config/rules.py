@@ -63,7 +63,8 @@ _NOT_NEGATIVE = _words(
     "optim.weight_decay optim.warmup_steps optim.warmup_init_lr optim.clip_norm train.seed "
     "objective.ramp_start objective.ramp_kl_steps objective.ramp_nar_steps objective.ramp_aux_steps "
     "train.valid_every train.valid_samples train.sample_every train.valid_bleu_samples "
-    "train.valid_bleu_iterations train.patience decode.max_length decode.iterations decode.length_penalty"
+    "train.valid_bleu_iterations train.patience train.time_limit "
+    "decode.max_length decode.iterations decode.length_penalty"
 )
 _SHARE = _words("masking.target_share masking.source_share masking.rotate_share")
 _BELOW_ONE = _words(

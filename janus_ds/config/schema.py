@@ -233,6 +233,11 @@ class TrainConfig:
     """Validations in a row without a better score of keep_best after which the run ends; 0: never."""
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite before the run gives up."""
+    time_limit: float = 0.0
+    """Minutes after which a start saves and ends with exit code 75; 0: none.
+
+    In a Slurm job whose end is known (SLURM_JOB_END_TIME), a run stops two minutes before it anyway.
+    """
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass (non-reentrant) to save memory."""
     compile: str = "none"

@@ -8,11 +8,9 @@ makes all of them save and leave at the same step.
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -21,8 +19,9 @@ from torch import Tensor
 
 from janus_ds.errors import JanusError, TrainingError
 from janus_ds.parallel.topology import Topology
+from janus_ds.train.signals import StopSignals
 
-__all__ = ["Decision", "Guards", "StopSignals", "Verdict", "together"]
+__all__ = ["Decision", "Guards", "Verdict", "together"]
 
 _SCALE_SEARCH_STEPS = 40
 """Steps in a row that fp16 may skip while its dynamic loss scale comes down from at most 2^32."""
@@ -41,30 +40,6 @@ class Decision(IntEnum):
     ABORT = 3
 
 
-class StopSignals:
-    """Remembers SIGTERM and SIGUSR1 (Slurm's warning before the time limit).
-
-    The handler only sets a flag: saving in a handler would tear whatever it interrupts. It may run
-    twice, since launchers pass on what the process group got already.
-    """
-
-    def __init__(self) -> None:
-        self._received: signal.Signals | None = None
-
-    def install(self) -> None:
-        """Take over the handlers of this process."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-
-    @property
-    def name(self) -> str | None:
-        """The signal that came, or None."""
-        return self._received.name if self._received else None
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number)
-
-
 @dataclass(frozen=True)
 class Verdict:
     """What became of a step's update."""
@@ -81,7 +56,7 @@ class Guards:
     Args:
         topology: the ranks that agree.
         max_bad_steps: bad steps in a row before the run gives up.
-        signals: the signals this process has received.
+        signals: whether this process was asked to stop.
     """
 
     def __init__(self, topology: Topology, max_bad_steps: int, signals: StopSignals) -> None:
@@ -106,6 +81,10 @@ class Guards:
         if decision is Decision.ABORT:
             raise next(found for found in self._topology.gather_objects(fault) if found)
         return decision
+
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was asked to stop. Collective: for the middle of long work, such as validation."""
+        return bool(self._topology.agree(int(self._signals.name is not None)))
 
     def veto(self, loss: Tensor, *, last: bool) -> Tensor:
         """The loss to go backward from: itself, or NaN where the step must not count.

@@ -14,6 +14,7 @@ from pathlib import Path
 from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.modes import mode_overrides
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, exit_on_error
+from janus_ds.parallel.roll_call import LostRankError
 from janus_ds.train.trainer import Outcome
 
 __all__ = ["TrainOptions", "parse_options", "run_program"]
@@ -72,11 +73,15 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
     )
+    parser.add_argument(
+        "--time-limit", type=float, metavar="MINUTES", help="save and end with exit code 75 after that time"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     overrides = list(given.overrides)
     overrides += [f"data.path={given.data}"] if given.data else []
     overrides += [f"init={given.init}"] if given.init else []
+    overrides += [] if given.time_limit is None else [f"train.time_limit={given.time_limit}"]
     return TrainOptions(
         deepspeed_config=given.deepspeed_config,
         recipe=given.recipe,
@@ -90,8 +95,8 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
 def run_program(train: Callable[[], Outcome]) -> None:
     """Run and leave with the exit code of the outcome.
 
-    User faults are raised on all ranks together; the first rank prints them, the others only wait
-    until it has, since launchers end all ranks when one is gone.
+    User faults are raised on all ranks together; the first rank prints them (of a lost rank, one rank
+    a host), the others only wait until it has, since launchers end all ranks when one is gone.
     """
     _log_to_stderr()
 
@@ -99,7 +104,8 @@ def run_program(train: Callable[[], Outcome]) -> None:
         try:
             return PREEMPTED_EXIT_CODE if train() is Outcome.STOPPED else 0
         except JanusError as error:
-            if _is_first_rank():
+            speaks = error.speaker if isinstance(error, LostRankError) else _is_first_rank()
+            if speaks:
                 raise
             time.sleep(_FOLLOWER_DELAY)
             return error.exit_code

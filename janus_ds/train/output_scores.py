@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +39,10 @@ def scored_modes(config: RunConfig) -> tuple[str, ...]:
                 f"set train.valid_bleu to {','.join(trained)}",
             )
     return asked
+
+
+class _StoppedError(Exception):
+    """Leaves a search between two batches."""
 
 
 class OutputScores:
@@ -80,21 +84,30 @@ class OutputScores:
         text = held_out_text(Path(config.data.path or ""), "valid")
         return cls(config, tokenizer, text, device)
 
-    def __call__(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """The metric of `train.valid_task` by mode, in percent."""
+    def __call__(
+        self, weights: Mapping[str, Tensor], stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """The metric of `train.valid_task` by mode, in percent; None where `stop` was true after a batch."""
         special = self._tokenizer.special
         if self._model is None:
             self._model = JanusModel(self._config.model, special, DenseLayers()).to(self._device)
         self._model.load_state_dict(dict(weights))
-        return {mode: self._score(self._model, mode) for mode in self._modes}
+        try:
+            return {mode: self._score(self._model, mode, stop) for mode in self._modes}
+        except _StoppedError:
+            return None
 
-    def _score(self, model: JanusModel, mode: str) -> float:
+    def _score(self, model: JanusModel, mode: str, stop: Callable[[], bool]) -> float:
+        def after_batch(done: int, count: int) -> None:
+            if stop():
+                raise _StoppedError
+
         config, train = self._config, self._config.train
         decode = replace(config.decode, mode=mode, beam=1, iterations=train.valid_bleu_iterations)
         # An untrained model never ends a sentence.
         longest = decode.max_length or min(config.data.block_tokens, 200)
         decode = replace(decode, max_length=min(longest, config.model.max_target_positions - 2))
         generator = Generator(model, self._tokenizer, self._tokenizer.special, replace(config, decode=decode))
-        found = generator.generate_ids(self._sources)
+        found = generator.generate_ids(self._sources, after_batch)
         outputs = [one_line(self._tokenizer.decode(candidates[0].tokens)) for candidates in found]
         return self._metric.score(outputs, self._references)

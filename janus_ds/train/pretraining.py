@@ -6,6 +6,7 @@ Everything that can be refused is looked at before anything heavy: configuration
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -24,19 +25,21 @@ from janus_ds.data.loader import RankShare, StepLoader, validation_batches
 from janus_ds.data.prepare_bundled import prepare_bundled_corpus
 from janus_ds.data.step_data import StepData
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
-from janus_ds.errors import DataError, UsageError
+from janus_ds.errors import DataError, JanusError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import write_run_record
+from janus_ds.parallel.roll_call import RollCall
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import Topology, close_topology, init_topology
 from janus_ds.train.compiling import compile_step
 from janus_ds.train.engine import TrainingEngine
-from janus_ds.train.guards import StopSignals, together
+from janus_ds.train.guards import together
 from janus_ds.train.initial import start_from
 from janus_ds.train.launch import TrainOptions
 from janus_ds.train.output_scores import OutputScores
 from janus_ds.train.samples import SampleDecoder, text_pairs
+from janus_ds.train.signals import StopSignals
 from janus_ds.train.state import Meters, RunIdentity, check_resumable
 from janus_ds.train.step import TrainingStep
 from janus_ds.train.trainer import Outcome, Trainer, TrainerParts
@@ -45,6 +48,8 @@ from janus_ds.train.validation import Validator
 __all__ = ["Plan", "build_engine", "make_plan", "pretrain", "pretrain_on"]
 
 _SHOWN_SAMPLES = 3
+_NEWS_SECONDS = 3.0
+"""Time for the news of a lost rank to come after a collective has failed."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,16 +72,32 @@ class Plan:
         return self.tokenizer.special
 
 
-def pretrain(options: TrainOptions) -> Outcome:
-    """Find this process's place among the ranks, then train as :func:`pretrain_on` does."""
+def pretrain(options: TrainOptions, signals: StopSignals) -> Outcome:
+    """Find this process's place among the ranks, then train as :func:`pretrain_on` does.
+
+    Raises:
+        JanusError: on all ranks together; LostRankError on those that are left.
+    """
     options = options.with_mode()
-    signals = StopSignals()
-    signals.install()
     topology = init_topology(options.tensor_parallel, process_group=True)
+    roll_call = RollCall(topology, signals.hear)
+    signals.tell(roll_call.ask_to_stop)
+    orderly = False
     try:
-        return pretrain_on(topology, options, signals)
+        outcome = pretrain_on(topology, options, signals)
+        orderly = True
+        return outcome
+    except JanusError:
+        orderly = True
+        raise
+    except RuntimeError as error:
+        lost = roll_call.lost(_NEWS_SECONDS)
+        orderly = lost is not None
+        raise lost or error from error
     finally:
-        close_topology()
+        roll_call.close(orderly=orderly)
+        if roll_call.complete:
+            close_topology()
 
 
 def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals) -> Outcome:
@@ -87,16 +108,22 @@ def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals)
     """
     setup = (options.recipe, options.overrides, options.deepspeed_config, topology.data_size)
     config, execution = together(topology, lambda: load_setup(*setup, tensor_size=topology.tensor_size))
+    signals.limit(config.train.time_limit, os.environ)
     config = _with_data(config, topology)
     run = options.output or Path("runs") / config.name
     plan = together(topology, lambda: make_plan(config, execution, run, topology))
     checkpoints = CheckpointManager(run / "checkpoints", config.train.keep_last, topology)
     resumed = checkpoints.latest()
     state = together(topology, lambda: _read_resumable(resumed, plan))
-    if state["step"] >= config.train.max_steps or state["meters"].get("finished"):
+    meters = Meters(**state["meters"])
+    ended = state["step"] >= config.train.max_steps or meters.finished
+    if ended and meters.unvalidated is None:
         if topology.is_main:
             logger.info("the run in %s is complete at step %d", run, state["step"])
         return Outcome.COMPLETE
+    if topology.agree(int(signals.name is not None)):
+        logger.warning("asked to stop (%s) before the first step", signals.name)
+        return Outcome.STOPPED
     engine = build_engine(plan, topology)
     if resumed is not None:
         engine.load(resumed / ENGINE_FOLDER)

@@ -37,6 +37,8 @@ class Meters:
     """Validations since then."""
     finished: bool = False
     """train.patience has run out: the run is complete before train.max_steps."""
+    unvalidated: dict[str, Any] | None = None
+    """Figures of the last step, where a stop has interrupted its validation; the next start does it."""
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,23 @@ from janus_ds.checkpoint.best import save_best
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.step_data import StepData
-from janus_ds.errors import JanusError, TrainingError
+from janus_ds.errors import JanusError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.objective.ramps import ramp_factors
 from janus_ds.observe.meters import StepMeter, device_peak_flops, memory_bytes, step_flops
 from janus_ds.observe.progress import Progress
 from janus_ds.observe.writers import MetricsWriter
 from janus_ds.train.engine import TrainingEngine, Update
-from janus_ds.train.guards import Decision, Guards, StopSignals, Verdict, together
+from janus_ds.train.guards import Decision, Guards, Verdict, together
 from janus_ds.train.lr_schedule import learning_rate
+from janus_ds.train.signals import StopSignals
 from janus_ds.train.state import Meters, RunIdentity
 from janus_ds.train.validation import Validator, add_terms, global_counts, global_terms
 
 __all__ = ["Outcome", "OutputScorer", "Sampler", "Trainer", "TrainerParts"]
 
-OutputScorer = Callable[[Mapping[str, Tensor]], dict[str, float]]
-"""Scores validation outputs by mode from the weights; called on rank 0."""
+OutputScorer = Callable[[Mapping[str, Tensor], Callable[[], bool]], dict[str, float] | None]
+"""Scores validation outputs by mode from the weights, or None where it was told to stop; on rank 0."""
 
 Sampler = Callable[[Mapping[str, Tensor]], str]
 """Makes markdown with decoded samples from the weights; called on rank 0."""
@@ -91,20 +92,24 @@ class Trainer:
         self._signals = signals
         self._meters = meters
         self._step = self._saved_at = step
+        # The line of a step whose validation was interrupted is still to be written.
+        written = step if meters.unvalidated is None else step - 1
         peak = device_peak_flops(parts.engine.topology.device, parts.engine.dtype)
         self._meter = StepMeter(parts.engine.topology.world_size, peak)
-        self._writer = MetricsWriter(parts.run, step) if parts.engine.topology.is_main else None
+        self._writer = MetricsWriter(parts.run, written) if parts.engine.topology.is_main else None
         self._progress = Progress(step, self._train.max_steps, parts.engine.topology.is_main)
 
     def fit(self, data: Iterator[StepData]) -> Outcome:
         """Train to the end, or until asked to stop.
 
         Raises:
-            TrainingError: too many steps in a row were not finite, or a rank was lost.
+            TrainingError: too many steps in a row were not finite.
             DataError: damaged data, on all ranks.
             ResourceError: a checkpoint could not be written, on all ranks.
         """
         try:
+            if not self._validate_again():
+                return self._stop()
             while self._step < self._train.max_steps and not self._meters.finished:
                 self._meter.restart()
                 step_data, fault = _fetch(data)
@@ -112,13 +117,13 @@ class Trainer:
                 if self._guards.before_step(fault) is Decision.STOP_SAVE:
                     return self._stop()
                 self.train_step(step_data)
+                if self._meters.unvalidated is not None:
+                    return self._stop()
                 self._sample()
                 if self._due(self._train.save_every):
                     self._save()
             self._save()
             return Outcome.COMPLETE
-        except RuntimeError as error:
-            raise _lost_rank(error, self._step) or error from error
         finally:
             self._progress.close()
             if self._writer:
@@ -175,26 +180,56 @@ class Trainer:
             values |= {"skipped": True, "reason": verdict.reason, "bad_samples": verdict.sample_ids}
             self._progress.note(f"step {self._step} skipped: {verdict.reason}")
         if self._validates:
-            values |= self._validate()
+            found = self._validate()
+            if found is None:
+                self._meters.unvalidated = values
+                return
+            values |= found
+        self._write(values)
+
+    def _write(self, values: dict[str, Any]) -> None:
         if self._writer:
             self._writer.write(self._step, values)
         self._progress.advance(values)
 
-    def _validate(self) -> dict[str, float]:
-        losses = self._parts.validator.losses(self._engine)
+    def _validate_again(self) -> bool:
+        """Do the validation that a stop has interrupted, as if it had not; False if stopped again."""
+        if self._meters.unvalidated is None:
+            return True
+        found = self._validate()
+        if found is None:
+            return False
+        self._write(self._meters.unvalidated | found)
+        self._meters.unvalidated = None
+        self._saved_at = -1
+        self._sample()
+        return True
+
+    def _validate(self) -> dict[str, float] | None:
+        """Figures on held-out data; None on all ranks where any of them was asked to stop meanwhile."""
+        losses = self._parts.validator.losses(self._engine, self._guards.asked_to_stop)
+        if losses is None:
+            return None
         shown = ", ".join(
             f"{name} {value:.3f}" for name, value in losses.items() if not name.endswith("_nll")
         )
         self._progress.note(f"step {self._step} held out: {shown}")
-        return {f"valid/{name}": value for name, value in {**losses, **self._score()}.items()}
+        scores = self._score()
+        if scores is None:
+            return None
+        return {f"valid/{name}": value for name, value in {**losses, **scores}.items()}
 
-    def _score(self) -> dict[str, float]:
+    def _score(self) -> dict[str, float] | None:
         """Validation scores by mode; keeps the best weights and counts validations without a better one."""
         if self._parts.scorer is None:
             return {}
         weights = self._engine.full_weights()
-        scores = self._parts.scorer(weights) if weights is not None else {}
-        scores = self._topology.broadcast_object(scores)
+        stop = self._signals.asked
+        scores = self._topology.broadcast_object(
+            self._parts.scorer(weights, stop) if weights is not None else None
+        )
+        if scores is None:
+            return None
         meters, mode = self._meters, self._train.keep_best
         if mode in scores:
             if scores[mode] > meters.best_bleu:
@@ -231,6 +266,7 @@ class Trainer:
             "asked to stop (%s): saving at step %d", self._signals.name or "another rank", self._step
         )
         self._save()
+        self._signals.leave()
         return Outcome.STOPPED
 
     def _save(self) -> None:
@@ -253,15 +289,3 @@ def _fetch(data: Iterator[StepData]) -> tuple[Any, JanusError | None]:
         return next(data), None
     except JanusError as fault:
         return None, fault
-
-
-def _lost_rank(error: RuntimeError, step: int) -> TrainingError | None:
-    """The error for a broken connection to another rank; None for any other fault."""
-    text = str(error)
-    if not any(sign in text for sign in ("Connection reset", "Connection closed", "remote process")):
-        return None
-    return TrainingError(
-        f"another rank was lost ({text.split('. ')[0].splitlines()[0]})",
-        f"step {step}",
-        "look for that rank's own message; the same command resumes from the last checkpoint",
-    )

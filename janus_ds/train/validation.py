@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,11 +30,20 @@ class Validator:
         own = sum((item.batch.counts for item in batches if item.counted), BatchCounts())
         self._counts = global_counts(own, topology)
 
-    def losses(self, engine: TrainingEngine) -> dict[str, float]:
-        """Each term as its mean over the whole set, and the weighted total as "loss"."""
+    def losses(
+        self, engine: TrainingEngine, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Each term as its mean over the whole set, and the weighted total as "loss".
+
+        Args:
+            engine: the model.
+            stop: asked before each batch, on all ranks with one answer; true ends it with None.
+        """
         sums: dict[str, Tensor] = {}
         with engine.evaluation():
             for item in self._batches:
+                if stop():
+                    return None
                 report = engine.forward(item.batch, self._counts)
                 add_terms(sums, report, 1.0 if item.counted else 0.0)
         return global_terms(sums, self._topology)

@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -247,6 +248,7 @@ def test_a_lost_rank_ends_the_others_in_words(inputs: Path) -> None:
     text = program.log.read_text()
     assert TrainingError.__name__ not in text
     assert "error: another rank was lost" in text
+    assert f"where: rank 1 on {socket.gethostname()} (process " in text
     assert program.checkpoint >= 4
 
 

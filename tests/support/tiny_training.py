@@ -17,9 +17,9 @@ from torch import Tensor
 from janus_ds.checkpoint.weights import find_weights, read_weights
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.guards import StopSignals
 from janus_ds.train.launch import TrainOptions
 from janus_ds.train.pretraining import pretrain_on
+from janus_ds.train.signals import StopSignals
 from janus_ds.train.step import TrainingStep
 from janus_ds.train.trainer import Outcome
 from tests.support.tiny_data import TINY_RECIPE, make_tiny_data

@@ -10,7 +10,8 @@ import torch
 
 from janus_ds.errors import TrainingError
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.guards import Decision, Guards, StopSignals
+from janus_ds.train.guards import Decision, Guards
+from janus_ds.train.signals import StopSignals
 
 ALONE = Topology(torch.device("cpu"))
 GOOD, BAD = torch.tensor(1.5), torch.tensor(float("inf"))

@@ -1,0 +1,258 @@
+"""Who is still there: a line from every rank to the first one, and words for a rank that is lost.
+
+A collective tells at best that some connection broke, and at worst waits for half an hour. Here the
+kernel tells: the sockets of a dead process close at once, and those of a host that is cut off within
+25 seconds. The first rank tells all others which rank it was. No heartbeat by threads: a rank that
+compiles, or holds the interpreter's lock for a minute, is not dead.
+
+The same lines carry a wish to stop from a rank that was asked to all others, so that work which
+only one rank does ends soon as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from janus_ds.errors import TrainingError
+from janus_ds.parallel.topology import Topology
+
+__all__ = ["LostRankError", "Peer", "RollCall"]
+
+_GRACE_SECONDS = 15.0
+"""Time between the loss of a rank and the end of this process, should it wait in a collective."""
+_CONNECT_SECONDS = 20.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A rank and where it runs."""
+
+    rank: int
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} (process {self.pid})"
+
+
+class LostRankError(TrainingError):
+    """A rank has ended without a word, or its host cannot be reached.
+
+    Args:
+        lost: the ranks.
+        speaker: whether this rank is the one of its host to say so.
+    """
+
+    def __init__(self, lost: Sequence[Peer], speaker: bool) -> None:
+        names = ", ".join(str(peer) for peer in lost[:8]) + (" and others" if len(lost) > 8 else "")
+        super().__init__(
+            "another rank was lost: it was killed, it failed, or its host cannot be reached",
+            names,
+            "look for that rank's own last message and its host's log (out of memory?); "
+            "the same command resumes from the last checkpoint",
+        )
+        self.lost = tuple(lost)
+        self.speaker = speaker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LostRankError, (self.lost, self.speaker)
+
+
+class RollCall:
+    """The lines between the first rank and all others. Made by all ranks together.
+
+    Args:
+        topology: the ranks; alone, there is nothing to do.
+        on_stop: called in a thread with the reason when another rank was asked to stop.
+    """
+
+    def __init__(self, topology: Topology, on_stop: Callable[[str], None]) -> None:
+        self._rank = topology.rank
+        self._on_stop = on_stop
+        self._news = threading.Condition()
+        self._lost: list[int] = []
+        self._closing = False
+        self._taken = False
+        self._stopping = False
+        self._since = 0.0
+        self._rests: dict[int, bytes] = {}
+        self._lines: dict[int, socket.socket] = {}
+        self._peers: list[Peer] = []
+        self._thread: threading.Thread | None = None
+        if topology.world_size > 1:
+            self._start(topology)
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Tell all other ranks that this one was asked to stop."""
+        if not self._stopping:
+            self._stopping = True
+            self._send(f"stop rank {self._rank}: {reason}")
+
+    def lost(self, wait: float) -> LostRankError | None:
+        """The ranks that are lost, if that is known or becomes known within `wait` seconds."""
+        with self._news:
+            self._news.wait_for(lambda: self._lost, wait if self._lines else 0)
+            if not self._lost:
+                return None
+            self._taken = True
+            return self._error()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no rank is known to be lost."""
+        return not self._lost
+
+    def close(self, *, orderly: bool) -> None:
+        """End. `orderly`: this rank leaves as all do, for a reason that is known."""
+        self._closing = True
+        if orderly:
+            self._send("bye")
+        for line in self._lines.values():
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_WR)
+
+    def _start(self, topology: Topology) -> None:
+        here = Peer(topology.rank, socket.gethostname(), os.getpid())
+        self._peers = topology.gather_objects(here)
+        token = topology.broadcast_object(secrets.token_hex(8))
+        listener = _listen(topology.world_size) if topology.is_main else None
+        port = topology.broadcast_object(listener.getsockname()[1] if listener else 0)
+        if listener is not None:
+            self._accept(listener, token, topology.world_size)
+        else:
+            self._connect(port, token)
+        topology.barrier()
+        for line in self._lines.values():
+            _keep_alive(line)
+        os.register_at_fork(after_in_child=self._forget)
+        self._thread = threading.Thread(target=self._watch, name="roll-call", daemon=True)
+        self._thread.start()
+
+    def _accept(self, listener: socket.socket, token: str, count: int) -> None:
+        deadline = time.monotonic() + _CONNECT_SECONDS
+        listener.settimeout(1.0)
+        with listener, contextlib.suppress(OSError):
+            while len(self._lines) < count - 1 and time.monotonic() < deadline:
+                with contextlib.suppress(TimeoutError, ValueError):
+                    line, _ = listener.accept()
+                    line.settimeout(5.0)
+                    given, rank = line.makefile("r").readline().split()
+                    if secrets.compare_digest(given, token):
+                        self._lines[int(rank)] = line
+        if len(self._lines) < count - 1:
+            logger.warning("%d ranks cannot be watched: no connection", count - 1 - len(self._lines))
+
+    def _connect(self, port: int, token: str) -> None:
+        address = (os.environ.get("MASTER_ADDR", "127.0.0.1"), port)
+        try:
+            line = socket.create_connection(address, _CONNECT_SECONDS)
+            line.sendall(f"{token} {self._rank}\n".encode())
+        except OSError as error:
+            logger.warning("rank %d is not watched: no connection to %s:%d (%s)", self._rank, *address, error)
+            return
+        self._lines[0] = line
+
+    def _forget(self) -> None:
+        # A data worker that inherits the sockets would keep a dead rank's lines open.
+        for line in self._lines.values():
+            line.close()
+
+    def _watch(self) -> None:
+        waiting = selectors.DefaultSelector()
+        for rank, line in self._lines.items():
+            waiting.register(line, selectors.EVENT_READ, rank)
+        while waiting.get_map():
+            for key, _ in waiting.select(1.0):
+                if not self._hear(key.data, key.fileobj):
+                    waiting.unregister(key.fileobj)
+            self._leave_in_time()
+        while self._lost:
+            self._leave_in_time()
+            time.sleep(1.0)
+
+    def _hear(self, rank: int, line: Any) -> bool:
+        """Take in what came on a line; False at its end."""
+        try:
+            received = line.recv(4096)
+        except OSError:
+            received = b""
+        *messages, self._rests[rank] = (self._rests.get(rank, b"") + received).split(b"\n")
+        for message in messages:
+            word, _, rest = message.decode().partition(" ")
+            if word == "bye":
+                return False
+            if word == "lost":
+                self._note(int(rest))
+            elif word == "stop" and not self._stopping:
+                self._stopping = True
+                self._on_stop(rest)
+                self._pass_on(f"stop {rest}", but=rank)
+        if not received:
+            self._note(rank)
+            self._pass_on(f"lost {rank}", but=rank)
+        return bool(received)
+
+    def _note(self, rank: int) -> None:
+        with self._news:
+            if rank not in self._lost and not self._closing:
+                self._lost.append(rank)
+                self._since = time.monotonic()
+            self._news.notify_all()
+
+    def _pass_on(self, message: str, but: int) -> None:
+        if self._rank == 0:
+            self._send(message, but)
+
+    def _send(self, message: str, but: int | None = None) -> None:
+        for rank, line in self._lines.items():
+            if rank != but:
+                with contextlib.suppress(OSError):
+                    line.sendall(f"{message}\n".encode())
+
+    def _leave_in_time(self) -> None:
+        if not self._lost or time.monotonic() - self._since < _GRACE_SECONDS:
+            return
+        if not self._taken:
+            error = self._error()
+            sys.stderr.write(f"{error}\n" if error.speaker else "")
+            sys.stderr.flush()
+        os._exit(TrainingError.exit_code)
+
+    def _error(self) -> LostRankError:
+        lost = [self._peers[rank] for rank in sorted(self._lost)]
+        host = self._peers[self._rank].host
+        left = [peer.rank for peer in self._peers if peer.host == host and peer.rank not in self._lost]
+        return LostRankError(lost, speaker=self._rank == left[0])
+
+
+def _listen(world_size: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):
+            return socket.create_server(
+                ("", 0), family=socket.AF_INET6, backlog=world_size, dualstack_ipv6=True
+            )
+    return socket.create_server(("", 0), backlog=world_size)
+
+
+def _keep_alive(line: socket.socket) -> None:
+    """Let the kernel ask whether the other host is there, and give up after 25 seconds of silence."""
+    line.setblocking(True)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 25_000)
