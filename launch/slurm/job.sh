@@ -1,0 +1,72 @@
+# What the job scripts beside this file share: environment, start by srun, requeue. Sourced, not run.
+#
+# JANUS_HOME        the clone; default: where sbatch was called
+# JANUS_VENV        the virtual environment; default: JANUS_HOME/.venv
+# JANUS_MAX_STARTS  a job that was started this often is not requeued again; default 100
+# MASTER_PORT       port of the first rank; default: made of the job's number
+set -uo pipefail
+
+JANUS_VENV=${JANUS_VENV:-$JANUS_HOME/.venv}
+JANUS_MAX_STARTS=${JANUS_MAX_STARTS:-100}
+JANUS_SAVED=75 # exit code of a run that was asked to stop, has saved, and wants to be started again
+
+cd "$JANUS_HOME" || exit 2
+export PATH="$JANUS_VENV/bin:$PATH"
+export PYTHONPATH="$JANUS_HOME${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+
+# Where the ranks meet: the first node of the job, by the name that Slurm knows it by, or else its address.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+if ! getent hosts "$MASTER_ADDR" >/dev/null; then
+    MASTER_ADDR=$(scontrol show node "$MASTER_ADDR" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+fi
+export MASTER_ADDR
+export MASTER_PORT=${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 15000))}
+
+# When the job's time is over, for Slurm before 23.02, which does not say so by itself.
+if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
+    SLURM_JOB_END_TIME=$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null || true)
+    export SLURM_JOB_END_TIME
+fi
+
+janus_say() { echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"; }
+
+# Runs its arguments as one step. SIGTERM and SIGUSR1 must not end this shell before the ranks have
+# saved: Slurm sends the first to every process of the job, this one included.
+janus_step() {
+    local code
+    trap 'janus_say "asked to stop, the ranks are saving"' TERM USR1
+    # No --kill-on-bad-exit: the first rank that leaves with 75 would get the others killed while they
+    # do the same. A rank that dies ends the others by itself; --wait is the last resort.
+    srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" &
+    wait $!
+    code=$?
+    while kill -0 $! 2>/dev/null; do # a signal has ended `wait`, not srun
+        wait $!
+        code=$?
+    done
+    return $code
+}
+
+# Trains: as janus_step, and requeues the job when the run has saved and wants to go on.
+janus_train() {
+    local code
+    janus_say "$SLURM_JOB_NUM_NODES node(s), $SLURM_NTASKS rank(s), first $MASTER_ADDR:$MASTER_PORT"
+    janus_step python -u "$@"
+    code=$?
+    janus_say "ended with exit code $code"
+    if [ $code -ne $JANUS_SAVED ]; then
+        exit $code
+    fi
+    # COMPLETING: `scontrol requeue` or `scancel` has ended it, and Slurm does what was asked for.
+    if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" != RUNNING ]; then
+        exit $code
+    fi
+    if [ $((${SLURM_RESTART_COUNT:-0} + 1)) -ge "$JANUS_MAX_STARTS" ]; then
+        janus_say "not requeued: JANUS_MAX_STARTS=$JANUS_MAX_STARTS"
+        exit $code
+    fi
+    janus_say "requeued"
+    scontrol requeue "$SLURM_JOB_ID"
+    exit $code
+}

@@ -1,0 +1,142 @@
+"""Requests to stop, in one process without torch; real runs are stopped in tests/fault and tests/slurm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from janus_ds.train.signals import StopSignals, find_launchers
+from tests.support.launch import ROOT
+from tests.support.processes import wait_until
+
+BUSY = """
+import sys, time
+from janus_ds.train import signals
+signals._ECHO_SECONDS = 0.3
+requests = signals.StopSignals()
+requests.install()
+requests.watch()
+assert "torch" not in sys.modules
+print("ready", flush=True)
+while True:
+    print(requests.name, flush=True)
+    # Nothing of Python runs meanwhile in the main thread but handlers.
+    time.sleep(0.05)
+    if "leaving" in sys.argv and requests.name:
+        requests.leave()
+"""
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_same_signal_again_ends_the_process_at_once(number: signal.Signals) -> None:
+    process = start("-c", BUSY)
+    try:
+        for _ in range(3):
+            # An echo, as launchers make it.
+            process.send_signal(number)
+            time.sleep(0.02)
+        other = signal.SIGUSR1 if number == signal.SIGTERM else signal.SIGTERM
+        time.sleep(0.4)
+        process.send_signal(other)
+        time.sleep(0.1)
+        assert process.poll() is None
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+        assert process.returncode == 128 + number
+        assert f"{number.name} again: leaving at once" in err
+        assert number.name in out.split()
+    finally:
+        process.kill()
+
+
+def test_a_signal_after_the_last_save_changes_nothing() -> None:
+    process = start("-c", BUSY, "leaving")
+    try:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.6)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_dead_launcher_asks_to_stop(tmp_path: Path) -> None:
+    """`deepspeed` is two processes; the death of the outer one is seen too."""
+    rank, log = tmp_path / "rank.py", tmp_path / "log"
+    rank.write_text(BUSY)
+    inner = tmp_path / "torchrun"
+    inner.write_text(f"import subprocess, sys\nsubprocess.call([sys.executable, {str(rank)!r}])\n")
+    outer = tmp_path / "deepspeed"
+    outer.write_text(f"import subprocess, sys\nsubprocess.call([sys.executable, {str(inner)!r}])\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(outer)], env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        wait_until(lambda: "None" in log.read_text(), 30, "a start")
+        process.kill()
+        process.wait()
+        wait_until(lambda: "the launcher is gone" in log.read_text(), 30, "the news")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_shell_is_no_launcher() -> None:
+    assert find_launchers(os.getpid()) == ()
+    assert find_launchers(1) == ()
+
+
+def test_time_limits() -> None:
+    now = time.time()
+    free, limited, slurm, short, over = (StopSignals() for _ in range(5))
+    free.limit(0, {})
+    limited.limit(1e-9, {"SLURM_JOB_END_TIME": str(int(now + 9999))})
+    slurm.limit(1000, {"SLURM_JOB_END_TIME": str(int(now + 9999))})
+    short.limit(0, {"SLURM_JOB_END_TIME": str(int(now + 100))})
+    over.limit(0, {"SLURM_JOB_END_TIME": str(int(now - 10))})
+    assert [request.name for request in (free, slurm, short)] == [None, None, None]
+    assert limited.name == "time limit of 1e-09 minutes"
+    assert over.name == "the Slurm job's time is nearly over"
+    # Two minutes before the end, or a tenth of a short job's time.
+    assert slurm._deadline[0] == pytest.approx(now + 9999 - 120, abs=2)
+    assert short._deadline[0] == pytest.approx(now + 90, abs=2)
+
+
+def test_only_a_rank_that_was_asked_tells_the_others() -> None:
+    told: list[str] = []
+    asked, heard = StopSignals(), StopSignals()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        for requests in (asked, heard):
+            requests.install()
+            requests.watch()
+            requests.tell(told.append)
+        asked.ask("SIGTERM")
+        heard.hear("rank 0: SIGTERM")
+        wait_until(lambda: bool(told), 20, "telling")
+        time.sleep(0.1)
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert told == ["SIGTERM"]
+    assert heard.name == "rank 0: SIGTERM"
