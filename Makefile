@@ -20,7 +20,7 @@ ACTIVATED := PATH="$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(DEVICE_ENV)
 FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install install-dev pretrain test lint types unit fault-test heavy-test golden bench \
+.PHONY: help install install-dev pretrain test lint types unit fault-test slurm-test heavy-test golden bench \
     bench-bart results-nmt results-glge clean
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test         install with development extras, then lint, types and tests"
 	@echo "make install      the environment alone (.venv)"
 	@echo "make fault-test   the long suite of kills, signals and damage"
+	@echo "make slurm-test   the job scripts under a real Slurm on this machine; INSTALL=1 installs it"
 	@echo "make heavy-test   every test, the long ones included"
 	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
 	@echo "make bench        step, head and data benches with their JSON"
@@ -70,6 +71,12 @@ test: lint types unit
 
 fault-test: install-dev
 	$(PYTEST) tests/fault
+
+# INSTALL=1 installs Debian's Slurm if there is none; without one, the tests are skipped visibly.
+INSTALL ?=
+slurm-test: install-dev
+	@INSTALL="$(INSTALL)" bash tests/slurm/install.sh
+	$(PYTEST) tests/slurm
 
 heavy-test: install-dev
 	$(PYTEST) tests

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "PREEMPTED_EXIT_CODE",
@@ -45,8 +45,18 @@ class JanusError(Exception):
         self.where = where
         self.fix = fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ranks send each other their errors; a subclass may take other arguments than this class.
+        return _restored, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         return f"error: {self.what}\n  where: {self.where}\n  to do: {self.fix}"
+
+
+def _restored(kind: type[JanusError], args: tuple[Any, ...], values: dict[str, Any]) -> JanusError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(values)
+    return error
 
 
 class UsageError(JanusError):

@@ -67,9 +67,6 @@ class LostRankError(TrainingError):
         self.lost = tuple(lost)
         self.speaker = speaker
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return LostRankError, (self.lost, self.speaker)
-
 
 class RollCall:
     """The lines between the first rank and all others. Made by all ranks together.

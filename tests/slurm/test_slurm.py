@@ -25,7 +25,7 @@ from tests.support.tiny_training import make_inputs
 
 pytestmark = [
     pytest.mark.skipif(missing_for_slurm() is not None, reason=str(missing_for_slurm())),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
 ]
 
 STEPS = 60
@@ -119,7 +119,7 @@ def test_a_requeued_job_ends_as_an_undisturbed_one(cluster: Cluster, inputs: Pat
 @pytest.mark.heavy
 def test_the_quickstart_is_requeued_and_ends_with_the_same_losses(cluster: Cluster, inputs: Path) -> None:
     """The recipe of `make pretrain`, shortened, on two tasks of one node."""
-    short = ("--set", "train.max_steps=40", "train.save_every=15", "train.valid_every=20")
+    short = ("--set", "train.max_steps=20", "train.save_every=8", "train.valid_every=10")
     undisturbed = Job(cluster, inputs, "quickstart").submit_script(TWO_TASKS, "pretrain", *short)
     undisturbed.end()
     requeued = Job(cluster, inputs, "quickstart-requeued").submit_script(TWO_TASKS, "pretrain", *short)
@@ -127,7 +127,7 @@ def test_the_quickstart_is_requeued_and_ends_with_the_same_losses(cluster: Clust
     cluster.command("scontrol", "requeue", str(requeued.number))
     assert requeued.end()["Restarts"] == "1"
     assert requeued.figures == undisturbed.figures
-    assert requeued.figures[-1][0] == 40
+    assert requeued.figures[-1][0] == 20
 
 
 @pytest.mark.heavy

@@ -95,7 +95,7 @@ class Cluster:
         words = self.command("scontrol", "--oneliner", "show", "job", str(job)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job: int, *states: str, patience: float = 240.0) -> dict[str, str]:
+    def wait(self, job: int, *states: str, patience: float = 600.0) -> dict[str, str]:
         """Wait until the job is in one of the states; returns what Slurm knows of it."""
         found: dict[str, str] = {}
 
@@ -106,7 +106,7 @@ class Cluster:
         self.wait_for(reached, f"job {job} in {states}, is {found}", patience)
         return found
 
-    def wait_for(self, condition: Callable[[], bool], what: str, patience: float = 240.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, patience: float = 600.0) -> None:
         """Wait until the condition holds."""
         deadline = time.monotonic() + patience
         while not condition():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
 import pytest
 
 from janus_ds import errors
+from janus_ds.config.faults import ConfigFaultsError, Fault
 from janus_ds.errors import PREEMPTED_EXIT_CODE, DataError, JanusError, exit_on_error
+from janus_ds.parallel.roll_call import LostRankError, Peer
 
 KINDS = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, JanusError)]
 
@@ -25,6 +28,22 @@ def test_every_error_says_what_where_and_what_to_do(kind: type[JanusError]) -> N
     error = kind("the shard is cut", "shard-000003.tar", "copy it again")
     assert str(error) == "error: the shard is cut\n  where: shard-000003.tar\n  to do: copy it again"
     assert (error.what, error.where, error.fix) == error.args
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("the shard is cut", "shard-000003.tar", "copy it again"),
+        ConfigFaultsError([Fault("a", "b", "c"), Fault("d", "e", "f")]),
+        LostRankError([Peer(3, "node7", 41)], True),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_ranks_can_send_each_other_their_errors(error: JanusError) -> None:
+    arrived = pickle.loads(pickle.dumps(error))
+    assert type(arrived) is type(error)
+    assert str(arrived) == str(error)
+    assert vars(arrived) == vars(error)
 
 
 @pytest.mark.parametrize(
