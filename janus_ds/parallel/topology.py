@@ -120,6 +120,9 @@ def init_topology(tensor_parallel: int = 1, *, process_group: bool = False) -> T
             "start a multiple of that many processes, or choose a smaller size",
         )
     device = _pick_device(int(launched.get("LOCAL_RANK", "0")))
+    if device.index is not None:
+        # DeepSpeed takes its device from the environment.
+        launched["LOCAL_RANK"] = str(device.index)
     if world_size == 1 and not process_group:
         return Topology(device)
     _start_distributed(launched, world_size)
@@ -159,7 +162,8 @@ def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def _pick_device(local_rank: int) -> torch.device:
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
+    # Slurm can show each task its own GPU alone (--gpus-per-task): the first one for all of them.
+    device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
     torch.cuda.set_device(device)
     return device
 

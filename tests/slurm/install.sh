@@ -26,7 +26,6 @@ command -v apt-get >/dev/null || skip "there is no apt-get; install slurmctld, s
 [ "$(id -u)" = 0 ] || skip "apt-get needs root"
 export DEBIAN_FRONTEND=noninteractive
 echo "slurm-test: installing slurm-wlm and munge"
-# No service is to be started: the tests run daemons of their own.
 if ! { timeout 300 apt-get update && timeout 600 apt-get install -y --no-install-recommends slurm-wlm munge; } \
     >"$LOG" 2>&1; then
     tail -n 5 "$LOG"

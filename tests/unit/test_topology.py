@@ -61,6 +61,20 @@ def test_srun_without_an_address_is_refused_in_words(monkeypatch: pytest.MonkeyP
         init_topology()
 
 
+@pytest.mark.parametrize(("visible", "index"), [(1, 0), (4, 3)])
+def test_a_task_of_slurm_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch, visible: int, index: int) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.delenv("DS_ACCELERATOR")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    environment = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "3"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert init_topology().device == torch.device("cuda", index)
+    assert chosen == [torch.device("cuda", index)]
+
+
 def test_dense_layers_draw_their_weights_and_zero_their_biases() -> None:
     torch.manual_seed(0)
     layers = make_layers(1)

@@ -1,0 +1,97 @@
+"""Two hosts, rehearsed on this machine: the same losses as one host with two ranks; a host that dies.
+
+By srun: tests/slurm.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.hosts import Hosts, missing_for_hosts, two_hosts
+from tests.support.launch import free_port
+from tests.support.launchers import TwoRanks, deepspeed, torchrun
+from tests.support.processes import alive, find_ranks, wait_until
+from tests.support.tiny_training import make_inputs
+
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
+
+SHORT = ("train.max_steps=12", "train.save_every=5", "train.valid_every=6", "data.workers=1")
+ENDLESS = ("train.max_steps=1000000", "train.save_every=1000000", "train.valid_every=0", "data.workers=1")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("nodes"))
+
+
+@pytest.fixture(scope="module")
+def one_host(inputs: Path) -> TwoRanks:
+    ranks = TwoRanks(inputs, "one-host", SHORT)
+    with ranks.started(torchrun()) as (process,):
+        assert process.wait(300) == 0, ranks.text()
+    return ranks
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    missing = missing_for_hosts()
+    if missing:
+        pytest.skip(missing)
+    with two_hosts() as made:
+        yield made
+
+
+def on_two_hosts(hosts: Hosts) -> list[list[str]]:
+    """One torchrun a host, which meet on the first."""
+    options = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=rehearsal")
+    meeting = f"--rdzv-endpoint={hosts.addresses[0]}:{free_port()}"
+    # An address does not tell torchrun that the first host is the one to wait for the others.
+    places = [(f"--local-addr={hosts.addresses[n]}", f"--rdzv-conf=is_host={1 - n}") for n in (0, 1)]
+    return [[*hosts.on(number), *torchrun(*options, meeting, *place)] for number, place in enumerate(places)]
+
+
+def environment(hosts: Hosts) -> dict[str, str]:
+    return {"GLOO_SOCKET_IFNAME": hosts.device}
+
+
+def test_deepspeed_with_a_hostfile_and_without_ssh(inputs: Path, one_host: TwoRanks) -> None:
+    (inputs / "hostfile").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
+    meeting = ("--master_addr", "127.0.0.1", "--master_port", str(free_port()))
+    hosts = ("--hostfile", str(inputs / "hostfile"), "--no_ssh")
+    nodes = [deepspeed(*hosts, "--node_rank", number, *meeting) for number in ("0", "1")]
+    ranks = TwoRanks(inputs, "hostfile-run", SHORT)
+    with ranks.started(*nodes) as processes:
+        assert [process.wait(300) for process in processes] == [0, 0], ranks.text()
+    assert ranks.figures == one_host.figures
+    assert len(ranks.figures) == 12
+
+
+def test_torchrun_on_two_hosts(inputs: Path, one_host: TwoRanks, hosts: Hosts) -> None:
+    ranks = TwoRanks(inputs, "two-hosts", SHORT, environment(hosts))
+    with ranks.started(*on_two_hosts(hosts)) as processes:
+        assert [process.wait(300) for process in processes] == [0, 0], ranks.text()
+    assert ranks.figures == one_host.figures
+
+
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+def test_the_death_of_a_host_is_told_by_the_other(inputs: Path, hosts: Hosts, how: str) -> None:
+    """Killed: the kernel closes its connections. Cut off: nobody says anything."""
+    ranks = TwoRanks(inputs, how.replace(" ", "-"), ENDLESS, environment(hosts))
+    with ranks.started(*on_two_hosts(hosts)) as (survivor, lost):
+        ranks.reach(3)
+        victim = find_ranks(ranks.run)[1]
+        if how == "killed":
+            os.killpg(lost.pid, signal.SIGKILL)
+        else:
+            hosts.cut()
+        survivors = [pid for pid in alive(ranks.run) if os.getsid(pid) == survivor.pid]
+        assert survivors
+        wait_until(lambda: not set(survivors) & set(alive(ranks.run)), 60, f"the end\n{ranks.text()}")
+        assert survivor.wait(10) != 0
+    assert "error: another rank was lost" in ranks.text()
+    assert f"where: rank 1 on {os.uname().nodename} (process {victim})" in ranks.text()
