@@ -84,7 +84,7 @@ class RollCall:
         self._closing = False
         self._taken = False
         self._stopping = False
-        self._since = 0.0
+        self._since, self._grace = 0.0, _GRACE_SECONDS
         self._rests: dict[int, bytes] = {}
         self._lines: dict[int, socket.socket] = {}
         self._peers: list[Peer] = []
@@ -220,7 +220,7 @@ class RollCall:
                     line.sendall(f"{message}\n".encode())
 
     def _leave_in_time(self) -> None:
-        if not self._lost or time.monotonic() - self._since < _GRACE_SECONDS:
+        if not self._lost or time.monotonic() - self._since < self._grace:
             return
         if not self._taken:
             error = self._error()

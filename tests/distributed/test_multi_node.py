@@ -6,7 +6,6 @@ By srun: tests/slurm.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,16 +81,15 @@ def test_torchrun_on_two_hosts(inputs: Path, one_host: TwoRanks, hosts: Hosts) -
 def test_the_death_of_a_host_is_told_by_the_other(inputs: Path, hosts: Hosts, how: str) -> None:
     """Killed: the kernel closes its connections. Cut off: nobody says anything."""
     ranks = TwoRanks(inputs, how.replace(" ", "-"), ENDLESS, environment(hosts))
-    with ranks.started(*on_two_hosts(hosts)) as (survivor, lost):
+    with ranks.started(*on_two_hosts(hosts)) as (survivor, _):
         ranks.reach(3)
-        victim = find_ranks(ranks.run)[1]
+        left, victim = (find_ranks(ranks.run)[rank] for rank in (0, 1))
         if how == "killed":
-            os.killpg(lost.pid, signal.SIGKILL)
+            hosts.kill(1)
         else:
             hosts.cut()
-        survivors = [pid for pid in alive(ranks.run) if os.getsid(pid) == survivor.pid]
-        assert survivors
-        wait_until(lambda: not set(survivors) & set(alive(ranks.run)), 60, f"the end\n{ranks.text()}")
+        survivors = {left, survivor.pid}
+        wait_until(lambda: not survivors & set(alive(ranks.run)), 60, f"the end\n{ranks.text()}")
         assert survivor.wait(10) != 0
     assert "error: another rank was lost" in ranks.text()
     assert f"where: rank 1 on {os.uname().nodename} (process {victim})" in ranks.text()

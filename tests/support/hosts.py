@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,6 +39,13 @@ class Hosts:
     def on(self, host: int) -> list[str]:
         """What stands before a command that is to run on a host."""
         return ["ip", "netns", "exec", self.names[host]]
+
+    def kill(self, host: int) -> None:
+        """Kill every process of a host."""
+        done = subprocess.run(["ip", "netns", "pids", self.names[host]], capture_output=True, text=True)
+        for pid in done.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
     def cut(self) -> None:
         """No packet goes from one to the other any more, and nobody is told."""

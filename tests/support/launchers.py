@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -59,6 +61,8 @@ class TwoRanks:
         script = ["launch/pretrain.py", "--deepspeed_config", "ds_configs/zero2.json"]
         recipe = ["--recipe", str(self.inputs / "recipe.yaml"), "--data", str(self.inputs / "data")]
         with ExitStack() as stack:
+            # torchrun gives its ranks sessions of their own.
+            stack.callback(self._kill)
             processes = []
             for number, launcher in enumerate(launchers):
                 log = stack.enter_context(self.log(number).open("ab"))
@@ -69,6 +73,11 @@ class TwoRanks:
                 stack.callback(kill_session, process)
                 processes.append(process)
             yield processes
+
+    def _kill(self) -> None:
+        for pid in alive(self.run):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def reach(self, step: int, patience: float = 200.0) -> None:
         """Wait until a step is in metrics.jsonl."""
