@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from janus_ds.parallel.topology import Topology, init_topology
-from janus_ds.train.bleu import BleuValidator
 from janus_ds.train.engine import TrainingEngine
+from janus_ds.train.output_scores import OutputScores
 from janus_ds.train.trainer import Outcome
 from tests.support.launch import run_ranks
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
@@ -50,24 +50,24 @@ def stopping(topology: Topology, rank: int, where: str, call: int) -> Iterator[N
             os.kill(os.getpid(), signal.SIGTERM)
         count += 1
 
-    forward, score = TrainingEngine.forward, BleuValidator._score
+    forward, score = TrainingEngine.forward, OutputScores._score
 
     def forward_(self: TrainingEngine, *arguments: Any) -> Any:
         if where == "losses" and not self._engine.module.training:
             strike()
         return forward(self, *arguments)
 
-    def score_(self: BleuValidator, *arguments: Any) -> Any:
+    def score_(self: OutputScores, *arguments: Any) -> Any:
         if where == "bleu":
             strike()
         return score(self, *arguments)
 
     TrainingEngine.forward = forward_  # type: ignore[method-assign]
-    BleuValidator._score = score_  # type: ignore[method-assign]
+    OutputScores._score = score_  # type: ignore[method-assign]
     try:
         yield
     finally:
-        TrainingEngine.forward, BleuValidator._score = forward, score  # type: ignore[method-assign]
+        TrainingEngine.forward, OutputScores._score = forward, score  # type: ignore[method-assign]
 
 
 def worker(folder: Path) -> dict[str, list[Result]]:

@@ -164,8 +164,8 @@ def test_what_asks_a_job_to_stop_and_what_starts_it_again(cluster: Cluster, inpu
 def test_a_short_job_stops_before_its_time_is_over(cluster: Cluster, inputs: Path) -> None:
     """The ranks know the end of the job's time and leave in time, without any signal."""
     endless = (*TINY, "train.max_steps=1000000")
-    job = Job(cluster, inputs, "short").submit(("--time=1", "--signal=0", *TWO_TASKS), settings=endless)
-    cluster.wait_for(lambda: "start 1: requeued" in job.text, "the end of the job's time", 120)
+    job = Job(cluster, inputs, "short").submit(("--time=2", "--signal=URG@1", *TWO_TASKS), settings=endless)
+    cluster.wait_for(lambda: "start 1: requeued" in job.text, "the end of the job's time", 300)
     assert "asked to stop (the Slurm job's time is nearly over)" in job.text
     cluster.command("scancel", str(job.number))
 

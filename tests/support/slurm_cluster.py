@@ -115,7 +115,7 @@ class Cluster:
 
     def logs(self) -> str:
         """The ends of the daemons' logs and of the jobs' outputs."""
-        parts = [f"--- {path.name}\n{path.read_text()[-2500:]}" for path in sorted(self.folder.glob("*.log"))]
+        parts = [f"--- {path.name}\n{path.read_text()[-1200:]}" for path in sorted(self.folder.glob("*.log"))]
         return "\n".join(parts)
 
     def processes(self) -> list[int]:
