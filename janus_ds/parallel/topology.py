@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +24,8 @@ from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.parallel import tensor_parallel as tp
 
 __all__ = ["Topology", "close_topology", "init_topology"]
+
+_MEETING_SECONDS = 600.0
 
 Number = TypeVar("Number", int, float)
 Anything = TypeVar("Anything")
@@ -184,7 +189,36 @@ def _start_distributed(launched: dict[str, str], world_size: int) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     for name, value in ({"LOCAL_RANK": "0"} | launched).items():
         os.environ.setdefault(name, value)
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    with _meeting_in_time(launched, world_size):
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+@contextmanager
+def _meeting_in_time(launched: Mapping[str, str], world_size: int) -> Iterator[None]:
+    """End the process in words if the ranks have not all come: torch would wait for half an hour.
+
+    It waits where no exception can reach it, so a timer has to end the process.
+    """
+    place = f"{launched.get('MASTER_ADDR')}:{launched.get('MASTER_PORT')}"
+    error = MissingDependencyError(
+        f"not all {world_size} ranks have come within {_MEETING_SECONDS / 60:.0f} minutes",
+        f"rank {launched.get('RANK', 0)}, meeting at {place}",
+        "look for a rank that failed before this, and whether all hosts reach that address "
+        "(NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME choose the network)",
+    )
+
+    def leave() -> None:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+    timer = threading.Timer(_MEETING_SECONDS, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _describe(device: torch.device, tensor_size: int) -> Topology:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.parallel.tensor_parallel import deepspeed_mpu, make_layers
 from janus_ds.parallel.topology import init_topology
+from tests.support.launch import free_port, rank_environment
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -84,3 +86,16 @@ def test_dense_layers_draw_their_weights_and_zero_their_biases() -> None:
     assert linear.get_parameter("bias").abs().max() == 0
     assert table.get_parameter("weight").std().item() == pytest.approx(0.1, rel=0.02)
     assert [name for name, _ in layers.row_linear(2, 2, bias=False).named_parameters()] == ["weight"]
+
+
+def test_ranks_that_do_not_come_are_waited_for_in_words() -> None:
+    """One of two ranks alone."""
+    script = (
+        "from janus_ds.parallel import topology\ntopology._MEETING_SECONDS = 0.5\ntopology.init_topology()"
+    )
+    environment = rank_environment(0, 2, free_port())
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == MissingDependencyError.exit_code
+    assert "error: not all 2 ranks have come" in done.stderr
+    assert f"rank 0, meeting at 127.0.0.1:{environment['MASTER_PORT']}" in done.stderr
+    assert "Traceback" not in done.stderr
