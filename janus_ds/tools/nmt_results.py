@@ -147,16 +147,24 @@ def _collect_run(folder: Path) -> dict[str, Any] | None:
         "seed": recipe["train"]["seed"],
         "objective": recipe["objective"],
         "masking": recipe["masking"],
-        "command": [_from_root(argument) for argument in record["command"]],
+        "command": _from_clone(record["command"]),
         "git_commit": record["git_commit"],
         "hardware": record["hardware"],
         "versions": record["versions"],
     }
 
 
-def _from_root(argument: str) -> str:
-    """A path below the repository without the place where this clone happens to lie."""
-    return argument.removeprefix(f"{Path(__file__).resolve().parents[2]}/")
+def _from_clone(command: Sequence[str]) -> list[str]:
+    """A command with paths below the repository: where this clone and the run's own clone lie is left out."""
+    clones = [Path(__file__).resolve().parents[2]]
+    program = Path(command[0]) if command else Path()
+    if program.is_absolute():
+        # The run's program lies at launch/NAME.py of its clone.
+        clones.append(program.parents[1])
+    found = list(command)
+    for clone in clones:
+        found = [argument.replace(f"{clone}/", "") for argument in found]
+    return found
 
 
 def _significance(experiment: Experiment, finished: dict[str, Any]) -> Iterator[dict[str, Any]]:
