@@ -15,6 +15,7 @@ __all__ = [
     "PREEMPTED_EXIT_CODE",
     "CheckpointError",
     "ConfigError",
+    "DamagedDataError",
     "DataError",
     "JanusError",
     "MissingDependencyError",
@@ -75,6 +76,10 @@ class DataError(JanusError):
     """Missing, damaged or unfit data."""
 
     exit_code = 4
+
+
+class DamagedDataError(DataError):
+    """Bytes of a shard are missing or are not those that were written."""
 
 
 class CheckpointError(JanusError):

@@ -18,6 +18,7 @@ import yaml
 from janus_ds.config.faults import FaultList, nearest, suggestion
 from janus_ds.config.fields import coerce, field_table, section_names
 from janus_ds.config.initial import follow_init
+from janus_ds.config.locations import SECRET_KEYS, public_location
 from janus_ds.config.modes import MODES_KEY
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.rules import check_run, check_values
@@ -65,8 +66,12 @@ def read_run_config(recipe: Path | None, overrides: Iterable[str], faults: Fault
 
 
 def to_dict(run: RunConfig) -> dict[str, Any]:
-    """The run as nested plain values, for run.json."""
-    return asdict(run)
+    """The run as nested plain values, for run.json; secrets of addresses are left out."""
+    values = asdict(run)
+    for section, name in (key.split(".") for key in SECRET_KEYS):
+        if values[section][name] is not None:
+            values[section][name] = public_location(values[section][name])
+    return values
 
 
 def from_dict(values: Mapping[str, Any], origin: str = "run.json") -> RunConfig:
@@ -88,6 +93,13 @@ _NOT_TRAINED = {
     "data.workers",
     "data.prefetch_steps",
     "data.pad_multiple",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.read_ahead",
+    "data.retries",
+    "data.stall_seconds",
+    "data.on_damage",
+    "data.max_damage",
     "train.log_every",
     "train.valid_every",
     "train.valid_samples",
@@ -124,6 +136,8 @@ def fingerprint(run: RunConfig) -> str:
     if run.init_length_head == RunConfig.init_length_head:
         # So that runs from before there was a choice go on.
         del values["init_length_head"]
+    if not run.data.shuffle_shards:
+        del values["data.shuffle_shards"]
     if run.optim.schedule != "polynomial":
         del values["train.max_steps"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -206,7 +220,8 @@ def _flatten(values: dict[Any, Any], prefix: str, origin: str, faults: FaultList
 
 def _read_override(text: str, faults: FaultList) -> dict[str, _Given]:
     key, equals, raw = text.partition("=")
-    key, origin = key.strip(), f"--set {text}"
+    key = key.strip()
+    origin = f"--set {key}={public_location(raw)}" if key in SECRET_KEYS else f"--set {text}"
     if not equals:
         faults.add("an override has no '='", origin, "write it as section.field=value")
         return {}

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from janus_ds.config.faults import FaultList, suggestion
+from janus_ds.config.locations import PIPE, is_remote, parse_locations
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import RunConfig
+from janus_ds.errors import ConfigError
 
 __all__ = ["CHOICES", "check_run", "check_values"]
 
@@ -22,6 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.activation": ("relu", "gelu"),
     "data.task": ("denoise", "pair"),
     "data.batch": ("samples", "tokens"),
+    "data.on_damage": ("stop", "quarantine"),
     "masking.target": ("span_union", "span_overlap", "uniform", "infilling", "infilling_released"),
     "objective.preset": ("paper", "released", "ar", "ar_query", "cmlm"),
     "objective.normalise": ("per_term", "target_tokens"),
@@ -53,12 +56,14 @@ _POSITIVE = _words(
     "model.d_model model.encoder_layers model.decoder_layers model.ffn_dim model.heads "
     "model.max_source_positions model.max_target_positions model.vocab_multiple model.init_std "
     "data.block_tokens data.shuffle_window data.prefetch_steps data.pad_multiple "
+    "data.cache_gb data.stall_seconds "
     "optim.lr optim.eps train.global_batch train.batch_tokens train.batch_groups train.max_steps "
     "train.log_every train.save_every "
     "train.keep_last train.max_bad_steps decode.beam decode.length_beam"
 )
 _NOT_NEGATIVE = _words(
-    "data.workers objective.weight_ar objective.weight_nar objective.weight_aux objective.weight_length "
+    "data.workers data.shuffle_shards data.read_ahead data.retries "
+    "objective.weight_ar objective.weight_nar objective.weight_aux objective.weight_length "
     "objective.weight_kl_ar_nar objective.weight_kl_ar_aux objective.weight_kl_nar_aux "
     "optim.weight_decay optim.warmup_steps optim.warmup_init_lr optim.clip_norm train.seed "
     "objective.ramp_start objective.ramp_kl_steps objective.ramp_nar_steps objective.ramp_aux_steps "
@@ -66,7 +71,7 @@ _NOT_NEGATIVE = _words(
     "train.valid_bleu_iterations train.patience train.time_limit "
     "decode.max_length decode.iterations decode.length_penalty"
 )
-_SHARE = _words("masking.target_share masking.source_share masking.rotate_share")
+_SHARE = _words("masking.target_share masking.source_share masking.rotate_share data.max_damage")
 _BELOW_ONE = _words(
     "model.dropout model.attention_dropout model.activation_dropout objective.label_smoothing "
     "optim.beta1 optim.beta2"
@@ -103,7 +108,7 @@ def check_values(values: Mapping[str, Any], where: Where, faults: FaultList) -> 
 
 def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
     """Rules over several fields of a resolved run."""
-    for rule in (_model, _attention, _positions, _masking, _objective, _optim, _validation, _decode):
+    for rule in (_model, _attention, _data, _positions, _masking, _objective, _optim, _validation, _decode):
         rule(run, where, faults)
 
 
@@ -128,6 +133,34 @@ def _attention(run: RunConfig, where: Where, faults: FaultList) -> None:
             "use auto or grouped, or set model.attention_dropout to 0",
             ["train.attention_backend", "model.attention_dropout"],
         )
+
+
+def _data(run: RunConfig, where: Where, faults: FaultList) -> None:
+    data, key = run.data, "data.path"
+    try:
+        places = [place.location for place in parse_locations(data.path)] if data.path else []
+    except ConfigError as error:
+        faults.add(error.what, where(key), error.fix, [key])
+        return
+    commands = [place for place in [*places, data.valid_path or ""] if place.startswith(PIPE)]
+    if any("{}" not in command for command in commands):
+        what = "a command that gives the data does not say where the name of the file goes"
+        faults.add(what, where(key), f"put {{}} in its place: {PIPE}cat DIR/{{}}", [key])
+    if len(places) > 1 and data.batch == "tokens":
+        what = "batches of tokens are cut by the lengths of one source; several cannot be mixed in them"
+        faults.add(what, where(key), "set data.batch to samples, or give one source", [key, "data.batch"])
+    if data.on_damage == "quarantine" and data.batch == "tokens":
+        what = "batches of tokens are cut by the lengths of all samples, so that none can be replaced"
+        fix = "use data.on_damage stop, or data.batch samples"
+        faults.add(what, where("data.on_damage"), fix, ["data.on_damage", "data.batch"])
+    if data.shuffle_shards and data.batch == "tokens":
+        what = "data.shuffle_shards orders batches of samples; batches of tokens have an order of their own"
+        fix = "leave data.shuffle_shards out"
+        faults.add(what, where("data.shuffle_shards"), fix, ["data.shuffle_shards", "data.batch"])
+    if run.train.valid_bleu != "none" and (len(places) > 1 or any(map(is_remote, places))):
+        what = "train.valid_bleu reads the validation text of one local directory"
+        fix = "copy the data to this machine, or set train.valid_bleu to none"
+        faults.add(what, where("train.valid_bleu"), fix, ["train.valid_bleu", key])
 
 
 def _positions(run: RunConfig, where: Where, faults: FaultList) -> None:

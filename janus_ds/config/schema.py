@@ -65,9 +65,15 @@ class DataConfig:
     """Where samples come from."""
 
     path: str | None = None
-    """Directory made by launch/prepare_data.py; None: the bundled corpus, prepared on first use."""
+    """Where launch/prepare_data.py's directory lies; None: the bundled corpus, prepared on first use.
+
+    A folder, an address (http://, https://, s3://, gs:// or any of fsspec's), or a command that writes a
+    file of it to standard output, with {} for the file's name: `pipe:ssh HOST cat DIR/{}`. In an address,
+    ${NAME} stands for the environment's value, so that passwords need not be written down. Several with
+    weights are mixed: `wiki=0.7,books=0.3`.
+    """
     valid_path: str | None = None
-    """Directory of validation shards; None: `path`/valid."""
+    """Directory of validation shards, given in the same way; None: `path`/valid."""
     task: str = "denoise"
     """denoise (pretraining: source is the noised target) or pair (source and target are given)."""
     batch: str = "samples"
@@ -76,12 +82,35 @@ class DataConfig:
     """Longest target without bos and eos; longer blocks are refused by name."""
     shuffle_window: int = 8
     """Block shuffle: samples mix inside windows of this many packed members."""
+    shuffle_shards: int = 0
+    """Members mix inside groups of this many shards, which come in mixed order; 0: over all shards.
+
+    Needed for distant data larger than data.cache_gb: without it, one window touches shards from everywhere.
+    """
     workers: int = 1
     """Prefetching worker processes a rank; 0 reads in the training process."""
     prefetch_steps: int = 2
     """Steps that each worker prepares ahead."""
     pad_multiple: int = 8
     """Segment widths are padded to a multiple of this, which bounds the number of distinct shapes."""
+    cache_dir: str | None = None
+    """Folder that keeps fetched shards, shared by all processes of a machine; None: the user's cache."""
+    cache_gb: float = 50.0
+    """Most that fetched shards may take there, in GB; the least recently used go first."""
+    read_ahead: int = 2
+    """Shards fetched before they are needed, in the order of the run; distant data only."""
+    retries: int = 5
+    """Further tries of a transfer that failed or brought damaged bytes, with growing pauses."""
+    stall_seconds: float = 60.0
+    """A transfer that brings nothing for so long has failed."""
+    on_damage: str = "stop"
+    """What a damaged member (one checksum, many samples) does to a run: stop or quarantine.
+
+    quarantine: its samples are listed in RUN/quarantine.jsonl, and each is replaced by a sample of the next
+    whole member, on any number of ranks by the same one.
+    """
+    max_damage: float = 0.1
+    """Share of the members that may be damaged before quarantine gives up and stops the run."""
 
 
 @dataclass(frozen=True)

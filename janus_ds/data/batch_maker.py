@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.collate import Collator, RowKinds
+from janus_ds.data.mixture import MixedSource
+from janus_ds.data.places import MixedSplit, SplitPlace
 from janus_ds.data.ragged import Ragged
 from janus_ds.data.source import SampleSource
 from janus_ds.data.views import Views, check_masking, make_views
@@ -30,7 +32,7 @@ class BatchMaker:
     Holds no tokenizer. May be pickled and used after a fork.
 
     Args:
-        split_dir: DATA/train or DATA/valid.
+        split: DATA/train or DATA/valid; an opened place, or several.
         config: resolved (`config.presets.resolve`).
         special: special symbols of the data's tokenizer.
 
@@ -39,14 +41,16 @@ class BatchMaker:
             or data of the other task.
     """
 
-    def __init__(self, split_dir: Path, config: RunConfig, special: SpecialTokens) -> None:
+    def __init__(
+        self, split: Path | SplitPlace | MixedSplit, config: RunConfig, special: SpecialTokens
+    ) -> None:
         self.config = config
-        self.source = SampleSource(split_dir, 2 * config.data.shuffle_window + _CACHED_MEMBERS)
+        self.source = _open(split, config)
         task = "pair" if "source" in self.source.streams else "denoise"
         if task != config.data.task:
             raise ConfigError(
                 f"the data is prepared for task {task!r}, the run asks for {config.data.task!r}",
-                f"data.task, {split_dir}",
+                f"data.task, {self.source.name}",
                 "set data.task to what the data is, or give other data",
             )
         check_masking(config.masking, task)
@@ -117,6 +121,8 @@ class BatchMaker:
             parts: (epochs, ids) of each micro-batch, int64.
         """
         epochs, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if self.config.data.on_damage == "quarantine":
+            ids = self.source.sound(ids)
         views = self.views(epochs, ids)
         ends = np.cumsum([len(part) for _, part in parts]).tolist()
         starts = [0, *ends[:-1]]
@@ -157,6 +163,16 @@ class BatchMaker:
                 self.source.origin(int(ids[worst])),
                 f"raise {key}, or prepare the data again with shorter blocks",
             )
+
+
+def _open(split: Path | SplitPlace | MixedSplit, config: RunConfig) -> SampleSource | MixedSource:
+    data = config.data
+    cached = 2 * data.shuffle_window + _CACHED_MEMBERS
+    max_damage = data.max_damage if data.on_damage == "quarantine" else None
+    if isinstance(split, MixedSplit):
+        parts = [SampleSource(part, cached, max_damage) for part in split.parts]
+        return MixedSource(parts, split.weights)
+    return SampleSource(split, cached, max_damage)
 
 
 def _part(views: Views, start: int, stop: int) -> Views:

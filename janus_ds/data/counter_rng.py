@@ -37,6 +37,8 @@ class Stream(IntEnum):
     COIN = 9
     ROTATION = 10
     BUCKET_ORDER = 11
+    SHARD_ORDER = 12
+    MIXED_ORDER = 13
 
 
 def _mix(x: UInts) -> UInts:

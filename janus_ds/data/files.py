@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,13 +61,17 @@ def disk_faults(path: Path) -> Iterator[None]:
         raise
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, unique: bool = False) -> None:
     """Write a file so that after a crash there is the old file or the new one, never a part.
+
+    Args:
+        unique: under a temporary name of this process, since others may write the same file.
 
     Raises:
         ResourceError: full disk or missing permission.
     """
-    temporary = path.with_name(path.name + ".part")
+    owner = f".{os.getpid()}-{threading.get_ident()}" if unique else ""
+    temporary = path.with_name(f"{path.name}{owner}.part")
     with disk_faults(path):
         with temporary.open("wb") as file:
             file.write(data)

@@ -47,10 +47,11 @@ class _Steps(Dataset[PackedStep | _Failure]):
 
     def __getitem__(self, step: int) -> PackedStep | _Failure:
         try:
+            self.plan.read_ahead(step)
             batches = self._maker.micro_batches(self.plan.parts(step))
         except JanusError as error:
             return _Failure(error)
-        return PackedStep.pack(StepData.of(step, batches))
+        return PackedStep.pack(StepData.of(step, batches, self._maker.source.take_damage()))
 
 
 class StepLoader:
@@ -186,18 +187,18 @@ def validation_batches(maker: BatchMaker, share: RankShare, samples: int) -> Ite
     Raises:
         DataError: the split has no sample, or as `BatchMaker` raises it.
     """
-    total = min(samples, maker.source.samples)
-    if total < 1:
+    chosen = maker.source.first(samples)
+    if len(chosen) < 1:
         raise DataError(
             "there is no sample to validate on",
-            str(maker.source.split_dir),
+            maker.source.name,
             "prepare the data with a larger validation part, or raise train.valid_samples",
         )
     together = share.micro_batch * share.size
-    for start in range(0, total, together):
+    for start in range(0, len(chosen), together):
         first = start + share.rank * share.micro_batch
-        ids = np.arange(first, min(first + share.micro_batch, total))
+        ids = chosen[first : first + share.micro_batch]
         counted = len(ids) > 0
-        ids = ids if counted else np.zeros(1, dtype=np.int64)
+        ids = ids if counted else chosen[:1]
         epochs = np.full_like(ids, VALIDATION_EPOCH)
         yield ValidationBatch(maker.batches(epochs[None], ids[None])[0], counted)

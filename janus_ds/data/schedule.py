@@ -2,12 +2,13 @@
 
 An epoch is a permutation of all samples, made by block shuffle: packed members are permuted, cut into
 windows of `window` members, and the samples of a window are mixed. So each sample comes once an epoch,
-reads stay local, and the only state of the order is a position (the step). Nothing here knows ranks or
-workers, except :func:`rank_positions`, which splits a global batch without changing it.
+reads stay local, and the only state of the order is a position (the step). Where shards come from afar,
+they are permuted first and members stay within groups of shards. Nothing here knows ranks or workers, except :func:`rank_positions`, which splits a global batch without changing it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,22 @@ from numpy.typing import ArrayLike, NDArray
 from janus_ds.data.counter_rng import Stream, keys, shuffled
 from janus_ds.errors import ConfigError, DataError
 
-__all__ = ["SampleSchedule", "rank_positions"]
+__all__ = ["SampleSchedule", "ShardGroups", "rank_positions"]
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ShardGroups:
+    """Members that mix with one another only inside groups of shards.
+
+    Attributes:
+        members_of_shard: int64: members of each shard, in index order.
+        together: shards of a group.
+    """
+
+    members_of_shard: Ints
+    together: int
 
 
 @dataclass(frozen=True)
@@ -39,13 +53,21 @@ class SampleSchedule:
         member_sizes: samples of each packed member, in index order.
         window: members that are mixed with one another.
         global_batch: samples a step, over all ranks and micro-batches.
+        groups: how members mix; None: over all shards.
 
     Raises:
         DataError: there is no sample.
         ConfigError: window or global batch below 1.
     """
 
-    def __init__(self, seed: int, member_sizes: ArrayLike, window: int, global_batch: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        member_sizes: ArrayLike,
+        window: int,
+        global_batch: int,
+        groups: ShardGroups | None = None,
+    ) -> None:
         sizes = np.asarray(member_sizes, dtype=np.int64)
         if sizes.sum() == 0:
             raise DataError(
@@ -57,7 +79,8 @@ class SampleSchedule:
         self._seed, self._window, self._batch = seed, window, global_batch
         self._sizes = sizes
         self._first = np.cumsum(sizes) - sizes
-        self._epoch: _Epoch | None = None
+        self._groups = groups
+        self._epochs: dict[int, _Epoch] = {}
         self._mixed: tuple[int, int, Ints] | None = None
 
     @property
@@ -73,8 +96,12 @@ class SampleSchedule:
         """
         if step < 0:
             raise ValueError(f"step {step}")
-        position, end = step * self._batch, (step + 1) * self._batch
-        epochs, ids = [], []
+        return self.between(step * self._batch, (step + 1) * self._batch)
+
+    def between(self, position: int, end: int) -> tuple[Ints, Ints]:
+        """(epochs, sample ids) of the positions [position, end)."""
+        nothing = np.zeros(0, dtype=np.int64)
+        epochs, ids = [nothing], [nothing]
         while position < end:
             number, inside = divmod(position, self.samples)
             epoch = self._epoch_order(number)
@@ -86,15 +113,39 @@ class SampleSchedule:
             position += len(taken)
         return np.concatenate(epochs), np.concatenate(ids)
 
+    def members_from(self, position: int) -> Iterator[int]:
+        """Members in the order in which they are read, from a position on to the end of the next epoch."""
+        number, inside = divmod(position, self.samples)
+        epoch = self._epoch_order(number)
+        window = int(np.searchsorted(epoch.window_start, inside, side="right")) - 1
+        yield from epoch.member_order[window * self._window :].tolist()
+        yield from self._epoch_order(number + 1).member_order.tolist()
+
     def _epoch_order(self, number: int) -> _Epoch:
-        if self._epoch is None or self._epoch.number != number:
-            order = shuffled(keys(self._seed, number, 0, Stream.MEMBER_ORDER), len(self._sizes))
+        if number not in self._epochs:
+            order = self._member_order(number)
             ends = np.cumsum(self._sizes[order])
             last_members = np.minimum(
                 np.arange(self._window, len(ends) + self._window, self._window), len(ends)
             )
-            self._epoch = _Epoch(number, order, np.append(0, ends[last_members - 1]))
-        return self._epoch
+            # Two: the one that ends and the one that begins.
+            self._epochs = {n: epoch for n, epoch in self._epochs.items() if abs(n - number) == 1}
+            self._epochs[number] = _Epoch(number, order, np.append(0, ends[last_members - 1]))
+        return self._epochs[number]
+
+    def _member_order(self, number: int) -> Ints:
+        if self._groups is None:
+            return shuffled(keys(self._seed, number, 0, Stream.MEMBER_ORDER), len(self._sizes))
+        counts, together = self._groups.members_of_shard, self._groups.together
+        first = np.cumsum(counts) - counts
+        shards = shuffled(keys(self._seed, number, 0, Stream.SHARD_ORDER), len(counts))
+        parts = []
+        for group, start in enumerate(range(0, len(shards), together)):
+            chosen = shards[start : start + together]
+            members = np.concatenate([np.arange(first[s], first[s] + counts[s]) for s in chosen])
+            order = shuffled(keys(self._seed, number, group, Stream.MEMBER_ORDER), len(members))
+            parts.append(members[order])
+        return np.concatenate(parts)
 
     def _window_order(self, epoch: _Epoch, window: int) -> Ints:
         """The sample numbers of a window in their mixed order."""

@@ -15,19 +15,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from janus_ds.data.files import disk_faults
 from janus_ds.data.index import BlobEntry, MemberEntry, ShardEntry, SplitIndex
 from janus_ds.data.ragged import Ragged
-from janus_ds.errors import DataError
+from janus_ds.errors import DamagedDataError, DataError
 
-__all__ = ["Packing", "ShardReader", "shard_name", "token_dtype", "unpack_member", "write_shard"]
+__all__ = ["Packing", "ShardReader", "ShardStore", "shard_name", "token_dtype", "unpack_member", "write_shard"]
 
 TAR_BLOCK_BYTES = 512
 _OFFSET_DTYPE = "<u4"
+_Read = Callable[[BlobEntry], bytes]
+_Result = TypeVar("_Result")
 _VERIFY = "run `python -m janus_ds verify` on the data directory; copy the shard again or prepare it again"
 
 
@@ -153,7 +155,7 @@ def unpack_member(
         where: names shard and member in errors.
 
     Raises:
-        DataError: bytes are missing or differ from the index, or offsets and tokens do not agree.
+        DamagedDataError: bytes are missing or differ from the index, or offsets and tokens do not agree.
     """
     rows = {}
     for stream in index.streams:
@@ -163,10 +165,10 @@ def unpack_member(
             values = np.frombuffer(tokens, np.dtype(index.stream_dtype).newbyteorder("<"))
             bounds = np.frombuffer(offsets, _OFFSET_DTYPE).astype(np.int64)
         except ValueError:
-            raise DataError("a token file is not a whole number of tokens", where, _VERIFY) from None
+            raise DamagedDataError("a token file is not a whole number of tokens", where, _VERIFY) from None
         whole = len(bounds) == member.samples + 1 and bounds[0] == 0 and bounds[-1] == len(values)
         if not whole or np.any(np.diff(bounds) < 0):
-            raise DataError(f"the offsets of stream {stream!r} do not fit its tokens", where, _VERIFY)
+            raise DamagedDataError(f"the offsets of stream {stream!r} do not fit its tokens", where, _VERIFY)
         rows[stream] = Ragged(values, bounds)
     return rows
 
@@ -174,13 +176,26 @@ def unpack_member(
 def _checked(member: MemberEntry, name: str, read: Callable[[BlobEntry], bytes], where: str) -> bytes:
     blob = member.blobs.get(name)
     if blob is None:
-        raise DataError(f"the index knows no {name} of this member", where, _VERIFY)
+        raise DamagedDataError(f"the index knows no {name} of this member", where, _VERIFY)
     data = read(blob)
     if len(data) != blob.size:
-        raise DataError(f"the shard is cut: {name} has {len(data)} of {blob.size} bytes", where, _VERIFY)
+        raise DamagedDataError(f"the shard is cut: {name} has {len(data)} of {blob.size} bytes", where, _VERIFY)
     if zlib.crc32(data) != blob.crc32:
-        raise DataError(f"{name} was changed since it was written (checksum differs)", where, _VERIFY)
+        raise DamagedDataError(f"{name} was changed since it was written (checksum differs)", where, _VERIFY)
     return data
+
+
+class ShardStore(Protocol):
+    """Where shards come from that do not lie in the split's folder."""
+
+    def open(self, shard: ShardEntry) -> int:
+        """A descriptor of the whole shard; the caller closes it soon, since it keeps the file in place."""
+
+    def renew(self, shard: ShardEntry) -> bool:
+        """Forget a local copy that has become damaged; False: it is as it came."""
+
+    def place(self, shard: ShardEntry) -> str:
+        """Where the shard lies, for messages."""
 
 
 class ShardReader:
@@ -190,29 +205,34 @@ class ShardReader:
         split_dir: folder of the shards.
         index: its index.
         open_files: shards kept open at once.
+        store: brings the shards, where they do not lie in `split_dir`.
+        cut_shards: read what is left of a shard of the wrong size, instead of refusing all of it.
     """
 
-    def __init__(self, split_dir: Path, index: SplitIndex, open_files: int = 16) -> None:
+    def __init__(
+        self,
+        split_dir: Path,
+        index: SplitIndex,
+        open_files: int = 16,
+        store: ShardStore | None = None,
+        cut_shards: bool = False,
+    ) -> None:
         self._dir = split_dir
         self._index = index
         self._limit = open_files
+        self._store = store
+        self._cut_shards = cut_shards
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def read_member(self, shard: int, member: int) -> dict[str, Ragged]:
         """The samples of member number `member` within shard number `shard`, checksums verified.
 
         Raises:
-            DataError: the shard is missing, cut, swapped or changed; names shard and member.
+            DamagedDataError: the shard is missing, cut, swapped or changed; names shard and member.
+            DataError: it cannot be fetched.
         """
-        shard_entry = self._index.shards[shard]
-        entry = shard_entry.members[member]
-        where = f"{self._dir / shard_entry.name}, member {entry.key}"
-        descriptor = self._open(shard, where)
-
-        def read(blob: BlobEntry) -> bytes:
-            return os.pread(descriptor, blob.size, blob.offset)
-
-        return unpack_member(entry, self._index, read, where)
+        entry = self._index.shards[shard].members[member]
+        return self._use(shard, member, lambda read, where: unpack_member(entry, self._index, read, where))
 
     def read_lengths(self, shard: int, member: int) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
         """Tokens of each sample of a member by stream, from its offsets alone.
@@ -220,23 +240,13 @@ class ShardReader:
         Raises:
             DataError: as from :meth:`read_member`.
         """
-        shard_entry = self._index.shards[shard]
-        entry = shard_entry.members[member]
-        where = f"{self._dir / shard_entry.name}, member {entry.key}"
-        descriptor = self._open(shard, where)
+        entry = self._index.shards[shard].members[member]
+        return self._use(shard, member, lambda read, where: _lengths(entry, self._index, read, where))
 
-        def read(blob: BlobEntry) -> bytes:
-            return os.pread(descriptor, blob.size, blob.offset)
-
-        lengths: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
-        for stream in self._index.streams:
-            offsets = _checked(entry, f"{stream}.offsets", read, where)
-            bounds = np.frombuffer(offsets, _OFFSET_DTYPE) if len(offsets) % 4 == 0 else np.zeros(0)
-            if len(bounds) != entry.samples + 1:
-                raise DataError(f"the offsets of stream {stream!r} do not fit its samples", where, _VERIFY)
-            whole = bounds.astype(np.int64)
-            lengths[stream] = whole[1:] - whole[:-1]
-        return lengths
+    def place(self, shard: int) -> str:
+        """Where a shard lies, for messages."""
+        entry = self._index.shards[shard]
+        return self._store.place(entry) if self._store else str(self._dir / entry.name)
 
     def close(self) -> None:
         """Close all files; the reader may be used again."""
@@ -249,6 +259,26 @@ class ShardReader:
     def __del__(self) -> None:
         self.close()
 
+    def _use(self, shard: int, member: int, unpack: Callable[[_Read, str], _Result]) -> _Result:
+        shard_entry = self._index.shards[shard]
+        where = f"{self.place(shard)}, member {shard_entry.members[member].key}"
+        try:
+            return self._unpack(shard, where, unpack)
+        except DamagedDataError:
+            if self._store is None or not self._store.renew(shard_entry):
+                raise
+        return self._unpack(shard, where, unpack)
+
+    def _unpack(self, shard: int, where: str, unpack: Callable[[_Read, str], _Result]) -> _Result:
+        store, entry = self._store, self._index.shards[shard]
+        # A fetched shard is let go after each member, or the cache could not remove it.
+        descriptor = store.open(entry) if store else self._open(shard, where)
+        try:
+            return unpack(lambda blob: os.pread(descriptor, blob.size, blob.offset), where)
+        finally:
+            if store:
+                os.close(descriptor)
+
     def _open(self, shard: int, where: str) -> int:
         if shard in self._files:
             self._files.move_to_end(shard)
@@ -256,17 +286,30 @@ class ShardReader:
         entry = self._index.shards[shard]
         try:
             descriptor = os.open(self._dir / entry.name, os.O_RDONLY)
+        except FileNotFoundError:
+            raise DamagedDataError("the shard is missing", where, _VERIFY) from None
         except OSError as error:
-            what = (
-                "the shard is missing" if isinstance(error, FileNotFoundError) else f"cannot read ({error})"
-            )
-            raise DataError(what, where, _VERIFY) from None
+            raise DataError(f"cannot read ({error})", where, _VERIFY) from None
         size = os.fstat(descriptor).st_size
-        if size != entry.size:
+        if size != entry.size and not self._cut_shards:
             os.close(descriptor)
             what = f"the shard has {size} bytes, the index says {entry.size}: cut or swapped"
-            raise DataError(what, where, _VERIFY)
+            raise DamagedDataError(what, where, _VERIFY)
         if len(self._files) >= self._limit:
             os.close(self._files.popitem(last=False)[1])
         self._files[shard] = descriptor
         return descriptor
+
+
+def _lengths(
+    entry: MemberEntry, index: SplitIndex, read: _Read, where: str
+) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    lengths: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
+    for stream in index.streams:
+        offsets = _checked(entry, f"{stream}.offsets", read, where)
+        bounds = np.frombuffer(offsets, _OFFSET_DTYPE) if len(offsets) % 4 == 0 else np.zeros(0)
+        if len(bounds) != entry.samples + 1:
+            raise DamagedDataError(f"the offsets of stream {stream!r} do not fit its samples", where, _VERIFY)
+        whole = bounds.astype(np.int64)
+        lengths[stream] = whole[1:] - whole[:-1]
+    return lengths

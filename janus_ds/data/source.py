@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from janus_ds.data.index import SplitIndex
+from janus_ds.data.places import SplitPlace
+from janus_ds.data.quarantine import Damage, StandIns
 from janus_ds.data.ragged import Ragged
+from janus_ds.data.read_ahead import ReadAhead
 from janus_ds.data.shards import ShardReader
 
 __all__ = ["SampleSource"]
@@ -24,20 +28,33 @@ class SampleSource:
     used go first. May be pickled and used after a fork.
 
     Args:
-        split_dir: DATA/train, for example.
+        split: DATA/train, for example; or an opened place.
         cached_members: decoded members kept; at least as many as a batch touches.
+        max_damage: share of damaged members that :meth:`sound` replaces; None: it is not used, and a shard
+            of the wrong size is refused whole.
 
     Raises:
         DataError: no index, or one that is damaged or of a newer version.
     """
 
-    def __init__(self, split_dir: Path, cached_members: int = 64) -> None:
-        self.split_dir = split_dir
-        self.index = SplitIndex.load(split_dir)
+    def __init__(
+        self, split: Path | SplitPlace, cached_members: int = 64, max_damage: float | None = None
+    ) -> None:
+        place = SplitPlace.of(split)
+        self.name = place.name
+        """How messages call the split."""
+        self.index = SplitIndex.load(place.folder)
         self.member_sizes: Ints = self.index.member_sizes()
-        self._reader = ShardReader(split_dir, self.index)
+        self.shards = place.shards
+        """Where distant shards come from; None: they lie here."""
+        self._reader = ShardReader(
+            place.folder, self.index, store=place.shards, cut_shards=max_damage is not None
+        )
+        self._read_ahead = ReadAhead(place.shards) if place.shards else None
+        self._stand_ins = StandIns(len(self.member_sizes), max_damage or 0.0)
         self._ends = np.cumsum(self.member_sizes)
         members_of_shard = [len(shard.members) for shard in self.index.shards]
+        self.members_of_shard: Ints = np.array(members_of_shard, dtype=np.int64)
         self._shard_of_member = np.repeat(np.arange(len(members_of_shard)), members_of_shard)
         self._first_member = np.cumsum([0, *members_of_shard])
         self._limit = cached_members
@@ -81,6 +98,52 @@ class SampleSource:
             for stream, rows in parts.items()
         }
 
+    def sound(self, ids: ArrayLike) -> Ints:
+        """These numbers, those in damaged members replaced by numbers in whole ones.
+
+        The replacement depends on the number and the damage alone: every rank makes the same.
+
+        Raises:
+            DataError: more damage than `max_damage`; or a shard cannot be fetched.
+        """
+        wanted = np.array(ids, dtype=np.int64)
+        member, inside = self._locate(wanted)
+        for number in np.unique(member).tolist():
+            other = self._stand_ins.of(number, self._member, self._damage)
+            if other != number:
+                first = int(self._ends[other] - self.member_sizes[other])
+                places = member == number
+                wanted[places] = first + inside[places] % self.member_sizes[other]
+        return wanted
+
+    def take_damage(self) -> list[Damage]:
+        """Damage that :meth:`sound` met since the last call."""
+        return self._stand_ins.take()
+
+    def first(self, samples: int) -> Ints:
+        """The numbers of the first samples, at most as many as there are."""
+        return np.arange(min(samples, self.samples), dtype=np.int64)
+
+    def has(self, sample: int) -> bool:
+        """Whether a sample has this number."""
+        return 0 <= sample < self.samples
+
+    def read_ahead(self, members: Iterable[int], further: int) -> None:
+        """Fetch shards in the background: those of the first window of members, and `further` ones more.
+
+        Args:
+            members: in the order in which they will be read; read as far as needed.
+            further: shards.
+        """
+        if self._read_ahead is None:
+            return
+        wanted: dict[int, None] = {}
+        for member in members:
+            wanted.setdefault(int(self._shard_of_member[member]))
+            if len(wanted) > further:
+                break
+        self._read_ahead.want([self.index.shards[shard] for shard in wanted])
+
     def lengths(self) -> dict[str, Ints]:
         """Tokens of every sample by stream, without specials; reads the offsets alone.
 
@@ -103,12 +166,18 @@ class SampleSource:
         shard = int(self._shard_of_member[member])
         entry = self.index.shards[shard]
         key = entry.members[member - int(self._first_member[shard])].key
-        return f"{self.split_dir / entry.name}, member {key}, sample {inside}"
+        return f"{self._reader.place(shard)}, member {key}, sample {inside}"
 
     def _locate(self, ids: Ints) -> tuple[Ints, Ints]:
         """Member number and number within the member of each sample."""
         member = np.searchsorted(self._ends, ids, side="right")
         return member, ids - (self._ends - self.member_sizes)[member]
+
+    def _damage(self, number: int, reason: str) -> Damage:
+        shard = int(self._shard_of_member[number])
+        samples = int(self.member_sizes[number])
+        key = self.index.shards[shard].members[number - int(self._first_member[shard])].key
+        return Damage(self._reader.place(shard), key, int(self._ends[number]) - samples, samples, reason)
 
     def _member(self, number: int) -> dict[str, Ragged]:
         if number in self._cache:

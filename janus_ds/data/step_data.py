@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from janus_ds.batch import BatchCounts, RowLayout, TwoStreamBatch
+from janus_ds.data.quarantine import Damage
 
 __all__ = ["PackedStep", "StepData"]
 
@@ -23,12 +25,17 @@ class StepData:
     """Sums over this rank's micro-batches; sum over ranks for the global counts."""
     sample_ids: Tensor
     """int64: all samples of this rank, micro-batch by micro-batch."""
+    damage: tuple[Damage, ...] = ()
+    """Damaged members that the worker met for this step and has not reported before."""
 
     @classmethod
-    def of(cls, step: int, batches: list[TwoStreamBatch]) -> StepData:
+    def of(
+        cls, step: int, batches: list[TwoStreamBatch], damage: Iterable[Damage] = ()
+    ) -> StepData:
         """The step made of these micro-batches."""
         counts = sum((batch.counts for batch in batches), BatchCounts())
-        return cls(step, batches, counts, torch.cat([batch.sample_id_B for batch in batches]))
+        ids = torch.cat([batch.sample_id_B for batch in batches])
+        return cls(step, batches, counts, ids, tuple(damage))
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class PackedStep:
     headers: list[_Header]
     values: Tensor
     """int64."""
+    damage: tuple[Damage, ...] = ()
 
     @classmethod
     def pack(cls, data: StepData) -> PackedStep:
@@ -64,7 +72,7 @@ class PackedStep:
             shapes = {name: value.shape for name, value in tensors.items()}
             headers.append(_Header(batch.layout, batch.counts, shapes))
             parts.extend(value.reshape(-1) for value in tensors.values())
-        return cls(data.step, headers, torch.cat(parts))
+        return cls(data.step, headers, torch.cat(parts), data.damage)
 
     def unpack(self) -> StepData:
         """The step again; its tensors share the flat tensor's memory."""
@@ -75,7 +83,7 @@ class PackedStep:
                 fields[name] = self.values[position : position + shape.numel()].view(shape)
                 position += shape.numel()
             batches.append(TwoStreamBatch(layout=header.layout, counts=header.counts, **fields))
-        return StepData.of(self.step, batches)
+        return StepData.of(self.step, batches, self.damage)
 
     def pin_memory(self) -> PackedStep:
         """The same in page-locked memory (called by the data loader on CUDA machines)."""

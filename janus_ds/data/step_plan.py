@@ -8,14 +8,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_ds.config.schema import DataConfig, RunConfig
 from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.schedule import SampleSchedule, rank_positions
+from janus_ds.data.mixture import MixedSchedule, MixedSource
+from janus_ds.data.schedule import SampleSchedule, ShardGroups, rank_positions
+from janus_ds.data.source import SampleSource
 from janus_ds.data.token_schedule import SampleCosts, TokenSchedule, expected_rows, share_out
 from janus_ds.errors import ConfigError
 
 __all__ = ["RankShare", "StepPlan", "make_step_plan", "sample_costs"]
 
 Ints = NDArray[Any]
+
+_SEED_STEP = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class StepPlan(Protocol):
 
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:
         """This rank's micro-batches: (epochs, sample ids) of each, int64."""
+
+    def read_ahead(self, step: int) -> None:
+        """Let distant shards that the step and the next ones need come."""
 
     @property
     def steps_per_epoch(self) -> float:
@@ -70,17 +78,62 @@ class _SamplePlan:
     """Equally many samples a step."""
 
     def __init__(self, maker: BatchMaker, share: RankShare) -> None:
-        config = maker.config
+        config, source = maker.config, maker.source
         batch = config.train.global_batch
-        self._schedule = SampleSchedule(
-            config.train.seed, maker.source.member_sizes, config.data.shuffle_window, batch
-        )
+        self._ahead = config.data.read_ahead
+        self._batch = batch
+        self._sources = source.parts if isinstance(source, MixedSource) else [source]
+        for part in self._sources:
+            _check_cache(part, config.data, len(self._sources))
+        self._orders = [_order(part, config, n) for n, part in enumerate(self._sources)]
+        self._mixed: MixedSchedule | None = None
+        self.steps_per_epoch = source.samples / batch
+        if isinstance(source, MixedSource):
+            self._mixed = MixedSchedule(config.train.seed, self._orders, source.turns, batch)
+            self.steps_per_epoch = self._mixed.steps_per_epoch
         self._positions = rank_positions(batch, share.rank, share.size, share.micro_batch)
-        self.steps_per_epoch = maker.source.samples / batch
 
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:
-        epochs, ids = self._schedule.ids(step)
+        epochs, ids = self._mixed.ids(step) if self._mixed else self._orders[0].ids(step)
         return [(epochs[positions], ids[positions]) for positions in self._positions]
+
+    def read_ahead(self, step: int) -> None:
+        draws = self._mixed.draws(step) if self._mixed else [step * self._batch]
+        for source, order, position in zip(self._sources, self._orders, draws, strict=True):
+            source.read_ahead(order.members_from(position), self._ahead)
+
+
+def _order(source: SampleSource, config: RunConfig, number: int) -> SampleSchedule:
+    """The order of one source; equal sources of a mixture get different ones."""
+    together = config.data.shuffle_shards
+    return SampleSchedule(
+        config.train.seed + number * _SEED_STEP,
+        source.member_sizes,
+        config.data.shuffle_window,
+        config.train.global_batch,
+        ShardGroups(source.members_of_shard, together) if together else None,
+    )
+
+
+def _check_cache(source: SampleSource, data: DataConfig, sources: int) -> None:
+    """Refuse an order that would fetch each shard again and again.
+
+    Raises:
+        ConfigError: what is needed at about the same time does not fit into the cache.
+    """
+    if source.shards is None:
+        return
+    sizes = sorted((shard.size for shard in source.index.shards), reverse=True)
+    # A window can lie in two groups, and another worker can be a group ahead.
+    together = 2 * data.shuffle_shards + data.read_ahead if data.shuffle_shards else len(sizes)
+    needed, room = sum(sizes[:together]), source.shards.cache.limit // sources
+    if needed > room:
+        raise ConfigError(
+            f"{needed / 1e9:.3g} GB of shards are needed at about the same time, the cache has {room / 1e9:.3g} "
+            "GB for them",
+            f"data.cache_gb, {source.name}",
+            "raise data.cache_gb, or lower data.shuffle_shards (0 mixes over all shards)",
+        )
 
 
 class _TokenPlan:
@@ -89,6 +142,10 @@ class _TokenPlan:
     def __init__(self, maker: BatchMaker, share: RankShare) -> None:
         config = maker.config
         train = config.train
+        if isinstance(maker.source, MixedSource):
+            maker.source.lengths()  # refuses
+            raise AssertionError
+        _check_cache(maker.source, config.data, 1)
         self._costs = sample_costs(maker)
         self._schedule = TokenSchedule(
             train.seed,
@@ -112,3 +169,6 @@ class _TokenPlan:
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:
         parts = share_out(self._schedule.groups(step), self._costs, self._parts)
         return parts[self._share.rank :: self._share.size]
+
+    def read_ahead(self, step: int) -> None:
+        """Nothing: the lengths have brought all shards."""

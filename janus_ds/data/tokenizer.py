@@ -20,6 +20,7 @@ from janus_ds.errors import DataError
 __all__ = [
     "MASK_TEXT",
     "SENTENCEPIECE_KINDS",
+    "TOKENIZER_FILES",
     "ByteLevelBPE",
     "SentencePieceTokenizer",
     "Tokenizer",
@@ -34,6 +35,9 @@ SENTENCEPIECE_KINDS = ("unigram", "bpe")
 
 _MODEL_NAME = "sentencepiece.model"
 _VOCAB_NAME, _MERGES_NAME = "vocab.json", "merges.txt"
+
+TOKENIZER_FILES = ((_MODEL_NAME,), (WORDS_NAME,), (_VOCAB_NAME, _MERGES_NAME))
+"""The files of a saved tokenizer, by kind."""
 _SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>", MASK_TEXT)
 # The share of characters that get into the vocabulary; rarer ones become <unk>.
 _CHARACTER_COVERAGE = 0.9999

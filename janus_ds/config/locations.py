@@ -1,0 +1,145 @@
+"""Where data lies, as text: a folder, an address, a command; alone or several with weights.
+
+Addresses may hold passwords and signatures. Whatever is printed or recorded goes through
+:func:`public_location`; what is opened goes through :func:`expanded`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from janus_ds.errors import ConfigError
+
+__all__ = [
+    "PIPE",
+    "SECRET_KEYS",
+    "WeightedLocation",
+    "expanded",
+    "is_remote",
+    "join_location",
+    "parse_locations",
+    "public_location",
+]
+
+PIPE = "pipe:"
+"""Start of a location that is a shell command; {} in it stands for a file's name."""
+
+SECRET_KEYS = ("data.path", "data.valid_path")
+"""Fields of a run that may hold secrets."""
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_WEIGHTED = re.compile(r"(.+)=([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)", re.DOTALL)
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+@dataclass(frozen=True)
+class WeightedLocation:
+    """One source of samples and its share of them, relative to the other sources' weights."""
+
+    location: str
+    weight: float
+
+
+def is_remote(location: str) -> bool:
+    """Whether files must be fetched before they can be read: an address or a command."""
+    return location.startswith(PIPE) or bool(_SCHEME.match(location))
+
+
+def parse_locations(text: str) -> tuple[WeightedLocation, ...]:
+    """The sources that `--data` or `data.path` name: one, or `LOCATION=WEIGHT,LOCATION=WEIGHT`.
+
+    Text is a mixture only if every part between commas ends with a weight and there are two or more, so
+    that an ordinary folder or address may hold both signs.
+
+    Raises:
+        ConfigError: a weight is 0 or not a number, or a source comes twice.
+    """
+    parts = [_WEIGHTED.fullmatch(part.strip()) for part in text.split(",")]
+    found = [(match[1].strip(), float(match[2])) for match in parts if match]
+    if len(parts) < 2 or len(found) < len(parts) or Path(text).exists():
+        return (WeightedLocation(text, 1.0),)
+    for location, weight in found:
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ConfigError(
+                f"a source has the weight {weight}",
+                f"data.path: {public_location(location)}",
+                "give each source a weight above 0, or leave it out",
+            )
+    names = [location for location, _ in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            "a source comes twice, so that its samples would",
+            f"data.path: {public_location(twice)}",
+            "name it once, with the sum of the weights",
+        )
+    return tuple(WeightedLocation(location, weight) for location, weight in found)
+
+
+def join_location(location: str, name: str) -> str:
+    """Where a file of a directory lies; an address keeps its query, a command its {}."""
+    if location.startswith(PIPE):
+        return location.replace("{}", f"{name}/{{}}" if name else "{}")
+    if not is_remote(location):
+        return str(Path(location) / name)
+    parts = urlsplit(location)
+    path = f"{parts.path.rstrip('/')}/{name}"
+    return urlunsplit(parts._replace(path=path))
+
+
+def expanded(location: str, environment: Mapping[str, str] | None = None) -> str:
+    """An address with ${NAME} replaced; commands are left to the shell.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+    if location.startswith(PIPE) or not is_remote(location):
+        return location
+    values = os.environ if environment is None else environment
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise ConfigError(
+                f"the environment has no {match[1]}",
+                f"data.path: {public_location(location)}",
+                f"export {match[1]} before the start, on every host",
+            )
+        return values[match[1]]
+
+    return _VARIABLE.sub(value, location)
+
+
+def public_location(text: str) -> str:
+    """A location or mixture as it may be shown: without passwords, queries and a command's arguments."""
+    if not any(mark in text for mark in ("://", PIPE)):
+        return text
+    pieces = [_WEIGHTED.fullmatch(part.strip()) for part in text.split(",")]
+    if len(pieces) > 1 and all(pieces):
+        return ",".join(f"{_public(match[1])}={match[2]}" for match in pieces if match)
+    return _public(text)
+
+
+def _public(location: str) -> str:
+    if location.startswith(PIPE):
+        words = location.removeprefix(PIPE).split()
+        return f"{PIPE}{words[0]} ... {{}}" if words else PIPE
+    if not _SCHEME.match(location):
+        return location
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        return location.split("://")[0] + "://..."
+    return urlunsplit(SplitResult(parts.scheme, _public_host(parts), parts.path, "..." * bool(parts.query), ""))
+
+
+def _public_host(parts: SplitResult) -> str:
+    user, at, host = parts.netloc.rpartition("@")
+    # `${NAME}` says where the secret is, not what it is.
+    kept = user if _VARIABLE.sub("", user).strip(":") == "" else "..."
+    return f"{kept}{at}{host}"

@@ -1,0 +1,74 @@
+"""Fetches the shards that will be needed next, beside the process that needs them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from janus_ds.data.index import ShardEntry
+from janus_ds.errors import JanusError
+
+__all__ = ["ReadAhead"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Shards(Protocol):
+    def fetch(self, shard: ShardEntry) -> None: ...
+
+
+class ReadAhead:
+    """One background thread a process, started when first needed; may be pickled and forked.
+
+    Faults are left to the reader, who meets them with the same shard and reports them.
+
+    Args:
+        shards: fetches.
+    """
+
+    def __init__(self, shards: _Shards) -> None:
+        self._shards = shards
+        self._reset()
+
+    def want(self, shards: Sequence[ShardEntry]) -> None:
+        """Fetch these, the first first, and forget earlier wishes."""
+        if self._process != os.getpid():
+            self._reset()
+        with self._changed:
+            if [shard.name for shard in shards] == self._asked:
+                return
+            self._asked = [shard.name for shard in shards]
+            self._wishes = list(shards)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+                self._thread.start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_shards": self._shards}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._shards = state["_shards"]
+        self._reset()
+
+    def _reset(self) -> None:
+        """After a fork neither thread nor lock are what they were."""
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._wishes: list[ShardEntry] = []
+        self._asked: list[str] = []
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._wishes:
+                    self._changed.wait()
+                shard = self._wishes.pop(0)
+            try:
+                self._shards.fetch(shard)
+            except JanusError as error:
+                logger.debug("reading ahead: %s", error)
