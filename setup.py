@@ -35,9 +35,12 @@ setup(
         "PyYAML>=6,<7",
         "tqdm>=4.66,<5",
         "zstandard>=0.22,<1",
+        "fsspec>=2024.6",
     ],
     extras_require={
         "plots": ["matplotlib>=3.8,<4"],
+        # Distant data: http and https need nothing, s3:// and gs:// these.
+        "remote": ["s3fs>=2024.6", "gcsfs>=2024.6"],
         # METEOR 1.5 itself is Java; the package carries its jar.
         "meteor": ["pycocoevalcap>=1.2,<2"],
         # Peers of the parity tests and benches.

@@ -135,7 +135,9 @@ def _public(location: str) -> str:
         parts = urlsplit(location)
     except ValueError:
         return location.split("://")[0] + "://..."
-    return urlunsplit(SplitResult(parts.scheme, _public_host(parts), parts.path, "..." * bool(parts.query), ""))
+    return urlunsplit(
+        SplitResult(parts.scheme, _public_host(parts), parts.path, "..." * bool(parts.query), "")
+    )
 
 
 def _public_host(parts: SplitResult) -> str:

@@ -102,13 +102,11 @@ class MixedSchedule:
         global_batch: samples a step.
     """
 
-    def __init__(
-        self, seed: int, orders: Sequence[SampleSchedule], turns: Turns, global_batch: int
-    ) -> None:
+    def __init__(self, seed: int, orders: Sequence[SampleSchedule], turns: Turns, global_batch: int) -> None:
         self._seed, self._orders, self._turns, self._batch = seed, orders, turns, global_batch
 
     def ids(self, step: int) -> tuple[Ints, Ints]:
-        """The global batch of a step: (epochs of their own sources, sample numbers), shape (global_batch,)."""
+        """The global batch of a step: (epochs of each one's source, sample numbers), (global_batch,)."""
         start, stop = step * self._batch, (step + 1) * self._batch
         sources = self._turns.of(start, stop)
         epochs, ids = np.zeros_like(sources), np.zeros_like(sources)
@@ -130,8 +128,7 @@ class MixedSchedule:
         """Updates until the source that lasts longest has been seen whole."""
         shares = [places / CYCLE for places in self._turns.places]
         return max(
-            order.samples / (share * self._batch)
-            for order, share in zip(self._orders, shares, strict=True)
+            order.samples / (share * self._batch) for order, share in zip(self._orders, shares, strict=True)
         )
 
 
@@ -223,16 +220,6 @@ class MixedSource:
         """Whether a sample has this number."""
         source = sample >> SOURCE_BITS
         return 0 <= source < len(self.parts) and self.parts[source].has(sample & ((1 << SOURCE_BITS) - 1))
-
-    def lengths(self) -> dict[str, Ints]:
-        """Not for a mixture.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            "batches of tokens are cut by the lengths of one source", "data.path", "set data.batch to samples"
-        )
 
     def origin(self, sample: int) -> str:
         """Where a sample lies: its source's shard, member and number there."""

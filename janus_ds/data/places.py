@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from janus_ds.data.shard_cache import ShardCache
 from janus_ds.data.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from janus_ds.errors import DamagedDataError, DataError, JanusError
 
-__all__ = ["DataPlace", "MixedSplit", "RemoteShards", "SplitPlace", "open_data", "open_places", "open_split"]
+__all__ = ["DataPlace", "MixedSplit", "RemoteShards", "SplitPlace", "open_data", "open_split"]
 
 _BYTES_A_GB = 1e9
 
@@ -126,6 +127,15 @@ class DataPlace:
         parts = tuple(self._part(number, name) for number in range(len(self.names)))
         return parts[0] if len(parts) == 1 else MixedSplit(parts, self.weights)
 
+    @cached_property
+    def _stores(self) -> dict[str, RemoteShards]:
+        places = {name: self._part(0, name) for name in self.manifest.splits}
+        return {name: place.shards for name, place in places.items() if place.shards is not None}
+
+    def shards(self, split: str) -> RemoteShards:
+        """What brings the shards of a distant source that is not mixed."""
+        return self._stores[split]
+
     def fingerprint(self, split: str) -> str:
         """What the order of samples means: the index, or all indexes with their weights."""
         indexes = [
@@ -171,11 +181,6 @@ def open_data(location: str, data: DataConfig) -> DataPlace:
         remotes=remotes,
         data=data,
     )
-
-
-def open_places(location: str, data: DataConfig) -> list[DataPlace]:
-    """Each source of `location` by itself; raises as :func:`open_data`."""
-    return [open_data(source.location, data) for source in parse_locations(location)]
 
 
 def open_split(location: str, data: DataConfig) -> SplitPlace:

@@ -63,9 +63,7 @@ class StandIns:
         self._damaged: set[int] = set()
         self._new: list[Damage] = []
 
-    def of(
-        self, member: int, read: Callable[[int], object], describe: Callable[[int, str], Damage]
-    ) -> int:
+    def of(self, member: int, read: Callable[[int], object], describe: Callable[[int, str], Damage]) -> int:
         """The member itself if it is whole, or else the next whole one.
 
         Args:

@@ -31,7 +31,7 @@ class ReadAhead:
 
     def __init__(self, shards: _Shards) -> None:
         self._shards = shards
-        self._reset()
+        self._process = -1
 
     def want(self, shards: Sequence[ShardEntry]) -> None:
         """Fetch these, the first first, and forget earlier wishes."""
@@ -52,7 +52,7 @@ class ReadAhead:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._shards = state["_shards"]
-        self._reset()
+        self._process = -1
 
     def _reset(self) -> None:
         """After a fork neither thread nor lock are what they were."""

@@ -102,7 +102,9 @@ def _http(address: str, start: int, stall_seconds: float) -> Iterator[Transfer]:
             missing = error.code in (404, 410)
             shorter = error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
             reason = f"HTTP status {error.code}"
-            raise TransferError(reason, passing=passing or shorter, missing=missing, damaged=shorter) from None
+            raise TransferError(
+                reason, passing=passing or shorter, missing=missing, damaged=shorter
+            ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _connection_fault(error) from None
     with response:
@@ -203,7 +205,9 @@ def _fsspec(address: str, start: int, stall_seconds: float) -> Iterator[Transfer
     thread.start()
     try:
         total = _next_arrival(arrived, stall_seconds, scheme)
-        yield Transfer(start, total if isinstance(total, int) else None, _arrivals(arrived, stall_seconds, scheme))
+        yield Transfer(
+            start, total if isinstance(total, int) else None, _arrivals(arrived, stall_seconds, scheme)
+        )
     finally:
         stop.set()
 
@@ -245,7 +249,7 @@ def _next_arrival(arrived: Queue[Any], stall_seconds: float, scheme: str) -> byt
         raise MissingDependencyError(
             f"this installation cannot read {scheme}:// addresses",
             f"fsspec and its package for {scheme}",
-            f"pip install {_INSTALL.get(scheme, 'the fsspec package for it')}, or: pip install 'janus_ds[remote]'",
+            f"pip install {_INSTALL.get(scheme, 'its package')}, or: pip install 'janus_ds[remote]'",
         )
     if isinstance(item, Exception):
         # The text of such an error can quote the address or its credentials.

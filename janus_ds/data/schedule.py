@@ -3,7 +3,8 @@
 An epoch is a permutation of all samples, made by block shuffle: packed members are permuted, cut into
 windows of `window` members, and the samples of a window are mixed. So each sample comes once an epoch,
 reads stay local, and the only state of the order is a position (the step). Where shards come from afar,
-they are permuted first and members stay within groups of shards. Nothing here knows ranks or workers, except :func:`rank_positions`, which splits a global batch without changing it.
+they can be permuted first, so that members mix only inside groups of shards. Nothing here knows ranks or
+workers, except :func:`rank_positions`, which splits a global batch without changing it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,15 @@ from janus_ds.data.index import BlobEntry, MemberEntry, ShardEntry, SplitIndex
 from janus_ds.data.ragged import Ragged
 from janus_ds.errors import DamagedDataError, DataError
 
-__all__ = ["Packing", "ShardReader", "ShardStore", "shard_name", "token_dtype", "unpack_member", "write_shard"]
+__all__ = [
+    "Packing",
+    "ShardReader",
+    "ShardStore",
+    "shard_name",
+    "token_dtype",
+    "unpack_member",
+    "write_shard",
+]
 
 TAR_BLOCK_BYTES = 512
 _OFFSET_DTYPE = "<u4"
@@ -179,7 +187,9 @@ def _checked(member: MemberEntry, name: str, read: Callable[[BlobEntry], bytes],
         raise DamagedDataError(f"the index knows no {name} of this member", where, _VERIFY)
     data = read(blob)
     if len(data) != blob.size:
-        raise DamagedDataError(f"the shard is cut: {name} has {len(data)} of {blob.size} bytes", where, _VERIFY)
+        raise DamagedDataError(
+            f"the shard is cut: {name} has {len(data)} of {blob.size} bytes", where, _VERIFY
+        )
     if zlib.crc32(data) != blob.crc32:
         raise DamagedDataError(f"{name} was changed since it was written (checksum differs)", where, _VERIFY)
     return data

@@ -29,9 +29,7 @@ class StepData:
     """Damaged members that the worker met for this step and has not reported before."""
 
     @classmethod
-    def of(
-        cls, step: int, batches: list[TwoStreamBatch], damage: Iterable[Damage] = ()
-    ) -> StepData:
+    def of(cls, step: int, batches: list[TwoStreamBatch], damage: Iterable[Damage] = ()) -> StepData:
         """The step made of these micro-batches."""
         counts = sum((batch.counts for batch in batches), BatchCounts())
         ids = torch.cat([batch.sample_id_B for batch in batches])

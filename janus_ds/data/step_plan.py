@@ -16,7 +16,7 @@ from janus_ds.data.source import SampleSource
 from janus_ds.data.token_schedule import SampleCosts, TokenSchedule, expected_rows, share_out
 from janus_ds.errors import ConfigError
 
-__all__ = ["RankShare", "StepPlan", "make_step_plan", "sample_costs"]
+__all__ = ["RankShare", "StepPlan", "make_step_plan", "one_source", "sample_costs"]
 
 Ints = NDArray[Any]
 
@@ -58,13 +58,28 @@ def make_step_plan(maker: BatchMaker, share: RankShare) -> StepPlan:
     return _TokenPlan(maker, share) if maker.config.data.batch == "tokens" else _SamplePlan(maker, share)
 
 
+def one_source(maker: BatchMaker) -> SampleSource:
+    """The source of data that are not mixed.
+
+    Raises:
+        ConfigError: they are.
+    """
+    if isinstance(maker.source, MixedSource):
+        raise ConfigError(
+            "batches of tokens are cut by the lengths of one source; these are several",
+            f"data.path: {maker.source.name}",
+            "set data.batch to samples, or give one source",
+        )
+    return maker.source
+
+
 def sample_costs(maker: BatchMaker) -> SampleCosts:
     """Lengths of all samples, from the offsets on disk, and what they cost under the run's objective.
 
     Raises:
         DataError: damaged data.
     """
-    lengths = maker.source.lengths()
+    lengths = one_source(maker).lengths()
     inner_N = lengths["target"]
     source_N = lengths.get("source", inner_N) + 2
     kinds, config = maker.kinds, maker.config
@@ -129,8 +144,8 @@ def _check_cache(source: SampleSource, data: DataConfig, sources: int) -> None:
     needed, room = sum(sizes[:together]), source.shards.cache.limit // sources
     if needed > room:
         raise ConfigError(
-            f"{needed / 1e9:.3g} GB of shards are needed at about the same time, the cache has {room / 1e9:.3g} "
-            "GB for them",
+            f"{needed / 1e9:.3g} GB of shards are needed at about the same time, and the cache has "
+            f"{room / 1e9:.3g} GB for them",
             f"data.cache_gb, {source.name}",
             "raise data.cache_gb, or lower data.shuffle_shards (0 mixes over all shards)",
         )
@@ -142,14 +157,12 @@ class _TokenPlan:
     def __init__(self, maker: BatchMaker, share: RankShare) -> None:
         config = maker.config
         train = config.train
-        if isinstance(maker.source, MixedSource):
-            maker.source.lengths()  # refuses
-            raise AssertionError
-        _check_cache(maker.source, config.data, 1)
+        source = one_source(maker)
+        _check_cache(source, config.data, 1)
         self._costs = sample_costs(maker)
         self._schedule = TokenSchedule(
             train.seed,
-            maker.source.member_sizes,
+            source.member_sizes,
             self._costs,
             config.data.shuffle_window,
             train.batch_tokens / train.batch_groups,

@@ -61,7 +61,7 @@ class VerifyReport:
     tokens: int = 0
     bytes: int = 0
 
-    def raise_if_faulty(self, directory: Path) -> None:
+    def raise_if_faulty(self, directory: Path | str) -> None:
         """Raise the faults as one error.
 
         Raises:
@@ -80,13 +80,16 @@ class VerifyReport:
 
 
 def verify_dataset(
-    directory: Path, progress: Callable[[float, VerifyReport], None] | None = None
+    directory: Path,
+    progress: Callable[[float, VerifyReport], None] | None = None,
+    read_shard: Callable[[str, ShardEntry], bytes] | None = None,
 ) -> VerifyReport:
     """Look at every byte of a data directory.
 
     Args:
         directory: as made by launch/prepare_data.py.
         progress: called after each shard with the share done (0 to 1) and the report so far.
+        read_shard: brings the bytes of a shard, given its split, where they do not lie in `directory`.
 
     Returns:
         The report; damage is in its `faults`, not raised.
@@ -104,7 +107,7 @@ def verify_dataset(
         names_by_sha256 = {shard.sha256: shard.name for shard in index.shards}
         for shard in index.shards:
             check = _ShardCheck(directory, name, index, manifest.vocab_size, report)
-            check.run(shard, names_by_sha256)
+            check.run(shard, names_by_sha256, read_shard)
             if progress is not None:
                 progress(min(1.0, report.bytes / total), report)
     for extra in sorted(path.parent.name for path in directory.glob(f"*/{INDEX_NAME}")):
@@ -165,14 +168,25 @@ class _ShardCheck:
         self._vocab_size = vocab_size
         self._report = report
 
-    def run(self, shard: ShardEntry, names_by_sha256: dict[str, str]) -> None:
+    def run(
+        self,
+        shard: ShardEntry,
+        names_by_sha256: dict[str, str],
+        read_shard: Callable[[str, ShardEntry], bytes] | None,
+    ) -> None:
         """Add what is wrong with the shard to the report."""
         self._report.shards += 1
         self._report.bytes += shard.size
         self._place = f"{self._split}/{shard.name}"
         try:
             # One shard is tens of MB: read whole, so that each byte is read once.
-            data = (self._directory / self._split / shard.name).read_bytes()
+            if read_shard is not None:
+                data = read_shard(self._split, shard)
+            else:
+                data = (self._directory / self._split / shard.name).read_bytes()
+        except DataError as error:
+            self._fault(None, error.what)
+            return
         except FileNotFoundError:
             self._fault(None, "the shard is missing")
             return

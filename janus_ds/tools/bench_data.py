@@ -27,6 +27,7 @@ from janus_ds.data.index import SplitIndex
 from janus_ds.data.ragged import Ragged
 from janus_ds.data.schedule import SampleSchedule
 from janus_ds.data.shards import Packing, shard_name, write_shard
+from janus_ds.data.step_plan import one_source
 from janus_ds.tools.common import new_parser
 
 __all__ = ["DataBench", "bench_data", "main"]
@@ -119,7 +120,9 @@ def _write_split(folder: Path, bench: DataBench) -> Path:
 
 def _round(maker: BatchMaker, bench: DataBench, epoch: int) -> dict[str, float]:
     """CPU seconds of one epoch by stage, in all, and wall-clock seconds."""
-    schedule = SampleSchedule(1, maker.source.member_sizes, maker.config.data.shuffle_window, bench.batch)
+    schedule = SampleSchedule(
+        1, one_source(maker).member_sizes, maker.config.data.shuffle_window, bench.batch
+    )
     steps = bench.samples // bench.batch
     spent = dict.fromkeys(("order", "read", "mask", "collate"), 0.0)
     wall, start = time.perf_counter(), time.process_time()

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help="how it runs",
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="made by launch/prepare_data.py")
+    parser.add_argument("--data", metavar="DIR", help="made by launch/prepare_data.py; or as data.path")
     parser.add_argument("--ranks", type=int, default=1, help="processes of the run (default: 1)")
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
@@ -103,7 +103,7 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     batch = maker.batches(epochs, ids)[0]
     report = _forward(run, plan.special, batch)
     losses = {name: float(value) for name, value in report.terms.items()}
-    print(f"{run.data.path} is readable: {count_text(maker.source.samples)} samples to train on")
+    print(f"{maker.source.name} is readable: {count_text(maker.source.samples)} samples to train on")
     print(f"dry batch: samples {ids[0].tolist()}, {batch.layout.rows} decoder rows each, {batch.layout}")
     print("  losses before training: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     if not torch.isfinite(report.total):

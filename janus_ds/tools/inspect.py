@@ -11,10 +11,11 @@ import numpy as np
 from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.load import load_run_config
 from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.index import Manifest
-from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
+from janus_ds.data.mixture import MixedSource
+from janus_ds.data.places import open_data
+from janus_ds.data.tokenizer import Tokenizer
 from janus_ds.data.views import Views
-from janus_ds.errors import DataError, UsageError
+from janus_ds.errors import UsageError
 from janus_ds.tools.common import new_parser, recipe_path
 from janus_ds.tools.picture import picture_of
 
@@ -24,25 +25,22 @@ __all__ = ["describe_views", "main"]
 def main(arguments: Sequence[str]) -> int:
     """Print tokens, both masked views and the rows of one sample."""
     parsed = _parser().parse_args(arguments)
-    manifest = Manifest.load(parsed.data)
-    overrides = [f"data.task={manifest.task}"]
-    if parsed.recipe is None and "block_tokens" in manifest.settings:
-        overrides.append(f"data.block_tokens={manifest.settings['block_tokens']}")
+    place = open_data(parsed.data, load_run_config(None, parsed.overrides).data)
+    overrides = [f"data.task={place.manifest.task}"]
+    blocks = [manifest.settings.get("block_tokens") for manifest in place.manifests]
+    if parsed.recipe is None and all(blocks):
+        overrides.append(f"data.block_tokens={max(blocks)}")
     overrides += parsed.overrides
     run = load_run_config(recipe_path(parsed.recipe), overrides)
-    tokenizer = load_tokenizer(parsed.data / "tokenizer")
-    if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
-        raise DataError(
-            "the tokenizer is not the one that the data was prepared with",
-            str(parsed.data / "tokenizer"),
-            "restore the data directory's own tokenizer, or prepare the data again",
-        )
-    maker = BatchMaker(parsed.data / parsed.split, run, tokenizer.special)
-    if not 0 <= parsed.sample < maker.source.samples:
+    tokenizer = place.tokenizer
+    maker = BatchMaker(place.split(parsed.split), run, tokenizer.special)
+    if not maker.source.has(parsed.sample):
+        last = int(maker.source.samples) - 1
+        mixed = isinstance(maker.source, MixedSource)
         raise UsageError(
             f"there is no sample {parsed.sample}",
-            f"{parsed.data / parsed.split}",
-            f"give a number from 0 to {maker.source.samples - 1}",
+            maker.source.name,
+            "give SOURCE x 2^40 + the number in that source" if mixed else f"give a number from 0 to {last}",
         )
     epochs, ids = np.array([[parsed.epoch]]), np.array([[parsed.sample]])
     views = maker.views(epochs[0], ids[0])
@@ -63,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser("inspect", "A sample as the model sees it: tokens, masked views, who sees whom.")
-    parser.add_argument("data", type=Path, metavar="DIR", help="made by launch/prepare_data.py")
+    parser.add_argument("data", metavar="DIR", help="made by launch/prepare_data.py; or as data.path")
     parser.add_argument("--sample", type=int, required=True, metavar="N", help="number of the sample")
     parser.add_argument("--split", default="train", help="train, valid or test (default: train)")
     parser.add_argument("--epoch", type=int, default=0, help="masks differ from epoch to epoch (default: 0)")

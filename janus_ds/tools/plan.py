@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.index import Manifest
+from janus_ds.data.index import Manifest, SplitTotals
+from janus_ds.data.places import open_data
 from janus_ds.errors import UsageError
 from janus_ds.tools.common import bytes_text, count_text, new_parser, recipe_path, table
 from janus_ds.tools.model_size import PartSize, checkpoint_bytes, model_parts, state_bytes
@@ -26,8 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     parsed = _parser().parse_args(arguments)
     recipe = recipe_path(parsed.recipe)
     run = load_run_config(recipe, parsed.overrides)
-    data = parsed.data or (Path(run.data.path) if run.data.path else None)
-    manifest = Manifest.load(data) if data else None
+    data = parsed.data or run.data.path
+    manifest = _manifest(data, run) if data else None
     vocab_size, origin = _vocabulary(run, parsed.vocab, manifest)
     if parsed.ranks < 1:
         raise UsageError(f"there cannot be {parsed.ranks} ranks", "--ranks", "give a number above 0")
@@ -44,10 +45,21 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser("plan", "Parameters, memory per rank, checkpoint size, steps and tokens of a run.")
     add_recipe_arguments(parser)
-    parser.add_argument("--data", type=Path, help="directory made by launch/prepare_data.py")
+    parser.add_argument("--data", help="directory made by launch/prepare_data.py; or as data.path")
     parser.add_argument("--vocab", type=int, help="vocabulary size, where there is no data yet")
     parser.add_argument("--ranks", type=int, default=8, help="processes of the run (default: 8)")
     return parser
+
+
+def _manifest(location: str, run: RunConfig) -> Manifest:
+    """The manifest of the data; of several sources, with the sums of their splits."""
+    place = open_data(location, run.data)
+    splits = dict(place.manifest.splits)
+    for name, first in splits.items():
+        parts = [manifest.splits[name] for manifest in place.manifests if name in manifest.splits]
+        totals = [sum(getattr(part, key) for part in parts) for key in ("shards", "samples", "tokens")]
+        splits[name] = SplitTotals(*totals, first.index_sha256)
+    return replace(place.manifest, splits=splits)
 
 
 def _vocabulary(run: RunConfig, given: int | None, manifest: Manifest | None) -> tuple[int, str]:

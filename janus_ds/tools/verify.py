@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from janus_ds.data.index import Manifest, SplitIndex
+from janus_ds.config.load import load_run_config
+from janus_ds.config.locations import is_remote, parse_locations, public_location
+from janus_ds.config.schema import DataConfig
+from janus_ds.data.index import Manifest, ShardEntry, SplitIndex
+from janus_ds.data.places import DataPlace, open_data
 from janus_ds.data.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.errors import JanusError
 from janus_ds.tools.common import bytes_text, count_text, new_parser, table
@@ -22,21 +28,42 @@ def main(arguments: Sequence[str]) -> int:
         DataError: the data is damaged (exit code 4), or is no data directory.
     """
     parser = new_parser("verify", "Read a data directory whole; name every damaged shard and member.")
-    parser.add_argument("data", type=Path, metavar="DIR", help="made by launch/prepare_data.py")
-    directory: Path = parser.parse_args(arguments).data
+    parser.add_argument("data", metavar="DIR", help="made by launch/prepare_data.py; or as data.path")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="data.cache_gb...")
+    parsed = parser.parse_args(arguments)
+    data = load_run_config(None, parsed.set).data
+    reports = [_verify(source.location, data) for source in parse_locations(parsed.data)]
+    for name, report in reports:
+        report.raise_if_faulty(name)
+    return 0
+
+
+def _verify(location: str, data: DataConfig) -> tuple[str, VerifyReport]:
+    """Print what there is to say about one source."""
+    name, directory, read = public_location(location), Path(location), None
+    if is_remote(location):
+        place = open_data(location, data)
+        directory, read = place.folders[0], partial(_fetched, place)
+        for split in place.manifest.splits:
+            place.shards(split)  # brings the index
     started = time.monotonic()
-    report = verify_dataset(directory, _show_progress if sys.stderr.isatty() else None)
+    report = verify_dataset(directory, _show_progress if sys.stderr.isatty() else None, read)
     seconds = max(time.monotonic() - started, 1e-6)
     print(_shard_table(directory, report.faults))
     for fault in report.faults:
         print(f"fault: {fault}")
-    report.raise_if_faulty(directory)
-    speed = bytes_text(report.bytes / seconds)
-    print(
-        f"{directory} is whole: {report.shards} shards, {count_text(report.samples)} samples, "
-        f"{count_text(report.tokens)} tokens, {bytes_text(report.bytes)} at {speed}/s"
-    )
-    return 0
+    if not report.faults:
+        speed = bytes_text(report.bytes / seconds)
+        print(
+            f"{name} is whole: {report.shards} shards, {count_text(report.samples)} samples, "
+            f"{count_text(report.tokens)} tokens, {bytes_text(report.bytes)} at {speed}/s"
+        )
+    return name, report
+
+
+def _fetched(place: DataPlace, split: str, shard: ShardEntry) -> bytes:
+    with os.fdopen(place.shards(split).open(shard), "rb") as file:
+        return file.read()
 
 
 def _show_progress(share: float, report: VerifyReport) -> None:

@@ -65,7 +65,10 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
     )
     add_recipe_arguments(parser, recipe)
     parser.add_argument(
-        "--data", metavar="DIR", help="made by launch/prepare_data.py; default: bundled corpus"
+        "--data",
+        metavar="DIR",
+        help="made by launch/prepare_data.py; an address, or A=0.7,B=0.3 (see `python -m janus_ds explain "
+        "data.path`); default: bundled corpus",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder; default: runs/NAME")
     parser.add_argument("--init", metavar="RUN", help="run or checkpoint to take the first weights from")

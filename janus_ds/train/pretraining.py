@@ -20,12 +20,13 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.config.setup import load_setup
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.files import disk_faults
-from janus_ds.data.index import Manifest
 from janus_ds.data.loader import RankShare, StepLoader, validation_batches
+from janus_ds.data.places import open_data, open_split
 from janus_ds.data.prepare_bundled import prepare_bundled_corpus
+from janus_ds.data.quarantine import QuarantineList
 from janus_ds.data.step_data import StepData
-from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
-from janus_ds.errors import DataError, JanusError, UsageError
+from janus_ds.data.tokenizer import Tokenizer
+from janus_ds.errors import JanusError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import write_run_record
@@ -137,26 +138,22 @@ def make_plan(config: RunConfig, execution: ExecutionConfig, run: Path, topology
         DataError: missing or damaged data.
         ConfigError: data for another task.
     """
-    folder = Path(config.data.path or "")
-    manifest = Manifest.load(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
-        raise DataError(
-            "the tokenizer is not the one that the data was prepared with",
-            f"{folder / 'tokenizer'}: {tokenizer.fingerprint[:12]}, "
-            f"manifest: {manifest.tokenizer_fingerprint[:12]}",
-            "restore the data directory's own tokenizer, or prepare the data again",
-        )
-    valid = Path(config.data.valid_path or folder / "valid")
-    data = manifest.splits["train"].index_sha256 if "train" in manifest.splits else ""
+    place = open_data(config.data.path or "", config.data)
+    valid = (
+        place.split("valid")
+        if config.data.valid_path is None
+        else open_split(config.data.valid_path, config.data)
+    )
     return Plan(
         config=config,
         execution=execution,
         run=run,
-        tokenizer=tokenizer,
-        train=BatchMaker(folder / "train", config, tokenizer.special),
-        valid=BatchMaker(valid, config, tokenizer.special),
-        identity=RunIdentity.of(config, tokenizer.fingerprint, data, execution, topology),
+        tokenizer=place.tokenizer,
+        train=BatchMaker(place.split("train"), config, place.tokenizer.special),
+        valid=BatchMaker(valid, config, place.tokenizer.special),
+        identity=RunIdentity.of(
+            config, place.tokenizer.fingerprint, place.fingerprint("train"), execution, topology
+        ),
     )
 
 
@@ -221,6 +218,8 @@ def _train(
     share = RankShare(topology.data_rank, topology.data_size, execution.micro_batch, execution.accumulation)
     count = plan.config.train.valid_samples
     held_out = together(topology, lambda: list(validation_batches(plan.valid, share, count)))
+    quarantine = QuarantineList(plan.run)
+    together(topology, lambda: quarantine.add(plan.valid.source.take_damage()))
     pairs = text_pairs(held_out[0].batch, plan.valid.source, plan.tokenizer, _SHOWN_SAMPLES)
     together(topology, lambda: _record(plan, topology, step))
     parts = TrainerParts(
@@ -237,7 +236,7 @@ def _train(
     trainer = Trainer(parts, signals, step, Meters(**state["meters"]))
     # Before the first step, so that a batch that no rank could make is refused on all ranks together.
     loader = together(topology, lambda: _loader(plan, share, step, topology))
-    with closing(_steps(loader)) as data:
+    with closing(_steps(loader, quarantine)) as data:
         return trainer.fit(data)
 
 
@@ -246,8 +245,10 @@ def _loader(plan: Plan, share: RankShare, start: int, topology: Topology) -> Ste
     return StepLoader(plan.train, share, start, plan.config.train.max_steps, pin_memory=pin)
 
 
-def _steps(loader: StepLoader) -> Generator[StepData, None, None]:
-    yield from loader
+def _steps(loader: StepLoader, quarantine: QuarantineList) -> Generator[StepData, None, None]:
+    for data in loader:
+        quarantine.add(data.damage, data.step)
+        yield data
 
 
 def _record(plan: Plan, topology: Topology, step: int) -> None:

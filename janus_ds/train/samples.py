@@ -10,6 +10,7 @@ from torch import Tensor
 
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import RunConfig
+from janus_ds.data.mixture import MixedSource
 from janus_ds.data.source import SampleSource
 from janus_ds.data.tokenizer import Tokenizer
 from janus_ds.decode.generator import Generator, trained_modes
@@ -71,7 +72,7 @@ class SampleDecoder:
 
 
 def text_pairs(
-    batch: TwoStreamBatch, source: SampleSource, tokenizer: Tokenizer, count: int
+    batch: TwoStreamBatch, source: SampleSource | MixedSource, tokenizer: Tokenizer, count: int
 ) -> list[TextPair]:
     """The first samples of a batch as text: what the encoder reads, and the target as it lies on disk."""
     count = min(count, len(batch.sample_id_B))

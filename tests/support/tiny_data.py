@@ -29,7 +29,7 @@ _WHAT = ["the river", "a lamp", "the long road", "an open door", "three letters"
 _WHEN = ["at night", "in the morning", "before the war", "with great care", "again", "for a year"]
 
 
-def make_tiny_data(folder: Path, samples: int = 300) -> Path:
+def make_tiny_data(folder: Path, samples: int = 300, train_shards: int = 2) -> Path:
     """Write train and valid splits and a tokenizer into `folder`; the same bytes every time."""
     draw = random.Random(7)
     texts = [_sentence(draw) for _ in range(samples)]
@@ -38,7 +38,7 @@ def make_tiny_data(folder: Path, samples: int = 300) -> Path:
     rows = tokenizer.encode_batch(texts)
     held_out = samples // 10
     splits = {
-        "train": _write_split(folder / "train", rows[held_out:], 2),
+        "train": _write_split(folder / "train", rows[held_out:], train_shards),
         "valid": _write_split(folder / "valid", rows[:held_out], 1),
     }
     settings = {"block_tokens": 48}

@@ -37,6 +37,9 @@ ALLOWED["decode"] |= {"model", "parallel", "data.tokenizer"}
 DOORS = {
     "webdataset": {"data/shards.py"},
     "wids": {"data/shards.py"},
+    "fsspec": {"data/remote.py"},
+    "s3fs": set(),
+    "gcsfs": set(),
     "megatron": {"parallel/tensor_parallel.py"},
     "tensorboard": {"observe/writers.py"},
     "torch.utils.tensorboard": {"observe/writers.py"},
@@ -49,7 +52,7 @@ DOORS = {
     },
 }
 # These take long to import and must not be paid by who does not use them.
-LAZY = {"megatron", "tensorboard", "torch.utils.tensorboard", "matplotlib"}
+LAZY = {"fsspec", "megatron", "tensorboard", "torch.utils.tensorboard", "matplotlib"}
 
 
 def name_of(path: Path) -> str:
