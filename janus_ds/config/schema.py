@@ -93,8 +93,8 @@ class DataConfig:
     """Steps that each worker prepares ahead."""
     pad_multiple: int = 8
     """Segment widths are padded to a multiple of this, which bounds the number of distinct shapes."""
-    cache_dir: str | None = None
-    """Folder that keeps fetched shards, shared by all processes of a machine; None: the user's cache."""
+    cache_dir: str = ""
+    """Folder that keeps what is fetched, shared by all processes of a machine; empty: the user's cache."""
     cache_gb: float = 50.0
     """Most that fetched shards may take there, in GB; the least recently used go first."""
     read_ahead: int = 2

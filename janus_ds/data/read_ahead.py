@@ -31,12 +31,16 @@ class ReadAhead:
 
     def __init__(self, shards: _Shards) -> None:
         self._shards = shards
-        self._process = -1
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._wishes: list[ShardEntry] = []
+        self._asked: list[str] = []
 
     def want(self, shards: Sequence[ShardEntry]) -> None:
         """Fetch these, the first first, and forget earlier wishes."""
         if self._process != os.getpid():
-            self._reset()
+            self._restart()
         with self._changed:
             if [shard.name for shard in shards] == self._asked:
                 return
@@ -47,20 +51,14 @@ class ReadAhead:
                 self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
                 self._thread.start()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_shards": self._shards}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReadAhead, (self._shards,)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._shards = state["_shards"]
-        self._process = -1
-
-    def _reset(self) -> None:
+    def _restart(self) -> None:
         """After a fork neither thread nor lock are what they were."""
         self._process = os.getpid()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._wishes: list[ShardEntry] = []
-        self._asked: list[str] = []
+        self._changed, self._thread = threading.Condition(), None
+        self._wishes, self._asked = [], []
 
     def _run(self) -> None:
         while True:

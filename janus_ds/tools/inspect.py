@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     parsed = _parser().parse_args(arguments)
     place = open_data(parsed.data, load_run_config(None, parsed.overrides).data)
     overrides = [f"data.task={place.manifest.task}"]
-    blocks = [manifest.settings.get("block_tokens") for manifest in place.manifests]
+    blocks = [int(manifest.settings.get("block_tokens", 0)) for manifest in place.manifests]
     if parsed.recipe is None and all(blocks):
         overrides.append(f"data.block_tokens={max(blocks)}")
     overrides += parsed.overrides

@@ -57,8 +57,12 @@ def _manifest(location: str, run: RunConfig) -> Manifest:
     splits = dict(place.manifest.splits)
     for name, first in splits.items():
         parts = [manifest.splits[name] for manifest in place.manifests if name in manifest.splits]
-        totals = [sum(getattr(part, key) for part in parts) for key in ("shards", "samples", "tokens")]
-        splits[name] = SplitTotals(*totals, first.index_sha256)
+        splits[name] = SplitTotals(
+            shards=sum(part.shards for part in parts),
+            samples=sum(part.samples for part in parts),
+            tokens=sum(part.tokens for part in parts),
+            index_sha256=first.index_sha256,
+        )
     return replace(place.manifest, splits=splits)
 
 

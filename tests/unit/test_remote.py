@@ -206,7 +206,7 @@ def test_commands_and_fsspec_addresses_work_too(tiny, tmp_path, monkeypatch):
     assert pickle.loads(pickle.dumps(place.split("train"))).name == "memory://tiny/train"
     # A command that ends too soon, and one that hangs.
     broken = f"pipe:head -c 100 {tiny}/{{}}; exit 3"
-    with pytest.raises(DataError, match="the command ended with status 3.*, 2 tries") as caught:
+    with pytest.raises(DataError, match=r"the command ended with status 3.*, 2 tries") as caught:
         open_data(broken, settings(tmp_path / "broken", retries=1))
     assert caught.value.where == "pipe:head ... {}, file manifest.json"
     with pytest.raises(DataError, match="the command stalled"):

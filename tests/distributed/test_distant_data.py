@@ -1,0 +1,84 @@
+"""Runs on two ranks whose data is distant, mixed or damaged: the same updates, lists and resumption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_ds.data.index import SplitIndex
+from janus_ds.data.mixture import SOURCE_BITS
+from janus_ds.errors import DamagedDataError, JanusError
+from janus_ds.parallel.topology import init_topology
+from tests.support.bad_server import serve
+from tests.support.launch import run_ranks
+from tests.support.tiny_training import Run, make_inputs, train
+
+SHORT = ("train.max_steps=6", "train.save_every=3", "train.valid_every=6", "data.workers=1")
+HALF = ("train.max_steps=3", *SHORT[1:])
+
+
+def two_ranks(folder: Path, address: str) -> dict[str, Any]:
+    topology = init_topology(1)
+    away = (*SHORT, f"data.path={address}/data", f"data.cache_dir={folder / 'cache'}")
+    mixed = (f"data.path={folder / 'data'}=0.75,{address}/other=0.25", away[-1])
+    damaged = (*SHORT, f"data.path={folder / 'damaged'}", "data.max_damage=0.9")
+    results: dict[str, Any] = {
+        "near": train(folder, topology, Run("near", overrides=SHORT)).series("total"),
+        "away": train(folder, topology, Run("away", overrides=away)).series("total"),
+        "mixed": train(folder, topology, Run("mixed", overrides=(*SHORT, *mixed))).series("total"),
+    }
+    train(folder, topology, Run("resumed", overrides=(*HALF, *mixed)))
+    results["resumed"] = train(folder, topology, Run("resumed", overrides=(*SHORT, *mixed))).series("total")
+    quarantine = (*damaged, "data.on_damage=quarantine")
+    results["damaged"] = train(folder, topology, Run("damaged-run", overrides=quarantine)).series("total")
+    try:
+        train(folder, topology, Run("stops", overrides=damaged))
+    except JanusError as error:
+        results["stops"] = error
+    return results
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = make_inputs(tmp_path_factory.mktemp("distant"))
+    shutil.copytree(folder / "data", folder / "other")
+    shutil.copytree(folder / "data", folder / "damaged")
+    for shard in SplitIndex.load(folder / "damaged/train").shards:
+        path = folder / "damaged/train" / shard.name
+        content = bytearray(path.read_bytes())
+        for member in shard.members[:2]:
+            content[member.blobs["target.tokens"].offset + 5] ^= 1
+        path.write_bytes(bytes(content))
+    with serve(folder, default=("cut", "500")) as server:
+        return folder, run_ranks(two_ranks, 2, folder, server.address)
+
+
+def test_distance_changes_no_update(job):
+    _, (first, second) = job
+    assert len(first["near"]) == 6
+    assert first["near"] == first["away"] == second["away"]
+
+
+def test_a_mixture_goes_on_where_it_stopped(job):
+    folder, (first, _) = job
+    assert first["mixed"] == first["resumed"]
+    assert first["mixed"] != first["near"]
+    recipe = json.loads((folder / "mixed/run.json").read_text())["recipe"]
+    assert "=0.75," in recipe["data"]["path"]
+
+
+def test_damage_is_listed_once_and_stops_nothing_unless_told(job):
+    folder, (first, second) = job
+    assert len(first["damaged"]) == 6
+    assert first["damaged"] == second["damaged"]
+    lines = [json.loads(line) for line in (folder / "damaged-run/quarantine.jsonl").read_text().splitlines()]
+    places = [(line["shard"], line["member"]) for line in lines]
+    assert 1 <= len(places) == len(set(places)) <= 4
+    assert all("/damaged/train/shard-" in shard for shard, _ in places)
+    assert all(line["first_sample"] >> SOURCE_BITS == 0 for line in lines)
+    assert isinstance(first["stops"], DamagedDataError)
+    assert str(first["stops"]) == str(second["stops"])

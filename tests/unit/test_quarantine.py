@@ -1,0 +1,171 @@
+"""Damage met while training: found, quarantined, and without effect on any other sample."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from janus_ds.config.schema import RunConfig
+from janus_ds.data.batch_maker import BatchMaker
+from janus_ds.data.index import SplitIndex
+from janus_ds.data.loader import RankShare, StepLoader
+from janus_ds.data.quarantine import QUARANTINE_NAME, Damage, QuarantineList
+from janus_ds.data.source import SampleSource
+from janus_ds.data.step_data import StepData
+from janus_ds.data.verify import verify_dataset
+from janus_ds.errors import DamagedDataError, DataError
+from tests.support.bad_server import serve
+from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
+from tests.support.tiny_data import make_tiny_data
+
+ROWS = random_rows(50, 30)
+SHARD = "shard-000001.tar"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_data(tmp_path_factory.mktemp("damage") / "tiny", train_shards=3)
+
+
+def damages(whole: bytes, cuts: list[int], flips: int) -> Iterator[tuple[str, bytes]]:
+    for stop in cuts:
+        yield f"cut to {stop} bytes", whole[:stop]
+    draw = random.Random(5)
+    for _ in range(flips):
+        place, mask = draw.randrange(len(whole)), draw.randrange(1, 256)
+        yield f"byte {place} ^ {mask}", whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :]
+
+
+def hit(index: SplitIndex, whole: bytes, damaged: bytes) -> list[int]:
+    """Numbers (over the split) of the samples whose member's files differ."""
+    found, first = [], 0
+    for shard, member in index.members():
+        if shard.name == SHARD:
+            spans = [slice(blob.offset, blob.offset + blob.size) for blob in member.blobs.values()]
+            if any(whole[span] != damaged[span] for span in spans):
+                found += range(first, first + member.samples)
+        first += member.samples
+    return found
+
+
+def check_damage(tiny: Path, folder: Path, cuts: list[int], flips: int) -> int:
+    """Every damage is found by verify, and by the reader exactly where it hits samples."""
+    shutil.copytree(tiny, folder)
+    path = folder / "train" / SHARD
+    whole = path.read_bytes()
+    index = SplitIndex.load(folder / "train")
+    everything = np.arange(index.samples)
+    right = SampleSource(folder / "train").read(everything)["target"]
+    quarantined = 0
+    for name, damaged in damages(whole, cuts, flips):
+        path.write_bytes(damaged)
+        faults = verify_dataset(folder).faults
+        assert faults, name
+        assert {fault.place for fault in faults} == {f"train/{SHARD}"}, name
+        source = SampleSource(folder / "train", max_damage=1.0)
+        sound = source.sound(everything)
+        expected = hit(index, whole, damaged)
+        assert np.flatnonzero(sound != everything).tolist() == expected, name
+        assert not set(sound.tolist()) & set(expected), name
+        listed = [n for d in source.take_damage() for n in range(d.first_sample, d.first_sample + d.samples)]
+        assert sorted(listed) == expected, name
+        rows = source.read(sound)["target"]
+        same = [right.row(int(n)).tolist() for n in sound]
+        assert [row.tolist() for row in rows.rows()] == same, name
+        quarantined += bool(expected)
+    return quarantined
+
+
+def test_cut_and_flipped_shards_cost_their_own_samples_alone(tiny, tmp_path):
+    size = (tiny / "train" / SHARD).stat().st_size
+    assert check_damage(tiny, tmp_path / "data", list(range(0, size, size // 7)), 14) > 10
+
+
+@pytest.mark.heavy
+def test_a_cut_at_every_256th_byte_and_200_flipped_bytes(tiny, tmp_path):
+    size = (tiny / "train" / SHARD).stat().st_size
+    assert check_damage(tiny, tmp_path / "data", list(range(0, size, 256)), 200) > 100
+
+
+def config(**data: object) -> RunConfig:
+    base = run_config()
+    return replace(base, data=replace(base.data, on_damage="quarantine", max_damage=0.5, **data))
+
+
+def load(split: Path, share: RankShare, **data: object) -> list[StepData]:
+    maker = BatchMaker(split, config(**data), SPECIAL)
+    return list(StepLoader(maker, share, 0, 10))
+
+
+def test_ranks_and_workers_agree_on_what_stands_in(tmp_path):
+    split = write_split(tmp_path / "train", {"target": ROWS})
+    right = load(split, RankShare(0, 1, 12))
+    data = bytearray((split / SHARD).read_bytes())
+    data[SplitIndex.load(split).shards[1].members[1].blobs["target.tokens"].offset] ^= 8
+    (split / SHARD).write_bytes(bytes(data))
+    (split / "shard-000002.tar").unlink()
+    damaged = {*range(24, 28), *range(40, 50)}
+    alone = load(split, RankShare(0, 1, 12))
+    for one, other in zip(right, alone, strict=True):
+        assert one.counts.samples == other.counts.samples == 12
+        for before, after in zip(one.sample_ids.tolist(), other.sample_ids.tolist(), strict=True):
+            assert (before == after) == (before not in damaged)
+            assert after not in damaged
+    entries = [entry for step in alone for entry in step.damage]
+    assert {(entry.first_sample, entry.samples) for entry in entries} == {(24, 4), (40, 4), (44, 4), (48, 2)}
+    assert {entry.reason for entry in entries} == {
+        "target.tokens was changed since it was written (checksum differs)",
+        "the shard is missing",
+    }
+    for ranks in (2, 4):
+        parts = [load(split, RankShare(rank, ranks, 3), workers=rank % 2 * 2) for rank in range(ranks)]
+        for at, whole in enumerate(alone):
+            found = torch.cat([part[at].sample_ids for part in parts])
+            assert sorted(found.tolist()) == sorted(whole.sample_ids.tolist())
+    stop = replace(config(), data=replace(config().data, on_damage="stop"))
+    with pytest.raises(DamagedDataError, match=r"missing|changed since"):
+        list(StepLoader(BatchMaker(split, stop, SPECIAL), RankShare(0, 1, 12), 0, 10))
+    few = replace(config(), data=replace(config().data, max_damage=0.1))
+    with pytest.raises(DataError, match=r"2 of 13 members are damaged, data\.max_damage allows 1"):
+        list(StepLoader(BatchMaker(split, few, SPECIAL), RankShare(0, 1, 12), 0, 10))
+
+
+def test_a_shard_published_wrongly_is_quarantined_a_lost_server_is_not(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("janus_ds.data.fetch._FIRST_PAUSE", 0.01)
+    from janus_ds.data.places import open_data
+
+    data = config(block_tokens=48, cache_dir=str(tmp_path / "cache"), retries=1, max_damage=0.9).data
+    for fault in ("flip", "500"):
+        run = replace(config(), data=replace(data, cache_dir=str(tmp_path / fault)))
+        with serve(tiny, always={SHARD: fault}) as server:
+            place = open_data(server.address, run.data)
+            maker = BatchMaker(place.split("train"), run, place.tokenizer.special)
+            everything = np.arange(270)
+            if fault == "500":
+                with pytest.raises(DataError, match="HTTP status 500"):
+                    maker.source.sound(everything)
+                continue
+            sound = maker.source.sound(everything)
+            assert np.flatnonzero(sound != everything).tolist() == list(range(90, 180))
+            # Two tries for the shard, none again for its other members.
+            assert server.asked[f"train/{SHARD}"] == 2
+            assert {d.shard for d in maker.source.take_damage()} == {f"{server.address}/train/{SHARD}"}
+
+
+def test_the_list_holds_each_member_once(tmp_path):
+    entries = [Damage("a/shard-0.tar", f"00000{n}", 4 * n, 4, "cut") for n in range(3)]
+    QuarantineList(tmp_path / "run").add(entries[:2], 7)
+    QuarantineList(tmp_path / "run").add(entries[1:], 9)
+    QuarantineList(tmp_path / "run").add([], 10)
+    lines = [json.loads(line) for line in (tmp_path / "run" / QUARANTINE_NAME).read_text().splitlines()]
+    assert [(line["member"], line["step"]) for line in lines] == [("000000", 7), ("000001", 7), ("000002", 9)]
+    assert lines[0]["first_sample"] == 0
+    assert lines[0]["reason"] == "cut"
