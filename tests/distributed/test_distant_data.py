@@ -27,14 +27,14 @@ def two_ranks(folder: Path, address: str) -> dict[str, Any]:
     mixed = (f"data.path={folder / 'data'}=0.75,{address}/other=0.25", away[-1])
     damaged = (*SHORT, f"data.path={folder / 'damaged'}", "data.max_damage=0.9")
     results: dict[str, Any] = {
-        "near": train(folder, topology, Run("near", overrides=SHORT)).series("total"),
-        "away": train(folder, topology, Run("away", overrides=away)).series("total"),
-        "mixed": train(folder, topology, Run("mixed", overrides=(*SHORT, *mixed))).series("total"),
+        "near": train(folder, topology, Run("near", overrides=SHORT)).series("loss"),
+        "away": train(folder, topology, Run("away", overrides=away)).series("loss"),
+        "mixed": train(folder, topology, Run("mixed", overrides=(*SHORT, *mixed))).series("loss"),
     }
     train(folder, topology, Run("resumed", overrides=(*HALF, *mixed)))
-    results["resumed"] = train(folder, topology, Run("resumed", overrides=(*SHORT, *mixed))).series("total")
+    results["resumed"] = train(folder, topology, Run("resumed", overrides=(*SHORT, *mixed))).series("loss")
     quarantine = (*damaged, "data.on_damage=quarantine")
-    results["damaged"] = train(folder, topology, Run("damaged-run", overrides=quarantine)).series("total")
+    results["damaged"] = train(folder, topology, Run("damaged-run", overrides=quarantine)).series("loss")
     try:
         train(folder, topology, Run("stops", overrides=damaged))
     except JanusError as error:

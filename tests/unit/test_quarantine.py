@@ -17,6 +17,7 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.index import SplitIndex
 from janus_ds.data.loader import RankShare, StepLoader
+from janus_ds.data.places import open_data
 from janus_ds.data.quarantine import QUARANTINE_NAME, Damage, QuarantineList
 from janus_ds.data.source import SampleSource
 from janus_ds.data.step_data import StepData
@@ -97,7 +98,7 @@ def test_a_cut_at_every_256th_byte_and_200_flipped_bytes(tiny, tmp_path):
 
 def config(**data: object) -> RunConfig:
     base = run_config()
-    return replace(base, data=replace(base.data, on_damage="quarantine", max_damage=0.5, **data))
+    return replace(base, data=replace(base.data, on_damage="quarantine", **{"max_damage": 0.5, **data}))
 
 
 def load(split: Path, share: RankShare, **data: object) -> list[StepData]:
@@ -140,8 +141,6 @@ def test_ranks_and_workers_agree_on_what_stands_in(tmp_path):
 
 def test_a_shard_published_wrongly_is_quarantined_a_lost_server_is_not(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("janus_ds.data.fetch._FIRST_PAUSE", 0.01)
-    from janus_ds.data.places import open_data
-
     data = config(block_tokens=48, cache_dir=str(tmp_path / "cache"), retries=1, max_damage=0.9).data
     for fault in ("flip", "500"):
         run = replace(config(), data=replace(data, cache_dir=str(tmp_path / fault)))
