@@ -8,6 +8,7 @@ one that is locked. A part counts with its full size from the start, so that the
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -162,7 +163,7 @@ class ShardCache:
         """One process at a time counts and removes."""
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock_folder(descriptor, self.folder)
             yield
         finally:
             os.close(descriptor)
@@ -200,6 +201,19 @@ class ShardCache:
                 status = path.stat()
                 found.append(_Entry(path, int(part[1]) if part else status.st_size, status.st_mtime_ns))
         return found
+
+
+def _lock_folder(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        raise ResourceError(
+            "the file system of the cache has no file locks, so that processes cannot share it",
+            str(folder),
+            "set data.cache_dir to a folder on a disk of this machine",
+        ) from error
 
 
 def _locked(path: Path, *, create: bool = False) -> int | None:

@@ -29,9 +29,17 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = new_parser("verify", "Read a data directory whole; name every damaged shard and member.")
     parser.add_argument("data", metavar="DIR", help="made by launch/prepare_data.py; or as data.path")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="data.cache_gb...")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="fields of a recipe that say how to fetch, such as data.cache_dir=DIR",
+    )
     parsed = parser.parse_args(arguments)
-    data = load_run_config(None, parsed.set).data
+    data = load_run_config(None, parsed.overrides).data
     reports = [_verify(source.location, data) for source in parse_locations(parsed.data)]
     for name, report in reports:
         report.raise_if_faulty(name)

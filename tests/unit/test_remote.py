@@ -18,9 +18,18 @@ from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.fetch import Expected, Patience, RemoteFolder
 from janus_ds.data.files import sha256_of_file
 from janus_ds.data.loader import RankShare, StepLoader
+from janus_ds.data.mixture import SOURCE_BITS
 from janus_ds.data.places import DataPlace, open_data
 from janus_ds.data.shard_cache import ShardCache
-from janus_ds.errors import ConfigError, DamagedDataError, DataError, MissingDependencyError, ResourceError
+from janus_ds.errors import (
+    ConfigError,
+    DamagedDataError,
+    DataError,
+    MissingDependencyError,
+    ResourceError,
+    UsageError,
+)
+from janus_ds.tools import inspect, plan, verify
 from tests.support.bad_server import serve
 from tests.support.packed_data import run_config
 from tests.support.tiny_data import make_tiny_data
@@ -252,3 +261,29 @@ def test_a_cache_too_small_for_the_order_is_refused(tiny, tmp_path):
         with pytest.raises(ConfigError, match="needed at about the same time") as caught:
             all_samples(server.address, settings(tmp_path / "cache", cache_gb=20e-6))
         assert "shuffle_shards" in caught.value.fix
+
+
+def test_tools_read_distant_and_mixed_data(tiny, tmp_path, capsys):
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    with serve(tiny) as server:
+        assert verify.main([server.address, "--set", cache]) == 0
+        assert f"{server.address} is whole: 7 shards, 300 samples" in capsys.readouterr().out
+        both = f"{tiny}=0.5,{server.address}=0.5"
+        sample = str((1 << SOURCE_BITS) + 44)
+        assert inspect.main([both, "--sample", sample, "--set", cache, "data.retries=0"]) == 0
+        assert (
+            f"from {server.address}/train/shard-000000.tar, member 000001, sample 12"
+            in capsys.readouterr().out
+        )
+        with pytest.raises(UsageError, match="there is no sample 300"):
+            inspect.main([both, "--sample", "300", "--set", cache])
+        assert plan.main(["--data", both, "--set", cache]) == 0
+        assert "data: 540 samples" in capsys.readouterr().out
+    with (
+        serve(tiny, always={"shard-000001.tar": "flip"}) as server,
+        pytest.raises(DataError, match="1 fault"),
+    ):
+        verify.main(
+            [server.address, "--set", f"data.cache_dir={tmp_path / 'new'}", "--set", "data.retries=1"]
+        )
+    assert "fault: train/shard-000001.tar: cannot fetch" in capsys.readouterr().out
