@@ -17,8 +17,8 @@ from tests.support.bad_server import serve
 from tests.support.launch import run_ranks
 from tests.support.tiny_training import Run, make_inputs, train
 
-SHORT = ("train.max_steps=6", "train.save_every=3", "train.valid_every=6", "data.workers=1")
-HALF = ("train.max_steps=3", *SHORT[1:])
+SHORT = ("train.max_steps=4", "train.save_every=2", "train.valid_every=4", "data.workers=1")
+HALF = ("train.max_steps=2", *SHORT[1:])
 
 
 def two_ranks(folder: Path, address: str) -> dict[str, Any]:
@@ -53,13 +53,14 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
         for member in shard.members[:2]:
             content[member.blobs["target.tokens"].offset + 5] ^= 1
         path.write_bytes(bytes(content))
-    with serve(folder, default=("cut", "500")) as server:
-        return folder, run_ranks(two_ranks, 2, folder, server.address)
+    faults = {f"{name}/train/shard-000000.tar": ["cut", "500"] for name in ("data", "other")}
+    with serve(folder, plan=faults) as server:
+        return folder, run_ranks(two_ranks, 2, folder, server.address, timeout=280)
 
 
 def test_distance_changes_no_update(job):
     _, (first, second) = job
-    assert len(first["near"]) == 6
+    assert len(first["near"]) == 4
     assert first["near"] == first["away"] == second["away"]
 
 
@@ -73,7 +74,7 @@ def test_a_mixture_goes_on_where_it_stopped(job):
 
 def test_damage_is_listed_once_and_stops_nothing_unless_told(job):
     folder, (first, second) = job
-    assert len(first["damaged"]) == 6
+    assert len(first["damaged"]) == 4
     assert first["damaged"] == second["damaged"]
     lines = [json.loads(line) for line in (folder / "damaged-run/quarantine.jsonl").read_text().splitlines()]
     places = [(line["shard"], line["member"]) for line in lines]
