@@ -41,7 +41,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
     "train.valid_task": ("nmt", *_GLGE_TASKS),
     "train.keep_best": ("none", "ar", "nar"),
-    "decode.mode": ("ar", "nar"),
+    "decode.mode": ("ar", "nar", "draft"),
+    "decode.rescore": ("ar",),
+    "decode.redraft": ("nar", "ar"),
     "decode.beam_stop": ("fairseq", "transformers"),
     "decode.nar_score": ("paper", "released"),
 }
@@ -59,7 +61,7 @@ _POSITIVE = _words(
     "data.cache_gb data.stall_seconds "
     "optim.lr optim.eps train.global_batch train.batch_tokens train.batch_groups train.max_steps "
     "train.log_every train.save_every "
-    "train.keep_last train.max_bad_steps decode.beam decode.length_beam"
+    "train.keep_last train.max_bad_steps decode.beam decode.length_beam decode.draft_lengths"
 )
 _NOT_NEGATIVE = _words(
     "data.workers data.shuffle_shards data.read_ahead data.retries "
@@ -69,9 +71,13 @@ _NOT_NEGATIVE = _words(
     "objective.ramp_start objective.ramp_kl_steps objective.ramp_nar_steps objective.ramp_aux_steps "
     "train.valid_every train.valid_samples train.sample_every train.valid_bleu_samples "
     "train.valid_bleu_iterations train.patience train.time_limit "
-    "decode.max_length decode.iterations decode.length_penalty"
+    "decode.max_length decode.iterations decode.length_penalty "
+    "decode.rescore_samples decode.draft_iterations decode.temperature decode.seed"
 )
-_SHARE = _words("masking.target_share masking.source_share masking.rotate_share data.max_damage")
+_SHARE = _words(
+    "masking.target_share masking.source_share masking.rotate_share data.max_damage "
+    "decode.confidence decode.rescore_weight"
+)
 _BELOW_ONE = _words(
     "model.dropout model.attention_dropout model.activation_dropout objective.label_smoothing "
     "optim.beta1 optim.beta2"

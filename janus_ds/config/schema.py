@@ -291,9 +291,9 @@ class DecodeConfig:
     """How text is generated (section 4 of the method, section 3.4 of the paper)."""
 
     mode: str = "nar"
-    """ar or nar."""
+    """ar, nar, or draft: NAR drafts and AR checks, the output is that of AR with beam 1 (needs both)."""
     beam: int = 5
-    """AR beam; 1 is greedy."""
+    """AR beam; 1 is greedy. Mode draft knows no other."""
     beam_stop: str = "fairseq"
     """fairseq or transformers: when the search ends and how scores are normalised."""
     early_stopping: bool = False
@@ -317,6 +317,27 @@ class DecodeConfig:
     paper (the likeliest lengths, mean over inner tokens, special symbols forbidden) or released
     (neighbours of the likeliest length, sum divided by the length with b and e, nothing forbidden).
     """
+    confidence: float | None = None
+    """NAR: refine a sentence no further once every token of its best candidate is likelier than this."""
+    rescore: str | None = None
+    """NAR: `ar` lets AR score the candidates of mask-predict, in one pass of the same weights."""
+    rescore_weight: float = 1.0
+    """Weight of AR's score among candidates; the rest goes to NAR's."""
+    rescore_samples: int = 0
+    """Further candidates for AR to score: samples of each one at the positions NAR is not sure of."""
+    draft_iterations: int = 0
+    """Mode draft: refinements of a draft by mask-predict before AR checks it."""
+    draft_lengths: int = 1
+    """Mode draft: length candidates of a draft; the one that NAR is surest of is checked."""
+    redraft: str = "ar"
+    """Mode draft: what is proposed behind a rejected token.
+
+    nar (drafted again by mask-predict, settled tokens given) or ar (AR's choices of the last check).
+    """
+    temperature: float = 0.0
+    """Mode draft: above 0, exact samples of AR's distribution at this temperature (rejection sampling)."""
+    seed: int = 1
+    """Of the samples."""
 
 
 @dataclass(frozen=True)

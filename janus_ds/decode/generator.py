@@ -23,11 +23,14 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
-from janus_ds.decode.beam_search import SearchSettings, beam_search
+from janus_ds.decode.beam_search import beam_search
+from janus_ds.decode.draft import draft_search
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import load_run
-from janus_ds.decode.mask_predict import MaskPredictSettings, length_candidates, mask_predict
+from janus_ds.decode.mask_predict import length_candidates, mask_predict
+from janus_ds.decode.model_drafts import ModelDrafts, draft_plan
 from janus_ds.decode.model_steps import CachedSteps, CandidateRows
+from janus_ds.decode.settings import mask_predict_settings, most_rows, search_settings
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.incremental import ArStream, Memory
@@ -140,7 +143,7 @@ class Generator:
         mode, decode = self.config.decode.mode, self.text.decode
         found = self.generate_ids([self.text.encode(text) for text in texts], progress)
         return [
-            [Hypothesis(decode(item.tokens), item.tokens, item.score, mode) for item in candidates]
+            [Hypothesis(decode(item.tokens), item.tokens, item.score, mode, item.passes) for item in candidates]
             for candidates in found
         ]
 
@@ -169,7 +172,7 @@ class Generator:
 
         for batch in batches:
             before = done
-            results = self._decode([sources[i] for i in batch], places, report)
+            results = self._decode([sources[i] for i in batch], batch, places, report)
             for index, candidates in zip(batch, results, strict=True):
                 found[index] = candidates
             report(len(batch) - (done - before))
@@ -186,13 +189,20 @@ class Generator:
                 )
 
     def _decode(
-        self, sources: Sequence[Sequence[int]], places: int, report: Callable[[int], None]
+        self,
+        sources: Sequence[Sequence[int]],
+        numbers: Sequence[int],
+        places: int,
+        report: Callable[[int], None],
     ) -> list[list[ScoredTokens]]:
+        mode = self.config.decode.mode
         with _evaluating(self.model):
-            if self.config.decode.mode == "ar":
+            if mode == "ar":
                 found = self._autoregressive(sources, places, report)
-            else:
+            elif mode == "nar":
                 found = self._parallel(self.model.encode(*self._pad(sources)))
+            else:
+                found = self._drafted(self.model.encode(*self._pad(sources)), numbers)
         if not all(candidates and math.isfinite(candidates[0].score) for candidates in found):
             raise CheckpointError(
                 "the model gives values that are not finite",
@@ -213,7 +223,8 @@ class Generator:
         self, sources: Sequence[Sequence[int]], places: int, report: Callable[[int], None]
     ) -> list[list[ScoredTokens]]:
         """Search sources, the longest first, at so many places at a time; `report` counts finished ones."""
-        settings, stream = self._search_settings(), ArStream.of(self.config.objective, self.special)
+        settings = search_settings(self.config, self.special)
+        stream = ArStream.of(self.config.objective, self.special)
         memory = self.model.encode(*self._pad(sources[:places]))
         begun = memory.sentences
 
@@ -228,60 +239,46 @@ class Generator:
         device, waiting = memory.states_BSD.device, len(sources) - begun
         return beam_search(steps, begun, settings, device, waiting)
 
-    def _search_settings(self) -> SearchSettings:
-        special, decode = self.special, self.config.decode
-        bart = self.config.objective.decoder_start == "eos_bos"
-        # Content rows stand at positions 0 .. T - 1; without bos among them, the last position is eos's.
-        steps = self.config.model.max_target_positions - (0 if bart else 1)
-        if decode.max_length:
-            steps = min(steps, decode.max_length + (2 if bart else 1))
-        return SearchSettings(
-            beam=decode.beam,
-            max_steps=steps,
-            start=special.eos if bart else special.bos,
-            eos=special.eos,
-            forbidden=tuple({special.bos, special.pad, special.unk, special.mask}),
-            forced_first=special.bos if bart else None,
-            stop=decode.beam_stop,
-            early_stopping=decode.early_stopping,
-            length_penalty=decode.length_penalty,
-        )
-
     def _parallel(self, memory: Memory) -> list[list[ScoredTokens]]:
-        special, decode = self.special, self.config.decode
-        rule, convention = decode.nar_score or "paper", self.config.objective.length_convention or "inner"
-        longest = self.config.model.max_target_positions
-        if decode.max_length:
-            longest = min(longest, decode.max_length + 2)
-        logits_BK = self.model.length_logits(memory)
-        length_BC = length_candidates(logits_BK, rule, decode.length_beam, convention, longest)
-        mask = special.unk if self.config.objective.mask_symbol == "unk" else special.mask
-        specials = {special.bos, special.pad, special.eos, special.unk, special.mask}
-        settings = MaskPredictSettings(
-            iterations=decode.iterations,
-            bos=special.bos,
-            eos=special.eos,
-            pad=special.pad,
-            mask=mask,
-            forbidden=() if rule == "released" else tuple(specials),
-            score=rule,
-            pruning=decode.length_pruning,
+        decode, convention = self.config.decode, self.config.objective.length_convention or "inner"
+        settings = mask_predict_settings(self.config, self.special)
+        length_BC = length_candidates(
+            self.model.length_logits(memory),
+            settings.score,
+            decode.length_beam,
+            convention,
+            most_rows(self.config),
         )
         return mask_predict(CandidateRows(self.model, memory), length_BC, settings)
+
+    def _drafted(self, memory: Memory, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
+        plan = draft_plan(self.config, self.special)
+        stream = ArStream.of(self.config.objective, self.special)
+        found = draft_search(ModelDrafts(self.model, memory, stream, plan), numbers, plan.search)
+        return [[item] for item in found]
 
 
 def _check_mode(config: RunConfig) -> None:
     mode, trained = config.decode.mode, trained_modes(config.objective)
-    if mode in trained:
+    needed = ("ar", "nar") if mode == "draft" or (mode == "nar" and config.decode.rescore) else (mode,)
+    missing = [name for name in needed if name not in trained]
+    if not missing:
         return
-    untrained = f"objective.weight_{mode} is {getattr(config.objective, f'weight_{mode}', None)}"
-    if mode == "nar":
-        untrained += f", objective.weight_length is {config.objective.weight_length}"
+    objective, untrained = config.objective, []
+    for name in missing:
+        untrained.append(f"objective.weight_{name} is {getattr(objective, f'weight_{name}', None)}")
+        if name == "nar":
+            untrained.append(f"objective.weight_length is {objective.weight_length}")
+    what = f"in mode {mode!r}" if needed == (mode,) else f"both ways, as {_both_ways_option(mode)} needs"
     raise ConfigError(
-        f"the model was not trained to decode in mode {mode!r} ({untrained})",
-        "decode.mode",
+        f"the model was not trained to decode {what} ({', '.join(untrained)})",
+        "decode.mode" if mode in missing or mode == "draft" else "decode.rescore",
         f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
     )
+
+
+def _both_ways_option(mode: str) -> str:
+    return "mode 'draft'" if mode == "draft" else "--rescore ar"
 
 
 def _batches(lengths: Mapping[int, int], most: int) -> Iterator[list[int]]:

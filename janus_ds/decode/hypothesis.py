@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Hypothesis", "ScoredTokens"]
 
@@ -18,6 +18,8 @@ class ScoredTokens:
 
     tokens: tuple[int, ...]
     score: float
+    passes: int = field(default=0, compare=False)
+    """Decoder passes that its sentence took part in, where the search counts them (not in AR)."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class Hypothesis:
         tokens: the ids behind the text, without bos and eos.
         score: AR: sum of log-probabilities / number of generated tokens ** length penalty (eos is a
             generated token). NAR: average log-probability of a token (`decode.nar_score`).
-        mode: "ar" or "nar".
+        mode: "ar", "nar" or "draft".
+        passes: see :class:`ScoredTokens`.
     """
 
     text: str
     tokens: tuple[int, ...]
     score: float
     mode: str
+    passes: int = field(default=0, compare=False)

@@ -22,6 +22,8 @@ D width, K length classes, V vocabulary.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,6 +66,8 @@ class MaskPredictSettings:
             length with bos and eos, which count as certain).
         pruning: give up length candidates on the way: half of them after the second pass, half of the
             rest after the third, by their scores so far. Not exact.
+        confidence: a sentence is refined no further once every token of its best candidate is likelier
+            than this; None: all iterations are made.
     """
 
     iterations: int
@@ -74,6 +78,7 @@ class MaskPredictSettings:
     forbidden: tuple[int, ...] = ()
     score: str = "paper"
     pruning: bool = False
+    confidence: float | None = None
 
 
 def remask_counts(inner_R: Tensor, step: int, steps: int) -> Tensor:
@@ -111,7 +116,10 @@ def length_candidates(logits_BK: Tensor, rule: str, beam: int, convention: str, 
 
 
 def mask_predict(
-    decoder: RowDecoder, length_BC: Tensor, settings: MaskPredictSettings
+    decoder: RowDecoder,
+    length_BC: Tensor,
+    settings: MaskPredictSettings,
+    given: Sequence[Sequence[int]] | None = None,
 ) -> list[list[ScoredTokens]]:
     """Fill all rows in I + 1 passes.
 
@@ -119,11 +127,12 @@ def mask_predict(
         decoder: the model on its encoded sources.
         length_BC: candidate lengths, bos and eos included.
         settings: iterations and rules.
+        given: inner tokens that each sentence begins with, never masked; candidates are no shorter.
 
     Returns:
         For each sentence its C candidates (those that were not pruned), best first, without bos and eos.
     """
-    rows = _Rows(length_BC, settings)
+    rows = _Rows(length_BC, settings, given)
     passes = settings.iterations + 1
     for step in range(passes):
         if not rows.fill(decoder):
@@ -131,6 +140,8 @@ def mask_predict(
         if step + 1 < passes:
             if settings.pruning and step in (1, 2):
                 rows.prune(max(1, length_BC.shape[1] // 2**step))
+            if settings.confidence is not None:
+                rows.stop_where_sure(settings.confidence)
             rows.mask_again(remask_counts(rows.inner_R, step, passes))
     return rows.result()
 
@@ -138,16 +149,22 @@ def mask_predict(
 class _Rows:
     """Tokens and their log-probabilities during one call of :func:`mask_predict`."""
 
-    def __init__(self, length_BC: Tensor, settings: MaskPredictSettings) -> None:
+    def __init__(
+        self,
+        length_BC: Tensor,
+        settings: MaskPredictSettings,
+        given: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.settings = settings
         self.candidates = length_BC.shape[1]
         self.length_R = length_R = length_BC.flatten()
-        self.inner_R = length_R - 2
         column_L = torch.arange(int(length_R.max()), device=length_R.device)
         last_R1 = length_R[:, None] - 1
-        self.inner_RL = (column_L > 0) & (column_L < last_R1)
-        self.token_RL = torch.full(self.inner_RL.shape, settings.pad, device=length_R.device)
+        self.token_RL = torch.full((len(length_R), len(column_L)), settings.pad, device=length_R.device)
         self.token_RL[:, 0] = settings.bos
+        first_R = self._give(given or [()] * len(length_BC))
+        self.inner_R = length_R - 1 - first_R
+        self.inner_RL = (column_L >= first_R[:, None]) & (column_L < last_R1)
         self.token_RL = self.token_RL.masked_fill(column_L == last_R1, settings.eos)
         self.token_RL = self.token_RL.masked_fill(self.inner_RL, settings.mask)
         self.score_RL = torch.zeros(self.inner_RL.shape, device=length_R.device)
@@ -157,12 +174,25 @@ class _Rows:
         self.pruned_R = torch.zeros_like(length_R, dtype=torch.bool)
         self.held_B = torch.arange(len(length_BC), device=length_R.device)
         """Sentences that the decoder still holds."""
+        self.sure_B = torch.zeros_like(self.held_B, dtype=torch.bool)
+        """Sentences that are refined no further."""
+        self.passes_B = torch.zeros_like(self.held_B)
+
+    def _give(self, given: Sequence[Sequence[int]]) -> Tensor:
+        """Put the given tokens behind bos; the first column behind them, for each row."""
+        for sentence, tokens in enumerate(given):
+            rows = slice(sentence * self.candidates, (sentence + 1) * self.candidates)
+            if tokens:
+                self.token_RL[rows, 1 : len(tokens) + 1] = torch.tensor(tokens, device=self.token_RL.device)
+        first_B = torch.tensor([len(tokens) + 1 for tokens in given], device=self.token_RL.device)
+        return first_B.repeat_interleave(self.candidates)
 
     def fill(self, decoder: RowDecoder) -> bool:
         """One pass: every masked position takes its likeliest token. False if nothing is masked."""
         # `released` forbids nothing, so that a predicted MASK stays masked for the next pass.
         masked_RL = (self.token_RL == self.settings.mask) & self.inner_RL & ~self.pruned_R[:, None]
         open_R = masked_RL.any(1)
+        self.passes_B += open_R.view(-1, self.candidates).any(1)
         again_R = (self.token_RL == self.given_RL).all(1)
         row_X = self._rows_to_compute(decoder, open_R, open_R & ~again_R)
         self.given_RL = self.token_RL
@@ -213,8 +243,17 @@ class _Rows:
         pruned_BC = torch.ones_like(order_BC, dtype=torch.bool).scatter(1, order_BC[:, :kept], False)
         self.pruned_R = pruned_BC.flatten()
 
+    def stop_where_sure(self, confidence: float) -> None:
+        """Refine no further where every token of the best candidate is likelier than `confidence`."""
+        least = math.log(confidence) if confidence > 0 else -math.inf
+        sure_RL = (self.score_RL > least) & (self.token_RL != self.settings.mask)
+        sure_BC = (sure_RL | ~self.inner_RL).all(1).view(-1, self.candidates)
+        mean_BC = self._mean_R().masked_fill(self.pruned_R, -math.inf).view(-1, self.candidates)
+        self.sure_B |= sure_BC.gather(1, mean_BC.argmax(1, keepdim=True)).squeeze(1)
+
     def mask_again(self, count_R: Tensor) -> None:
         """Mask the `count_R` least certain inner tokens of each row."""
+        count_R = count_R.masked_fill(self.sure_B.repeat_interleave(self.candidates), 0)
         score_RL = self.score_RL.masked_fill(~self.inner_RL, float("inf"))
         order_RL = score_RL.sort(dim=1, stable=True).indices
         column_L = torch.arange(order_RL.shape[1], device=order_RL.device)
@@ -228,11 +267,12 @@ class _Rows:
 
     def result(self) -> list[list[ScoredTokens]]:
         """The rows as candidates of their sentences, best first."""
-        items = (self.token_RL, self.length_R, self._mean_R(), self.pruned_R)
+        passes_R = self.passes_B.repeat_interleave(self.candidates)
+        items = (self.token_RL, self.length_R, self._mean_R(), self.pruned_R, passes_R)
         rows = zip(*(item.tolist() for item in items), strict=True)
         found = [
-            None if pruned else ScoredTokens(tuple(tokens[1 : length - 1]), score)
-            for tokens, length, score, pruned in rows
+            None if pruned else ScoredTokens(tuple(tokens[1 : length - 1]), score, passes)
+            for tokens, length, score, pruned, passes in rows
         ]
         groups = [found[i : i + self.candidates] for i in range(0, len(found), self.candidates)]
         return [sorted((c for c in group if c), key=lambda item: -item.score) for group in groups]

@@ -1,0 +1,147 @@
+"""A model as :func:`janus_ds.decode.draft.draft_search` asks for it: both ways of decoding on one encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import RunConfig
+from janus_ds.decode.beam_search import SearchSettings
+from janus_ds.decode.draft import Draft, Sentence
+from janus_ds.decode.mask_predict import MaskPredictSettings, mask_predict
+from janus_ds.decode.model_steps import CandidateRows
+from janus_ds.decode.settings import mask_predict_settings, search_settings
+from janus_ds.model.incremental import ArStream, Memory
+from janus_ds.model.janus import JanusModel
+
+__all__ = ["DraftPlan", "ModelDrafts", "draft_plan"]
+
+_SHORTEST = 2
+"""A pass that drafts fewer tokens costs more than the check that it saves."""
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """How drafts are made.
+
+    Attributes:
+        search: AR's limits.
+        nar: mask-predict's settings; no special symbol is drafted.
+        redraft: "nar" or "ar", see :mod:`janus_ds.decode.draft`.
+        lengths: length candidates of a draft; the one that NAR is surest of is checked.
+        specials: what classes of the length head count beside inner tokens (0 or 2).
+    """
+
+    search: SearchSettings
+    nar: MaskPredictSettings
+    redraft: str = "ar"
+    lengths: int = 1
+    specials: int = 0
+
+
+class ModelDrafts:
+    """Drafts and checks of one batch.
+
+    Args:
+        model: in evaluation mode.
+        memory: the encoded sources.
+        stream: how AR rows are made.
+        plan: how drafts are made.
+    """
+
+    def __init__(self, model: JanusModel, memory: Memory, stream: ArStream, plan: DraftPlan) -> None:
+        self._model = model
+        self._cache = model.start_cache(memory, stream, 1, plan.search.max_steps)
+        self._plan = plan
+        self._class_BK = model.length_logits(memory).float()
+
+    def propose(self, sentences: Sequence[Sentence]) -> list[Draft]:
+        """See :class:`janus_ds.decode.draft.DraftDecoder`."""
+        if sentences[0].rounds and self._plan.redraft == "ar":
+            rooms = [sentence.room(self._plan.search) for sentence in sentences]
+            return [Draft(s.spare[:room], 0) for s, room in zip(sentences, rooms, strict=True)]
+        rows = self.rows_to_draft(sentences)
+        wanted = [place for place, row in enumerate(rows) if row]
+        drafts = [Draft([], 0) for _ in sentences]
+        if not wanted:
+            return drafts
+        place_X = torch.tensor(wanted, device=self._class_BK.device)
+        memory = self._cache.memory
+        memory = memory if len(wanted) == memory.sentences else memory.select(place_X)
+        length_XC = torch.tensor([rows[place] for place in wanted], device=self._class_BK.device) + 2
+        given = [sentences[place].inner for place in wanted]
+        found = mask_predict(CandidateRows(self._model, memory), length_XC, self._plan.nar, given)
+        for place, candidates in zip(wanted, found, strict=True):
+            best = candidates[0]
+            drafts[place] = Draft(list(best.tokens[len(sentences[place].inner) :]), best.passes)
+        return drafts
+
+    def rows_to_draft(self, sentences: Sequence[Sentence]) -> list[list[int]]:
+        """Numbers of inner tokens to try for each sentence, likeliest first; none where AR is as fast.
+
+        The length is estimated anew: the likeliest classes of those that the settled tokens leave.
+        """
+        plan, (_, classes) = self._plan, self._class_BK.shape
+        least = torch.tensor([len(sentence.inner) for sentence in sentences])
+        room = torch.tensor([sentence.room(plan.search) for sentence in sentences])
+        inner_K = torch.arange(classes) - plan.specials
+        possible_BK = (inner_K >= least[:, None]) & (inner_K <= (least + room)[:, None])
+        class_BK = self._class_BK.masked_fill(~possible_BK.to(self._class_BK.device), float("-inf"))
+        best_BC, class_BC = class_BK.topk(min(plan.lengths, classes), dim=1)
+        found = []
+        for scores, numbers, sentence, most in zip(
+            best_BC.tolist(), class_BC.tolist(), sentences, (least + room).tolist(), strict=True
+        ):
+            settled = len(sentence.inner)
+            tries = [n - plan.specials for n, score in zip(numbers, scores, strict=True) if score > float("-inf")]
+            # A first draft has to be made, whatever it is; behind the last class there is no estimate.
+            least_rows = 1 if not settled else _SHORTEST
+            if not tries or tries[0] - settled < least_rows:
+                tries = [min(most, max(1, settled))] if not settled else []
+            found.append([max(n, min(settled + 1, most)) for n in tries])
+        width = max((len(row) for row in found), default=0)
+        return [row + row[-1:] * (width - len(row)) if row else row for row in found]
+
+    def check(self, token_BT: Tensor) -> Tensor:
+        """See :class:`janus_ds.decode.draft.DraftDecoder`."""
+        token_B1T = token_BT[:, None].to(self._class_BK.device)
+        return self._model.ar_block(self._cache, token_B1T)[:, 0]
+
+    def logits(self, hidden_XD: Tensor) -> Tensor:
+        """See :class:`janus_ds.decode.draft.DraftDecoder`."""
+        return self._model.logits(hidden_XD)
+
+    def accept(self, kept_B: Tensor) -> None:
+        """See :class:`janus_ds.decode.draft.DraftDecoder`."""
+        self._cache.accept(kept_B)
+
+    def keep(self, sentence_B: Tensor) -> None:
+        """See :class:`janus_ds.decode.draft.DraftDecoder`."""
+        sentence_B = sentence_B.to(self._class_BK.device)
+        self._cache = self._cache.select(sentence_B)
+        self._class_BK = self._class_BK[sentence_B]
+
+
+def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
+    """As a run's recipe says."""
+    decode, objective = config.decode, config.objective
+    specials = {special.bos, special.pad, special.eos, special.unk, special.mask}
+    nar = replace(
+        mask_predict_settings(config, special),
+        iterations=decode.draft_iterations,
+        forbidden=tuple(specials),
+        score="paper",
+        pruning=False,
+        confidence=None,
+    )
+    return DraftPlan(
+        search=search_settings(config, special),
+        nar=nar,
+        redraft=decode.redraft,
+        lengths=decode.draft_lengths,
+        specials=2 if objective.length_convention == "with_specials" else 0,
+    )
