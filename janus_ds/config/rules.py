@@ -43,7 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.keep_best": ("none", "ar", "nar"),
     "decode.mode": ("ar", "nar", "draft"),
     "decode.rescore": ("ar",),
-    "decode.redraft": ("nar", "ar"),
+    "decode.redraft": ("nar", "reuse"),
     "decode.beam_stop": ("fairseq", "transformers"),
     "decode.nar_score": ("paper", "released"),
 }
@@ -61,7 +61,7 @@ _POSITIVE = _words(
     "data.cache_gb data.stall_seconds "
     "optim.lr optim.eps train.global_batch train.batch_tokens train.batch_groups train.max_steps "
     "train.log_every train.save_every "
-    "train.keep_last train.max_bad_steps decode.beam decode.length_beam decode.draft_lengths"
+    "train.keep_last train.max_bad_steps decode.beam decode.length_beam decode.draft_width"
 )
 _NOT_NEGATIVE = _words(
     "data.workers data.shuffle_shards data.read_ahead data.retries "

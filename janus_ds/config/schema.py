@@ -327,12 +327,13 @@ class DecodeConfig:
     """Further candidates for AR to score: samples of each one at the positions NAR is not sure of."""
     draft_iterations: int = 0
     """Mode draft: refinements of a draft by mask-predict before AR checks it."""
-    draft_lengths: int = 1
-    """Mode draft: length candidates of a draft; the one that NAR is surest of is checked."""
-    redraft: str = "ar"
+    draft_width: int = 3
+    """Mode draft: drafts of a sentence that AR checks at once (lengths, or ways to go on)."""
+    redraft: str = "reuse"
     """Mode draft: what is proposed behind a rejected token.
 
-    nar (drafted again by mask-predict, settled tokens given) or ar (AR's choices of the last check).
+    nar (drafted again by mask-predict, settled tokens given) or reuse (what is left of earlier drafts and of
+    AR's choices behind them, which costs no pass).
     """
     temperature: float = 0.0
     """Mode draft: above 0, exact samples of AR's distribution at this temperature (rejection sampling)."""

@@ -1,22 +1,16 @@
 """Lossless drafting: NAR drafts a sentence, AR checks the whole draft in one pass and keeps what it would say.
 
-A round is one draft and one check. The check feeds AR a block of content rows: the last token that is
-settled and the drafted ones behind it; the query row of each gives AR's own choice for the next token.
-The longest prefix of the draft that equals these choices is accepted, and one more token is known for
-certain: AR's choice where the draft differs, or behind its end. So a round settles at least one token,
-and by induction every settled token is what AR decoding one by one would have chosen: the output is that
-of greedy search (or, under a temperature, a sample of AR's distribution: `draft_sampling.py`).
-
-What is not settled is drafted again, in one of two ways:
-
-- `nar`: by mask-predict with the settled tokens given and the length estimated anew: the likeliest of
-  those classes of the length head that the settled tokens leave possible;
-- `ar`: AR's choices behind the difference, which the check has computed already. They have seen the
-  rejected token, so they may be wrong, but they cost no pass.
+A round proposes and checks. The check feeds AR a block of content rows: the last token that is settled and
+the drafted ones behind it; the query row of each gives AR's own choice for the next token. The longest
+prefix of the draft that equals these choices is accepted, and one more token is known for certain: AR's
+choice where the draft differs, or behind its end. So a round settles at least one token, and by induction
+every settled token is what AR decoding one by one would have chosen: the output is that of greedy search
+(or, under a temperature, a sample of AR's distribution: `draft_sampling.py`). Several drafts of a sentence
+are checked at once, as beams; the one of which most is accepted counts.
 
 Sentences of a batch stand at points of their own. Rejected rows are dropped from the cache.
 
-Shape letters: B sentences, T rows of a block, P checked rows, D width, V vocabulary, K length classes.
+Shape letters: B sentences, K drafts of a sentence, T rows of a block, P checked rows, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +25,7 @@ from torch import Tensor
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.hypothesis import ScoredTokens
 
-__all__ = ["Draft", "DraftDecoder", "DraftRound", "DraftedTokens", "Judge", "Verdict", "draft_search"]
+__all__ = ["DraftDecoder", "DraftRound", "DraftedTokens", "Judge", "Proposal", "Sentence", "Verdict", "draft_search"]
 
 _CHUNK_ROWS = 1024
 """Rows that are projected to the vocabulary at a time."""
@@ -62,19 +56,19 @@ class DraftedTokens(ScoredTokens):
 
 
 @dataclass(frozen=True)
-class Draft:
-    """Tokens that are proposed for one sentence.
+class Proposal:
+    """What is proposed for one sentence.
 
     Attributes:
-        tokens: what follows the settled tokens.
+        drafts: at least one; each is what may follow the settled tokens, and may be empty.
         passes: decoder passes that they cost.
-        proposal_MV: the distributions that the tokens were drawn from, each by itself; None: the tokens
-            were not drawn but chosen.
+        drawn_MV: the distributions that the tokens of the only draft were drawn from, each by itself; None:
+            they were not drawn but chosen.
     """
 
-    tokens: list[int]
+    drafts: list[list[int]]
     passes: int
-    proposal_MV: Tensor | None = None
+    drawn_MV: Tensor | None = None
 
 
 @dataclass
@@ -86,7 +80,8 @@ class Sentence:
         pending: settled tokens that AR has not been fed yet, at least one.
         inner: settled tokens without start symbols.
         steps: settled tokens as AR counts them (a forced first one included).
-        spare: AR's choices behind the last difference.
+        pool: drafts of the whole sentence, the latest first: what was proposed, and AR's choices behind
+            each difference.
     """
 
     number: int
@@ -96,25 +91,26 @@ class Sentence:
     total: float = 0.0
     passes: int = 0
     rounds: list[DraftRound] = field(default_factory=list)
-    spare: list[int] = field(default_factory=list)
+    pool: list[list[int]] = field(default_factory=list)
 
     @property
     def closed(self) -> bool:
         """eos is settled: nothing waits to be fed."""
         return not self.pending
 
-    def settle(self, draft: Draft, verdict: Verdict, settings: SearchSettings) -> None:
+    def settle(self, proposal: Proposal, verdict: Verdict, settings: SearchSettings) -> None:
         """Enter a verdict into the books."""
-        passes = draft.passes + 1
-        self.rounds.append(DraftRound(len(self.inner), len(draft.tokens), verdict.accepted, passes))
+        passes, draft = proposal.passes + 1, proposal.drafts[verdict.draft]
+        self.rounds.append(DraftRound(len(self.inner), len(draft), verdict.accepted, passes))
         self.passes += passes
         self.total += verdict.gain
         self.steps += verdict.accepted + 1
-        self.inner += draft.tokens[: verdict.accepted]
-        self.spare = verdict.spare
+        self.inner += draft[: verdict.accepted]
         ended = verdict.following == settings.eos
         self.inner += [] if ended else [verdict.following]
         self.pending = [] if ended else [verdict.following]
+        if verdict.spare:
+            self.pool.insert(0, self.inner + verdict.spare)
 
     def room(self, settings: SearchSettings) -> int:
         """Most tokens that a draft may have; the last step is eos's."""
@@ -124,11 +120,14 @@ class Sentence:
 class DraftDecoder(Protocol):
     """What the search asks of a model."""
 
-    def propose(self, sentences: Sequence[Sentence]) -> list[Draft]:
-        """A draft for each open sentence, no longer than its room."""
+    def propose(self, sentences: Sequence[Sentence]) -> list[Proposal]:
+        """Drafts for each open sentence, no longer than its room."""
 
-    def check(self, token_BT: Tensor) -> Tensor:
-        """AR's hidden rows that predict what follows each token of a block, (B, T, D)."""
+    def check(self, token_BKT: Tensor, parent_B: Tensor | None) -> Tensor:
+        """AR's hidden rows that predict what follows each token of a block, (B, K, T, D).
+
+        All drafts of a sentence go on from the draft `parent_B` of the block before.
+        """
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
         """Logits over the vocabulary, (X, V)."""
@@ -142,15 +141,17 @@ class DraftDecoder(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What AR says about one draft.
+    """What AR says about the drafts of one sentence.
 
     Attributes:
-        accepted: tokens of the draft that stand.
+        draft: which one counts.
+        accepted: tokens of it that stand.
         following: the token behind them; may be eos.
         gain: log-probability of all these tokens.
         spare: AR's choices behind a difference.
     """
 
+    draft: int
     accepted: int
     following: int
     gain: float
@@ -161,9 +162,9 @@ class Judge(Protocol):
     """How drafts are accepted."""
 
     def __call__(
-        self, logits_PV: Tensor, sentences: Sequence[Sentence], drafts: Sequence[Draft]
+        self, logits_PV: Tensor, sentences: Sequence[Sentence], proposals: Sequence[Proposal]
     ) -> list[Verdict]:
-        """Verdicts, from the logits of M + 1 rows for each draft of M tokens (and of a forced first one)."""
+        """Verdicts, from the logits of M + 1 rows for each draft of M tokens, in order."""
 
 
 def draft_search(
@@ -191,51 +192,58 @@ def draft_search(
         given = list(prefixes[place]) if prefixes else []
         books.append(Sentence(number, [settings.start, *first, *given], given, len(first) + len(given)))
     judge = judge or GreedyJudge(settings)
-    going = list(books)
+    going, parents = list(books), None
     while going:
-        _round(decoder, going, settings, judge)
+        chosen = _round(decoder, going, parents, judge, settings)
         left = [place for place, sentence in enumerate(going) if not sentence.closed]
         if left and len(left) < len(going):
             decoder.keep(torch.tensor(left))
         going = [going[place] for place in left]
+        parents = torch.tensor([chosen[place] for place in left])
     return [_result(sentence, settings) for sentence in books]
 
 
 def _round(
-    decoder: DraftDecoder, going: Sequence[Sentence], settings: SearchSettings, judge: Judge
-) -> None:
-    """Draft, check, and settle what is certain."""
-    drafts = decoder.propose(going)
-    blocks = [sentence.pending + draft.tokens for sentence, draft in zip(going, drafts, strict=True)]
-    width = max(len(block) for block in blocks)
+    decoder: DraftDecoder,
+    going: Sequence[Sentence],
+    parent_B: Tensor | None,
+    judge: Judge,
+    settings: SearchSettings,
+) -> list[int]:
+    """Propose, check, and settle what is certain; which draft of each sentence goes on."""
+    proposals = decoder.propose(going)
+    blocks = [[s.pending + draft for draft in p.drafts] for s, p in zip(going, proposals, strict=True)]
+    width = max(len(block) for drafts in blocks for block in drafts)
+    beams = max(len(drafts) for drafts in blocks)
+    filled = [drafts + drafts[:1] * (beams - len(drafts)) for drafts in blocks]
     # What pads a block is rejected like any other row.
-    token_BT = torch.tensor([block + [settings.eos] * (width - len(block)) for block in blocks])
-    hidden_BTD = decoder.check(token_BT)
-    for sentence, gain in zip(going, _forced_gains(decoder, hidden_BTD, going, settings), strict=True):
+    padded = [[block + [settings.eos] * (width - len(block)) for block in drafts] for drafts in filled]
+    hidden_BKTD = decoder.check(torch.tensor(padded), parent_B)
+    for sentence, gain in zip(going, _forced_gains(decoder, hidden_BKTD, going, settings), strict=True):
         sentence.total += gain
     rows = [
-        place * width + row
-        for place, (sentence, block) in enumerate(zip(going, blocks, strict=True))
+        (place * beams + number) * width + row
+        for place, (sentence, drafts) in enumerate(zip(going, blocks, strict=True))
+        for number, block in enumerate(drafts)
         for row in range(len(sentence.pending) - 1, len(block))
     ]
-    row_P = torch.tensor(rows, device=hidden_BTD.device)
-    hidden_PD = hidden_BTD.flatten(0, 1)[row_P]
+    hidden_PD = hidden_BKTD.flatten(0, 2)[torch.tensor(rows, device=hidden_BKTD.device)]
     parts = [decoder.logits(hidden_PD[i : i + _CHUNK_ROWS]) for i in range(0, len(rows), _CHUNK_ROWS)]
-    logits_PV = parts[0] if len(parts) == 1 else torch.cat(parts)
-    kept = []
-    for sentence, draft, verdict in zip(going, drafts, judge(logits_PV, going, drafts), strict=True):
-        kept.append(len(sentence.pending) + verdict.accepted)
-        sentence.settle(draft, verdict, settings)
-    decoder.accept(torch.tensor(kept, device=hidden_BTD.device))
+    verdicts = judge(parts[0] if len(parts) == 1 else torch.cat(parts), going, proposals)
+    kept = [len(s.pending) + verdict.accepted for s, verdict in zip(going, verdicts, strict=True)]
+    for sentence, proposal, verdict in zip(going, proposals, verdicts, strict=True):
+        sentence.settle(proposal, verdict, settings)
+    decoder.accept(torch.tensor(kept, device=hidden_BKTD.device))
+    return [verdict.draft for verdict in verdicts]
 
 
 def _forced_gains(
-    decoder: DraftDecoder, hidden_BTD: Tensor, going: Sequence[Sentence], settings: SearchSettings
+    decoder: DraftDecoder, hidden_BKTD: Tensor, going: Sequence[Sentence], settings: SearchSettings
 ) -> list[float]:
     """Log-probabilities of forced first tokens, in the first round of a search that counts them."""
     if settings.forced_first is None or settings.stop == "transformers" or going[0].passes:
         return [0.0] * len(going)
-    return log_softmax(decoder.logits(hidden_BTD[:, 0]))[:, settings.forced_first].tolist()
+    return log_softmax(decoder.logits(hidden_BKTD[:, 0, 0]))[:, settings.forced_first].tolist()
 
 
 def log_softmax(logits_XV: Tensor) -> Tensor:
@@ -255,7 +263,7 @@ class GreedyJudge:
         self._settings = settings
 
     def __call__(
-        self, logits_PV: Tensor, sentences: Sequence[Sentence], drafts: Sequence[Draft]
+        self, logits_PV: Tensor, sentences: Sequence[Sentence], proposals: Sequence[Proposal]
     ) -> list[Verdict]:
         """See :class:`Judge`."""
         settings = self._settings
@@ -267,18 +275,23 @@ class GreedyJudge:
         choices, gains = token_P2[:, 0].tolist(), (best_P2[:, 0] - total_P).tolist()
         ends = (logits_PV[:, settings.eos] - total_P).tolist()
         verdicts, start = [], 0
-        for sentence, draft in zip(sentences, drafts, strict=True):
-            stop = start + len(draft.tokens) + 1
-            choice, gain = choices[start:stop], gains[start:stop]
-            if sentence.room(settings) == len(draft.tokens):
-                choice[-1] = settings.eos
-                gain[-1] = 0.0 if settings.stop == "transformers" else ends[stop - 1]
-            verdicts.append(_agreement(draft.tokens, choice, gain, settings.eos))
-            start = stop
+        for sentence, proposal in zip(sentences, proposals, strict=True):
+            found = []
+            for number, draft in enumerate(proposal.drafts):
+                stop = start + len(draft) + 1
+                choice, gain = choices[start:stop], gains[start:stop]
+                if sentence.room(settings) == len(draft):
+                    choice[-1] = settings.eos
+                    gain[-1] = 0.0 if settings.stop == "transformers" else ends[stop - 1]
+                found.append(_agreement(number, draft, choice, gain, settings.eos))
+                start = stop
+            verdicts.append(max(found, key=lambda verdict: verdict.accepted))
         return verdicts
 
 
-def _agreement(draft: Sequence[int], choice: Sequence[int], gain: Sequence[float], eos: int) -> Verdict:
+def _agreement(
+    number: int, draft: Sequence[int], choice: Sequence[int], gain: Sequence[float], eos: int
+) -> Verdict:
     """Accept a draft up to where it differs from AR's choices; eos among these ends it."""
     accepted = 0
     while accepted < len(draft) and draft[accepted] == choice[accepted] != eos:
@@ -286,4 +299,4 @@ def _agreement(draft: Sequence[int], choice: Sequence[int], gain: Sequence[float
     spare = list(choice[accepted + 1 :])
     if eos in spare:
         spare = spare[: spare.index(eos)]
-    return Verdict(accepted, choice[accepted], sum(gain[: accepted + 1]), spare)
+    return Verdict(number, accepted, choice[accepted], sum(gain[: accepted + 1]), spare)

@@ -1,4 +1,13 @@
-"""A model as :func:`janus_ds.decode.draft.draft_search` asks for it: both ways of decoding on one encoding."""
+"""A model as :func:`janus_ds.decode.draft.draft_search` asks for it: both ways of decoding on one encoding.
+
+The first drafts are mask-predict's. What is proposed behind a rejected token is either
+
+- `nar`: drafted again by mask-predict, with the settled tokens given and the length estimated anew: the
+  likeliest of those classes of the length head that the settled tokens leave possible; or
+- `reuse`: what earlier drafts, and AR's choices behind earlier differences, have from there on, at the same
+  place or shifted by one (AR wanted a token more, or one less). This costs no pass. Tails that continue the
+  token that AR has just put come first.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +20,7 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.beam_search import SearchSettings
-from janus_ds.decode.draft import Draft, Sentence
+from janus_ds.decode.draft import Proposal, Sentence
 from janus_ds.decode.mask_predict import MaskPredictSettings, mask_predict
 from janus_ds.decode.model_steps import CandidateRows
 from janus_ds.decode.settings import mask_predict_settings, search_settings
@@ -20,6 +29,7 @@ from janus_ds.model.janus import JanusModel
 
 __all__ = ["DraftPlan", "ModelDrafts", "draft_plan"]
 
+_SHIFTS = (0, 1, -1)
 _SHORTEST = 2
 """A pass that drafts fewer tokens costs more than the check that it saves."""
 
@@ -31,15 +41,15 @@ class DraftPlan:
     Attributes:
         search: AR's limits.
         nar: mask-predict's settings; no special symbol is drafted.
-        redraft: "nar" or "ar", see :mod:`janus_ds.decode.draft`.
-        lengths: length candidates of a draft; the one that NAR is surest of is checked.
+        redraft: "nar" or "reuse", see above.
+        width: drafts that are checked at once: length candidates of mask-predict, or tails.
         specials: what classes of the length head count beside inner tokens (0 or 2).
     """
 
     search: SearchSettings
     nar: MaskPredictSettings
-    redraft: str = "ar"
-    lengths: int = 1
+    redraft: str = "reuse"
+    width: int = 1
     specials: int = 0
 
 
@@ -55,30 +65,32 @@ class ModelDrafts:
 
     def __init__(self, model: JanusModel, memory: Memory, stream: ArStream, plan: DraftPlan) -> None:
         self._model = model
-        self._cache = model.start_cache(memory, stream, 1, plan.search.max_steps)
+        self._cache = model.start_cache(memory, stream, plan.width, plan.search.max_steps)
         self._plan = plan
         self._class_BK = model.length_logits(memory).float()
 
-    def propose(self, sentences: Sequence[Sentence]) -> list[Draft]:
+    def propose(self, sentences: Sequence[Sentence]) -> list[Proposal]:
         """See :class:`janus_ds.decode.draft.DraftDecoder`."""
-        if sentences[0].rounds and self._plan.redraft == "ar":
-            rooms = [sentence.room(self._plan.search) for sentence in sentences]
-            return [Draft(s.spare[:room], 0) for s, room in zip(sentences, rooms, strict=True)]
+        plan = self._plan
+        if sentences[0].rounds and plan.redraft == "reuse":
+            return [Proposal(tails(s, plan.width, s.room(plan.search)), 0) for s in sentences]
         rows = self.rows_to_draft(sentences)
         wanted = [place for place, row in enumerate(rows) if row]
-        drafts = [Draft([], 0) for _ in sentences]
+        proposals = [Proposal([[]], 0) for _ in sentences]
         if not wanted:
-            return drafts
+            return proposals
         place_X = torch.tensor(wanted, device=self._class_BK.device)
         memory = self._cache.memory
         memory = memory if len(wanted) == memory.sentences else memory.select(place_X)
         length_XC = torch.tensor([rows[place] for place in wanted], device=self._class_BK.device) + 2
         given = [sentences[place].inner for place in wanted]
-        found = mask_predict(CandidateRows(self._model, memory), length_XC, self._plan.nar, given)
+        found = mask_predict(CandidateRows(self._model, memory), length_XC, plan.nar, given)
         for place, candidates in zip(wanted, found, strict=True):
-            best = candidates[0]
-            drafts[place] = Draft(list(best.tokens[len(sentences[place].inner) :]), best.passes)
-        return drafts
+            sentence, drafts = sentences[place], [list(item.tokens) for item in candidates]
+            sentence.pool = drafts + sentence.pool
+            start = len(sentence.inner)
+            proposals[place] = Proposal([draft[start:] for draft in drafts], candidates[0].passes)
+        return proposals
 
     def rows_to_draft(self, sentences: Sequence[Sentence]) -> list[list[int]]:
         """Numbers of inner tokens to try for each sentence, likeliest first; none where AR is as fast.
@@ -91,7 +103,7 @@ class ModelDrafts:
         inner_K = torch.arange(classes) - plan.specials
         possible_BK = (inner_K >= least[:, None]) & (inner_K <= (least + room)[:, None])
         class_BK = self._class_BK.masked_fill(~possible_BK.to(self._class_BK.device), float("-inf"))
-        best_BC, class_BC = class_BK.topk(min(plan.lengths, classes), dim=1)
+        best_BC, class_BC = class_BK.topk(min(plan.width, classes), dim=1)
         found = []
         for scores, numbers, sentence, most in zip(
             best_BC.tolist(), class_BC.tolist(), sentences, (least + room).tolist(), strict=True
@@ -106,10 +118,13 @@ class ModelDrafts:
         width = max((len(row) for row in found), default=0)
         return [row + row[-1:] * (width - len(row)) if row else row for row in found]
 
-    def check(self, token_BT: Tensor) -> Tensor:
+    def check(self, token_BKT: Tensor, parent_B: Tensor | None) -> Tensor:
         """See :class:`janus_ds.decode.draft.DraftDecoder`."""
-        token_B1T = token_BT[:, None].to(self._class_BK.device)
-        return self._model.ar_block(self._cache, token_B1T)[:, 0]
+        device, beams = self._class_BK.device, self._cache.beams
+        if token_BKT.shape[1] < beams:
+            token_BKT = token_BKT[:, [*range(token_BKT.shape[1]), *[0] * (beams - token_BKT.shape[1])]]
+        parent_BK = None if parent_B is None or beams == 1 else parent_B[:, None].expand(-1, beams).to(device)
+        return self._model.ar_block(self._cache, token_BKT.to(device), parent_BK)
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
         """See :class:`janus_ds.decode.draft.DraftDecoder`."""
@@ -124,6 +139,20 @@ class ModelDrafts:
         sentence_B = sentence_B.to(self._class_BK.device)
         self._cache = self._cache.select(sentence_B)
         self._class_BK = self._class_BK[sentence_B]
+
+
+def tails(sentence: Sentence, most: int, room: int) -> list[list[int]]:
+    """Up to `most` different continuations of the settled tokens from the pool, likely ones first."""
+    start = len(sentence.inner)
+    last = sentence.inner[-1] if sentence.inner else None
+    found: dict[tuple[int, ...], bool] = {}
+    for shift in _SHIFTS:
+        for draft in sentence.pool:
+            tail = tuple(draft[start + shift :][:room]) if start + shift > 0 else ()
+            if tail:
+                found[tail] = found.get(tail, False) or draft[start + shift - 1] == last
+    ordered = sorted(found, key=lambda tail: not found[tail])
+    return [list(tail) for tail in ordered[:most]] or [[]]
 
 
 def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
@@ -142,6 +171,6 @@ def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
         search=search_settings(config, special),
         nar=nar,
         redraft=decode.redraft,
-        lengths=decode.draft_lengths,
+        width=decode.draft_width,
         specials=2 if objective.length_convention == "with_specials" else 0,
     )
