@@ -120,11 +120,10 @@ class ModelDrafts:
 
     def check(self, token_BKT: Tensor, parent_B: Tensor | None) -> Tensor:
         """See :class:`janus_ds.decode.draft.DraftDecoder`."""
-        device, beams = self._class_BK.device, self._cache.beams
-        if token_BKT.shape[1] < beams:
-            token_BKT = token_BKT[:, [*range(token_BKT.shape[1]), *[0] * (beams - token_BKT.shape[1])]]
+        device, beams, wanted = self._class_BK.device, self._cache.beams, token_BKT.shape[1]
+        token_BKT = token_BKT[:, [*range(wanted), *[0] * (beams - wanted)]]
         parent_BK = None if parent_B is None or beams == 1 else parent_B[:, None].expand(-1, beams).to(device)
-        return self._model.ar_block(self._cache, token_BKT.to(device), parent_BK)
+        return self._model.ar_block(self._cache, token_BKT.to(device), parent_BK)[:, :wanted]
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
         """See :class:`janus_ds.decode.draft.DraftDecoder`."""
