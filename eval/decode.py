@@ -28,10 +28,10 @@ from janus_ds.decode.load import DEMO, LoadedRun, load_run, with_decode
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, UsageError, exit_on_error
 from janus_ds.model.inference import prepare_for_inference
-from janus_ds.tools.decode_arguments import add_inference_arguments, inference_options
+from janus_ds.tools.decode_arguments import BOTH_WAYS, add_inference_arguments, inference_options
 from janus_ds.tools.passages import Passage, heldout_passages, line_passages, read_lines
 
-MODES = ("ar", "nar")
+MODES = ("ar", "nar", "draft")
 DEMO_SENTENCES = (
     "Guten Morgen! Wie geht es dir?",
     "Ich habe heute keine Zeit, weil ich arbeiten muss.",
@@ -48,6 +48,8 @@ DECODE_OPTIONS = {
     "beam_stop": (str, "AR: fairseq or transformers"),
     "length_penalty": (float, "AR: exponent of the length"),
     "max_length": (int, "longest output in tokens"),
+    "confidence": (float, "NAR: refine no further once every token is likelier than this"),
+    **BOTH_WAYS,
 }
 
 
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     modes = _modes(parsed.mode)
     given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping", "length_pruning")}
     options = {name: value for name, value in given.items() if value is not None}
+    # --seed says which words are hidden, and how tokens are drawn.
+    options["seed"] = parsed.seed
+    _check_beam(modes, parsed.beam)
     run = load_run(parsed.checkpoint, options, _device(parsed.device))
     prepare_for_inference(run.model, inference_options(parsed))
     text = _text(run, parsed.ids)
@@ -83,14 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a run folder, one of its checkpoints, or demo")
     add("--demo", action="store_true", help="the model of the package, German to English, in both modes")
-    add("--mode", help="ar, nar, or ar,nar (default: as the run's recipe says)")
+    add("--mode", help="ar, nar, draft, or several, as ar,nar (default: as the run's recipe says)")
     add("--input", default="-", help="text file, one input a line (default: standard input)")
     add("--output", type=Path, help="file to write (default: standard output)")
     add("--show-source", action="store_true", help="print the sources beside the outputs")
     add("--heldout", type=int, default=0, metavar="N", help="decode N samples of the run's validation split")
     add("--data", type=Path, help="data directory for --heldout (default: where it lay in training)")
     add("--mask-share", type=float, default=0.0, metavar="S", help="hide this share of each line's words")
-    add("--seed", type=int, default=1, help="which words --mask-share hides")
+    add("--seed", type=int, default=1, help="which words --mask-share hides; draws of samples")
     add("--ids", action="store_true", help="inputs and outputs are token ids")
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
     add_inference_arguments(parser)
@@ -108,7 +113,9 @@ def _modes(given: str | None) -> tuple[str, ...]:
     for mode in modes:
         if mode not in MODES:
             raise UsageError(
-                f"there is no mode {mode!r}", "--mode", suggestion(mode, MODES, "use ar, nar, or ar,nar")
+                f"there is no mode {mode!r}",
+                "--mode",
+                suggestion(mode, MODES, "use ar, nar, draft, or several, as ar,nar"),
             )
     return tuple(dict.fromkeys(modes))
 
@@ -146,6 +153,15 @@ def _check(parsed: argparse.Namespace) -> None:
 def _no_input(name: str) -> bool:
     """Whether nothing waits to be decoded: no file is named and nobody has put anything into the pipe."""
     return name == "-" and (sys.stdin.isatty() or not sys.stdin.buffer.peek(1))  # type: ignore[union-attr]
+
+
+def _check_beam(modes: Sequence[str], beam: int | None) -> None:
+    if "draft" in modes and "ar" not in modes and (beam or 1) > 1:
+        raise UsageError(
+            f"mode draft gives the output of greedy search, but the beam is {beam}",
+            "--mode draft --beam",
+            "leave --beam out; for a beam use --mode ar",
+        )
 
 
 def _device(name: str | None) -> torch.device:

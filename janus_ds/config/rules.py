@@ -280,3 +280,10 @@ def _decode(run: RunConfig, where: Where, faults: FaultList) -> None:
             f"give at most {rows}, or 0 for as many as the model allows",
             ["decode.max_length", "model.max_target_positions"],
         )
+    if run.decode.mode == "draft" and run.decode.beam > 1:
+        faults.add(
+            f"decode.beam is {run.decode.beam}, but mode draft gives the output of greedy search",
+            where("decode.beam"),
+            "leave the beam out or give 1; for a beam use mode ar",
+            ["decode.beam", "decode.mode"],
+        )

@@ -1,4 +1,4 @@
-"""Lossless drafting: NAR drafts a sentence, AR checks the whole draft in one pass and keeps what it would say.
+"""Lossless drafting: NAR drafts a sentence, AR checks all of it in one pass and keeps what it would say.
 
 A round proposes and checks. The check feeds AR a block of content rows: the last token that is settled and
 the drafted ones behind it; the query row of each gives AR's own choice for the next token. The longest
@@ -25,7 +25,16 @@ from torch import Tensor
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.hypothesis import ScoredTokens
 
-__all__ = ["DraftDecoder", "DraftRound", "DraftedTokens", "Judge", "Proposal", "Sentence", "Verdict", "draft_search"]
+__all__ = [
+    "DraftDecoder",
+    "DraftRound",
+    "DraftedTokens",
+    "Judge",
+    "Proposal",
+    "Sentence",
+    "Verdict",
+    "draft_search",
+]
 
 _CHUNK_ROWS = 1024
 """Rows that are projected to the vocabulary at a time."""

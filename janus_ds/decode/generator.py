@@ -23,13 +23,15 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
-from janus_ds.decode.beam_search import beam_search
+from janus_ds.decode.beam_search import SearchSettings, beam_search
 from janus_ds.decode.draft import draft_search
+from janus_ds.decode.draft_sampling import SamplingJudge
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import load_run
 from janus_ds.decode.mask_predict import length_candidates, mask_predict
 from janus_ds.decode.model_drafts import ModelDrafts, draft_plan
 from janus_ds.decode.model_steps import CachedSteps, CandidateRows
+from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
 from janus_ds.decode.settings import mask_predict_settings, most_rows, search_settings
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, DataError
@@ -143,7 +145,10 @@ class Generator:
         mode, decode = self.config.decode.mode, self.text.decode
         found = self.generate_ids([self.text.encode(text) for text in texts], progress)
         return [
-            [Hypothesis(decode(item.tokens), item.tokens, item.score, mode, item.passes) for item in candidates]
+            [
+                Hypothesis(decode(item.tokens), item.tokens, item.score, mode, item.passes)
+                for item in candidates
+            ]
             for candidates in found
         ]
 
@@ -223,7 +228,7 @@ class Generator:
         self, sources: Sequence[Sequence[int]], places: int, report: Callable[[int], None]
     ) -> list[list[ScoredTokens]]:
         """Search sources, the longest first, at so many places at a time; `report` counts finished ones."""
-        settings = search_settings(self.config, self.special)
+        settings = self._search_settings()
         stream = ArStream.of(self.config.objective, self.special)
         memory = self.model.encode(*self._pad(sources[:places]))
         begun = memory.sentences
@@ -239,6 +244,9 @@ class Generator:
         device, waiting = memory.states_BSD.device, len(sources) - begun
         return beam_search(steps, begun, settings, device, waiting)
 
+    def _search_settings(self) -> SearchSettings:
+        return search_settings(self.config, self.special)
+
     def _parallel(self, memory: Memory) -> list[list[ScoredTokens]]:
         decode, convention = self.config.decode, self.config.objective.length_convention or "inner"
         settings = mask_predict_settings(self.config, self.special)
@@ -249,13 +257,22 @@ class Generator:
             convention,
             most_rows(self.config),
         )
-        return mask_predict(CandidateRows(self.model, memory), length_BC, settings)
+        found = mask_predict(CandidateRows(self.model, memory), length_BC, settings)
+        if decode.rescore is None:
+            return found
+        if decode.rescore_samples:
+            rows = CandidateRows(self.model, memory)
+            found = sampled_variants(rows, found, settings, decode.rescore_samples, decode.seed)
+        stream = ArStream.of(self.config.objective, self.special)
+        scorer = ArScorer(self.model, stream, search_settings(self.config, self.special))
+        return rescore(scorer, memory, found, decode.rescore_weight)
 
     def _drafted(self, memory: Memory, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
-        plan = draft_plan(self.config, self.special)
+        plan, decode = draft_plan(self.config, self.special), self.config.decode
         stream = ArStream.of(self.config.objective, self.special)
-        found = draft_search(ModelDrafts(self.model, memory, stream, plan), numbers, plan.search)
-        return [[item] for item in found]
+        sampler = SamplingJudge(plan.search, decode.temperature, decode.seed) if decode.temperature else None
+        drafts = ModelDrafts(self.model, memory, stream, plan, sampler)
+        return [[item] for item in draft_search(drafts, numbers, plan.search, sampler)]
 
 
 def _check_mode(config: RunConfig) -> None:

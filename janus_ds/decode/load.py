@@ -87,11 +87,15 @@ def load_run(
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     """The same run with other decoding options.
 
+    Mode draft is greedy: a beam that only the run's recipe names is not taken over.
+
     Raises:
         ConfigError: an option that does not exist or cannot have its value; all faults are named.
     """
     values = to_dict(config)
     values["decode"] |= decode
+    if decode.get("mode") == "draft" and "beam" not in decode:
+        values["decode"]["beam"] = 1
     return from_dict(values, "decoding options")
 
 

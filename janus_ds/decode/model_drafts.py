@@ -21,6 +21,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.draft import Proposal, Sentence
+from janus_ds.decode.draft_sampling import SamplingJudge, draw, shares
 from janus_ds.decode.mask_predict import MaskPredictSettings, mask_predict
 from janus_ds.decode.model_steps import CandidateRows
 from janus_ds.decode.settings import mask_predict_settings, search_settings
@@ -61,10 +62,20 @@ class ModelDrafts:
         memory: the encoded sources.
         stream: how AR rows are made.
         plan: how drafts are made.
+        sampler: draws the tokens of drafts; None: the likeliest are taken. Drafts that are refined are not
+            drawn: what mask-predict makes of drawn tokens has no distribution that could be written down.
     """
 
-    def __init__(self, model: JanusModel, memory: Memory, stream: ArStream, plan: DraftPlan) -> None:
+    def __init__(
+        self,
+        model: JanusModel,
+        memory: Memory,
+        stream: ArStream,
+        plan: DraftPlan,
+        sampler: SamplingJudge | None = None,
+    ) -> None:
         self._model = model
+        self._sampler = None if plan.nar.iterations else sampler
         self._cache = model.start_cache(memory, stream, plan.width, plan.search.max_steps)
         self._plan = plan
         self._class_BK = model.length_logits(memory).float()
@@ -81,15 +92,60 @@ class ModelDrafts:
             return proposals
         place_X = torch.tensor(wanted, device=self._class_BK.device)
         memory = self._cache.memory
-        memory = memory if len(wanted) == memory.sentences else memory.select(place_X)
-        length_XC = torch.tensor([rows[place] for place in wanted], device=self._class_BK.device) + 2
-        given = [sentences[place].inner for place in wanted]
-        found = mask_predict(CandidateRows(self._model, memory), length_XC, plan.nar, given)
-        for place, candidates in zip(wanted, found, strict=True):
-            sentence, drafts = sentences[place], [list(item.tokens) for item in candidates]
-            sentence.pool = drafts + sentence.pool
-            start = len(sentence.inner)
-            proposals[place] = Proposal([draft[start:] for draft in drafts], candidates[0].passes)
+        decoder = CandidateRows(
+            self._model, memory if len(wanted) == memory.sentences else memory.select(place_X)
+        )
+        drafted = [sentences[place] for place in wanted]
+        if self._sampler is not None:
+            found = self._drawn(decoder, drafted, [rows[place][0] for place in wanted], self._sampler)
+        else:
+            found = self._likeliest(decoder, drafted, [rows[place] for place in wanted])
+        for place, proposal in zip(wanted, found, strict=True):
+            sentence = sentences[place]
+            sentence.pool = [sentence.inner + draft for draft in proposal.drafts] + sentence.pool
+            proposals[place] = proposal
+        return proposals
+
+    def _likeliest(
+        self, decoder: CandidateRows, sentences: Sequence[Sentence], rows: Sequence[Sequence[int]]
+    ) -> list[Proposal]:
+        """Drafts of mask-predict, one of each number of inner tokens."""
+        length_XC = torch.tensor(rows, device=decoder.device) + 2
+        found = mask_predict(decoder, length_XC, self._plan.nar, [sentence.inner for sentence in sentences])
+        return [
+            Proposal([list(item.tokens[len(s.inner) :]) for item in items], items[0].passes)
+            for s, items in zip(sentences, found, strict=True)
+        ]
+
+    def _drawn(
+        self,
+        decoder: CandidateRows,
+        sentences: Sequence[Sentence],
+        rows: Sequence[int],
+        sampler: SamplingJudge,
+    ) -> list[Proposal]:
+        """One draft a sentence, every token drawn from NAR's distribution at its position."""
+        nar, width = self._plan.nar, max(rows) + 2
+        tokens: list[list[int]] = []
+        picked: list[int] = []
+        for place, (sentence, count) in enumerate(zip(sentences, rows, strict=True)):
+            hidden = count - len(sentence.inner)
+            row = [nar.bos, *sentence.inner, *[nar.mask] * hidden, nar.eos]
+            tokens.append(row + [nar.pad] * (width - len(row)))
+            first = place * width + len(sentence.inner) + 1
+            picked += range(first, first + hidden)
+        device = decoder.device
+        length_X = torch.tensor(rows, device=device) + 2
+        picked_P = torch.tensor(picked, dtype=torch.long, device=device)
+        logits_PV = decoder.logits(decoder.hidden(torch.tensor(tokens, device=device), length_X, picked_P))
+        share_PV = shares(logits_PV, nar.forbidden, sampler.temperature)
+        proposals, start = [], 0
+        for sentence, count in zip(sentences, rows, strict=True):
+            stop = start + count - len(sentence.inner)
+            chances = sampler.uniform(sentence, stop - start)
+            draft = [draw(row, chance) for row, chance in zip(share_PV[start:stop], chances, strict=True)]
+            proposals.append(Proposal([draft], 1, share_PV[start:stop]))
+            start = stop
         return proposals
 
     def rows_to_draft(self, sentences: Sequence[Sentence]) -> list[list[int]]:
@@ -109,7 +165,9 @@ class ModelDrafts:
             best_BC.tolist(), class_BC.tolist(), sentences, (least + room).tolist(), strict=True
         ):
             settled = len(sentence.inner)
-            tries = [n - plan.specials for n, score in zip(numbers, scores, strict=True) if score > float("-inf")]
+            tries = [
+                n - plan.specials for n, score in zip(numbers, scores, strict=True) if score > float("-inf")
+            ]
             # A first draft has to be made, whatever it is; behind the last class there is no estimate.
             least_rows = 1 if not settled else _SHORTEST
             if not tries or tries[0] - settled < least_rows:
@@ -170,6 +228,7 @@ def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
         search=search_settings(config, special),
         nar=nar,
         redraft=decode.redraft,
-        width=decode.draft_width,
+        # A best draft among several would not be a sample any more.
+        width=1 if decode.temperature else decode.draft_width,
         specials=2 if objective.length_convention == "with_specials" else 0,
     )

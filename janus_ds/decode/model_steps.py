@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from janus_ds.model.incremental import ArCache, Memory
@@ -52,6 +53,11 @@ class CandidateRows:
     def __init__(self, model: JanusModel, memory: Memory) -> None:
         self._model = model
         self._memory = memory
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens are wanted."""
+        return self._memory.states_BSD.device
 
     def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
         """See :class:`janus_ds.decode.mask_predict.RowDecoder`."""

@@ -27,6 +27,7 @@ from janus_ds.metrics.scores import Scores, save_json
 from janus_ds.model.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
 from janus_ds.tools.common import table
+from janus_ds.tools.decode_systems import check_systems, options_by_name
 from janus_ds.tools.latency import LatencyPlan, measure, spread_over
 
 __all__ = [
@@ -46,8 +47,6 @@ __all__ = [
     "systems_of",
 ]
 
-MODES = ("ar", "nar")
-
 Columns = Sequence[tuple[str, str]]
 """Metrics of a table with their titles."""
 
@@ -64,6 +63,7 @@ class EvalRequest:
         average: mean of the run's last N checkpoints; 1: the newest, or the one named.
         modes: of ar and nar; empty: all that the run was trained for.
         iterations: NAR refinements, one system each.
+        confidence: NAR thresholds at which a sentence is refined no further, one system each.
         split: name of the split.
         data: where the text lies; None: where the data lay in training.
         output: folder of hypotheses and scores; None: RUN/eval/SPLIT.
@@ -79,6 +79,7 @@ class EvalRequest:
     average: int = 1
     modes: tuple[str, ...] = ()
     iterations: tuple[int, ...] = (0, 1, 4, 10)
+    confidence: tuple[float, ...] = ()
     split: str = "test"
     data: Path | None = None
     output: Path | None = None
@@ -95,14 +96,7 @@ class EvalRequest:
         Raises:
             UsageError: a mode or a number of iterations that does not exist.
         """
-        for mode in self.modes:
-            if mode not in MODES:
-                raise UsageError(f"there is no mode {mode!r}", "--modes", "use ar, nar, or ar,nar")
-        for number in self.iterations:
-            if number < 0:
-                raise UsageError(
-                    f"{number} iterations cannot be made", "--iterations", "give 0 or more, such as 0,1,4,10"
-                )
+        check_systems(self.modes, self.iterations, self.confidence, self.decode)
 
     def folder(self, run: LoadedRun) -> Path:
         """Where hypotheses and scores go."""
@@ -247,13 +241,8 @@ def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
         UsageError: what cannot be; ConfigError: a mode that was not trained, before anything is decoded.
     """
     request.check()
-    systems: dict[str, dict[str, Any]] = {}
-    for mode in request.modes or trained_modes(run.config.objective):
-        if mode == "ar":
-            systems["ar"] = {**request.decode, "mode": "ar"}
-        else:
-            for number in request.iterations:
-                systems[f"nar-{number}"] = {**request.decode, "mode": "nar", "iterations": number}
+    modes = request.modes or trained_modes(run.config.objective)
+    systems = options_by_name(modes, request.iterations, request.confidence, request.decode)
     return {
         name: Generator(run.model, run.text, run.special, with_decode(run.config, decode))
         for name, decode in systems.items()
@@ -262,8 +251,12 @@ def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
 
 def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any]:
     decode = generator.config.decode
-    own = {"iterations": decode.iterations} if decode.mode == "nar" else {}
-    return {**request.decode, "mode": decode.mode, **own}
+    names = {"nar": ("iterations", "confidence", "rescore"), "draft": ("draft_width", "redraft"), "ar": ()}
+    own = {name: getattr(decode, name) for name in names[decode.mode] if getattr(decode, name) is not None}
+    asked = {
+        k: v for k, v in request.decode.items() if k != "rescore" and (k, decode.mode) != ("beam", "draft")
+    }
+    return {**asked, "mode": decode.mode, **own}
 
 
 def encode_sources(run: LoadedRun, text: EvalText) -> list[list[int]]:
@@ -292,6 +285,11 @@ def _decode(
     best = [candidates[0] for candidates in generator.generate_ids(sources, show)]
     found = [_hypothesis(generator, item) for item in best]
     speed = {"sentences_per_second": len(sources) / max(time.perf_counter() - start, 1e-9)}
+    passes = [item.passes for item in best if item.passes]
+    if passes:
+        speed["decoder_passes"] = sum(passes) / len(passes)
+    if passes and generator.config.decode.mode == "nar":
+        speed["iterations"] = speed["decoder_passes"] - 1 - _judging_passes(generator)
     alone = [sources[i] for i in spread_over(len(sources), request.latency_sentences)]
     if alone:
         # The whole split was decoded just now: there is nothing left to warm up.
@@ -301,6 +299,12 @@ def _decode(
     return found, speed
 
 
+def _judging_passes(generator: Generator) -> int:
+    """Passes that rescoring adds to those of mask-predict."""
+    decode = generator.config.decode
+    return 0 if decode.rescore is None else 1
+
+
 def one_by_one(generator: Generator, ids: Sequence[int]) -> int:
     """Decode one source; the number of tokens of the output."""
     return len(generator.generate_ids([ids])[0][0].tokens)
@@ -308,7 +312,8 @@ def one_by_one(generator: Generator, ids: Sequence[int]) -> int:
 
 def _hypothesis(generator: Generator, item: ScoredTokens) -> Hypothesis:
     text = "" if generator.text is None else generator.text.decode(item.tokens)
-    return Hypothesis(one_line(text), item.tokens, item.score, generator.config.decode.mode)
+    mode = generator.config.decode.mode
+    return Hypothesis(one_line(text), item.tokens, item.score, mode, item.passes)
 
 
 def _origin(run: LoadedRun, request: EvalRequest) -> dict[str, Any]:
@@ -328,12 +333,17 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
 def results_table(results: Sequence[SystemResult], columns: Columns) -> str:
     """One line a system: the metrics asked for, sentences a second, and ms a sentence where measured."""
     timed = any("ms_per_sentence_batch_1" in result.speed for result in results)
-    rows = [("system", *(title for _, title in columns), "sent./s", *(("ms/sent.",) if timed else ()))]
+    counted = any("decoder_passes" in result.speed for result in results)
+    further = (("ms/sent.",) if timed else ()) + (("passes",) if counted else ())
+    rows = [("system", *(title for _, title in columns), "sent./s", *further)]
     for result in results:
         metrics = result.scores.metrics
         cells = [f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in columns]
         cells.append(f"{result.speed['sentences_per_second']:.1f}")
         if timed:
             cells.append(f"{result.speed.get('ms_per_sentence_batch_1', 0.0):.1f}")
+        if counted:
+            passes = result.speed.get("decoder_passes")
+            cells.append("-" if passes is None else f"{passes:.1f}")
         rows.append((result.name, *cells))
     return table(rows)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from janus_ds.model.inference import InferenceOptions
 
-__all__ = ["add_inference_arguments", "inference_options"]
+__all__ = ["BOTH_WAYS", "add_both_ways_arguments", "add_inference_arguments", "inference_options"]
 
 _DTYPES = ("fp32", "bf16", "float64")
 
@@ -18,6 +18,28 @@ def add_inference_arguments(parser: argparse.ArgumentParser | argparse._Argument
     add = parser.add_argument
     add("--dtype", choices=_DTYPES, default="fp32", help="precision of decoding (default: fp32)")
     add("--int8", action="store_true", help="int8 weights and activations in linear layers (CPU)")
+
+
+BOTH_WAYS: dict[str, tuple[type, str]] = {
+    "rescore": (str, "NAR: ar lets AR score the candidates with the same weights"),
+    "rescore_weight": (float, "NAR, rescored: weight of AR's score, NAR's gets the rest"),
+    "rescore_samples": (
+        int,
+        "NAR, rescored: samples of each candidate where NAR is not sure, scored as well",
+    ),
+    "draft_iterations": (int, "draft: refinements of a draft before AR checks it"),
+    "draft_width": (int, "draft: drafts of a sentence that are checked at once"),
+    "redraft": (str, "draft: reuse (what is left of earlier drafts) or nar (drafted again)"),
+    "temperature": (float, "draft: above 0, exact samples of AR's distribution"),
+}
+"""Options of decoding both ways at once: fields of `DecodeConfig`, their type and help."""
+
+
+def add_both_ways_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add an option for each field of :data:`BOTH_WAYS`."""
+    for name, (kind, text) in BOTH_WAYS.items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=kind, help=f"{text} (default: as the run's recipe says)")
 
 
 def inference_options(parsed: argparse.Namespace) -> InferenceOptions:

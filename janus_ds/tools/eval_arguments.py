@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from janus_ds.errors import UsageError
-from janus_ds.tools.decode_arguments import add_inference_arguments, inference_options
+from janus_ds.tools.decode_arguments import (
+    BOTH_WAYS,
+    add_both_ways_arguments,
+    add_inference_arguments,
+    inference_options,
+)
 
 if TYPE_CHECKING:
     from janus_ds.tools.checkpoint_eval import EvalRequest
@@ -55,8 +60,12 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
         "--modes",
         dest="modes",
         default="",
-        help="ar, nar, or ar,nar (default: all that the run was trained for)",
+        help="ar, nar, draft, or several, as ar,nar (default: ar and nar, as the run was trained)",
     )
+    confidence = (
+        "NAR: refine a sentence no further once every token is likelier; one system each, as 0.9,0.99"
+    )
+    add("--confidence", default="", metavar="P", help=confidence)
     add("--iterations", default="0,1,4,10", help="NAR refinements, one system each (default: 0,1,4,10)")
     add("--beam", type=int, help="AR: beam (default: as the run's recipe says)")
     add("--length-beam", type=int, help="NAR: length candidates (default: as the run's recipe says)")
@@ -73,6 +82,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
     prune = "NAR: give up length candidates between passes (default: as the run's recipe says)"
     add("--length-pruning", action=argparse.BooleanOptionalAction, help=prune)
+    add_both_ways_arguments(group)
     add_inference_arguments(group)
     return group
 
@@ -92,12 +102,13 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
 
     from janus_ds.tools.checkpoint_eval import EvalRequest
 
-    decode = {name: getattr(parsed, name) for name in ("beam", "length_beam", "length_pruning")}
+    decode = {name: getattr(parsed, name) for name in ("beam", "length_beam", "length_pruning", *BOTH_WAYS)}
     return EvalRequest(
         checkpoint=parsed.checkpoint,
         average=parsed.average,
         modes=tuple(dict.fromkeys(mode.strip() for mode in parsed.modes.split(",") if mode.strip())),
         iterations=iterations,
+        confidence=_shares(parsed.confidence),
         split=parsed.split,
         data=parsed.data,
         output=parsed.output,
@@ -115,6 +126,15 @@ def _numbers(text: str) -> tuple[int, ...]:
     except ValueError:
         raise UsageError(
             f"{text!r} is not a list of numbers", "--iterations", "give 0 or more, such as 0,1,4,10"
+        ) from None
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(dict.fromkeys(float(word) for word in text.split(",") if word.strip()))
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is not a list of numbers", "--confidence", "give shares from 0 to 1, such as 0.9,0.99"
         ) from None
 
 

@@ -1,0 +1,83 @@
+"""Names and decoding options of the systems that an evaluation compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from janus_ds.errors import UsageError
+
+__all__ = ["MODES", "check_systems", "options_by_name"]
+
+MODES = ("ar", "nar", "draft")
+
+
+def check_systems(
+    modes: Sequence[str],
+    iterations: Sequence[int],
+    confidence: Sequence[float],
+    decode: Mapping[str, Any],
+) -> None:
+    """Refuse what cannot be, before anything is loaded.
+
+    Raises:
+        UsageError: a mode, a number of iterations or a threshold that does not exist, or drafts with a beam.
+    """
+    for mode in modes:
+        if mode not in MODES:
+            raise UsageError(
+                f"there is no mode {mode!r}", "--modes", "use ar, nar, draft, or several, as ar,nar"
+            )
+    for number in iterations:
+        if number < 0:
+            raise UsageError(
+                f"{number} iterations cannot be made", "--iterations", "give 0 or more, such as 0,1,4,10"
+            )
+    for share in confidence:
+        if not 0 <= share <= 1:
+            raise UsageError(
+                f"{share} is no probability", "--confidence", "give shares from 0 to 1, such as 0.9,0.99"
+            )
+    beam = decode.get("beam") or 1
+    if "draft" in modes and "ar" not in modes and beam > 1:
+        raise UsageError(
+            f"mode draft gives the output of greedy search, but the beam is {beam}",
+            "--mode draft --beam",
+            "leave --beam out; for a beam use --mode ar",
+        )
+
+
+def options_by_name(
+    modes: Sequence[str],
+    iterations: Sequence[int],
+    confidence: Sequence[float],
+    decode: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Fields of `DecodeConfig` by system: ar, nar-0, nar-4-rescored, nar-c0.9, draft, ...
+
+    Each threshold is one system, with the largest number of iterations. Where AR rescores, NAR systems come
+    with and without.
+
+    Args:
+        modes: which to take.
+        iterations: of NAR.
+        confidence: thresholds of the dial.
+        decode: further fields, for all.
+    """
+    systems: dict[str, dict[str, Any]] = {}
+    plain = {name: value for name, value in decode.items() if name != "rescore"}
+    for mode in modes:
+        if mode == "nar":
+            ways: dict[str, dict[str, Any]] = {f"nar-{n}": {"iterations": n} for n in iterations}
+            for share in confidence:
+                ways[f"nar-c{share:g}"] = {"iterations": max(iterations, default=10), "confidence": share}
+            for name, way in ways.items():
+                systems[name] = {**plain, "mode": "nar", **way}
+                if decode.get("rescore") is not None:
+                    systems[f"{name}-rescored"] = {**systems[name], "rescore": decode["rescore"]}
+        elif mode == "draft":
+            # A beam is meant for AR beside it.
+            systems["draft"] = {**{k: v for k, v in plain.items() if k != "beam"}, "mode": "draft"}
+        else:
+            systems[mode] = {**plain, "mode": mode}
+    return systems
