@@ -1,0 +1,220 @@
+"""Drafting is lossless: in float64 its output is AR greedy's on every sentence, whatever the drafts are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.decode.draft import DraftedTokens, DraftRound, Sentence
+from janus_ds.decode.draft_sampling import draw
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.model_drafts import tails
+from janus_ds.decode.rescore import ArScorer
+from janus_ds.decode.settings import search_settings
+from janus_ds.model.incremental import ArStream
+from janus_ds.model.janus import JanusModel
+from janus_ds.parallel.layers import DenseLayers
+from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
+from tests.support.two_stream import TOY
+
+OBJECTIVES = {
+    "query": ObjectiveConfig(),
+    "previous": ObjectiveConfig(
+        ar_query_position="previous", length_convention="with_specials", mask_symbol="unk"
+    ),
+    "content": ObjectiveConfig(ar_stream="content"),
+    "eos_bos": ObjectiveConfig(decoder_start="eos_bos"),
+    "eos_bos content": ObjectiveConfig(decoder_start="eos_bos", ar_stream="content"),
+}
+SOURCES = [[9, 8, 7, 6, 5], [7], [6, 5], [15, 14, 13, 12, 11, 10, 9, 8], [20, 21, 22, 23], [], [28, 5, 6, 7]]
+
+
+def peaked(seed: int, config: ModelConfig, eos: float) -> JanusModel:
+    """A random model whose outputs end early or late; some draft well, as their decoders agree."""
+    model = tiny_model(config, seed)
+    with torch.no_grad():
+        model.embedding.weight.mul_(1 + seed % 3)
+        model.embedding.weight[TOY.eos] *= eos
+    return model
+
+
+def generator(model: JanusModel, objective: ObjectiveConfig, **decode: Any) -> Generator:
+    config = RunConfig(
+        model=model.config,
+        data=DataConfig(block_tokens=12),
+        objective=objective,
+        decode=DecodeConfig(beam=1, **decode),
+    )
+    return Generator(model, None, model.special, config, batch_sentences=4)
+
+
+def best(found: list[list[ScoredTokens]]) -> list[ScoredTokens]:
+    return [group[0] for group in found]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_drafts_change_nothing(name: str) -> None:
+    objective, accepted, lengths = OBJECTIVES[name], 0, set()
+    config = TINY_NMT if name == "previous" else TINY
+    for seed, eos in itertools.product(range(2), (0.7, 1.1, 1.4, 1.8)):
+        model = peaked(seed, config, eos)
+        for longest, stop, ways in (
+            (0, "fairseq", (("reuse", 1, 0), ("reuse", 3, 1), ("nar", 3, 0))),
+            (4, "transformers", (("nar", 1, 2), ("reuse", 3, 0))),
+            (1, "fairseq", (("nar", 2, 0),)),
+        ):
+            common = {"max_length": longest, "beam_stop": stop}
+            expected = best(generator(model, objective, mode="ar", **common).generate_ids(SOURCES))
+            for redraft, width, iterations in ways:
+                options = {"redraft": redraft, "draft_width": width, "draft_iterations": iterations}
+                drafts = generator(model, objective, mode="draft", **common, **options)
+                found = best(drafts.generate_ids(SOURCES))
+                assert [item.tokens for item in found] == [item.tokens for item in expected]
+                for item, other in zip(found, expected, strict=True):
+                    assert item.score == pytest.approx(other.score, abs=1e-9)
+                accepted += sum(r.accepted for item in found for r in getattr(item, "rounds", ()))
+            lengths |= {len(item.tokens) for item in expected}
+    assert accepted > 20
+    # None, one, as many as allowed, as many as the position table has, and others.
+    assert {0, 1, 4, 13 if objective.decoder_start == "eos_bos" else 14} < lengths | {13}
+
+
+def test_the_books_add_up() -> None:
+    model = peaked(0, TINY, 0.6)
+    for redraft in ("nar", "reuse"):
+        options = {"mode": "draft", "redraft": redraft, "draft_iterations": 1}
+        for item in best(generator(model, ObjectiveConfig(), **options).generate_ids(SOURCES[:5])):
+            assert isinstance(item, DraftedTokens)
+            prefix = 0
+            for number, turn in enumerate(item.rounds):
+                assert turn.prefix == prefix
+                assert 0 <= turn.accepted <= turn.drafted
+                # One pass checks; reused drafts cost nothing, others at most first pass and refinement.
+                assert 1 <= turn.passes <= 3
+                assert turn.passes == 1 or redraft == "nar" or number == 0
+                prefix += turn.accepted + 1
+            # The last token that was settled is eos.
+            assert prefix == len(item.tokens) + 1
+            assert item.passes == sum(turn.passes for turn in item.rounds)
+
+
+def test_a_right_draft_takes_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    from janus_ds.decode import model_drafts
+    from janus_ds.decode.draft import Proposal
+
+    model = peaked(1, TINY, 0.6)
+    expected = best(generator(model, ObjectiveConfig(), mode="ar").generate_ids(SOURCES[:5]))
+    calls = []
+
+    def propose(_: Any, sentences: list[Sentence]) -> list[Proposal]:
+        calls.append(len(sentences))
+        return [Proposal([list(expected[s.number].tokens)], 1) for s in sentences]
+
+    monkeypatch.setattr(model_drafts.ModelDrafts, "propose", propose)
+    found = best(generator(model, ObjectiveConfig(), mode="draft").generate_ids(SOURCES[:5]))
+    assert [item.tokens for item in found] == [item.tokens for item in expected]
+    assert calls == [4, 1]
+    for item in found:
+        assert isinstance(item, DraftedTokens)
+        count = len(item.tokens)
+        assert item.rounds == (DraftRound(0, count, count, 2),)
+
+
+def test_what_is_left_of_drafts_continues_the_last_token() -> None:
+    sentence = Sentence(0, [9], [5, 9], 2)
+    # AR has put 9 where the draft had 6; a later draft has another token before its 9.
+    sentence.pool = [[5, 6, 7, 8], [5, 6, 9, 4]]
+    assert tails(sentence, 9, 9) == [[4], [7, 8], [9, 4], [8], [6, 7, 8], [6, 9, 4]]
+    assert tails(sentence, 2, 1) == [[4], [7]]
+    assert tails(Sentence(0, [0], [], 0), 3, 5) == [[]]
+
+
+SMALL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=8)
+
+
+def small_model(seed: int = 3) -> JanusModel:
+    torch.manual_seed(seed)
+    config = replace(TINY, init_std=0.25, encoder_layers=1)
+    model = JanusModel(config, SMALL, DenseLayers()).double().eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(2.0)
+    return model
+
+
+def exact_distribution(
+    model: JanusModel, config: RunConfig, temperature: float
+) -> dict[tuple[int, ...], float]:
+    """Probability of every output of at most two tokens, from AR's logits alone."""
+    outputs = [p for n in range(3) for p in itertools.product((5, 6, 7), repeat=n)]
+    with torch.no_grad():
+        memory = model.encode(torch.tensor([[0, 5, 7, 6, 2]]), torch.tensor([5]))
+        scorer = ArScorer(model, ArStream.of(config.objective, SMALL), search_settings(config, SMALL))
+        (rows,) = scorer.logits(memory, [outputs])
+    found = {}
+    for output, logits_TV in zip(outputs, rows, strict=True):
+        logits_TV[:, [0, 1, 3, 4]] = -math.inf
+        share_TV = (logits_TV / temperature).softmax(1)
+        # A third token is eos by force.
+        tokens = [*output, SMALL.eos][:2]
+        found[output] = math.prod(float(share_TV[t, token]) for t, token in enumerate(tokens))
+    assert sum(found.values()) == pytest.approx(1.0)
+    return found
+
+
+def chi_square(counts: Counter[tuple[int, ...]], shares: dict[tuple[int, ...], float], draws: int) -> float:
+    """Pearson's statistic; outcomes that are expected fewer than five times are one cell."""
+    cells = [(counts[k], draws * p) for k, p in shares.items() if draws * p >= 5]
+    rest = (draws - sum(c for c, _ in cells), draws - sum(e for _, e in cells))
+    cells += [rest] if rest[1] >= 5 else []
+    assert len(cells) > 6
+    return sum((count - expected) ** 2 / expected for count, expected in cells)
+
+
+@pytest.mark.parametrize(
+    ("redraft", "iterations", "temperature"), [("nar", 0, 1.0), ("reuse", 0, 2.0), ("nar", 1, 1.3)]
+)
+def test_samples_have_ars_distribution(redraft: str, iterations: int, temperature: float) -> None:
+    """13 outputs: with 12 degrees of freedom 32.9 is passed once in a thousand times."""
+    model, draws = small_model(), 3000
+    drafts = generator(
+        model,
+        ObjectiveConfig(),
+        mode="draft",
+        max_length=2,
+        temperature=temperature,
+        redraft=redraft,
+        draft_iterations=iterations,
+        seed=5,
+    )
+    drafts.batch_sentences = 500
+    counts = Counter(item.tokens for item in best(drafts.generate_ids([[5, 7, 6]] * draws)))
+    shares = exact_distribution(model, drafts.config, temperature)
+    assert set(counts) <= set(shares)
+    assert chi_square(counts, shares, draws) < 32.9
+    # The test can tell: AR at another temperature is another distribution.
+    assert chi_square(counts, exact_distribution(model, drafts.config, 2 * temperature), draws) > 100
+
+
+def test_samples_do_not_depend_on_the_batch() -> None:
+    options = {"mode": "draft", "temperature": 1.0, "seed": 3}
+    one = generator(peaked(2, TINY, 1.0), ObjectiveConfig(), **options)
+    two = generator(peaked(2, TINY, 1.0), ObjectiveConfig(), **options)
+    two.batch_sentences = 1
+    found = [item.tokens for item in best(one.generate_ids(SOURCES))]
+    assert found == [item.tokens for item in best(two.generate_ids(SOURCES))]
+    other = generator(peaked(2, TINY, 1.0), ObjectiveConfig(), **{**options, "seed": 4})
+    assert found != [item.tokens for item in best(other.generate_ids(SOURCES))]
+
+
+def test_draws() -> None:
+    shares = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0], dtype=torch.float64)
+    assert [draw(shares, u) for u in (0.0, 0.2, 0.25, 0.9, 1.0)] == [1, 1, 3, 3, 3]
