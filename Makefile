@@ -21,7 +21,7 @@ FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('',
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install install-dev pretrain test lint types unit fault-test slurm-test heavy-test golden bench \
-    bench-bart results-nmt results-glge clean
+    bench-bart results-nmt results-glge results-both-ways clean
 
 help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench-bart   the same at BART-base (an hour on one core)"
 	@echo "make results-nmt  the Multi30k experiment, resumable (hours; needs JANUS_SHARED_DATA)"
 	@echo "make results-glge the SQuAD question-generation experiment, likewise"
+	@echo "make results-both-ways  drafts, rescored NAR and the dial on the models of results-nmt"
 	@echo "make clean        remove .venv and runs/"
 
 $(VENV)/bin/python:
@@ -105,6 +106,9 @@ bench-bart: install
 RESULTS_ARGS ?=
 results-nmt: install
 	$(ACTIVATED) python launch/experiments/nmt_multi30k.py $(RESULTS_ARGS)
+
+results-both-ways: install
+	$(ACTIVATED) python launch/experiments/both_ways.py $(RESULTS_ARGS)
 
 results-glge: install
 	$(ACTIVATED) python launch/experiments/glge_squadqg.py $(RESULTS_ARGS)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.errors import DataError
 
 __all__ = [
     "DraftDecoder",
@@ -193,12 +194,22 @@ def draft_search(
         prefixes: tokens that each output begins with.
 
     Returns:
-        For each sentence what greedy search finds, with AR's score.
+        For each sentence what greedy search finds, with AR's score (given tokens count as certain).
+
+    Raises:
+        DataError: a prefix leaves no position for what follows.
     """
     first = [] if settings.forced_first is None else [settings.forced_first]
     books = []
     for place, number in enumerate(numbers):
         given = list(prefixes[place]) if prefixes else []
+        if len(first) + len(given) >= settings.max_steps:
+            raise DataError(
+                f"a prefix of {len(given)} tokens leaves no position for what follows",
+                f"prefix {place + 1}; the position table and decode.max_length allow "
+                f"{settings.max_steps - len(first)} tokens with eos",
+                "give a shorter prefix, or a model with a longer table",
+            )
         books.append(Sentence(number, [settings.start, *first, *given], given, len(first) + len(given)))
     judge = judge or GreedyJudge(settings)
     going, parents = list(books), None

@@ -185,9 +185,7 @@ def _times(run: LoadedRun, split: _Split, request: BothWaysRequest, batch: int) 
     count = max(batch, request.timed)
     every = max(1, len(split.ids) // count)
     ids = split.ids[::every][:count]
-    jobs = {
-        name: _job(_generator(run, SYSTEMS[name], batch), ids, batch) for name in _TIMED
-    }
+    jobs = {name: _job(_generator(run, SYSTEMS[name], batch), ids, batch) for name in _TIMED}
     seconds = interleave(jobs, request.rounds)
     per_sentence = {name: [1000 * s / len(ids) for s in values] for name, values in seconds.items()}
     return {

@@ -109,6 +109,40 @@ def test_lines_in_lines_out_in_order(
         assert max(len(item.tokens) for item in expected) <= 48
 
 
+def test_both_ways_at_once(
+    program: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A draft is AR with one beam, whatever beam the run's recipe names; other options reach the search."""
+
+    def lines(*flags: str) -> list[str]:
+        feed(monkeypatch, "\n".join(SENTENCES) + "\n")
+        assert program.main(["--checkpoint", str(run), "--max-length", "12", *flags]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    greedy = lines("--mode", "ar", "--beam", "1", "--dtype", "float64")
+    assert lines("--mode", "draft", "--dtype", "float64") == greedy
+    assert lines("--mode", "draft", "--dtype", "float64", "--redraft", "nar", "--draft-width", "2") == greedy
+    hot = ["--mode", "draft", "--temperature", "3"]
+    assert lines(*hot, "--seed", "5") == lines(*hot, "--seed", "5") != lines(*hot, "--seed", "6")
+    shown = lines("--mode", "ar,draft", "--beam", "2")
+    assert [line.split()[0] for line in shown if line] == [
+        "[1]",
+        "source",
+        "AR",
+        "DRAFT",
+        "[2]",
+        "source",
+        "AR",
+        "DRAFT",
+    ]
+    options = {"iterations": 2, "length_beam": 4, "rescore": "ar", "rescore_samples": 2, "confidence": 0.3}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    made = Generator.from_checkpoint(run, "nar", device="cpu", max_length=12, **options)
+    assert lines("--mode", "nar", *flags) == [item.text for item in made.generate(SENTENCES)]
+    with pytest.raises(ConfigError, match="decode.beam is 4, but mode draft"):
+        Generator.from_checkpoint(run, "draft", device="cpu", beam=4)
+
+
 def test_the_newest_checkpoint_is_taken_and_another_can_be_named(run: Path) -> None:
     newest = Generator.from_checkpoint(run, device="cpu").model.state_dict()
     older = Generator.from_checkpoint(run / "checkpoints" / "step-00000005", device="cpu").model.state_dict()
@@ -179,6 +213,13 @@ BAD_OPTIONS: list[tuple[list[str], type[JanusError], str]] = [
     (["--mode", "nra"], UsageError, "there is no mode 'nra'"),
     (["--mode", ""], UsageError, "there is no mode ''"),
     (["--iterations", "-1"], ConfigError, "decode.iterations is -1"),
+    (["--mode", "draft", "--beam", "3"], UsageError, "output of greedy search, but the beam is 3"),
+    (["--mode", "nar", "--confidence", "1.5"], ConfigError, r"decode.confidence is 1\.5"),
+    (["--rescore", "ra"], ConfigError, "decode.rescore has no value 'ra'"),
+    (["--rescore-weight", "-0.1"], ConfigError, "decode.rescore_weight is -0.1"),
+    (["--redraft", "no"], ConfigError, "decode.redraft has no value 'no'"),
+    (["--draft-width", "0"], ConfigError, "decode.draft_width is 0"),
+    (["--temperature", "-1"], ConfigError, "decode.temperature is -1"),
     (["--beam", "0"], ConfigError, "decode.beam is 0"),
     (["--beam-stop", "fairsek"], ConfigError, "decode.beam_stop has no value 'fairsek'"),
     (["--mask-share", "1.5"], UsageError, "--mask-share is 1.5"),

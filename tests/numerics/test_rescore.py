@@ -1,0 +1,172 @@
+"""AR's scores of given outputs, the choice among NAR's candidates, and NAR with given tokens or a dial."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from janus_ds.config.schema import DataConfig, DecodeConfig, ObjectiveConfig, RunConfig
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.mask_predict import MaskPredictSettings, mask_predict
+from janus_ds.decode.model_steps import CandidateRows
+from janus_ds.decode.rescore import ArScorer, rescore
+from janus_ds.decode.settings import search_settings
+from janus_ds.errors import ConfigError, DataError
+from janus_ds.model.incremental import ArStream
+from janus_ds.model.janus import JanusModel
+from tests.support.tiny_model import TINY, tiny_model
+from tests.support.two_stream import TOY
+
+SOURCES = [[9, 8, 7, 6, 5], [7], [6, 5], [15, 14, 13]]
+NMT = ObjectiveConfig(decoder_start="bos")
+OBJECTIVES = [
+    NMT,
+    ObjectiveConfig(ar_stream="content", decoder_start="eos_bos"),
+]
+
+
+def generator(objective: ObjectiveConfig, model: JanusModel | None = None, **decode: Any) -> Generator:
+    model = tiny_model(TINY) if model is None else model
+    config = RunConfig(
+        model=model.config,
+        data=DataConfig(block_tokens=12),
+        objective=objective,
+        decode=DecodeConfig(**decode),
+    )
+    return Generator(model, None, TOY, config)
+
+
+def scorer_of(made: Generator) -> ArScorer:
+    stream = ArStream.of(made.config.objective, TOY)
+    return ArScorer(made.model, stream, search_settings(made.config, TOY))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["query", "content"])
+def test_scores_are_those_of_the_beam_search(
+    objective: ObjectiveConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All hypotheses of a search, scored anew; a forced first token is left out of both."""
+    ar = generator(objective, mode="ar", beam=3, beam_stop="fairseq", max_length=9)
+    found = ar.generate_ids(SOURCES)
+    memory = ar.model.encode(*ar._pad(SOURCES))
+    scores = scorer_of(ar).scores(memory, [[item.tokens for item in group] for group in found])
+    monkeypatch.setattr("janus_ds.decode.rescore._WIDEST_BLOCK", 12)
+    assert torch.allclose(
+        torch.tensor(scores),
+        torch.tensor(scorer_of(ar).scores(memory, [[x.tokens for x in group] for group in found])),
+    )
+    if objective.decoder_start == "eos_bos":
+        return
+    for group, new in zip(found, scores, strict=True):
+        assert new == pytest.approx([item.score for item in group], abs=1e-9)
+
+
+@torch.no_grad()
+def test_ar_chooses_among_candidates() -> None:
+    nar = generator(NMT, mode="nar", iterations=2, length_beam=4)
+    found = nar.generate_ids(SOURCES)
+    judged = generator(NMT, mode="nar", iterations=2, length_beam=4, rescore="ar")
+    results = judged.generate_ids(SOURCES)
+    memory = nar.model.encode(*nar._pad(SOURCES))
+    scorer = scorer_of(nar)
+    for b, (group, result) in enumerate(zip(found, results, strict=True)):
+        outputs = list(dict.fromkeys(item.tokens for item in group))
+        (scores,) = scorer.scores(memory.select(torch.tensor([b])), [outputs])
+        assert result[0].tokens == outputs[max(range(len(outputs)), key=lambda i: scores[i])]
+        assert [item.score for item in result] == sorted((item.score for item in result), reverse=True)
+        assert [item.passes for item in result] == [group[0].passes + 1] * len(result)
+    assert [g[0].tokens for g in found] != [r[0].tokens for r in results]
+    # No weight for AR: NAR's own order; half of it: the mean of both scores.
+    alone = rescore(scorer, memory, found, weight=0.0)
+    assert [group[0].tokens for group in alone] == [group[0].tokens for group in found]
+    half = {item.tokens: item.score for item in rescore(scorer, memory, found, weight=0.5)[0]}
+    own = {item.tokens: item.score for item in reversed(found[0])}
+    ar = {item.tokens: item.score for item in results[0]}
+    assert half == {key: pytest.approx((own[key] + ar[key]) / 2) for key in half}
+
+
+def test_sampled_candidates_are_further_ones_and_reproducible() -> None:
+    options = {"mode": "nar", "iterations": 1, "length_beam": 2, "rescore": "ar"}
+    few = generator(NMT, **options).generate_ids(SOURCES)
+    many = [generator(NMT, **options, rescore_samples=3, seed=7).generate_ids(SOURCES) for _ in range(2)]
+    assert many[0] == many[1]
+    for less, more in zip(few, many[0], strict=True):
+        assert {item.tokens for item in less} <= {item.tokens for item in more}
+        assert more[0].score >= less[0].score - 1e-9
+        assert {len(item.tokens) for item in more} == {len(item.tokens) for item in less}
+    assert any(len(more) > len(less) for less, more in zip(few, many[0], strict=True))
+
+
+def test_the_dial_lets_every_sentence_stop_for_itself() -> None:
+    def run(confidence: float | None) -> list[ScoredTokens]:
+        made = generator(NMT, mode="nar", iterations=6, length_beam=2, confidence=confidence, max_length=8)
+        return [group[0] for group in made.generate_ids(SOURCES)]
+
+    def first(item: int) -> list[ScoredTokens]:
+        made = generator(NMT, mode="nar", iterations=item, length_beam=2, max_length=8)
+        return [group[0] for group in made.generate_ids(SOURCES)]
+
+    whole, never = run(None), run(1.0)
+    assert never == whole
+    assert [item.passes for item in never] == [item.passes for item in whole]
+    # Surer than nothing after the first pass: what no iteration gives.
+    assert [item.tokens for item in run(0.0)] == [item.tokens for item in first(0)]
+    assert {item.passes for item in run(0.0)} == {1}
+    passes = [[item.passes for item in run(p)] for p in (0.05, 0.1, 0.15, 0.2, 0.3)]
+    assert len({tuple(row) for row in passes}) > 1
+    assert any(len(set(row)) > 1 for row in passes)
+    for row, next_row in itertools.pairwise(passes):
+        assert all(a <= b for a, b in zip(row, next_row, strict=True))
+
+
+@torch.no_grad()
+def test_given_tokens_stay_and_are_seen() -> None:
+    model = tiny_model(TINY)
+    made = generator(NMT, model)
+    memory = model.encode(*made._pad(SOURCES[:2]))
+    settings = MaskPredictSettings(2, TOY.bos, TOY.eos, TOY.pad, TOY.mask, (0, 1, 2, 3, 4))
+    length_BC = torch.tensor([[7, 8], [4, 6]])
+    given = [[11, 12], [13]]
+    found = mask_predict(CandidateRows(model, memory), length_BC, settings, given)
+    for group, prefix, lengths in zip(found, given, length_BC.tolist(), strict=True):
+        assert sorted(len(item.tokens) + 2 for item in group) == lengths
+        for item in group:
+            assert list(item.tokens[: len(prefix)]) == prefix
+            assert item.score < 0
+    # A prefix that fills the row leaves nothing to do, and no pass is made.
+    full = mask_predict(CandidateRows(model, memory), torch.tensor([[4], [3]]), settings, given)
+    assert [(group[0].tokens, group[0].passes) for group in full] == [((11, 12), 0), ((13,), 0)]
+    # The given tokens change what follows.
+    other = mask_predict(CandidateRows(model, memory), length_BC, settings, [[21, 22], [23]])
+    tails = [[g[0].tokens[len(p) :] for g, p in zip(f, given, strict=True)] for f in (found, other)]
+    assert tails[0] != tails[1]
+
+
+@torch.no_grad()
+def test_an_output_longer_than_the_position_table_is_refused() -> None:
+    made = generator(NMT)
+    memory = made.model.encode(*made._pad(SOURCES[:1]))
+    with pytest.raises(DataError, match="does not fit the position table of 16") as caught:
+        scorer_of(made).scores(memory, [[list(range(5, 25))]])
+    assert caught.value.where
+    assert caught.value.fix
+
+
+def test_both_ways_need_both() -> None:
+    for preset, mode, extra, told in (
+        ("ar", "draft", {"beam": 1}, r"objective\.weight_nar is 0.*weight_length"),
+        ("cmlm", "draft", {"beam": 1}, r"objective\.weight_ar is 0"),
+        ("cmlm", "nar", {"rescore": "ar"}, r"objective\.weight_ar is 0"),
+    ):
+        with pytest.raises(ConfigError, match=told) as caught:
+            generator(ObjectiveConfig(preset=preset), mode=mode, **extra)
+        assert "both ways" in str(caught.value)
+        assert caught.value.where in ("decode.mode", "decode.rescore")
+        assert "use mode" in caught.value.fix
+    assert not math.isnan(generator(NMT, mode="draft", beam=1).generate_ids([[7]])[0][0].score)

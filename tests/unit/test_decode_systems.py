@@ -1,0 +1,77 @@
+"""What an evaluation compares, by name, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from janus_ds.errors import UsageError
+from janus_ds.tools.both_ways import acceptance
+from janus_ds.tools.both_ways_page import expected_settled
+from janus_ds.tools.decode_systems import check_systems, options_by_name
+
+
+def test_names_and_options() -> None:
+    found = options_by_name(
+        ("ar", "nar", "draft"), (0, 4), (0.5,), {"beam": 3, "rescore": "ar", "length_beam": 5}
+    )
+    assert list(found) == [
+        "ar",
+        "nar-0",
+        "nar-0-rescored",
+        "nar-4",
+        "nar-4-rescored",
+        "nar-c0.5",
+        "nar-c0.5-rescored",
+        "draft",
+    ]
+    assert found["ar"] == {"beam": 3, "length_beam": 5, "mode": "ar"}
+    assert found["nar-c0.5"] == {
+        "beam": 3,
+        "length_beam": 5,
+        "mode": "nar",
+        "iterations": 4,
+        "confidence": 0.5,
+    }
+    assert found["nar-4-rescored"] == {**found["nar-4"], "rescore": "ar"}
+    # A draft is greedy; the beam is AR's.
+    assert found["draft"] == {"length_beam": 5, "mode": "draft"}
+
+
+@pytest.mark.parametrize(
+    ("modes", "iterations", "confidence", "decode", "text"),
+    [
+        (("ra",), (), (), {}, "no mode 'ra'"),
+        (("nar",), (-1,), (), {}, "-1 iterations"),
+        (("nar",), (1,), (1.01,), {}, "1.01 is no probability"),
+        (("nar",), (1,), (float("nan"),), {}, "nan is no probability"),
+        (("draft",), (), (), {"beam": 5}, "the beam is 5"),
+    ],
+)
+def test_what_cannot_be(
+    modes: tuple[str, ...],
+    iterations: tuple[int, ...],
+    confidence: tuple[float, ...],
+    decode: dict[str, Any],
+    text: str,
+) -> None:
+    with pytest.raises(UsageError, match=text) as caught:
+        check_systems(modes, iterations, confidence, decode)
+    assert caught.value.where
+    assert caught.value.fix
+    check_systems(("ar", "nar", "draft"), (0, 1), (0.0, 1.0), {"beam": 5})
+
+
+def test_acceptance_counts_what_ar_looked_at() -> None:
+    from janus_ds.decode.draft import DraftedTokens, DraftRound
+
+    rounds = (DraftRound(0, 5, 2, 2), DraftRound(3, 2, 2, 1), DraftRound(6, 0, 0, 1))
+    found = acceptance([DraftedTokens((1,) * 6, 0.0, 4, rounds)])
+    # Tokens 1 and 2 stood, 3 was rejected; then 4 and 5 stood.
+    assert found["by_position"][:6] == [1, 1, 0, 1, 1, None]
+    assert found["looked_at"][:6] == [1, 1, 1, 1, 1, 0]
+    assert (found["rate"], found["first_draft"], found["rounds"]) == (4 / 5, 2, 3)
+    assert expected_settled(0.0, 4) == 1
+    assert expected_settled(1.0, 4) == 5
+    assert expected_settled(0.5, 2) == 1.75
