@@ -139,7 +139,7 @@ def test_both_ways_at_once(
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     made = Generator.from_checkpoint(run, "nar", device="cpu", max_length=12, **options)
     assert lines("--mode", "nar", *flags) == [item.text for item in made.generate(SENTENCES)]
-    with pytest.raises(ConfigError, match="decode.beam is 4, but mode draft"):
+    with pytest.raises(ConfigError, match=r"decode\.beam is 4, but mode draft"):
         Generator.from_checkpoint(run, "draft", device="cpu", beam=4)
 
 
