@@ -53,6 +53,22 @@ the same place or shifted by one: one pass a round. `--draft-width K` checks K d
 one block.
 """
 
+_REASONS = """\
+## What holds it back
+
+- **Passes are not time.** A check computes two rows for each token of each draft, AR's step two in all,
+  so a check costs more than a step, and the more the wider it is: on a CPU the fewest passes are not the
+  least time.
+- **Batches.** With 32 sentences AR's steps are full already; drafts compute more rows in all and pay for
+  the longest block of the batch. Drafting is for single sentences, or for devices where a wider pass
+  costs nothing.
+- **Acceptance.** Behind a rejected token drafts are worse than at the start of a sentence: the length
+  estimate and NAR's place in the sentence are off by one or more. That is why shifted tails and several
+  lengths help.
+- **The dial.** Label smoothing and synonyms keep some token of nearly every sentence below a high P, so
+  that only low thresholds save iterations. Plain mask-predict already skips rows that no longer change.
+"""
+
 
 def expected_settled(rate: float, drafted: int) -> float:
     """Tokens that a check settles on average if each drafted one is accepted with one chance."""
@@ -86,7 +102,7 @@ def _lines(content: Mapping[str, Any], drawn: bool) -> Iterator[str]:
     for name, run in runs.items():
         yield from _run(name, run)
     yield from _bridge(runs)
-    yield from ("", _THEORY)
+    yield from ("", _REASONS, _THEORY)
     hardware, versions = content["hardware"], content["versions"]
     yield f"Hardware: {hardware['cpu']}, {hardware['cores']} cores; torch {versions['torch']}."
 
