@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.data.files import write_whole
-from janus_ds.tools.both_ways import GREEDY
+from janus_ds.tools.both_ways import GREEDY, SYSTEMS
 from janus_ds.tools.report_data import RunFolder, System
 
 __all__ = ["expected_settled", "write_page"]
@@ -94,7 +94,7 @@ def _lines(content: Mapping[str, Any], drawn: bool) -> Iterator[str]:
         "Made by `make results-both-ways` (launch/experiments/both_ways.py) of models of `make results-nmt`; "
         f"all figures are in both_ways.json. Command: `{' '.join(content['command'])}`. BLEU is sacreBLEU "
         "13a on the first sentences of test_2016_flickr, from the newest checkpoint (no average). Times are "
-        "CPU time of one thread, medians of rounds in turns."
+        "CPU time of one thread, medians of rounds in turns; beside other work on the machine it is noisy."
     )
     yield from ("", "## What came out", "", *_aims(runs), "")
     if drawn:
@@ -150,7 +150,7 @@ def _run(name: str, run: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "| system | BLEU | passes | ms, batch 1 | AR greedy / it | ms, batch 32 | AR greedy / it |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for system, part in run["systems"].items():
+    for system, part in _ordered(run).items():
         cells = [f"{part['metrics']['sacrebleu']:.2f}", f"{part['passes']:.1f}"]
         for batch in ("1", "32"):
             times = run["times"][batch]
@@ -164,10 +164,15 @@ def _run(name: str, run: Mapping[str, Any]) -> Iterator[str]:
         "",
         "Passes are those of the decoder (AR: steps of the output); the dial's average of iterations:",
     )
-    dial = {k: v for k, v in run["systems"].items() if k.startswith("nar-c")}
+    dial = {k: v for k, v in _ordered(run).items() if k.startswith("nar-c")}
     yield ", ".join(f"P = {name[5:]}: {part['passes'] - 1:.1f}" for name, part in dial.items()) + "."
     yield from _acceptance(run)
     yield from _differences(run)
+
+
+def _ordered(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Systems in the order in which they are named here; JSON sorts them."""
+    return {name: run["systems"][name] for name in SYSTEMS if name in run["systems"]}
 
 
 def _acceptance(run: Mapping[str, Any]) -> Iterator[str]:
@@ -179,7 +184,7 @@ def _acceptance(run: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"| drafts | all | first draft | rounds | {' | '.join(str(p + 1) for p in positions)} |"
     yield f"| --- | --- | --- | --- |{' --- |' * len(positions)}"
-    for name, part in run["systems"].items():
+    for name, part in _ordered(run).items():
         found = part.get("acceptance")
         if found is None:
             continue
