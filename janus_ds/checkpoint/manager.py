@@ -1,21 +1,27 @@
 """Saving and finding checkpoints such that a kill at any moment leaves a whole one.
 
-A save goes into a folder with a name that no reader looks at, is brought to disk, gets its
-`complete.json`, and is published by one rename. Old checkpoints are renamed away before they are
-removed, so a folder with a checkpoint's name is whole or damaged by something else; the second is
-noticed by checksum, and the next older one is taken with a warning.
+The state is gathered to the first rank's memory while training waits; what takes long, writing it,
+happens in a thread beside the next steps. A save goes into a folder with a name that no reader
+looks at, is brought to disk, gets its `complete.json`, and is published by one rename. Old
+checkpoints are renamed away before they are removed, so a folder with a checkpoint's name is whole
+or damaged by something else; the second is noticed by checksum, and the next older one is taken
+with a warning.
+
+A save that fails (full disk, storage gone) is a warning at once and costs no training; only several
+in a row, or the run's last one, end the run.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
+from janus_ds.checkpoint.background import Background
 from janus_ds.checkpoint.manifest import (
     check_version,
     fault_of,
@@ -25,28 +31,52 @@ from janus_ds.checkpoint.manifest import (
     write_json,
     write_manifest,
 )
-from janus_ds.checkpoint.weights import WEIGHTS_FILE, save_weights
+from janus_ds.checkpoint.snapshot import Snapshot, snapshot_bytes
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology
 
-__all__ = ["ENGINE_FOLDER", "STATE_FILE", "CheckpointManager", "Saveable", "read_state", "step_of"]
+__all__ = ["STATE_FILE", "CheckpointManager", "SavePolicy", "Saveable", "read_state", "step_of"]
 
-ENGINE_FOLDER = "engine"
 STATE_FILE = "state.json"
 _PREFIX = "step-"
-_LEFTOVERS = (".saving-", ".removing-")
+_SAVING, _REMOVING, _REPLACED = ".saving-", ".removing-", ".replaced-"
+_LEFTOVER = re.compile(r"\.saving-\d+|\.removing-.*|\.replaced-.*")
+_SLACK_BYTES = 1 << 20
+"""For state, manifest and the file system's own blocks."""
 
 logger = logging.getLogger(__name__)
 
 
 class Saveable(Protocol):
-    """What the manager asks of a training engine. All ranks call each method together."""
+    """What the manager asks of a training engine."""
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share into `folder`; an OSError or RuntimeError means it could not."""
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model."""
 
-    def full_weights(self) -> dict[str, Tensor] | None:
-        """All weights in fp32 under their canonical names on rank 0, None elsewhere."""
+    def snapshot(self) -> Snapshot | None:
+        """The state of training on rank 0, None elsewhere. All ranks call it together."""
+
+
+@dataclass(frozen=True)
+class SavePolicy:
+    """Which checkpoints stay, and how many saves may fail.
+
+    Args:
+        keep_last: the newest so many stay.
+        keep_every: so do those of steps that are a multiple of this; 0: none.
+        max_failed: saves that fail in a row before the run ends.
+    """
+
+    keep_last: int = 2
+    keep_every: int = 0
+    max_failed: int = 3
+
+    def outdated(self, steps: Sequence[int]) -> list[int]:
+        """Which of the steps' checkpoints are to go; `steps` oldest first."""
+        return [
+            step for step in steps[: -self.keep_last] if not self.keep_every or step % self.keep_every != 0
+        ]
 
 
 class CheckpointManager:
@@ -54,30 +84,54 @@ class CheckpointManager:
 
     Args:
         root: folder of the checkpoints; made on first save.
-        keep_last: how many stay after a save.
-        topology: all ranks save and find together; rank 0 publishes and chooses.
+        policy: which stay, and what a failure means.
+        topology: all ranks save and find together; rank 0 writes and chooses.
     """
 
-    def __init__(self, root: Path, keep_last: int, topology: Topology) -> None:
+    def __init__(self, root: Path, policy: SavePolicy, topology: Topology) -> None:
         self._root = root
-        self._keep_last = keep_last
+        self._policy = policy
         self._topology = topology
+        self._background = Background()
+        self._writing = False
+        self._failed = 0
 
-    def save(self, step: int, engine: Saveable, state: dict[str, Any]) -> Path:
-        """Write, verify and publish the checkpoint of `step`, then remove those beyond `keep_last`.
+    def save(self, step: int, engine: Saveable, state: dict[str, Any]) -> bool:
+        """Take a snapshot and begin to write it as the checkpoint of `step`; all ranks together.
+
+        Waits for the save before, if that is still being written.
+
+        Returns:
+            False where nothing was begun: the disk has no room for it. Training may go on.
 
         Raises:
-            ResourceError: on all ranks, if any of them could not write; earlier checkpoints are as
-                they were.
+            ResourceError: on all ranks, if too many saves in a row have failed; earlier checkpoints
+                are as they were.
         """
-        final = self._root / f"{_PREFIX}{step:08d}"
-        working = self._root / f"{_LEFTOVERS[0]}{step:08d}"
-        self._together(lambda: self._begin(working, final), main_only=True)
-        self._together(lambda: engine.save(working / ENGINE_FOLDER))
-        weights = engine.full_weights()
-        self._together(lambda: self._publish(working, final, weights, state), main_only=True)
-        self._together(self._prune, main_only=True)
-        return final
+        self._settle()
+        needed = snapshot_bytes(engine.parameters) + _SLACK_BYTES
+        fault = self._topology.broadcast_object(self._prepare(needed) if self._topology.is_main else None)
+        if fault is not None:
+            if self._topology.is_main:
+                self._warn(step, fault)
+            self._count(fault)
+            return False
+        snapshot = engine.snapshot()
+        if snapshot is not None:
+            whole = {**state, "optimizer": dict(snapshot.optimizer)}
+            self._background.start(lambda: self._write(step, snapshot, whole))
+        self._writing = True
+        return True
+
+    def finish(self) -> None:
+        """Wait for the save that is being written; all ranks together, before a run is left.
+
+        Raises:
+            ResourceError: on all ranks, if the last save failed.
+        """
+        fault = self._settle()
+        if self._failed:
+            raise self._error(fault or "the last save was skipped")
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, the same on all ranks; None where the run has none.
@@ -122,57 +176,107 @@ class CheckpointManager:
             return []
         return sorted(path for path in self._root.iterdir() if path.is_dir() and step_of(path) is not None)
 
-    def _begin(self, working: Path, final: Path) -> None:
-        self._root.mkdir(parents=True, exist_ok=True)
-        self._clean()
-        if final.exists():
-            # The run went back behind a damaged checkpoint and has come here again.
-            self._remove(final)
-        (working / ENGINE_FOLDER).mkdir(parents=True)
+    def _settle(self) -> str | None:
+        """Wait for the save before; what went wrong with it, on all ranks."""
+        if not self._writing:
+            return None
+        self._writing = False
+        fault = self._topology.broadcast_object(self._outcome() if self._topology.is_main else None)
+        if fault is None:
+            self._failed = 0
+        else:
+            self._count(fault)
+        return fault
 
-    def _publish(
-        self, working: Path, final: Path, weights: dict[str, Tensor] | None, state: dict[str, Any]
-    ) -> None:
-        save_weights(working / WEIGHTS_FILE, weights or {})
-        write_json(working / STATE_FILE, state)
-        sync_files(working)
-        write_manifest(working)
+    def _outcome(self) -> str | None:
+        try:
+            self._background.wait()
+        except Exception as error:
+            return str(error)
+        return None
+
+    def _count(self, fault: str) -> None:
+        self._failed += 1
+        if self._failed >= self._policy.max_failed:
+            raise self._error(fault)
+
+    def _prepare(self, needed: int) -> str | None:
+        """Make room for a save of `needed` bytes; why that cannot be, or None."""
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._clean()
+            free = shutil.disk_usage(self._root).free
+        except OSError as error:
+            return str(error)
+        if free >= needed:
+            return None
+        return f"it needs {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left"
+
+    def _write(self, step: int, snapshot: Snapshot, state: dict[str, Any]) -> None:
+        """Write, verify, publish, remove old ones; in the background of rank 0."""
+        final = self._root / f"{_PREFIX}{step:08d}"
+        working = self._root / f"{_SAVING}{step:08d}"
+        try:
+            working.mkdir()
+            snapshot.write(working)
+            write_json(working / STATE_FILE, state)
+            sync_files(working)
+            write_manifest(working)
+            self._replace(final, working)
+            self._prune()
+        except Exception as error:
+            self._clean()
+            self._warn(step, str(error))
+            raise
+
+    def _replace(self, final: Path, working: Path) -> None:
+        """Publish; a checkpoint of the same step goes only after that.
+
+        There is one where the run went back behind a damaged one and has come here again, or where
+        a validation that was interrupted at its save has been done.
+        """
+        before = final.with_name(f"{_REPLACED}{final.name}")
+        if final.exists():
+            final.rename(before)
         working.rename(final)
         sync_folder(self._root)
+        shutil.rmtree(before, ignore_errors=True)
 
     def _prune(self) -> None:
-        for folder in self._published()[: -self._keep_last]:
-            self._remove(folder)
+        published = {step_of(folder) or 0: folder for folder in self._published()}
+        for step in self._policy.outdated(list(published)):
+            self._remove(published[step])
 
     def _remove(self, folder: Path) -> None:
-        doomed = folder.with_name(f"{_LEFTOVERS[1]}{folder.name}")
+        doomed = folder.with_name(f"{_REMOVING}{folder.name}")
         folder.rename(doomed)
         shutil.rmtree(doomed)
 
     def _clean(self) -> None:
-        """Remove what a killed save or removal left behind."""
+        """Remove what a killed or failed save or removal left behind."""
         if not self._root.is_dir():
             return
         for path in self._root.iterdir():
-            if path.name.startswith(_LEFTOVERS):
+            final = self._root / path.name.removeprefix(_REPLACED)
+            if path.name.startswith(_REPLACED) and not final.exists():
+                # Killed between the two renames of a replacement.
+                path.rename(final)
+            elif _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _together(self, action: Callable[[], None], *, main_only: bool = False) -> None:
-        """Run `action`; raise on all ranks if it failed on any: a rank that leaves alone hangs the rest."""
-        fault = None
-        if self._topology.is_main or not main_only:
-            try:
-                action()
-            except (OSError, RuntimeError) as error:
-                # torch.save reports a full disk as a RuntimeError of its zip writer.
-                fault = f"rank {self._topology.rank}: {error}"
-        if not self._topology.agree(int(fault is not None)):
-            return
-        if self._topology.is_main:
-            self._clean()
-        faults = [text for text in self._topology.gather_objects(fault) if text]
-        raise ResourceError(
-            f"a checkpoint could not be written ({faults[0]})",
+    def _warn(self, step: int, fault: str) -> None:
+        logger.warning(
+            "no checkpoint of step %d: %s; training goes on\n  where: %s\n"
+            "  to do: free disk space; the checkpoint before is whole, and the next save tries again",
+            step,
+            fault,
+            self._root,
+        )
+
+    def _error(self, fault: str) -> ResourceError:
+        count = f"{self._failed} checkpoints in a row" if self._failed > 1 else "a checkpoint"
+        return ResourceError(
+            f"{count} could not be written ({fault})",
             str(self._root),
             "free disk space or choose another --output, and start the same command again: "
             "it resumes from the last whole checkpoint",

@@ -30,8 +30,11 @@ __all__ = [
 ]
 
 COMPLETE = "complete.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: DeepSpeed's own shards in engine/. 2: whole tensors, see `snapshot.py`."""
 _CHUNK = 1 << 20
+_OWN_SUM = "crc32"
+"""Of the manifest itself, without this field; format 1 has none."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class FileRecord:
 def write_manifest(folder: Path) -> None:
     """Write `complete.json` for all files now in `folder`, as the last act of a save."""
     files = {str(path.relative_to(folder)): asdict(_record(path)) for path in _files(folder)}
-    write_json(folder / COMPLETE, {"format_version": FORMAT_VERSION, "files": files})
+    content = {"format_version": FORMAT_VERSION, "files": files}
+    write_json(folder / COMPLETE, {**content, _OWN_SUM: _sum_of(content)})
 
 
 def fault_of(folder: Path) -> str | None:
@@ -55,7 +59,9 @@ def fault_of(folder: Path) -> str | None:
     state would otherwise train on in silence.
     """
     try:
-        manifest = read_json(folder / COMPLETE)
+        manifest = _read_manifest(folder)
+        if (folder / COMPLETE).read_text(encoding="utf-8") != _json_text(manifest):
+            return f"{COMPLETE} has other white space than at its save"
         expected = {name: FileRecord(**record) for name, record in manifest["files"].items()}
     except FileNotFoundError:
         return f"{COMPLETE} is missing: the save was cut short"
@@ -79,7 +85,7 @@ def check_version(folder: Path) -> None:
         CheckpointError: `complete.json` has a newer format version.
     """
     try:
-        version = read_json(folder / COMPLETE)["format_version"]
+        version = _read_manifest(folder)["format_version"]
     except (OSError, ValueError, TypeError, KeyError):
         return
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -100,12 +106,30 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either the old or the new one, and on disk on return."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
+        file.write(_json_text(value))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def _read_manifest(folder: Path) -> Any:
+    """The contents of `complete.json`; a ValueError where its own checksum does not fit."""
+    manifest = read_json(folder / COMPLETE)
+    content = {key: value for key, value in manifest.items() if key != _OWN_SUM}
+    # Format 1 has none; a damaged version must not pass for one.
+    has_sum = _OWN_SUM in manifest or manifest["format_version"] == FORMAT_VERSION
+    if has_sum and manifest[_OWN_SUM] != _sum_of(content):
+        raise ValueError("it has another checksum than at its save")
+    return manifest
+
+
+def _sum_of(content: Any) -> int:
+    return zlib.crc32(_json_text(content).encode())
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def sync_files(folder: Path) -> None:

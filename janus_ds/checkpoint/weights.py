@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from janus_ds.checkpoint.tensor_file import write_tensors
 from janus_ds.errors import CheckpointError
 
 __all__ = ["WEIGHTS_FILE", "find_weights", "read_weights", "save_weights"]
@@ -27,16 +27,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()
-    }
-    try:
-        save_file(tensors, str(path), metadata={"format": "pt"})
-    except SafetensorError as error:
-        # The library reports a full disk by an error class of its own.
-        raise OSError(f"{path.name}: {error}") from error
-    # The library makes files that only their owner can read.
-    path.chmod(0o644)
+    write_tensors(path, weights)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -105,6 +105,8 @@ _NOT_TRAINED = {
     "train.valid_samples",
     "train.save_every",
     "train.keep_last",
+    "train.keep_every",
+    "train.max_failed_saves",
     "train.valid_bleu",
     "train.valid_bleu_samples",
     "train.valid_task",

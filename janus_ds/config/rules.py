@@ -40,7 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.attention_backend": ("auto", "dense", "grouped", "split"),
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
     "train.valid_task": ("nmt", *_GLGE_TASKS),
-    "train.keep_best": ("none", "ar", "nar"),
+    "train.keep_best": ("none", "loss", "ar", "nar"),
     "decode.mode": ("ar", "nar", "draft"),
     "decode.rescore": ("ar",),
     "decode.redraft": ("nar", "reuse"),
@@ -61,7 +61,8 @@ _POSITIVE = _words(
     "data.cache_gb data.stall_seconds "
     "optim.lr optim.eps train.global_batch train.batch_tokens train.batch_groups train.max_steps "
     "train.log_every train.save_every "
-    "train.keep_last train.max_bad_steps decode.beam decode.length_beam decode.draft_width"
+    "train.keep_last train.max_failed_saves train.max_bad_steps decode.beam decode.length_beam "
+    "decode.draft_width"
 )
 _NOT_NEGATIVE = _words(
     "data.workers data.shuffle_shards data.read_ahead data.retries "
@@ -70,7 +71,7 @@ _NOT_NEGATIVE = _words(
     "optim.weight_decay optim.warmup_steps optim.warmup_init_lr optim.clip_norm train.seed "
     "objective.ramp_start objective.ramp_kl_steps objective.ramp_nar_steps objective.ramp_aux_steps "
     "train.valid_every train.valid_samples train.sample_every train.valid_bleu_samples "
-    "train.valid_bleu_iterations train.patience train.time_limit "
+    "train.valid_bleu_iterations train.patience train.time_limit train.keep_every "
     "decode.max_length decode.iterations decode.length_penalty "
     "decode.rescore_samples decode.draft_iterations decode.temperature decode.seed"
 )
@@ -114,7 +115,8 @@ def check_values(values: Mapping[str, Any], where: Where, faults: FaultList) -> 
 
 def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
     """Rules over several fields of a resolved run."""
-    for rule in (_model, _attention, _data, _positions, _masking, _objective, _optim, _validation, _decode):
+    rules = (_model, _attention, _data, _positions, _masking, _objective, _optim, _validation, _saving, _decode)
+    for rule in rules:
         rule(run, where, faults)
 
 
@@ -247,7 +249,7 @@ def _optim(run: RunConfig, where: Where, faults: FaultList) -> None:
 
 def _validation(run: RunConfig, where: Where, faults: FaultList) -> None:
     train = run.train
-    modes = ("none", *train.valid_bleu.split(","))
+    modes = ("none", "loss", *train.valid_bleu.split(","))
     if train.valid_bleu != "none" and run.data.task != "pair":
         faults.add(
             f"train.valid_bleu scores outputs for given sources, but the task is {run.data.task!r}",
@@ -264,10 +266,21 @@ def _validation(run: RunConfig, where: Where, faults: FaultList) -> None:
         )
     if train.patience and train.keep_best == "none":
         faults.add(
-            "train.patience counts validations without a better score, but train.keep_best names no mode",
+            "train.patience counts validations without a better one, but train.keep_best names no figure",
             where("train.patience"),
-            "set train.keep_best to ar or nar, or train.patience to 0",
+            "set train.keep_best to loss, ar or nar, or train.patience to 0",
             ["train.keep_best", "train.patience"],
+        )
+
+
+def _saving(run: RunConfig, where: Where, faults: FaultList) -> None:
+    every, kept = run.train.save_every, run.train.keep_every
+    if every > 0 and kept % every:
+        faults.add(
+            f"train.keep_every is {kept}, but there are checkpoints at multiples of {every} only",
+            where("train.keep_every"),
+            f"give a multiple of train.save_every, such as {max(kept // every, 1) * every}, or 0",
+            ["train.keep_every", "train.save_every"],
         )
 
 

@@ -238,7 +238,19 @@ class TrainConfig:
     save_every: int = 100
     """Steps between checkpoints; one is always written at the end."""
     keep_last: int = 2
-    """Checkpoints that stay on disk."""
+    """The newest so many checkpoints stay on disk."""
+    keep_every: int = 0
+    """Checkpoints of steps that are a multiple of this stay as well; 0: none.
+
+    A multiple of train.save_every, since there are no others. The weights of the best validation stay
+    apart from both, in checkpoints/best (train.keep_best).
+    """
+    max_failed_saves: int = 3
+    """Checkpoints in a row that may fail before the run ends with an error.
+
+    A full disk, or storage that is gone, is a warning; training goes on, the checkpoint before stays
+    whole, and the next save tries again. The last save of a run must succeed.
+    """
     sample_every: int = 0
     """Steps between decoded samples in TensorBoard; 0: with each validation."""
     valid_bleu: str = "none"
@@ -257,9 +269,9 @@ class TrainConfig:
     valid_bleu_iterations: int = 4
     """NAR refinement iterations in it; AR is decoded greedily."""
     keep_best: str = "none"
-    """Mode (ar or nar) whose best validation score decides what checkpoints/best holds, or none."""
+    """What decides which weights checkpoints/best holds: none, loss (held out), or the score of ar or nar."""
     patience: int = 0
-    """Validations in a row without a better score of keep_best after which the run ends; 0: never."""
+    """Validations in a row without a better one, by keep_best, after which the run ends; 0: never."""
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite before the run gives up."""
     time_limit: float = 0.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from janus_ds.errors import ResourceError
 
-__all__ = ["disk_faults", "fingerprint_of", "sha256_of_file", "write_whole"]
+__all__ = ["check_writable", "disk_faults", "fingerprint_of", "sha256_of_file", "write_whole"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -59,6 +59,19 @@ def disk_faults(path: Path) -> Iterator[None]:
                 "choose another output folder, or change the permissions of this one",
             ) from error
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if it is not there, and see that a file can be written into it.
+
+    Raises:
+        ResourceError: it cannot.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"probe")
+        probe.unlink()
 
 
 def write_whole(path: Path, data: bytes, *, unique: bool = False) -> None:

@@ -75,6 +75,14 @@ class Topology:
         dist.all_reduce(total, group=self.data_group)
         return total
 
+    def sum_to_first_of_data(self, values: Tensor) -> None:
+        """Sum of a tensor on `device` over the data-parallel ranks, in place on the first of them.
+
+        On the others the tensor is of no use afterwards.
+        """
+        if self.data_size > 1:
+            dist.reduce(values, dst=self.tensor_rank, group=self.data_group)
+
     def agree(self, code: int) -> int:
         """The largest code over all ranks: the most serious decision holds for everybody."""
         if self.world_size == 1:

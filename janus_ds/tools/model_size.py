@@ -79,11 +79,6 @@ def state_bytes(parameters: int, stage: int, precision: str, data_size: int) -> 
     return parameters * (whole + shared / data_size)
 
 
-def checkpoint_bytes(parameters: int, stage: int, precision: str) -> int:
-    """Bytes of one checkpoint: DeepSpeed's files of all ranks, and fp32 `weights.safetensors`.
-
-    Stages 1 and 2 write the weights beside the states; stage 3 has them in its fp32 copy alone.
-    """
-    states = _ADAM_BYTES + (_MASTER_BYTES if stage else 0)
-    weights = _WEIGHT_BYTES[precision] if stage < 3 else 0
-    return parameters * (weights + states + 4)
+def checkpoint_bytes(parameters: int) -> int:
+    """Bytes of one checkpoint on any ranks, in any stage and precision: weights and moments in fp32."""
+    return parameters * (_MASTER_BYTES + _ADAM_BYTES)

@@ -98,8 +98,6 @@ def describe_memory(parts: list[PartSize], keep_last: int, ranks: int) -> str:
             "ZeRO 1",
             "ZeRO 2",
             "ZeRO 3",
-            "saved, 1-2",
-            "saved, 3",
         )
     ]
     total = sum(part.total for part in parts)
@@ -109,13 +107,14 @@ def describe_memory(parts: list[PartSize], keep_last: int, ranks: int) -> str:
             data_size = ranks // tensor_size
             sizes = [state_bytes(own, stage, precision, data_size) for stage in range(4)]
             cells = ["refused" if size is None else bytes_text(size) for size in sizes]
-            saved = [bytes_text(checkpoint_bytes(total, stage, precision)) for stage in (1, 3)]
-            rows.append((f"  {precision}", str(tensor_size), str(data_size), *cells, *saved))
+            rows.append((f"  {precision}", str(tensor_size), str(data_size), *cells))
     lines.append(table(rows))
     lines.append(
-        "  Activations, communication buckets and the device's own needs come on top. `saved` is one\n"
-        f"  checkpoint under these ZeRO stages; {keep_last} (train.keep_last) and the one being written lie\n"
-        "  on disk. 16 bit with ZeRO 0 is refused: see ds_configs/README.md."
+        "  Activations, communication buckets and the device's own needs come on top. 16 bit with ZeRO 0 is\n"
+        "  refused: see ds_configs/README.md.\n"
+        f"checkpoint: {bytes_text(checkpoint_bytes(total))} whatever the ranks, stage and precision;\n"
+        f"  {keep_last} (train.keep_last) and the one being written lie on disk. As much host memory\n"
+        "  is taken on the first rank's machine while one is written."
     )
     return "\n".join(lines)
 

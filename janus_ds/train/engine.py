@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
+from janus_ds.checkpoint.snapshot import Snapshot, open_saved
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.schema import OptimConfig
 from janus_ds.errors import TrainingError
 from janus_ds.objective.janus_objective import LossReport
 from janus_ds.parallel.layers import ParallelLayers
-from janus_ds.parallel.shards import shard_dims
 from janus_ds.parallel.tensor_parallel import deepspeed_mpu
 from janus_ds.parallel.topology import Topology
+from janus_ds.train.master_state import MasterState
 from janus_ds.train.step import TrainingStep
 
 __all__ = ["TrainingEngine", "Update", "dropout_seed"]
@@ -78,7 +79,6 @@ class TrainingEngine:
         self._stage = execution.zero_stage
         # DeepSpeed divides by both; losses here are parts of a sum over the whole step already.
         self._factor = execution.accumulation * execution.data_size
-        self._dims = shard_dims(step.model)
         self._mpu = deepspeed_mpu() if topology.tensor_size > 1 else None
         self._engine: Any = deepspeed.initialize(
             model=step,
@@ -90,6 +90,7 @@ class TrainingEngine:
         if self._stage == 3:
             # The objective reads the tied table outside of the module that owns it.
             deepspeed.zero.register_external_parameter(step, step.model.embedding.weight)
+        self._master = MasterState(self._engine, self._engine.module.model, self._stage, topology, parallel)
         self.dtype = _DTYPES[execution.precision]
 
     def seed_dropout(self, seed: int, step: int, micro: int) -> None:
@@ -134,40 +135,41 @@ class TrainingEngine:
         finally:
             self._engine.train()
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of weights and optimizer states. All ranks call it together."""
-        from deepspeed import comm
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model."""
+        return self._master.parameters
 
-        try:
-            self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        except (OSError, RuntimeError):
-            # The others have written theirs and wait at DeepSpeed's last barrier.
-            comm.barrier()
-            raise
+    def snapshot(self) -> Snapshot | None:
+        """All that a checkpoint needs, on the host of rank 0; None elsewhere. All ranks together."""
+        weights, moments = self._master.weights(), self._master.moments()
+        if weights is None or moments is None:
+            return None
+        return Snapshot(weights, moments, self._master.counters)
 
-    def load(self, folder: Path) -> None:
-        """Take weights and optimizer states from what :meth:`save` wrote on as many ranks."""
+    def restore(self, folder: Path, optimizer: dict[str, Any], step: int) -> None:
+        """Continue from a checkpoint that any number of ranks wrote in any ZeRO stage.
+
+        Args:
+            folder: the checkpoint.
+            optimizer: what its snapshot's `optimizer` was.
+            step: updates done.
+        """
+        with torch.no_grad(), open_saved(folder) as saved:
+            self._master.restore(saved.read, optimizer)
+        self._engine.global_steps = step
+        self._engine.global_samples = step * self._engine.train_batch_size()
+
+    def load_shards(self, folder: Path) -> None:
+        """Continue from DeepSpeed's own files, as checkpoints of format 1 have them, on as many ranks."""
         self._engine.load_checkpoint(str(folder), tag=_TAG)
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """All weights in fp32 under their canonical names on rank 0, None elsewhere.
 
-        Collective: gathers ZeRO partitions and tensor-parallel shards one parameter at a time.
+        Collective: gathers ZeRO partitions and tensor-parallel shards.
         """
-        whole: dict[str, Tensor] = {}
-        for name, parameter in self._engine.module.model.named_parameters():
-            merged = self._parallel.gather_shards(self._full_precision(parameter), self._dims[name])
-            if self.topology.is_main:
-                whole[name] = merged.detach().to("cpu", torch.float32, copy=True)
-        return whole if self.topology.is_main else None
-
-    def _full_precision(self, parameter: nn.Parameter) -> Tensor:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        if self._stage < 3 and parameter.dtype == torch.float32:
-            return parameter.data
-        whole: Tensor = safe_get_full_fp32_param(parameter)
-        return whole
+        return self._master.weights()
 
     def _update_unpartitioned(self, scale: float) -> Update:
         # Without ZeRO nothing in DeepSpeed looks at the gradient before the optimizer takes it.

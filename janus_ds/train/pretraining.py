@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.checkpoint.manager import ENGINE_FOLDER, CheckpointManager, read_state
+from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.schema import RunConfig
 from janus_ds.config.setup import load_setup
 from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.files import disk_faults
+from janus_ds.data.files import check_writable, disk_faults
 from janus_ds.data.loader import RankShare, StepLoader, validation_batches
 from janus_ds.data.places import open_data, open_split
 from janus_ds.data.prepare_bundled import prepare_bundled_corpus
@@ -39,9 +39,10 @@ from janus_ds.train.guards import together
 from janus_ds.train.initial import start_from
 from janus_ds.train.launch import TrainOptions
 from janus_ds.train.output_scores import OutputScores
+from janus_ds.train.resume import read_resumable, resume
 from janus_ds.train.samples import SampleDecoder, text_pairs
 from janus_ds.train.signals import StopSignals
-from janus_ds.train.state import Meters, RunIdentity, check_resumable
+from janus_ds.train.state import Meters, RunIdentity
 from janus_ds.train.step import TrainingStep
 from janus_ds.train.trainer import Outcome, Trainer, TrainerParts
 from janus_ds.train.validation import Validator
@@ -113,9 +114,12 @@ def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals)
     config = _with_data(config, topology)
     run = options.output or Path("runs") / config.name
     plan = together(topology, lambda: make_plan(config, execution, run, topology))
-    checkpoints = CheckpointManager(run / "checkpoints", config.train.keep_last, topology)
+    together(topology, lambda: check_writable(run) if topology.is_main else None)
+    train = config.train
+    policy = SavePolicy(train.keep_last, train.keep_every, train.max_failed_saves)
+    checkpoints = CheckpointManager(run / "checkpoints", policy, topology)
     resumed = checkpoints.latest()
-    state = together(topology, lambda: _read_resumable(resumed, plan))
+    state = together(topology, lambda: read_resumable(resumed, plan.identity))
     meters = Meters(**state["meters"])
     ended = state["step"] >= config.train.max_steps or meters.finished
     if ended and meters.unvalidated is None:
@@ -127,7 +131,7 @@ def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals)
         return Outcome.STOPPED
     engine = build_engine(plan, topology)
     if resumed is not None:
-        engine.load(resumed / ENGINE_FOLDER)
+        resume(engine, resumed, state, plan.identity)
     return _train(plan, engine, checkpoints, state, signals)
 
 
@@ -195,15 +199,6 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
         topology, lambda: str(prepare_bundled_corpus(block_tokens=block)) if topology.is_main else ""
     )
     return replace(config, data=replace(config.data, path=topology.broadcast_object(path)))
-
-
-def _read_resumable(checkpoint: Path | None, plan: Plan) -> dict[str, Any]:
-    """The state to continue from; step 0 for a new run."""
-    if checkpoint is None:
-        return plan.identity.state(0, Meters())
-    state = read_state(checkpoint)
-    check_resumable(state, plan.identity, checkpoint)
-    return state
 
 
 def _train(

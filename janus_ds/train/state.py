@@ -1,7 +1,8 @@
 """What a checkpoint says of its run, and whether a new start may continue it.
 
-Everything needed to continue: DeepSpeed's files, the step, and the meters below. Order of data,
-masks, dropout and learning rate are functions of the step.
+Everything needed to continue: weights and the optimizer's state, whole, the step, and the meters
+below. Order of data, masks, dropout and learning rate are functions of the step. The ranks, ZeRO
+stage, tensor-parallel size and precision are noted, and may be others at the next start.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.parallel.topology import Topology
 
-__all__ = ["STATE_VERSION", "Meters", "RunIdentity", "check_resumable"]
+__all__ = ["STATE_VERSION", "Meters", "RunIdentity", "changed_execution", "check_resumable"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""1: the optimizer's state lies in DeepSpeed's files, which fit only the ranks that wrote them."""
 
 
 @dataclass
@@ -31,8 +33,11 @@ class Meters:
     seconds: float = 0.0
     skipped_steps: int = 0
     best_bleu: float = -1.0
-    """Best validation score of train.keep_best; BLEU for translation."""
+    """Score (BLEU for translation) of the validation that train.keep_best holds for the best."""
+    best_loss: float = 0.0
+    """Held-out loss of the same validation."""
     best_step: int = 0
+    """When that was; 0: there has been none."""
     stale_validations: int = 0
     """Validations since then."""
     finished: bool = False
@@ -96,7 +101,7 @@ def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) ->
 
     Raises:
         CheckpointError: it is of a newer format, another model shape, another tokenizer, or was
-            written on other ranks or in another ZeRO stage.
+            written by an older version on other ranks or in another ZeRO stage.
         ConfigError: the recipe or the data would silently change what the run means.
     """
     where = str(folder)
@@ -149,24 +154,30 @@ _SHAPE = {
 }
 
 
-def _check_execution(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
+def changed_execution(state: Mapping[str, Any], now: RunIdentity) -> list[str]:
+    """In words, what is other than when the checkpoint was written; empty if a resume is bitwise."""
     words = {
         "world_size": "{} ranks",
         "tensor_size": "tensor-parallel size {}",
         "zero_stage": "ZeRO stage {}",
         "precision": "precision {}",
     }
-    changes = [
+    return [
         f"{text.format(state[key])}, not {getattr(now, key)}"
         for key, text in words.items()
         if state[key] != getattr(now, key)
     ]
-    if changes:
+
+
+def _check_execution(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
+    changes = changed_execution(state, now)
+    if changes and state["format_version"] < STATE_VERSION:
         raise CheckpointError(
-            f"the checkpoint was written with {'; '.join(changes)}",
+            f"the checkpoint was written with {'; '.join(changes)}, in the format of an older janus_ds "
+            "that only the same ranks and ZeRO stage can read",
             where,
-            "start with the same number of ranks and the same DeepSpeed file, "
-            "or begin a new run from its weights with --init and another --output",
+            "start once as it was written, until the next checkpoint (train.save_every): that one continues "
+            "on any ranks; or begin a new run from its weights with --init and another --output",
         )
 
 

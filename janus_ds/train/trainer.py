@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from janus_ds.batch import BatchCounts
-from janus_ds.checkpoint.best import save_best
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.step_data import StepData
@@ -22,8 +21,9 @@ from janus_ds.objective.ramps import ramp_factors
 from janus_ds.observe.meters import StepMeter, device_peak_flops, memory_bytes, step_flops
 from janus_ds.observe.progress import Progress
 from janus_ds.observe.writers import MetricsWriter
+from janus_ds.train.best import BestWeights
 from janus_ds.train.engine import TrainingEngine, Update
-from janus_ds.train.guards import Decision, Guards, Verdict, together
+from janus_ds.train.guards import Decision, Guards, Verdict
 from janus_ds.train.lr_schedule import learning_rate
 from janus_ds.train.signals import StopSignals
 from janus_ds.train.state import Meters, RunIdentity
@@ -91,6 +91,8 @@ class Trainer:
         self._guards = Guards(parts.engine.topology, self._train.max_bad_steps, signals)
         self._signals = signals
         self._meters = meters
+        root = parts.run / "checkpoints"
+        self._best = BestWeights(self._train, meters, root, parts.engine.topology)
         self._step = self._saved_at = step
         # The line of a step whose validation was interrupted is still to be written.
         written = step if meters.unvalidated is None else step - 1
@@ -105,7 +107,7 @@ class Trainer:
         Raises:
             TrainingError: too many steps in a row were not finite.
             DataError: damaged data, on all ranks.
-            ResourceError: a checkpoint could not be written, on all ranks.
+            ResourceError: the last checkpoint, or several in a row, could not be written; on all ranks.
         """
         try:
             if not self._validate_again():
@@ -123,6 +125,7 @@ class Trainer:
                 if self._due(self._train.save_every):
                     self._save()
             self._save()
+            self._parts.checkpoints.finish()
             return Outcome.COMPLETE
         finally:
             self._progress.close()
@@ -217,37 +220,24 @@ class Trainer:
         scores = self._score()
         if scores is None:
             return None
-        return {f"valid/{name}": value for name, value in {**losses, **scores}.items()}
+        self._best.judge(self._step, losses, scores, self._engine.full_weights)
+        metric = VALIDATION_METRICS[self._train.valid_task]
+        if scores:
+            shown = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
+            best = self._meters.best_bleu
+            self._progress.note(f"step {self._step} {metric.title}: {shown}; best {best:.2f}")
+        scored = {f"{metric.name}_{mode}": score for mode, score in scores.items()}
+        return {f"valid/{name}": value for name, value in {**losses, **scored}.items()}
 
     def _score(self) -> dict[str, float] | None:
-        """Validation scores by mode; keeps the best weights and counts validations without a better one."""
+        """Validation scores by mode, equal on all ranks; empty where none are asked for, None if stopped."""
         if self._parts.scorer is None:
             return {}
         weights = self._engine.full_weights()
         stop = self._signals.asked
-        scores = self._topology.broadcast_object(
+        return self._topology.broadcast_object(
             self._parts.scorer(weights, stop) if weights is not None else None
         )
-        if scores is None:
-            return None
-        meters, mode = self._meters, self._train.keep_best
-        if mode in scores:
-            if scores[mode] > meters.best_bleu:
-                meters.best_bleu, meters.best_step, meters.stale_validations = scores[mode], self._step, 0
-                self._keep_best(weights, scores)
-            else:
-                meters.stale_validations += 1
-            meters.finished = 0 < self._train.patience <= meters.stale_validations
-        shown = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
-        metric = VALIDATION_METRICS[self._train.valid_task]
-        self._progress.note(f"step {self._step} {metric.title}: {shown}; best {meters.best_bleu:.2f}")
-        return {f"{metric.name}_{mode}": score for mode, score in scores.items()}
-
-    def _keep_best(self, weights: dict[str, Tensor] | None, scores: Mapping[str, float]) -> None:
-        name = f"valid_{VALIDATION_METRICS[self._train.valid_task].name}"
-        record = {"step": self._step, name: dict(scores), "mode": self._train.keep_best}
-        root = self._parts.run / "checkpoints"
-        together(self._topology, lambda: save_best(root, weights, record) if weights is not None else None)
 
     @property
     def _validates(self) -> bool:
@@ -266,6 +256,7 @@ class Trainer:
             "asked to stop (%s): saving at step %d", self._signals.name or "another rank", self._step
         )
         self._save()
+        self._parts.checkpoints.finish()
         self._signals.leave()
         return Outcome.STOPPED
 
@@ -276,8 +267,8 @@ class Trainer:
             # The checkpoint must not know of steps whose figures a kill could still take.
             self._writer.flush()
         state = self._parts.identity.state(self._step, self._meters)
-        self._parts.checkpoints.save(self._step, self._engine, state)
-        self._saved_at = self._step
+        if self._parts.checkpoints.save(self._step, self._engine, state):
+            self._saved_at = self._step
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0

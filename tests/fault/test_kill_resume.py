@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.checkpoint.manager import CheckpointManager, step_of
+from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy, step_of
 from janus_ds.errors import PREEMPTED_EXIT_CODE, ResourceError, TrainingError
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
@@ -32,7 +33,8 @@ from tests.unit.test_meters import events
 
 STEPS = 40
 SETTINGS = (f"train.max_steps={STEPS}", "train.save_every=4", "train.valid_every=20", "data.workers=1")
-PATIENCE = 90.0
+PATIENCE = 180.0
+ALONE = Topology(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,17 @@ class Program:
     @property
     def checkpoint(self) -> int:
         """The step of the checkpoint that a start would find, after verifying it."""
-        found = CheckpointManager(self.run / "checkpoints", 2, Topology(torch.device("cpu"))).latest()
+        found = CheckpointManager(self.run / "checkpoints", SavePolicy(), ALONE).latest()
         return 0 if found is None else step_of(found) or 0
 
     @property
     def saving(self) -> bool:
         return any((self.run / "checkpoints").glob(".saving-*"))
+
+    @property
+    def said(self) -> str:
+        """All that its starts have printed."""
+        return self.log.read_text(errors="replace")
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +150,10 @@ def kill_in_save(program: Program, delay: float) -> bool:
     return torn
 
 
-def assert_as_unbroken(run: Path, unbroken: Path) -> None:
-    """Weights, every figure of every step, one value a step in both files."""
-    for name in ("weights.safetensors",):
-        path = f"checkpoints/step-{STEPS:08d}/{name}"
+def assert_as_unbroken(run: Path, unbroken: Path, steps: int = STEPS) -> None:
+    """Weights, moments, every figure of every step, one value a step in both files."""
+    for name in ("weights.safetensors", "optimizer.safetensors"):
+        path = f"checkpoints/step-{steps:08d}/{name}"
         assert (run / path).read_bytes() == (unbroken / path).read_bytes()
     keys = ("step", "loss", "ar", "nar", "aux", "length", "lr", "grad_norm", "tokens_total", "valid/loss")
     lines, expected = (
@@ -155,7 +162,7 @@ def assert_as_unbroken(run: Path, unbroken: Path) -> None:
     )
     assert lines == expected
     scalars = events(run / "tensorboard")
-    assert [step for step, _ in scalars["loss"]] == list(range(1, STEPS + 1))
+    assert [step for step, _ in scalars["loss"]] == list(range(1, steps + 1))
     assert scalars["loss"] == events(unbroken / "tensorboard")["loss"]
 
 
@@ -191,10 +198,19 @@ def test_killed_five_times_at_random_steps(inputs: Path, unbroken: Path) -> None
 
 
 @pytest.mark.heavy
-def test_killed_in_ten_saves(inputs: Path, unbroken: Path) -> None:
-    program = Program(inputs, inputs / "killed-10")
-    kill_and_resume(program, step_kills=0, save_kills=10)
-    assert_as_unbroken(program.run, unbroken)
+def test_killed_in_fifty_saves(inputs: Path) -> None:
+    """A whole checkpoint after each of 50 kills over the save window, and the same end."""
+    steps = 220
+    settings = (*SETTINGS, f"train.max_steps={steps}")
+    unbroken = Program(inputs, inputs / "unbroken-220", settings=settings)
+    assert unbroken.finish() == 0, unbroken.said[-3000:]
+    program = Program(inputs, inputs / "killed-50", settings=settings)
+    draw, torn = random.Random(50), 0
+    for _ in range(50):
+        torn += kill_in_save(program, draw.uniform(0, 0.03))
+    assert program.finish() == 0, program.said[-3000:]
+    assert torn >= 25
+    assert_as_unbroken(program.run, unbroken.run, steps)
 
 
 @pytest.mark.heavy
@@ -219,7 +235,26 @@ def test_a_signal_saves_and_asks_to_be_started_again(inputs: Path, unbroken: Pat
     assert program.finish() == 0
     assert f"is complete at step {STEPS}" in program.log.read_text()
     assert before == {path: path.stat().st_mtime_ns for path in program.run.rglob("*") if path.is_file()}
+    find_damage(program)
     full_disk(program)
+
+
+def find_damage(program: Program) -> None:
+    """A flipped bit in, and a cut of, each file of the newest checkpoint: the one before is taken."""
+    newest = program.run / f"checkpoints/step-{STEPS:08d}"
+    draw = random.Random(1)
+    files = [path for path in newest.iterdir() if path.is_file()]
+    assert len(files) == 4
+    for path in files:
+        content = path.read_bytes()
+        for place in (0, draw.randrange(len(content)), len(content) - 1):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << draw.randrange(8)
+            for damaged in (bytes(flipped), content[:place]):
+                path.write_bytes(damaged)
+                assert 0 < program.checkpoint < STEPS, (path.name, place)
+        path.write_bytes(content)
+    assert program.checkpoint == STEPS
 
 
 def full_disk(program: Program) -> None:
@@ -230,19 +265,60 @@ def full_disk(program: Program) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
     assert longer.finish(limit) == ResourceError.exit_code
-    text = program.log.read_text()
-    assert "error: a checkpoint could not be written (rank 0:" in text
+    text = program.said
+    assert f"no checkpoint of step {STEPS + 4}: " in text
+    assert "training goes on" in text
+    assert "error: 2 checkpoints in a row could not be written (" in text
     assert "to do: free disk space" in text
     assert "Traceback" not in text
+    assert longer.steps == STEPS + 8
     assert program.checkpoint == STEPS
     assert not program.saving
+
+
+@contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own, which only root can make."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "janus-test", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up_costs_saves_and_no_training(inputs: Path, unbroken: Path) -> None:
+    """A real small disk: saves are skipped while it is full, and made again when there is room."""
+    with small_disk(inputs / "disk", 4) as disk:
+        program = Program(inputs, disk / "run", settings=(*SETTINGS, "train.max_failed_saves=99"))
+        ballast = disk / "ballast"
+        with program.running() as process:
+            wait_for(lambda: program.steps >= 6, process, program.log)
+            process.send_signal(signal.SIGSTOP)
+            ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 300_000))
+            process.send_signal(signal.SIGCONT)
+            wait_for(lambda: "no checkpoint of step" in program.said, process, program.log)
+            process.send_signal(signal.SIGSTOP)
+            assert 4 <= program.checkpoint <= program.steps
+            ballast.unlink()
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(PATIENCE) == 0, program.said[-3000:]
+        assert "MB left; training goes on" in program.said
+        assert_as_unbroken(program.run, unbroken)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        assert Program(inputs, program.run, settings=(*SETTINGS, "train.max_steps=48")).finish() == (
+            ResourceError.exit_code
+        )
+        assert "error: the file or folder cannot be written" in program.said
 
 
 def test_a_lost_rank_ends_the_others_in_words(inputs: Path) -> None:
     """SIGKILL to one of two ranks: no hang, an exit code, a whole checkpoint."""
     program = Program(inputs, inputs / "lost", ranks=2)
     with program.running() as process:
-        wait_for(lambda: program.steps >= 5, process, program.log)
+        wait_for(lambda: program.steps >= 7, process, program.log)
         os.kill(second_rank(process.pid), signal.SIGKILL)
         assert process.wait(PATIENCE) != 0
     text = program.log.read_text()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from janus_ds.checkpoint import manager as manager_module
-from janus_ds.checkpoint.manager import CheckpointManager, read_state
+from janus_ds.checkpoint import snapshot as snapshot_module
+from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy, read_state
 from janus_ds.checkpoint.manifest import COMPLETE, fault_of, write_manifest
+from janus_ds.checkpoint.snapshot import OPTIMIZER_FILE, Snapshot
+from janus_ds.checkpoint.weights import WEIGHTS_FILE
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology
 
@@ -22,24 +27,21 @@ ALONE = Topology(torch.device("cpu"))
 
 
 class Engine:
-    """Writes one file; fails like torch.save on a full disk if told to."""
+    """Three weights with their moments."""
 
-    def __init__(self, full_disk: bool = False) -> None:
-        self.full_disk = full_disk
+    def __init__(self, parameters: int = 3) -> None:
+        self.parameters = parameters
 
-    def save(self, folder: Path) -> None:
-        (folder / "shard.pt").write_bytes(b"weights" * 1000)
-        if self.full_disk:
-            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
-
-    def full_weights(self) -> dict[str, Tensor]:
-        return {"w": torch.ones(3)}
+    def snapshot(self) -> Snapshot:
+        moments = {f"{moment}.w": torch.ones(3) for moment in ("exp_avg", "exp_avg_sq")}
+        return Snapshot({"w": torch.ones(3)}, moments, {"adam_steps": 7})
 
 
-def saved(root: Path, steps: list[int], keep: int = 5) -> CheckpointManager:
-    manager = CheckpointManager(root, keep, ALONE)
+def saved(root: Path, steps: list[int], keep: int = 5, every: int = 0) -> CheckpointManager:
+    manager = CheckpointManager(root, SavePolicy(keep, every), ALONE)
     for step in steps:
-        manager.save(step, Engine(), {"step": step})
+        assert manager.save(step, Engine(), {"step": step})
+    manager.finish()
     return manager
 
 
@@ -66,19 +68,27 @@ def test_the_newest_whole_one_is_found_and_old_ones_go(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000010"]
     latest = manager.latest()
     assert latest is not None
-    assert read_state(latest) == {"step": 10}
-    assert {p.name for p in latest.iterdir()} == {"engine", "state.json", "weights.safetensors", COMPLETE}
+    assert read_state(latest) == {"step": 10, "optimizer": {"adam_steps": 7}}
+    assert {p.name for p in latest.iterdir()} == {"state.json", WEIGHTS_FILE, OPTIMIZER_FILE, COMPLETE}
+
+
+def test_what_stays_follows_the_policy(tmp_path: Path) -> None:
+    saved(tmp_path, list(range(10, 80, 10)), keep=2, every=30)
+    kept = sorted(int(path.name[-2:]) for path in tmp_path.iterdir())
+    assert kept == [30, 60, 70]
+    assert SavePolicy(keep_last=1).outdated([]) == []
+    assert SavePolicy(keep_last=1, keep_every=5).outdated([4, 5, 8, 10, 11]) == [4, 8]
 
 
 def test_a_damaged_one_is_passed_over_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = saved(tmp_path, [1, 2])
-    (tmp_path / "step-00000002/engine/shard.pt").write_bytes(b"cut")
+    (tmp_path / "step-00000002" / OPTIMIZER_FILE).write_bytes(b"cut")
     latest = manager.latest()
     assert latest is not None
     assert latest.name == "step-00000001"
-    assert "engine/shard.pt has 3 bytes" in caplog.text
+    assert f"{OPTIMIZER_FILE} has 3 bytes" in caplog.text
     (tmp_path / "step-00000001" / COMPLETE).unlink()
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints is whole"):
         manager.latest()
@@ -87,29 +97,129 @@ def test_a_damaged_one_is_passed_over_with_a_warning(
 def test_a_newer_programs_checkpoint_is_not_passed_over(tmp_path: Path) -> None:
     manager = saved(tmp_path, [1, 2])
     manifest = tmp_path / "step-00000002" / COMPLETE
-    manifest.write_text(json.dumps({"format_version": 2, "parts": []}))
-    with pytest.raises(CheckpointError, match="format version 2, this program knows versions up to 1"):
+    manifest.write_text(json.dumps({"format_version": 3, "parts": []}))
+    with pytest.raises(CheckpointError, match="format version 3, this program knows versions up to 2"):
         manager.latest()
 
 
 def test_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
-    assert CheckpointManager(tmp_path / "none", 1, ALONE).latest() is None
+    assert CheckpointManager(tmp_path / "none", SavePolicy(), ALONE).latest() is None
 
 
-def test_a_full_disk_is_an_error_in_three_parts_and_the_last_one_stays(tmp_path: Path) -> None:
+def failing(monkeypatch: pytest.MonkeyPatch, steps: Sequence[int]) -> None:
+    """The disk fills up in the middle of the saves of these steps."""
+    write = snapshot_module.write_tensors
+
+    def full(path: Path, tensors: Any) -> None:
+        if int(path.parent.name.removeprefix(".saving-")) in steps:
+            path.write_bytes(b"part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, tensors)
+
+    monkeypatch.setattr(snapshot_module, "write_tensors", full)
+
+
+def test_a_save_that_fails_is_a_warning_and_the_last_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     manager = saved(tmp_path, [1])
-    with pytest.raises(ResourceError, match="file write failed") as caught:
-        manager.save(2, Engine(full_disk=True), {"step": 2})
+    failing(monkeypatch, [2])
+    assert manager.save(2, Engine(), {"step": 2})
+    with pytest.raises(ResourceError, match=r"a checkpoint could not be written.*No space left") as caught:
+        manager.finish()
     assert str(tmp_path) in caught.value.where
     assert "free disk space" in caught.value.fix
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert fault_of(tmp_path / "step-00000001") is None
+    assert "no checkpoint of step 2: [Errno 28] No space left on device; training goes on" in caplog.text
+    assert f"where: {tmp_path}" in caplog.text
+    assert "to do: free disk space" in caplog.text
+    assert manager.save(3, Engine(), {"step": 3})
+    manager.finish()
+    assert fault_of(tmp_path / "step-00000003") is None
+
+
+def test_several_failed_saves_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = saved(tmp_path, [1])
+    failing(monkeypatch, [2, 3, 5, 6, 7])
+    for step in range(2, 8):
+        manager.save(step, Engine(), {})
+    with pytest.raises(ResourceError, match="3 checkpoints in a row could not be written"):
+        manager.save(8, Engine(), {})
+    latest = manager.latest()
+    assert latest is not None
+    assert latest.name == "step-00000004"
+
+
+def test_a_save_without_room_is_not_begun(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manager = saved(tmp_path, [1])
+    huge = Engine(parameters=10**15)
+    assert not manager.save(2, huge, {})
+    assert "it needs 12,000,000,001.0 MB, the disk has" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    with pytest.raises(ResourceError):
+        manager.finish()
+    manager.save(2, huge, {})
+    with pytest.raises(ResourceError, match="3 checkpoints in a row"):
+        manager.save(3, huge, {})
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, released = threading.Event(), threading.Event()
+    publish = manager_module.write_manifest
+
+    def waiting(folder: Path) -> None:
+        reached.set()
+        assert released.wait(60)
+        publish(folder)
+
+    monkeypatch.setattr(manager_module, "write_manifest", waiting)
+    manager = CheckpointManager(tmp_path, SavePolicy(), ALONE)
+    assert manager.save(1, Engine(), {"step": 1})
+    # save() has come back, and the checkpoint is still to be published.
+    assert reached.wait(60)
+    assert [path.name for path in tmp_path.iterdir()] == [".saving-00000001"]
+    released.set()
+    manager.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_leftovers_of_killed_saves_go_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".saving-00000007", ".removing-step-00000001", ".saving-best", "best", "step-notes"):
+        (tmp_path / name).mkdir()
+    assert CheckpointManager(tmp_path, SavePolicy(), ALONE).latest() is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".saving-best", "best", "step-notes"]
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, OPTIMIZER_FILE, "state.json", COMPLETE])
+def test_each_flipped_byte_and_each_cut_of_each_file_is_found(tmp_path: Path, name: str) -> None:
+    """Every byte in turn; the checkpoint before is taken each time."""
+    manager = saved(tmp_path, [1, 2])
+    path = tmp_path / "step-00000002" / name
+    content = path.read_bytes()
+    logging.getLogger("janus_ds").setLevel(logging.ERROR)
+    found = 0
+    try:
+        for place in range(len(content)):
+            for damaged in (
+                content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :],
+                content[:place],
+            ):
+                path.write_bytes(damaged)
+                latest = manager.latest()
+                found += latest is not None and latest.name == "step-00000001"
+    finally:
+        logging.getLogger("janus_ds").setLevel(logging.NOTSET)
+    assert found == 2 * len(content)
 
 
 def test_a_step_saved_again_replaces_the_damaged_one(tmp_path: Path) -> None:
     manager = saved(tmp_path, [1, 2])
     (tmp_path / "step-00000002/state.json").write_text(json.dumps({"step": -1}))
     manager.save(2, Engine(), {"step": 2})
+    manager.finish()
     assert fault_of(tmp_path / "step-00000002") is None
 
 
@@ -117,10 +227,11 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
+@pytest.mark.parametrize("step", [2, 1])
 def test_a_kill_before_any_change_on_disk_leaves_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Interrupts a save, with its pruning, before each of its acts in turn."""
+    """Interrupts a save after that of step 1, with its pruning, before each of its acts in turn."""
     calls = 0
 
     def killing(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,7 +244,9 @@ def test_a_kill_before_any_change_on_disk_leaves_a_whole_one(
 
         return wrapped
 
-    for name in ("save_weights", "write_json", "sync_files", "write_manifest", "sync_folder"):
+    for name in ("write_tensors", "save_weights"):
+        monkeypatch.setattr(snapshot_module, name, killing(getattr(snapshot_module, name)))
+    for name in ("write_json", "sync_files", "write_manifest", "sync_folder"):
         monkeypatch.setattr(manager_module, name, killing(getattr(manager_module, name)))
     monkeypatch.setattr(shutil, "rmtree", killing(shutil.rmtree))
     for name in ("rename", "mkdir"):
@@ -145,14 +258,15 @@ def test_a_kill_before_any_change_on_disk_leaves_a_whole_one(
         manager = saved(root, [1], keep=1)
         calls = kill_at
         try:
-            manager.save(2, Engine(), {"step": 2})
+            manager.save(step, Engine(), {"step": step})
+            manager.finish()
             break
         except Killed:
             calls = 1000
-            latest = CheckpointManager(root, 1, ALONE).latest()
+            latest = CheckpointManager(root, SavePolicy(), ALONE).latest()
             assert latest is not None
             found.append(latest.name)
             assert not [path for path in root.iterdir() if path.name.startswith(".")]
     assert found == sorted(found)
-    assert set(found) == {"step-00000001", "step-00000002"}
+    assert set(found) == {"step-00000001", f"step-{step:08d}"}
     assert len(found) >= 9

@@ -12,7 +12,8 @@ import pytest
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import CheckpointError, ConfigError, JanusError
-from janus_ds.train.state import Meters, RunIdentity, check_resumable
+from janus_ds.train.resume import read_resumable
+from janus_ds.train.state import Meters, RunIdentity, changed_execution, check_resumable
 
 FOLDER = Path("runs/x/checkpoints/step-00000010")
 NOW = RunIdentity(resolve(RunConfig()), "aa" * 32, "bb" * 32, 2, 1, 2, "fp32")
@@ -48,9 +49,9 @@ def test_how_long_and_how_often_may_change() -> None:
 
 
 def test_a_newer_format_is_refused() -> None:
-    error = refused(state(format_version=2))
+    error = refused(state(format_version=3))
     assert isinstance(error, CheckpointError)
-    assert error.what == "the checkpoint has format version 2, this program knows versions up to 1"
+    assert error.what == "the checkpoint has format version 3, this program knows versions up to 2"
 
 
 def test_another_model_shape_is_refused_with_both_values() -> None:
@@ -59,11 +60,35 @@ def test_another_model_shape_is_refused_with_both_values() -> None:
     assert "d_model 128 -> 256, heads 4 -> 8" in error.what
 
 
-def test_another_number_of_ranks_is_refused_in_words() -> None:
-    error = refused(state(), replace(NOW, world_size=4, zero_stage=3))
+def test_other_ranks_continue_and_are_named() -> None:
+    now = replace(NOW, world_size=4, tensor_size=2, zero_stage=3, precision="bf16")
+    check_resumable(state(), now, FOLDER)
+    assert changed_execution(state(), now) == [
+        "2 ranks, not 4",
+        "tensor-parallel size 1, not 2",
+        "ZeRO stage 2, not 3",
+        "precision fp32, not bf16",
+    ]
+    assert changed_execution(state(), NOW) == []
+
+
+def test_an_older_format_continues_on_its_own_ranks_only() -> None:
+    check_resumable(state(format_version=1), NOW, FOLDER)
+    error = refused(state(format_version=1), replace(NOW, world_size=4, zero_stage=3))
     assert isinstance(error, CheckpointError)
-    assert error.what == "the checkpoint was written with 2 ranks, not 4; ZeRO stage 2, not 3"
+    assert "was written with 2 ranks, not 4; ZeRO stage 2, not 3, in the format of an older" in error.what
+    assert "start once as it was written" in error.fix
     assert "--init" in error.fix
+
+
+def test_weights_without_the_optimizers_state_are_refused_before_a_model_is_built(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps(state()))
+    with pytest.raises(CheckpointError, match="no state of the optimizer") as caught:
+        read_resumable(tmp_path, NOW)
+    assert caught.value.where.endswith("optimizer.safetensors")
+    (tmp_path / "optimizer.safetensors").touch()
+    assert read_resumable(tmp_path, NOW)["step"] == 10
+    assert read_resumable(None, NOW)["step"] == 0
 
 
 def test_another_tokenizer_is_refused() -> None:

@@ -72,7 +72,7 @@ def test_held_out_text_is_what_was_given(data, tmp_path):
     [
         (["train.valid_bleu=ar"], "scores outputs for given sources, but the task is 'denoise'"),
         (["data.task=pair", "train.keep_best=nar"], "does not measure that mode"),
-        (["data.task=pair", "train.patience=3"], "train.keep_best names no mode"),
+        (["data.task=pair", "train.patience=3"], "train.keep_best names no figure"),
         (["train.valid_bleu=bleu"], "has no value 'bleu'"),
         (["data.batch=words"], "data.batch has no value 'words'"),
         (["train.batch_tokens=0"], "more than 0"),

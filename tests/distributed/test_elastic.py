@@ -1,0 +1,242 @@
+"""A run goes on over other ranks, ZeRO stages, tensor-parallel sizes and workers.
+
+Each job is a number of processes that starts the run several times; the jobs come one after the
+other and continue one run. A reference run is never stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from janus_ds.checkpoint.manager import read_state
+from janus_ds.errors import CheckpointError, ConfigError
+from janus_ds.parallel.topology import Topology, init_topology
+from tests.support.launch import run_ranks
+from tests.support.tiny_elastic import Segment, Trained, run_segments, written_as_format_1
+from tests.support.tiny_training import NO_DROPOUT, Result, Run, make_inputs, train
+
+pytestmark = pytest.mark.timeout(1800)
+PATIENCE = 400.0
+EPOCH = 270
+"""Samples of the tiny training split; an update takes 8."""
+SETTINGS = ("train.save_every=1000", "train.valid_every=0", "train.keep_last=9")
+CHAIN = Run("chain", micro_batch=2, overrides=(*SETTINGS, *NO_DROPOUT))
+WHOLE = ("train.max_steps=5", *SETTINGS)
+HALF = ("train.max_steps=2", *SETTINGS)
+HIGH_SCALE = {"enabled": True, "loss_scale": 0, "initial_scale_power": 18, "hysteresis": 1}
+HIGH_SCALE["loss_scale_window"] = 2
+
+PAIRS = {
+    "fp16": Run("fp16", 2, 2, engine={"fp16": HIGH_SCALE}),
+    "mixed": Run(
+        "mixed",
+        engine={
+            "bf16": {"enabled": True},
+            "zero_optimization": {
+                "stage": 2,
+                "round_robin_gradients": True,
+                "offload_optimizer": {"device": "cpu"},
+            },
+        },
+    ),
+}
+RARE = {
+    "fp16-zero3": Run("fp16-zero3", 3, 2, engine={"fp16": HIGH_SCALE}),
+    "bf16-sums": Run(
+        "bf16-sums", 1, 2, engine={"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    ),
+    "unpartitioned": Run("unpartitioned", 0, 2),
+}
+"""Executions whose resumed run must be the unbroken one bit for bit, dropout on."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Results of a job beside the chain."""
+
+    chain: Trained
+    pairs: dict[str, tuple[Result, Result]]
+    refused: str = ""
+
+
+def two_ranks(folder: Path, segments: list[Segment]) -> Extras:
+    chain = run_segments(folder, 1, segments, CHAIN)
+    topology = init_topology(1, process_group=True)
+    _allow_fp16()
+    pairs = {name: whole_and_resumed(folder, topology, run) for name, run in PAIRS.items()}
+    old = Run("old", 2, 2)
+    with written_as_format_1(topology):
+        train(folder, topology, replace(old, overrides=HALF))
+    whole = train(folder, topology, replace(old, name="old-whole", overrides=WHOLE))
+    refused = ""
+    try:
+        train(folder, topology, replace(old, stage=3, overrides=WHOLE))
+    except CheckpointError as error:
+        refused = str(error)
+    pairs["old"] = (whole, train(folder, topology, replace(old, overrides=WHOLE)))
+    return Extras(chain, pairs, refused)
+
+
+def rare_executions(folder: Path) -> dict[str, tuple[Result, Result]]:
+    topology = init_topology(1, process_group=True)
+    _allow_fp16()
+    return {name: whole_and_resumed(folder, topology, run) for name, run in RARE.items()}
+
+
+def whole_and_resumed(folder: Path, topology: Topology, run: Run) -> tuple[Result, Result]:
+    whole = train(folder, topology, replace(run, name=f"{run.name}-whole", overrides=WHOLE))
+    train(folder, topology, replace(run, overrides=HALF))
+    return whole, train(folder, topology, replace(run, overrides=WHOLE))
+
+
+def tensor_ranks(folder: Path, segments: list[Segment]) -> Extras:
+    return Extras(run_segments(folder, 2, segments, CHAIN), {})
+
+
+def one_rank(folder: Path, segments: list[Segment]) -> tuple[Extras, Trained]:
+    chain = run_segments(folder, 1, segments, CHAIN)
+    end = segments[-1].end
+    reference = run_segments(folder, 1, [Segment(1, 0, end)], replace(CHAIN, name="reference"))
+    _allow_fp16()
+    longer = replace(PAIRS["fp16"], overrides=("train.max_steps=9", *SETTINGS))
+    fp16 = train(folder, init_topology(1, process_group=True), longer)
+    refused = ""
+    try:
+        other = Run("chain", overrides=(*CHAIN.overrides, "train.max_steps=99", "optim.lr=1.0"))
+        train(folder, init_topology(1, process_group=True), other)
+    except ConfigError as error:
+        refused = str(error)
+    return Extras(chain, {"fp16": (fp16, fp16)}, refused), reference
+
+
+def plain_segments(folder: Path, tensor_size: int, segments: list[Segment]) -> Trained:
+    return run_segments(folder, tensor_size, segments, CHAIN)
+
+
+def _allow_fp16() -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("elastic"))
+
+
+@pytest.fixture(scope="module")
+def jobs(folder: Path) -> dict[str, Any]:
+    """Two data-parallel ranks, then two tensor-parallel ones, then one process."""
+    zero = [Segment(1, 0, 6), Segment(2, 1, 12), Segment(3, 0, 18), Segment(0, 0, 21)]
+    found: dict[str, Any] = {"two": run_ranks(two_ranks, 2, folder, zero, timeout=PATIENCE)}
+    tensor = [Segment(2, 1, 25), Segment(3, 0, 29), Segment(1, 0, 32)]
+    found["tensor"] = run_ranks(tensor_ranks, 2, folder, tensor, timeout=PATIENCE)
+    last = [Segment(3, 0, 35), Segment(2, 1, 40)]
+    found["one"], found["reference"] = run_ranks(one_rank, 1, folder, last, timeout=PATIENCE)[0]
+    return found
+
+
+def merged(ranks: list[dict[int, list[int]]]) -> dict[int, list[int]]:
+    """All samples of each step, over data-parallel ranks."""
+    return {step: sorted(id for ids in ranks for id in ids[step]) for step in ranks[0]}
+
+
+def assert_each_once(ids: dict[int, list[int]]) -> None:
+    steps = sorted(ids)
+    assert steps == list(range(len(steps)))
+    order = [id for step in steps[: EPOCH // 8] for id in ids[step]]
+    assert len(set(order)) == len(order)
+    # The step across the border has the rest of the first epoch, and the beginning of the second.
+    assert set(order) | set(ids[EPOCH // 8]) == set(range(EPOCH))
+
+
+def assert_same_run(result: Result, reference: Result, steps: int) -> None:
+    assert [line["step"] for line in result.lines] == list(range(1, steps + 1))
+    for key in ("loss", "ar", "nar", "aux", "length"):
+        assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5), key
+    assert result.series("grad_norm") == pytest.approx(reference.series("grad_norm"), rel=1e-4)
+    for key in ("lr", "tokens_total", "samples_total"):
+        assert result.series(key) == reference.series(key), key
+    for name, value in reference.weights.items():
+        torch.testing.assert_close(result.weights[name], value, rtol=1e-3, atol=5e-5, msg=name)
+
+
+def assert_bitwise(whole: Result, resumed: Result) -> None:
+    for key in ("loss", "ar", "grad_norm", "lr", "loss_scale", "skipped_steps"):
+        assert resumed.series(key) == whole.series(key), key
+    assert len(resumed.lines) == 5
+    assert resumed.weights.keys() == whole.weights.keys()
+    assert all(torch.equal(resumed.weights[key], value) for key, value in whole.weights.items())
+
+
+def test_losses_go_on_as_if_nothing_had_changed(jobs: dict[str, Any]) -> None:
+    assert_same_run(jobs["one"].chain.result, jobs["reference"].result, 40)
+
+
+def test_every_sample_comes_at_its_step_and_once_an_epoch(jobs: dict[str, Any]) -> None:
+    first, second = (extras.chain.ids for extras in jobs["tensor"])
+    assert first == second
+    ids = merged([extras.chain.ids for extras in jobs["two"]])
+    ids |= merged([first]) | merged([jobs["one"].chain.ids])
+    assert ids == merged([jobs["reference"].ids])
+    assert_each_once(ids)
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "old"])
+def test_the_same_ranks_go_on_bit_for_bit(jobs: dict[str, Any], name: str) -> None:
+    assert_bitwise(*jobs["two"][0].pairs[name])
+
+
+@pytest.mark.heavy
+def test_rarer_executions_go_on_bit_for_bit(folder: Path) -> None:
+    for whole, resumed in run_ranks(rare_executions, 2, folder, timeout=PATIENCE)[0].values():
+        assert_bitwise(whole, resumed)
+
+
+def test_the_loss_scale_and_skipped_steps_go_on_elsewhere(jobs: dict[str, Any], folder: Path) -> None:
+    """fp16 on two ranks, with overflows before the stop, then on one."""
+    whole = jobs["two"][0].pairs["fp16"][0]
+    result = jobs["one"].pairs["fp16"][0]
+    scales = result.series("loss_scale")
+    assert scales[:5] == whole.series("loss_scale")
+    assert scales[0] == 2**18
+    # The scale that was found goes on, and doubles where the window of good steps says so.
+    assert scales[5] in (scales[4], 2 * scales[4])
+    assert scales[5] < scales[0]
+    assert result.lines[5]["skipped_steps"] >= whole.lines[-1]["skipped_steps"] > 0
+    state = read_state(folder / "fp16/checkpoints/step-00000009")
+    assert state["optimizer"]["adam_steps"] == 9 - result.lines[-1]["skipped_steps"]
+    assert state["optimizer"]["loss_scale"]["cur_iter"] == 9
+
+
+def test_what_cannot_go_on_is_said_in_words(jobs: dict[str, Any]) -> None:
+    old = jobs["two"][0].refused
+    assert "ZeRO stage 2, not 3, in the format of an older janus_ds" in old
+    assert "to do: start once as it was written" in old
+    assert "optim.lr 0.002 -> 1.0" in jobs["one"].refused
+
+
+@pytest.mark.heavy
+def test_one_two_four_and_one_rank_with_all_workers(folder: Path, jobs: dict[str, Any]) -> None:
+    """Ranks 1 -> 2 -> 4 -> 1, tensor-parallel size 1 -> 2 -> 1, ZeRO 1 -> 2 -> 3, workers 0, 1, 4 each."""
+    ids: dict[int, list[int]] = {}
+    run_folder = make_inputs(folder / "full")
+    end = 0
+    for ranks, tensor_size in ((1, 1), (2, 1), (4, 2), (4, 1), (2, 2), (1, 1)):
+        segments = []
+        for stage, workers in ((1, 0), (2, 1), (3, 4)):
+            end += 2
+            segments.append(Segment(stage, workers, end))
+        found = run_ranks(plain_segments, ranks, run_folder, tensor_size, segments, timeout=PATIENCE)
+        ids |= merged([trained.ids for trained in found[::tensor_size]])
+        for rank, trained in enumerate(found):
+            assert trained.ids == found[rank // tensor_size * tensor_size].ids
+    reference = jobs["reference"]
+    assert ids == {step: rows for step, rows in merged([reference.ids]).items() if step < end}
+    cut = replace(reference.result, lines=reference.result.lines[:end], weights={})
+    assert_same_run(found[0].result, cut, end)

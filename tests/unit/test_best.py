@@ -1,0 +1,86 @@
+"""Which validation is the best one, and what a full disk does to its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from janus_ds.checkpoint import best as best_module
+from janus_ds.checkpoint.manifest import fault_of
+from janus_ds.checkpoint.weights import WEIGHTS_FILE, read_weights
+from janus_ds.config.schema import TrainConfig
+from janus_ds.parallel.topology import Topology
+from janus_ds.train.best import BestWeights
+from janus_ds.train.state import Meters
+
+
+@dataclass
+class Run:
+    """A run of validations with one weight, whose value is the step."""
+
+    root: Path
+    train: TrainConfig
+    meters: Meters = field(default_factory=Meters)
+    gathered: int = 0
+
+    def validate(self, step: int, loss: float, **scores: float) -> None:
+        def weights() -> dict[str, Tensor]:
+            self.gathered += 1
+            return {"w": torch.tensor([float(step)])}
+
+        best = BestWeights(self.train, self.meters, self.root, Topology(torch.device("cpu")))
+        best.judge(step, {"loss": loss}, scores, weights)
+
+    @property
+    def kept(self) -> tuple[int, dict[str, Any]]:
+        assert fault_of(self.root / "best") is None
+        record: dict[str, Any] = json.loads((self.root / "best/best.json").read_text())
+        return int(read_weights(self.root / "best" / WEIGHTS_FILE)["w"]), record
+
+
+def test_the_lowest_held_out_loss_is_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path, TrainConfig(keep_best="loss", patience=3))
+    for step, loss in enumerate([float("nan"), 5.0, 4.0, 4.5, 4.0, 3.0, 3.5, 3.0], 1):
+        run.validate(step, loss)
+        assert not run.meters.finished
+    assert run.kept[0] == run.meters.best_step == 6
+    assert run.kept[1] == {"step": 6, "valid_loss": 3.0, "valid_bleu": {}, "mode": "loss"}
+    assert run.gathered == 3
+    run.validate(9, 3.1)
+    assert run.meters.finished
+
+
+def test_the_highest_bleu_of_the_mode_is_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path, TrainConfig(keep_best="nar"))
+    for step, score in enumerate([0.0, 7.0, 6.0], 1):
+        run.validate(step, 1.0 / step, ar=50.0 + step, nar=score)
+    assert run.kept[0] == 2
+    assert (run.meters.best_bleu, run.meters.best_loss, run.meters.stale_validations) == (7.0, 0.5, 1)
+    off = Run(tmp_path / "off", TrainConfig())
+    off.validate(1, 1.0, ar=3.0)
+    assert not off.root.exists()
+
+
+def test_a_full_disk_is_a_warning_and_the_earlier_best_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path, TrainConfig(keep_best="loss"))
+    run.validate(1, 2.0)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(best_module, "save_weights", full)
+        run.validate(2, 1.0)
+    assert "the best weights could not be written" in caplog.text
+    assert "training goes on" in caplog.text
+    assert run.kept[0] == run.meters.best_step == 1
+    run.validate(3, 1.5)
+    assert run.kept[0] == 3

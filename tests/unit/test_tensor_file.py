@@ -1,0 +1,71 @@
+"""Our writer against the library's own reader."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from janus_ds.checkpoint import tensor_file
+from janus_ds.checkpoint.snapshot import MOMENTS, OPTIMIZER_FILE, Snapshot, open_saved, snapshot_bytes
+from janus_ds.checkpoint.tensor_file import open_tensors, write_tensors
+from janus_ds.errors import CheckpointError
+
+TENSORS = {
+    "a.weight": torch.arange(12.0).view(3, 4),
+    "b": torch.tensor([float("nan"), -0.0, float("-inf"), 1e-45]),
+    "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "turned": torch.arange(6.0).view(2, 3).t(),
+    "none": torch.zeros(0, 3),
+    "one": torch.tensor(3.0),
+}
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_file, "_CHUNK", 7)
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, TENSORS)
+    loaded = load_file(str(path))
+    assert list(loaded) == list(TENSORS) or set(loaded) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        expected = tensor.float().contiguous()
+        assert loaded[name].shape == expected.shape
+        assert torch.equal(loaded[name].view(-1).view(torch.int32), expected.view(-1).view(torch.int32))
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    assert size % 8 == 0
+    assert json.loads(content[8 : 8 + size])["__metadata__"] == {"format": "pt"}
+    assert len(content) == 8 + size + 4 * sum(tensor.numel() for tensor in TENSORS.values())
+
+
+def test_tensors_are_read_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, TENSORS)
+    with open_tensors(path) as file:
+        assert file.names == set(TENSORS)
+        assert file.shape("a.weight") == (3, 4)
+        assert torch.equal(file.read("a.weight"), TENSORS["a.weight"])
+        with pytest.raises(CheckpointError, match="tensor c cannot be read"):
+            file.read("c")
+    for content in (b"", b"\x01" * 64, path.read_bytes()[:-1]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="tensors cannot be read") as caught, open_tensors(path):
+            pass
+        assert caught.value.where == str(path)
+
+
+def test_a_snapshot_comes_back_whole(tmp_path: Path) -> None:
+    weights = {"w": torch.randn(4, 3), "b": torch.randn(5)}
+    moments = {f"{moment}.{name}": torch.randn_like(w) for moment in MOMENTS for name, w in weights.items()}
+    Snapshot(weights, moments, {"adam_steps": 3}).write(tmp_path)
+    with open_saved(tmp_path) as saved:
+        assert torch.equal(saved.read("w", None), weights["w"])
+        assert torch.equal(saved.read("b", "exp_avg_sq"), moments["exp_avg_sq.b"])
+    (tmp_path / OPTIMIZER_FILE).unlink()
+    with pytest.raises(CheckpointError), open_saved(tmp_path):
+        pass
+    assert snapshot_bytes(17) == 4 * 3 * 17
