@@ -115,7 +115,18 @@ def check_values(values: Mapping[str, Any], where: Where, faults: FaultList) -> 
 
 def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
     """Rules over several fields of a resolved run."""
-    rules = (_model, _attention, _data, _positions, _masking, _objective, _optim, _validation, _saving, _decode)
+    rules = (
+        _model,
+        _attention,
+        _data,
+        _positions,
+        _masking,
+        _objective,
+        _optim,
+        _validation,
+        _saving,
+        _decode,
+    )
     for rule in rules:
         rule(run, where, faults)
 
