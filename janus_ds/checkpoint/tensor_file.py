@@ -8,6 +8,7 @@ the tensors' memory. Reading is the library's.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,7 +81,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as fp32, in the order given.
 
     Layout: 8 bytes with the length of the header, the header in JSON (type, shape and place of each
-    tensor), then the tensors' bytes one after the other.
+    tensor), then the tensors' bytes one after the other. They go to a new file that then takes the name:
+    tensors that were read from the old one lie in its memory map, and cutting it would end the process.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -92,11 +94,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % _ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)))
-        file.write(header)
-        for tensor in tensors.values():
-            flat = tensor.detach().to("cpu", torch.float32).contiguous().view(-1)
-            data = flat.view(torch.uint8).numpy().data
-            for start in range(0, len(data), _CHUNK):
-                file.write(data[start : start + _CHUNK])
+    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(struct.pack("<Q", len(header)))
+            file.write(header)
+            for tensor in tensors.values():
+                flat = tensor.detach().to("cpu", torch.float32).contiguous().view(-1)
+                data = flat.view(torch.uint8).numpy().data
+                for start in range(0, len(data), _CHUNK):
+                    file.write(data[start : start + _CHUNK])
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -192,7 +192,7 @@ def test_a_stalled_transfer_is_ended_and_continued(tiny, tmp_path):
     for knows_ranges in (True, False):
         with serve(tiny, plan={name: ["stall", "cut"]}, knows_ranges=knows_ranges) as server:
             with (tmp_path / "file").open("w+b") as file:
-                RemoteFolder(server.address, Patience(4, 0.3)).fetch(name, file, known)
+                RemoteFolder(server.address, Patience(4, 2.0)).fetch(name, file, known)
             assert (tmp_path / "file").read_bytes() == (tiny / name).read_bytes()
             assert server.asked[name] == 3
             # Continued where that is possible, else begun anew.
