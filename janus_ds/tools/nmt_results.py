@@ -271,7 +271,8 @@ def _flatness(run: dict[str, Any]) -> str:
 
 
 def _speed(runs: dict[str, Any]) -> Iterator[str]:
-    yield from ("", "Speed, sentences/s in batches (ms/sentence at batch 1):", "")
+    title = "Speed, sentences/s in batches (ms/sentence at batch 1), at whatever else the machine did then:"
+    yield from ("", title, "")
     yield f"| run | {' | '.join(_SYSTEMS)} |"
     yield f"| --- |{' --- |' * len(_SYSTEMS)}"
     for name, run in runs.items():
