@@ -73,9 +73,10 @@ def _handler(state: BadServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             stop = len(body) // 2 if fault in ("cut", "stall") else len(body)
+            # Counted first: the reader may look as soon as it has the last byte.
+            state.sent[path] += stop
             self.wfile.write(body[:stop])
             self.wfile.flush()
-            state.sent[path] += stop
             if fault == "stall":
                 state.released.wait(20)
             self.close_connection = True
