@@ -7,7 +7,6 @@ leaves for the backward, without its inputs.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
-from janus_ds.tools.bench_shapes import SHAPES, BenchShape, make_batch, single_thread
+from janus_ds.tools.bench_shapes import SHAPES, BenchShape, make_batch
+from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def bench_attention(shape: str, rounds: int = 5, dropout: float = 0.0) -> dict[s
     from janus_ds.model.attention import BACKENDS, fitting
 
     setting = SHAPES[shape]
-    with single_thread():
+    with cpu_threads(1):
         batch, inputs = _inputs(setting)
         names = [name for name in BACKENDS if not (dropout and name == "split")]
         jobs = {name: _job(name, batch, inputs, dropout) for name in names}
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, write JSON if asked."""
     parser = new_parser("bench attention", "The back ends of self-attention against each other (CPU).")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="batch to measure")
-    parser.add_argument("--rounds", type=_positive, default=5, help="measurements of each (default: 5)")
+    parser.add_argument("--rounds", type=positive, default=5, help="measurements of each (default: 5)")
     parser.add_argument("--attention-dropout", type=float, default=0.0, help="default: 0")
     parser.add_argument("--json", type=Path, help="file for the result")
     parsed = parser.parse_args(arguments)
@@ -154,10 +154,3 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.json is not None:
         write_json(parsed.json, result)
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("give a whole number above 0")
-    return value

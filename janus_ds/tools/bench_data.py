@@ -17,7 +17,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
@@ -28,6 +27,7 @@ from janus_ds.data.ragged import Ragged
 from janus_ds.data.schedule import SampleSchedule
 from janus_ds.data.shards import Packing, shard_name, write_shard
 from janus_ds.data.step_plan import one_source
+from janus_ds.tools.bench_threads import cpu_threads
 from janus_ds.tools.common import new_parser
 
 __all__ = ["DataBench", "bench_data", "main"]
@@ -68,16 +68,11 @@ def bench_data(bench: DataBench) -> dict[str, Any]:
         the settings, `documents_per_second_per_core` with median, min and max over the rounds,
         `microseconds_per_document` by stage, and the wall-clock rate.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            split = _write_split(Path(folder), bench)
-            maker = BatchMaker(split, _run(bench), _SPECIAL)
-            _round(maker, bench, epoch=0)
-            rounds = [_round(maker, bench, epoch) for epoch in range(1, bench.rounds + 1)]
-    finally:
-        torch.set_num_threads(threads)
+    with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
+        split = _write_split(Path(folder), bench)
+        maker = BatchMaker(split, _run(bench), _SPECIAL)
+        _round(maker, bench, epoch=0)
+        rounds = [_round(maker, bench, epoch) for epoch in range(1, bench.rounds + 1)]
     measured = bench.samples // bench.batch * bench.batch
     return {
         "task": bench.task,

@@ -7,7 +7,6 @@ a softmax more for each direction of each KL pair. `ar_fused` and `ar_naive` are
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
-from janus_ds.tools.bench_shapes import SHAPES, BenchShape, single_thread
+from janus_ds.tools.bench_shapes import SHAPES, BenchShape
+from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def bench_head(shape: str, rounds: int = 5, compiled: bool = True) -> dict[str, 
     from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 
     setting = SHAPES[shape]
-    with single_thread():
+    with cpu_threads(1):
         rows = _Rows(setting)
         losses: dict[str, Callable[[], Tensor]] = {
             "ar_naive": lambda: rows.naive(aux=False),
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, write JSON if asked."""
     parser = new_parser("bench head", "The fused head against the plain losses (CPU).")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="rows and vocabulary")
-    parser.add_argument("--rounds", type=_positive, default=5, help="measurements of each (default: 5)")
+    parser.add_argument("--rounds", type=positive, default=5, help="measurements of each (default: 5)")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled form out")
     parser.add_argument("--json", type=Path, help="file for the result")
     parsed = parser.parse_args(arguments)
@@ -187,10 +187,3 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.json is not None:
         write_json(parsed.json, result)
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("give a whole number above 0")
-    return value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ from janus_ds.config.schema import RunConfig
 if TYPE_CHECKING:
     from janus_ds.batch import SpecialTokens, TwoStreamBatch
 
-__all__ = ["SHAPES", "BenchShape", "make_batch", "single_thread", "special_tokens"]
+__all__ = ["SHAPES", "BenchShape", "make_batch", "special_tokens"]
 
 
 @dataclass(frozen=True)
@@ -69,16 +67,3 @@ def make_batch(shape: BenchShape, run: RunConfig) -> TwoStreamBatch:
     views = Views(sentences(shape.source_tokens), sentences(shape.target_tokens), masked.reshape(-1))
     classes = run.model.length_classes or run.model.max_target_positions
     return Collator(special, run.objective, classes, pad_multiple=1)(views, np.arange(shape.samples))
-
-
-@contextmanager
-def single_thread(count: int = 1) -> Iterator[None]:
-    """`count` CPU threads of torch, and as many as before behind it."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -18,7 +18,8 @@ from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import UsageError
 from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
-from janus_ds.tools.bench_shapes import SHAPES, BenchShape, make_batch, single_thread, special_tokens
+from janus_ds.tools.bench_shapes import SHAPES, BenchShape, make_batch, special_tokens
+from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def parse(program: str, text: str, arguments: Sequence[str]) -> tuple[TrainBench
     parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="model and batch to measure")
     parser.add_argument("--masked-share", type=_share, help="masked tokens of the target (default: .5)")
     parser.add_argument("--attention-dropout", type=_share, default=0.0, help="of all steps (default: 0)")
-    parser.add_argument("--rounds", type=_positive, help="measurements of each step (default: by shape)")
-    parser.add_argument("--threads", type=_positive, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--rounds", type=positive, help="measurements of each step (default: by shape)")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", type=Path, help="file for the result")
     parsed = vars(parser.parse_args(arguments))
@@ -102,7 +103,7 @@ def bench_train(bench: TrainBench, rivals: Mapping[str, Rival] | None = None) ->
     if bench.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("torch sees no CUDA device here", "--device cuda", "measure with --device cpu")
     setting = bench.setting()
-    with single_thread(bench.threads):
+    with cpu_threads(bench.threads):
         steps, rows = _steps(bench, setting, rivals or {})
         cpu_time = bench.device == "cpu" and bench.threads == 1
         clock = time.process_time if cpu_time else time.perf_counter
@@ -178,13 +179,6 @@ def _forward_backward(model: JanusModel, loss: Callable[[], Tensor]) -> Callable
             torch.cuda.synchronize()
 
     return run
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("give a whole number above 0")
-    return value
 
 
 def _share(text: str) -> float:
