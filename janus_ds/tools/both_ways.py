@@ -18,22 +18,23 @@ from janus_ds.data.pair_text import held_out_text
 from janus_ds.decode.draft import DraftedTokens
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.load import LoadedRun, load_run, with_decode
+from janus_ds.decode.load import LoadedRun, with_decode
 from janus_ds.decode.rescore import ArScorer
 from janus_ds.decode.settings import search_settings
 from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.translation import score_translations
 from janus_ds.model.incremental import ArStream
-from janus_ds.model.inference import InferenceOptions, prepare_for_inference
+from janus_ds.model.inference import InferenceOptions
 from janus_ds.tools.bench_common import interleave, ratio_summary, summary
-from janus_ds.tools.checkpoint_eval import codec_of
+from janus_ds.tools.both_ways_choice import Decode, choose
+from janus_ds.tools.checkpoint_eval import EvalRequest, codec_of, load_checkpoint
 
 __all__ = ["GREEDY", "SYSTEMS", "BothWaysRequest", "acceptance", "differences", "measure_run"]
 
 GREEDY = "ar-greedy"
-_NAR: dict[str, Any] = {"mode": "nar"}
-_DRAFT: dict[str, Any] = {"mode": "draft"}
-SYSTEMS: dict[str, dict[str, Any]] = {
+_NAR: Decode = {"mode": "nar"}
+_DRAFT: Decode = {"mode": "draft"}
+SYSTEMS: dict[str, Decode] = {
     "ar": {"mode": "ar", "beam": 5},
     GREEDY: {"mode": "ar", "beam": 1},
     **{f"nar-{n}": {**_NAR, "iterations": n, "length_beam": 3} for n in (0, 1, 4, 10)},
@@ -55,7 +56,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "draft-nar-4-refined": {**_DRAFT, "redraft": "nar", "draft_width": 1, "draft_iterations": 4},
 }
 """What is compared, by name; `draft` is the mode as it is without options."""
-_TIMED = tuple(name for name in SYSTEMS if "refined" not in name)
+_UNTIMED = "refined"
 _DIFFERENCES = (("float64", False), ("fp32", False), ("bf16", False), ("fp32", True))
 _CLOSE = 1e-4
 _POSITIONS = 20
@@ -69,11 +70,15 @@ class BothWaysRequest:
         limit: sentences of the test split, from the first; 0: all.
         timed: sentences that times are taken of.
         rounds: how often.
+        valid: validation sentences that settings are chosen on (times: `timed` of them).
+        average: checkpoints whose weights are averaged.
     """
 
     limit: int = 250
     timed: int = 32
     rounds: int = 3
+    valid: int = 250
+    average: int = 1
 
 
 Progress = Callable[[str], None]
@@ -91,11 +96,14 @@ def measure_run(folder: Path, request: BothWaysRequest, told: Progress = lambda 
     Raises:
         CheckpointError: no such run; ConfigError: it was not trained for both ways.
     """
-    run = _load(folder, InferenceOptions())
-    split = _split(run, request.limit)
+    run = _load(folder, request.average, InferenceOptions())
+    split = _split(run, "test", request.limit)
+    told(f"{folder.name}: settings chosen on validation sentences")
+    chosen = _choose(run, request)
+    every = {**SYSTEMS, **{name: part["decode"] for name, part in chosen.items()}}
     greedy: list[ScoredTokens] = []
     systems = {}
-    for name, decode in SYSTEMS.items():
+    for name, decode in every.items():
         told(f"{folder.name}: {name}")
         found = _decode(_generator(run, decode), split.ids)
         greedy = found if name == GREEDY else greedy
@@ -111,23 +119,40 @@ def measure_run(folder: Path, request: BothWaysRequest, told: Progress = lambda 
         "trained": list(trained_modes(run.config.objective)),
         "kl_weights": _kl_weights(run),
         "checkpoint": run.weights.parent.name,
+        "averaged": request.average,
+        "chosen": chosen,
         "sentences": len(split.ids),
         "mean_tokens": sum(len(item.tokens) for item in greedy) / max(1, len(greedy)),
         "systems": systems,
-        "times": {str(batch): _times(run, split, request, batch) for batch in (1, 32)},
-        "lossless": [_lossless(folder, split, dtype, int8, told) for dtype, int8 in _DIFFERENCES],
+        "times": {str(batch): _times(run, split, request, every, batch) for batch in (1, 32)},
+        "lossless": [_lossless(folder, split, request, form, told) for form in _DIFFERENCES],
     }
 
 
-def _load(folder: Path, inference: InferenceOptions) -> LoadedRun:
-    run = load_run(folder)
-    codec_of(run)
-    prepare_for_inference(run.model, inference)
-    return run
+def _load(folder: Path, average: int, inference: InferenceOptions) -> LoadedRun:
+    return load_checkpoint(EvalRequest(folder, average, inference=inference))
 
 
-def _split(run: LoadedRun, limit: int) -> _Split:
-    text, codec = held_out_text(Path(run.config.data.path or "."), "test"), codec_of(run)
+def _choose(run: LoadedRun, request: BothWaysRequest) -> dict[str, dict[str, Any]]:
+    """Settings of drafts and of rescoring, from validation sentences."""
+    split = _split(run, "valid", request.valid)
+    some = _some(split, request.timed)
+
+    def bleu(decode: Decode) -> float:
+        found = _decode(_generator(run, decode), split.ids)
+        score: float = _figures(run, split, found)["metrics"]["sacrebleu"]
+        return score
+
+    return choose(lambda decode: _job(_generator(run, decode, 1), some, 1), len(some), request.rounds, bleu)
+
+
+def _some(split: _Split, count: int) -> list[list[int]]:
+    """So many sentences, from all over the split."""
+    return split.ids[:: max(1, len(split.ids) // count)][:count]
+
+
+def _split(run: LoadedRun, name: str, limit: int) -> _Split:
+    text, codec = held_out_text(Path(run.config.data.path or "."), name), codec_of(run)
     count = limit or len(text.sources)
     sources, references = text.sources[:count], text.references[:count]
     return _Split([codec.encode(line) for line in sources], TextLines(text.names[1], references))
@@ -180,12 +205,13 @@ def acceptance(found: Iterable[ScoredTokens]) -> dict[str, Any]:
     }
 
 
-def _times(run: LoadedRun, split: _Split, request: BothWaysRequest, batch: int) -> dict[str, Any]:
+def _times(
+    run: LoadedRun, split: _Split, request: BothWaysRequest, systems: Mapping[str, Decode], batch: int
+) -> dict[str, Any]:
     """ms a sentence, and times of AR greedy in the times of each system."""
-    count = max(batch, request.timed)
-    every = max(1, len(split.ids) // count)
-    ids = split.ids[::every][:count]
-    jobs = {name: _job(_generator(run, SYSTEMS[name], batch), ids, batch) for name in _TIMED}
+    ids = _some(split, max(batch, request.timed))
+    timed = {name: decode for name, decode in systems.items() if _UNTIMED not in name}
+    jobs = {name: _job(_generator(run, decode, batch), ids, batch) for name, decode in timed.items()}
     seconds = interleave(jobs, request.rounds)
     per_sentence = {name: [1000 * s / len(ids) for s in values] for name, values in seconds.items()}
     return {
@@ -204,9 +230,12 @@ def _job(generator: Generator, ids: Sequence[Sequence[int]], batch: int) -> Call
     return lambda: [generator.generate_ids([row]) for row in ids]
 
 
-def _lossless(folder: Path, split: _Split, dtype: str, int8: bool, told: Progress) -> dict[str, Any]:
+def _lossless(
+    folder: Path, split: _Split, request: BothWaysRequest, form: tuple[str, bool], told: Progress
+) -> dict[str, Any]:
+    dtype, int8 = form
     told(f"{folder.name}: differences in {dtype}{' int8' if int8 else ''}")
-    run = _load(folder, InferenceOptions(dtype, int8))
+    run = _load(folder, request.average, InferenceOptions(dtype, int8))
     greedy = _decode(_generator(run, SYSTEMS[GREEDY]), split.ids)
     found = _decode(_generator(run, SYSTEMS["draft"]), split.ids)
     listed = differences(run, split.ids, greedy, found)

@@ -34,6 +34,8 @@ _COMPARISONS = (
     ("janus-s1", "nar-10", "cmlm-s1", "nar-10", "JANUS-NAR against CMLM, 10 iterations"),
     ("janus-s1", "ar", "joint-s1", "ar", "JANUS-AR against joint training without KL and AUX"),
     ("janus-s1", "nar-10", "joint-s1", "nar-10", "JANUS-NAR against joint training, 10 iterations"),
+    ("arquery-s1", "ar", "ar-s1", "ar", "AR by query rows alone against AR"),
+    ("janus-s1", "ar", "arquery-s1", "ar", "JANUS-AR against AR by query rows alone"),
     ("released-s1", "ar", "ar-s1", "ar", "JANUS-AR, released weights, against AR"),
     ("released-s1", "nar-10", "cmlm-s1", "nar-10", "JANUS-NAR, released weights, against CMLM"),
 )

@@ -27,6 +27,7 @@ from janus_ds.tools.both_ways_page import write_page
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ("janus-s1", "joint-s1", "released-s1")
+LIMITS = ("limit", "timed", "rounds", "valid", "average")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,9 +43,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--limit", type=int, default=250, help="test sentences; 0: all [%(default)s]")
     add("--timed", type=int, default=32, help="sentences that times are taken of [%(default)s]")
     add("--rounds", type=int, default=3, help="how often each time is taken [%(default)s]")
+    add(
+        "--valid",
+        type=int,
+        default=250,
+        help="validation sentences that settings are chosen on [%(default)s]",
+    )
+    add("--average", type=int, default=3, help="checkpoints averaged [%(default)s]")
     add("--report", action="store_true", help="only write the page of what is there")
     options = parser.parse_args(arguments)
-    for name in ("limit", "timed", "rounds"):
+    for name in LIMITS:
         if getattr(options, name) < (name != "limit"):
             raise UsageError(f"--{name} is {getattr(options, name)}", "the command line", "give 1 or more")
     return options
@@ -55,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     path = options.results / "both_ways.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    limits = {"limit": options.limit, "timed": options.timed, "rounds": options.rounds}
+    limits = {name: getattr(options, name) for name in LIMITS}
     torch.set_num_threads(1)
     runs = content.setdefault("runs", {})
     for name in [] if options.report else [name for name in options.only.split(",") if name]:

@@ -27,15 +27,18 @@ from janus_ds.tools.nmt_results import Experiment, write_results
 RECIPE = ROOT / "launch" / "recipes" / "nmt_multi30k.yaml"
 
 NO_KL = ("objective.weight_kl_ar_nar=0", "objective.weight_kl_ar_aux=0", "objective.weight_kl_nar_aux=0")
+AR_ALONE = ("train.valid_bleu=ar", "train.keep_best=ar", "decode.mode=ar")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "ar": ("objective.preset=ar", "train.valid_bleu=ar", "train.keep_best=ar", "decode.mode=ar"),
+    "ar": ("objective.preset=ar", *AR_ALONE),
+    "arquery": ("objective.preset=ar_query", *AR_ALONE),
     "cmlm": ("objective.preset=cmlm", "train.valid_bleu=nar"),
     "janus": ("objective.preset=paper",),
     "released": ("objective.preset=released",),
     "joint": ("objective.preset=paper", "objective.weight_aux=0", *NO_KL),
     "aux": ("objective.preset=paper", "objective.weight_ar=0", "objective.weight_nar=0", *NO_KL),
 }
-"""Overrides of the recipe; all get the same masking besides."""
+"""Overrides of the recipe; all get the same masking besides. `arquery` is not in the paper: the AR term of
+JANUS alone, which tells what its query stream costs from what NAR beside it costs."""
 RUNS = ("ar-s1", "cmlm-s1", "janus-s1", "released-s1", "joint-s1", "aux-s1", "ar-s2", "janus-s2")
 """The most telling first."""
 
