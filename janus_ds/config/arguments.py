@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["add_recipe_arguments"]
+__all__ = ["add_override_argument", "add_recipe_arguments"]
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
@@ -23,6 +23,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None =
         metavar="YAML",
         help=f"what is trained (default: {shown})",
     )
+    add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
+
+
+def add_override_argument(parser: argparse.ArgumentParser, help_line: str) -> None:
+    """`--set KEY=VALUE ...`, as `overrides`."""
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -30,5 +35,5 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None =
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="override fields of the recipe, such as train.max_steps=20",
+        help=help_line,
     )

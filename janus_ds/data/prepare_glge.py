@@ -13,18 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from janus_ds.data.counter_rng import Stream, keys, shuffled
 from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.glge_files import Limits, find_files, read_pairs
 from janus_ds.data.index import Manifest, SplitTotals
 from janus_ds.data.pair_encoding import plain_ids, portions
-from janus_ds.data.prepare_journal import SplitState
+from janus_ds.data.pair_writer import STREAMS, EncodedPairs, PairPacking, joined, paired, write_split
 from janus_ds.data.prepare_pool import ordered_map
-from janus_ds.data.prepare_splits import SplitWriter
 from janus_ds.data.ragged import Ragged
-from janus_ds.data.shards import Packing, token_dtype
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.data.whole import PairReport, build_whole
 from janus_ds.errors import ConfigError, DataError
@@ -32,7 +27,6 @@ from janus_ds.errors import ConfigError, DataError
 __all__ = ["GlgeSettings", "prepare_glge"]
 
 _UNIT_PAIRS = 2000
-_STREAMS = ("source", "target")
 _SIDES = ("src", "tgt")
 
 Show = Callable[[str, int], None]
@@ -127,7 +121,7 @@ class _Job:
                 self._keep_raw(split, source, target)
             if target is not None:
                 totals[split], counts[split] = self._split(split, source, target)
-        languages = dict(zip(_STREAMS, _SIDES, strict=True))
+        languages = dict(zip(STREAMS, _SIDES, strict=True))
         settings = {"request": request, "counts": counts, "languages": languages, "lowercase": False}
         tokenizer = self._tokenizer
         manifest = Manifest("pair", tokenizer.fingerprint, tokenizer.special.vocab_size, settings, totals)
@@ -152,26 +146,15 @@ class _Job:
             parts.append(part.samples)
             counts.update(part.counts)
             self._show(split, done)
-        samples = {name: Ragged.concatenate([part[name] for part in parts]) for name in _STREAMS}
+        samples = joined(parts)
         if not len(samples["target"]):
             raise DataError(
                 f"no pair of {split} has text on both sides", f"{source} and {target}", "look at the files"
             )
-        if split == "train":
-            order = shuffled(keys(0, 0, 0, Stream.MEMBER_ORDER), len(samples["target"]))
-            samples = {name: rows.take(order) for name, rows in samples.items()}
-        settings, dtype = self._settings, token_dtype(self._tokenizer.special.vocab_size)
-        packing = Packing(dtype, settings.samples_per_member, settings.members_per_shard)
-        writer = SplitWriter(self._folder / split, packing, SplitState())
-        writer.add(samples)
-        index, sha256 = writer.finish(_STREAMS)
-        return SplitTotals(len(index.shards), index.samples, index.tokens, sha256), dict(counts)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    samples: dict[str, Ragged]
-    counts: Counter[str]
+        settings = self._settings
+        vocab_size = self._tokenizer.special.vocab_size
+        packing = PairPacking(settings.samples_per_member, settings.members_per_shard, vocab_size)
+        return write_split(self._folder / split, samples, packing), dict(counts)
 
 
 class _Encoder:
@@ -181,21 +164,16 @@ class _Encoder:
         self._tokenizer = tokenizer
         self._limits = (limits.source, limits.target)
 
-    def __call__(self, pairs: Sequence[tuple[str, str]]) -> _Encoded:
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
         counts: Counter[str] = Counter(lines=len(pairs))
         sides = [self._side(side, [pair[side] for pair in pairs], counts) for side in (0, 1)]
         kept = [number for number, rows in enumerate(zip(*sides, strict=True)) if all(rows)]
         counts["kept"] = len(kept)
         counts["with_an_empty_side"] = len(pairs) - len(kept)
-        dtype = np.dtype(token_dtype(self._tokenizer.special.vocab_size))
-        samples = {
-            name: Ragged.from_rows([rows[i] for i in kept], dtype)
-            for name, rows in zip(_STREAMS, sides, strict=True)
-        }
-        return _Encoded(samples, counts)
+        return EncodedPairs(paired(sides, kept, self._tokenizer.special.vocab_size), counts)
 
     def _side(self, side: int, texts: list[str], counts: Counter[str]) -> list[list[int]]:
-        name, limit = _STREAMS[side], self._limits[side]
+        name, limit = STREAMS[side], self._limits[side]
         rows = []
         for row in self._tokenizer.encode_batch(texts):
             plain = plain_ids(row, self._tokenizer.special)

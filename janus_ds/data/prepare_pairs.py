@@ -9,25 +9,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from janus_ds.data.counter_rng import Stream, keys, shuffled
 from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.index import Manifest, SplitTotals
 from janus_ds.data.pair_cleaning import PairCleaner, pair_key
 from janus_ds.data.pair_encoding import portions, structural
 from janus_ds.data.pair_files import PairFiles, read_pairs
 from janus_ds.data.pair_settings import PairSettings
-from janus_ds.data.prepare_journal import SplitState
+from janus_ds.data.pair_writer import EncodedPairs, PairPacking, joined, paired, write_split
 from janus_ds.data.prepare_pool import ordered_map
-from janus_ds.data.prepare_splits import SplitWriter
 from janus_ds.data.prepare_tokenizer import hash_sample
 from janus_ds.data.ragged import Ragged
-from janus_ds.data.shards import Packing, token_dtype
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from janus_ds.data.whole import PairReport, build_whole
 from janus_ds.data.word_tokenizer import train_words
@@ -36,7 +32,6 @@ from janus_ds.errors import DataError
 __all__ = ["PairReport", "prepare_pairs"]
 
 _UNIT_PAIRS = 4000
-_STREAMS = ("source", "target")
 
 Show = Callable[[str, int], None]
 """Called with the stage and the number of pairs done in it."""
@@ -170,19 +165,14 @@ class _Job:
             counts.update(part.counts)
             parts.append(part.samples)
             self._show(f"writing {split}", more)
-        samples = {name: Ragged.concatenate([part[name] for part in parts]) for name in _STREAMS}
+        samples = joined(parts)
         if not len(samples["target"]):
             self._refuse_nothing_left(split)
-        if split == "train":
-            order = shuffled(keys(0, 0, 0, Stream.MEMBER_ORDER), len(samples["target"]))
-            samples = {name: rows.take(order) for name, rows in samples.items()}
         settings = self._settings
-        dtype = token_dtype(tokenizer.special.vocab_size)
-        packing = Packing(dtype, settings.samples_per_member, settings.members_per_shard)
-        writer = SplitWriter(self._folder / split, packing, SplitState())
-        writer.add(samples)
-        index, sha256 = writer.finish(_STREAMS)
-        return SplitTotals(len(index.shards), index.samples, index.tokens, sha256), dict(counts)
+        packing = PairPacking(
+            settings.samples_per_member, settings.members_per_shard, tokenizer.special.vocab_size
+        )
+        return write_split(self._folder / split, samples, packing), dict(counts)
 
     def _refuse_nothing_left(self, split: str = "train") -> None:
         places = [str(path) for pair in self._files[split] for path in (pair.source, pair.target)]
@@ -193,12 +183,6 @@ class _Job:
         )
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    samples: dict[str, Ragged]
-    counts: Counter[str]
-
-
 class _Encoder:
     """Pairs to tokens; leaves out what cannot be a sample."""
 
@@ -207,7 +191,7 @@ class _Encoder:
         self._max_tokens = max_tokens
         self._forbidden = structural(tokenizer.special)
 
-    def __call__(self, pairs: Sequence[tuple[str, str]]) -> _Encoded:
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
         sides = [self._tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
         counts: Counter[str] = Counter()
         kept = []
@@ -216,15 +200,11 @@ class _Encoder:
             counts[fault or "kept"] += 1
             if fault is None:
                 kept.append(number)
-        dtype = np.dtype(token_dtype(self._tokenizer.special.vocab_size))
-        samples = {
-            name: Ragged.from_rows([rows[i] for i in kept], dtype)
-            for name, rows in zip(_STREAMS, sides, strict=True)
-        }
+        samples = paired(sides, kept, self._tokenizer.special.vocab_size)
         for name, ragged in samples.items():
             counts[f"{name}_tokens"] += len(ragged.values)
             counts["unknown_tokens"] += int(np.count_nonzero(ragged.values == self._tokenizer.special.unk))
-        return _Encoded(samples, counts)
+        return EncodedPairs(samples, counts)
 
     def _fault(self, rows: tuple[list[int], ...]) -> str | None:
         if not all(rows):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from janus_ds import __version__
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
+from janus_ds.observe.versions import installed_versions
 
 __all__ = ["RUN_FILE", "RUN_FORMAT_VERSION", "read_run_record", "write_run_record"]
 
@@ -49,7 +49,7 @@ def write_run_record(
     record = {
         "format_version": RUN_FORMAT_VERSION,
         "name": config.name,
-        "versions": _versions(),
+        "versions": {"janus_ds": __version__, **installed_versions(_PACKAGES)},
         "command": sys.argv,
         "git_commit": _git_commit(),
         "hardware": _hardware(),
@@ -72,16 +72,6 @@ def read_run_record(run: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return record
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"janus_ds": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def _git_commit() -> str | None:

@@ -8,11 +8,11 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from janus_ds.errors import ResourceError
+from janus_ds.observe.versions import installed_versions
 
 __all__ = ["hardware", "interleave", "ratio_summary", "summary", "versions", "write_json"]
 
@@ -68,13 +68,7 @@ def hardware() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that matter for speed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    return installed_versions(_PACKAGES)
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:

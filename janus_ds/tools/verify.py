@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from janus_ds.config.arguments import add_override_argument
 from janus_ds.config.load import load_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
@@ -29,15 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = new_parser("verify", "Read a data directory whole; name every damaged shard and member.")
     parser.add_argument("data", metavar="DIR", help="made by launch/prepare_data.py; or as data.path")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="fields of a recipe that say how to fetch, such as data.cache_dir=DIR",
-    )
+    add_override_argument(parser, "fields of a recipe that say how to fetch, such as data.cache_dir=DIR")
     parsed = parser.parse_args(arguments)
     data = load_run_config(None, parsed.overrides).data
     reports = [_verify(source.location, data) for source in parse_locations(parsed.data)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -31,6 +30,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.observe import run_record
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.tools.passages import infill
+from tests.support.programs import load_program
 from tests.support.tiny_data import make_tiny_data
 
 ROOT = Path(__file__).parents[2]
@@ -39,12 +39,7 @@ SENTENCES = ["the old man saw the river at night .", "nobody lost three letters 
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("eval_decode", ROOT / "eval" / "decode.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("eval/decode.py")
 
 
 @pytest.fixture(scope="module")

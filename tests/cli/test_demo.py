@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import sys
@@ -19,10 +18,10 @@ from janus_ds.decode.load import demo_folder, load_run
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.tools import demo_asset
 from janus_ds.tools.demo_asset import MOST_BYTES, folder_bytes, ship
+from tests.support.programs import load_program
 from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
 
-ROOT = Path(__file__).parents[2]
 SENTENCES = {
     "Ich habe ein neues Auto.": {"car"},
     "Meine Mutter ist krank.": {"mother"},
@@ -36,12 +35,7 @@ SENTENCES = {
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("eval_decode", ROOT / "eval" / "decode.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("eval/decode.py")
 
 
 @pytest.fixture(scope="module")

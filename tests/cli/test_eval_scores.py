@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -19,6 +18,7 @@ from janus_ds.metrics.meteor import JAR_VARIABLE
 from janus_ds.tools.convert import main as convert
 from tests.support.hf_folder import hub_folder
 from tests.support.metric_fixtures import metric_cases
+from tests.support.programs import load_program
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "eval" / "samples"
@@ -26,12 +26,7 @@ NMT = SAMPLES / "nmt"
 
 
 def program(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"eval_{name}", ROOT / "eval" / f"{name}.py")
-    if spec is None or spec.loader is None:
-        pytest.fail(f"there is no eval/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(f"eval/{name}.py")
 
 
 def run(name: str, *arguments: object) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +16,11 @@ from janus_ds.data.whole import PairReport
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
 from janus_ds.tools.distill import DistillRequest, distill
+from tests.support.programs import load_program
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
 
-ROOT = Path(__file__).resolve().parents[2]
 PAIRS = 40
 
 
@@ -151,12 +150,7 @@ def test_what_cannot_be_distilled_is_refused(data: Path, run: Path, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "launch" / "prepare_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    return program
+    return load_program("launch/prepare_data.py")
 
 
 def test_the_program(
