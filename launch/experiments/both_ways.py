@@ -14,10 +14,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from stages import experiment_parser
 
 from janus_ds.data.files import write_whole
 from janus_ds.errors import UsageError, exit_on_error
@@ -25,19 +25,14 @@ from janus_ds.tools.bench_common import hardware, versions
 from janus_ds.tools.both_ways import BothWaysRequest, measure_run
 from janus_ds.tools.both_ways_page import write_page
 
-ROOT = Path(__file__).resolve().parents[2]
 RUNS = ("janus-s1", "joint-s1", "released-s1")
 LIMITS = ("limit", "timed", "rounds", "valid", "average")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = experiment_parser(__doc__, "results-nmt")
     add = parser.add_argument
-    add("--root", type=Path, default=Path("runs", "results-nmt"), help="where the runs lie [%(default)s]")
-    add("--results", type=Path, default=ROOT / "docs" / "results", help="where the page goes")
     add("--direction", choices=("de-en", "en-de"), default="de-en", help="[%(default)s]")
     add("--only", default=",".join(RUNS), help="runs, in this order [%(default)s]")
     add("--limit", type=int, default=250, help="test sentences; 0: all [%(default)s]")
@@ -50,7 +45,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="validation sentences that settings are chosen on [%(default)s]",
     )
     add("--average", type=int, default=3, help="checkpoints averaged [%(default)s]")
-    add("--report", action="store_true", help="only write the page of what is there")
     options = parser.parse_args(arguments)
     for name in LIMITS:
         if getattr(options, name) < (name != "limit"):

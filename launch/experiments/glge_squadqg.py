@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from driver import EVALUATE, TRAIN, Driver
-from stages import ROOT, engine_config, environment, shared_text
+from stages import ROOT, engine_config, environment, experiment_parser, shared_text
 
 from janus_ds.config.load import load_run_config
 from janus_ds.config.modes import mode_overrides
@@ -173,12 +173,8 @@ def prepare(options: argparse.Namespace) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = experiment_parser(__doc__, "results-glge")
     add = parser.add_argument
-    add("--root", type=Path, default=Path("runs", "results-glge"), help="where runs lie [%(default)s]")
-    add("--results", type=Path, default=ROOT / "docs" / "results", help="where tables go")
     add("--only", default=",".join(RUNS), help="runs; what they start from is added [%(default)s]")
     add("--megabytes", type=int, default=24, help="of Wikipedia text [%(default)s]")
     add("--base-steps", type=int, default=2_500, help="updates of the first pretraining [%(default)s]")
@@ -189,7 +185,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--limit", type=int, default=0, help="test lines, for a trial; 0: all")
     add("--latency", type=int, default=0, help="test lines decoded one by one for ms/sample [%(default)s]")
     add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
-    add("--report", action="store_true", help="only make the tables of what is there")
     options = parser.parse_args(arguments)
     options.only = with_starts([name for name in options.only.split(",") if name])
     return options

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from driver import EVALUATE, TRAIN, Driver
-from stages import ROOT, engine_config, environment, shared_text
+from stages import ROOT, engine_config, environment, experiment_parser, shared_text
 
 from janus_ds.config.load import load_run_config
 from janus_ds.errors import UsageError, exit_on_error
@@ -129,12 +129,8 @@ def prepare(options: argparse.Namespace) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = experiment_parser(__doc__, "results-nmt")
     add = parser.add_argument
-    add("--root", type=Path, default=Path("runs", "results-nmt"), help="where runs lie [%(default)s]")
-    add("--results", type=Path, default=ROOT / "docs" / "results", help="where tables go")
     add("--direction", choices=("de-en", "en-de"), default="de-en", help="[%(default)s]")
     add("--only", default=",".join(RUNS), help="runs, in this order [%(default)s]")
     add("--steps", type=int, default=16_000, help="updates of each run [%(default)s]")
@@ -144,7 +140,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--average", type=int, default=5, help="checkpoints averaged for the scores [%(default)s]")
     add("--limit", type=int, default=0, help="test sentences, for a trial; 0: all")
     add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
-    add("--report", action="store_true", help="only make the tables of what is there")
     options = parser.parse_args(arguments)
     options.only = [name for name in options.only.split(",") if name]
     for name in options.only:

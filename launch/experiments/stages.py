@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -14,10 +15,35 @@ from types import FrameType
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError
 
-__all__ = ["ROOT", "Stages", "engine_config", "environment", "prepare_pairs_command", "shared_text"]
+__all__ = [
+    "ROOT",
+    "Stages",
+    "engine_config",
+    "environment",
+    "experiment_parser",
+    "prepare_pairs_command",
+    "shared_text",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
+
+
+def experiment_parser(description: str | None, root: str) -> argparse.ArgumentParser:
+    """A command line with what all experiments take: where runs lie, where tables go, tables alone.
+
+    Args:
+        description: the driver's docstring.
+        root: name of the default folder below runs/.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--root", type=Path, default=Path("runs", root), help="where runs lie [%(default)s]")
+    add("--results", type=Path, default=ROOT / "docs" / "results", help="where tables go")
+    add("--report", action="store_true", help="only make the tables of what is there")
+    return parser
 
 
 def environment() -> dict[str, str]:
