@@ -191,7 +191,7 @@ def _markdown(content: dict[str, Any]) -> Iterator[str]:
         "Made by `make results-nmt` (launch/experiments/nmt_multi30k.py) of the runs that are finished; "
         "sacreBLEU 13a on lower-cased test_2016_flickr, AR with the recipe's beam, NAR after 0, 1, 4 and 10 "
         "iterations, mean of the last checkpoints. The JSON beside this file has all figures, commands and "
-        "versions."
+        "versions; nmt_multi30k_discussion.md compares them with the paper's."
     )
     for direction in sorted(content):
         yield from _direction(direction, content[direction])
