@@ -170,6 +170,18 @@ class ObjectiveConfig:
     """inner (tokens without b and e) or with_specials (released: with b and e, clamped to the classes)."""
     mask_symbol: str | None = None
     """mask (the own symbol) or unk (released NMT weights)."""
+    ar_loss: str = "all"
+    """Tokens that the AR loss is summed over: all, or masked (the masked ones and eos).
+
+    masked computes that many AR query rows fewer, about half of them. It changes the estimator: masked
+    tokens are not drawn evenly along a sentence, and nothing corrects for it. Validation counts all tokens.
+    """
+    aux_share: float = 1.0
+    """Share of the sentences that AUX and all KL terms are trained on; the others have no AUX rows.
+
+    Drawn as masks are, by seed, epoch and sample. Below 1 it changes the estimator: the same mean from fewer
+    sentences, so noisier. Validation uses all sentences.
+    """
     ramp_start: int = 0
     """Update at which the ramps below begin; before it, what they ramp has weight 0."""
     ramp_kl_steps: int = 0

@@ -10,7 +10,8 @@ grouped     a call a group of segments, masks where needed
 split       full and causal pieces merged, no masks (`split_rows`)  dropout; GPUs
 ==========  ====================================================  ==================
 
-`auto` takes the fastest one that is right for the batch, by measured limits (:func:`fitting`).
+`auto` takes the fastest one that is right for the batch, by measured limits (:func:`fitting`). A flat
+layout, where only some samples have AUX rows, has its own form of `grouped` (`flat_rows`).
 Shape letters as in `row_attention`.
 """
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
+from janus_ds.model.flat_rows import FlatRows
 from janus_ds.model.prepared import PreparedProduct
 from janus_ds.model.row_attention import DenseRows, GroupedRows, Kernel, RowAttention, additive_mask
 from janus_ds.model.split_rows import SplitRows
@@ -33,6 +35,7 @@ from janus_ds.parallel.layers import ParallelLayers
 __all__ = [
     "BACKENDS",
     "DenseRows",
+    "FlatRows",
     "GroupedRows",
     "Kernel",
     "MultiHeadAttention",
@@ -81,6 +84,9 @@ class RowsOfBatch:
                 "train.attention_backend",
                 "use auto or grouped, or set model.attention_dropout to 0",
             )
+        if batch.layout.flat_samples:
+            flat = FlatRows.build(batch, dtype)
+            return cls(flat, flat.from_row(batch.layout.predicted_start))
         rows = BACKENDS[name].build(batch, dtype)
         return cls(rows, rows.from_row(batch.layout.predicted_start))
 
