@@ -97,7 +97,7 @@ class JanusModel(nn.Module):
             if not width:
                 return None
             part = hidden_BTD[:, start : start + layout.count(segment)]
-            return part.view(layout.samples(segment), width, -1) if layout.flat_samples else part
+            return part.unflatten(1, (layout.samples(segment), width))[0] if layout.flat_samples else part
 
         return PredictedRows(
             ar_BAD=columns(Segment.ARQ if layout.arq else Segment.ARC),

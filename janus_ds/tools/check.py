@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.estimator import estimator_name
 from janus_ds.config.schema import RunConfig
 from janus_ds.config.setup import load_setup
 from janus_ds.errors import TrainingError, UsageError

@@ -14,7 +14,9 @@ from janus_ds.objective.janus_objective import JanusObjective, LossReport
 from janus_ds.parallel.tensor_parallel import make_layers
 from tests.support import literal_losses as literal
 
-COUNTS = BatchCounts(2, source_tokens=9, target_tokens=5, ar_tokens=3, masked_tokens=2, aux_tokens=2, ar_rows=3)
+COUNTS = BatchCounts(
+    2, source_tokens=9, target_tokens=5, ar_tokens=3, masked_tokens=2, aux_tokens=2, ar_rows=3
+)
 
 
 def literal_batch() -> TwoStreamBatch:
