@@ -39,7 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.batch_cost": ("tokens", "rows"),
     "init_length_head": ("keep", "new"),
     "train.compile": ("none", "head", "model", "graphs"),
-    "train.attention_backend": ("auto", "dense", "grouped", "split"),
+    "train.attention_backend": ("auto", "dense", "grouped", "split", "flex"),
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
     "train.valid_task": ("nmt", *_GLGE_TASKS),
     "train.keep_best": ("none", "loss", "ar", "nar"),
@@ -148,10 +148,11 @@ def _model(run: RunConfig, where: Where, faults: FaultList) -> None:
 
 def _attention(run: RunConfig, where: Where, faults: FaultList) -> None:
     rate = run.model.attention_dropout
-    if run.train.attention_backend == "split" and rate:
+    backend = run.train.attention_backend
+    if backend in ("split", "flex") and rate:
         faults.add(
-            f"train.attention_backend 'split' cannot drop attention weights, and model.attention_dropout is "
-            f"{rate}",
+            f"train.attention_backend {backend!r} cannot drop attention weights, and model.attention_dropout "
+            f"is {rate}",
             where("train.attention_backend"),
             "use auto or grouped, or set model.attention_dropout to 0",
             ["train.attention_backend", "model.attention_dropout"],

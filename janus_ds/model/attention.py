@@ -8,6 +8,7 @@ name        how                                                   refuses
 dense       one call, one mask (B, 1, R, C)
 grouped     a call a group of segments, masks where needed
 split       full and causal pieces merged, no masks (`split_rows`)  dropout; GPUs
+flex        one fused call that skips empty blocks (`flex_rows`)    dropout; training on CPUs
 ==========  ====================================================  ==================
 
 `auto` takes the fastest one that is right for the batch, by measured limits (:func:`fitting`). A flat
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.flat_rows import FlatRows
+from janus_ds.model.flex_rows import FlexRows
 from janus_ds.model.prepared import PreparedProduct
 from janus_ds.model.row_attention import DenseRows, GroupedRows, Kernel, RowAttention, additive_mask
 from janus_ds.model.split_rows import SplitRows
@@ -36,6 +38,7 @@ __all__ = [
     "BACKENDS",
     "DenseRows",
     "FlatRows",
+    "FlexRows",
     "GroupedRows",
     "Kernel",
     "MultiHeadAttention",
@@ -78,9 +81,9 @@ class RowsOfBatch:
         """
         on_cpu = batch.row_token_BR.device.type == "cpu"
         name = fitting(batch.layout, on_cpu, dropout) if backend == "auto" else backend
-        if name == "split" and dropout:
+        if name in ("split", "flex") and dropout:
             raise ConfigError(
-                f"attention backend 'split' cannot drop attention weights (rate {dropout})",
+                f"attention backend {name!r} cannot drop attention weights (rate {dropout})",
                 "train.attention_backend",
                 "use auto or grouped, or set model.attention_dropout to 0",
             )
@@ -91,10 +94,11 @@ class RowsOfBatch:
         return cls(rows, rows.from_row(batch.layout.predicted_start))
 
 
-BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[SplitRows]] = {
+BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[SplitRows] | type[FlexRows]] = {
     "dense": DenseRows,
     "grouped": GroupedRows,
     "split": SplitRows,
+    "flex": FlexRows,
 }
 
 
