@@ -92,7 +92,11 @@ class DataConfig:
     prefetch_steps: int = 2
     """Steps that each worker prepares ahead."""
     pad_multiple: int = 8
-    """Segment widths are padded to a multiple of this, which bounds the number of distinct shapes."""
+    """Segment widths are padded to a multiple of this, which bounds the number of distinct shapes.
+
+    For sentences of some 20 tokens, 1 or 2 where shapes cost nothing (train.compile none or head): with 8, a
+    fifth of the decoder rows and more are padding (`python -m janus_ds bench data --shape pairs` counts it).
+    """
     cache_dir: str = ""
     """Folder that keeps what is fetched, shared by all processes of a machine; empty: the user's cache."""
     cache_gb: float = 50.0
