@@ -38,6 +38,10 @@ class RowLayout:
     The order ARC, VIS, CMP, MSK, ARQ, QRY puts all content rows first (one fused projection of
     queries, keys and values) and all predicted rows last (MSK, ARQ, QRY: what the last layer
     computes). Plain AR has ARC rows alone, which are then predicted from.
+
+    Where only some samples have CMP and QRY rows (`objective.aux_share`), rows are flat: the row tensors
+    have the shape (1, R), and each segment holds its samples' rows one sample after the other. Columns are
+    then counted over all samples; a width is still that of one sample.
     """
 
     arc: int = 0
@@ -46,41 +50,57 @@ class RowLayout:
     msk: int = 0
     arq: int = 0
     qry: int = 0
+    picked_queries: bool = False
+    """ARQ holds some of AR's queries, at ranks of their own, not one for each ARC row."""
+    flat_samples: int = 0
+    """Samples of a flat layout; 0: every sample has all rows, and row tensors have the shape (B, R)."""
+    aux_samples: int = 0
+    """Of a flat layout: the first so many samples have CMP and QRY rows."""
 
     def width(self, segment: Segment) -> int:
-        """Columns of one segment, padding included."""
+        """Rows of a sample in one segment, padding included."""
         # By value: an IntEnum as an index is more than torch.compile can follow.
         return (self.arc, self.vis, self.cmp, self.msk, self.arq, self.qry)[segment.value]
 
+    def samples(self, segment: Segment) -> int:
+        """Samples whose rows stand side by side in the columns of one segment; 1 unless flat."""
+        if not self.flat_samples:
+            return 1
+        return self.aux_samples if segment in (Segment.CMP, Segment.QRY) else self.flat_samples
+
+    def count(self, segment: Segment) -> int:
+        """Columns of one segment."""
+        return self.width(segment) * self.samples(segment)
+
     def start(self, segment: Segment) -> int:
         """First column of one segment."""
-        return sum(self.width(other) for other in Segment if other < segment)
+        return sum(self.count(other) for other in Segment if other < segment)
 
     def columns(self, segment: Segment) -> slice:
         """The columns of one segment."""
         start = self.start(segment)
-        return slice(start, start + self.width(segment))
+        return slice(start, start + self.count(segment))
 
     @property
     def rows(self) -> int:
         """R: all columns."""
-        return self.arc + self.vis + self.cmp + self.msk + self.arq + self.qry
+        return sum(self.count(segment) for segment in Segment)
 
     @property
     def content_rows(self) -> int:
         """C: the columns that give keys and values, [0, C)."""
-        return self.arc + self.vis + self.cmp + self.msk
+        return self.start(Segment.ARQ)
 
     @property
     def predicted_start(self) -> int:
         """The columns [predicted_start, R) are those that the last layer computes."""
         plain_ar = self.arc > 0 and self.arq == 0
-        return 0 if plain_ar else self.arc + self.vis + self.cmp
+        return 0 if plain_ar else self.start(Segment.MSK)
 
     def segment_of_rows(self) -> Tensor:
         """The segment of every column, int64, shape (R,)."""
-        widths = torch.tensor([self.width(segment) for segment in Segment])
-        return torch.repeat_interleave(torch.arange(len(Segment)), widths)
+        counts = torch.tensor([self.count(segment) for segment in Segment])
+        return torch.repeat_interleave(torch.arange(len(Segment)), counts)
 
 
 @dataclass(frozen=True)
@@ -94,7 +114,11 @@ class BatchCounts:
     ar_tokens: int = 0
     """Tokens that AR predicts, eos included; 0 where AR is not trained."""
     masked_tokens: int = 0
-    """Tokens that NAR (and AUX) predict; 0 where they are not trained."""
+    """Tokens that NAR predicts; 0 where masked tokens are not trained."""
+    aux_tokens: int = 0
+    """Masked tokens that AUX predicts and KL terms compare: of all samples, or of `objective.aux_share`."""
+    ar_rows: int = 0
+    """AR content rows: as `ar_tokens`, unless the AR loss is summed over a part of the tokens."""
 
     def __add__(self, other: BatchCounts) -> BatchCounts:
         return BatchCounts(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
@@ -109,7 +133,8 @@ class TwoStreamBatch:
     """One micro-batch, laid out for one pass of the model over all decoder rows.
 
     Padding stands at the end of every segment and of the source. Token and position of padding
-    rows are the pad symbol and 0.
+    rows are the pad symbol and 0. In a flat layout the row tensors have the shape (1, R), see
+    :class:`RowLayout`, and samples with AUX rows come first.
     """
 
     layout: RowLayout
@@ -124,12 +149,14 @@ class TwoStreamBatch:
     row_rank_BR: Tensor
     """int64: rank within the segment (see `stream_mask`)."""
     ar_length_B: Tensor
-    """AR rows of each sample (the same for ARC and ARQ)."""
+    """AR content rows of each sample."""
+    query_length_B: Tensor
+    """AR query rows of each sample: as many, or those of `objective.ar_loss`."""
     visible_length_B: Tensor
     masked_length_B: Tensor
-    """M_b: rows of each sample in MSK, CMP and QRY."""
+    """M_b: rows of each sample in MSK, and in CMP and QRY where it has these."""
     ar_target_BA: Tensor
-    """int64: the token that each AR row predicts; pad in padding. Shape (B, 0) without AR."""
+    """int64: the token that each predicting AR row predicts; pad in padding. Shape (B, 0) without AR."""
     masked_target_BM: Tensor
     """int64: the gold token of each masked slot; pad in padding."""
     masked_ar_row_BM: Tensor
@@ -164,15 +191,17 @@ class TwoStreamBatch:
         return TwoStreamBatch(**(values | tensors))
 
     def content_valid_BC(self) -> Tensor:
-        """False for padding among the content rows, boolean, shape (B, C)."""
+        """False for padding among the content rows, boolean, shape (B, C); (1, C) if flat."""
         length = {
             Segment.ARC: self.ar_length_B,
             Segment.VIS: self.visible_length_B,
             Segment.CMP: self.masked_length_B,
             Segment.MSK: self.masked_length_B,
         }
-        device = self.row_token_BR.device
-        parts = [torch.arange(self.layout.width(s), device=device) < length[s][:, None] for s in length]
+        layout, device = self.layout, self.row_token_BR.device
+        parts = [torch.arange(layout.width(s), device=device) < length[s][:, None] for s in length]
+        if layout.flat_samples:
+            parts = [part[: layout.samples(s)].reshape(1, -1) for s, part in zip(length, parts, strict=True)]
         return torch.cat(parts, dim=1)
 
 

@@ -41,6 +41,9 @@ class Segment(IntEnum):
     QRY = 5
 
 
+# Plain numbers: torch.compile takes a tensor for unequal to an IntEnum, whatever its values.
+_ARC, _VIS, _CMP, _MSK, _ARQ, _QRY = (segment.value for segment in Segment)
+
 CONTENT_SEGMENTS = (Segment.ARC, Segment.VIS, Segment.CMP, Segment.MSK)
 
 
@@ -54,20 +57,16 @@ def visible(query_segment: Any, query_rank: Any, key_segment: Any, key_rank: Any
         boolean, of the broadcast shape.
     """
     q, k = query_segment, key_segment
-    ar = ((q == Segment.ARC) | (q == Segment.ARQ)) & (k == Segment.ARC) & (key_rank <= query_rank)
-    original_key = (k == Segment.VIS) | (k == Segment.MSK)
-    original = ((q == Segment.VIS) | (q == Segment.MSK)) & original_key
+    ar = ((q == _ARC) | (q == _ARQ)) & (k == _ARC) & (key_rank <= query_rank)
+    original_key = (k == _VIS) | (k == _MSK)
+    original = ((q == _VIS) | (q == _MSK)) & original_key
     # Compensation row i: unmasked tokens, MASK j for j > i, gold j for j <= i.
-    compensation = (q == Segment.CMP) & (
-        (k == Segment.VIS)
-        | ((k == Segment.MSK) & (key_rank > query_rank))
-        | ((k == Segment.CMP) & (key_rank <= query_rank))
+    compensation = (q == _CMP) & (
+        (k == _VIS) | ((k == _MSK) & (key_rank > query_rank)) | ((k == _CMP) & (key_rank <= query_rank))
     )
     # AUX query row i: unmasked tokens, MASK j for j >= i, gold j for j < i.
-    auxiliary = (q == Segment.QRY) & (
-        (k == Segment.VIS)
-        | ((k == Segment.MSK) & (key_rank >= query_rank))
-        | ((k == Segment.CMP) & (key_rank < query_rank))
+    auxiliary = (q == _QRY) & (
+        (k == _VIS) | ((k == _MSK) & (key_rank >= query_rank)) | ((k == _CMP) & (key_rank < query_rank))
     )
     return ar | original | compensation | auxiliary
 

@@ -136,10 +136,13 @@ def fingerprint(run: RunConfig) -> str:
         if key not in _NOT_TRAINED and not key.startswith("decode.") and key != "model.preset"
     }
     if run.init_length_head == RunConfig.init_length_head:
-        # So that runs from before there was a choice go on.
+        # So that runs from before there was a choice go on; so below.
         del values["init_length_head"]
     if not run.data.shuffle_shards:
         del values["data.shuffle_shards"]
+    for key in ("objective.ar_loss", "objective.aux_share"):
+        if values[key] == field_table()[key].default:
+            del values[key]
     if run.optim.schedule != "polynomial":
         del values["train.max_steps"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from janus_ds.config.estimator import check_estimator
 from janus_ds.config.faults import FaultList, suggestion
 from janus_ds.config.locations import PIPE, is_remote, parse_locations
 from janus_ds.config.presets import MODEL_PRESETS
@@ -33,11 +34,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "objective.decoder_start": ("bos", "eos_bos"),
     "objective.length_convention": ("inner", "with_specials"),
     "objective.mask_symbol": ("mask", "unk"),
+    "objective.ar_loss": ("all", "masked"),
     "optim.schedule": ("inverse_sqrt", "polynomial", "constant"),
     "train.batch_cost": ("tokens", "rows"),
     "init_length_head": ("keep", "new"),
     "train.compile": ("none", "head", "model", "graphs"),
-    "train.attention_backend": ("auto", "dense", "grouped", "split"),
+    "train.attention_backend": ("auto", "dense", "grouped", "split", "flex"),
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
     "train.valid_task": ("nmt", *_GLGE_TASKS),
     "train.keep_best": ("none", "loss", "ar", "nar"),
@@ -90,6 +92,7 @@ _RANGES: list[tuple[tuple[str, ...], _Test, str]] = [
     (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
     (_SHARE, lambda v: 0 <= v <= 1, "a share between 0 and 1"),
     (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and less than 1"),
+    (("objective.aux_share",), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("masking.poisson",), lambda v: 0.1 <= v <= 100, "between 0.1 and 100"),
     (("model.length_classes",), lambda v: v >= 2, "2 or more"),
 ]
@@ -122,6 +125,7 @@ def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
         _positions,
         _masking,
         _objective,
+        check_estimator,
         _optim,
         _validation,
         _saving,
@@ -144,10 +148,11 @@ def _model(run: RunConfig, where: Where, faults: FaultList) -> None:
 
 def _attention(run: RunConfig, where: Where, faults: FaultList) -> None:
     rate = run.model.attention_dropout
-    if run.train.attention_backend == "split" and rate:
+    backend = run.train.attention_backend
+    if backend in ("split", "flex") and rate:
         faults.add(
-            f"train.attention_backend 'split' cannot drop attention weights, and model.attention_dropout is "
-            f"{rate}",
+            f"train.attention_backend {backend!r} cannot drop attention weights, and model.attention_dropout "
+            f"is {rate}",
             where("train.attention_backend"),
             "use auto or grouped, or set model.attention_dropout to 0",
             ["train.attention_backend", "model.attention_dropout"],

@@ -92,7 +92,11 @@ class DataConfig:
     prefetch_steps: int = 2
     """Steps that each worker prepares ahead."""
     pad_multiple: int = 8
-    """Segment widths are padded to a multiple of this, which bounds the number of distinct shapes."""
+    """Segment widths are padded to a multiple of this, which bounds the number of distinct shapes.
+
+    For sentences of some 20 tokens, 1 or 2 where shapes cost nothing (train.compile none or head): with 8, a
+    fifth of the decoder rows and more are padding (`python -m janus_ds bench data --shape pairs` counts it).
+    """
     cache_dir: str = ""
     """Folder that keeps what is fetched, shared by all processes of a machine; empty: the user's cache."""
     cache_gb: float = 50.0
@@ -170,6 +174,18 @@ class ObjectiveConfig:
     """inner (tokens without b and e) or with_specials (released: with b and e, clamped to the classes)."""
     mask_symbol: str | None = None
     """mask (the own symbol) or unk (released NMT weights)."""
+    ar_loss: str = "all"
+    """Tokens that the AR loss is summed over: all, or masked (the masked ones and eos).
+
+    masked computes that many AR query rows fewer, about half of them. It changes the estimator: masked
+    tokens are not drawn evenly along a sentence, and nothing corrects for it. Validation counts all tokens.
+    """
+    aux_share: float = 1.0
+    """Share of the sentences that AUX and all KL terms are trained on; the others have no AUX rows.
+
+    Drawn as masks are, by seed, epoch and sample. Below 1 it changes the estimator: the same mean from fewer
+    sentences, so noisier. Validation uses all sentences.
+    """
     ramp_start: int = 0
     """Update at which the ramps below begin; before it, what they ramp has weight 0."""
     ramp_kl_steps: int = 0
@@ -289,12 +305,13 @@ class TrainConfig:
     GPU); without one the run says so and goes on uncompiled. The first steps take a minute longer.
     """
     attention_backend: str = "auto"
-    """How decoder rows attend to one another: auto, dense, grouped or split. All compute the same.
+    """How decoder rows attend to one another: auto, dense, grouped, split or flex. All compute the same.
 
     dense: one call under one mask, fastest for short sentences (up to 48 tokens). grouped: a call a group
     of rows, masks only where needed. split: full and causal pieces merged, without masks; CPU only, and
-    no attention dropout. auto takes the fastest that is right for the batch: dense for short sentences,
-    split from 768 tokens on where it can, else grouped.
+    no attention dropout. flex: FlexAttention, one call that skips what no row sees; training on GPUs only, no
+    attention dropout, and not measured yet, so never chosen by itself. auto takes the fastest that is right
+    for the batch: dense for short sentences, split from 768 tokens on where it can, else grouped.
     """
 
 

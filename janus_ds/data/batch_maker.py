@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from janus_ds.data.mixture import MixedSource
 from janus_ds.data.places import MixedSplit, SplitPlace
 from janus_ds.data.ragged import Ragged
 from janus_ds.data.source import SampleSource
-from janus_ds.data.views import Views, check_masking, make_views
+from janus_ds.data.views import Views, check_masking, draw_with_aux, make_views
 from janus_ds.errors import ConfigError, DataError
 
 __all__ = ["BatchMaker"]
@@ -86,7 +87,10 @@ class BatchMaker:
         Raises:
             DataError: a source that does not fit the encoder's position table.
         """
-        views = make_views(self.config.masking, self._special, self.config.train.seed, epochs, ids, samples)
+        seed, share = self.config.train.seed, self.config.objective.aux_share
+        views = make_views(self.config.masking, self._special, seed, epochs, ids, samples)
+        if share < 1:
+            views = replace(views, with_aux_B=draw_with_aux(share, seed, epochs, ids))
         limit, key = self.config.model.max_source_positions, "model.max_source_positions"
         self._refuse(ids, views.source.lengths, limit, "source tokens with bos and eos", key)
         return views
@@ -126,7 +130,7 @@ class BatchMaker:
         views = self.views(epochs, ids)
         ends = np.cumsum([len(part) for _, part in parts]).tolist()
         starts = [0, *ends[:-1]]
-        return [self._collate(_part(views, a, b), ids[a:b]) for a, b in zip(starts, ends, strict=True)]
+        return [self._collate(views.slice(a, b), ids[a:b]) for a, b in zip(starts, ends, strict=True)]
 
     def _check(self, ids: Array, samples: dict[str, Ragged]) -> None:
         inner_B = samples["target"].lengths
@@ -173,10 +177,3 @@ def _open(split: Path | SplitPlace | MixedSplit, config: RunConfig) -> SampleSou
         parts = [SampleSource(part, cached, max_damage) for part in split.parts]
         return MixedSource(parts, split.weights)
     return SampleSource(split, cached, max_damage)
-
-
-def _part(views: Views, start: int, stop: int) -> Views:
-    """Samples start .. stop - 1 of the views."""
-    offsets = views.target.offsets
-    masked = views.masked[offsets[start] : offsets[stop]]
-    return Views(views.source.slice(start, stop), views.target.slice(start, stop), masked)

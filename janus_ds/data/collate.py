@@ -71,6 +71,17 @@ class _Masked:
     shown_length_B: Array
 
 
+@dataclass(frozen=True)
+class _ArShape:
+    """AR rows of each sample."""
+
+    length_B: Array
+    """Content rows."""
+    query_length_B: Array
+    predicting_B: Array
+    """Rows of the stream that predicts."""
+
+
 class Collator:
     """Builds batches for one objective.
 
@@ -104,36 +115,40 @@ class Collator:
         self._length_classes = length_classes
         self._multiple = pad_multiple
         self._max_source = max_source_positions
+        self._picks_queries = objective.ar_loss == "masked" and self.kinds.ar_query and self.kinds.nar
+        self._aux_on_part = objective.aux_share < 1 and self.kinds.aux
 
     def __call__(self, views: Views, ids: ArrayLike) -> TwoStreamBatch:
-        """One micro-batch of the given samples.
+        """One micro-batch of the given samples; those with AUX rows first, where not all have them.
 
         Args:
             views: of B samples, each with at least one inner target token.
             ids: int64, shape (B,): sample numbers.
         """
-        target, length_B = views.target, views.target.lengths
-        size = len(length_B)
-        ar_length_B = self._ar_lengths(length_B)
+        id_B = np.asarray(ids, dtype=np.int64)
+        size = len(id_B)
+        if self._aux_on_part and views.with_aux_B is not None:
+            order = np.argsort(~views.with_aux_B, kind="stable")
+            views, id_B = views.take(order), id_B[order]
+        with_aux = size if views.with_aux_B is None else int(views.with_aux_B.sum())
+        length_B = views.target.lengths
         masked = self._split(views) if self.kinds.nar else _nothing_masked(size)
-        layout = self._layout(ar_length_B, masked)
+        ar = self._ar_shape(length_B, masked)
+        layout = self._layout(ar, masked, with_aux)
         rows = _Rows(size, layout, self._special.pad)
-        fields: dict[str, Array] = {}
-        ar_valid_BA = np.arange(layout.arc) < ar_length_B[:, None]
-        fields["ar_target_BA"] = np.full((size, layout.arc), self._special.pad)
-        if self.kinds.ar:
-            self._fill_ar(rows, views, ar_valid_BA, fields["ar_target_BA"])
+        fields = self._fill_ar(rows, views, ar)
         fields |= self._fill_masked(rows, masked)
-        fields |= self._pairing(masked, ar_valid_BA, layout.msk)
+        fields |= self._pairing(masked, ar, layout)
         source_BS, source_length_B = self._source(views)
         arrays = {
-            "sample_id_B": np.asarray(ids, dtype=np.int64),
+            "sample_id_B": id_B,
             "source_BS": source_BS,
             "source_length_B": source_length_B,
             "row_token_BR": rows.token,
             "row_position_BR": rows.position,
             "row_rank_BR": rows.rank,
-            "ar_length_B": ar_length_B,
+            "ar_length_B": ar.length_B,
+            "query_length_B": ar.query_length_B,
             "visible_length_B": masked.shown_length_B,
             "masked_length_B": masked.length_B,
             "length_target_B": self._length_targets(length_B),
@@ -142,17 +157,24 @@ class Collator:
         counts = BatchCounts(
             samples=size,
             source_tokens=len(views.source.values),
-            target_tokens=len(target.values),
-            ar_tokens=int(ar_length_B.sum()),
+            target_tokens=len(views.target.values),
+            ar_tokens=int(ar.predicting_B.sum()),
             masked_tokens=len(masked.token_T),
+            aux_tokens=int(masked.length_B[:with_aux].sum()),
+            ar_rows=int(ar.length_B.sum()),
         )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return TwoStreamBatch(layout=layout, counts=counts, **tensors)
 
-    def _ar_lengths(self, length_B: Array) -> Array:
+    def _ar_shape(self, length_B: Array, masked: _Masked) -> _ArShape:
         if not self.kinds.ar:
-            return np.zeros_like(length_B)
-        return length_B if self._starts_with_eos else length_B - 1
+            nothing_B = np.zeros_like(length_B)
+            return _ArShape(nothing_B, nothing_B, nothing_B)
+        content_B = length_B if self._starts_with_eos else length_B - 1
+        if not self.kinds.ar_query:
+            return _ArShape(content_B, np.zeros_like(length_B), content_B)
+        query_B = masked.length_B + 1 if self._picks_queries else content_B
+        return _ArShape(content_B, query_B, query_B)
 
     def _length_targets(self, length_B: Array) -> Array:
         wanted_B = length_B if self._length_with_specials else length_B - 2
@@ -161,15 +183,18 @@ class Collator:
     def _width(self, length_B: Array) -> int:
         return -(-int(length_B.max(initial=0)) // self._multiple) * self._multiple
 
-    def _layout(self, ar_length_B: Array, masked: _Masked) -> RowLayout:
-        ar, slots = self._width(ar_length_B), self._width(masked.length_B)
+    def _layout(self, ar: _ArShape, masked: _Masked, with_aux: int) -> RowLayout:
+        slots = self._width(masked.length_B)
         return RowLayout(
-            arc=ar,
+            arc=self._width(ar.length_B),
             vis=self._width(masked.shown_length_B),
             cmp=slots if self.kinds.aux else 0,
             msk=slots,
-            arq=ar if self.kinds.ar_query else 0,
+            arq=self._width(ar.query_length_B),
             qry=slots if self.kinds.aux else 0,
+            picked_queries=self._picks_queries,
+            flat_samples=len(masked.length_B) if self._aux_on_part else 0,
+            aux_samples=with_aux if self._aux_on_part else 0,
         )
 
     def _split(self, views: Views) -> _Masked:
@@ -186,7 +211,12 @@ class Collator:
             shown_length_B=target.lengths - length_B,
         )
 
-    def _fill_ar(self, rows: _Rows, views: Views, valid_BA: Array, target_BA: Array) -> None:
+    def _fill_ar(self, rows: _Rows, views: Views, ar: _ArShape) -> dict[str, Array]:
+        layout = rows.layout
+        valid_BA = np.arange(layout.arc) < ar.length_B[:, None]
+        target_BA = np.full(valid_BA.shape, self._special.pad)
+        if not self.kinds.ar:
+            return {"ar_target_BA": target_BA}
         values, first = views.target.values, views.target.offsets[:-1]
         content_N = np.concatenate([values[:1], values[:-1]])
         content_N[first] = self._special.eos
@@ -198,13 +228,31 @@ class Collator:
             after_first_N[first] = False
             content_N, predicted_N = content_N[after_first_N], values[after_first_N]
         target_BA[valid_BA] = predicted_N
-        column_A = np.arange(valid_BA.shape[1])
         rows.columns(rows.token, Segment.ARC)[valid_BA] = content_N
-        np.multiply(column_A, valid_BA, out=rows.columns(rows.position, Segment.ARC))
-        if self.kinds.ar_query:
-            rows.columns(rows.token, Segment.ARQ)[valid_BA] = self._mask_id
-            query_A = column_A + self._query_shift
-            np.multiply(query_A, valid_BA, out=rows.columns(rows.position, Segment.ARQ))
+        np.multiply(np.arange(layout.arc), valid_BA, out=rows.columns(rows.position, Segment.ARC))
+        if not self.kinds.ar_query:
+            return {"ar_target_BA": target_BA}
+        valid_BQ = np.arange(layout.arq) < ar.query_length_B[:, None]
+        rank_BQ = rows.columns(rows.rank, Segment.ARQ)
+        if self._picks_queries:
+            rank_BQ[:] = 0
+            # Masked tokens in their order, then the last row, which predicts eos.
+            rank_BQ[valid_BQ] = self._picked_rows(views, ar)
+            target_BA = np.where(valid_BQ, np.take_along_axis(target_BA, rank_BQ, 1), self._special.pad)
+        rows.columns(rows.token, Segment.ARQ)[valid_BQ] = self._mask_id
+        position_BQ = rows.columns(rows.position, Segment.ARQ)
+        np.multiply(rank_BQ + self._query_shift, valid_BQ, out=position_BQ)
+        return {"ar_target_BA": target_BA}
+
+    def _picked_rows(self, views: Views, ar: _ArShape) -> Array:
+        """AR rows that predict masked tokens or eos, ascending, sample by sample."""
+        target = views.target
+        picked_N = views.masked.copy()
+        picked_N[target.offsets[1:] - 1] = True
+        chosen = np.flatnonzero(picked_N)
+        first = np.repeat(target.offsets[:-1], ar.query_length_B)
+        rows: Array = chosen - first - self._ar_row_shift
+        return rows
 
     def _fill_masked(self, rows: _Rows, masked: _Masked) -> dict[str, Array]:
         layout = rows.layout
@@ -219,12 +267,16 @@ class Collator:
         rows.columns(rows.token, Segment.MSK)[valid_BM] = self._mask_id
         rows.columns(rows.position, Segment.MSK)[:] = position_BM
         if self.kinds.aux:
-            rows.columns(rows.token, Segment.CMP)[:] = gold_BM
-            rows.columns(rows.token, Segment.QRY)[valid_BM] = self._mask_id
+            cmp_token, qry_token = (rows.columns(rows.token, s) for s in (Segment.CMP, Segment.QRY))
+            with_aux = len(cmp_token)
+            cmp_token[:] = gold_BM[:with_aux]
+            qry_token[valid_BM[:with_aux]] = self._mask_id
             for segment in (Segment.CMP, Segment.QRY):
-                rows.columns(rows.position, segment)[:] = position_BM
+                rows.columns(rows.position, segment)[:] = position_BM[:with_aux]
         ar_row_BM = np.zeros_like(position_BM)
-        if self.kinds.ar:
+        if self._picks_queries:
+            np.multiply(np.arange(layout.msk), valid_BM, out=ar_row_BM)
+        elif self.kinds.ar:
             ar_row_BM[valid_BM] = masked.position_T - self._ar_row_shift
         return {"masked_target_BM": gold_BM, "masked_ar_row_BM": ar_row_BM}
 
@@ -233,21 +285,24 @@ class Collator:
         """AR row p - shift predicts target token p."""
         return 0 if self._starts_with_eos else 1
 
-    def _pairing(self, masked: _Masked, ar_valid_BA: Array, slots: int) -> dict[str, Array]:
+    def _pairing(self, masked: _Masked, ar: _ArShape, layout: RowLayout) -> dict[str, Array]:
         """Flat indices that pair AR predictions with masked slots."""
-        size, width = ar_valid_BA.shape
+        size, width = len(masked.length_B), layout.arq or layout.arc
         nothing = np.zeros(0, dtype=np.int64)
-        valid_BM = np.arange(slots) < masked.length_B[:, None]
+        valid_BM = np.arange(layout.msk) < masked.length_B[:, None]
+        valid_BA = np.arange(width) < ar.predicting_B[:, None]
         result = {"ar_unmasked_U": nothing, "ar_masked_T": nothing, "masked_T": np.flatnonzero(valid_BM)}
         if not self.kinds.ar:
             return result
         if not self.kinds.nar:
-            return result | {"ar_unmasked_U": np.flatnonzero(ar_valid_BA)}
-        row_start_B = np.arange(size) * width - self._ar_row_shift
-        ar_masked_T = np.repeat(row_start_B, masked.length_B) + masked.position_T
-        unmasked_BA = ar_valid_BA.copy()
-        unmasked_BA.reshape(-1)[ar_masked_T] = False
-        return result | {"ar_unmasked_U": np.flatnonzero(unmasked_BA), "ar_masked_T": ar_masked_T}
+            return result | {"ar_unmasked_U": np.flatnonzero(valid_BA)}
+        start_T = np.repeat(np.arange(size) * width, masked.length_B)
+        if self._picks_queries:
+            ar_masked_T = start_T + np.nonzero(valid_BM)[1]
+        else:
+            ar_masked_T = start_T + masked.position_T - self._ar_row_shift
+        valid_BA.reshape(-1)[ar_masked_T] = False
+        return result | {"ar_unmasked_U": np.flatnonzero(valid_BA), "ar_masked_T": ar_masked_T}
 
     def _source(self, views: Views) -> tuple[Array, Array]:
         length_B = views.source.lengths
@@ -259,18 +314,22 @@ class Collator:
 
 
 class _Rows:
-    """Token, position and rank of all rows, shape (B, R); padding is the pad symbol at position 0."""
+    """Token, position and rank of all rows, in the shape of the layout; padding is pad at position 0."""
 
     def __init__(self, size: int, layout: RowLayout, pad: int) -> None:
         self.layout = layout
-        self.token = np.full((size, layout.rows), pad)
-        self.position = np.zeros((size, layout.rows), dtype=np.int64)
-        rank_R = np.concatenate([np.arange(layout.width(segment)) for segment in Segment])
-        self.rank = np.broadcast_to(rank_R, (size, layout.rows)).copy()
+        shape = (1 if layout.flat_samples else size, layout.rows)
+        self.token = np.full(shape, pad)
+        self.position = np.zeros(shape, dtype=np.int64)
+        ranks = [np.tile(np.arange(layout.width(s)), layout.samples(s)) for s in Segment]
+        self.rank = np.broadcast_to(np.concatenate(ranks), shape).copy()
 
     def columns(self, array: Array, segment: Segment) -> Array:
-        """A view of one segment of one of the arrays."""
-        return array[:, self.layout.columns(segment)]
+        """A view of one segment of one of the arrays, (samples, width)."""
+        part = array[:, self.layout.columns(segment)]
+        if not self.layout.flat_samples:
+            return part
+        return part.reshape(self.layout.samples(segment), self.layout.width(segment))
 
 
 def _nothing_masked(size: int) -> _Masked:

@@ -39,6 +39,7 @@ class Stream(IntEnum):
     BUCKET_ORDER = 11
     SHARD_ORDER = 12
     MIXED_ORDER = 13
+    AUX_SHARE = 14
 
 
 def _mix(x: UInts) -> UInts:

@@ -19,7 +19,7 @@ from janus_ds.data.ragged import Ragged
 from janus_ds.data.span_laws import INFILLING_LAWS, TARGET_LAWS, MaskDraw, draw_noise, draw_target
 from janus_ds.errors import ConfigError
 
-__all__ = ["Views", "check_masking", "make_views"]
+__all__ = ["Views", "check_masking", "draw_with_aux", "make_views"]
 
 Values = NDArray[Any]
 
@@ -32,6 +32,20 @@ class Views:
     target: Ragged
     masked: NDArray[np.bool_]
     """Which tokens NAR and AUX predict, aligned with `target.values`; never bos or eos."""
+    with_aux_B: NDArray[np.bool_] | None = None
+    """Which samples AUX and the KL terms are trained on; None: all."""
+
+    def slice(self, start: int, stop: int) -> Views:
+        """Samples start .. stop - 1."""
+        masked = Ragged(self.masked, self.target.offsets).slice(start, stop).values
+        with_aux = None if self.with_aux_B is None else self.with_aux_B[start:stop]
+        return Views(self.source.slice(start, stop), self.target.slice(start, stop), masked, with_aux)
+
+    def take(self, places: NDArray[np.int64]) -> Views:
+        """The samples at these places, in this order."""
+        masked = Ragged(self.masked, self.target.offsets).take(places).values
+        with_aux = None if self.with_aux_B is None else self.with_aux_B[places]
+        return Views(self.source.take(places), self.target.take(places), masked, with_aux)
 
 
 def check_masking(masking: MaskingConfig, task: str) -> None:
@@ -94,6 +108,12 @@ def make_views(
     masked = np.zeros(len(target.values), dtype=bool)
     masked[_inner_places(target)] = masked_N
     return Views(_with_ends(source, special), target, masked)
+
+
+def draw_with_aux(share: float, run_seed: int, epochs: ArrayLike, ids: ArrayLike) -> NDArray[np.bool_]:
+    """Which samples AUX and the KL terms are trained on: each with probability `share`, shape (B,)."""
+    chosen: NDArray[np.bool_] = SampleKeys(run_seed, epochs, ids).uniform(Stream.AUX_SHARE) < share
+    return chosen
 
 
 def _inner_places(rows: Ragged) -> NDArray[np.bool_]:

@@ -8,9 +8,11 @@ name        how                                                   refuses
 dense       one call, one mask (B, 1, R, C)
 grouped     a call a group of segments, masks where needed
 split       full and causal pieces merged, no masks (`split_rows`)  dropout; GPUs
+flex        one fused call that skips empty blocks (`flex_rows`)    dropout; training on CPUs
 ==========  ====================================================  ==================
 
-`auto` takes the fastest one that is right for the batch, by measured limits (:func:`fitting`).
+`auto` takes the fastest one that is right for the batch, by measured limits (:func:`fitting`). A flat
+layout, where only some samples have AUX rows, has its own form of `grouped` (`flat_rows`).
 Shape letters as in `row_attention`.
 """
 
@@ -25,6 +27,8 @@ from torch import Tensor, nn
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
+from janus_ds.model.flat_rows import FlatRows
+from janus_ds.model.flex_rows import FlexRows
 from janus_ds.model.prepared import PreparedProduct
 from janus_ds.model.row_attention import DenseRows, GroupedRows, Kernel, RowAttention, additive_mask
 from janus_ds.model.split_rows import SplitRows
@@ -33,6 +37,8 @@ from janus_ds.parallel.layers import ParallelLayers
 __all__ = [
     "BACKENDS",
     "DenseRows",
+    "FlatRows",
+    "FlexRows",
     "GroupedRows",
     "Kernel",
     "MultiHeadAttention",
@@ -75,20 +81,24 @@ class RowsOfBatch:
         """
         on_cpu = batch.row_token_BR.device.type == "cpu"
         name = fitting(batch.layout, on_cpu, dropout) if backend == "auto" else backend
-        if name == "split" and dropout:
+        if name in ("split", "flex") and dropout:
             raise ConfigError(
-                f"attention backend 'split' cannot drop attention weights (rate {dropout})",
+                f"attention backend {name!r} cannot drop attention weights (rate {dropout})",
                 "train.attention_backend",
                 "use auto or grouped, or set model.attention_dropout to 0",
             )
+        if batch.layout.flat_samples:
+            flat = FlatRows.build(batch, dtype)
+            return cls(flat, flat.from_row(batch.layout.predicted_start))
         rows = BACKENDS[name].build(batch, dtype)
         return cls(rows, rows.from_row(batch.layout.predicted_start))
 
 
-BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[SplitRows]] = {
+BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[SplitRows] | type[FlexRows]] = {
     "dense": DenseRows,
     "grouped": GroupedRows,
     "split": SplitRows,
+    "flex": FlexRows,
 }
 
 

@@ -90,13 +90,17 @@ class JanusModel(nn.Module):
         x_BRD = self.decoder.input_rows(rows_BRD, batch.row_position_BR)
         hidden_BTD = self.decoder(x_BRD, rows, states_BSD, mask, recompute)
 
+        layout = batch.layout
+
         def columns(segment: Segment) -> Tensor | None:
-            start = batch.layout.start(segment) - batch.layout.predicted_start
-            width = batch.layout.width(segment)
-            return hidden_BTD[:, start : start + width] if width else None
+            start, width = layout.start(segment) - layout.predicted_start, layout.width(segment)
+            if not width:
+                return None
+            part = hidden_BTD[:, start : start + layout.count(segment)]
+            return part.unflatten(1, (layout.samples(segment), width))[0] if layout.flat_samples else part
 
         return PredictedRows(
-            ar_BAD=columns(Segment.ARQ if batch.layout.arq else Segment.ARC),
+            ar_BAD=columns(Segment.ARQ if layout.arq else Segment.ARC),
             nar_BMD=columns(Segment.MSK),
             aux_BMD=columns(Segment.QRY),
             length_logits_BK=self.length_head(states_BSD, valid_BS),

@@ -20,7 +20,7 @@ Shape letters as in `row_attention`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
-from janus_ds.model.row_attention import Kernel
+from janus_ds.model.row_attention import Kernel, picked_query_mask
 from janus_ds.stream_mask import Segment
 
 __all__ = ["Piece", "SplitRows", "merged_attention"]
@@ -138,6 +138,8 @@ class SplitRows:
     """Padding among VIS and MSK; None where there is none."""
     pieces: tuple[Piece, ...]
     """Of CMP and QRY rows (QRY rows alone behind `first_row`), over VIS, CMP and MSK."""
+    query_mask_B1TK: Tensor | None = None
+    """AR queries over ARC where they are picked: those go in a masked call of their own."""
 
     @classmethod
     def build(cls, batch: TwoStreamBatch, dtype: torch.dtype) -> SplitRows:
@@ -164,7 +166,8 @@ class SplitRows:
             visible = padding(batch.visible_length_B, layout.vis)
             masked = padding(batch.masked_length_B, layout.msk)
         original = None if visible is None or masked is None else torch.cat([visible, masked], -1)
-        return cls(layout, 0, original, _pieces(layout, layout.cmp, visible, masked))
+        pieces = _pieces(layout, layout.cmp, visible, masked)
+        return cls(layout, 0, original, pieces, picked_query_mask(batch, dtype))
 
     @property
     def content_rows(self) -> int:
@@ -178,7 +181,7 @@ class SplitRows:
             visible = pieces[0].padding_B11K
             masked = None if self.original_B11K is None else self.original_B11K[..., self.layout.vis :]
             pieces = _pieces(self.layout, 0, visible, masked)
-        return SplitRows(self.layout, first_row, self.original_B11K, pieces)
+        return replace(self, first_row=first_row, pieces=pieces)
 
     def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHCE: Tensor, v_BHCE: Tensor) -> Tensor:
         """See :class:`RowAttention`."""
@@ -188,10 +191,10 @@ class SplitRows:
         outputs: list[Tensor | None] = [None] * len(Segment)
         if arc.shape[2] or arq.shape[2]:
             k, v = (x[:, :, : layout.arc] for x in (k_BHCE, v_BHCE))
-            streams = [q for q in (arc, arq) if q.shape[2]]
-            out = _causal_folded(kernel, streams, k, v)
-            places = [s for s, q in ((Segment.ARC, arc), (Segment.ARQ, arq)) if q.shape[2]]
-            for place, part in zip(places, out, strict=True):
+            streams = {s: q for s, q in ((Segment.ARC, arc), (Segment.ARQ, arq)) if q.shape[2]}
+            if self.query_mask_B1TK is not None:
+                outputs[Segment.ARQ] = kernel(streams.pop(Segment.ARQ), k, v, self.query_mask_B1TK)
+            for place, part in zip(streams, _causal_folded(kernel, [*streams.values()], k, v), strict=True):
                 outputs[place] = part
         if vis.shape[2] or msk.shape[2]:
             k, v = (_without_cmp(x, layout) for x in (k_BHCE, v_BHCE))
@@ -234,12 +237,12 @@ def _pieces(layout: RowLayout, cmp: int, visible: Tensor | None, masked: Tensor 
 
 
 def _causal_folded(kernel: Kernel, streams: list[Tensor], k: Tensor, v: Tensor) -> list[Tensor]:
-    """Causal attention of one or two streams of rows over the same keys, in one call.
+    """Causal attention of up to two streams of rows over the same keys, in one call.
 
     Two streams become twice the heads: query heads 2 h and 2 h + 1 share key head h.
     """
-    if len(streams) == 1:
-        return [kernel(streams[0], k, v, causal=True)]
+    if len(streams) < 2:
+        return [kernel(q, k, v, causal=True) for q in streams]
     out_BTHE = kernel(torch.stack(streams, 2).flatten(1, 2), k, v, causal=True)
     return list(out_BTHE.unflatten(2, (-1, 2)).unbind(3))
 

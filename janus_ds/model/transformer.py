@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_ds.config.schema import ModelConfig
-from janus_ds.model.attention import MultiHeadAttention, RowAttention, RowsOfBatch, additive_mask
+from janus_ds.model.attention import FlatRows, MultiHeadAttention, RowAttention, RowsOfBatch, additive_mask
 from janus_ds.model.layers import InputRows, Recompute, TransformerLayer
 from janus_ds.parallel.layers import ParallelLayers
 
@@ -79,7 +79,11 @@ class DecoderLayer(TransformerLayer):
         out = rows.attend(attention.kernel, attention.queries(x_BTD), *attention.keys_values(content))
         x_BTD = self.residual(x_BTD, attention.merge(out), self.self_attention_norm)
         cross = self.cross_attention
-        out = cross.kernel(cross.queries(x_BTD), *source, source_mask)
+        q_BHTE = cross.queries(x_BTD)
+        if isinstance(rows, FlatRows):
+            out = rows.attend_source(cross.kernel, q_BHTE, source, source_mask)
+        else:
+            out = cross.kernel(q_BHTE, *source, source_mask)
         x_BTD = self.residual(x_BTD, cross.merge(out), self.cross_attention_norm)
         return self.feed_forward(x_BTD)
 

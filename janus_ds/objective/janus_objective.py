@@ -105,14 +105,25 @@ class JanusObjective(nn.Module):
     def _groups(
         self, batch: TwoStreamBatch, names: tuple[str, ...], scales: Mapping[str, float]
     ) -> tuple[RowGroup, ...]:
-        """Masked tokens, which every stream predicts, and the further tokens of AR."""
+        """Masked tokens, which every stream predicts, and the further tokens of AR.
+
+        Where only the first samples have AUX rows, their masked tokens are a group of their own.
+        """
         groups = []
         masked = [name for name in names if name != "ar"]
         ar_rows = batch.ar_unmasked_U
         if masked:
             index = {"ar": batch.ar_masked_T, "nar": batch.masked_T, "aux": batch.masked_T}
             target_T = batch.masked_target_BM.flatten()[batch.masked_T]
-            groups.append(self._group(names, index, target_T, scales))
+            parts = [(names, slice(None), scales)]
+            if batch.layout.flat_samples:
+                first, others = slice(batch.counts.aux_tokens), slice(batch.counts.aux_tokens, None)
+                without_kl = {name: 0.0 if name.startswith("kl_") else k for name, k in scales.items()}
+                further = tuple(name for name in names if name != "aux")
+                parts = [(names, first, scales), *([(further, others, without_kl)] if further else [])]
+            for streams, tokens, scale in parts:
+                rows = {name: index_T[tokens] for name, index_T in index.items()}
+                groups.append(self._group(streams, rows, target_T[tokens], scale))
         elif "ar" in names:
             ar_rows = torch.cat([batch.ar_unmasked_U, batch.ar_masked_T])
         if "ar" in names:
@@ -137,18 +148,32 @@ class JanusObjective(nn.Module):
         return RowGroup(names, tuple(index[name] for name in names), target_n, terms)
 
     def _scales(self, counts: BatchCounts, factors: Mapping[str, float]) -> dict[str, float]:
-        """Weight of each sum in the total: `released` pretraining divides all by the target tokens."""
-        by_target = self._by_target_tokens
-        return {
-            name: weight
-            * factors.get(name, 1.0)
-            / max(1, counts.target_tokens if by_target else _own_count(name, counts))
-            for name, weight in self._weight.items()
-        }
+        """Weight of each sum in the total.
+
+        `released` pretraining divides all by the target tokens; a sum over a part of its tokens then stands
+        for the sum over all of them.
+        """
+        scales = {}
+        for name, weight in self._weight.items():
+            own = max(1, _own_count(name, counts))
+            divisor = float(own)
+            if self._by_target_tokens:
+                divisor = max(1, counts.target_tokens) * own / max(1, _whole_count(name, counts))
+            scales[name] = weight * factors.get(name, 1.0) / divisor
+        return scales
 
 
 def _own_count(name: str, counts: BatchCounts) -> int:
     """Global count of the tokens (or samples) that a term sums over."""
     if name == "length":
         return counts.samples
+    if name.startswith(("aux", "kl_")):
+        return counts.aux_tokens
     return counts.ar_tokens if name in ("ar", "ar_nll") else counts.masked_tokens
+
+
+def _whole_count(name: str, counts: BatchCounts) -> int:
+    """The same where `objective.ar_loss` and `objective.aux_share` leave nothing out."""
+    if name == "length":
+        return counts.samples
+    return counts.ar_rows if name == "ar" else counts.masked_tokens

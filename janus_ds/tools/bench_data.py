@@ -1,7 +1,9 @@
 """`python -m janus_ds bench data`: how fast one core makes batches, from the shards to tensors.
 
 Documents are random tokens, packed as launch/prepare_data.py packs them; what is measured is the loader's
-own path (order, read with checksums, mask, collate) in one process, as a worker runs it.
+own path (order, read with checksums, mask, collate) in one process, as a worker runs it. For pairs it also
+counts which share of the rows of the translation recipes' batches is padding, over sentences of drawn or,
+with `--data`, of real lengths.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.index import SplitIndex
+from janus_ds.data.places import open_data
 from janus_ds.data.ragged import Ragged
 from janus_ds.data.schedule import SampleSchedule
 from janus_ds.data.shards import Packing, shard_name, write_shard
 from janus_ds.data.step_plan import one_source
+from janus_ds.tools.bench_padding import PaddingBench, padding_shares, write_sentences
 from janus_ds.tools.bench_threads import cpu_threads
 from janus_ds.tools.common import new_parser
 
@@ -51,6 +55,8 @@ class DataBench:
     """Measured rounds; the median counts."""
     samples: int = 4096
     """Samples in the shards, and in a round."""
+    data: Path | None = None
+    """Prepared pairs whose lengths are counted for `padding_share`; None: drawn lengths."""
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -66,7 +72,7 @@ def bench_data(bench: DataBench) -> dict[str, Any]:
 
     Returns:
         the settings, `documents_per_second_per_core` with median, min and max over the rounds,
-        `microseconds_per_document` by stage, and the wall-clock rate.
+        `microseconds_per_document` by stage, and the wall-clock rate; for pairs `padding_share` as well.
     """
     with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
         split = _write_split(Path(folder), bench)
@@ -74,7 +80,9 @@ def bench_data(bench: DataBench) -> dict[str, Any]:
         _round(maker, bench, epoch=0)
         rounds = [_round(maker, bench, epoch) for epoch in range(1, bench.rounds + 1)]
     measured = bench.samples // bench.batch * bench.batch
+    padding = {"padding_share": _padding(bench)} if bench.task == "pair" else {}
     return {
+        **padding,
         "task": bench.task,
         "preset": bench.preset,
         "tokens": bench.tokens,
@@ -86,6 +94,17 @@ def bench_data(bench: DataBench) -> dict[str, Any]:
             for stage in ("order", "read", "mask", "collate")
         },
     }
+
+
+def _padding(bench: DataBench) -> dict[str, Any]:
+    """Padding of batches of about 4,096 tokens, and whose lengths they are."""
+    if bench.data is not None:
+        place = open_data(str(bench.data), DataConfig())
+        counted = PaddingBench(bench.data / "train", place.tokenizer.special, bench.preset)
+        return {"lengths": bench.data.name, **padding_shares(counted)}
+    with tempfile.TemporaryDirectory() as folder:
+        split = write_sentences(Path(folder), _SPECIAL)
+        return {"lengths": "log-normal", **padding_shares(PaddingBench(split, _SPECIAL, bench.preset))}
 
 
 def _run(bench: DataBench) -> RunConfig:
@@ -157,17 +176,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--rounds", type=_up_to(1000), default=default.rounds, help="measured rounds (default: 7)"
     )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared pairs whose padding is counted")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parsed = parser.parse_args(arguments)
     if parsed.shape:
         # What the shape says is the default; options given beside it still count.
         parser.set_defaults(**SHAPES[parsed.shape])
         parsed = parser.parse_args(arguments)
-    figures = bench_data(DataBench(parsed.task, parsed.tokens, parsed.preset, parsed.batch, parsed.rounds))
+    bench = DataBench(
+        parsed.task, parsed.tokens, parsed.preset, parsed.batch, parsed.rounds, data=parsed.data
+    )
+    figures = bench_data(bench)
     rate, stages = figures["documents_per_second_per_core"], figures["microseconds_per_document"]
     print(f"{figures['preset']} / {figures['task']}, about {parsed.tokens} tokens, {parsed.batch} a step")
     print(f"documents/s/core: median {rate['median']:,} (min {rate['min']:,}, max {rate['max']:,})")
     print("microseconds a document: " + ", ".join(f"{name} {value}" for name, value in stages.items()))
+    for name, shares in figures.get("padding_share", {}).items():
+        if name != "lengths":
+            print(
+                f"padding, {name.replace('_', ' ')}: {shares['decoder_rows']:.1%} of the decoder rows, "
+                f"{shares['source']:.1%} of the source"
+            )
     if parsed.json:
         parsed.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0

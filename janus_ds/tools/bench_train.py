@@ -2,7 +2,8 @@
 
 Both are forward and backward of one batch in one process, by the same implementation and on the same
 weights: the presets `paper` and `ar`. Float32; dropout as the shape has it; attention dropout as asked,
-for both alike.
+for both alike. `--estimator` trains JANUS's losses from fewer rows (`objective.ar_loss`,
+`objective.aux_share`): another estimator, and named so in the result.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from janus_ds.config.estimator import estimator_name
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import UsageError
 from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
-from janus_ds.tools.bench_shapes import SHAPES, BenchShape, make_batch, special_tokens
+from janus_ds.tools.bench_shapes import ESTIMATORS, SHAPES, BenchShape, make_batch, special_tokens
 from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
 
@@ -50,13 +52,17 @@ class TrainBench:
     """CPU threads. With one, CPU time is taken, else time on the wall."""
     device: str = "cpu"
     """cpu or cuda."""
+    estimator: str = "full"
+    """Of JANUS's losses: a key of `bench_shapes.ESTIMATORS`."""
 
     def setting(self) -> BenchShape:
         """The shape with the masked tokens and rounds asked for."""
         shape = SHAPES[self.shape]
         if self.masked_share is not None:
             shape = replace(shape, masked_tokens=round(self.masked_share * shape.target_tokens))
-        return replace(shape, rounds=self.rounds or shape.rounds)
+        # Half of the sentences have AUX rows under `part` and `both`, so that there must be two.
+        least = 2 if "aux_share" in ESTIMATORS[self.estimator] else 1
+        return replace(shape, rounds=self.rounds or shape.rounds, samples=max(shape.samples, least))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,6 +84,8 @@ def parse(program: str, text: str, arguments: Sequence[str]) -> tuple[TrainBench
     parser.add_argument("--rounds", type=positive, help="measurements of each step (default: by shape)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    names = ", ".join(f"{name}: {estimator_name(goal)}" for name, goal in _goals().items())
+    parser.add_argument("--estimator", choices=sorted(ESTIMATORS), default="full", help=f"of JANUS; {names}")
     parser.add_argument("--json", type=Path, help="file for the result")
     parsed = vars(parser.parse_args(arguments))
     file = parsed.pop("json")
@@ -96,12 +104,18 @@ def bench_train(bench: TrainBench, rivals: Mapping[str, Rival] | None = None) ->
         `milliseconds` with median, min and max; the shape, the decoder rows, hardware and versions.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: there is no such device, or rivals are to be measured against another estimator.
     """
     import torch
 
     if bench.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("torch sees no CUDA device here", "--device cuda", "measure with --device cpu")
+    if rivals and bench.estimator != "full":
+        raise UsageError(
+            "the rivals compute the whole objective, and would be measured against a part of it",
+            f"--estimator {bench.estimator}",
+            "leave --estimator out",
+        )
     setting = bench.setting()
     with cpu_threads(bench.threads):
         steps, rows = _steps(bench, setting, rivals or {})
@@ -116,6 +130,7 @@ def bench_train(bench: TrainBench, rivals: Mapping[str, Rival] | None = None) ->
         "bench": "train",
         "shape": {"name": bench.shape, **asdict(setting)},
         "attention_dropout": bench.attention_dropout,
+        "estimator": estimator_name(_goals()[bench.estimator]),
         "decoder_rows": rows,
         "ratios": ratios,
         "milliseconds": {name: summary([1e3 * s for s in taken]) for name, taken in seconds.items()},
@@ -142,20 +157,20 @@ def _steps(
     config = ModelConfig(preset=setting.preset, **shape)
     model = JanusModel(config, special_tokens(setting), make_layers(1)).to(bench.device)
     steps, rows = {}, {}
-    for name, preset in {"ar": "ar", "janus": "paper"}.items():
-        run = resolve(
-            RunConfig(
-                model=model.config,
-                data=DataConfig(task=setting.task),
-                objective=ObjectiveConfig(preset=preset),
-            )
-        )
+    goals = {"ar": ObjectiveConfig(preset="ar"), "janus": _goals()[bench.estimator]}
+    for name, goal in goals.items():
+        data = DataConfig(task=setting.task)
+        run = resolve(RunConfig(model=model.config, data=data, objective=goal))
         batch = make_batch(setting, run).to(bench.device)
-        rows[name] = batch.layout.rows * setting.samples
+        rows[name] = batch.row_token_BR.numel()
         steps[name] = _forward_backward(model, _ours(model, run.objective, batch))
     for name, rival in rivals.items():
         steps[name] = _forward_backward(model, rival(model, run.objective, batch))
     return steps, rows
+
+
+def _goals() -> dict[str, ObjectiveConfig]:
+    return {name: ObjectiveConfig(preset="paper", **options) for name, options in ESTIMATORS.items()}
 
 
 def _ours(model: JanusModel, objective: ObjectiveConfig, batch: TwoStreamBatch) -> Callable[[], Tensor]:
@@ -194,9 +209,9 @@ def describe(result: dict[str, Any]) -> str:
     head = (
         f"{shape['name']}: {shape['samples']} samples of {shape['source_tokens']} source and "
         f"{shape['target_tokens']} target tokens, {shape['masked_tokens']} masked; vocabulary "
-        f"{shape['vocab_size']:,}; attention dropout {result['attention_dropout']}; forward + backward, "
-        f"{result['precision']}, {result['device']}, {result['threads']} thread(s), {result['clock']} time, "
-        f"{shape['rounds']} rounds"
+        f"{shape['vocab_size']:,}; attention dropout {result['attention_dropout']}; estimator of "
+        f"JANUS: {result['estimator']}; forward + backward, {result['precision']}, {result['device']}, "
+        f"{result['threads']} thread(s), {result['clock']} time, {shape['rounds']} rounds"
     )
     labels = {"ar": "plain AR", "janus": "JANUS"}
     rows = [["step", "decoder rows", "median", "min", "max"]]

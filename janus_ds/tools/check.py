@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.estimator import estimator_name
 from janus_ds.config.schema import RunConfig
 from janus_ds.config.setup import load_setup
 from janus_ds.errors import TrainingError, UsageError
@@ -80,7 +81,7 @@ def _describe(run: RunConfig, execution: ExecutionConfig, tensor_size: int) -> s
     micro = "micro-batches" if tokens else f"micro-batch {execution.micro_batch}"
     return (
         f"  run {run.name}: {run.train.max_steps:,} steps of {batch}, "
-        f"objective {run.objective.preset}\n"
+        f"objective {run.objective.preset}, estimator {estimator_name(run.objective)}\n"
         f"  = {micro} x accumulation {execution.accumulation} x "
         f"{execution.data_size} data-parallel ranks, tensor parallel {tensor_size}\n"
         f"  ZeRO-{execution.zero_stage}, {execution.precision}{offload}, clipping at {run.optim.clip_norm}"
@@ -104,7 +105,8 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     report = _forward(run, plan.special, batch)
     losses = {name: float(value) for name, value in report.terms.items()}
     print(f"{maker.source.name} is readable: {count_text(maker.source.samples)} samples to train on")
-    print(f"dry batch: samples {ids[0].tolist()}, {batch.layout.rows} decoder rows each, {batch.layout}")
+    each = "in all" if batch.layout.flat_samples else "each"
+    print(f"dry batch: samples {ids[0].tolist()}, {batch.layout.rows} decoder rows {each}, {batch.layout}")
     print("  losses before training: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     if not torch.isfinite(report.total):
         raise TrainingError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from janus_ds.config.arguments import add_recipe_arguments
+from janus_ds.config.estimator import estimator_name
 from janus_ds.config.load import load_run_config
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.mixture import MixedSource
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     pieces = _Pieces(tokenizer)
     print(f"sample {parsed.sample} of {parsed.split}, epoch {parsed.epoch}, seed {run.train.seed}")
     print(f"from {maker.source.origin(parsed.sample)}")
-    print(f"objective {run.objective.preset}, masking {run.masking.target}\n")
+    estimator = estimator_name(run.objective)
+    print(f"objective {run.objective.preset}, masking {run.masking.target}, estimator {estimator}\n")
     print(describe_views(views, pieces))
     print(f"\nrows up to position {parsed.positions - 1}, of {batch.layout.rows} in all\n")
     print(picture.text(pieces))

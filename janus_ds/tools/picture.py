@@ -117,14 +117,15 @@ def picture_of(batch: TwoStreamBatch, positions: int) -> RowPicture:
     Rows stand in order of position inside their segment, so the cut keeps the rule as it is.
     """
     layout = batch.layout
-    segment_R, rank_R = layout.segment_of_rows(), batch.row_rank_BR[0]
+    segment_R = layout.segment_of_rows()
+    place_R = torch.cat([torch.arange(layout.count(segment)) for segment in Segment])
     lengths = {
         Segment.ARC: batch.ar_length_B,
-        Segment.ARQ: batch.ar_length_B,
+        Segment.ARQ: batch.query_length_B,
         Segment.VIS: batch.visible_length_B,
     }
     length_R = torch.stack([lengths.get(s, batch.masked_length_B)[0] for s in Segment])[segment_R]
-    shown_R = (rank_R < length_R) & (batch.row_position_BR[0] < positions)
+    shown_R = (place_R < length_R) & (batch.row_position_BR[0] < positions)
     rows = torch.nonzero(shown_R).flatten()
     content = rows[rows < layout.content_rows]
     seen = dense_mask(
@@ -139,13 +140,13 @@ def picture_of(batch: TwoStreamBatch, positions: int) -> RowPicture:
         segment_R=[Segment(int(segment_R[row])) for row in chosen],
         position_R=batch.row_position_BR[0, rows].tolist(),
         token_R=batch.row_token_BR[0, rows].tolist(),
-        predicts_R=[_goal(batch, Segment(int(segment_R[row])), int(rank_R[row])) for row in chosen],
+        predicts_R=[_goal(batch, Segment(int(segment_R[row])), int(place_R[row])) for row in chosen],
         seen_RC=seen.numpy(),
     )
 
 
-def _goal(batch: TwoStreamBatch, segment: Segment, rank: int) -> int | None:
+def _goal(batch: TwoStreamBatch, segment: Segment, place: int) -> int | None:
     if segment in (Segment.MSK, Segment.QRY):
-        return int(batch.masked_target_BM[0, rank])
+        return int(batch.masked_target_BM[0, place])
     predicts = Segment.ARQ if batch.layout.arq else Segment.ARC
-    return int(batch.ar_target_BA[0, rank]) if segment == predicts else None
+    return int(batch.ar_target_BA[0, place]) if segment == predicts else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from janus_ds.config.arguments import add_recipe_arguments
+from janus_ds.config.estimator import estimator_name
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.index import Manifest, SplitTotals
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.ranks < 1:
         raise UsageError(f"there cannot be {parsed.ranks} ranks", "--ranks", "give a number above 0")
     parts = model_parts(run.model, vocab_size)
-    print(f"run {run.name} ({recipe})\n")
+    print(f"run {run.name} ({recipe})")
+    print(f"objective {run.objective.preset}, estimator {estimator_name(run.objective)}\n")
     print(describe_model(parts, vocab_size, origin))
     print()
     print(describe_memory(parts, run.train.keep_last, parsed.ranks))

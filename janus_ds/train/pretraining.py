@@ -16,6 +16,7 @@ from typing import Any
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
 from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.estimator import estimator_name, full_estimator
 from janus_ds.config.schema import RunConfig
 from janus_ds.config.setup import load_setup
 from janus_ds.data.batch_maker import BatchMaker
@@ -129,6 +130,9 @@ def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals)
     if topology.agree(int(signals.name is not None)):
         logger.warning("asked to stop (%s) before the first step", signals.name)
         return Outcome.STOPPED
+    estimator = estimator_name(config.objective)
+    if estimator != "full" and topology.is_main:
+        logger.warning("the losses are another estimator than the objective's own: %s", estimator)
     engine = build_engine(plan, topology)
     if resumed is not None:
         resume(engine, resumed, state, plan.identity)
@@ -154,7 +158,7 @@ def make_plan(config: RunConfig, execution: ExecutionConfig, run: Path, topology
         run=run,
         tokenizer=place.tokenizer,
         train=BatchMaker(place.split("train"), config, place.tokenizer.special),
-        valid=BatchMaker(valid, config, place.tokenizer.special),
+        valid=BatchMaker(valid, full_estimator(config), place.tokenizer.special),
         identity=RunIdentity.of(
             config, place.tokenizer.fingerprint, place.fingerprint("train"), execution, topology
         ),

@@ -13,7 +13,7 @@ from janus_ds.tools.bench_shapes import SHAPES, BenchShape
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPES, "iwslt", BenchShape("quickstart", "pair", 2, 12, 256, 128, 20000, 1))
+    monkeypatch.setitem(SHAPES, "iwslt", BenchShape("quickstart", "pair", 4, 12, 256, 128, 20000, 1))
 
 
 def test_the_head_writes_ratios_and_needs_a_tenth_of_the_memory(tmp_path: Path) -> None:
@@ -24,9 +24,10 @@ def test_the_head_writes_ratios_and_needs_a_tenth_of_the_memory(tmp_path: Path) 
     assert {"naive_over_fused", "head_memory_over_naive"} <= set(result["ratios"])
     peaks = result["peak_megabytes"]
     # Whole logits of N + 2 M rows exist in the naive form, whatever else.
-    assert peaks["naive"] > (512 + 2 * 256) * 20000 * 4 / 1e6
-    assert result["ratios"]["head_memory_over_naive"]["median"] <= 0.2
-    assert peaks["fused"] < 0.2 * peaks["naive"]
+    assert peaks["naive"] > (1024 + 2 * 512) * 20000 * 4 / 1e6
+    # The gradient of the table counts on both sides.
+    assert result["ratios"]["head_memory_over_naive"]["median"] <= 0.1
+    assert peaks["fused"] <= 0.1 * peaks["naive"]
 
 
 def test_attention_writes_all_back_ends_and_refuses_none_silently(tmp_path: Path) -> None:

@@ -32,6 +32,18 @@ def test_result_has_the_ratio_and_where_it_was_measured(
     assert f"{ratio['median']:.2f}" in printed
 
 
+def test_a_cheaper_estimator_is_named_in_the_result(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    assert main(["--shape", "small", "--rounds", "1", "--estimator", "both", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert "masked tokens and eos" in result["estimator"]
+    assert "50% of the sentences" in result["estimator"]
+    # Of 2048 rows: 8 x 64 queries become 8 x 33, and half of 8 x 64 AUX rows go.
+    assert result["decoder_rows"]["janus"] == 2048 - 8 * 31 - 4 * 64
+    with pytest.raises(UsageError, match="a part of it"):
+        bench_train(TrainBench("small", estimator="both"), {"rival": lambda *_: lambda: None})  # type: ignore[dict-item,return-value]
+
+
 def test_rounds_are_interleaved_and_ratios_taken_within_a_round() -> None:
     order: list[str] = []
     ticks = iter([0.0, 1.0, 1.0, 3.0, 3.0, 9.0, 9.0, 11.0])

@@ -56,14 +56,18 @@ class Recorder:
         return out.transpose(1, 2)
 
 
+PICKED = "janus_picked_queries"
+
+
 def batch_of(name: str) -> TwoStreamBatch:
-    return make_batch(SAMPLES, Conventions(rows=frozenset(LAYOUTS[name]), extra_padding=2))
+    rows = frozenset(LAYOUTS["janus" if name == PICKED else name])
+    return make_batch(SAMPLES, Conventions(rows=rows, extra_padding=2, picked_queries=name == PICKED))
 
 
 def valid_rows(batch: TwoStreamBatch) -> Tensor:
     """True for rows that are no padding, (B, R)."""
     lengths = [batch.ar_length_B, batch.visible_length_B, *[batch.masked_length_B] * 2]
-    lengths += [batch.ar_length_B, batch.masked_length_B]
+    lengths += [batch.query_length_B, batch.masked_length_B]
     layout = batch.layout
     widths = (layout.arc, layout.vis, layout.cmp, layout.msk, layout.arq, layout.qry)
     return torch.cat([torch.arange(w) < n[:, None] for w, n in zip(widths, lengths, strict=True)], 1)
@@ -101,7 +105,7 @@ def by_formula(batch: TwoStreamBatch) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize("backend", ["dense", "grouped", "split"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [*LAYOUTS, PICKED])
 def test_a_back_end_computes_the_predicate(name: str, backend: str) -> None:
     batch = batch_of(name)
     rows = RowsOfBatch.build(batch, torch.float64, backend)

@@ -14,7 +14,9 @@ from janus_ds.objective.janus_objective import JanusObjective, LossReport
 from janus_ds.parallel.tensor_parallel import make_layers
 from tests.support import literal_losses as literal
 
-COUNTS = BatchCounts(samples=2, source_tokens=9, target_tokens=5, ar_tokens=3, masked_tokens=2)
+COUNTS = BatchCounts(
+    2, source_tokens=9, target_tokens=5, ar_tokens=3, masked_tokens=2, aux_tokens=2, ar_rows=3
+)
 
 
 def literal_batch() -> TwoStreamBatch:
@@ -30,6 +32,7 @@ def literal_batch() -> TwoStreamBatch:
         row_position_BR=none,
         row_rank_BR=none,
         ar_length_B=torch.tensor([2, 1]),
+        query_length_B=torch.tensor([2, 1]),
         visible_length_B=torch.tensor([2, 1]),
         masked_length_B=torch.tensor([1, 1]),
         ar_target_BA=torch.tensor([[0, 1], [2, 1]]),

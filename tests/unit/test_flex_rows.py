@@ -1,0 +1,170 @@
+"""FlexAttention: its rule and its blocks against the predicate, its values against dense attention."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from janus_ds.batch import RowLayout, TwoStreamBatch
+from janus_ds.errors import ConfigError
+from janus_ds.model.attention import RowsOfBatch, fitting
+from janus_ds.model.flex_rows import FlexRows
+from tests.support.tiny_model import SAMPLES
+from tests.support.two_stream import Conventions, Sample, make_batch
+from tests.unit.test_attention import LAYOUTS, PICKED, batch_of, inputs, predicate_mask, valid_rows
+from tests.unit.test_step_work import WAITING
+
+LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices")
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def long_batch() -> TwoStreamBatch:
+    """Ragged samples that fill several blocks of 128: some, few and nearly all tokens masked."""
+    samples = []
+    for length, every in ((300, 2), (170, 7), (259, 1)):
+        target = [0, *(5 + i % 20 for i in range(length - 2)), 2]
+        samples.append(Sample([0, 9, 2], target, list(range(1, length - 1, every))))
+    return make_batch(samples, Conventions(extra_padding=5))
+
+
+@torch.no_grad()
+def built(batch: TwoStreamBatch, block: int, first_row: int = 0) -> FlexRows:
+    rows = FlexRows.build(batch, torch.float64, block)
+    return rows.from_row(first_row) if first_row else rows
+
+
+def assert_blocks(rows: FlexRows, batch: TwoStreamBatch, block: int) -> None:
+    queries, keys = batch.layout.rows - rows.first_row, batch.layout.content_rows
+    samples = len(batch.sample_id_B)
+    brute = create_block_mask(
+        rows.rule.function(), samples, None, queries, keys, device="cpu", BLOCK_SIZE=block
+    )
+    assert rows.blocks.shape == brute.shape == (samples, 1, queries, keys)
+    for name in LISTS:
+        ours, theirs = getattr(rows.blocks, name), getattr(brute, name)
+        assert ours.dtype == theirs.dtype, name
+        assert torch.equal(ours, theirs), name
+
+
+def dense_rule(rows: FlexRows, batch: TwoStreamBatch) -> Tensor:
+    """The rule that the kernel asks, evaluated for all pairs, (B, T, C)."""
+    b, q, kv = torch.meshgrid(
+        torch.arange(len(batch.sample_id_B)),
+        torch.arange(batch.layout.rows - rows.first_row),
+        torch.arange(batch.layout.content_rows),
+        indexing="ij",
+    )
+    return rows.rule.function()(b, torch.zeros_like(b), q, kv)
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, PICKED])
+def test_rule_and_blocks_are_those_of_the_predicate(name: str) -> None:
+    batch = batch_of(name)
+    for first_row in (0, batch.layout.predicted_start):
+        for block in (2, 8):
+            rows = built(batch, block, first_row)
+            assert torch.equal(dense_rule(rows, batch), predicate_mask(batch)[:, first_row:])
+            assert_blocks(rows, batch, block)
+
+
+def test_blocks_of_long_ragged_sentences() -> None:
+    batch = long_batch()
+    for first_row in (0, batch.layout.predicted_start):
+        assert_blocks(built(batch, 128, first_row), batch, 128)
+    blocks = built(batch, 128).blocks
+    assert int(blocks.full_kv_num_blocks.sum()) > 0, "some blocks need no rule"
+    computed = blocks.kv_num_blocks.sum() + blocks.full_kv_num_blocks.sum()
+    assert int(computed) < 0.6 * blocks.kv_indices.numel(), "and many are skipped"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["janus", PICKED])
+def test_values_are_those_of_dense_attention(name: str) -> None:
+    batch = batch_of(name)
+    q, k, v = (x.detach() for x in inputs(batch))
+    rows = RowsOfBatch.build(batch, torch.float64, "flex")
+    scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(~predicate_mask(batch)[:, None], -1e30)
+    expected = (scores.softmax(-1) @ v).transpose(1, 2)
+    valid, first = valid_rows(batch), batch.layout.predicted_start
+    every = rows.every.attend(None, q, k, v)  # type: ignore[arg-type]
+    assert bool(torch.isfinite(every).all())
+    assert float((every - expected)[valid].abs().max()) < 1e-12
+    predicted = rows.predicted.attend(None, q[:, :, first:], k, v)  # type: ignore[arg-type]
+    assert float((predicted - expected[:, first:])[valid[:, first:]].abs().max()) < 1e-12
+
+
+class Names(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_blocks_are_made_without_waiting_for_the_device() -> None:
+    calls = []
+    for samples in (SAMPLES[:2], SAMPLES * 2):
+        batch = make_batch(samples)
+        with Names() as names:
+            built(batch, 4)
+        assert not WAITING & set(names.calls), WAITING & set(names.calls)
+        calls.append(names.calls)
+    assert calls[0] == calls[1], "as many operations for two samples as for six"
+
+
+@torch.no_grad()
+def test_batches_of_one_shape_are_compiled_once() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    call = torch.compile(flex_attention, backend="eager")
+    for masked in ([1, 2], [2, 4], [3, 4]):
+        batch = make_batch([Sample([0, 9, 2], [0, 11, 12, 13, 14, 2], masked), SAMPLES[2]])
+        q, k, v = (x.detach() for x in inputs_of(batch))
+        call(q, k, v, block_mask=built(batch, 8).blocks)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def inputs_of(batch: TwoStreamBatch) -> list[Tensor]:
+    rows = (batch.layout.rows, batch.layout.content_rows, batch.layout.content_rows)
+    return [torch.randn(len(batch.sample_id_B), 2, n, 16, dtype=torch.float64) for n in rows]
+
+
+def test_it_is_never_chosen_by_itself_and_refuses_what_it_cannot_do() -> None:
+    long = RowLayout(arc=4096, vis=2048, cmp=2048, msk=2048, arq=4096, qry=2048)
+    assert fitting(long, on_cpu=False, dropout=0.0) == "grouped"
+    with pytest.raises(ConfigError, match="no gradients on a CPU"):
+        RowsOfBatch.build(batch_of("janus"), torch.float32, "flex")
+    with pytest.raises(ConfigError, match="cannot drop attention weights"):
+        RowsOfBatch.build(batch_of("janus"), torch.float32, "flex", dropout=0.1)
+
+
+@NEEDS_GPU
+def test_values_and_gradients_on_a_gpu() -> None:
+    batch = long_batch().to("cuda")
+    rows = {name: RowsOfBatch.build(batch, torch.float32, name).every for name in ("dense", "flex")}
+    sizes = (batch.layout.rows, batch.layout.content_rows, batch.layout.content_rows)
+    torch.manual_seed(0)
+    leaves = [torch.randn(3, 2, n, 64, device="cuda", requires_grad=True) for n in sizes]
+    valid = valid_rows(batch.to("cpu")).to("cuda")
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        return out.transpose(1, 2)
+
+    found = {}
+    for name, back_end in rows.items():
+        out = back_end.attend(kernel, *leaves)[valid]
+        found[name] = [out.detach(), *torch.autograd.grad(out.pow(2).sum(), leaves)]
+    for ours, theirs in zip(found["flex"], found["dense"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=5e-3, atol=5e-3)
+    assert isinstance(rows["flex"].blocks, BlockMask)  # type: ignore[union-attr]
