@@ -181,6 +181,9 @@ def _check_execution(state: Mapping[str, Any], now: RunIdentity, where: str) -> 
         )
 
 
+_PADDING = "data.pad_multiple"
+
+
 def _check_recipe(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
     if state["data_fingerprint"] != now.data_fingerprint:
         raise ConfigError(
@@ -188,9 +191,11 @@ def _check_recipe(state: Mapping[str, Any], now: RunIdentity, where: str) -> Non
             where,
             "give the same --data, or begin a new run with --init and another --output",
         )
-    if state["recipe_fingerprint"] != fingerprint(now.recipe):
-        saved = dict(_flat(state["recipe"]))
-        current = dict(_flat(to_dict(now.recipe)))
+    saved = dict(_flat(state["recipe"]))
+    current = dict(_flat(to_dict(now.recipe)))
+    # Batches of tokens are cut by padded lengths. Not in the fingerprint: older runs have it without.
+    cut_anew = now.recipe.data.batch == "tokens" and saved.get(_PADDING) != current[_PADDING]
+    if cut_anew or state["recipe_fingerprint"] != fingerprint(now.recipe):
         changed = [
             f"{key} {saved.get(key)} -> {value}" for key, value in current.items() if saved.get(key) != value
         ]

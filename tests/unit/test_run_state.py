@@ -48,6 +48,16 @@ def test_how_long_and_how_often_may_change() -> None:
     check_resumable(state(), changed("data", workers=3), FOLDER)
 
 
+def test_padding_may_change_only_where_it_cuts_no_batches() -> None:
+    check_resumable(state(), changed("data", pad_multiple=2), FOLDER)
+    tokens = changed("data", batch="tokens")
+    saved = {**state(), **tokens.state(10, Meters())}
+    check_resumable(saved, tokens, FOLDER)
+    error = refused(saved, changed("data", batch="tokens", pad_multiple=2))
+    assert isinstance(error, ConfigError)
+    assert "data.pad_multiple 8 -> 2" in error.what
+
+
 def test_a_newer_format_is_refused() -> None:
     error = refused(state(format_version=3))
     assert isinstance(error, CheckpointError)
