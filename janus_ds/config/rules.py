@@ -42,6 +42,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.attention_backend": ("auto", "dense", "grouped", "split", "flex"),
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
     "train.valid_task": ("nmt", *_GLGE_TASKS),
+    "train.spike_action": ("off", "warn", "skip", "stop"),
     "train.keep_best": ("none", "loss", "ar", "nar"),
     "decode.mode": ("ar", "nar", "draft"),
     "decode.rescore": ("ar",),
@@ -63,8 +64,8 @@ _POSITIVE = _words(
     "data.cache_gb data.stall_seconds "
     "optim.lr optim.eps train.global_batch train.batch_tokens train.batch_groups train.max_steps "
     "train.log_every train.save_every "
-    "train.keep_last train.max_failed_saves train.max_bad_steps decode.beam decode.length_beam "
-    "decode.draft_width"
+    "train.keep_last train.max_failed_saves train.max_bad_steps train.max_overflows "
+    "train.spike_factor decode.beam decode.length_beam decode.draft_width"
 )
 _NOT_NEGATIVE = _words(
     "data.workers data.shuffle_shards data.read_ahead data.retries "
@@ -94,6 +95,7 @@ _RANGES: list[tuple[tuple[str, ...], _Test, str]] = [
     (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and less than 1"),
     (("objective.aux_share",), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("masking.poisson",), lambda v: 0.1 <= v <= 100, "between 0.1 and 100"),
+    (("train.spike_window",), lambda v: 8 <= v <= 10_000, "between 8 and 10000"),
     (("model.length_classes",), lambda v: v >= 2, "2 or more"),
 ]
 

@@ -26,7 +26,9 @@ from janus_ds.train.engine import TrainingEngine, Update
 from janus_ds.train.guards import Decision, Guards, Verdict
 from janus_ds.train.lr_schedule import learning_rate
 from janus_ds.train.signals import StopSignals
+from janus_ds.train.spikes import LossWatch
 from janus_ds.train.state import Meters, RunIdentity
+from janus_ds.train.streaks import SkipCause
 from janus_ds.train.validation import Validator, add_terms, global_counts, global_terms
 
 __all__ = ["Outcome", "OutputScorer", "Sampler", "Trainer", "TrainerParts"]
@@ -88,7 +90,8 @@ class Trainer:
         self._train = parts.config.train
         self._topology = parts.engine.topology
         self._engine = parts.engine
-        self._guards = Guards(parts.engine.topology, self._train.max_bad_steps, signals)
+        watch = LossWatch(self._train, meters.recent_losses)
+        self._guards = Guards(parts.engine.topology, self._train, signals, watch)
         self._signals = signals
         self._meters = meters
         root = parts.run / "checkpoints"
@@ -137,6 +140,7 @@ class Trainer:
         counts = global_counts(data.counts, self._topology)
         rate = learning_rate(self._parts.config.optim, self._train.max_steps, data.step)
         factors = ramp_factors(self._parts.config.objective, data.step)
+        self._guards.weigh(factors, ramp_factors(self._parts.config.objective, data.step - 1))
         terms: dict[str, Tensor] = {}
         update = Update(False, 0.0, 1.0)
         for micro, batch in enumerate(data.batches):
@@ -145,14 +149,17 @@ class Trainer:
             add_terms(terms, report)
             loss = self._guards.veto(report.total, last=micro == len(data.batches) - 1)
             self._engine.backward(loss)
+            self._guards.after_backward(self._engine.largest_gradient)
             update = self._engine.update(rate)
         ids = [batch.sample_id_B.tolist() for batch in data.batches]
-        verdict = self._guards.judge(data.step, update.applied, ids)
+        verdict = self._guards.judge(data.step, update, ids)
+        if verdict.cause in (SkipCause.LOSS, SkipCause.SPIKE):
+            self._engine.forgive()
         self._step += 1
         self._account(counts, verdict)
         self._report(counts, rate, update, verdict, terms)
         if verdict.decision is Decision.ABORT:
-            raise self._guards.error(data.step, verdict)
+            raise self._guards.error(data.step, verdict, update)
         return verdict
 
     def _account(self, counts: BatchCounts, verdict: Verdict) -> None:
@@ -170,7 +177,7 @@ class Trainer:
         )
         self._meters.seconds += timing.seconds
         skipped = verdict.decision is not Decision.PROCEED
-        if not (skipped or self._validates or self._due(self._train.log_every)):
+        if not (skipped or verdict.spike or self._validates or self._due(self._train.log_every)):
             self._progress.advance({})
             return
         values: dict[str, Any] = {**global_terms(terms, self._topology), "lr": rate}
@@ -179,6 +186,8 @@ class Trainer:
         values["memory_bytes"] = memory_bytes(self._topology.device)
         values |= {"samples_total": self._meters.samples, "tokens_total": self._meters.tokens}
         values["skipped_steps"] = self._meters.skipped_steps
+        if verdict.spike:
+            values["spike"] = True
         if skipped:
             values |= {"skipped": True, "reason": verdict.reason, "bad_samples": verdict.sample_ids}
             self._progress.note(f"step {self._step} skipped: {verdict.reason}")

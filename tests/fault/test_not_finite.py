@@ -1,0 +1,151 @@
+"""NaN and Inf on one of two ranks, in every precision and ZeRO stage: skipped, agreed, named, given up.
+
+One job of two ranks goes over its executions one after the other. A run of each has a bad loss, a bad
+gradient and a bad gradient of one matrix alone, on rank 1; a second start of it never sees a good step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_ds.checkpoint.manager import read_state
+from janus_ds.errors import TrainingError
+from janus_ds.parallel.topology import Topology, init_topology
+from janus_ds.train.streaks import Decision, SkipCause
+from tests.support.bad_steps import Watched, bad_passes, watched_steps
+from tests.support.launch import run_ranks
+from tests.support.tiny_training import Run, make_inputs, train
+
+pytestmark = pytest.mark.timeout(1200)
+
+STEPS = 7
+SETTINGS = (f"train.max_steps={STEPS}", "train.save_every=1", "train.valid_every=0", "train.keep_last=99")
+ENGINES: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"bf16": {"enabled": True}},
+    "fp16": {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 8, "hysteresis": 2}},
+    # Host memory has an overflow check of its own in DeepSpeed.
+    "offload": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+    # Stage 1 with fp32 sums of bf16 gradients is a class of its own.
+    "sums": {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+}
+SOME = [("fp32", 1), ("fp32", 3), ("bf16", 1), ("fp16", 2)]
+ALL = [(name, stage) for name in ("fp32", "bf16", "fp16") for stage in (0, 1, 2, 3) if name == "fp32" or stage]
+ALL += [("offload", 2), ("sums", 1)]
+MICRO_BATCHES = 2
+LOSS, GRADIENT, WEIGHT = 1, 3, 5
+"""The steps, from 0, at which something is wrong."""
+FAULTS = {LOSS * 2: "nan", GRADIENT * 2 + 1: "gradient", WEIGHT * 2: "weight"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one rank saw of an execution."""
+
+    watched: Watched
+    streak: Watched
+    lines: list[dict[str, Any]]
+    error: TrainingError | None
+    scales: list[float]
+
+
+def go_over(folder: Path, executions: list[tuple[str, int]]) -> dict[tuple[str, int], Found]:
+    from deepspeed.accelerator import get_accelerator
+
+    topology = init_topology(1, process_group=True)
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    return {execution: spoil(folder, topology, *execution) for execution in executions}
+
+
+def spoil(folder: Path, topology: Topology, name: str, stage: int) -> Found:
+    run = Run(f"{name}-{stage}", stage, 2, SETTINGS, ENGINES[name])
+    with watched_steps() as watched, bad_passes(FAULTS, topology, rank=1):
+        result = train(folder, topology, run)
+    longer = ("train.max_steps=99", "train.max_bad_steps=3")
+    error = None
+    with watched_steps() as streak, bad_passes(dict.fromkeys(range(99), "inf"), topology, rank=1):
+        try:
+            train(folder, topology, Run(run.name, stage, 2, (*SETTINGS, *longer), run.engine))
+        except TrainingError as raised:
+            error = raised
+    return Found(watched, streak, result.lines, error, result.series("loss_scale"))
+
+
+def check(folder: Path, executions: list[tuple[str, int]]) -> None:
+    """Start the job, and hold what must hold of each execution."""
+    make_inputs(folder)
+    ranks = run_ranks(go_over, 2, folder, executions, timeout=900.0)
+    for execution in executions:
+        first, second = (rank[execution] for rank in ranks)
+        assert first.watched.verdicts == second.watched.verdicts, execution
+        assert_skipped(folder / f"{execution[0]}-{execution[1]}", first, second, execution[0])
+        for found in (first, second):
+            assert_given_up(found)
+
+
+def assert_skipped(run: Path, first: Found, second: Found, name: str) -> None:
+    verdicts = first.watched.verdicts
+    decisions = [verdicts[step].decision for step in range(STEPS)]
+    skipped = [Decision.SKIP if step in (LOSS, GRADIENT, WEIGHT) else Decision.PROCEED for step in range(STEPS)]
+    assert decisions == skipped, (run.name, verdicts)
+    # The micro-batch that was spoiled on rank 1, and no other sample.
+    ids = second.watched.ids
+    assert verdicts[LOSS].cause is SkipCause.LOSS
+    assert verdicts[LOSS].reason == "the loss is not finite on rank 1"
+    assert verdicts[LOSS].sample_ids == sorted(ids[LOSS][0])
+    if name == "fp16":
+        for step in (GRADIENT, WEIGHT):
+            assert verdicts[step].cause is SkipCause.OVERFLOW
+            assert verdicts[step].reason.startswith("fp16 overflow at loss scale ")
+            assert verdicts[step].sample_ids == []
+        # A bad loss says nothing about the scale; the second overflow halves it (hysteresis 2).
+        assert first.scales == [256.0] * 6 + [128.0]
+    else:
+        assert verdicts[GRADIENT].cause is SkipCause.GRADIENT
+        assert verdicts[GRADIENT].reason == "the gradient is not finite on rank 1"
+        assert verdicts[GRADIENT].sample_ids == sorted(ids[GRADIENT][1])
+        assert "which micro-batch it comes from is not known" in verdicts[WEIGHT].reason
+        everything = [*first.watched.ids[WEIGHT], *ids[WEIGHT]]
+        assert verdicts[WEIGHT].sample_ids == sorted(id for micro in everything for id in micro)
+    for step, line in enumerate(first.lines):
+        assert line.get("skipped", False) == (step in (LOSS, GRADIENT, WEIGHT))
+        assert line.get("bad_samples", []) == verdicts[step].sample_ids
+    assert first.lines[LOSS]["loss"] is None
+    assert first.lines[GRADIENT]["loss"] > 0
+    assert_nothing_moved(run)
+
+
+def assert_nothing_moved(run: Path) -> None:
+    """Weights, both moments and Adam's counter, bit for bit; and each good step changes them."""
+    folders = [run / f"checkpoints/step-{step:08d}" for step in range(1, STEPS + 1)]
+    for step in range(1, STEPS):
+        same = step in (LOSS, GRADIENT, WEIGHT)
+        for name in ("weights.safetensors", "optimizer.safetensors"):
+            before, after = (folder / name for folder in (folders[step - 1], folders[step]))
+            assert (before.read_bytes() == after.read_bytes()) == same, (run.name, step, name)
+        counts = [read_state(folder)["optimizer"]["adam_steps"] for folder in folders[step - 1 : step + 1]]
+        assert counts[1] - counts[0] == (0 if same else 1), (run.name, step)
+
+
+def assert_given_up(found: Found) -> None:
+    assert sorted(found.streak.verdicts) == [STEPS, STEPS + 1, STEPS + 2]
+    error = found.error
+    assert error is not None
+    assert error.exit_code == 6
+    assert error.what == "3 steps in a row were skipped: the loss is not finite on rank 1"
+    assert error.where.startswith(f"step {STEPS + 2}, samples [")
+    assert "python -m janus_ds inspect" in error.fix
+    assert "goes on from the last checkpoint" in error.fix
+
+
+def test_a_part_of_the_matrix(tmp_path: Path) -> None:
+    check(tmp_path, SOME)
+
+
+@pytest.mark.heavy
+def test_every_precision_and_zero_stage(tmp_path: Path) -> None:
+    check(tmp_path, [execution for execution in ALL if execution not in SOME])
