@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "PREEMPTED_EXIT_CODE",
+    "STALLED_EXIT_CODE",
     "CheckpointError",
     "ConfigError",
     "DamagedDataError",
@@ -27,6 +28,9 @@ __all__ = [
 
 PREEMPTED_EXIT_CODE = 75
 """Exit code of a run that was asked to stop, has saved, and wants to be started again."""
+
+STALLED_EXIT_CODE = 76
+"""Exit code of a run in which no rank made progress; it wants to be started again as well."""
 
 
 class JanusError(Exception):

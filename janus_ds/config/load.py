@@ -114,6 +114,7 @@ _NOT_TRAINED = {
     "train.keep_best",
     "train.patience",
     "train.time_limit",
+    "train.stall_minutes",
     "train.sample_every",
     "train.max_bad_steps",
     "train.max_overflows",

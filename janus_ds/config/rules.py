@@ -74,7 +74,7 @@ _NOT_NEGATIVE = _words(
     "optim.weight_decay optim.warmup_steps optim.warmup_init_lr optim.clip_norm train.seed "
     "objective.ramp_start objective.ramp_kl_steps objective.ramp_nar_steps objective.ramp_aux_steps "
     "train.valid_every train.valid_samples train.sample_every train.valid_bleu_samples "
-    "train.valid_bleu_iterations train.patience train.time_limit train.keep_every "
+    "train.valid_bleu_iterations train.patience train.time_limit train.stall_minutes train.keep_every "
     "decode.max_length decode.iterations decode.length_penalty "
     "decode.rescore_samples decode.draft_iterations decode.temperature decode.seed"
 )

@@ -99,7 +99,8 @@ class TrainingEngine:
         self._scale = LossScale(getattr(self._engine.optimizer, "loss_scaler", None))
         self._largest: Tensor | None = None
         # Whatever goes wrong in a backward pass comes by here: it ends at the table of the embeddings.
-        step.model.embedding.weight.register_hook(self._note_gradient)
+        table: Any = step.model.embedding.weight
+        table.register_hook(self._note_gradient)
         self.dtype = _DTYPES[execution.precision]
 
     def seed_dropout(self, seed: int, step: int, micro: int) -> None:

@@ -129,7 +129,7 @@ class Guards:
         return loss * torch.where(vetoed, torch.nan, 1.0)
 
     def after_backward(self, largest: Tensor | None) -> None:
-        """The largest number in a part of this micro-batch's own gradient that shows when it is not finite."""
+        """Note the largest number in a part of this micro-batch's own gradient, or that there is none."""
         self._seen.gradients.append(largest)
 
     def judge(self, step: int, update: Update, sample_ids: Sequence[Sequence[int]]) -> Verdict:

@@ -30,6 +30,7 @@ from janus_ds.train.spikes import LossWatch
 from janus_ds.train.state import Meters, RunIdentity
 from janus_ds.train.streaks import SkipCause
 from janus_ds.train.validation import Validator, add_terms, global_counts, global_terms
+from janus_ds.train.watchdog import Watchdog
 
 __all__ = ["Outcome", "OutputScorer", "Sampler", "Trainer", "TrainerParts"]
 
@@ -62,6 +63,7 @@ class TrainerParts:
         sampler: decodes samples for TensorBoard, or None; the same on all ranks, since gathering the
             weights takes all of them.
         scorer: scores outputs for the validation set, or None; the same on all ranks.
+        watchdog: is told what goes on.
     """
 
     config: RunConfig
@@ -73,6 +75,7 @@ class TrainerParts:
     vocab_size: int
     sampler: Sampler | None = None
     scorer: OutputScorer | None = None
+    watchdog: Watchdog | None = None
 
 
 class Trainer:
@@ -93,6 +96,8 @@ class Trainer:
         watch = LossWatch(self._train, meters.recent_losses)
         self._guards = Guards(parts.engine.topology, self._train, signals, watch)
         self._signals = signals
+        self._watchdog = parts.watchdog or Watchdog(parts.engine.topology, None, parts.run / "stacks", 0.0)
+        self._first_step = step
         self._meters = meters
         root = parts.run / "checkpoints"
         self._best = BestWeights(self._train, meters, root, parts.engine.topology)
@@ -117,8 +122,10 @@ class Trainer:
                 return self._stop()
             while self._step < self._train.max_steps and not self._meters.finished:
                 self._meter.restart()
+                self._watchdog.enter(f"reading the data of step {self._step + 1}", slow=self._is_first)
                 step_data, fault = _fetch(data)
                 self._meter.data_ready()
+                self._watchdog.enter(f"beginning step {self._step + 1}")
                 if self._guards.before_step(fault) is Decision.STOP_SAVE:
                     return self._stop()
                 self.train_step(step_data)
@@ -127,8 +134,7 @@ class Trainer:
                 self._sample()
                 if self._due(self._train.save_every):
                     self._save()
-            self._save()
-            self._parts.checkpoints.finish()
+            self._finish()
             return Outcome.COMPLETE
         finally:
             self._progress.close()
@@ -145,12 +151,16 @@ class Trainer:
         update = Update(False, 0.0, 1.0)
         for micro, batch in enumerate(data.batches):
             self._engine.seed_dropout(self._train.seed, data.step, micro)
+            self._watchdog.enter(self._words("in the forward pass", micro), slow=self._is_first)
             report = self._engine.forward(batch, counts, factors)
             add_terms(terms, report)
+            self._watchdog.enter(self._words("in the backward pass", micro), slow=self._is_first)
             loss = self._guards.veto(report.total, last=micro == len(data.batches) - 1)
             self._engine.backward(loss)
             self._guards.after_backward(self._engine.largest_gradient)
+            self._watchdog.enter(self._words("in the update", micro), slow=self._is_first)
             update = self._engine.update(rate)
+        self._watchdog.enter(self._words("after the update"))
         ids = [batch.sample_id_B.tolist() for batch in data.batches]
         verdict = self._guards.judge(data.step, update, ids)
         if verdict.cause in (SkipCause.LOSS, SkipCause.SPIKE):
@@ -161,6 +171,15 @@ class Trainer:
         if verdict.decision is Decision.ABORT:
             raise self._guards.error(data.step, verdict, update)
         return verdict
+
+    def _words(self, where: str, micro: int | None = None) -> str:
+        """The place for the watchdog."""
+        return f"{where} of step {self._step + 1}" + ("" if micro is None else f", micro-batch {micro + 1}")
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this start has made no step yet: things are imported, compiled and fetched."""
+        return self._step == self._first_step
 
     def _account(self, counts: BatchCounts, verdict: Verdict) -> None:
         self._meters.samples += counts.samples
@@ -219,7 +238,8 @@ class Trainer:
 
     def _validate(self) -> dict[str, float] | None:
         """Figures on held-out data; None on all ranks where any of them was asked to stop meanwhile."""
-        losses = self._parts.validator.losses(self._engine, self._guards.asked_to_stop)
+        self._watchdog.enter(f"validating after step {self._step}", slow=True)
+        losses = self._parts.validator.losses(self._engine, self._asked_to_stop)
         if losses is None:
             return None
         shown = ", ".join(
@@ -238,12 +258,22 @@ class Trainer:
         scored = {f"{metric.name}_{mode}": score for mode, score in scores.items()}
         return {f"valid/{name}": value for name, value in {**losses, **scored}.items()}
 
+    def _asked_to_stop(self) -> bool:
+        """Between two batches of a validation."""
+        self._watchdog.touch()
+        return self._guards.asked_to_stop()
+
     def _score(self) -> dict[str, float] | None:
         """Validation scores by mode, equal on all ranks; empty where none are asked for, None if stopped."""
         if self._parts.scorer is None:
             return {}
+        self._watchdog.enter(f"scoring outputs after step {self._step}", slow=True)
         weights = self._engine.full_weights()
-        stop = self._signals.asked
+
+        def stop() -> bool:
+            self._watchdog.touch()
+            return self._signals.asked()
+
         return self._topology.broadcast_object(
             self._parts.scorer(weights, stop) if weights is not None else None
         )
@@ -256,6 +286,7 @@ class Trainer:
         due = self._due(self._train.sample_every) if self._train.sample_every else self._validates
         if self._parts.sampler is None or not due:
             return
+        self._watchdog.enter(f"decoding samples after step {self._step}", slow=True)
         weights = self._engine.full_weights()
         if self._writer and weights is not None:
             self._writer.write_text(self._step, "samples", self._parts.sampler(weights))
@@ -264,14 +295,25 @@ class Trainer:
         logger.warning(
             "asked to stop (%s): saving at step %d", self._signals.name or "another rank", self._step
         )
-        self._save()
-        self._parts.checkpoints.finish()
+        self._finish()
         self._signals.leave()
         return Outcome.STOPPED
+
+    def _finish(self) -> None:
+        """Write the last checkpoint, and wait for it."""
+        self._save()
+        self._enter_saving()
+        self._parts.checkpoints.finish()
+
+    def _enter_saving(self) -> None:
+        root = self._parts.run / "checkpoints"
+        probe = (lambda: _bytes_of_saves(root)) if self._topology.is_main else None
+        self._watchdog.enter(f"saving after step {self._step}", slow=True, probe=probe)
 
     def _save(self) -> None:
         if self._step == self._saved_at:
             return
+        self._enter_saving()
         if self._writer:
             # The checkpoint must not know of steps whose figures a kill could still take.
             self._writer.flush()
@@ -281,6 +323,11 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0
+
+
+def _bytes_of_saves(root: Path) -> int:
+    """Bytes of the checkpoint that is being written; they grow while that goes on."""
+    return sum(path.stat().st_size for path in root.glob(".saving-*/*"))
 
 
 def _fetch(data: Iterator[StepData]) -> tuple[Any, JanusError | None]:

@@ -34,7 +34,9 @@ ENGINES: dict[str, dict[str, Any]] = {
     "sums": {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
 }
 SOME = [("fp32", 1), ("fp32", 3), ("bf16", 1), ("fp16", 2)]
-ALL = [(name, stage) for name in ("fp32", "bf16", "fp16") for stage in (0, 1, 2, 3) if name == "fp32" or stage]
+ALL = [
+    (name, stage) for name in ("fp32", "bf16", "fp16") for stage in (0, 1, 2, 3) if name == "fp32" or stage
+]
 ALL += [("offload", 2), ("sums", 1)]
 MICRO_BATCHES = 2
 LOSS, GRADIENT, WEIGHT = 1, 3, 5
@@ -90,7 +92,9 @@ def check(folder: Path, executions: list[tuple[str, int]]) -> None:
 def assert_skipped(run: Path, first: Found, second: Found, name: str) -> None:
     verdicts = first.watched.verdicts
     decisions = [verdicts[step].decision for step in range(STEPS)]
-    skipped = [Decision.SKIP if step in (LOSS, GRADIENT, WEIGHT) else Decision.PROCEED for step in range(STEPS)]
+    skipped = [
+        Decision.SKIP if step in (LOSS, GRADIENT, WEIGHT) else Decision.PROCEED for step in range(STEPS)
+    ]
     assert decisions == skipped, (run.name, verdicts)
     # The micro-batch that was spoiled on rank 1, and no other sample.
     ids = second.watched.ids

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, put into chosen passes of one rank, and what came of each step."""
+"""Losses and gradients that are not finite, put into chosen passes, and what came of each step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bad_passes(faults: dict[int, str], topology: Topology, rank: int | None) -> 
             elif fault == "gradient":
                 total.register_hook(lambda gradient: gradient * math.inf)
             elif fault == "weight":
-                name, weight = next(item for item in self.named_parameters() if "encoder" in item[0])
+                _, weight = next(item for item in self.named_parameters() if "encoder" in item[0])
                 hooks.append(weight.register_hook(_spoiled))
             elif fault is not None:
                 total = total * float(fault[1:])
