@@ -2,6 +2,7 @@
 
 One job of two ranks goes over its executions one after the other. A run of each has a bad loss, a bad
 gradient and a bad gradient of one matrix alone, on rank 1; a second start of it never sees a good step.
+The first job has a streak of fp16 overflows and a spike of the loss as well.
 """
 
 from __future__ import annotations
@@ -55,12 +56,48 @@ class Found:
     scales: list[float]
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What one rank saw beside the matrix."""
+
+    overflow: Found
+    spike: Watched
+    resumed_spike: Watched
+    losses: list[float]
+    """Losses of the run with a spike."""
+
+
 def go_over(folder: Path, executions: list[tuple[str, int]]) -> dict[tuple[str, int], Found]:
     from deepspeed.accelerator import get_accelerator
 
     topology = init_topology(1, process_group=True)
     type(get_accelerator()).is_fp16_supported = lambda self: True
     return {execution: spoil(folder, topology, *execution) for execution in executions}
+
+
+SPIKE, WINDOW, SPIKE_STEPS = 10, 8, 12
+SPIKES = (f"train.max_steps={SPIKE_STEPS}", "train.save_every=9", "train.valid_every=0", "train.keep_last=99")
+SPIKES = (*SPIKES, f"train.spike_window={WINDOW}", "train.spike_action=skip", "train.spike_factor=20")
+
+
+def go_further(folder: Path, executions: list[tuple[str, int]]) -> tuple[Any, Extras]:
+    """The executions, then the rest."""
+    found = go_over(folder, executions)
+    topology = init_topology(1, process_group=True)
+    scale = {"enabled": True, "loss_scale": 0, "initial_scale_power": 2, "hysteresis": 1, "min_loss_scale": 1}
+    error = None
+    with watched_steps() as streak, bad_passes(dict.fromkeys(range(99), "gradient"), topology, rank=1):
+        try:
+            train(folder, topology, Run("streak", 2, 2, SETTINGS, {"fp16": scale}))
+        except TrainingError as raised:
+            error = raised
+    overflow = Found(Watched(), streak, [], error, [])
+    with watched_steps() as spike, bad_passes({2 * SPIKE: "x4"}, topology, rank=1):
+        lines = train(folder, topology, Run("spike", 3, 2, SPIKES)).lines
+    train(folder, topology, Run("spike-resumed", 3, 2, (*SPIKES, "train.max_steps=9")))
+    with watched_steps() as resumed, bad_passes({2 * (SPIKE - 9): "x4"}, topology, rank=1):
+        train(folder, topology, Run("spike-resumed", 3, 2, SPIKES))
+    return found, Extras(overflow, spike, resumed, [line["loss"] for line in lines])
 
 
 def spoil(folder: Path, topology: Topology, name: str, stage: int) -> Found:
@@ -77,11 +114,9 @@ def spoil(folder: Path, topology: Topology, name: str, stage: int) -> Found:
     return Found(watched, streak, result.lines, error, result.series("loss_scale"))
 
 
-def check(folder: Path, executions: list[tuple[str, int]]) -> None:
-    """Start the job, and hold what must hold of each execution."""
-    make_inputs(folder)
-    ranks = run_ranks(go_over, 2, folder, executions, timeout=900.0)
-    for execution in executions:
+def check(folder: Path, ranks: list[dict[tuple[str, int], Found]]) -> None:
+    """Hold what must hold of each execution."""
+    for execution in ranks[0]:
         first, second = (rank[execution] for rank in ranks)
         assert first.watched.verdicts == second.watched.verdicts, execution
         assert_skipped(folder / f"{execution[0]}-{execution[1]}", first, second, execution[0])
@@ -146,10 +181,52 @@ def assert_given_up(found: Found) -> None:
     assert "goes on from the last checkpoint" in error.fix
 
 
-def test_a_part_of_the_matrix(tmp_path: Path) -> None:
-    check(tmp_path, SOME)
+def assert_streak(found: Found) -> None:
+    """Scales 4, 2 and 1, and no further."""
+    verdicts = [found.streak.verdicts[step] for step in sorted(found.streak.verdicts)]
+    assert [verdict.cause for verdict in verdicts] == [SkipCause.OVERFLOW] * 3
+    assert [verdict.decision for verdict in verdicts] == [Decision.SKIP, Decision.SKIP, Decision.ABORT]
+    error = found.error
+    assert error is not None
+    assert "the loss scale of fp16 cannot come down any further" in error.what
+    assert error.where == "step 2, loss scale 1, 3 overflows in a row"
+    assert "use bf16 (ds_configs/zero2_bf16.json)" in error.fix
+
+
+def assert_spike(folder: Path, first: Extras, second: Extras) -> None:
+    """Skipped by both ranks from the loss of both; the same after a resume, bit for bit."""
+    verdicts = first.spike.verdicts
+    assert verdicts == second.spike.verdicts
+    spikes = [step for step, verdict in verdicts.items() if verdict.spike]
+    assert spikes == [SPIKE]
+    verdict = verdicts[SPIKE]
+    assert (verdict.decision, verdict.cause) == (Decision.SKIP, SkipCause.SPIKE)
+    assert verdict.reason.startswith(
+        f"the loss {first.losses[SPIKE]:.4g} is a spike: the median of the last 8 is "
+    )
+    assert verdict.reason.endswith("; most of it comes from rank 1")
+    assert verdict.sample_ids == sorted(second.spike.ids[SPIKE][0])
+    resumed = {step: verdict for step, verdict in verdicts.items() if step >= 9}
+    assert first.resumed_spike.verdicts == second.resumed_spike.verdicts == resumed
+    ends = [folder / name / f"checkpoints/step-{SPIKE_STEPS:08d}" for name in ("spike", "spike-resumed")]
+    for name in ("weights.safetensors", "optimizer.safetensors"):
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes()
+    kept, again = (read_state(end)["meters"]["recent_losses"] for end in ends)
+    assert kept == again
+    assert kept == pytest.approx([*first.losses[3:SPIKE], first.losses[SPIKE + 1]], rel=1e-12)
+
+
+def test_a_part_of_the_matrix_a_streak_and_a_spike(tmp_path: Path) -> None:
+    make_inputs(tmp_path)
+    ranks = run_ranks(go_further, 2, tmp_path, SOME, timeout=900.0)
+    check(tmp_path, [found for found, _ in ranks])
+    for _, extras in ranks:
+        assert_streak(extras.overflow)
+    assert_spike(tmp_path, ranks[0][1], ranks[1][1])
 
 
 @pytest.mark.heavy
 def test_every_precision_and_zero_stage(tmp_path: Path) -> None:
-    check(tmp_path, [execution for execution in ALL if execution not in SOME])
+    make_inputs(tmp_path)
+    rest = [execution for execution in ALL if execution not in SOME]
+    check(tmp_path, run_ranks(go_over, 2, tmp_path, rest, timeout=900.0))
