@@ -43,6 +43,8 @@ class JanusError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    local: ClassVar[bool] = False
+    """One rank alone meets it, and says so itself, while the others may wait for it in a collective."""
 
     def __init__(self, what: str, where: str, fix: str) -> None:
         super().__init__(what, where, fix)

@@ -39,6 +39,7 @@ from janus_ds.train.engine import TrainingEngine
 from janus_ds.train.guards import together
 from janus_ds.train.initial import start_from
 from janus_ds.train.launch import TrainOptions
+from janus_ds.train.memory import MemoryGuard
 from janus_ds.train.output_scores import OutputScores
 from janus_ds.train.resume import read_resumable, resume
 from janus_ds.train.samples import SampleDecoder, text_pairs
@@ -94,13 +95,14 @@ def pretrain(options: TrainOptions, signals: StopSignals) -> Outcome:
     topology = init_topology(options.tensor_parallel, process_group=True)
     roll_call = RollCall(topology, signals.hear)
     signals.tell(roll_call.ask_to_stop)
-    orderly = False
+    orderly, alone = False, False
     try:
         outcome = pretrain_on(topology, options, signals, roll_call)
         orderly = True
         return outcome
-    except JanusError:
-        orderly = True
+    except JanusError as error:
+        alone = error.local
+        orderly = not alone
         raise
     except RuntimeError as error:
         lost = roll_call.lost(_NEWS_SECONDS)
@@ -108,7 +110,7 @@ def pretrain(options: TrainOptions, signals: StopSignals) -> Outcome:
         raise lost or error from error
     finally:
         roll_call.close(orderly=orderly)
-        if roll_call.complete:
+        if roll_call.complete and not alone:
             close_topology()
 
 
@@ -250,6 +252,7 @@ def _train(
         vocab_size=plan.special.vocab_size,
         sampler=SampleDecoder(plan.config, plan.tokenizer, pairs, topology.device),
         scorer=together(topology, lambda: OutputScores.of(plan.config, plan.tokenizer, topology.device)),
+        memory=MemoryGuard(plan.config, execution, topology),
         watchdog=guardians.watchdog,
     )
     trainer = Trainer(parts, guardians.signals, step, Meters(**state["meters"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from janus_ds.batch import BatchCounts
+from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.step_data import StepData
@@ -25,6 +26,7 @@ from janus_ds.train.best import BestWeights
 from janus_ds.train.engine import TrainingEngine, Update
 from janus_ds.train.guards import Decision, Guards, Verdict
 from janus_ds.train.lr_schedule import learning_rate
+from janus_ds.train.memory import MemoryGuard
 from janus_ds.train.signals import StopSignals
 from janus_ds.train.spikes import LossWatch
 from janus_ds.train.state import Meters, RunIdentity
@@ -72,6 +74,7 @@ class TrainerParts:
     engine: TrainingEngine
     validator: Validator
     checkpoints: CheckpointManager
+    memory: MemoryGuard
     vocab_size: int
     sampler: Sampler | None = None
     scorer: OutputScorer | None = None
@@ -151,16 +154,16 @@ class Trainer:
         update = Update(False, 0.0, 1.0)
         for micro, batch in enumerate(data.batches):
             self._engine.seed_dropout(self._train.seed, data.step, micro)
-            self._watchdog.enter(self._words("in the forward pass", micro), slow=self._is_first)
-            report = self._engine.forward(batch, counts, factors)
-            add_terms(terms, report)
-            self._watchdog.enter(self._words("in the backward pass", micro), slow=self._is_first)
-            loss = self._guards.veto(report.total, last=micro == len(data.batches) - 1)
-            self._engine.backward(loss)
-            self._guards.after_backward(self._engine.largest_gradient)
-            self._watchdog.enter(self._words("in the update", micro), slow=self._is_first)
-            update = self._engine.update(rate)
-        self._watchdog.enter(self._words("after the update"))
+            with self._work("in the forward pass", micro, batch):
+                report = self._engine.forward(batch, counts, factors)
+                add_terms(terms, report)
+            with self._work("in the backward pass", micro, batch):
+                loss = self._guards.veto(report.total, last=micro == len(data.batches) - 1)
+                self._engine.backward(loss)
+                self._guards.after_backward(self._engine.largest_gradient)
+            with self._work("in the update", micro, batch):
+                update = self._engine.update(rate)
+        self._watchdog.enter(f"after the update of step {self._step + 1}")
         ids = [batch.sample_id_B.tolist() for batch in data.batches]
         verdict = self._guards.judge(data.step, update, ids)
         if verdict.cause in (SkipCause.LOSS, SkipCause.SPIKE):
@@ -172,9 +175,13 @@ class Trainer:
             raise self._guards.error(data.step, verdict, update)
         return verdict
 
-    def _words(self, where: str, micro: int | None = None) -> str:
-        """The place for the watchdog."""
-        return f"{where} of step {self._step + 1}" + ("" if micro is None else f", micro-batch {micro + 1}")
+    @contextmanager
+    def _work(self, where: str, micro: int, batch: TwoStreamBatch) -> Iterator[None]:
+        """A part of a step: the watchdog knows of it, and so does the error if memory runs out."""
+        words = f"{where} of step {self._step + 1}, micro-batch {micro + 1}"
+        self._watchdog.enter(words, slow=self._is_first)
+        with self._parts.memory.during(words, batch):
+            yield
 
     @property
     def _is_first(self) -> bool:
@@ -238,8 +245,10 @@ class Trainer:
 
     def _validate(self) -> dict[str, float] | None:
         """Figures on held-out data; None on all ranks where any of them was asked to stop meanwhile."""
-        self._watchdog.enter(f"validating after step {self._step}", slow=True)
-        losses = self._parts.validator.losses(self._engine, self._asked_to_stop)
+        words = f"validating after step {self._step}"
+        self._watchdog.enter(words, slow=True)
+        with self._parts.memory.during(words):
+            losses = self._parts.validator.losses(self._engine, self._asked_to_stop)
         if losses is None:
             return None
         shown = ", ".join(
