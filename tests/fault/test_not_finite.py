@@ -34,7 +34,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     # Stage 1 with fp32 sums of bf16 gradients is a class of its own.
     "sums": {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
 }
-SOME = [("fp32", 3), ("bf16", 1), ("fp16", 2)]
+SOME = [("fp32", 0), ("fp32", 3), ("bf16", 2), ("fp16", 2)]
 ALL = [
     (name, stage) for name in ("fp32", "bf16", "fp16") for stage in (0, 1, 2, 3) if name == "fp32" or stage
 ]

@@ -52,7 +52,8 @@ def test_a_real_failed_allocation_names_batch_and_ways_out() -> None:
     assert error.fix.startswith(
         "any of: (1) train_micro_batch_size_per_gpu 8 -> 4 with gradient_accumulation_steps 4 -> 8 in "
         "ds_configs/zero2.json (the global batch stays at 64); (2) ZeRO stage 2 -> 3 "
-        "(ds_configs/zero3.json), which shares weights among the 2 data-parallel ranks; (3) train.activation_checkpointing=true"
+        "(ds_configs/zero3.json), which shares weights among the 2 data-parallel ranks; "
+        "(3) train.activation_checkpointing=true"
     )
     assert error.fix.endswith("The same command resumes from the last checkpoint")
 
