@@ -131,6 +131,7 @@ def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
         _optim,
         _validation,
         _saving,
+        _faults,
         _decode,
     )
     for rule in rules:
@@ -299,6 +300,28 @@ def _saving(run: RunConfig, where: Where, faults: FaultList) -> None:
             where("train.keep_every"),
             f"give a multiple of train.save_every, such as {max(kept // every, 1) * every}, or 0",
             ["train.keep_every", "train.save_every"],
+        )
+
+
+def _faults(run: RunConfig, where: Where, faults: FaultList) -> None:
+    train, data = run.train, run.data
+    if train.spike_action in ("skip", "stop") and train.spike_window >= train.max_steps:
+        faults.add(
+            f"a spike is seen after {train.spike_window} steps (train.spike_window), but the run has "
+            f"{train.max_steps}",
+            where("train.spike_window"),
+            "give a smaller train.spike_window or more train.max_steps, or leave train.spike_action out",
+            ["train.spike_window", "train.spike_action", "train.max_steps"],
+        )
+    seconds = 60 * train.stall_minutes
+    distant = any(is_remote(place) for place in (data.path or "", data.valid_path or ""))
+    if distant and 0 < seconds <= data.stall_seconds:
+        faults.add(
+            f"train.stall_minutes ends the run after {seconds:g} s without progress, but a transfer of data "
+            f"may take {data.stall_seconds:g} s to fail (data.stall_seconds), and is then tried again",
+            where("train.stall_minutes"),
+            "give more train.stall_minutes, or fewer data.stall_seconds",
+            ["train.stall_minutes", "data.stall_seconds"],
         )
 
 

@@ -147,15 +147,16 @@ class Guards:
             return self._counted(step, seen, spike)
         accounts = self._topology.gather_objects(_account(seen, sample_ids))
         cause, reason, ids = self._explain(seen, spike, accounts, update)
-        samples = f"; samples {shown_samples(ids)}" if ids else ""
-        logger.warning("step %d skipped on all ranks: %s%s", step, reason, samples)
+        if self._topology.is_main:
+            samples = f"; samples {shown_samples(ids)}" if ids else ""
+            logger.warning("step %d skipped on all ranks: %s%s", step + 1, reason, samples)
         exhausted = update.exhausted and cause is SkipCause.OVERFLOW
         decision = self._streaks.add(cause, exhausted, self._watch.action == "stop")
         return Verdict(decision, reason, ids, cause, spike)
 
     def error(self, step: int, verdict: Verdict, update: Update) -> TrainingError:
-        """The error that ends a run after too many bad steps."""
-        return self._streaks.error(step, verdict, update.loss_scale)
+        """The error that ends a run after too many bad steps; `step` from 0, in words from 1 as elsewhere."""
+        return self._streaks.error(step + 1, verdict, update.loss_scale)
 
     def _counted(self, step: int, seen: _Seen, spike: bool) -> Verdict:
         if not self._watch.on or seen.total is None:
@@ -165,7 +166,8 @@ class Guards:
         reason = ""
         if spike:
             reason = self._spike_words(loss)
-            logger.warning("step %d: %s; the step counts (train.spike_action)", step, reason)
+            if self._topology.is_main:
+                logger.warning("step %d: %s; the step counts (train.spike_action)", step + 1, reason)
         self._watch.add(loss)
         return Verdict(Decision.PROCEED, reason, spike=spike)
 

@@ -216,7 +216,6 @@ class Trainer:
             values["spike"] = True
         if skipped:
             values |= {"skipped": True, "reason": verdict.reason, "bad_samples": verdict.sample_ids}
-            self._progress.note(f"step {self._step} skipped: {verdict.reason}")
         if self._validates:
             found = self._validate()
             if found is None:

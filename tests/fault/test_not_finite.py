@@ -176,7 +176,7 @@ def assert_given_up(found: Found) -> None:
     assert error is not None
     assert error.exit_code == 6
     assert error.what == "3 steps in a row were skipped: the loss is not finite on rank 1"
-    assert error.where.startswith(f"step {STEPS + 2}, samples [")
+    assert error.where.startswith(f"step {STEPS + 3}, samples [")
     assert "python -m janus_ds inspect" in error.fix
     assert "goes on from the last checkpoint" in error.fix
 
@@ -189,7 +189,7 @@ def assert_streak(found: Found) -> None:
     error = found.error
     assert error is not None
     assert "the loss scale of fp16 cannot come down any further" in error.what
-    assert error.where == "step 2, loss scale 1, 3 overflows in a row"
+    assert error.where == "step 3, loss scale 1, 3 overflows in a row"
     assert "use bf16 (ds_configs/zero2_bf16.json)" in error.fix
 
 

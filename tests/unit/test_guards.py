@@ -48,7 +48,7 @@ def test_a_bad_micro_batch_spoils_the_last_one_and_is_named(caplog: pytest.LogCa
     assert verdict.decision is Decision.SKIP
     assert verdict.cause is SkipCause.LOSS
     assert verdict.sample_ids == [11, 12]
-    assert "step 4 skipped on all ranks: the loss is not finite on rank 0; samples [11, 12]" in caplog.text
+    assert "step 5 skipped on all ranks: the loss is not finite on rank 0; samples [11, 12]" in caplog.text
     assert guard.veto(GOOD, last=True).item() == 1.5
 
 
@@ -64,7 +64,7 @@ def test_a_streak_ends_the_run_and_a_good_step_ends_the_streak() -> None:
     error = guard.error(9, verdict, update)
     assert isinstance(error, TrainingError)
     assert "2 steps in a row" in error.what
-    assert "step 9, samples [7]" in error.where
+    assert "step 10, samples [7]" in error.where
 
 
 def test_a_gradient_that_is_not_finite_is_traced_to_its_micro_batch() -> None:
@@ -97,7 +97,7 @@ def test_fp16_may_search_its_scale_for_longer() -> None:
     assert found[41].decision is Decision.ABORT
     error = guard.error(8, found[41], OVERFLOW)
     assert error.what == "fp16 gradients have overflowed in 42 steps in a row (train.max_overflows)"
-    assert error.where == "step 8, loss scale 256, 42 overflows in a row"
+    assert error.where == "step 9, loss scale 256, 42 overflows in a row"
     assert "use bf16 (ds_configs/zero2_bf16.json)" in error.fix
     assert error.exit_code == 6
 
@@ -110,7 +110,7 @@ def test_fp16_gives_up_where_its_scale_cannot_come_down() -> None:
     assert verdict.decision is Decision.ABORT
     error = guard.error(5, verdict, end)
     assert "the loss scale of fp16 cannot come down any further" in error.what
-    assert error.where == "step 5, loss scale 1, 2 overflows in a row"
+    assert error.where == "step 6, loss scale 1, 2 overflows in a row"
     # A sample is to blame, not the scale: an ordinary bad step.
     guard = guards()
     guard.veto(BAD, last=True)
@@ -183,7 +183,7 @@ def test_a_spike_is_only_told_or_skipped_or_the_end(caplog: pytest.LogCaptureFix
     verdict = step(guard, 3.4, 30)
     assert (verdict.decision, verdict.spike) == (Decision.PROCEED, True)
     assert (
-        "step 30: the loss 3.4 is a spike: the median of the last 20 is 3.03, the limit 3.333" in caplog.text
+        "step 31: the loss 3.4 is a spike: the median of the last 20 is 3.03, the limit 3.333" in caplog.text
     )
     assert losses[-1] == pytest.approx(3.4)
     assert not step(guard, 3.3).spike
@@ -204,7 +204,7 @@ def test_a_spike_is_only_told_or_skipped_or_the_end(caplog: pytest.LogCaptureFix
     assert verdict.decision is Decision.ABORT
     error = guard.error(30, verdict, LEFT_OUT)
     assert error.what.startswith("a step was skipped: the loss 3.4 is a spike")
-    assert error.where == "step 30, samples [11, 12]"
+    assert error.where == "step 31, samples [11, 12]"
     assert "train.spike_action=warn" in error.fix
 
 
