@@ -21,8 +21,8 @@ class Place:
         words: the work, such as "reading the data of step 40".
         age: seconds since it began, or since its last sign of progress.
         patience: seconds that this work may take without one.
-        frame: the innermost Python frame of the main thread, "function (file:line)".
-        waits: that frame belongs to a collective, so that another rank is what it waits for.
+        frame: where in the code that is, "function (file:line)".
+        waits: that is in a collective, so that another rank is what it waits for.
     """
 
     number: int
@@ -93,14 +93,18 @@ def behind(reports: Mapping[int, Report]) -> list[int]:
 
 
 def frame_of(thread: int) -> tuple[str, bool]:
-    """The innermost frame of a thread as "function (file:line)", and whether it is in a collective."""
+    """Where a thread is, as "function (file:line)", and whether that is in a collective.
+
+    Its innermost frame outside of Python's and other packages' own files, where it has one.
+    """
     frame = sys._current_frames().get(thread)
-    if frame is None:
-        return "", False
-    code = frame.f_code
-    words = f"{code.co_name} ({code.co_filename.rpartition('/')[2]}:{frame.f_lineno})"
+    words, own, waits = "", False, False
     while frame is not None:
-        if any(part in frame.f_code.co_filename for part in _COLLECTIVES):
-            return words, True
+        file = frame.f_code.co_filename
+        waits = waits or any(part in file for part in _COLLECTIVES)
+        ours = "janus_ds/" in file or "/lib/python" not in file
+        if not words or (ours and not own):
+            words = f"{frame.f_code.co_name} ({file.rpartition('/')[2]}:{frame.f_lineno})"
+            own = ours
         frame = frame.f_back
-    return words, False
+    return words, waits

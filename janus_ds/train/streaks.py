@@ -12,6 +12,7 @@ from janus_ds.errors import TrainingError
 __all__ = ["Decision", "SkipCause", "Streaks", "Verdict", "names_of_ranks", "shown_samples"]
 
 _SHOWN_SAMPLES = 16
+_LOOK = "look at these samples (`python -m janus_ds inspect DATA --sample N`)"
 _FROM_CHECKPOINT = "the same command goes on from the last checkpoint, which is whole"
 
 
@@ -91,28 +92,29 @@ class Streaks:
         steps = f"{self._faults} steps in a row were" if self._faults > 1 else "a step was"
         if verdict.cause is SkipCause.SPIKE:
             fix = (
-                "look at these samples (`python -m janus_ds inspect`) and at the losses before them; lower "
-                "optim.lr or raise optim.warmup_steps, or let such steps pass with train.spike_action=warn "
-                f"or a higher train.spike_factor; {_FROM_CHECKPOINT}"
+                f"{_LOOK} and at the losses before them; lower optim.lr or raise optim.warmup_steps, or let "
+                "such steps pass with train.spike_action=warn or a higher train.spike_factor; "
+                f"{_FROM_CHECKPOINT}"
             )
         else:
             fix = (
-                "look at these samples (`python -m janus_ds inspect`), lower optim.lr or raise "
-                f"optim.warmup_steps; with fp16, use bf16 instead; {_FROM_CHECKPOINT}"
+                f"{_LOOK}, lower optim.lr or raise optim.warmup_steps; with fp16, use bf16 instead; "
+                f"{_FROM_CHECKPOINT}"
             )
         return TrainingError(f"{steps} skipped: {verdict.reason}", f"step {step}{samples}", fix)
 
     def _overflow_error(self, step: int, loss_scale: float) -> TrainingError:
         if self._overflows < self._train.max_overflows:
             what = "the loss scale of fp16 cannot come down any further, and gradients still overflow"
+            scale = "give a lower fp16.min_loss_scale"
         else:
             what = f"fp16 gradients have overflowed in {self._overflows} steps in a row (train.max_overflows)"
+            scale = "let the scale find its place (fp16.loss_scale 0)"
         return TrainingError(
             what,
             f"step {step}, loss scale {loss_scale:g}, {self._overflows} overflows in a row",
             "use bf16 (ds_configs/zero2_bf16.json), which has the range of fp32 and needs no loss scale; or "
-            "lower optim.lr, raise optim.warmup_steps, or set fp16.loss_scale to 0 (dynamic) with a lower "
-            f"fp16.min_loss_scale; {_FROM_CHECKPOINT}",
+            f"lower optim.lr, raise optim.warmup_steps, or {scale}; {_FROM_CHECKPOINT}",
         )
 
 

@@ -97,7 +97,9 @@ def test_a_read_that_never_returns_is_named_with_its_stack(tmp_path: Path) -> No
     where = assert_left(ranks, folder / "run")
     assert where.startswith("  where: rank 1 on "), where
     assert ": reading the data of step " in where
+    assert " s, at never_returns (test_stall.py:" in where
     assert "the others wait, such as rank 0: beginning step " in where
+    assert where.split("such as rank 0")[1].count(", at agree (topology.py:") == 1
     assert "never_returns" in (folder / "run/stacks/rank1.txt").read_text()
     assert "agree" in (folder / "run/stacks/rank0.txt").read_text()
     assert list((folder / "run/checkpoints").glob("step-*"))

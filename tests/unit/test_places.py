@@ -56,12 +56,17 @@ def test_a_place_travels_as_one_line() -> None:
 
 def test_the_frame_of_a_thread_that_waits() -> None:
     release = threading.Event()
-    thread = threading.Thread(target=release.wait)
+
+    def hangs() -> None:
+        release.wait()
+
+    thread = threading.Thread(target=hangs)
     thread.start()
     words, waits = frame_of(thread.ident or 0)
     release.set()
     thread.join()
-    assert words.startswith("wait (threading.py:")
+    # Where it is called, not where the library waits.
+    assert words.startswith("hangs (test_places.py:")
     assert not waits
     assert frame_of(-1) == ("", False)
 
