@@ -199,7 +199,8 @@ class Watchdog:
         if self._roll_call is not None and (error is not None or self._rank == 0):
             self._roll_call.tell("stall", "")
         if error is not None:
-            sys.stderr.write(f"{error}\n")
+            # The bar of progress leaves its line open.
+            sys.stderr.write(f"\n{error}\n")
             sys.stderr.flush()
         with contextlib.suppress(OSError):
             self._write_stacks()
