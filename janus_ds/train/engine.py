@@ -96,6 +96,9 @@ class TrainingEngine:
             # The objective reads the tied table outside of the module that owns it.
             deepspeed.zero.register_external_parameter(step, step.model.embedding.weight)
         self._master = MasterState(self._engine, self._engine.module.model, self._stage, topology, parallel)
+        if self._mpu is not None and self._stage in (1, 2):
+            # DeepSpeed's norm counts replicated parameters on the first tensor-parallel rank alone.
+            self._engine.optimizer.check_grad_overflow = True
         self._scale = LossScale(getattr(self._engine.optimizer, "loss_scaler", None))
         self._largest: Tensor | None = None
         # Whatever goes wrong in a backward pass comes by here: it ends at the table of the embeddings.

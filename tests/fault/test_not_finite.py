@@ -230,3 +230,28 @@ def test_every_precision_and_zero_stage(tmp_path: Path) -> None:
     make_inputs(tmp_path)
     rest = [execution for execution in ALL if execution not in SOME]
     check(tmp_path, run_ranks(go_over, 2, tmp_path, rest, timeout=900.0))
+
+
+def tensor_ranks(folder: Path) -> dict[int, Watched]:
+    """Two ranks that share one model, with the same faults on the second one alone."""
+    topology = init_topology(2, process_group=True)
+    found = {}
+    for stage in (1, 3):
+        # In stage 3, DeepSpeed sees replicated parameters on the first rank alone.
+        faults = FAULTS | {WEIGHT * 2: "replicated" if stage == 1 else "weight"}
+        with watched_steps() as watched, bad_passes(faults, topology, rank=1):
+            train(folder, topology, Run(f"tensor-{stage}", stage, 4, SETTINGS))
+        found[stage] = watched
+    return found
+
+
+@pytest.mark.heavy
+def test_tensor_parallel_ranks_agree_as_well(tmp_path: Path) -> None:
+    first, second = run_ranks(tensor_ranks, 2, make_inputs(tmp_path), timeout=900.0)
+    for stage in (1, 3):
+        verdicts = first[stage].verdicts
+        assert verdicts == second[stage].verdicts
+        skipped = [step for step in range(STEPS) if verdicts[step].decision is Decision.SKIP]
+        assert skipped == [LOSS, GRADIENT, WEIGHT]
+        assert verdicts[LOSS].sample_ids == sorted(second[stage].ids[LOSS][0])
+        assert_nothing_moved(tmp_path / f"tensor-{stage}")

@@ -25,7 +25,8 @@ def bad_passes(faults: dict[int, str], topology: Topology, rank: int | None) -> 
 
     Args:
         faults: forward, counted from 0 -> "nan" or "inf" (the loss), "gradient" (all of a finite loss's
-            gradient), "weight" (the gradient of one matrix alone) or "xN" (the loss is N times as large).
+            gradient), "weight" (the gradient of one matrix alone), "replicated" (of one parameter that
+            tensor-parallel ranks have alike) or "xN" (the loss is N times as large).
     """
     original, count, hooks = TrainingStep.forward, 0, []  # type: ignore[var-annotated]
 
@@ -40,9 +41,8 @@ def bad_passes(faults: dict[int, str], topology: Topology, rank: int | None) -> 
                 total = total + torch.tensor(float(fault))
             elif fault == "gradient":
                 total.register_hook(lambda gradient: gradient * math.inf)
-            elif fault == "weight":
-                _, weight = next(item for item in self.named_parameters() if "encoder" in item[0])
-                hooks.append(weight.register_hook(_spoiled))
+            elif fault in ("weight", "replicated"):
+                hooks.append(_encoder_weight(self, fault == "weight").register_hook(_spoiled))
             elif fault is not None:
                 total = total * float(fault[1:])
         return total, terms
@@ -52,6 +52,13 @@ def bad_passes(faults: dict[int, str], topology: Topology, rank: int | None) -> 
         yield
     finally:
         TrainingStep.forward = original  # type: ignore[method-assign]
+
+
+def _encoder_weight(step: TrainingStep, sharded: bool) -> Tensor:
+    """A parameter of the encoder that tensor-parallel ranks share, or have alike; any for one rank."""
+    found = [weight for name, weight in step.named_parameters() if "encoder" in name]
+    fitting = [weight for weight in found if getattr(weight, "tensor_model_parallel", False) == sharded]
+    return (fitting or found)[0]
 
 
 def _spoiled(gradient: Tensor) -> Tensor:
