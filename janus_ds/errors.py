@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "PREEMPTED_EXIT_CODE",
+    "STALLED_EXIT_CODE",
     "CheckpointError",
     "ConfigError",
     "DamagedDataError",
@@ -28,6 +29,9 @@ __all__ = [
 PREEMPTED_EXIT_CODE = 75
 """Exit code of a run that was asked to stop, has saved, and wants to be started again."""
 
+STALLED_EXIT_CODE = 76
+"""Exit code of a run in which no rank made progress; it wants to be started again as well."""
+
 
 class JanusError(Exception):
     """A fault that a user can understand and mend.
@@ -39,6 +43,8 @@ class JanusError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    local: ClassVar[bool] = False
+    """One rank alone meets it, and says so itself, while the others may wait for it in a collective."""
 
     def __init__(self, what: str, where: str, fix: str) -> None:
         super().__init__(what, where, fix)

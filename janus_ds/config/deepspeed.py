@@ -96,6 +96,7 @@ def read_deepspeed_config(
             f"{source}: zero_optimization.stage",
             "use stage 1 (the same on one rank), or fp32",
         )
+    _check_guards(config, source, faults)
     batch = solve_batch(config, run, data_size, source, faults)
     if not any(key.startswith("optim.") or key == "train.max_steps" for key in faults.spoilt):
         check_optimizer(config.get("optimizer"), run, source, faults)
@@ -191,6 +192,17 @@ def _precision(config: dict[str, Any], source: str, faults: FaultList) -> str:
         fix = "switch one of them off; bf16 needs no loss scale"
         faults.add("bf16 and fp16 are both switched on", f"{source}: bf16.enabled, fp16.enabled", fix)
     return on[0] if on else "fp32"
+
+
+def _check_guards(config: dict[str, Any], source: str, faults: FaultList) -> None:
+    for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        values = config.get(section)
+        if isinstance(values, dict) and values.get(key, True) is not True:
+            faults.add(
+                f"{section}.{key} is off: a gradient that is not finite would go into the weights unseen",
+                f"{source}: {section}.{key}",
+                "leave it out, or write true",
+            )
 
 
 def _check_clipping(config: dict[str, Any], run: RunConfig, source: str, faults: FaultList) -> None:

@@ -42,6 +42,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.attention_backend": ("auto", "dense", "grouped", "split", "flex"),
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
     "train.valid_task": ("nmt", *_GLGE_TASKS),
+    "train.spike_action": ("off", "warn", "skip", "stop"),
     "train.keep_best": ("none", "loss", "ar", "nar"),
     "decode.mode": ("ar", "nar", "draft"),
     "decode.rescore": ("ar",),
@@ -63,8 +64,8 @@ _POSITIVE = _words(
     "data.cache_gb data.stall_seconds "
     "optim.lr optim.eps train.global_batch train.batch_tokens train.batch_groups train.max_steps "
     "train.log_every train.save_every "
-    "train.keep_last train.max_failed_saves train.max_bad_steps decode.beam decode.length_beam "
-    "decode.draft_width"
+    "train.keep_last train.max_failed_saves train.max_bad_steps train.max_overflows "
+    "train.spike_factor decode.beam decode.length_beam decode.draft_width"
 )
 _NOT_NEGATIVE = _words(
     "data.workers data.shuffle_shards data.read_ahead data.retries "
@@ -73,7 +74,7 @@ _NOT_NEGATIVE = _words(
     "optim.weight_decay optim.warmup_steps optim.warmup_init_lr optim.clip_norm train.seed "
     "objective.ramp_start objective.ramp_kl_steps objective.ramp_nar_steps objective.ramp_aux_steps "
     "train.valid_every train.valid_samples train.sample_every train.valid_bleu_samples "
-    "train.valid_bleu_iterations train.patience train.time_limit train.keep_every "
+    "train.valid_bleu_iterations train.patience train.time_limit train.stall_minutes train.keep_every "
     "decode.max_length decode.iterations decode.length_penalty "
     "decode.rescore_samples decode.draft_iterations decode.temperature decode.seed"
 )
@@ -94,6 +95,7 @@ _RANGES: list[tuple[tuple[str, ...], _Test, str]] = [
     (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and less than 1"),
     (("objective.aux_share",), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("masking.poisson",), lambda v: 0.1 <= v <= 100, "between 0.1 and 100"),
+    (("train.spike_window",), lambda v: 8 <= v <= 10_000, "between 8 and 10000"),
     (("model.length_classes",), lambda v: v >= 2, "2 or more"),
 ]
 
@@ -129,6 +131,7 @@ def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
         _optim,
         _validation,
         _saving,
+        _faults,
         _decode,
     )
     for rule in rules:
@@ -297,6 +300,28 @@ def _saving(run: RunConfig, where: Where, faults: FaultList) -> None:
             where("train.keep_every"),
             f"give a multiple of train.save_every, such as {max(kept // every, 1) * every}, or 0",
             ["train.keep_every", "train.save_every"],
+        )
+
+
+def _faults(run: RunConfig, where: Where, faults: FaultList) -> None:
+    train, data = run.train, run.data
+    if train.spike_action in ("skip", "stop") and train.spike_window >= train.max_steps:
+        faults.add(
+            f"a spike is seen after {train.spike_window} steps (train.spike_window), but the run has "
+            f"{train.max_steps}",
+            where("train.spike_window"),
+            "give a smaller train.spike_window or more train.max_steps, or leave train.spike_action out",
+            ["train.spike_window", "train.spike_action", "train.max_steps"],
+        )
+    seconds = 60 * train.stall_minutes
+    distant = any(is_remote(place) for place in (data.path or "", data.valid_path or ""))
+    if distant and 0 < seconds <= data.stall_seconds:
+        faults.add(
+            f"train.stall_minutes ends the run after {seconds:g} s without progress, but a transfer of data "
+            f"may take {data.stall_seconds:g} s to fail (data.stall_seconds), and is then tried again",
+            where("train.stall_minutes"),
+            "give more train.stall_minutes, or fewer data.stall_seconds",
+            ["train.stall_minutes", "data.stall_seconds"],
         )
 
 

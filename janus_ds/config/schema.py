@@ -289,7 +289,29 @@ class TrainConfig:
     patience: int = 0
     """Validations in a row without a better one, by keep_best, after which the run ends; 0: never."""
     max_bad_steps: int = 5
-    """Steps in a row with a loss or gradient that is not finite before the run gives up."""
+    """Steps in a row with a loss or gradient that is not finite, or with a spike, before the run gives up."""
+    max_overflows: int = 40
+    """fp16: steps in a row whose gradient overflows before the run gives up.
+
+    An overflow halves the dynamic loss scale and is no fault; a streak is. At the scale's minimum
+    (fp16.min_loss_scale) the run gives up at once.
+    """
+    spike_action: str = "warn"
+    """What a spike of the loss does: off, warn, skip (the step does not count) or stop (the run ends).
+
+    A spike is a loss above median + train.spike_factor deviations of the last train.spike_window losses that
+    counted, over all ranks. skip and stop act before the update; train.max_bad_steps of them end the run.
+    """
+    spike_factor: float = 10.0
+    """Deviations (1.4826 x the median absolute deviation, at least 1 % of the median) above the median."""
+    spike_window: int = 100
+    """Losses that a spike is measured against; none is seen before there are so many."""
+    stall_minutes: float = 10.0
+    """Minutes without progress on any rank after which a watchdog ends the run with exit code 76; 0: never.
+
+    It names the ranks that the others wait for and writes stacks to RUN/stacks/rankN.txt. The first step of a
+    start, validations and saves get three times as long. A launcher or Slurm starts the run again.
+    """
     time_limit: float = 0.0
     """Minutes after which a start saves and ends with exit code 75; 0: none.
 

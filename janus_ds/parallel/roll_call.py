@@ -6,7 +6,7 @@ kernel tells: the sockets of a dead process close at once, and those of a host t
 compiles, or holds the interpreter's lock for a minute, is not dead.
 
 The same lines carry a wish to stop from a rank that was asked to all others, so that work which
-only one rank does ends soon as well.
+only one rank does ends soon as well, and what the ranks tell each other of their progress.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ class RollCall:
         self._stopping = False
         self._since, self._grace = 0.0, _GRACE_SECONDS
         self._rests: dict[int, bytes] = {}
+        self._listeners: dict[str, Callable[[int, str], None]] = {}
         self._lines: dict[int, socket.socket] = {}
         self._peers: list[Peer] = []
         self._thread: threading.Thread | None = None
@@ -97,6 +98,19 @@ class RollCall:
         if not self._stopping:
             self._stopping = True
             self._send(f"stop rank {self._rank}: {reason}")
+
+    def listen(self, listeners: Mapping[str, Callable[[int, str], None]]) -> None:
+        """Call these, in a thread, with the sender and the text of messages that begin with their word."""
+        self._listeners |= listeners
+
+    def tell(self, word: str, text: str) -> None:
+        """Send one line: from the first rank to all others, from the others to the first."""
+        self._send(f"{word} {text}")
+
+    @property
+    def peers(self) -> Sequence[Peer]:
+        """All ranks, in their order; empty for one rank."""
+        return self._peers
 
     def lost(self, wait: float) -> LostRankError | None:
         """The ranks that are lost, if that is known or becomes known within `wait` seconds."""
@@ -197,6 +211,8 @@ class RollCall:
                 self._stopping = True
                 self._on_stop(rest)
                 self._pass_on(f"stop {rest}", but=rank)
+            elif word in self._listeners:
+                self._listeners[word](rank, rest)
         if not received:
             self._note(rank)
             self._pass_on(f"lost {rank}", but=rank)

@@ -25,11 +25,11 @@ from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.checkpoint.snapshot import Snapshot, open_saved
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.schema import OptimConfig
-from janus_ds.errors import TrainingError
 from janus_ds.objective.janus_objective import LossReport
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.parallel.tensor_parallel import deepspeed_mpu
 from janus_ds.parallel.topology import Topology
+from janus_ds.train.loss_scale import LossScale
 from janus_ds.train.master_state import MasterState
 from janus_ds.train.step import TrainingStep
 
@@ -48,6 +48,11 @@ class Update:
     grad_norm: float
     """Global norm before clipping, without loss scale."""
     loss_scale: float
+    """The scale that the step was computed with."""
+    scaled: bool = False
+    """fp16: a gradient that is not finite may come of too high a loss scale."""
+    exhausted: bool = False
+    """The update was left out, and the loss scale cannot come down any further."""
 
 
 class TrainingEngine:
@@ -91,6 +96,14 @@ class TrainingEngine:
             # The objective reads the tied table outside of the module that owns it.
             deepspeed.zero.register_external_parameter(step, step.model.embedding.weight)
         self._master = MasterState(self._engine, self._engine.module.model, self._stage, topology, parallel)
+        if self._mpu is not None and self._stage in (1, 2):
+            # DeepSpeed's norm counts replicated parameters on the first tensor-parallel rank alone.
+            self._engine.optimizer.check_grad_overflow = True
+        self._scale = LossScale(getattr(self._engine.optimizer, "loss_scaler", None))
+        self._largest: Tensor | None = None
+        # Whatever goes wrong in a backward pass comes by here: it ends at the table of the embeddings.
+        table: Any = step.model.embedding.weight
+        table.register_hook(self._note_gradient)
         self.dtype = _DTYPES[execution.precision]
 
     def seed_dropout(self, seed: int, step: int, micro: int) -> None:
@@ -106,7 +119,16 @@ class TrainingEngine:
 
     def backward(self, total: Tensor) -> None:
         """Accumulate the gradient of a micro-batch's part of the loss."""
+        self._largest = None
         self._engine.backward(total * self._factor)
+
+    @property
+    def largest_gradient(self) -> Tensor | None:
+        """The largest number in this rank's gradient of the table, from the last micro-batch alone.
+
+        Not finite where anything in that backward pass was not; a scalar on the device.
+        """
+        return self._largest
 
     def update(self, learning_rate: float) -> Update:
         """Advance past the micro-batch just done; update the weights if it was the step's last."""
@@ -115,15 +137,16 @@ class TrainingEngine:
         scale = float(getattr(self._engine.optimizer, "loss_scale", 1.0))
         if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
             return self._update_unpartitioned(scale)
-        try:
-            self._engine.step()
-        except Exception as error:
-            if "minimum" in str(error) and "scale" in str(error):
-                raise self._scale_error(scale) from error
-            raise
+        exhausted = self._scale.remember()
+        self._engine.step()
         applied = not getattr(self._engine.optimizer, "overflow", False)
         norm = self._engine.get_global_grad_norm()
-        return Update(applied, math.nan if norm is None else float(norm), scale)
+        norm = math.nan if norm is None else float(norm)
+        return Update(applied, norm, scale, self.dtype is torch.float16, exhausted and not applied)
+
+    def forgive(self) -> None:
+        """Put fp16's loss scale back: the step was left out for another reason than an overflow."""
+        self._scale.put_back()
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -184,12 +207,8 @@ class TrainingEngine:
         self._engine.micro_steps += 1
         return Update(False, norm, scale)
 
-    def _scale_error(self, scale: float) -> TrainingError:
-        return TrainingError(
-            "the dynamic loss scale of fp16 has come down to its minimum and gradients still overflow",
-            f"loss scale {scale:g}",
-            "use bf16 (ds_configs/zero2_bf16.json), or lower optim.lr",
-        )
+    def _note_gradient(self, gradient: Tensor) -> None:
+        self._largest = torch.linalg.vector_norm(gradient.detach(), math.inf)
 
 
 def _not_about_dataclasses(record: logging.LogRecord) -> bool:

@@ -8,46 +8,56 @@ makes all of them save and leave at the same step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import JanusError, TrainingError
 from janus_ds.parallel.topology import Topology
+from janus_ds.train.engine import Update
 from janus_ds.train.signals import StopSignals
+from janus_ds.train.spikes import LossWatch
+from janus_ds.train.streaks import Decision, SkipCause, Streaks, Verdict, names_of_ranks, shown_samples
 
 __all__ = ["Decision", "Guards", "Verdict", "together"]
-
-_SCALE_SEARCH_STEPS = 40
-"""Steps in a row that fp16 may skip while its dynamic loss scale comes down from at most 2^32."""
 
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
 
-class Decision(IntEnum):
-    """What all ranks do with a step; the largest of the ranks' wishes holds."""
+@dataclass
+class _Seen:
+    """What one rank sees of a step, as tensors on the device that nobody waits for until a step fails."""
 
-    PROCEED = 0
-    SKIP = 1
-    STOP_SAVE = 2
-    ABORT = 3
+    losses: list[Tensor] = field(default_factory=list)
+    """This rank's parts of the step's loss, one a micro-batch."""
+    gradients: list[Tensor | None] = field(default_factory=list)
+    """The largest number in the table's gradient, one a micro-batch."""
+    bad: Tensor | None = None
+    """How many losses of the step are not finite, over all ranks."""
+    total: Tensor | None = None
+    """The loss of the step, over all ranks."""
+    spike: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of a step's update."""
+class _Account:
+    """What one rank can say of a step that did not count."""
 
-    decision: Decision
-    reason: str = ""
-    sample_ids: list[int] = field(default_factory=list)
-    """Samples whose loss was not finite, over all ranks; empty where only gradients overflowed."""
+    bad_losses: list[int]
+    """Samples of the micro-batches whose loss is not finite."""
+    bad_gradients: list[int]
+    """Samples of the micro-batches whose gradient is not finite."""
+    largest: tuple[float, list[int]]
+    """The largest part of the loss and its micro-batch's samples."""
+    all_ids: list[int]
 
 
 class Guards:
@@ -55,17 +65,19 @@ class Guards:
 
     Args:
         topology: the ranks that agree.
-        max_bad_steps: bad steps in a row before the run gives up.
+        train: how many bad steps in a row a run bears.
         signals: whether this process was asked to stop.
+        watch: knows what a spike of the loss is.
     """
 
-    def __init__(self, topology: Topology, max_bad_steps: int, signals: StopSignals) -> None:
+    def __init__(
+        self, topology: Topology, train: TrainConfig, signals: StopSignals, watch: LossWatch
+    ) -> None:
         self._topology = topology
-        self._max_bad_steps = max_bad_steps
         self._signals = signals
-        self._bad: list[Tensor] = []
-        self._bad_steps = 0
-        self._overflows = 0
+        self._watch = watch
+        self._streaks = Streaks(train)
+        self._seen = _Seen()
 
     def before_step(self, fault: JanusError | None = None) -> Decision:
         """STOP_SAVE if any rank was asked to stop.
@@ -86,62 +98,127 @@ class Guards:
         """Whether any rank was asked to stop. Collective: for the middle of long work, such as validation."""
         return bool(self._topology.agree(int(self._signals.name is not None)))
 
+    def weigh(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
+        """Factors of the loss terms in this step and in the one before."""
+        self._watch.weigh(now, before)
+
     def veto(self, loss: Tensor, *, last: bool) -> Tensor:
         """The loss to go backward from: itself, or NaN where the step must not count.
 
         With the last micro-batch, all ranks agree whether any of them saw a loss that is not
-        finite. If so, this micro-batch's gradients become NaN, DeepSpeed finds the norm of the
-        step not finite on all ranks, and drops what has been accumulated in any ZeRO stage and
-        precision. The agreement stays on the device: no step waits for the host.
+        finite, and whether the step's loss is a spike that is not to count. If so, this
+        micro-batch's gradients become NaN, DeepSpeed finds the norm of the step not finite on all
+        ranks, and drops what has been accumulated in any ZeRO stage and precision. The agreement
+        stays on the device: no step waits for the host.
         """
-        self._bad.append(~torch.isfinite(loss.detach()))
+        seen = self._seen
+        seen.losses.append(loss.detach())
         if not last:
             return loss
-        bad = torch.stack(self._bad).any().to(torch.int32)
+        losses = torch.stack(seen.losses).to(torch.float64)
+        found = torch.stack([(~torch.isfinite(losses)).sum(), losses.sum()])
         if self._topology.world_size > 1:
-            dist.all_reduce(bad, dist.ReduceOp.MAX)
-        return loss * torch.where(bad > 0, torch.nan, 1.0)
+            dist.all_reduce(found)
+        seen.bad, seen.total = found[0], found[1] / self._topology.tensor_size
+        vetoed = seen.bad > 0
+        limit = self._watch.limit()
+        if math.isfinite(limit):
+            seen.spike = seen.total > limit
+            if self._watch.action in ("skip", "stop"):
+                vetoed = vetoed | seen.spike
+        return loss * torch.where(vetoed, torch.nan, 1.0)
 
-    def judge(self, step: int, applied: bool, sample_ids: Sequence[Sequence[int]]) -> Verdict:
+    def after_backward(self, largest: Tensor | None) -> None:
+        """Note the largest number in a part of this micro-batch's own gradient, or that there is none."""
+        self._seen.gradients.append(largest)
+
+    def judge(self, step: int, update: Update, sample_ids: Sequence[Sequence[int]]) -> Verdict:
         """After the update: whether the step counted, was skipped, or was one too many.
 
         Args:
             step: number of the step, from 0.
-            applied: whether the weights changed; the same on all ranks.
+            update: what the engine did; the same on all ranks.
             sample_ids: samples of this rank's micro-batches.
         """
-        bad, self._bad = self._bad, []
-        if applied:
-            self._bad_steps = self._overflows = 0
-            return Verdict(Decision.PROCEED)
-        own = [(i, int(id)) for i, ids in enumerate(sample_ids) for id in ids if bool(bad[i])]
-        gathered = self._topology.gather_objects([id for _, id in own])
-        ranks = [rank for rank, ids in enumerate(gathered) if ids]
-        ids = sorted({id for found in gathered for id in found})
-        if ids:
-            self._bad_steps += 1
-            reason = f"the loss is not finite on rank {', '.join(map(str, ranks))}"
-        else:
-            self._overflows += 1
-            reason = "the gradient is not finite"
-        logger.warning("step %d skipped on all ranks: %s; samples %s", step, reason, ids or "not known")
-        give_up = self._bad_steps >= self._max_bad_steps or self._overflows >= self._overflow_limit
-        return Verdict(Decision.ABORT if give_up else Decision.SKIP, reason, ids)
+        seen, self._seen = self._seen, _Seen()
+        spike = seen.spike is not None and bool(seen.spike)
+        if update.applied:
+            self._streaks.end()
+            return self._counted(step, seen, spike)
+        accounts = self._topology.gather_objects(_account(seen, sample_ids))
+        cause, reason, ids = self._explain(seen, spike, accounts, update)
+        if self._topology.is_main:
+            samples = f"; samples {shown_samples(ids)}" if ids else ""
+            logger.warning("step %d skipped on all ranks: %s%s", step + 1, reason, samples)
+        exhausted = update.exhausted and cause is SkipCause.OVERFLOW
+        decision = self._streaks.add(cause, exhausted, self._watch.action == "stop")
+        return Verdict(decision, reason, ids, cause, spike)
 
-    def error(self, step: int, verdict: Verdict) -> TrainingError:
-        """The error that ends a run after too many bad steps."""
-        count = max(self._bad_steps, self._overflows)
-        samples = f", samples {verdict.sample_ids[:16]}" if verdict.sample_ids else ""
-        return TrainingError(
-            f"{count} steps in a row were skipped: {verdict.reason}",
-            f"step {step}{samples}",
-            "look at these samples (`python -m janus_ds inspect`), lower optim.lr or raise "
-            "optim.warmup_steps; with fp16, use bf16 instead. The last checkpoint is whole",
+    def error(self, step: int, verdict: Verdict, update: Update) -> TrainingError:
+        """The error that ends a run after too many bad steps; `step` from 0, in words from 1 as elsewhere."""
+        return self._streaks.error(step + 1, verdict, update.loss_scale)
+
+    def _counted(self, step: int, seen: _Seen, spike: bool) -> Verdict:
+        if not self._watch.on or seen.total is None:
+            return Verdict(Decision.PROCEED)
+        # The update has waited for the device already.
+        loss = float(seen.total)
+        reason = ""
+        if spike:
+            reason = self._spike_words(loss)
+            if self._topology.is_main:
+                logger.warning("step %d: %s; the step counts (train.spike_action)", step + 1, reason)
+        self._watch.add(loss)
+        return Verdict(Decision.PROCEED, reason, spike=spike)
+
+    def _explain(
+        self, seen: _Seen, spike: bool, accounts: Sequence[_Account], update: Update
+    ) -> tuple[SkipCause, str, list[int]]:
+        """Why the step did not count, in words, and which samples are to blame."""
+        losses = {rank: ids for rank, a in enumerate(accounts) if (ids := a.bad_losses)}
+        if losses:
+            reason = f"the loss is not finite on {names_of_ranks(losses)}"
+            return SkipCause.LOSS, reason, _merged(losses.values())
+        if spike and self._watch.action != "warn" and seen.total is not None:
+            _, rank, ids = max((a.largest[0], rank, a.largest[1]) for rank, a in enumerate(accounts))
+            reason = f"{self._spike_words(float(seen.total))}; most of it comes from rank {rank}"
+            return SkipCause.SPIKE, reason, sorted(ids)
+        if update.scaled:
+            return SkipCause.OVERFLOW, f"fp16 overflow at loss scale {update.loss_scale:g}", []
+        gradients = {rank: ids for rank, a in enumerate(accounts) if (ids := a.bad_gradients)}
+        if gradients:
+            reason = f"the gradient is not finite on {names_of_ranks(gradients)}"
+            return SkipCause.GRADIENT, reason, _merged(gradients.values())
+        reason = "the gradient is not finite, and which micro-batch it comes from is not known"
+        return SkipCause.GRADIENT, reason, _merged(a.all_ids for a in accounts)
+
+    def _spike_words(self, loss: float) -> str:
+        watch = self._watch
+        return (
+            f"the loss {loss:.4g} is a spike: the median of the last {len(watch.recent)} is "
+            f"{watch.median:.4g}, the limit {watch.limit():.4g}"
         )
 
-    @property
-    def _overflow_limit(self) -> int:
-        return self._max_bad_steps + _SCALE_SEARCH_STEPS
+
+def _account(seen: _Seen, sample_ids: Sequence[Sequence[int]]) -> _Account:
+    """What this rank has to say of its micro-batches. Waits for the device."""
+    parts = [float(loss) for loss in seen.losses]
+    largest = [None if value is None else float(value) for value in seen.gradients]
+    largest += [None] * (len(parts) - len(largest))
+    ids = [[int(id) for id in micro] for micro in sample_ids]
+    first = max(range(len(parts)), key=lambda i: parts[i] if math.isfinite(parts[i]) else -math.inf)
+    return _Account(
+        bad_losses=_merged(ids[i] for i, part in enumerate(parts) if not math.isfinite(part)),
+        bad_gradients=_merged(
+            ids[i] for i, value in enumerate(largest) if value is not None and not math.isfinite(value)
+        ),
+        largest=(parts[first], ids[first]),
+        all_ids=_merged(ids),
+    )
+
+
+def _merged(groups: Iterable[Sequence[int]]) -> list[int]:
+    return sorted({id for group in groups for id in group})
 
 
 def together(topology: Topology, action: Callable[[], Result]) -> Result:

@@ -99,7 +99,8 @@ def run_program(train: Callable[[], Outcome]) -> None:
     """Run and leave with the exit code of the outcome.
 
     User faults are raised on all ranks together; the first rank prints them (of a lost rank, one rank
-    a host), the others only wait until it has, since launchers end all ranks when one is gone.
+    a host; of a fault that one rank alone has, that rank), the others only wait until it has, since
+    launchers end all ranks when one is gone.
     """
     _log_to_stderr()
 
@@ -107,7 +108,7 @@ def run_program(train: Callable[[], Outcome]) -> None:
         try:
             return PREEMPTED_EXIT_CODE if train() is Outcome.STOPPED else 0
         except JanusError as error:
-            speaks = error.speaker if isinstance(error, LostRankError) else _is_first_rank()
+            speaks = error.speaker if isinstance(error, LostRankError) else error.local or _is_first_rank()
             if speaks:
                 raise
             time.sleep(_FOLLOWER_DELAY)

@@ -39,6 +39,7 @@ from janus_ds.train.engine import TrainingEngine
 from janus_ds.train.guards import together
 from janus_ds.train.initial import start_from
 from janus_ds.train.launch import TrainOptions
+from janus_ds.train.memory import MemoryGuard
 from janus_ds.train.output_scores import OutputScores
 from janus_ds.train.resume import read_resumable, resume
 from janus_ds.train.samples import SampleDecoder, text_pairs
@@ -47,6 +48,7 @@ from janus_ds.train.state import Meters, RunIdentity
 from janus_ds.train.step import TrainingStep
 from janus_ds.train.trainer import Outcome, Trainer, TrainerParts
 from janus_ds.train.validation import Validator
+from janus_ds.train.watchdog import Watchdog
 
 __all__ = ["Plan", "build_engine", "make_plan", "pretrain", "pretrain_on"]
 
@@ -75,6 +77,14 @@ class Plan:
         return self.tokenizer.special
 
 
+@dataclass(frozen=True)
+class _Guardians:
+    """What ends a run from outside of the loop."""
+
+    signals: StopSignals
+    watchdog: Watchdog
+
+
 def pretrain(options: TrainOptions, signals: StopSignals) -> Outcome:
     """Find this process's place among the ranks, then train as :func:`pretrain_on` does.
 
@@ -85,13 +95,14 @@ def pretrain(options: TrainOptions, signals: StopSignals) -> Outcome:
     topology = init_topology(options.tensor_parallel, process_group=True)
     roll_call = RollCall(topology, signals.hear)
     signals.tell(roll_call.ask_to_stop)
-    orderly = False
+    orderly, alone = False, False
     try:
-        outcome = pretrain_on(topology, options, signals)
+        outcome = pretrain_on(topology, options, signals, roll_call)
         orderly = True
         return outcome
-    except JanusError:
-        orderly = True
+    except JanusError as error:
+        alone = error.local
+        orderly = not alone
         raise
     except RuntimeError as error:
         lost = roll_call.lost(_NEWS_SECONDS)
@@ -99,12 +110,20 @@ def pretrain(options: TrainOptions, signals: StopSignals) -> Outcome:
         raise lost or error from error
     finally:
         roll_call.close(orderly=orderly)
-        if roll_call.complete:
+        if roll_call.complete and not alone:
             close_topology()
 
 
-def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals) -> Outcome:
+def pretrain_on(
+    topology: Topology, options: TrainOptions, signals: StopSignals, roll_call: RollCall | None = None
+) -> Outcome:
     """Train, or continue to train, the run that the options describe.
+
+    Args:
+        topology: this process's place.
+        options: what the command line says.
+        signals: stop requests of this process.
+        roll_call: the line to the other ranks, without which no watchdog looks after several.
 
     Raises:
         JanusError: on all ranks together.
@@ -136,7 +155,9 @@ def pretrain_on(topology: Topology, options: TrainOptions, signals: StopSignals)
     engine = build_engine(plan, topology)
     if resumed is not None:
         resume(engine, resumed, state, plan.identity)
-    return _train(plan, engine, checkpoints, state, signals)
+    limit = 60 * config.train.stall_minutes
+    with Watchdog(topology, roll_call, run / "stacks", limit) as watchdog:
+        return _train(plan, engine, checkpoints, state, _Guardians(signals, watchdog))
 
 
 def make_plan(config: RunConfig, execution: ExecutionConfig, run: Path, topology: Topology) -> Plan:
@@ -210,7 +231,7 @@ def _train(
     engine: TrainingEngine,
     checkpoints: CheckpointManager,
     state: dict[str, Any],
-    signals: StopSignals,
+    guardians: _Guardians,
 ) -> Outcome:
     topology, step = engine.topology, int(state["step"])
     execution = plan.execution
@@ -231,8 +252,10 @@ def _train(
         vocab_size=plan.special.vocab_size,
         sampler=SampleDecoder(plan.config, plan.tokenizer, pairs, topology.device),
         scorer=together(topology, lambda: OutputScores.of(plan.config, plan.tokenizer, topology.device)),
+        memory=MemoryGuard(plan.config, execution, topology),
+        watchdog=guardians.watchdog,
     )
-    trainer = Trainer(parts, signals, step, Meters(**state["meters"]))
+    trainer = Trainer(parts, guardians.signals, step, Meters(**state["meters"]))
     # Before the first step, so that a batch that no rank could make is refused on all ranks together.
     loader = together(topology, lambda: _loader(plan, share, step, topology))
     with closing(_steps(loader, quarantine)) as data:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["Ancestor", "StopSignals", "find_launchers"]
+__all__ = ["Ancestor", "StopSignals", "find_launchers", "parent_of"]
 
 _NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 _ECHO_SECONDS = 3.0
@@ -162,7 +162,7 @@ def find_launchers(parent: int) -> tuple[Ancestor, ...]:
         if started is None:
             break
         found.append(Ancestor(parent, started))
-        parent = _parent_of(parent)
+        parent = parent_of(parent)
     return tuple(found)
 
 
@@ -188,7 +188,8 @@ def _stat(pid: int) -> list[str]:
     return []
 
 
-def _parent_of(pid: int) -> int:
+def parent_of(pid: int) -> int:
+    """The parent of a process; 0 if there is no such process."""
     fields = _stat(pid)
     return int(fields[1]) if fields else 0
 

@@ -8,7 +8,7 @@ stage, tensor-parallel size and precision are noted, and may be others at the ne
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Meters:
     """train.patience has run out: the run is complete before train.max_steps."""
     unvalidated: dict[str, Any] | None = None
     """Figures of the last step, where a stop has interrupted its validation; the next start does it."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses that a spike is measured against (train.spike_window), oldest first."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from janus_ds.batch import BatchCounts
+from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.step_data import StepData
@@ -25,9 +26,13 @@ from janus_ds.train.best import BestWeights
 from janus_ds.train.engine import TrainingEngine, Update
 from janus_ds.train.guards import Decision, Guards, Verdict
 from janus_ds.train.lr_schedule import learning_rate
+from janus_ds.train.memory import MemoryGuard
 from janus_ds.train.signals import StopSignals
+from janus_ds.train.spikes import LossWatch
 from janus_ds.train.state import Meters, RunIdentity
+from janus_ds.train.streaks import SkipCause
 from janus_ds.train.validation import Validator, add_terms, global_counts, global_terms
+from janus_ds.train.watchdog import Watchdog
 
 __all__ = ["Outcome", "OutputScorer", "Sampler", "Trainer", "TrainerParts"]
 
@@ -60,6 +65,7 @@ class TrainerParts:
         sampler: decodes samples for TensorBoard, or None; the same on all ranks, since gathering the
             weights takes all of them.
         scorer: scores outputs for the validation set, or None; the same on all ranks.
+        watchdog: is told what goes on.
     """
 
     config: RunConfig
@@ -68,9 +74,11 @@ class TrainerParts:
     engine: TrainingEngine
     validator: Validator
     checkpoints: CheckpointManager
+    memory: MemoryGuard
     vocab_size: int
     sampler: Sampler | None = None
     scorer: OutputScorer | None = None
+    watchdog: Watchdog | None = None
 
 
 class Trainer:
@@ -88,8 +96,11 @@ class Trainer:
         self._train = parts.config.train
         self._topology = parts.engine.topology
         self._engine = parts.engine
-        self._guards = Guards(parts.engine.topology, self._train.max_bad_steps, signals)
+        watch = LossWatch(self._train, meters.recent_losses)
+        self._guards = Guards(parts.engine.topology, self._train, signals, watch)
         self._signals = signals
+        self._watchdog = parts.watchdog or Watchdog(parts.engine.topology, None, parts.run / "stacks", 0.0)
+        self._first_step = step
         self._meters = meters
         root = parts.run / "checkpoints"
         self._best = BestWeights(self._train, meters, root, parts.engine.topology)
@@ -114,8 +125,10 @@ class Trainer:
                 return self._stop()
             while self._step < self._train.max_steps and not self._meters.finished:
                 self._meter.restart()
+                self._watchdog.enter(f"reading the data of step {self._step + 1}", slow=self._is_first)
                 step_data, fault = _fetch(data)
                 self._meter.data_ready()
+                self._watchdog.enter(f"beginning step {self._step + 1}")
                 if self._guards.before_step(fault) is Decision.STOP_SAVE:
                     return self._stop()
                 self.train_step(step_data)
@@ -124,8 +137,7 @@ class Trainer:
                 self._sample()
                 if self._due(self._train.save_every):
                     self._save()
-            self._save()
-            self._parts.checkpoints.finish()
+            self._finish()
             return Outcome.COMPLETE
         finally:
             self._progress.close()
@@ -137,23 +149,44 @@ class Trainer:
         counts = global_counts(data.counts, self._topology)
         rate = learning_rate(self._parts.config.optim, self._train.max_steps, data.step)
         factors = ramp_factors(self._parts.config.objective, data.step)
+        self._guards.weigh(factors, ramp_factors(self._parts.config.objective, data.step - 1))
         terms: dict[str, Tensor] = {}
         update = Update(False, 0.0, 1.0)
         for micro, batch in enumerate(data.batches):
             self._engine.seed_dropout(self._train.seed, data.step, micro)
-            report = self._engine.forward(batch, counts, factors)
-            add_terms(terms, report)
-            loss = self._guards.veto(report.total, last=micro == len(data.batches) - 1)
-            self._engine.backward(loss)
-            update = self._engine.update(rate)
+            with self._work("in the forward pass", micro, batch):
+                report = self._engine.forward(batch, counts, factors)
+                add_terms(terms, report)
+            with self._work("in the backward pass", micro, batch):
+                loss = self._guards.veto(report.total, last=micro == len(data.batches) - 1)
+                self._engine.backward(loss)
+                self._guards.after_backward(self._engine.largest_gradient)
+            with self._work("in the update", micro, batch):
+                update = self._engine.update(rate)
+        self._watchdog.enter(f"after the update of step {self._step + 1}")
         ids = [batch.sample_id_B.tolist() for batch in data.batches]
-        verdict = self._guards.judge(data.step, update.applied, ids)
+        verdict = self._guards.judge(data.step, update, ids)
+        if verdict.cause in (SkipCause.LOSS, SkipCause.SPIKE):
+            self._engine.forgive()
         self._step += 1
         self._account(counts, verdict)
         self._report(counts, rate, update, verdict, terms)
         if verdict.decision is Decision.ABORT:
-            raise self._guards.error(data.step, verdict)
+            raise self._guards.error(data.step, verdict, update)
         return verdict
+
+    @contextmanager
+    def _work(self, where: str, micro: int, batch: TwoStreamBatch) -> Iterator[None]:
+        """A part of a step: the watchdog knows of it, and so does the error if memory runs out."""
+        words = f"{where} of step {self._step + 1}, micro-batch {micro + 1}"
+        self._watchdog.enter(words, slow=self._is_first)
+        with self._parts.memory.during(words, batch):
+            yield
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this start has made no step yet: things are imported, compiled and fetched."""
+        return self._step == self._first_step
 
     def _account(self, counts: BatchCounts, verdict: Verdict) -> None:
         self._meters.samples += counts.samples
@@ -170,7 +203,7 @@ class Trainer:
         )
         self._meters.seconds += timing.seconds
         skipped = verdict.decision is not Decision.PROCEED
-        if not (skipped or self._validates or self._due(self._train.log_every)):
+        if not (skipped or verdict.spike or self._validates or self._due(self._train.log_every)):
             self._progress.advance({})
             return
         values: dict[str, Any] = {**global_terms(terms, self._topology), "lr": rate}
@@ -179,9 +212,10 @@ class Trainer:
         values["memory_bytes"] = memory_bytes(self._topology.device)
         values |= {"samples_total": self._meters.samples, "tokens_total": self._meters.tokens}
         values["skipped_steps"] = self._meters.skipped_steps
+        if verdict.spike:
+            values["spike"] = True
         if skipped:
             values |= {"skipped": True, "reason": verdict.reason, "bad_samples": verdict.sample_ids}
-            self._progress.note(f"step {self._step} skipped: {verdict.reason}")
         if self._validates:
             found = self._validate()
             if found is None:
@@ -210,7 +244,10 @@ class Trainer:
 
     def _validate(self) -> dict[str, float] | None:
         """Figures on held-out data; None on all ranks where any of them was asked to stop meanwhile."""
-        losses = self._parts.validator.losses(self._engine, self._guards.asked_to_stop)
+        words = f"validating after step {self._step}"
+        self._watchdog.enter(words, slow=True)
+        with self._parts.memory.during(words):
+            losses = self._parts.validator.losses(self._engine, self._asked_to_stop)
         if losses is None:
             return None
         shown = ", ".join(
@@ -229,12 +266,22 @@ class Trainer:
         scored = {f"{metric.name}_{mode}": score for mode, score in scores.items()}
         return {f"valid/{name}": value for name, value in {**losses, **scored}.items()}
 
+    def _asked_to_stop(self) -> bool:
+        """Between two batches of a validation."""
+        self._watchdog.touch()
+        return self._guards.asked_to_stop()
+
     def _score(self) -> dict[str, float] | None:
         """Validation scores by mode, equal on all ranks; empty where none are asked for, None if stopped."""
         if self._parts.scorer is None:
             return {}
+        self._watchdog.enter(f"scoring outputs after step {self._step}", slow=True)
         weights = self._engine.full_weights()
-        stop = self._signals.asked
+
+        def stop() -> bool:
+            self._watchdog.touch()
+            return self._signals.asked()
+
         return self._topology.broadcast_object(
             self._parts.scorer(weights, stop) if weights is not None else None
         )
@@ -247,6 +294,7 @@ class Trainer:
         due = self._due(self._train.sample_every) if self._train.sample_every else self._validates
         if self._parts.sampler is None or not due:
             return
+        self._watchdog.enter(f"decoding samples after step {self._step}", slow=True)
         weights = self._engine.full_weights()
         if self._writer and weights is not None:
             self._writer.write_text(self._step, "samples", self._parts.sampler(weights))
@@ -255,14 +303,25 @@ class Trainer:
         logger.warning(
             "asked to stop (%s): saving at step %d", self._signals.name or "another rank", self._step
         )
-        self._save()
-        self._parts.checkpoints.finish()
+        self._finish()
         self._signals.leave()
         return Outcome.STOPPED
+
+    def _finish(self) -> None:
+        """Write the last checkpoint, and wait for it."""
+        self._save()
+        self._enter_saving()
+        self._parts.checkpoints.finish()
+
+    def _enter_saving(self) -> None:
+        root = self._parts.run / "checkpoints"
+        probe = (lambda: _bytes_of_saves(root)) if self._topology.is_main else None
+        self._watchdog.enter(f"saving after step {self._step}", slow=True, probe=probe)
 
     def _save(self) -> None:
         if self._step == self._saved_at:
             return
+        self._enter_saving()
         if self._writer:
             # The checkpoint must not know of steps whose figures a kill could still take.
             self._writer.flush()
@@ -272,6 +331,11 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0
+
+
+def _bytes_of_saves(root: Path) -> int:
+    """Bytes of the checkpoint that is being written; they grow while that goes on."""
+    return sum(path.stat().st_size for path in root.glob(".saving-*/*"))
 
 
 def _fetch(data: Iterator[StepData]) -> tuple[Any, JanusError | None]:

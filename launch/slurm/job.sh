@@ -8,7 +8,8 @@ set -uo pipefail
 
 JANUS_VENV=${JANUS_VENV:-$JANUS_HOME/.venv}
 JANUS_MAX_STARTS=${JANUS_MAX_STARTS:-100}
-JANUS_SAVED=75 # exit code of a run that was asked to stop, has saved, and wants to be started again
+JANUS_SAVED=75   # exit code of a run that was asked to stop, has saved, and wants to be started again
+JANUS_STALLED=76 # of one that no rank made progress in; it goes on from its last checkpoint
 
 cd "$JANUS_HOME" || exit 2
 export PATH="$JANUS_VENV/bin:$PATH"
@@ -48,14 +49,14 @@ janus_step() {
     return $code
 }
 
-# Trains: as janus_step, and requeues the job when the run has saved and wants to go on.
+# Trains: as janus_step, and requeues the job when the run wants to go on.
 janus_train() {
     local code
     janus_say "$SLURM_JOB_NUM_NODES node(s), $SLURM_NTASKS rank(s), first $MASTER_ADDR:$MASTER_PORT"
     janus_step python -u "$@"
     code=$?
     janus_say "ended with exit code $code"
-    if [ $code -ne $JANUS_SAVED ]; then
+    if [ $code -ne $JANUS_SAVED ] && [ $code -ne $JANUS_STALLED ]; then
         exit $code
     fi
     # COMPLETING: `scontrol requeue` or `scancel` has ended it, and Slurm does what was asked for.

@@ -1,7 +1,8 @@
 """Training is the same computation on any ranks, ZeRO stage and tensor-parallel size.
 
 Three jobs (one process, two data-parallel ranks, two tensor-parallel ranks), each of which trains
-several tiny models one after the other: a start of ranks costs more than a run.
+several tiny models one after the other: a start of ranks costs more than a run. Bad losses and
+gradients on one rank: tests/fault/test_not_finite.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from janus_ds.checkpoint.weights import find_weights, read_weights
 from janus_ds.data.source import SampleSource
 from janus_ds.errors import DataError, JanusError
 from janus_ds.parallel.tensor_parallel import make_layers
@@ -51,14 +51,6 @@ def data_ranks(folder: Path) -> dict[str, Any]:
         results[f"whole{stage}"] = train(folder, topology, Run(f"whole{stage}", stage, overrides=SHORT))
         train(folder, topology, Run(f"resumed{stage}", stage, overrides=HALF))
         results[f"resumed{stage}"] = train(folder, topology, Run(f"resumed{stage}", stage, overrides=SHORT))
-    for stage in (0, 2, 3):
-        # Steps of two micro-batches; the first one of the third step on rank 1 is bad.
-        with injected({4: ("nan", "inf")[stage % 2]}, topology, rank=1):
-            run = Run(f"bad{stage}", stage, micro_batch=2, overrides=SHORT)
-            results[run.name] = train(folder, topology, run)
-    sixteen = {"bf16": {"enabled": True}}
-    with injected({4: "inf"}, topology, rank=1):
-        results["bad-bf16"] = train(folder, topology, Run("bad-bf16", 2, 2, SHORT, sixteen))
     results["fp16"] = train(folder, topology, Run("fp16", 2, 2, NO_DROPOUT, _half_precision()))
     with injected({2: "stop"}, topology, rank=1):
         results["stopped"] = train(folder, topology, Run("stopped", overrides=SHORT))
@@ -214,24 +206,6 @@ def test_dropout_under_tensor_parallelism(jobs: Any) -> None:
     assert torch.equal(first["replicated"], second["replicated"])
     assert not torch.equal(first["sharded"], second["sharded"])
     assert_bitwise(first["recomputed"], first["whole"])
-
-
-@pytest.mark.parametrize("name", ["bad0", "bad2", "bad3", "bad-bf16"])
-def test_a_bad_loss_on_one_rank_is_skipped_by_all(jobs: Any, folder: Path, name: str) -> None:
-    """Step 3 has a bad micro-batch on rank 1: weights stay, its samples are named, the run goes on."""
-    result = jobs("data")[0][name]
-    skipped = result.lines[2]
-    assert skipped["skipped"] is True
-    assert "not finite on rank 1" in skipped["reason"]
-    assert len(skipped["bad_samples"]) == 2
-    assert skipped["loss"] is None
-    assert [line.get("skipped", False) for line in result.lines] == [False, False, True, False, False]
-    assert result.lines[-1]["skipped_steps"] == 1
-    assert all(torch.isfinite(value).all() for value in result.weights.values())
-    steps = [folder / name / f"checkpoints/step-{step:08d}" for step in (2, 3, 4)]
-    before, at, after = (read_weights(find_weights(path)) for path in steps)
-    assert all(torch.equal(at[key], value) for key, value in before.items())
-    assert not all(torch.equal(after[key], value) for key, value in at.items())
 
 
 @pytest.mark.heavy

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,62 @@ def run_ranks(
             logs = [f"--- rank {r}\n{_tail(Path(folder) / f'log.{r}')}" for r in range(world_size)]
             raise RuntimeError("\n".join([failed, *logs]))
         return [pickle.loads((Path(folder) / f"result.{r}").read_bytes()) for r in range(world_size)]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one rank ended."""
+
+    code: int
+    text: str
+    """What it has printed."""
+    leftovers: bool
+    """Whether processes that it started were still there."""
+
+
+def let_ranks_end(
+    worker: Callable[..., Any],
+    world_size: int,
+    *arguments: Any,
+    meanwhile: Callable[[list[int]], None] = lambda pids: None,
+    timeout: float = 150.0,
+) -> list[Ended]:
+    """Run `worker(*arguments)` on ranks that are to fail, and say how each of them ended.
+
+    Args:
+        worker: what to run.
+        world_size: on how many ranks.
+        arguments: its arguments.
+        meanwhile: called with the ranks' processes after the start.
+        timeout: seconds after which a rank that is still there counts as -9.
+    """
+    with tempfile.TemporaryDirectory(prefix="janus-ranks-") as folder:
+        call = Path(folder) / "call.pickle"
+        call.write_bytes(pickle.dumps((f"{worker.__module__}:{worker.__name__}", arguments)))
+        ranks = [_start(rank, world_size, Path(folder), {}) for rank in range(world_size)]
+        leftovers = []
+        try:
+            meanwhile([process.pid for process in ranks])
+            deadline = time.monotonic() + timeout
+            while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            leftovers = [_has_members(process.pid) for process in ranks]
+        finally:
+            for process in ranks:
+                kill_session(process)
+        return [
+            Ended(process.returncode, _tail(Path(folder) / f"log.{rank}"), leftovers[rank])
+            for rank, process in enumerate(ranks)
+        ]
+
+
+def _has_members(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:

@@ -134,6 +134,8 @@ def test_clipping_against_the_recipe_is_refused(tmp_path: Path) -> None:
         ({"activation_checkpointing": {}}, "set train.activation_checkpointing in the recipe"),
         ({"torch_autocast": {"enabled": True}}, "use bf16 or fp16"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}, "reduce_bucket_size is 0"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "would go into the weights unseen"),
+        ({"bf16": {"enabled": True, "check_grad_overflow": False}}, "would go into the weights unseen"),
         ({"fp16": {"enabled": False, "loss_scale": -1}}, "loss_scale must be >= 0"),
     ],
 )

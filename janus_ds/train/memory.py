@@ -1,0 +1,171 @@
+"""Memory that ran out: which batch it was, what the device holds, and three ways out with their numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from janus_ds.batch import TwoStreamBatch
+from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.schema import RunConfig
+from janus_ds.errors import ResourceError
+from janus_ds.parallel.topology import Topology
+
+__all__ = ["MemoryGuard", "OutOfMemoryError", "is_out_of_memory", "remedies"]
+
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""Of torch's CPU allocator, and of libraries that allocate by themselves on a GPU."""
+
+
+class OutOfMemoryError(ResourceError):
+    """One rank has no memory left. The others are told by the end of its line."""
+
+    local = True
+
+
+class MemoryGuard:
+    """Turns a failed allocation into words.
+
+    Args:
+        config: what is trained.
+        execution: how it is executed.
+        topology: this rank's place.
+    """
+
+    def __init__(self, config: RunConfig, execution: ExecutionConfig, topology: Topology) -> None:
+        self._config = config
+        self._execution = execution
+        self._topology = topology
+
+    @contextlib.contextmanager
+    def during(self, words: str, batch: TwoStreamBatch | None = None) -> Iterator[None]:
+        """Some work that may run out of memory.
+
+        Args:
+            words: the work, such as "in the forward pass of step 40, micro-batch 2".
+            batch: what it works on.
+
+        Raises:
+            OutOfMemoryError: it did; on this rank alone.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._error(words, batch, error) from error
+
+    def _error(self, words: str, batch: TwoStreamBatch | None, error: Exception) -> OutOfMemoryError:
+        shapes = "" if batch is None else f"; {_shapes(batch)}"
+        first = (str(error).splitlines() or ["MemoryError"])[0][:200]
+        held = _held(self._topology.device)
+        ways = "; ".join(f"({i}) {way}" for i, way in enumerate(remedies(self._config, self._execution), 1))
+        return OutOfMemoryError(
+            f"out of memory: {first}",
+            f"rank {self._topology.rank}, {words}{shapes}; {held}",
+            f"any of: {ways}. The same command resumes from the last checkpoint",
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed, on the host or on a device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def remedies(config: RunConfig, execution: ExecutionConfig) -> list[str]:
+    """Three changes that need less memory and train the same, the cheapest first."""
+    return [
+        _smaller_pieces(config, execution),
+        _less_state(execution),
+        _less_activation(config, execution),
+    ]
+
+
+def _smaller_pieces(config: RunConfig, execution: ExecutionConfig) -> str:
+    micro, accumulation = execution.micro_batch, execution.accumulation
+    if config.data.batch == "tokens":
+        return (
+            f"gradient_accumulation_steps {accumulation} -> {2 * accumulation} in {execution.source} "
+            f"(an update stays at {config.train.batch_tokens} tokens)"
+        )
+    if micro == 1:
+        half = max(config.data.block_tokens // 2, 1)
+        return f"shorter blocks: prepare the data with data.block_tokens {config.data.block_tokens} -> {half}"
+    share = micro * accumulation
+    smaller = max(part for part in range(1, micro // 2 + 1) if share % part == 0)
+    return (
+        f"train_micro_batch_size_per_gpu {micro} -> {smaller} with gradient_accumulation_steps "
+        f"{accumulation} -> {share // smaller} in {execution.source} (the global batch stays at "
+        f"{config.train.global_batch})"
+    )
+
+
+def _less_state(execution: ExecutionConfig) -> str:
+    stage, ranks = execution.zero_stage, execution.data_size
+    if ranks > 1 and stage < 3:
+        parts = {0: "Adam's moments", 1: "gradients", 2: "weights"}[stage]
+        return (
+            f"ZeRO stage {stage} -> {stage + 1} (ds_configs/zero{stage + 1}.json), which shares {parts} "
+            f"among the {ranks} data-parallel ranks"
+        )
+    if not execution.offload:
+        return "optimizer states in host memory (offload_optimizer, as in ds_configs/zero3_offload.json)"
+    return "more ranks, or --tensor-parallel 2, which halves every matrix"
+
+
+def _less_activation(config: RunConfig, execution: ExecutionConfig) -> str:
+    if not config.train.activation_checkpointing:
+        return "train.activation_checkpointing=true, which keeps a layer's input and recomputes the rest"
+    if execution.precision == "fp32":
+        return "bf16 (ds_configs/zero2_bf16.json), which halves activations"
+    return f"shorter blocks than data.block_tokens {config.data.block_tokens}"
+
+
+def _shapes(batch: TwoStreamBatch) -> str:
+    samples, source = batch.source_BS.shape
+    predicted = batch.layout.rows - batch.layout.predicted_start
+    return (
+        f"micro-batch of {samples} samples: source {samples} x {source}, decoder rows {samples} x "
+        f"{batch.layout.rows}, of which {predicted} are predicted"
+    )
+
+
+def _held(device: torch.device) -> str:
+    """What the device, or for a CPU this process and its machine, holds."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        return (
+            f"{device} has {_gb(total)}, of which torch has {_gb(allocated)} allocated "
+            f"(peak {_gb(peak)}) and {_gb(reserved)} reserved"
+        )
+    own, machine = _kilobytes("/proc/self/status"), _kilobytes("/proc/meminfo")
+    return (
+        f"this process has {_gb(own.get('VmRSS', 0))} (peak {_gb(own.get('VmHWM', 0))}), the machine "
+        f"{_gb(machine.get('MemAvailable', 0))} of {_gb(machine.get('MemTotal', 0))} left"
+    )
+
+
+def _kilobytes(path: str) -> dict[str, int]:
+    """The sizes in a file of /proc, in bytes; empty where there is none."""
+    try:
+        lines = [line.split() for line in Path(path).read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[2:] == ["kB"]}
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

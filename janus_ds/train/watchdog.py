@@ -1,0 +1,231 @@
+"""A thread on each rank that ends a run in which nothing goes on any more, and says who is to blame.
+
+A rank that hangs (a read that never returns, a stopped process, a lost network) leaves the others in a
+collective, for half an hour at best. Here every rank notes what it begins to do, and its thread tells
+the first rank, by the line of the roll call. Where no rank at all has made progress for
+`train.stall_minutes`, the first rank names those that are behind; all write the stacks of their threads
+and leave, to be started again. Work that only one rank does is progress of the run: the others may wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from janus_ds.errors import STALLED_EXIT_CODE, TrainingError
+from janus_ds.parallel.roll_call import RollCall
+from janus_ds.parallel.topology import Topology
+from janus_ds.train.places import Place, Report, behind, frame_of, stalled
+from janus_ds.train.signals import parent_of
+
+__all__ = ["StalledError", "Watchdog"]
+
+_STANDARD_ERROR = 2
+_TICKS = 12
+"""Looks within the limit."""
+_LONGEST_TICK, _SHORTEST_TICK = 5.0, 0.2
+_SLOW_WORK = 3.0
+"""Times the limit that work with few signs of progress may take: compiling, saving, the first of anything."""
+_LEAVE_SECONDS = 2.0
+"""Launchers end all ranks when one is gone; the others shall have written their stacks by then."""
+
+logger = logging.getLogger(__name__)
+
+
+class StalledError(TrainingError):
+    """No rank makes progress. Worth another start, from the last checkpoint."""
+
+    exit_code = STALLED_EXIT_CODE
+
+
+class Watchdog:
+    """What this rank is doing, and the thread that looks whether anything goes on.
+
+    A context manager: the thread lives inside of it.
+
+    Args:
+        topology: the ranks.
+        roll_call: carries words between them; None with one rank, or for a run that nobody watches.
+        folder: where stacks are written, RUN/stacks.
+        limit: seconds without progress; 0: do nothing at all.
+    """
+
+    def __init__(self, topology: Topology, roll_call: RollCall | None, folder: Path, limit: float) -> None:
+        self._rank = topology.rank
+        self._size = topology.world_size
+        alone = topology.world_size == 1
+        self._limit = limit if alone or roll_call is not None else 0.0
+        self._roll_call = roll_call
+        self._folder = folder
+        self._tick = min(max(limit / _TICKS, _SHORTEST_TICK), _LONGEST_TICK)
+        self._main = threading.get_ident()
+        self._number, self._words, self._patience = 0, "starting", _SLOW_WORK * limit
+        self._since = self._looked = self._awake = self._pulse = time.monotonic()
+        self._probe: Callable[[], object] | None = None
+        self._probed: object = None
+        self._heard: dict[int, tuple[float, Place]] = {}
+        self._closed = threading.Event()
+        self._leaving = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Watchdog:
+        if self._limit:
+            self._main = threading.get_ident()
+            self._since = self._looked = self._awake = self._pulse = time.monotonic()
+            # A rank that has not spoken yet is still starting.
+            first = Place(0, "starting", 0.0, self._patience)
+            self._heard = dict.fromkeys(range(self._size), (self._since, first))
+            if self._roll_call is not None:
+                self._roll_call.listen({"at": self._hear_place, "pulse": self._hear_pulse})
+                self._roll_call.listen({"stall": lambda rank, text: self._leave(None)})
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._leaving:
+            # Others are leaving too, which breaks collectives: not what this process is to end with.
+            time.sleep(60 * _LEAVE_SECONDS)
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    def enter(self, words: str, *, slow: bool = False, probe: Callable[[], object] | None = None) -> None:
+        """This rank begins some work; all ranks do so in the same order.
+
+        Args:
+            words: the work, as it is named if the rank hangs there.
+            slow: it has few signs of progress, and gets three times as long.
+            probe: a figure that changes while it goes on, looked at by the thread.
+        """
+        self._probe, self._probed = probe, None
+        self._number += 1
+        self._words = words
+        self._patience = self._limit * (_SLOW_WORK if slow else 1.0)
+        self._since = time.monotonic()
+
+    def touch(self) -> None:
+        """A sign of progress within the work."""
+        self._since = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._tick):
+            # Written by a thread of C, should something hold the interpreter for so long.
+            with contextlib.suppress(RuntimeError, ValueError):
+                faulthandler.dump_traceback_later(self._patience + 4 * self._tick, file=_STANDARD_ERROR)
+            now = time.monotonic()
+            if now - self._looked > max(self._limit / 2, 4 * self._tick):
+                # This process itself was stopped: what others have said meanwhile is still to be read.
+                self._awake = now
+            self._looked = now
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        place = self._place(now)
+        self._heard[self._rank] = (now, place)
+        first = self._rank == 0
+        if self._roll_call is not None:
+            self._roll_call.tell("pulse" if first else "at", place.encode())
+        if now - self._awake < self._limit / 2 and self._awake > self._since:
+            return
+        if first:
+            reports = {rank: self._report(now, *heard) for rank, heard in self._heard.items()}
+            seconds = stalled(reports)
+        else:
+            reports = {self._rank: self._report(now, now, place)}
+            reports[0] = self._report(now, self._pulse, self._heard[0][1])
+            # The first rank decides, unless it is the one that is silent.
+            seconds = stalled(reports) if reports[0].silent else None
+        if seconds is not None:
+            self._leave(self._error(seconds, reports))
+
+    def _place(self, now: float) -> Place:
+        if self._probe is not None:
+            with contextlib.suppress(OSError):
+                value = self._probe()
+                if value != self._probed:
+                    self._probed, self._since = value, now
+        frame, waits = frame_of(self._main)
+        return Place(self._number, self._words, now - self._since, self._patience, frame, waits)
+
+    def _report(self, now: float, heard: float, place: Place) -> Report:
+        age = now - heard
+        return Report(place, age, silent=age > max(self._limit / 2, 4 * self._tick))
+
+    def _hear_place(self, rank: int, text: str) -> None:
+        self._heard[rank] = (time.monotonic(), Place.decode(text))
+
+    def _hear_pulse(self, rank: int, text: str) -> None:
+        self._pulse = time.monotonic()
+        self._heard[0] = (self._pulse, Place.decode(text))
+
+    def _error(self, seconds: float, reports: dict[int, Report]) -> StalledError:
+        late = behind(reports)
+        named = "; ".join(f"{self._name(rank)}: {reports[rank]}" for rank in late[:8])
+        others = [rank for rank in sorted(reports) if rank not in late]
+        if others:
+            named += f"; the others wait, such as rank {others[0]}: {reports[others[0]]}"
+        stacks = self._folder / f"rank{late[0]}.txt"
+        return StalledError(
+            f"no rank has made progress for {seconds:.0f} seconds",
+            named,
+            f"see {stacks} for where it hangs; the same command resumes from the last checkpoint; "
+            "if nothing was wrong, raise train.stall_minutes",
+        )
+
+    def _name(self, rank: int) -> str:
+        return str(self._roll_call.peers[rank]) if self._roll_call and self._size > 1 else f"rank {rank}"
+
+    def _leave(self, error: StalledError | None) -> None:
+        """Tell the others, write the stacks, end this process; `error` is what this rank has to say."""
+        if self._closed.is_set() or self._leaving:
+            return
+        self._leaving = True
+        if error is not None:
+            self._wake_silent()
+        if self._roll_call is not None and (error is not None or self._rank == 0):
+            self._roll_call.tell("stall", "")
+        if error is not None:
+            # The bar of progress leaves its line open.
+            sys.stderr.write(f"\n{error}\n")
+            sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            self._write_stacks()
+        if error is not None:
+            time.sleep(_LEAVE_SECONDS)
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(STALLED_EXIT_CODE)
+
+    def _wake_silent(self) -> None:
+        """Let stopped ranks of this launcher go on, so that they hear of the end and leave as well."""
+        now, peers = time.monotonic(), self._roll_call.peers if self._roll_call else []
+        for peer, here in ((peer, peers[self._rank]) for peer in peers):
+            heard = self._pulse if peer.rank == 0 else self._heard[peer.rank][0]
+            silent = now - heard > max(self._limit / 2, 4 * self._tick)
+            siblings = peer.host == here.host and parent_of(peer.pid) == os.getppid()
+            if peer.rank != self._rank and silent and siblings:
+                with contextlib.suppress(OSError):
+                    os.kill(peer.pid, signal.SIGCONT)
+
+    def _write_stacks(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f"rank{self._rank}.txt").open("w", encoding="utf-8") as file:
+            place = self._place(time.monotonic())
+            file.write(f"rank {self._rank}, process {os.getpid()}, {time.strftime('%F %T')}: {place.words} ")
+            file.write(f"for {place.age:.0f} s\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)

@@ -1,0 +1,77 @@
+"""What is said when memory runs out: the batch, what is held, and changes with their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.load import load_run_config
+from janus_ds.parallel.topology import Topology
+from janus_ds.train.memory import MemoryGuard, OutOfMemoryError, is_out_of_memory, remedies
+from tests.support.two_stream import Sample, make_batch
+
+RUN = load_run_config(None, ["train.global_batch=64", "data.block_tokens=126"])
+TWO = ExecutionConfig({}, 2, "fp32", 8, 4, 2, False, "ds_configs/zero2.json")
+GUARD = MemoryGuard(RUN, TWO, Topology(torch.device("cpu"), rank=1, world_size=2))
+
+
+def test_failed_allocations_are_known_from_other_faults() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+    )
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(ValueError, match="another fault"), GUARD.during("in the forward pass of step 7"):
+        raise ValueError("another fault")
+    with pytest.raises(RuntimeError, match="shapes"), GUARD.during("in the forward pass of step 7"):
+        raise RuntimeError("shapes cannot be multiplied")
+
+
+def test_a_real_failed_allocation_names_batch_and_ways_out() -> None:
+    batch = make_batch([Sample([0, 5, 6, 2], [0, 7, 8, 9, 2], [1, 3]), Sample([0, 5, 2], [0, 7, 2], [1])])
+    with (
+        pytest.raises(OutOfMemoryError) as caught,
+        GUARD.during("in the forward pass of step 7, micro-batch 2", batch),
+    ):
+        torch.empty(1 << 45)
+    error = caught.value
+    assert error.exit_code == 7
+    assert error.local
+    assert "can't allocate memory: you tried to allocate 140737488355328 bytes" in error.what
+    samples, width = batch.source_BS.shape
+    assert error.where.startswith("rank 1, in the forward pass of step 7, micro-batch 2; micro-batch of ")
+    assert (
+        f"source {samples} x {width}, decoder rows {samples} x {batch.layout.rows}, of which " in error.where
+    )
+    assert "; this process has " in error.where
+    assert " GB left" in error.where
+    assert error.fix.startswith(
+        "any of: (1) train_micro_batch_size_per_gpu 8 -> 4 with gradient_accumulation_steps 4 -> 8 in "
+        "ds_configs/zero2.json (the global batch stays at 64); (2) ZeRO stage 2 -> 3 "
+        "(ds_configs/zero3.json), which shares weights among the 2 data-parallel ranks; "
+        "(3) train.activation_checkpointing=true"
+    )
+    assert error.fix.endswith("The same command resumes from the last checkpoint")
+
+
+def test_ways_out_follow_what_is_used_already() -> None:
+    checkpointed = replace(RUN, train=replace(RUN.train, activation_checkpointing=True))
+    tokens = replace(RUN, data=replace(RUN.data, batch="tokens"))
+    # A divisor of the rank's share, not half.
+    assert (
+        "9 -> 3 with gradient_accumulation_steps 1 -> 3"
+        in remedies(RUN, replace(TWO, micro_batch=9, accumulation=1))[0]
+    )
+    assert "data.block_tokens 126 -> 63" in remedies(RUN, replace(TWO, micro_batch=1))[0]
+    assert "gradient_accumulation_steps 4 -> 8" in remedies(tokens, TWO)[0]
+    assert "stays at 4096 tokens" in remedies(tokens, TWO)[0]
+    assert "ZeRO stage 1 -> 2" in remedies(RUN, replace(TWO, zero_stage=1))[1]
+    assert "offload_optimizer" in remedies(RUN, replace(TWO, zero_stage=3))[1]
+    assert "offload_optimizer" in remedies(RUN, replace(TWO, data_size=1))[1]
+    assert "--tensor-parallel 2" in remedies(RUN, replace(TWO, zero_stage=3, offload=True))[1]
+    assert "bf16" in remedies(checkpointed, TWO)[2]
+    assert "shorter blocks" in remedies(checkpointed, replace(TWO, precision="bf16"))[2]
