@@ -277,12 +277,12 @@ class CachedRows:
         end, mask = self.rows.end, self.rows.mask_B1QN
         for pool, new in ((self.keys, k_BHRE), (self.values, v_BHRE)):
             if self.rows.column_BR is None:
-                pool[:, :, end - self.rows.content : end] = new
+                pool.narrow(2, end - self.rows.content, self.rows.content).copy_(new)
             else:
                 sentence_B1 = torch.arange(len(pool), device=pool.device)[:, None]
                 pool[sentence_B1, :, self.rows.column_BR] = new.transpose(1, 2)
         mask = mask[:, :, self.first_row :] if mask is not None and self.first_row else mask
-        return kernel(q_BHTE, self.keys[:, :, :end], self.values[:, :, :end], mask)
+        return kernel(q_BHTE, self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end), mask)
 
 
 @dataclass(frozen=True)
