@@ -62,6 +62,8 @@ _DEAD = float("-inf")
 _STEPS_PER_QUESTION = 8
 _FIRST_STEPS = 32
 """Tokens that there is room for at first; room doubles."""
+_COLUMN = 64
+"""Tokens of a column in :func:`_largest`."""
 _FREE_SHARE = 4
 """Places are refilled when one of so many is free: encoding few sentences at a time is dear."""
 
@@ -171,6 +173,7 @@ class _Search:
         # One beam is alive at first; the others would be copies of it.
         self.score_BK = torch.full(shape, _DEAD, device=device)
         self.score_BK[:, 0] = 0.0
+        self._forbidden = self._ids(settings.forbidden)
         self.pool = _Pool(
             score_BK=torch.full(shape, _DEAD, device=device),
             length_BK=torch.zeros(shape, dtype=torch.long, device=device),
@@ -268,21 +271,23 @@ class _Search:
         settings = self.settings
         logits_BKV = logits_BKV if logits_BKV.dtype == torch.float64 else logits_BKV.float()
         K, V = logits_BKV.shape[1:]
-        total_BK1 = logits_BKV.logsumexp(dim=2, keepdim=True)
+        # The best 2K of all are among the best 2K of each beam, and so many that are allowed among these.
+        token_BKC = _largest(logits_BKV, min(2 * K + len(settings.forbidden), V))
+        # On a CPU one fused pass, and faster than logsumexp.
+        gain_BKV = logits_BKV.log_softmax(2)
         forced = [self._forced(step) for step in self.steps]
         if any(token is None for token in forced):
-            allowed_BKV = logits_BKV.index_fill(2, self._ids(settings.forbidden), _DEAD)
-            # The best 2K of all are among the best 2K of each beam: no log-softmax over V is needed.
-            best_BKC, token_BKC = allowed_BKV.topk(min(2 * K, V), dim=2)
-            gain_BKC = best_BKC - total_BK1
+            forbidden_BKC = torch.isin(token_BKC, self._forbidden)
+            gain_BKC = gain_BKV.gather(2, token_BKC).masked_fill_(forbidden_BKC, _DEAD)
         else:
-            gain_BKC, token_BKC = torch.full_like(total_BK1, _DEAD), torch.zeros_like(total_BK1).long()
+            token_BKC = token_BKC[:, :, :1]
+            gain_BKC = torch.full_like(gain_BKV[:, :, :1], _DEAD)
         rows = [place for place, token in enumerate(forced) if token is not None]
         if rows:
             row_X = self._ids(rows)
             token_X11 = self._ids([token for token in forced if token is not None])[:, None, None]
             index_XK1 = token_X11.expand(-1, K, 1)
-            gain_XK1 = logits_BKV[row_X].gather(2, index_XK1) - total_BK1[row_X]
+            gain_XK1 = gain_BKV[row_X].gather(2, index_XK1)
             free = settings.stop == "transformers"
             gain_BKC[row_X] = _DEAD
             gain_BKC[row_X, :, :1] = torch.zeros_like(gain_XK1) if free else gain_XK1
@@ -321,6 +326,26 @@ class _Search:
         if self.settings.stop == "transformers" and not self.settings.early_stopping:
             full_B = full_B & (attainable_B1[:, 0] <= self.pool.score_BK.amin(dim=1))
         self.pool.closed_B = self.pool.closed_B | full_B
+
+
+def _largest(logits_BKV: Tensor, count: int) -> Tensor:
+    """The tokens of the `count` largest values of each row, the largest first.
+
+    The tokens are dealt out to columns of `_COLUMN`; the largest values stand in those columns that have
+    the largest maxima, so that only these are searched. `topk` over a whole vocabulary costs more than
+    a pass over its values by far.
+    """
+    tokens = logits_BKV.shape[2]
+    columns = tokens // _COLUMN
+    if columns <= 2 * count:
+        return logits_BKV.topk(count, dim=2).indices
+    dealt = columns * _COLUMN
+    maxima = logits_BKV[:, :, :dealt].unflatten(2, (_COLUMN, columns)).amax(2)
+    column = maxima.topk(count, dim=2, sorted=False).indices
+    row = torch.arange(0, dealt, columns, device=column.device)
+    rest = torch.arange(dealt, tokens, device=column.device).expand(*column.shape[:2], -1)
+    token = torch.cat([(column[..., None] + row).flatten(2), rest], 2)
+    return token.gather(2, logits_BKV.gather(2, token).topk(count, dim=2).indices)
 
 
 def _pad_sorted(score_BN: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -317,7 +317,7 @@ def _evaluating(model: JanusModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode():
             yield
     finally:
         model.train(training)

@@ -18,6 +18,7 @@ Shape letters as in `row_attention`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -135,11 +136,12 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
         self._heads = heads // parallel.size
         self._sharded_rng = parallel.sharded_rng
-        self._joint: PreparedProduct | None = None
+        self._keys_values: PreparedProduct | None = None
+        self._all_three: PreparedProduct | None = None
 
-    def join_keys_values(self, int8: bool) -> None:
-        """Make one product of the projections to keys and values, for inference."""
-        self._joint = PreparedProduct(int8)
+    def prepare_products(self, int8: bool) -> None:
+        """Make one product of the projections of one input, for inference."""
+        self._keys_values, self._all_three = PreparedProduct(int8), PreparedProduct(int8)
 
     def queries(self, x_BTD: Tensor) -> Tensor:
         """Queries of rows, shape (B, H, T, E)."""
@@ -147,12 +149,23 @@ class MultiHeadAttention(nn.Module):
 
     def keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of rows, each of shape (B, H, S, E)."""
-        if self._joint is not None:
-            k, v = cast(nn.Linear, self.k), cast(nn.Linear, self.v)
-            both = self._joint(x_BSD, [k.weight, v.weight], [k.bias, v.bias])
-            k_BSD, v_BSD = both.chunk(2, -1)
-            return self._split(k_BSD), self._split(v_BSD)
-        return self._split(self.k(x_BSD)), self._split(self.v(x_BSD))
+        if self._keys_values is None:
+            return self._split(self.k(x_BSD)), self._split(self.v(x_BSD))
+        k, v = self._joint(self._keys_values, x_BSD, (self.k, self.v))
+        return k, v
+
+    def queries_keys_values(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All three of the same rows, each of shape (B, H, S, E)."""
+        if self._all_three is None:
+            return self.queries(x_BSD), *self.keys_values(x_BSD)
+        q, k, v = self._joint(self._all_three, x_BSD, (self.q, self.k, self.v))
+        return q, k, v
+
+    def _joint(self, product: PreparedProduct, x_BSD: Tensor, parts: Sequence[nn.Module]) -> Sequence[Tensor]:
+        layers = [cast(nn.Linear, part) for part in parts]
+        out = product(x_BSD, [layer.weight for layer in layers], [layer.bias for layer in layers])
+        # (B, S, parts x H x E) -> parts of (B, H, S, E)
+        return out.view(*x_BSD.shape[:2], len(parts), self._heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def merge(self, attended_BTHE: Tensor) -> Tensor:
         """Output projection over all heads, shape (B, T, D)."""

@@ -28,7 +28,14 @@ from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.model.attention import Kernel, additive_mask
 from janus_ds.model.transformer import KeysValues
 
-__all__ = ["ArCache", "ArStream", "BlockRows", "CachedRows", "CandidateRows", "Memory", "new_cache"]
+__all__ = [
+    "ArCache",
+    "ArStream",
+    "BlockRows",
+    "CachedRows",
+    "Memory",
+    "new_cache",
+]
 
 _FIRST_STEPS = 32
 """Tokens a beam that a new pool has room for."""
@@ -277,33 +284,12 @@ class CachedRows:
         end, mask = self.rows.end, self.rows.mask_B1QN
         for pool, new in ((self.keys, k_BHRE), (self.values, v_BHRE)):
             if self.rows.column_BR is None:
-                pool[:, :, end - self.rows.content : end] = new
+                pool.narrow(2, end - self.rows.content, self.rows.content).copy_(new)
             else:
                 sentence_B1 = torch.arange(len(pool), device=pool.device)[:, None]
                 pool[sentence_B1, :, self.rows.column_BR] = new.transpose(1, 2)
         mask = mask[:, :, self.first_row :] if mask is not None and self.first_row else mask
-        return kernel(q_BHTE, self.keys[:, :, :end], self.values[:, :, :end], mask)
-
-
-@dataclass(frozen=True)
-class CandidateRows:
-    """Self-attention of NAR rows inside each length candidate; candidates are folded into the rows."""
-
-    mask: Tensor
-    """Additive, (B x candidates, 1, 1, L)."""
-    content_rows: int
-    candidates: int
-    first_row: int = 0
-
-    def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-        """See :class:`janus_ds.model.attention.RowAttention`."""
-        out = kernel(self._apart(q_BHTE), self._apart(k_BHTE), self._apart(v_BHTE), self.mask)
-        return out.reshape(-1, self.content_rows, *out.shape[2:])
-
-    def _apart(self, x_BHTE: Tensor) -> Tensor:
-        """(B, H, candidates x L, E) -> (B x candidates, H, L, E)."""
-        sentences, heads, _, width = x_BHTE.shape
-        return x_BHTE.reshape(sentences, heads, self.candidates, -1, width).transpose(1, 2).flatten(0, 1)
+        return kernel(q_BHTE, self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end), mask)
 
 
 def _fit(x: Tensor, width: int, dim: int) -> Tensor:

@@ -21,12 +21,12 @@ from janus_ds.batch import PredictedRows, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import ConfigError, DataError
 from janus_ds.model.attention import RowsOfBatch, additive_mask
+from janus_ds.model.candidate_rows import CandidateRows, PickedRows
 from janus_ds.model.incremental import (
     ArCache,
     ArStream,
     BlockRows,
     CachedRows,
-    CandidateRows,
     Memory,
     new_cache,
 )
@@ -144,7 +144,8 @@ class JanusModel(nn.Module):
             token_BNL: targets with bos and eos in target order, masked where to be predicted; padded at
                 the end.
             length_BN: tokens of each candidate, bos and eos included.
-            picked_P: flat indices (b x N + n) x L + l of the rows wanted; None: all.
+            picked_P: flat indices (b x N + n) x L + l of the rows wanted, ascending; None: all. The
+                last layer computes these rows only.
 
         Returns:
             hidden rows, (B, N, L, D), or (P, D) where rows were picked: give them to :meth:`logits`.
@@ -158,10 +159,15 @@ class JanusModel(nn.Module):
         mask = additive_mask(valid[:, None, None], embedded.dtype)
         rows = CandidateRows(mask, candidates * width, candidates)
         x = self.decoder.input_rows(embedded, position_L.repeat(candidates))
-        for layer, source in zip(self.decoder.decoder_layers(), memory.source, strict=True):
+        *layers, last = zip(self.decoder.decoder_layers(), memory.source, strict=True)
+        for layer, source in layers:
             x = layer(x, rows, source, memory.mask_B11S)
-        hidden: Tensor = x.view(sentences, candidates, width, -1)
-        return hidden if picked_P is None else hidden.flatten(0, 2)[picked_P]
+        picked = None if picked_P is None else PickedRows.build(picked_P, (sentences, candidates, width))
+        if picked is not None:
+            x, rows = picked.behind(x), rows.of_picked()
+        x = last[0](x, rows, last[1], memory.mask_B11S)
+        hidden: Tensor = x.view(sentences, candidates, width, -1) if picked is None else x.flatten(0, 1)
+        return hidden if picked is None else hidden[picked.place_P]
 
     def start_cache(self, memory: Memory, stream: ArStream, beams: int, max_steps: int) -> ArCache:
         """An empty cache for a search of at most `max_steps` tokens with K beams a sentence.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from janus_ds.config.schema import ModelConfig
+from janus_ds.model.prepared import PreparedLinear
 from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["InputRows", "Recompute", "TransformerLayer", "recompute_with"]
@@ -33,6 +34,10 @@ def position_table(rows: int, d_model: int, std: float) -> nn.Embedding:
     table = nn.Embedding(rows, d_model, device="meta").to_empty(device="cpu")
     nn.init.normal_(table.weight, 0.0, std)
     return table
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 class InputRows(nn.Module):
@@ -70,11 +75,19 @@ class TransformerLayer(nn.Module):
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
         self._activation: Any = F.relu if config.activation == "relu" else F.gelu
+        self._activation_name = config.activation
         self._sharded_rng = parallel.sharded_rng
+
+    def prepare_products(self, int8: bool) -> None:
+        """Let the first product of the feed-forward block apply the activation, for inference."""
+        self.fc1 = PreparedLinear(cast(nn.Linear, self.fc1), int8, self._activation_name)
+        self._activation = _as_it_is
 
     def residual(self, x_BTD: Tensor, change_BTD: Tensor, norm: nn.LayerNorm) -> Tensor:
         """norm(x + dropout(change))."""
-        out: Tensor = norm(x_BTD + F.dropout(change_BTD, self.dropout, self.training))
+        if self.training:
+            change_BTD = F.dropout(change_BTD, self.dropout)
+        out: Tensor = norm(x_BTD + change_BTD)
         return out
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:

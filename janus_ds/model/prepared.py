@@ -8,6 +8,9 @@ each is tried once on a small matrix, and where it is missing or wrong `F.linear
 int8 is dynamic: weights have one scale an output feature, activations one a row, found at each call. A
 row's result therefore does not depend on the other rows of its batch.
 
+A call must cost little, since a step of a search makes fifty products of a few rows: an activation goes
+along with its product, several products of one input are one, and prepared layers take no hooks.
+
 A prepared layer holds the very parameters of the layer that it replaces, under the same names, and packs
 them at the first call and again after any change.
 """
@@ -23,7 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
+    "Preparable",
     "PreparedLinear",
+    "PreparedNorm",
     "PreparedProduct",
     "Product",
     "can_pack",
@@ -38,47 +43,55 @@ Product = Callable[[Tensor], Tensor]
 _ROWS_HINT = 8
 _LEVELS, _ZERO_POINT, _TINY = 127, 128, 1e-12
 _TRIED_SHAPE = (3, 16, 32)
+_LINEAR = "none"
+_ALGORITHMS = {_LINEAR: "", "relu": "", "gelu": "none"}
+"""Functions that oneDNN can apply to a product's result before it writes it, and how."""
+_ACTIVATIONS: dict[str, Product] = {_LINEAR: lambda x: x, "relu": F.relu, "gelu": F.gelu}
 
 
-def _packed_product(weight: Tensor, bias: Tensor | None) -> Product:
+def _packed_product(weight: Tensor, bias: Tensor | None, activation: str = _LINEAR) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS_HINT)
     offset = None if bias is None else bias.detach()
+    multiply, algorithm = torch.ops.mkldnn._linear_pointwise.default, _ALGORITHMS[activation]
 
     def product(x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, offset, "none", [], "")
+        out: Tensor = multiply(x, packed, offset, activation, [], algorithm)
         return out
 
     return product
 
 
-def _int8_product(weight: Tensor, bias: Tensor | None) -> Product:
+def _int8_product(weight: Tensor, bias: Tensor | None, activation: str = _LINEAR) -> Product:
     weight = weight.detach().float()
     largest_O = weight.abs().amax(1).clamp_min(_TINY)
     rounded = (weight * (_LEVELS / largest_O)[:, None]).round().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS_HINT, weight.shape[1]])
     scale_O, zero_O = largest_O / _LEVELS**2, torch.zeros(len(weight), dtype=torch.long)
-    offset = torch.zeros(len(weight)) if bias is None else bias.detach().float()
-    levels, half = torch.tensor(float(_LEVELS)), torch.tensor(_ZERO_POINT + 0.5)
+    offset = None if bias is None else bias.detach().float()
+    multiply, finish = torch.ops.onednn.qlinear_pointwise.default, _ACTIVATIONS[activation]
 
     def product(x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         largest_X1 = flat.abs().amax(-1, True).clamp_min_(_TINY)
-        # The conversion cuts off, so that the half rounds.
-        codes = torch.addcmul(half, flat, levels / largest_X1).to(torch.uint8)
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        # Rounded before it is converted, and to int8: converting to uint8 is ten times slower. The
+        # highest bit turned is 128 added.
+        codes = (flat * (_LEVELS / largest_X1)).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
+        out: Tensor = multiply(
             codes, 1.0, _ZERO_POINT, packed, scale_O, zero_O, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return torch.addcmul(offset, out, largest_X1).view(*x.shape[:-1], -1)
+        # In place: a fresh tensor of this size costs more than the arithmetic.
+        out = out.mul_(largest_X1) if offset is None else torch.addcmul(offset, out, largest_X1, out=out)
+        return finish(out).view(*x.shape[:-1], -1)
 
     return product
 
 
 @runtime_checkable
-class JoinsKeysValues(Protocol):
-    """An attention that can project to keys and values in one product."""
+class Preparable(Protocol):
+    """A module that has more to prepare than its linear layers: products that can be joined, say."""
 
-    def join_keys_values(self, int8: bool) -> None:
-        """Do so from now on."""
+    def prepare_products(self, int8: bool) -> None:
+        """Do so from now on; its linear layers are prepared already."""
 
 
 @cache
@@ -110,19 +123,21 @@ def can_quantize() -> bool:
     return torch.backends.mkldnn.is_available() and _works("int8", torch.float32)
 
 
-def product_of(weight: Tensor, bias: Tensor | None, int8: bool) -> Product:
+def product_of(weight: Tensor, bias: Tensor | None, int8: bool, activation: str = _LINEAR) -> Product:
     """The fastest product with a weight on its device and in its precision.
 
     Args:
         weight: (out, in).
         bias: (out,) or None.
         int8: quantize; the weight is float32 on the CPU.
+        activation: none, relu or gelu: applied to the result.
     """
     if int8:
-        return _int8_product(weight, bias)
+        return _int8_product(weight, bias, activation)
     if weight.device.type == "cpu" and can_pack(weight.dtype):
-        return _packed_product(weight, bias)
-    return lambda x: F.linear(x, weight, bias)
+        return _packed_product(weight, bias, activation)
+    finish = _ACTIVATIONS[activation]
+    return lambda x: finish(F.linear(x, weight, bias))
 
 
 class PreparedProduct:
@@ -131,8 +146,8 @@ class PreparedProduct:
     Several weights of one input are packed as one: their results come side by side.
     """
 
-    def __init__(self, int8: bool = False) -> None:
-        self._int8 = int8
+    def __init__(self, int8: bool = False, activation: str = _LINEAR) -> None:
+        self._int8, self._activation = int8, activation
         self._product: Product | None = None
         self._state: list[tuple[int, int, torch.dtype]] = []
 
@@ -142,7 +157,7 @@ class PreparedProduct:
         state = [(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
         if self._product is None or state != self._state:
             weight, self._state = _joined(weights), state
-            self._product = product_of(cast(Tensor, weight), _joined(biases), self._int8)
+            self._product = product_of(cast(Tensor, weight), _joined(biases), self._int8, self._activation)
         return self._product(x)
 
 
@@ -157,20 +172,38 @@ class PreparedLinear(nn.Module):
     Args:
         layer: whose parameters are used; they stay under their names.
         int8: quantize them.
+        activation: none, relu or gelu: applied to the result.
     """
 
-    def __init__(self, layer: nn.Linear, int8: bool = False) -> None:
+    def __init__(self, layer: nn.Linear, int8: bool = False, activation: str = _LINEAR) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        self._product = PreparedProduct(int8)
+        self._product = PreparedProduct(int8, activation)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See :data:`Product`."""
-        return self._product(x, [self.weight], [self.bias])
+    def __call__(self, x: Tensor) -> Tensor:
+        """See :data:`Product`. Without hooks: they would cost as much as a small product."""
+        parameters = self._parameters
+        return self._product(x, [cast(Tensor, parameters["weight"])], [parameters.get("bias")])
+
+
+class PreparedNorm(nn.Module):
+    """A layer norm for inference, on the parameters of another one."""
+
+    def __init__(self, layer: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self._shape, self._eps = layer.normalized_shape, layer.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The norm, without hooks."""
+        parameters = self._parameters
+        return torch.layer_norm(x, self._shape, parameters["weight"], parameters["bias"], self._eps)
 
 
 def prepare(model: nn.Module, int8: bool = False) -> None:
-    """Replace the linear layers of a model by prepared ones, in place. Gradients no longer flow.
+    """Replace the linear layers and norms of a model by prepared ones, in place.
+
+    Gradients no longer flow.
 
     Args:
         model: any; its parameters and their names stay.
@@ -180,5 +213,7 @@ def prepare(model: nn.Module, int8: bool = False) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, PreparedLinear(child, int8))
-        if isinstance(parent, JoinsKeysValues):
-            parent.join_keys_values(int8)
+            elif isinstance(child, nn.LayerNorm):
+                setattr(parent, name, PreparedNorm(child))
+        if isinstance(parent, Preparable):
+            parent.prepare_products(int8)

@@ -47,7 +47,7 @@ class EncoderLayer(TransformerLayer):
     def forward(self, x_BSD: Tensor, mask_B11S: Tensor | None) -> Tensor:
         """States after this layer, shape (B, S, D)."""
         attention = self.self_attention
-        out = attention.kernel(attention.queries(x_BSD), *attention.keys_values(x_BSD), mask_B11S)
+        out = attention.kernel(*attention.queries_keys_values(x_BSD), mask_B11S)
         x_BSD = self.residual(x_BSD, attention.merge(out), self.self_attention_norm)
         return self.feed_forward(x_BSD)
 
@@ -73,10 +73,14 @@ class DecoderLayer(TransformerLayer):
             source: :meth:`source_keys_values` of the encoder states.
             source_mask: additive mask of source padding, (B, 1, 1, S).
         """
-        attention = self.self_attention
-        content = x_BRD if rows.content_rows == x_BRD.shape[1] else x_BRD[:, : rows.content_rows].contiguous()
-        x_BTD = x_BRD[:, rows.first_row :].contiguous() if rows.first_row else x_BRD
-        out = rows.attend(attention.kernel, attention.queries(x_BTD), *attention.keys_values(content))
+        attention, x_BTD = self.self_attention, x_BRD
+        if rows.content_rows == x_BRD.shape[1] and not rows.first_row:
+            projected = attention.queries_keys_values(x_BRD)
+        else:
+            content = x_BRD[:, : rows.content_rows].contiguous()
+            x_BTD = x_BRD[:, rows.first_row :].contiguous()
+            projected = (attention.queries(x_BTD), *attention.keys_values(content))
+        out = rows.attend(attention.kernel, *projected)
         x_BTD = self.residual(x_BTD, attention.merge(out), self.self_attention_norm)
         cross = self.cross_attention
         q_BHTE = cross.queries(x_BTD)

@@ -60,9 +60,12 @@ _RATIOS = {
     "janus_over_ar": ("janus fp32", "ar fp32"),
     "janus_over_ar_bf16": ("janus bf16", "ar bf16"),
     "janus_over_ar_int8": ("janus int8", "ar int8"),
+    "ar_over_nar4": ("ar fp32", "nar 4, 1 length"),
+    "ar_bf16_over_nar4_bf16": ("ar bf16", "nar 4, 1 length, bf16"),
+    "ar_int8_over_nar4_int8": ("ar int8", "nar 4, 1 length, int8"),
     "janus_over_nar4_one_length": ("janus fp32", "nar 4, 1 length"),
     "janus_over_nar10_one_length": ("janus fp32", "nar 10, 1 length"),
-    "janus_over_nar4": ("janus fp32", "nar 4, 5 lengths"),
+    "janus_over_nar4_five_lengths": ("janus fp32", "nar 4, 5 lengths"),
     "janus_bf16_over_nar4_one_length_bf16": ("janus bf16", "nar 4, 1 length, bf16"),
     "nar10_over_nar10_pruned": ("nar 10, 5 lengths", "nar 10, 5 lengths pruned"),
 }

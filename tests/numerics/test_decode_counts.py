@@ -153,6 +153,13 @@ def test_nar_projects_masked_rows_and_drops_finished_ones(model: JanusModel) -> 
     assert counts.vocabulary == sorted(counts.vocabulary, reverse=True)
     # Short candidates are finished before the last pass.
     assert passes[-1] < passes[0]
+    # The last layer computes masked rows only (as many of every candidate), and keys of all.
+    last = counts.rows["decoder.layers.1.fc1"]
+    assert all(m <= n < rows for m, n, rows in zip(counts.vocabulary, last, passes, strict=True))
+    assert counts.rows["decoder.layers.1.self_attention.k"] == passes
+    one = Counts(again := tiny_model(seed=5))
+    generator(again, mode="nar", iterations=4, length_beam=1).generate_ids(SOURCES[4:5])
+    assert one.rows["decoder.layers.1.fc1"] == one.vocabulary
 
 
 def test_pruned_length_candidates_are_not_computed(model: JanusModel) -> None:

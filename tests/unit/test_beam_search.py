@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_ds.decode.beam_search import SearchSettings, beam_search
+from janus_ds.decode.beam_search import SearchSettings, _largest, beam_search
 
 BOS, PAD, EOS, UNK, VOCAB = 0, 1, 2, 3, 11
 BASE = SearchSettings(beam=4, max_steps=7, start=BOS, eos=EOS, forbidden=(BOS, PAD, UNK))
@@ -175,3 +175,13 @@ def test_a_beam_wider_than_the_vocabulary_gives_fewer_hypotheses() -> None:
 def test_values_that_are_not_finite_end_nothing() -> None:
     decoder = Decoder(lambda sentence, prefix: torch.full((VOCAB,), math.nan), 2, BOS)
     assert beam_search(decoder, 2, replace(BASE, max_steps=3)) == [[], []]
+
+
+@pytest.mark.parametrize("tokens", [11, 1280, 5003])
+def test_the_largest_of_a_vocabulary_are_those_of_topk(tokens: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, tokens)
+    logits[0, 0, -9:] += 9.0  # all in the rest behind the columns
+    logits[1, 1, :900:100] = float("-inf")
+    count = min(9, tokens)
+    assert torch.equal(_largest(logits, count), logits.topk(count, 2).indices)

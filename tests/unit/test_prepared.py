@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_ds.errors import ConfigError
 from janus_ds.model import prepared
+from janus_ds.model.attention import MultiHeadAttention
 from janus_ds.model.inference import InferenceOptions, prepare_for_inference
-from janus_ds.model.prepared import PreparedLinear, can_pack, can_quantize
+from janus_ds.model.prepared import PreparedLinear, PreparedProduct, can_pack, can_quantize, prepare
+from janus_ds.parallel.layers import DenseLayers
 from tests.support.tiny_model import tiny_model
 
 packs = pytest.mark.skipif(not can_pack(torch.float32), reason="torch cannot pack weights here")
@@ -59,6 +62,32 @@ def test_changed_weights_are_packed_again() -> None:
     assert error(fast(x) - plain.bias, 2 * (before - plain.bias)) < 1e-6
     assert fast.double()(x.double()).dtype == torch.float64
     assert list(fast.state_dict()) == ["weight", "bias"]
+
+
+@packs
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=quantizes)])
+@pytest.mark.parametrize(("name", "function"), [("relu", F.relu), ("gelu", F.gelu)])
+def test_an_activation_goes_along_with_the_product(name: str, function: Any, int8: bool) -> None:
+    plain, x = layer()
+    assert error(PreparedLinear(plain, int8, name)(x), function(plain(x))) < (0.02 if int8 else 1e-6)
+
+
+@torch.no_grad()
+def test_queries_keys_and_values_of_one_input_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, x = MultiHeadAttention(24, 3, 0.0, 0.3, DenseLayers()), layer()[1]
+    expected = [attention.queries(x), *attention.keys_values(x)]
+    prepare(attention)
+    calls: list[int] = []
+    call = PreparedProduct.__call__
+
+    def counted(product: PreparedProduct, value: Tensor, weights: Any, biases: Any) -> Tensor:
+        calls.append(len(weights))
+        return call(product, value, weights, biases)
+
+    monkeypatch.setattr(PreparedProduct, "__call__", counted)
+    found = attention.queries_keys_values(x)
+    assert calls == [3]
+    assert max(error(a, b) for a, b in zip(found, expected, strict=True)) < 1e-6
 
 
 def test_without_the_operators_linear_stays(monkeypatch: pytest.MonkeyPatch) -> None:
