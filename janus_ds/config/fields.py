@@ -13,7 +13,7 @@ from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from janus_ds.config import schema
+from janus_ds.config import decode_schema, schema
 from janus_ds.config.schema import RunConfig
 
 __all__ = ["FieldSpec", "coerce", "field_docs", "field_table", "section_names"]
@@ -98,7 +98,8 @@ def _describe(value: Any) -> str:
 def field_docs() -> dict[str, str]:
     """The text of every field and section, by dotted key (a section's own text under its name)."""
     docs: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    nodes = [n for module in (schema, decode_schema) for n in ast.parse(inspect.getsource(module)).body]
+    for node in nodes:
         if isinstance(node, ast.ClassDef):
             docs[node.name] = _class_docs(node)
     hints = get_type_hints(RunConfig)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from janus_ds.config.decode_schema import DecodeConfig
+
 __all__ = [
     "DataConfig",
     "DecodeConfig",
@@ -335,61 +337,6 @@ class TrainConfig:
     attention dropout, and not measured yet, so never chosen by itself. auto takes the fastest that is right
     for the batch: dense for short sentences, split from 768 tokens on where it can, else grouped.
     """
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """How text is generated (section 4 of the method, section 3.4 of the paper)."""
-
-    mode: str = "nar"
-    """ar, nar, or draft: NAR drafts and AR checks, the output is that of AR with beam 1 (needs both)."""
-    beam: int = 5
-    """AR beam; 1 is greedy. Mode draft knows no other."""
-    beam_stop: str = "fairseq"
-    """fairseq or transformers: when the search ends and how scores are normalised."""
-    early_stopping: bool = False
-    """beam_stop transformers only: end a search as soon as `beam` hypotheses are finished."""
-    length_penalty: float = 1.0
-    """Exponent of the length in the AR score."""
-    max_length: int = 0
-    """Longest output in tokens; 0: as the position table allows."""
-    iterations: int = 4
-    """NAR refinement iterations; decoder passes are one more."""
-    length_beam: int = 5
-    """NAR length candidates."""
-    length_pruning: bool = False
-    """NAR: give up half of the length candidates after the second pass and half of the rest after the third.
-
-    Faster, and not the same search: a candidate that starts badly is not given the time to recover.
-    """
-    nar_score: str | None = None
-    """NAR candidates and their score; None: as the objective's preset says.
-
-    paper (the likeliest lengths, mean over inner tokens, special symbols forbidden) or released
-    (neighbours of the likeliest length, sum divided by the length with b and e, nothing forbidden).
-    """
-    confidence: float | None = None
-    """NAR: refine a sentence no further once every token of its best candidate is likelier than this."""
-    rescore: str | None = None
-    """NAR: `ar` lets AR score the candidates of mask-predict, in one pass of the same weights."""
-    rescore_weight: float = 1.0
-    """Weight of AR's score among candidates; the rest goes to NAR's."""
-    rescore_samples: int = 0
-    """Further candidates for AR to score: samples of each one at the positions NAR is not sure of."""
-    draft_iterations: int = 0
-    """Mode draft: refinements of a draft by mask-predict before AR checks it."""
-    draft_width: int = 3
-    """Mode draft: drafts of a sentence that AR checks at once (lengths, or ways to go on)."""
-    redraft: str = "reuse"
-    """Mode draft: what is proposed behind a rejected token.
-
-    nar (drafted again by mask-predict, settled tokens given) or reuse (what is left of earlier drafts and of
-    AR's choices behind them, which costs no pass).
-    """
-    temperature: float = 0.0
-    """Mode draft: above 0, exact samples of AR's distribution at this temperature (rejection sampling)."""
-    seed: int = 1
-    """Of the samples."""
 
 
 @dataclass(frozen=True)
