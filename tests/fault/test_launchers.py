@@ -97,7 +97,7 @@ def test_torchrun_restarts_after_the_death_of_a_rank(inputs: Path, tally: Tally)
 
 
 def test_twenty_signals_at_random_moments(inputs: Path, starter: WarmStarter, tally: Tally) -> None:
-    """SIGTERM or SIGUSR1, 5 from the first moment of real starts on, 15 anywhere in steps, saves, validations.
+    """SIGTERM or SIGUSR1: 5 in real starts, 15 in steps, saves and validations of forked ones.
 
     Each of them: exit code 75, the checkpoint is the last step that was logged, no process is left,
     and the next start goes on from there. A signal counts from where Python has set its handlers,
