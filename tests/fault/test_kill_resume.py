@@ -25,6 +25,8 @@ from tests.support.program import PATIENCE, SETTINGS, STEPS, Program, assert_as_
 from tests.support.tiny_training import make_inputs
 from tests.support.warm import WarmStarter
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
