@@ -11,7 +11,8 @@ what DeepSpeed 0.19 does, which is not always what papers say:
   the ranks, whatever `allgather_bucket_size` says;
 - stage 3 gathers a parameter once for forward and backward together as long as what is used in between
   is below `stage3_max_reuse_distance`, else twice; each is padded to a multiple of the ranks;
-- gradient clipping sums one number a parameter group, in stage 3 in float64.
+- gradient clipping sums one number a parameter group, in stage 3 in float64; a flag says whether 16-bit
+  gradients overflow, in stage 3 only those of fp16.
 
 A test counts the collectives of real runs against these sums. Not in them: the first two steps after a
 start in stage 3, in which DeepSpeed notes the order of modules, steps that are skipped (the ranks then
@@ -203,9 +204,10 @@ def _partitioned_weights(parameters: Sequence[Parameter], execution: Execution) 
 def _norms(execution: Execution) -> Iterator[Sent]:
     # Stage 0: our own look at the norm and DeepSpeed's clipping; else one for each parameter group.
     size = 8 if execution.stage == 3 else 4
+    looks = execution.precision == "fp16" or (execution.precision == "bf16" and execution.stage < 3)
     for group in ("data", "tensor"):
         yield Sent("gradient norms", "all-reduce", group, 2, 2 * size)
-        if execution.precision == "fp16":
+        if looks:
             yield Sent("overflow?", "all-reduce", group, 1, 1)
 
 
