@@ -60,8 +60,7 @@ def test_twenty_kills_of_random_ranks_at_random_moments(
             time.sleep(draw.uniform(0, 0.1))
             for victim in victims:
                 os.kill(ranks[victim].pid, signal.SIGKILL)
-            seconds = wait_until(lambda ranks=ranks: not sessions(ranks), GONE, "the end of all processes")
-            slowest = max(slowest, seconds)
+            slowest = max(slowest, seconds_to_end(program, ranks))
             codes = [rank.wait(1) for rank in ranks]
         assert all(codes[victim] == -signal.SIGKILL for victim in victims)
         assert 0 not in codes
@@ -69,10 +68,23 @@ def test_twenty_kills_of_random_ranks_at_random_moments(
         named += len(victims) == 1
     assert program.finish(patience=PATIENCE) == 0, program.said[-3000:]
     assert_as_unbroken(program.run, unbroken.run, STEPS)
-    assert program.said.count("error: another rank was lost") == named > 5
+    # Where both were killed, the first one's death may have been told before the second kill.
+    assert 5 < named <= program.said.count("error: another rank was lost") <= KILLS
     tally(f"random SIGKILLs in one run of {STEPS} steps on 2 ranks, then bitwise", f"{KILLS} of {KILLS}")
     tally(f"  the other rank gone within {GONE:.0f} s, the dead one named", f"{named} of {named}")
     tally("  slowest end of the other rank", f"{slowest:.1f} s")
+
+
+def seconds_to_end(program: Program, ranks: list[WarmProcess]) -> float:
+    """Wait until all processes of the ranks are gone; those that stay must show where they stand."""
+    try:
+        return wait_until(lambda: not sessions(ranks), GONE, "the end of all processes")
+    except AssertionError as error:
+        left = sessions(ranks)
+        for pid in left:
+            os.kill(pid, signal.SIGABRT)
+        time.sleep(3)
+        raise AssertionError(f"{error}: {left} of {[r.pid for r in ranks]}\n{program.said[-8000:]}") from None
 
 
 def sessions(ranks: list[WarmProcess]) -> list[int]:

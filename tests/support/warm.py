@@ -71,6 +71,7 @@ class WarmStarter:
             **os.environ,
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",  # SIGABRT shows where a process stands
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         }
