@@ -170,7 +170,8 @@ def describe_scaling(projection: Projection, nodes: int) -> str:
         "between nodes (--bandwidth-intra, --bandwidth-inter)",
         "  work and messages one after the other, nothing overlapped",
     ]
-    rows = [("  nodes", "ranks", "samples", "work", "messages", "step", "samples/s", "efficiency", "")]
+    head = ("  nodes", "ranks", "samples", "work", "messages", "step", "samples/s", "efficiency", "")
+    rows: list[tuple[str, ...]] = [head]
     for name, grows in (("the recipe's batch", False), ("batch grows with nodes", True)):
         base = 0.0
         rows.append((f"  {name}", *[""] * 8))
@@ -183,8 +184,8 @@ def describe_scaling(projection: Projection, nodes: int) -> str:
             time = there.time(batches)
             speed = batches.counts.samples / time.total
             base = base or speed / count
-            cells = (f"{batches.counts.samples}", f"{time.work:.3g} s", f"{time.messages:.3g} s")
-            cells += (f"{time.total:.3g} s", f"{speed:,.0f}", f"{speed / count / base:.0%}")
+            cells = [f"{batches.counts.samples}", f"{time.work:.3g} s", f"{time.messages:.3g} s"]
+            cells += [f"{time.total:.3g} s", f"{speed:,.0f}", f"{speed / count / base:.0%}"]
             rows.append((f"  {count}", str(there.ranks), *cells, _MARK))
     return "\n".join([*lines, table(rows)])
 
