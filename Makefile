@@ -27,7 +27,7 @@ help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
 	@echo "make test         install with development extras, then lint, types and tests"
 	@echo "make install      the environment alone (.venv)"
-	@echo "make fault-test   the long suite of kills, signals and damage"
+	@echo "make fault-test   the long suite of kills, signals, damage and resumes; ends with a table"
 	@echo "make slurm-test   the job scripts under a real Slurm on this machine; INSTALL=1 installs it"
 	@echo "make heavy-test   every test, the long ones included"
 	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
@@ -71,7 +71,7 @@ unit: install-dev
 test: lint types unit
 
 fault-test: install-dev
-	$(PYTEST) tests/fault
+	$(PYTEST) tests/fault tests/distributed/test_elastic.py
 
 # INSTALL=1 installs Debian's Slurm if there is none; without one, the tests are skipped visibly.
 INSTALL ?=

@@ -20,11 +20,14 @@ def main() -> None:
     signals = StopSignals()
     signals.install()
     signals.watch()
-    # Slow to import: a signal in that time is remembered already.
-    from janus_ds.train.launch import parse_options, run_program
-    from janus_ds.train.pretraining import pretrain
+    from janus_ds.train.options import parse_options, refuse_faults
 
     options = parse_options(sys.argv[1:], RECIPE, "Pretrain a JANUS model.")
+    refuse_faults(options)
+    # Slow to import: a signal in that time is remembered already.
+    from janus_ds.train.launch import run_program
+    from janus_ds.train.pretraining import pretrain
+
     run_program(lambda: pretrain(options, signals))
 
 

@@ -1,7 +1,51 @@
 """What all tests share."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 # Examples are timed by nobody here: a loaded machine must not fail a test.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+Tally = Callable[[str, str], None]
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Tally:
+    """`tally(check, count)` gives a line of the table that ends a run of the fault suite."""
+
+    def note(check: str, count: str) -> None:
+        record_property("tally", (check, count))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A table with one line a check: what was counted, outcome, seconds of the test with its fixtures."""
+    seconds: dict[str, float] = {}
+    lines: list[tuple[str, str, str, str]] = []
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+    for report in terminalreporter.stats.get("", []):  # setups and teardowns
+        seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            found = [value for name, value in report.user_properties if name == "tally"]
+            if not found and (outcome == "passed" or "tests/fault" not in report.nodeid):
+                continue
+            name = report.nodeid.partition("::")[2]
+            for check, count in found or [(name, "")]:
+                lines.append((check, count, outcome, f"{seconds[report.nodeid]:.0f} s"))
+    if not lines:
+        return
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    terminalreporter.section("survived")
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        terminalreporter.write_line("  ".join(cells).rstrip())

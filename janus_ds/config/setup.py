@@ -12,7 +12,7 @@ from janus_ds.config.load import read_run_config
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
 
-__all__ = ["load_setup"]
+__all__ = ["load_setup", "read_setup"]
 
 
 def load_setup(
@@ -34,6 +34,20 @@ def load_setup(
     Raises:
         ConfigError: anything is wrong in either; the message names all faults.
     """
+    run, execution = read_setup(recipe, overrides, deepspeed_config, data_size, tensor_size)
+    check_values_with_deepspeed(execution.engine, execution.source)
+    check_device(execution)
+    return run, execution
+
+
+def read_setup(
+    recipe: Path | None,
+    overrides: Iterable[str],
+    deepspeed_config: Path,
+    data_size: int,
+    tensor_size: int = 1,
+) -> tuple[RunConfig, ExecutionConfig]:
+    """As :func:`load_setup`, without what takes importing DeepSpeed."""
     faults = FaultList()
     run = read_run_config(recipe, overrides, faults)
     _check_tensor_parallel(run, tensor_size, faults)
@@ -45,8 +59,6 @@ def load_setup(
             str(deepspeed_config),
             "report this: no fault was found",
         )
-    check_values_with_deepspeed(execution.engine, execution.source)
-    check_device(execution)
     return run, execution
 
 

@@ -15,6 +15,12 @@ from janus_ds.data.places import open_data
 from janus_ds.errors import UsageError
 from janus_ds.tools.common import bytes_text, count_text, new_parser, recipe_path, table
 from janus_ds.tools.model_size import PartSize, checkpoint_bytes, model_parts, state_bytes
+from janus_ds.tools.plan_communication import (
+    Projection,
+    add_machine_arguments,
+    describe_communication,
+    describe_scaling,
+)
 
 __all__ = ["describe_length", "describe_memory", "describe_model", "main"]
 
@@ -24,7 +30,7 @@ _BART_VOCABULARY = 50265
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print parameters, memory, checkpoint size and length of a run."""
+    """Print parameters, memory, checkpoint size, messages, scaling and length of a run."""
     parsed = _parser().parse_args(arguments)
     recipe = recipe_path(parsed.recipe)
     run = load_run_config(recipe, parsed.overrides)
@@ -33,6 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     vocab_size, origin = _vocabulary(run, parsed.vocab, manifest)
     if parsed.ranks < 1:
         raise UsageError(f"there cannot be {parsed.ranks} ranks", "--ranks", "give a number above 0")
+    if parsed.nodes is not None:
+        if parsed.nodes < 1:
+            raise UsageError(f"there cannot be {parsed.nodes} nodes", "--nodes", "give a number above 0")
+        parsed.ranks = parsed.nodes * parsed.devices
+    projection = Projection.of(parsed, run, vocab_size, manifest)
     parts = model_parts(run.model, vocab_size)
     print(f"run {run.name} ({recipe})")
     print(f"objective {run.objective.preset}, estimator {estimator_name(run.objective)}\n")
@@ -40,16 +51,24 @@ def main(arguments: Sequence[str]) -> int:
     print()
     print(describe_memory(parts, run.train.keep_last, parsed.ranks))
     print()
+    print(describe_communication(projection))
+    print()
+    if parsed.nodes is not None:
+        print(describe_scaling(projection, parsed.nodes))
+        print()
     print(describe_length(run, manifest))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = new_parser("plan", "Parameters, memory per rank, checkpoint size, steps and tokens of a run.")
+    parser = new_parser("plan", "Parameters, memory, checkpoint size, messages, scaling and length of a run.")
     add_recipe_arguments(parser)
     parser.add_argument("--data", help="directory made by launch/prepare_data.py; or as data.path")
     parser.add_argument("--vocab", type=int, help="vocabulary size, where there is no data yet")
-    parser.add_argument("--ranks", type=int, default=8, help="processes of the run (default: 8)")
+    parser.add_argument(
+        "--ranks", type=int, default=8, help="processes of the run (default: 8, or as --nodes)"
+    )
+    add_machine_arguments(parser)
     return parser
 
 

@@ -38,8 +38,8 @@ from janus_ds.train.compiling import compile_step
 from janus_ds.train.engine import TrainingEngine
 from janus_ds.train.guards import together
 from janus_ds.train.initial import start_from
-from janus_ds.train.launch import TrainOptions
 from janus_ds.train.memory import MemoryGuard
+from janus_ds.train.options import TrainOptions
 from janus_ds.train.output_scores import OutputScores
 from janus_ds.train.resume import read_resumable, resume
 from janus_ds.train.samples import SampleDecoder, text_pairs

@@ -224,6 +224,28 @@ def test_plan_prints_parameters_memory_and_length(data: Path, capsys: pytest.Cap
     assert "did you mean" in refusal(ConfigError, "plan", "--set", "train.max_step=3")
 
 
+def test_plan_projects_messages_and_scaling(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ROOT / "launch" / "recipes" / "bart_base.yaml"
+    text = say(capsys, "plan", "--recipe", recipe, "--nodes", 3, "--devices", 4, "--tensor-parallel", 2)
+    assert "messages of one rank in one step (12 ranks, TP 2, bf16)" in text
+    gathered = re.search(r"weights after the update \(all-gather, data\) .*", text)
+    assert gathered is None, "1,024 samples cannot be shared by 6"
+    assert "the global batch cannot be shared by 6 data-parallel ranks" in text
+    curve = text.partition("scaling, ZeRO 2, bf16, TP 2: projected, not measured")[2].partition("\n\n")[0]
+    lines = [line for line in curve.splitlines() if re.match(r"  \d+ +\d+ ", line)]
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"] * 2
+    assert all(line.endswith("projected") for line in lines)
+    assert sum("100%" in line for line in lines) == 2
+    assert "cannot be shared" in lines[2]
+    for option in ("flops", "latency-intra", "latency-inter", "bandwidth-intra", "bandwidth-inter"):
+        assert f"--{option}" in curve
+    slower = say(capsys, "plan", "--recipe", recipe, "--nodes", 2, "--flops", 100)
+    assert "at 100 TFLOP/s achieved" in slower
+    assert re.search(r"gradients \(all-reduce, data\) +- +280.4 MB in \d", slower)
+    assert "groups of 3 do not fit" in refusal(UsageError, "plan", "--nodes", 1, "--tensor-parallel", 3)
+    assert "there cannot be 0 nodes" in refusal(UsageError, "plan", "--nodes", 0)
+
+
 # check
 
 

@@ -16,6 +16,7 @@ import torch
 from janus_ds.checkpoint.manager import read_state
 from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.parallel.topology import Topology, init_topology
+from tests.conftest import Tally
 from tests.support.launch import run_ranks
 from tests.support.tiny_elastic import Segment, Trained, run_segments, written_as_format_1
 from tests.support.tiny_training import NO_DROPOUT, Result, Run, make_inputs, train
@@ -222,7 +223,7 @@ def test_what_cannot_go_on_is_said_in_words(jobs: dict[str, Any]) -> None:
 
 
 @pytest.mark.heavy
-def test_one_two_four_and_one_rank_with_all_workers(folder: Path, jobs: dict[str, Any]) -> None:
+def test_one_two_four_and_one_rank_with_all_workers(folder: Path, jobs: dict[str, Any], tally: Tally) -> None:
     """Ranks 1 -> 2 -> 4 -> 1, tensor-parallel size 1 -> 2 -> 1, ZeRO 1 -> 2 -> 3, workers 0, 1, 4 each."""
     ids: dict[int, list[int]] = {}
     run_folder = make_inputs(folder / "full")
@@ -240,3 +241,6 @@ def test_one_two_four_and_one_rank_with_all_workers(folder: Path, jobs: dict[str
     assert ids == {step: rows for step, rows in merged([reference.ids]).items() if step < end}
     cut = replace(reference.result, lines=reference.result.lines[:end], weights={})
     assert_same_run(found[0].result, cut, end)
+    tally(
+        "resume over 1, 2, 4 ranks x 0, 1, 4 workers x TP 1, 2 x ZeRO 1-3: ids, losses", f"{end // 2} starts"
+    )

@@ -78,6 +78,11 @@ def test_cut_and_flipped_shards_cost_their_own_samples_alone(tiny, tmp_path):
 
 
 @pytest.mark.heavy
-def test_a_cut_at_every_256th_byte_and_200_flipped_bytes(tiny, tmp_path):
+def test_a_cut_at_every_256th_byte_and_200_flipped_bytes(tiny, tmp_path, tally):
     size = (tiny / "train" / SHARD).stat().st_size
-    assert check_damage(tiny, tmp_path / "data", list(range(0, size, 256)), 200) > 100
+    cuts = list(range(0, size, 256))
+    quarantined = check_damage(tiny, tmp_path / "data", cuts, 200)
+    assert quarantined > 100
+    count = f"{len(cuts)} of {len(cuts)} cuts, 200 of 200 bytes"
+    tally("tar cut at every 256th byte, bytes flipped: found, others unaffected", count)
+    tally("  of these, samples were hit and quarantined, and no other", f"{quarantined} of {quarantined}")

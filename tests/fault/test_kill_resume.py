@@ -12,103 +12,20 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy, step_of
 from janus_ds.errors import PREEMPTED_EXIT_CODE, ResourceError, TrainingError
-from janus_ds.observe.writers import read_metrics
-from janus_ds.parallel.topology import Topology
-from tests.support.launch import ROOT, free_port, kill_session
+from tests.conftest import Tally
+from tests.support.program import PATIENCE, SETTINGS, STEPS, Program, assert_as_unbroken, wait_for
 from tests.support.tiny_training import make_inputs
-from tests.unit.test_meters import events
+from tests.support.warm import WarmStarter
 
-STEPS = 40
-SETTINGS = (f"train.max_steps={STEPS}", "train.save_every=4", "train.valid_every=20", "data.workers=1")
-PATIENCE = 180.0
-ALONE = Topology(torch.device("cpu"))
-
-
-@dataclass(frozen=True)
-class Program:
-    """The pretraining program with a run folder, on one process or on two by the deepspeed launcher."""
-
-    inputs: Path
-    run: Path
-    ranks: int = 1
-    settings: tuple[str, ...] = SETTINGS
-
-    def command(self) -> list[str]:
-        script = ["launch/pretrain.py", "--deepspeed_config", "ds_configs/zero2.json"]
-        options = ["--recipe", str(self.inputs / "recipe.yaml"), "--data", str(self.inputs / "data")]
-        start = [sys.executable]
-        if self.ranks > 1:
-            start = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(self.ranks)]
-            start += ["--master_port", str(free_port())]
-        return [*start, *script, *options, "--output", str(self.run), "--set", *self.settings]
-
-    @contextmanager
-    def running(self, before: Callable[[], None] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-        """The program in a session of its own, all of which is killed at the end."""
-        environment = {
-            **os.environ,
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        }
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                self.command(),
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=before,
-            )
-            try:
-                yield process
-            finally:
-                kill_session(process)
-
-    def finish(self, before: Callable[[], None] | None = None) -> int:
-        """Run to the end; returns the exit code."""
-        with self.running(before) as process:
-            return process.wait(PATIENCE)
-
-    @property
-    def log(self) -> Path:
-        return self.inputs / f"{self.run.name}.log"
-
-    @property
-    def steps(self) -> int:
-        """The last step in metrics.jsonl."""
-        lines = read_metrics(self.run / "metrics.jsonl")
-        return int(lines[-1]["step"]) if lines else 0
-
-    @property
-    def checkpoint(self) -> int:
-        """The step of the checkpoint that a start would find, after verifying it."""
-        found = CheckpointManager(self.run / "checkpoints", SavePolicy(), ALONE).latest()
-        return 0 if found is None else step_of(found) or 0
-
-    @property
-    def saving(self) -> bool:
-        return any((self.run / "checkpoints").glob(".saving-*"))
-
-    @property
-    def said(self) -> str:
-        """All that its starts have printed."""
-        return self.log.read_text(errors="replace")
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -117,19 +34,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken(inputs: Path) -> Path:
+def unbroken(inputs: Path, starter: WarmStarter) -> Path:
     """The run without kills."""
-    program = Program(inputs, inputs / "unbroken")
+    program = Program(inputs, inputs / "unbroken", starter=starter)
     assert program.finish() == 0, program.log.read_text()[-3000:]
     return program.run
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise AssertionError(f"the program ended early ({process.poll()}):\n{log.read_text()[-3000:]}")
-        time.sleep(0.001)
 
 
 def kill_at_step(program: Program, step: int, delay: float) -> None:
@@ -150,22 +59,6 @@ def kill_in_save(program: Program, delay: float) -> bool:
     return torn
 
 
-def assert_as_unbroken(run: Path, unbroken: Path, steps: int = STEPS) -> None:
-    """Weights, moments, every figure of every step, one value a step in both files."""
-    for name in ("weights.safetensors", "optimizer.safetensors"):
-        path = f"checkpoints/step-{steps:08d}/{name}"
-        assert (run / path).read_bytes() == (unbroken / path).read_bytes()
-    keys = ("step", "loss", "ar", "nar", "aux", "length", "lr", "grad_norm", "tokens_total", "valid/loss")
-    lines, expected = (
-        [[line.get(key) for key in keys] for line in read_metrics(folder / "metrics.jsonl")]
-        for folder in (run, unbroken)
-    )
-    assert lines == expected
-    scalars = events(run / "tensorboard")
-    assert [step for step, _ in scalars["loss"]] == list(range(1, steps + 1))
-    assert scalars["loss"] == events(unbroken / "tensorboard")["loss"]
-
-
 def kill_and_resume(program: Program, step_kills: int, save_kills: int) -> None:
     """Kills at random steps and in saves, in random order, then lets the run finish."""
     draw = random.Random(step_kills * 100 + save_kills)
@@ -184,45 +77,57 @@ def kill_and_resume(program: Program, step_kills: int, save_kills: int) -> None:
     assert torn >= save_kills // 2
 
 
-def test_killed_runs_end_as_the_unbroken_one(inputs: Path, unbroken: Path) -> None:
-    program = Program(inputs, inputs / "killed")
+def test_killed_runs_end_as_the_unbroken_one(
+    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
+) -> None:
+    program = Program(inputs, inputs / "killed", starter=starter)
     kill_and_resume(program, step_kills=2, save_kills=2)
     assert_as_unbroken(program.run, unbroken)
+    tally("SIGKILLs at steps and in saves, then bitwise the unbroken run", "4 of 4")
 
 
 @pytest.mark.heavy
-def test_killed_five_times_at_random_steps(inputs: Path, unbroken: Path) -> None:
-    program = Program(inputs, inputs / "killed-5")
+def test_killed_five_times_at_random_steps(
+    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
+) -> None:
+    program = Program(inputs, inputs / "killed-5", starter=starter)
     kill_and_resume(program, step_kills=5, save_kills=0)
     assert_as_unbroken(program.run, unbroken)
+    tally("metrics.jsonl and TensorBoard have one value a step after 5 kills", f"{STEPS} of {STEPS} steps")
 
 
 @pytest.mark.heavy
-def test_killed_in_fifty_saves(inputs: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_killed_in_fifty_saves(inputs: Path, starter: WarmStarter, tally: Tally) -> None:
     """A whole checkpoint after each of 50 kills over the save window, and the same end."""
     steps = 220
     settings = (*SETTINGS, f"train.max_steps={steps}")
-    unbroken = Program(inputs, inputs / "unbroken-220", settings=settings)
-    assert unbroken.finish() == 0, unbroken.said[-3000:]
-    program = Program(inputs, inputs / "killed-50", settings=settings)
+    unbroken = Program(inputs, inputs / "unbroken-220", settings=settings, starter=starter)
+    assert unbroken.finish(patience=900) == 0, unbroken.said[-3000:]
+    program = Program(inputs, inputs / "killed-50", settings=settings, starter=starter)
     draw, torn = random.Random(50), 0
     for _ in range(50):
         torn += kill_in_save(program, draw.uniform(0, 0.03))
-    assert program.finish() == 0, program.said[-3000:]
+    assert program.finish(patience=900) == 0, program.said[-3000:]
     assert torn >= 25
     assert_as_unbroken(program.run, unbroken.run, steps)
+    tally(
+        "whole checkpoint after SIGKILLs over the save window, then bitwise", f"50 of 50, {torn} saves torn"
+    )
 
 
 @pytest.mark.heavy
-def test_two_ranks_under_the_launcher_killed_and_resumed(inputs: Path) -> None:
+@pytest.mark.timeout(900)
+def test_two_ranks_under_the_launcher_killed_and_resumed(inputs: Path, tally: Tally) -> None:
     unbroken = Program(inputs, inputs / "unbroken-2", ranks=2)
     assert unbroken.finish() == 0, unbroken.log.read_text()[-3000:]
     program = Program(inputs, inputs / "killed-2", ranks=2)
     kill_and_resume(program, step_kills=2, save_kills=2)
     assert_as_unbroken(program.run, unbroken.run)
+    tally("the same on two ranks under the deepspeed launcher", "4 of 4")
 
 
-def test_a_signal_saves_and_asks_to_be_started_again(inputs: Path, unbroken: Path) -> None:
+def test_a_signal_saves_and_asks_to_be_started_again(inputs: Path, unbroken: Path, tally: Tally) -> None:
     program = Program(inputs, inputs / "stopped")
     with program.running() as process:
         wait_for(lambda: program.steps >= 6, process, program.log)
@@ -235,14 +140,17 @@ def test_a_signal_saves_and_asks_to_be_started_again(inputs: Path, unbroken: Pat
     assert program.finish() == 0
     assert f"is complete at step {STEPS}" in program.log.read_text()
     assert before == {path: path.stat().st_mtime_ns for path in program.run.rglob("*") if path.is_file()}
-    find_damage(program)
+    found = find_damage(program)
     full_disk(program)
+    tally("SIGUSR1 saved, code 75, then bitwise the unbroken run", "1 of 1")
+    tally("checkpoint files with a byte flipped or cut: found, the previous one used", f"{found} of {found}")
+    tally("files that cannot grow: saves skipped, training on, last checkpoint whole", "2 of 2 saves")
 
 
-def find_damage(program: Program) -> None:
+def find_damage(program: Program) -> int:
     """A flipped bit in, and a cut of, each file of the newest checkpoint: the one before is taken."""
     newest = program.run / f"checkpoints/step-{STEPS:08d}"
-    draw = random.Random(1)
+    draw, found = random.Random(1), 0
     files = [path for path in newest.iterdir() if path.is_file()]
     assert len(files) == 4
     for path in files:
@@ -253,8 +161,10 @@ def find_damage(program: Program) -> None:
             for damaged in (bytes(flipped), content[:place]):
                 path.write_bytes(damaged)
                 assert 0 < program.checkpoint < STEPS, (path.name, place)
+                found += 1
         path.write_bytes(content)
     assert program.checkpoint == STEPS
+    return found
 
 
 def full_disk(program: Program) -> None:
@@ -289,10 +199,14 @@ def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_disk_that_fills_up_costs_saves_and_no_training(inputs: Path, unbroken: Path) -> None:
+def test_a_disk_that_fills_up_costs_saves_and_no_training(
+    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
+) -> None:
     """A real small disk: saves are skipped while it is full, and made again when there is room."""
     with small_disk(inputs / "disk", 4) as disk:
-        program = Program(inputs, disk / "run", settings=(*SETTINGS, "train.max_failed_saves=99"))
+        program = Program(
+            inputs, disk / "run", settings=(*SETTINGS, "train.max_failed_saves=99"), starter=starter
+        )
         ballast = disk / "ballast"
         with program.running() as process:
             wait_for(lambda: program.steps >= 6, process, program.log)
@@ -312,9 +226,11 @@ def test_a_disk_that_fills_up_costs_saves_and_no_training(inputs: Path, unbroken
             ResourceError.exit_code
         )
         assert "error: the file or folder cannot be written" in program.said
+    tally("small disk full in saves: training on, then bitwise the unbroken run", "1 of 1")
+    tally("run folder that cannot be written, refused at the start", "1 of 1")
 
 
-def test_a_lost_rank_ends_the_others_in_words(inputs: Path) -> None:
+def test_a_lost_rank_ends_the_others_in_words(inputs: Path, tally: Tally) -> None:
     """SIGKILL to one of two ranks: no hang, an exit code, a whole checkpoint."""
     program = Program(inputs, inputs / "lost", ranks=2)
     with program.running() as process:
@@ -326,6 +242,7 @@ def test_a_lost_rank_ends_the_others_in_words(inputs: Path) -> None:
     assert "error: another rank was lost" in text
     assert f"where: rank 1 on {socket.gethostname()} (process " in text
     assert program.checkpoint >= 4
+    tally("SIGKILL of rank 1 of 2: named, the launcher ends the other", "1 of 1")
 
 
 def second_rank(launcher: int) -> int:

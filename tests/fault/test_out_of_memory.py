@@ -12,7 +12,8 @@ import torch
 
 from janus_ds.errors import ResourceError, TrainingError
 from janus_ds.observe.writers import read_metrics
-from janus_ds.train.launch import TrainOptions, run_program
+from janus_ds.train.launch import run_program
+from janus_ds.train.options import TrainOptions
 from janus_ds.train.pretraining import pretrain
 from janus_ds.train.signals import StopSignals
 from janus_ds.train.step import TrainingStep

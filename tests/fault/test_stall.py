@@ -14,7 +14,8 @@ import pytest
 from janus_ds.data.source import SampleSource
 from janus_ds.errors import STALLED_EXIT_CODE
 from janus_ds.observe.writers import read_metrics
-from janus_ds.train.launch import TrainOptions, run_program
+from janus_ds.train.launch import run_program
+from janus_ds.train.options import TrainOptions
 from janus_ds.train.pretraining import pretrain
 from janus_ds.train.signals import StopSignals
 from tests.support.launch import ROOT, Ended, let_ranks_end

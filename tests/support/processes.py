@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["alive", "find_ranks", "parent", "variables", "wait_until"]
+__all__ = ["alive", "find_ranks", "in_session", "parent", "resident", "takes", "variables", "wait_until"]
 
 
 def find_ranks(run: Path) -> dict[int, int]:
@@ -25,6 +25,28 @@ def alive(run: Path) -> list[int]:
     return [int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit() and str(run) in _words(e.name)]
 
 
+def in_session(leader: int) -> list[int]:
+    """The processes of a session that have not ended, whoever their parents are."""
+    found = [int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit()]
+    return [pid for pid in found if (stat := _stat(pid)) and stat[0] not in "ZX" and int(stat[3]) == leader]
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process that lie in memory, as VmRSS; 0 if there is no such process."""
+    for line in _read(pid, "status").splitlines():
+        if line.startswith("VmRSS:"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def takes(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    for line in _read(pid, "status").splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
 def variables(pid: int) -> dict[str, str]:
     """The environment that a process was started with."""
     words = _read(pid, "environ").split("\0")
@@ -33,7 +55,7 @@ def variables(pid: int) -> dict[str, str]:
 
 def parent(pid: int) -> int:
     """The parent of a process; 0 if there is no such process."""
-    fields = _read(pid, "stat").rpartition(")")[2].split()
+    fields = _stat(pid)
     return int(fields[1]) if fields else 0
 
 
@@ -60,6 +82,11 @@ def _rank(pid: int) -> int | None:
     found = variables(pid)
     number = found.get("RANK", found.get("SLURM_PROCID") if "SLURM_STEP_ID" in found else None)
     return None if number is None else int(number)
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, process group, session and so on; empty if there is no such process."""
+    return _read(pid, "stat").rpartition(")")[2].split()
 
 
 def _words(pid: int | str) -> list[str]:

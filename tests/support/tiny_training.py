@@ -17,7 +17,7 @@ from torch import Tensor
 from janus_ds.checkpoint.weights import find_weights, read_weights
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.launch import TrainOptions
+from janus_ds.train.options import TrainOptions
 from janus_ds.train.pretraining import pretrain_on
 from janus_ds.train.signals import StopSignals
 from janus_ds.train.step import TrainingStep

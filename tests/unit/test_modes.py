@@ -10,7 +10,7 @@ from janus_ds.config.load import load_run_config
 from janus_ds.config.modes import mode_overrides
 from janus_ds.data.glge_files import GLGE_LIMITS
 from janus_ds.errors import ConfigError, UsageError
-from janus_ds.train.launch import parse_options
+from janus_ds.train.options import parse_options
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 PRESETS = {"nar": "cmlm", "ar": "ar", "ar_query": "ar_query", "janus": "paper"}

@@ -1,0 +1,225 @@
+"""What one rank sends in one training step, by arithmetic: ZeRO's part and the step's own agreements.
+
+The size of a message is that of the whole tensor: of what is summed, of what a reduce-scatter takes,
+of what an all-gather gives; what goes over a wire follows from it (`scaling.py`). The formulas follow
+what DeepSpeed 0.19 does, which is not always what papers say:
+
+- stages 1 and 2 sum gradients by all-reduce, not by reduce-scatter, since every bucket holds parts of
+  several ranks (`use_multi_rank_bucket_allreduce`, its default): twice the bytes over the wire;
+- stage 2 does so for every micro-batch, stages 0 and 1 once a step;
+- weights are gathered in stages 1 and 2 in one call a parameter group, padded to a multiple of twice
+  the ranks, whatever `allgather_bucket_size` says;
+- stage 3 gathers a parameter once for forward and backward together as long as what is used in between
+  is below `stage3_max_reuse_distance`, else twice; each is padded to a multiple of the ranks;
+- gradient clipping sums one number a parameter group, in stage 3 in float64; a flag says whether 16-bit
+  gradients overflow, in stage 3 only those of fp16.
+
+A test counts the collectives of real runs against these sums. Not in them: the first two steps after a
+start in stage 3, in which DeepSpeed notes the order of modules, steps that are skipped (the ranks then
+name the samples), validations and saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from janus_ds.config.schema import ModelConfig, ObjectiveConfig
+from janus_ds.model.weights import parameter_shapes
+
+__all__ = ["Execution", "Parameter", "Sent", "agreements", "rank_parameters", "stream_names", "zero_traffic"]
+
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_ALIGNMENT = 2
+"""DeepSpeed pads flat groups of stages 1 and 2 to multiples of this times the ranks."""
+_UNPARTITIONED_BUCKET = 500_000_000
+"""Numbers that stage 0 sums at a time."""
+_SHARDED: tuple[str, ...] = (
+    ".q.weight",
+    ".k.weight",
+    ".v.weight",
+    ".fc1.weight",
+    ".q.bias",
+    ".k.bias",
+    ".v.bias",
+    ".fc1.bias",
+)
+_SHARDED += (".out.weight", ".fc2.weight", "embedding.weight")
+_COUNTS = 5
+"""Fields of `BatchCounts`."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Collectives of one kind that a rank takes part in, in one step.
+
+    Args:
+        what: for the reader.
+        operation: all-reduce, all-gather or reduce-scatter.
+        group: data, tensor or world.
+        calls: how many.
+        bytes: sum of their sizes.
+    """
+
+    what: str
+    operation: str
+    group: str
+    calls: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as one tensor-parallel rank holds it."""
+
+    name: str
+    numel: int
+    decays: bool
+    """Matrices decay, vectors do not: two groups of the optimizer."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What of the DeepSpeed file and the launch decides about messages.
+
+    Args:
+        stage: ZeRO stage.
+        precision: fp32, bf16 or fp16.
+        micro_batches: of one step on one rank.
+        data_size: data-parallel ranks.
+        tensor_size: tensor-parallel ranks.
+        bucket: `reduce_bucket_size`, in numbers.
+        prefetch: `stage3_prefetch_bucket_size`.
+        persistence: `stage3_param_persistence_threshold`; parameters of at most so many numbers stay whole.
+        reuse: `stage3_max_reuse_distance`.
+        recompute: `train.activation_checkpointing`.
+    """
+
+    stage: int
+    precision: str = "fp32"
+    micro_batches: int = 1
+    data_size: int = 1
+    tensor_size: int = 1
+    bucket: int = 50_000_000
+    prefetch: int = 50_000_000
+    persistence: int = 100_000
+    reuse: int = 1_000_000_000
+    recompute: bool = False
+
+    @property
+    def element(self) -> int:
+        """Bytes of a weight, a gradient or an activation in a message."""
+        return _BYTES[self.precision]
+
+
+def rank_parameters(model: ModelConfig, vocab_size: int, tensor_size: int = 1) -> list[Parameter]:
+    """The parameters of one rank, in no order that matters."""
+    found = []
+    for name, shape in parameter_shapes(model, vocab_size).items():
+        numel = 1
+        for size in shape:
+            numel *= size
+        share = tensor_size if name.endswith(_SHARDED) else 1
+        found.append(Parameter(name, numel // share, len(shape) > 1))
+    return found
+
+
+def zero_traffic(parameters: Sequence[Parameter], execution: Execution) -> list[Sent]:
+    """Gradients, weights and norms of one step."""
+    found = [*_gradients(parameters, execution), *_weights(parameters, execution), *_norms(execution)]
+    sizes = {"data": execution.data_size, "tensor": execution.tensor_size}
+    return [sent for sent in found if sizes[sent.group] > 1]
+
+
+def agreements(objective: ObjectiveConfig, execution: Execution) -> list[Sent]:
+    """The step's own: may it go on, counts to divide by, is the loss finite, and the figures it logs."""
+    found = []
+    if execution.data_size * execution.tensor_size > 1:
+        found.append(Sent("asked to stop?", "all-reduce", "world", 1, 8))
+        found.append(Sent("loss finite?", "all-reduce", "world", 1, 4))
+    if execution.data_size > 1:
+        found.append(Sent("counts of the step", "all-reduce", "data", 1, 8 * _COUNTS))
+        found.append(Sent("figures of the step", "all-reduce", "data", 1, 8 * _figures(objective)))
+    return found
+
+
+def stream_names(objective: ObjectiveConfig) -> list[str]:
+    """Streams that some weight asks for, AR first."""
+    asked = [name for name in ("ar", "nar", "aux") if getattr(objective, f"weight_{name}")]
+    paired = {name for pair in pair_names(objective) for name in pair}
+    return [name for name in ("ar", "nar", "aux") if name in asked or name in paired]
+
+
+def pair_names(objective: ObjectiveConfig) -> list[tuple[str, str]]:
+    """Pairs of streams with a KL term."""
+    pairs = (("ar", "nar"), ("ar", "aux"), ("nar", "aux"))
+    return [pair for pair in pairs if getattr(objective, f"weight_kl_{pair[0]}_{pair[1]}")]
+
+
+def _figures(objective: ObjectiveConfig) -> int:
+    """Total, length, and of each stream the loss with and without smoothing, and the KL terms."""
+    return 2 + 2 * len(stream_names(objective)) + len(pair_names(objective))
+
+
+def _gradients(parameters: Sequence[Parameter], execution: Execution) -> Iterator[Sent]:
+    sizes = [parameter.numel for parameter in parameters]
+    passes = execution.micro_batches if execution.stage >= 2 else 1
+    if execution.stage == 3:
+        padded = [_padded(size, execution.data_size) for size in sizes]
+        calls = passes * _buckets(sizes, execution.bucket)
+        size = passes * sum(padded) * execution.element
+        yield Sent("gradients", "reduce-scatter", "data", calls, size)
+        return
+    bucket = execution.bucket if execution.stage else _UNPARTITIONED_BUCKET
+    calls = passes * _buckets(sizes, bucket)
+    yield Sent("gradients", "all-reduce", "data", calls, passes * sum(sizes) * execution.element)
+
+
+def _weights(parameters: Sequence[Parameter], execution: Execution) -> Iterator[Sent]:
+    if execution.stage in (1, 2):
+        unit = _ALIGNMENT * execution.data_size
+        groups = [sum(p.numel for p in parameters if p.decays == decays) for decays in (True, False)]
+        size = sum(_padded(group, unit) for group in groups) * execution.element
+        yield Sent("weights after the update", "all-gather", "data", len(groups), size)
+    if execution.stage == 3:
+        yield from _partitioned_weights(parameters, execution)
+
+
+def _partitioned_weights(parameters: Sequence[Parameter], execution: Execution) -> Iterator[Sent]:
+    fetched = [p.numel for p in parameters if p.numel > execution.persistence]
+    kept = [p.numel for p in parameters if p.numel <= execution.persistence]
+    # Each is used in forward and backward; what lies in between is at most twice all of them.
+    times = 1 if 2 * sum(p.numel for p in parameters) <= execution.reuse else 2
+    if fetched:
+        padded = sum(_padded(size, execution.data_size) for size in fetched)
+        # The first module's own, then what is fetched ahead of use.
+        calls = execution.micro_batches * times * (1 + -(-(padded - fetched[0]) // execution.prefetch))
+        size = execution.micro_batches * times * padded * execution.element
+        yield Sent("weights for forward and backward", "all-gather", "data", calls, size)
+    if kept:
+        size = sum(_padded(size, execution.data_size) for size in kept) * execution.element
+        yield Sent("small weights after the update", "all-gather", "data", len(kept), size)
+
+
+def _norms(execution: Execution) -> Iterator[Sent]:
+    # Stage 0: our own look at the norm and DeepSpeed's clipping; else one for each parameter group.
+    size = 8 if execution.stage == 3 else 4
+    looks = execution.precision == "fp16" or (execution.precision == "bf16" and execution.stage < 3)
+    for group in ("data", "tensor"):
+        yield Sent("gradient norms", "all-reduce", group, 2, 2 * size)
+        if looks:
+            yield Sent("overflow?", "all-reduce", group, 1, 1)
+
+
+def _buckets(sizes: Sequence[int], limit: int) -> int:
+    """Buckets that sizes fill one after the other; exact where all fit into one."""
+    count, filled = 1, 0
+    for size in reversed(sizes):
+        if filled and filled + size > limit:
+            count, filled = count + 1, 0
+        filled += size
+    return count
+
+
+def _padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit

@@ -1,0 +1,84 @@
+"""A misspelt key, in any section of either file, is refused by the program itself, and quickly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from janus_ds.config.deepspeed_keys import SECTIONS
+from janus_ds.config.fields import field_table, section_names
+from janus_ds.errors import ConfigError
+from tests.conftest import Tally
+from tests.support.launch import ROOT
+
+LIMIT = 5.0
+
+
+def refused(recipe: Path, engine: Path, right: str) -> tuple[float, float]:
+    """Start the program; returns seconds of work and seconds on the clock."""
+    words = [sys.executable, "launch/pretrain.py", "--deepspeed_config", str(engine), "--recipe", str(recipe)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    begin = time.monotonic()
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == ConfigError.exit_code, said
+    assert f"did you mean {right!r}?" in said
+    assert "unknown key" in said
+    assert "Traceback" not in said
+    return used.ru_utime + used.ru_stime, time.monotonic() - begin
+
+
+def misspelt(key: str) -> str:
+    """The key without its last letter but one."""
+    return key[:-2] + key[-1]
+
+
+def recipes(folder: Path) -> dict[Path, str]:
+    """A recipe with a misspelt key for the top and for each section."""
+    found = {}
+    for section in ("", *section_names()):
+        names = [key for key in field_table() if key.rpartition(".")[0] == section and len(key) > 3]
+        right = max(names, key=len)
+        name = misspelt(right.rpartition(".")[2])
+        path = folder / f"{section or 'top'}.yaml"
+        path.write_text(yaml.safe_dump({section: {name: 1}} if section else {name: 1}))
+        found[path] = right
+    return found
+
+
+def engines(folder: Path) -> dict[Path, str]:
+    """The same for the DeepSpeed file, whose messages name a key within its section."""
+    found = {folder / "top.json": "zero_optimization"}
+    (folder / "top.json").write_text(json.dumps({misspelt("zero_optimization"): {"stage": 2}}))
+    for section, keys in SECTIONS.items():
+        right = max(keys, key=len)
+        values: object = {misspelt(right): 1}
+        for name in reversed(section.split(".")):
+            values = {name: values}
+        path = folder / f"{section}.json"
+        path.write_text(json.dumps(values))
+        found[path] = right
+    return found
+
+
+def test_a_misspelt_key_in_any_section_is_refused_in_under_5_seconds(tmp_path: Path, tally: Tally) -> None:
+    """Seconds of work, not on the clock: what else runs on the machine is not the program's doing."""
+    sound = tmp_path / "sound.yaml"
+    sound.write_text("name: sound\n")
+    cases = [(path, ROOT / "ds_configs/zero2.json", right) for path, right in recipes(tmp_path).items()]
+    cases += [(sound, path, right) for path, right in engines(tmp_path).items()]
+    assert len(cases) > 12
+    times = [refused(*case) for case in cases]
+    work, clock = (max(column) for column in zip(*times, strict=True))
+    assert work < LIMIT
+    count = f"{len(cases)} of {len(cases)}, at most {work:.1f} s ({clock:.1f} s on the clock)"
+    tally("misspelt key in every section of recipe and DeepSpeed file refused", count)

@@ -1,0 +1,181 @@
+"""The pretraining program on the tiny recipe, started as often as a test kills it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy, step_of
+from janus_ds.observe.writers import read_metrics
+from janus_ds.parallel.topology import Topology
+from tests.support.launch import ROOT, free_port, kill_session, rank_environment
+from tests.support.warm import WarmProcess, WarmStarter
+from tests.unit.test_meters import events
+
+__all__ = ["PATIENCE", "SETTINGS", "STEPS", "Program", "assert_as_unbroken", "last_step", "wait_for"]
+
+STEPS = 40
+SETTINGS = (f"train.max_steps={STEPS}", "train.save_every=4", "train.valid_every=20", "data.workers=1")
+PATIENCE = 180.0
+ALONE = Topology(torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Program:
+    """The pretraining program with a run folder, on one process or on two by the deepspeed launcher.
+
+    Args:
+        inputs: recipe and data, as `make_inputs` makes them; logs lie here, too.
+        run: the run folder.
+        ranks: processes.
+        settings: overrides.
+        starter: forks starts in place of starting Python anew.
+    """
+
+    inputs: Path
+    run: Path
+    ranks: int = 1
+    settings: tuple[str, ...] = SETTINGS
+    starter: WarmStarter | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The script and its arguments."""
+        script = ["launch/pretrain.py", "--deepspeed_config", "ds_configs/zero2.json"]
+        options = ["--recipe", str(self.inputs / "recipe.yaml"), "--data", str(self.inputs / "data")]
+        return [*script, *options, "--output", str(self.run), "--set", *self.settings]
+
+    def command(self) -> list[str]:
+        """What a shell would start."""
+        start = [sys.executable]
+        if self.ranks > 1:
+            start = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(self.ranks)]
+            start += ["--master_port", str(free_port())]
+        return [*start, *self.words]
+
+    @contextmanager
+    def running(self, before: Callable[[], None] | None = None) -> Iterator[Any]:
+        """The program in a session of its own, all of which is killed at the end.
+
+        Args:
+            before: called in the child before the program; not with a starter.
+        """
+        if self.starter is not None and before is None:
+            with self.running_ranks() as (process,):
+                yield process
+            return
+        environment = {
+            **os.environ,
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                self.command(),
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=before,
+            )
+            try:
+                yield process
+            finally:
+                kill_session(process)
+
+    @contextmanager
+    def running_ranks(self) -> Iterator[list[WarmProcess]]:
+        """The ranks, forked by the starter, each in a session of its own; killed at the end."""
+        assert self.starter is not None
+        port = free_port()
+        with ExitStack() as stack:
+            processes = []
+            for rank in range(self.ranks):
+                place = {} if self.ranks == 1 else rank_environment(rank, self.ranks, port)
+                processes.append(self.starter.start(self.words, self.log, place))
+                stack.callback(kill_session, processes[-1])
+            yield processes
+
+    def finish(self, before: Callable[[], None] | None = None, patience: float = PATIENCE) -> int:
+        """Run to the end; returns the exit code, of several ranks the first one that is not 0."""
+        if self.starter is not None and self.ranks > 1:
+            with self.running_ranks() as processes:
+                return next((code for code in [p.wait(patience) for p in processes] if code), 0)
+        with self.running(before) as process:
+            return int(process.wait(patience))
+
+    @property
+    def log(self) -> Path:
+        """What its starts have printed."""
+        return self.inputs / f"{self.run.name}.log"
+
+    @property
+    def steps(self) -> int:
+        """The last step in metrics.jsonl."""
+        return last_step(self.run / "metrics.jsonl")
+
+    @property
+    def checkpoint(self) -> int:
+        """The step of the checkpoint that a start would find, after verifying it."""
+        found = CheckpointManager(self.run / "checkpoints", SavePolicy(), ALONE).latest()
+        return 0 if found is None else step_of(found) or 0
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save is going on, or has been torn."""
+        return any((self.run / "checkpoints").glob(".saving-*"))
+
+    @property
+    def said(self) -> str:
+        """All that its starts have printed."""
+        return self.log.read_text(errors="replace")
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last whole line of a metrics.jsonl; 0 if there is none."""
+    if not metrics.is_file():
+        return 0
+    with metrics.open("rb") as file:
+        file.seek(max(0, metrics.stat().st_size - 16_384))
+        ends = file.read().rpartition(b"\n")[0].splitlines()
+    return int(json.loads(ends[-1])["step"]) if ends else 0
+
+
+def wait_for(condition: Callable[[], bool], process: Any, log: Path, patience: float = PATIENCE) -> None:
+    """Wait until the condition holds, while the process runs."""
+    deadline, looks = time.monotonic() + patience, 0
+    while not condition():
+        looks += 1
+        if (looks % 20 == 0 and process.poll() is not None) or time.monotonic() > deadline:
+            text = log.read_text(errors="replace")[-3000:]
+            raise AssertionError(f"the program ended early ({process.poll()}):\n{text}")
+        time.sleep(0.002)
+
+
+def assert_as_unbroken(run: Path, unbroken: Path, steps: int = STEPS) -> None:
+    """Weights, moments, every figure of every step, one value a step in both files."""
+    for name in ("weights.safetensors", "optimizer.safetensors"):
+        path = f"checkpoints/step-{steps:08d}/{name}"
+        assert (run / path).read_bytes() == (unbroken / path).read_bytes()
+    keys = ("step", "loss", "ar", "nar", "aux", "length", "lr", "grad_norm", "tokens_total", "valid/loss")
+    lines, expected = (
+        [[line.get(key) for key in keys] for line in read_metrics(folder / "metrics.jsonl")]
+        for folder in (run, unbroken)
+    )
+    assert lines == expected
+    scalars = events(run / "tensorboard")
+    assert [step for step, _ in scalars["loss"]] == list(range(1, steps + 1))
+    assert scalars["loss"] == events(unbroken / "tensorboard")["loss"]

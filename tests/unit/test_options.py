@@ -1,0 +1,61 @@
+"""Faults in recipe and DeepSpeed file, said by each rank for itself before anything heavy is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from janus_ds.errors import ConfigError
+from janus_ds.train import options
+from janus_ds.train.options import parse_options, refuse_faults
+from tests.support.launch import ROOT
+
+ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
+RECIPE = ROOT / "launch" / "recipes" / "quickstart.yaml"
+LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+
+
+@pytest.fixture(autouse=True)
+def _not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(options, "FOLLOWER_DELAY", 0.0)
+
+
+def leaving(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """Exit code and what was said; 0 where the program goes on."""
+    try:
+        refuse_faults(parse_options(["--deepspeed_config", ZERO2, *words], RECIPE, "Test."))
+    except SystemExit as end:
+        return int(end.code or 0), capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_the_batch_is_judged_for_the_ranks_that_launchers_name(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = ("--set", "train.global_batch=8")
+    monkeypatch.setenv(variable, "3")
+    code, said = leaving(capsys, *batch)
+    assert code == ConfigError.exit_code
+    assert "cannot be shared by 3 data-parallel ranks" in said
+    monkeypatch.setenv(variable, "4")
+    assert leaving(capsys, *batch, "--tensor-parallel", "2") == (0, "")
+    # What cannot be is said later, by the module that knows of ranks.
+    assert leaving(capsys, *batch, "--tensor-parallel", "3") == (0, "")
+
+
+def test_one_rank_a_host_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ("--set", "model.heds=3")
+    assert "did you mean 'model.heads'?" in leaving(capsys, *wrong)[1]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert leaving(capsys, *wrong) == (ConfigError.exit_code, "")
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = "import sys, janus_ds.train.options; print({'torch', 'numpy', 'deepspeed'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
