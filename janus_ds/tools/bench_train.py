@@ -84,7 +84,7 @@ def parse(program: str, text: str, arguments: Sequence[str]) -> tuple[TrainBench
     parser.add_argument("--rounds", type=positive, help="measurements of each step (default: by shape)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    names = ", ".join(f"{name}: {estimator_name(goal)}" for name, goal in _goals().items())
+    names = ", ".join(f"{name}: {estimator_name(goal)}" for name, goal in _goals().items()).replace("%", "%%")
     parser.add_argument("--estimator", choices=sorted(ESTIMATORS), default="full", help=f"of JANUS; {names}")
     parser.add_argument("--json", type=Path, help="file for the result")
     parsed = vars(parser.parse_args(arguments))
