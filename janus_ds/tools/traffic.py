@@ -12,7 +12,7 @@ what DeepSpeed 0.19 does, which is not always what papers say:
 - stage 3 gathers a parameter once for forward and backward together as long as what is used in between
   is below `stage3_max_reuse_distance`, else twice; each is padded to a multiple of the ranks;
 - gradient clipping sums one number a parameter group, in stage 3 in float64; a flag says whether 16-bit
-  gradients overflow, in stage 3 only those of fp16.
+  gradients overflow, in stage 3 only those of fp16; with tensor parallelism in stages 1 and 2 fp32's, too.
 
 A test counts the collectives of real runs against these sums. Not in them: the first two steps after a
 start in stage 3, in which DeepSpeed notes the order of modules, steps that are skipped (the ranks then
@@ -22,8 +22,9 @@ name the samples), validations and saves.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from janus_ds.batch import BatchCounts
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.model.weights import parameter_shapes
 
@@ -45,8 +46,7 @@ _SHARDED: tuple[str, ...] = (
     ".fc1.bias",
 )
 _SHARDED += (".out.weight", ".fc2.weight", "embedding.weight")
-_COUNTS = 5
-"""Fields of `BatchCounts`."""
+_COUNTS = len(fields(BatchCounts))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def agreements(objective: ObjectiveConfig, execution: Execution) -> list[Sent]:
     found = []
     if execution.data_size * execution.tensor_size > 1:
         found.append(Sent("asked to stop?", "all-reduce", "world", 1, 8))
-        found.append(Sent("loss finite?", "all-reduce", "world", 1, 4))
+        found.append(Sent("bad losses, and their sum", "all-reduce", "world", 1, 16))
     if execution.data_size > 1:
         found.append(Sent("counts of the step", "all-reduce", "data", 1, 8 * _COUNTS))
         found.append(Sent("figures of the step", "all-reduce", "data", 1, 8 * _figures(objective)))
@@ -205,6 +205,7 @@ def _norms(execution: Execution) -> Iterator[Sent]:
     # Stage 0: our own look at the norm and DeepSpeed's clipping; else one for each parameter group.
     size = 8 if execution.stage == 3 else 4
     looks = execution.precision == "fp16" or (execution.precision == "bf16" and execution.stage < 3)
+    looks |= execution.tensor_size > 1 and execution.stage in (1, 2)
     for group in ("data", "tensor"):
         yield Sent("gradient norms", "all-reduce", group, 2, 2 * size)
         if looks:
