@@ -215,7 +215,8 @@ def _as_blocks(
         for mode, items in found.items():
             item = items[number]
             rows[f"{mode.upper()} {item.score:.3f}"] = text.decode(item.tokens)
-        lines += [f"[{number + 1}]", *(f"{name:<12}{value}" for name, value in rows.items()), ""]
+        width = max(12, *(len(name) + 2 for name in rows))
+        lines += [f"[{number + 1}]", *(f"{name:<{width}}{value}" for name, value in rows.items()), ""]
     return lines
 
 
