@@ -116,7 +116,9 @@ def test_model_shapes(preset: str) -> None:
 def test_the_schema_starts_without_choices_of_its_own() -> None:
     o = ObjectiveConfig()
     chosen = {name for name, value in vars(o).items() if value is not None}
-    assert {name for name in chosen if not name.startswith("ramp_")} == {"preset"}
+    # Which losses are summed is not a preset's choice: all of them, unless a user takes fewer.
+    assert {name for name in chosen if not name.startswith("ramp_")} == {"preset", "ar_loss", "aux_share"}
+    assert (o.ar_loss, o.aux_share) == ("all", 1.0)
     assert not any(getattr(o, name) for name in chosen if name.startswith("ramp_")), (
         "no ramp unless asked for"
     )
