@@ -61,7 +61,7 @@ class EvalRequest:
     Attributes:
         checkpoint: a run folder, or one of its checkpoints.
         average: mean of the run's last N checkpoints; 1: the newest, or the one named.
-        modes: of ar and nar; empty: all that the run was trained for.
+        modes: of ar, ar-greedy, nar and draft; empty: all that the run was trained for.
         iterations: NAR refinements, one system each.
         confidence: NAR thresholds at which a sentence is refined no further, one system each.
         split: name of the split.
@@ -251,7 +251,11 @@ def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
 
 def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any]:
     decode = generator.config.decode
-    names = {"nar": ("iterations", "confidence", "rescore"), "draft": ("draft_width", "redraft"), "ar": ()}
+    names = {
+        "nar": ("iterations", "confidence", "rescore"),
+        "draft": ("draft_width", "redraft"),
+        "ar": ("beam",),
+    }
     own = {name: getattr(decode, name) for name in names[decode.mode] if getattr(decode, name) is not None}
     asked = {
         k: v for k, v in request.decode.items() if k != "rescore" and (k, decode.mode) != ("beam", "draft")

@@ -9,7 +9,9 @@ from janus_ds.errors import UsageError
 
 __all__ = ["MODES", "check_systems", "options_by_name"]
 
-MODES = ("ar", "nar", "draft")
+GREEDY = "ar-greedy"
+"""AR with one beam, beside AR with the beam that was asked for."""
+MODES = ("ar", GREEDY, "nar", "draft")
 
 
 def check_systems(
@@ -26,7 +28,7 @@ def check_systems(
     for mode in modes:
         if mode not in MODES:
             raise UsageError(
-                f"there is no mode {mode!r}", "--modes", "use ar, nar, draft, or several, as ar,nar"
+                f"there is no mode {mode!r}", "--modes", f"use {', '.join(MODES)}, or several, as ar,nar"
             )
     for number in iterations:
         if number < 0:
@@ -53,7 +55,7 @@ def options_by_name(
     confidence: Sequence[float],
     decode: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Fields of `DecodeConfig` by system: ar, nar-0, nar-4-rescored, nar-c0.9, draft, ...
+    """Fields of `DecodeConfig` by system: ar, ar-greedy, nar-0, nar-4-rescored, nar-c0.9, draft, ...
 
     Each threshold is one system, with the largest number of iterations. Where AR rescores, NAR systems come
     with and without.
@@ -78,6 +80,8 @@ def options_by_name(
         elif mode == "draft":
             # A beam is meant for AR beside it.
             systems["draft"] = {**{k: v for k, v in plain.items() if k != "beam"}, "mode": "draft"}
+        elif mode == GREEDY:
+            systems[mode] = {**plain, "mode": "ar", "beam": 1}
         else:
             systems[mode] = {**plain, "mode": mode}
     return systems

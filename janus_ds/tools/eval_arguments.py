@@ -60,7 +60,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
         "--modes",
         dest="modes",
         default="",
-        help="ar, nar, draft, or several, as ar,nar (default: ar and nar, as the run was trained)",
+        help="ar, ar-greedy, nar, draft, or several, as ar,nar (default: ar and nar, as the run was trained)",
     )
     confidence = (
         "NAR: refine a sentence no further once every token is likelier; one system each, as 0.9,0.99"

@@ -14,10 +14,11 @@ from janus_ds.tools.decode_systems import check_systems, options_by_name
 
 def test_names_and_options() -> None:
     found = options_by_name(
-        ("ar", "nar", "draft"), (0, 4), (0.5,), {"beam": 3, "rescore": "ar", "length_beam": 5}
+        ("ar", "ar-greedy", "nar", "draft"), (0, 4), (0.5,), {"beam": 3, "rescore": "ar", "length_beam": 5}
     )
     assert list(found) == [
         "ar",
+        "ar-greedy",
         "nar-0",
         "nar-0-rescored",
         "nar-4",
@@ -27,6 +28,7 @@ def test_names_and_options() -> None:
         "draft",
     ]
     assert found["ar"] == {"beam": 3, "length_beam": 5, "mode": "ar"}
+    assert found["ar-greedy"] == {"beam": 1, "length_beam": 5, "mode": "ar"}
     assert found["nar-c0.5"] == {
         "beam": 3,
         "length_beam": 5,
