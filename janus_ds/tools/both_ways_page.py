@@ -207,7 +207,8 @@ def _acceptance(run: Mapping[str, Any]) -> Iterator[str]:
             continue
         shares = [found["by_position"][p] for p in positions]
         cells = [
-            "" if share is None else f".{round(100 * share):02d}" if share < 0.995 else "1" for share in shares
+            "" if share is None else f".{round(100 * share):02d}" if share < 0.995 else "1"
+            for share in shares
         ]
         head = f"{found['rate']:.2f} | {found['first_draft']:.1f} tokens | {found['rounds']:.1f}"
         yield f"| {name} | {head} | {' | '.join(cells)} |"
