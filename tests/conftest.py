@@ -31,9 +31,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     lines: list[tuple[str, str, str, str]] = []
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
-            seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+            seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + getattr(report, "duration", 0.0)
     for report in terminalreporter.stats.get("", []):  # setups and teardowns
-        seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+        seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + getattr(report, "duration", 0.0)
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             found = [value for name, value in report.user_properties if name == "tally"]

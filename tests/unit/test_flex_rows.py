@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import RowsOfBatch, fitting
 from janus_ds.model.flex_rows import FlexRows
+from tests.support.operations import CountedOperations
 from tests.support.tiny_model import SAMPLES
 from tests.support.two_stream import Conventions, Sample, make_batch
 from tests.unit.test_attention import LAYOUTS, PICKED, batch_of, inputs, predicate_mask, valid_rows
@@ -99,23 +96,11 @@ def test_values_are_those_of_dense_attention(name: str) -> None:
     assert float((predicted - expected[:, first:])[valid[:, first:]].abs().max()) < 1e-12
 
 
-class Names(TorchDispatchMode):
-    """The names of all operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def test_blocks_are_made_without_waiting_for_the_device() -> None:
     calls = []
     for samples in (SAMPLES[:2], SAMPLES * 2):
         batch = make_batch(samples)
-        with Names() as names:
+        with CountedOperations() as names:
             built(batch, 4)
         assert not WAITING & set(names.calls), WAITING & set(names.calls)
         calls.append(names.calls)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
@@ -17,6 +14,7 @@ from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.tools.bench_shapes import ESTIMATORS, BenchShape, make_batch, special_tokens
 from janus_ds.train.step import TrainingStep
+from tests.support.operations import CountedOperations
 
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 32, 1)
 # Answers that only the device knows: each of these makes the host wait for it.
@@ -30,16 +28,8 @@ BOUND_GROUPED = 130
 BOUND_FLAT_LAYER = 260
 
 
-class Counted(TorchDispatchMode):
-    """Counts every operation by name, those of the backward pass included."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
+class Counted(CountedOperations):
+    """Knows which operations compute something."""
 
     @property
     def launches(self) -> int:
