@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
+from janus_ds.model.few_rows import attend_few, few_rows, stored_by_columns
 from janus_ds.model.flat_rows import FlatRows
 from janus_ds.model.flex_rows import FlexRows
 from janus_ds.model.prepared import PreparedProduct
@@ -181,6 +182,10 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
     ) -> Tensor:
         """See :class:`Kernel`."""
+        if stored_by_columns(k_BHSE):
+            if few_rows(q_BHTE, k_BHSE) and not causal:
+                return attend_few(q_BHTE, k_BHSE, v_BHSE, mask)
+            k_BHSE = k_BHSE.contiguous()
         options = {"is_causal": causal, "enable_gqa": q_BHTE.shape[1] != k_BHSE.shape[1]}
         if not (self.training and self.dropout):
             out = F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, **options)

@@ -26,6 +26,7 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.model.attention import Kernel, additive_mask
+from janus_ds.model.few_rows import by_columns, wants_columns
 from janus_ds.model.transformer import KeysValues
 
 __all__ = [
@@ -66,6 +67,12 @@ class Memory:
             None if mask is None else mask[sentence_B],
             tuple((k[sentence_B], v[sentence_B]) for k, v in self.source),
         )
+
+    def for_few_rows(self) -> Memory:
+        """The same memory with its keys stored as a search reads them fastest."""
+        if not self.source or not wants_columns(self.source[0][0]):
+            return self
+        return replace(self, source=tuple((by_columns(k), v) for k, v in self.source))
 
     def replaced(self, place_X: Tensor, other: Memory) -> Memory:
         """The memory with other sentences at some places; as wide as the longest source that is left.
@@ -155,8 +162,8 @@ class ArCache:
         """The cache of some sentences only, by index (the finished ones need no more steps)."""
         chosen = replace(
             self,
-            memory=self.memory.select(sentence_B),
-            keys=[k[sentence_B] for k in self.keys],
+            memory=self.memory.select(sentence_B).for_few_rows(),
+            keys=[_stored(k[sentence_B]) for k in self.keys],
             values=[v[sentence_B] for v in self.values],
             past_BKN=self.past_BKN[sentence_B],
             taken_B=self.taken_B[sentence_B],
@@ -172,7 +179,7 @@ class ArCache:
             place_X: indices of the places.
             memory: X sources; they may be narrower than those of the cache, or wider.
         """
-        self.memory = self.memory.replaced(place_X, memory)
+        self.memory = self.memory.replaced(place_X, memory).for_few_rows()
         # What stands in their columns is hidden by `taken_B`, and marked anew as it is written over.
         self.taken_B = self.taken_B.index_fill(0, place_X, 0)
         self._measure()
@@ -183,7 +190,7 @@ class ArCache:
         if wanted <= columns:
             return
         more = max(2 * columns, -(-wanted // self.beams) * self.beams) - columns
-        self.keys = [F.pad(k, (0, 0, 0, more)) for k in self.keys]
+        self.keys = [_stored(F.pad(k, (0, 0, 0, more))) for k in self.keys]
         self.values = [F.pad(v, (0, 0, 0, more)) for v in self.values]
         self.past_BKN = F.pad(self.past_BKN, (0, more))
 
@@ -292,6 +299,10 @@ class CachedRows:
         return kernel(q_BHTE, self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end), mask)
 
 
+def _stored(k_BHNE: Tensor) -> Tensor:
+    return by_columns(k_BHNE) if wants_columns(k_BHNE) else k_BHNE
+
+
 def _fit(x: Tensor, width: int, dim: int) -> Tensor:
     """Cut a dimension to a width, or fill it up with zeros (False)."""
     if x.shape[dim] >= width:
@@ -304,8 +315,8 @@ def _fit(x: Tensor, width: int, dim: int) -> Tensor:
 def new_cache(memory: Memory, stream: ArStream, beams: int, max_steps: int) -> ArCache:
     """A cache without rows for at most `max_steps` tokens a beam; its pool grows as it is filled."""
     sentences, columns = memory.sentences, beams * min(max_steps, _FIRST_STEPS)
-    keys = [k.new_zeros(sentences, k.shape[1], columns, k.shape[3]) for k, _ in memory.source]
+    values = [k.new_zeros(sentences, k.shape[1], columns, k.shape[3]) for k, _ in memory.source]
     past = memory.valid_BS.new_zeros(sentences, beams, columns)
     taken = torch.zeros(sentences, dtype=torch.long, device=past.device)
-    values = [torch.zeros_like(k) for k in keys]
-    return ArCache(memory, stream, beams, keys, values, past, taken)
+    keys = [_stored(torch.zeros_like(v)) for v in values]
+    return ArCache(memory.for_few_rows(), stream, beams, keys, values, past, taken)

@@ -37,7 +37,7 @@ _COMPARISONS = (
     ("arquery-s1", "ar", "ar-s1", "ar", "AR by query rows alone against AR"),
     ("janus-s1", "ar", "arquery-s1", "ar", "JANUS-AR against AR by query rows alone"),
     ("fewrows-s1", "ar", "janus-s1", "ar", "JANUS-AR with both cheaper estimators against JANUS-AR"),
-    ("fewrows-s1", "nar-10", "janus-s1", "nar-10", "JANUS-NAR with both cheaper estimators, 10 iterations, likewise"),
+    ("fewrows-s1", "nar-10", "janus-s1", "nar-10", "JANUS-NAR, both cheaper estimators, against JANUS-NAR"),
     ("released-s1", "ar", "ar-s1", "ar", "JANUS-AR, released weights, against AR"),
     ("released-s1", "nar-10", "cmlm-s1", "nar-10", "JANUS-NAR, released weights, against CMLM"),
 )

@@ -42,7 +42,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Overrides of the recipe; all get the same masking besides. `arquery` is not in the paper: the AR term of
 JANUS alone, which tells what its query stream costs from what NAR beside it costs. The last three are JANUS
-with the cheaper estimators of its loss (README, "Training speed")."""
+with the cheaper estimators of its loss (README, "Measured")."""
 RUNS = ("ar-s1", "cmlm-s1", "janus-s1", "released-s1", "joint-s1", "aux-s1", "ar-s2", "janus-s2")
 """The most telling first."""
 
