@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,10 +19,9 @@ from torch import Tensor
 
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.parallel import tensor_parallel as tp
+from janus_ds.parallel.meeting import fresh_store, launcher_store, meeting_in_time
 
 __all__ = ["Topology", "close_topology", "init_topology"]
-
-_MEETING_SECONDS = 600.0
 
 Number = TypeVar("Number", int, float)
 Anything = TypeVar("Anything")
@@ -197,36 +193,14 @@ def _start_distributed(launched: dict[str, str], world_size: int) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     for name, value in ({"LOCAL_RANK": "0"} | launched).items():
         os.environ.setdefault(name, value)
-    with _meeting_in_time(launched, world_size):
+    with meeting_in_time(launched, world_size):
+        store = None if dist.is_initialized() else launcher_store(launched, os.environ)
+        if store is not None:
+            rank = int(launched["RANK"])
+            store = fresh_store(store, rank, world_size)
+            backend = get_accelerator().communication_backend_name()
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-
-
-@contextmanager
-def _meeting_in_time(launched: Mapping[str, str], world_size: int) -> Iterator[None]:
-    """End the process in words if the ranks have not all come: torch would wait for half an hour.
-
-    It waits where no exception can reach it, so a timer has to end the process.
-    """
-    place = f"{launched.get('MASTER_ADDR')}:{launched.get('MASTER_PORT')}"
-    error = MissingDependencyError(
-        f"not all {world_size} ranks have come within {_MEETING_SECONDS / 60:.0f} minutes",
-        f"rank {launched.get('RANK', 0)}, meeting at {place}",
-        "look for a rank that failed before this, and whether all hosts reach that address "
-        "(NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME choose the network)",
-    )
-
-    def leave() -> None:
-        sys.stderr.write(f"{error}\n")
-        sys.stderr.flush()
-        os._exit(error.exit_code)
-
-    timer = threading.Timer(_MEETING_SECONDS, leave)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _describe(device: torch.device, tensor_size: int) -> Topology:

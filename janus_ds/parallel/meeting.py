@@ -1,0 +1,101 @@
+"""How the ranks of one start find each other: in time, and not those of an earlier start.
+
+`torchrun --max-restarts` keeps one store over all restarts (torch 2.13, `TORCHELASTIC_USE_AGENT_STORE`), and
+torch finds the addresses of dead ranks in it. The restart counts that it gives to ranks differ between hosts,
+so that they cannot tell the starts apart. Here the first rank draws a mark and gives it to those that live.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from janus_ds.errors import MissingDependencyError
+
+__all__ = ["fresh_store", "launcher_store", "meeting_in_time"]
+
+_MEETING_SECONDS = 600.0
+_POLL_SECONDS = 0.05
+_ROOM = "janus_ds/meeting"
+
+
+@contextmanager
+def meeting_in_time(launched: Mapping[str, str], world_size: int) -> Iterator[None]:
+    """End the process in words if the ranks have not all come: torch would wait for half an hour.
+
+    It waits where no exception can reach it, so a timer has to end the process.
+    """
+    place = f"{launched.get('MASTER_ADDR')}:{launched.get('MASTER_PORT')}"
+    error = MissingDependencyError(
+        f"not all {world_size} ranks have come within {_MEETING_SECONDS / 60:.0f} minutes",
+        f"rank {launched.get('RANK', 0)}, meeting at {place}",
+        "look for a rank that failed before this, and whether all hosts reach that address "
+        "(NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME choose the network)",
+    )
+
+    def leave() -> None:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+    timer = threading.Timer(_MEETING_SECONDS, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def launcher_store(launched: Mapping[str, str], environ: Mapping[str, str]) -> Store | None:
+    """The store of a launcher that restarts ranks and keeps it; None where each start has its own.
+
+    Args:
+        launched: MASTER_ADDR and MASTER_PORT, where the store is.
+        environ: of this process.
+    """
+    kept = environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    if not kept or environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return None
+    patience = timedelta(seconds=_MEETING_SECONDS)
+    return TCPStore(launched["MASTER_ADDR"], int(launched["MASTER_PORT"]), is_master=False, timeout=patience)
+
+
+def fresh_store(store: Store, rank: int, world_size: int) -> Store:
+    """A part of a store in which nothing of an earlier start is; all ranks of this start get the same.
+
+    Every rank but the first leaves a number of its own, and waits for the answer to that number: an
+    answer to a dead rank's number is of no use to it. The first one answers until all are there.
+    """
+    if rank == 0:
+        mark = secrets.token_hex(8)
+        absent = set(range(1, world_size))
+        while absent:
+            _answer(store, absent, mark)
+            absent = {other for other in absent if not store.check([_here(mark, other)])}
+            if absent:
+                time.sleep(_POLL_SECONDS)
+    else:
+        number = secrets.token_hex(8)
+        store.set(f"{_ROOM}/{rank}", number)
+        mark = store.get(f"{_ROOM}/{number}").decode()
+        store.set(_here(mark, rank), "here")
+    return PrefixStore(f"{_ROOM}/{mark}", store)
+
+
+def _answer(store: Store, ranks: set[int], mark: str) -> None:
+    for rank in ranks:
+        if store.check([f"{_ROOM}/{rank}"]):
+            store.set(f"{_ROOM}/{store.get(f'{_ROOM}/{rank}').decode()}", mark)
+
+
+def _here(mark: str, rank: int) -> str:
+    return f"{_ROOM}/{mark}/here/{rank}"
