@@ -82,6 +82,9 @@ class SearchSettings:
         stop: "fairseq" or "transformers".
         early_stopping: see `transformers`; without effect on `fairseq`.
         length_penalty: exponent of the length.
+        fed_first: the step function feeds `start` together with `forced_first`, which is one step less.
+            Only where a forced token costs nothing (`transformers`), and for the sentences that begin at
+            once.
     """
 
     beam: int
@@ -93,6 +96,7 @@ class SearchSettings:
     stop: str = "fairseq"
     early_stopping: bool = False
     length_penalty: float = 1.0
+    fed_first: bool = False
 
 
 @dataclass
@@ -173,6 +177,11 @@ class _Search:
         # One beam is alive at first; the others would be copies of it.
         self.score_BK = torch.full(shape, _DEAD, device=device)
         self.score_BK[:, 0] = 0.0
+        if settings.fed_first and settings.forced_first is not None:
+            # As after a first step: the other beams, copies of the first one, are dead still.
+            self.steps = [1] * sentences
+            self.last_BK.fill_(settings.forced_first)
+            self.token_BKT[:, :, 0] = settings.forced_first
         self._forbidden = self._ids(settings.forbidden)
         self.pool = _Pool(
             score_BK=torch.full(shape, _DEAD, device=device),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,10 @@ class Generator:
             return self.model.encode(*self._pad(sources[begun - count : begun]))
 
         cache = self.model.start_cache(memory, stream, settings.beam, settings.max_steps)
-        steps = CachedSteps(self.model, cache, encode_next)
+        free = settings.forced_first is not None and settings.stop == "transformers"
+        settings = replace(settings, fed_first=free and settings.max_steps > 1)
+        before = settings.start if settings.fed_first else None
+        steps = CachedSteps(self.model, cache, encode_next, before)
         device, waiting = memory.states_BSD.device, len(sources) - begun
         return beam_search(steps, begun, settings, device, waiting)
 

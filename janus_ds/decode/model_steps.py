@@ -24,18 +24,28 @@ class CachedSteps:
         model: in evaluation mode.
         cache: of the sentences that begin.
         encode_next: encodes the next sentences that wait, so many; None: none wait.
+        before: a token that is fed together with the first ones, before them.
     """
 
     def __init__(
-        self, model: JanusModel, cache: ArCache, encode_next: Callable[[int], Memory] | None = None
+        self,
+        model: JanusModel,
+        cache: ArCache,
+        encode_next: Callable[[int], Memory] | None = None,
+        before: int | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
         self._encode_next = encode_next
+        self._before = before
 
     def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
         """See :class:`janus_ds.decode.beam_search.StepFunction`."""
-        return self._model.logits(self._model.ar_step(self._cache, token_BK, parent_BK))
+        tokens = [token_BK]
+        if parent_BK is None and self._before is not None:
+            tokens.insert(0, torch.full_like(token_BK, self._before))
+        hidden_BKTD = self._model.ar_block(self._cache, torch.stack(tokens, 2), parent_BK)
+        return self._model.logits(hidden_BKTD[:, :, -1])
 
     def keep(self, sentence_B: Tensor) -> None:
         """See :class:`janus_ds.decode.beam_search.StepFunction`."""

@@ -61,6 +61,17 @@ class Decoder:
         self.prefix = [self.prefix[b] for b in kept]
 
 
+class FedTogether(Decoder):
+    """One that feeds `start` together with the first tokens it is given, which the prefix holds then."""
+
+    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
+        if parent_BK is None:
+            super().__call__(torch.full_like(token_BK, self.start), None, step)
+            self.steps -= 1
+            parent_BK = torch.zeros_like(token_BK)
+        return super().__call__(token_BK, parent_BK, step)
+
+
 Found = list[tuple[tuple[int, ...], float]]
 
 
@@ -185,3 +196,13 @@ def test_the_largest_of_a_vocabulary_are_those_of_topk(tokens: int) -> None:
     logits[1, 1, :900:100] = float("-inf")
     count = min(9, tokens)
     assert torch.equal(_largest(logits, count), logits.topk(count, 2).indices)
+
+
+@pytest.mark.parametrize("max_steps", [2, 3, 9])
+def test_a_first_token_that_is_free_can_be_fed_with_the_start(max_steps: int) -> None:
+    settings = replace(BASE, stop="transformers", forced_first=4, start=EOS, max_steps=max_steps)
+    one_by_one, together = Decoder(table(3), 5, EOS), FedTogether(table(3), 5, EOS)
+    expected = beam_search(one_by_one, 5, settings)
+    assert beam_search(together, 5, replace(settings, fed_first=True)) == expected
+    assert together.steps == one_by_one.steps - 1
+    assert any(hypotheses for hypotheses in expected)
