@@ -21,7 +21,7 @@ FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('',
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install install-dev pretrain test lint types unit fault-test slurm-test heavy-test golden bench \
-    bench-bart results-nmt results-glge results-both-ways clean
+    bench-bart bench-decode results-nmt results-glge results-both-ways clean
 
 help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
@@ -33,6 +33,7 @@ help:
 	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
 	@echo "make bench        step, head and data benches with their JSON"
 	@echo "make bench-bart   the same at BART-base (an hour on one core)"
+	@echo "make bench-decode decoding against transformers and CTranslate2 (an hour on one core)"
 	@echo "make results-nmt  the Multi30k experiment, resumable (hours; needs JANUS_SHARED_DATA)"
 	@echo "make results-glge the SQuAD question-generation experiment, likewise"
 	@echo "make results-both-ways  drafts, rescored NAR and the dial on the models of results-nmt"
@@ -86,8 +87,11 @@ golden: install-dev
 	JANUS_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
 
 RESULTS := tests/benchmarks/results
+IWSLT := $(ACTIVATED) python -m tests.benchmarks.authors_over_janus --shape iwslt --rounds 9
 bench: install
-	$(ACTIVATED) python -m tests.benchmarks.authors_over_janus --shape iwslt --json $(RESULTS)/train_iwslt.json
+	$(IWSLT) --json $(RESULTS)/train_iwslt.json
+	$(IWSLT) --masked-share .41 --json $(RESULTS)/train_iwslt_41.json
+	$(IWSLT) --attention-dropout .1 --json $(RESULTS)/train_iwslt_dropout_1.json
 	$(ACTIVATED) python -m janus_ds bench head --shape iwslt --json $(RESULTS)/head_iwslt.json
 	$(ACTIVATED) python -m janus_ds bench attention --shape iwslt --json $(RESULTS)/attention_iwslt.json
 	$(ACTIVATED) python -m janus_ds bench data --shape documents --json $(RESULTS)/data.json
@@ -101,6 +105,19 @@ bench-bart: install
 	done; done
 	$(ACTIVATED) python -m janus_ds bench head --shape bart_base --json $(RESULTS)/head_bart_base.json
 	$(ACTIVATED) python -m janus_ds bench attention --shape bart_base --json $(RESULTS)/attention_bart_base.json
+
+DECODE := $(ACTIVATED) python -m janus_ds bench decode
+bench-decode: install-dev
+	$(DECODE) --batch 1 --output-tokens 32,64 --rounds 9 --only "ar fp32,ctranslate2 fp32,transformers" \
+	    --json $(RESULTS)/decode_bart_base.json
+	$(DECODE) --batch 1 --output-tokens 32,64 --rounds 9 --only "ar int8,ctranslate2 int8" \
+	    --json $(RESULTS)/decode_bart_base_int8.json
+	$(DECODE) --batch 1 --output-tokens 32,64 --rounds 5 --only "ar fp32,janus fp32,nar 4" --peers none \
+	    --json $(RESULTS)/decode_bart_base_nar.json
+	$(DECODE) --batch 32 --output-tokens 32 --rounds 2 --only "ar fp32,ar int8,ctranslate2,transformers" \
+	    --json $(RESULTS)/decode_bart_base_batch32.json
+	$(DECODE) --shape iwslt --batch 1,32 --rounds 5 \
+	    --only "ar fp32,ar int8,janus fp32,ctranslate2,transformers,nar 4" --json $(RESULTS)/decode_iwslt.json
 
 # Further options, for example: make results-nmt RESULTS_ARGS="--only ar-s1,janus-s1 --steps 2000"
 RESULTS_ARGS ?=
