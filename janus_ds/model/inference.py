@@ -16,7 +16,9 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.model.janus import JanusModel
+from janus_ds.model.layers import TransformerLayer
 from janus_ds.model.prepared import can_quantize, prepare
+from janus_ds.model.transformer import EncoderLayer
 from janus_ds.model.weights import load_weights
 from janus_ds.parallel.layers import DenseLayers
 
@@ -33,10 +35,13 @@ class InferenceOptions:
     Attributes:
         dtype: fp32, bf16 or float64 (exact, for comparisons).
         int8: linear layers on int8 weights and activations (CPU, fp32 otherwise).
+        compiled: encoder layers and feed-forward blocks by torch.compile, for any shapes, instead of
+            packed weights. Meant for GPUs: on a CPU packed weights were twice as fast.
     """
 
     dtype: str = "fp32"
     int8: bool = False
+    compiled: bool = False
 
 
 def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = None) -> JanusModel:
@@ -47,7 +52,8 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
         options: None: float32 with packed weights.
 
     Raises:
-        ConfigError: a precision that does not exist, or int8 where it cannot be had.
+        ConfigError: a precision that does not exist, int8 where it cannot be had, or together with
+            compilation.
     """
     options = options or InferenceOptions()
     if options.dtype not in DTYPES:
@@ -62,10 +68,25 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
             f"--int8 with --dtype {options.dtype} on {device}",
             "leave --int8 out, or decode with --device cpu --dtype fp32",
         )
-    if device == "cpu":
+    if options.int8 and options.compiled:
+        raise ConfigError(
+            "int8 products are made already: there is nothing to compile", "--int8 --compile", "leave one out"
+        )
+    model.requires_grad_(False)
+    if options.compiled:
+        _compile_layers(model)
+    elif device == "cpu":
         prepare(model, options.int8)
         model.prepare_vocabulary(options.int8)
-    return model.requires_grad_(False)
+    return model
+
+
+def _compile_layers(model: JanusModel) -> None:
+    """Compile what has tensors alone as inputs. All layers of a kind share their code."""
+    for module in model.modules():
+        if isinstance(module, TransformerLayer):
+            name = "forward" if isinstance(module, EncoderLayer) else "feed_forward"
+            setattr(module, name, torch.compile(getattr(module, name), dynamic=True))
 
 
 def model_from_file(

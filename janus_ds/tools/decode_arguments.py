@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from janus_ds.errors import MissingDependencyError
+
 if TYPE_CHECKING:
     from janus_ds.model.inference import InferenceOptions
 
@@ -14,10 +16,11 @@ _DTYPES = ("fp32", "bf16", "float64")
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add `--dtype` and `--int8`."""
+    """Add `--dtype`, `--int8` and `--compile`."""
     add = parser.add_argument
     add("--dtype", choices=_DTYPES, default="fp32", help="precision of decoding (default: fp32)")
     add("--int8", action="store_true", help="int8 weights and activations in linear layers (CPU)")
+    add("--compile", action="store_true", help="layers by torch.compile (for GPUs; a CPU is faster without)")
 
 
 BOTH_WAYS: dict[str, tuple[type, str]] = {
@@ -43,7 +46,21 @@ def add_both_ways_arguments(parser: argparse.ArgumentParser | argparse._Argument
 
 
 def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
-    """What was chosen."""
-    from janus_ds.model.inference import InferenceOptions
+    """What was chosen.
 
-    return InferenceOptions(parsed.dtype, parsed.int8)
+    Raises:
+        MissingDependencyError: there is no compiler for the device.
+    """
+    import torch
+
+    from janus_ds.model.inference import InferenceOptions
+    from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+
+    chosen = getattr(parsed, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
+    if parsed.compile and not compiler_is_at_hand(torch.device(chosen)):
+        raise MissingDependencyError(
+            f"torch.compile finds no compiler for {chosen}",
+            "--compile",
+            "install g++ (CPU) or triton (GPU), or leave --compile out",
+        )
+    return InferenceOptions(parsed.dtype, parsed.int8, parsed.compile)

@@ -14,10 +14,12 @@ from janus_ds.model import prepared
 from janus_ds.model.attention import MultiHeadAttention
 from janus_ds.model.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.prepared import PreparedLinear, PreparedProduct, can_pack, can_quantize, prepare
+from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 from janus_ds.parallel.layers import DenseLayers
 from tests.support.tiny_model import tiny_model
 
 packs = pytest.mark.skipif(not can_pack(torch.float32), reason="torch cannot pack weights here")
+compiles = pytest.mark.skipif(not compiler_is_at_hand(torch.device("cpu")), reason="there is no C++ compiler")
 quantizes = pytest.mark.skipif(not can_quantize(), reason="torch has no int8 product here")
 
 
@@ -112,6 +114,32 @@ def test_precisions_that_cannot_be_are_refused() -> None:
         prepare_for_inference(tiny_model(), InferenceOptions("fp8"))
     with pytest.raises(ConfigError, match="int8 needs fp32"):
         prepare_for_inference(tiny_model(), InferenceOptions("bf16", int8=True))
+    if can_quantize():
+        with pytest.raises(ConfigError, match="nothing to compile"):
+            prepare_for_inference(tiny_model().float(), InferenceOptions(int8=True, compiled=True))
+
+
+def test_a_compiled_model_traces_one_layer_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no more for other shapes: rows are dynamic, and layers share their code."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_with(f, backend=backend, **options))
+    plain = tiny_model()
+    ready = prepare_for_inference(tiny_model(), InferenceOptions("float64", compiled=True))
+    with torch.no_grad():
+        for width in (4, 6, 9):
+            tokens, lengths = torch.arange(4, 4 + width).repeat(2, 1), torch.tensor([width, width - 1])
+            found, expected = (
+                model.nar_rows(model.encode(tokens, lengths), tokens[:, None], lengths[:, None])
+                for model in (ready, plain)
+            )
+            torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-12)
+    assert len(ready.encoder.layers) + len(ready.decoder.layers) > len(graphs) > 0
 
 
 @torch.no_grad()
@@ -122,6 +150,7 @@ def test_precisions_that_cannot_be_are_refused() -> None:
         (InferenceOptions("float64"), 1e-13),
         (InferenceOptions("bf16"), 0.1),
         pytest.param(InferenceOptions(int8=True), 0.1, marks=quantizes),
+        pytest.param(InferenceOptions("float64", compiled=True), 1e-12, marks=[compiles, pytest.mark.heavy]),
     ],
 )
 def test_a_prepared_model_is_the_model(options: InferenceOptions, tolerance: float) -> None:
