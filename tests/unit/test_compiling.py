@@ -92,7 +92,8 @@ def test_the_captured_model_gives_the_same_losses_and_is_captured_few_times(
 @pytest.mark.heavy
 @NEEDS_COMPILER
 def test_the_compiled_model_gives_the_same_losses() -> None:
-    assert assert_same("inductor", "model") <= 6
+    # Two of them are the head's; without dynamic shapes the model's would be eight.
+    assert assert_same("inductor", "model") <= 6 + 2
 
 
 @NEEDS_GPU
