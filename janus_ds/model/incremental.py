@@ -70,9 +70,7 @@ class Memory:
 
     def for_few_rows(self) -> Memory:
         """The same memory with its keys stored as a search reads them fastest."""
-        if not self.source or not wants_columns(self.source[0][0]):
-            return self
-        return replace(self, source=tuple((by_columns(k), v) for k, v in self.source))
+        return replace(self, source=tuple((_stored(k), v) for k, v in self.source))
 
     def replaced(self, place_X: Tensor, other: Memory) -> Memory:
         """The memory with other sentences at some places; as wide as the longest source that is left.
