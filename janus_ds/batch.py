@@ -56,6 +56,13 @@ class RowLayout:
     """Samples of a flat layout; 0: every sample has all rows, and row tensors have the shape (B, R)."""
     aux_samples: int = 0
     """Of a flat layout: the first so many samples have CMP and QRY rows."""
+    packed: RowLayout | None = None
+    """Of a packed batch (`janus_ds.packing`): the one long sample that its rows form, without padding.
+
+    All else is then said of the padded grid that attention spreads them into.
+    """
+    packed_source: int = 0
+    """Tokens of the longest source of a packed batch."""
 
     def width(self, segment: Segment) -> int:
         """Rows of a sample in one segment, padding included."""
@@ -134,7 +141,8 @@ class TwoStreamBatch:
 
     Padding stands at the end of every segment and of the source. Token and position of padding
     rows are the pad symbol and 0. In a flat layout the row tensors have the shape (1, R), see
-    :class:`RowLayout`, and samples with AUX rows come first.
+    :class:`RowLayout`, and samples with AUX rows come first. In a packed batch (`RowLayout.packed`) source,
+    rows and targets have the shape (1, all of theirs), and flat indices count those.
     """
 
     layout: RowLayout
@@ -190,18 +198,26 @@ class TwoStreamBatch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return TwoStreamBatch(**(values | tensors))
 
+    @property
+    def source_width(self) -> int:
+        """S: tokens of the longest source, with what pads it."""
+        return self.layout.packed_source if self.layout.packed else self.source_BS.shape[1]
+
+    def row_length_B(self, segment: Segment) -> Tensor:
+        """Rows of each sample in one segment, where the sample has that segment at all."""
+        lengths = {Segment.ARC: self.ar_length_B, Segment.ARQ: self.query_length_B}
+        lengths[Segment.VIS] = self.visible_length_B
+        return lengths.get(segment, self.masked_length_B)
+
     def content_valid_BC(self) -> Tensor:
         """False for padding among the content rows, boolean, shape (B, C); (1, C) if flat."""
-        length = {
-            Segment.ARC: self.ar_length_B,
-            Segment.VIS: self.visible_length_B,
-            Segment.CMP: self.masked_length_B,
-            Segment.MSK: self.masked_length_B,
-        }
         layout, device = self.layout, self.row_token_BR.device
-        parts = [torch.arange(layout.width(s), device=device) < length[s][:, None] for s in length]
+        content = [segment for segment in Segment if segment < Segment.ARQ]
+        parts = [
+            torch.arange(layout.width(s), device=device) < self.row_length_B(s)[:, None] for s in content
+        ]
         if layout.flat_samples:
-            parts = [part[: layout.samples(s)].reshape(1, -1) for s, part in zip(length, parts, strict=True)]
+            parts = [part[: layout.samples(s)].reshape(1, -1) for s, part in zip(content, parts, strict=True)]
         return torch.cat(parts, dim=1)
 
 

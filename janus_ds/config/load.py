@@ -93,6 +93,7 @@ _NOT_TRAINED = {
     "data.workers",
     "data.prefetch_steps",
     "data.pad_multiple",
+    "data.pack_rows",
     "data.cache_dir",
     "data.cache_gb",
     "data.read_ahead",

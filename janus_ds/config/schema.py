@@ -99,6 +99,12 @@ class DataConfig:
     For sentences of some 20 tokens, 1 or 2 where shapes cost nothing (train.compile none or head): with 8, a
     fifth of the decoder rows and more are padding (`python -m janus_ds bench data --shape pairs` counts it).
     """
+    pack_rows: bool = False
+    """Rows of all samples of a batch one after the other, without padding between them.
+
+    Only attention spreads them into samples. Worth it where lengths differ: samples as they come, or sources
+    whose lengths differ from their targets'. `pad_multiple` then fills up the sum, not each sample.
+    """
     cache_dir: str = ""
     """Folder that keeps what is fetched, shared by all processes of a machine; empty: the user's cache."""
     cache_gb: float = 50.0

@@ -63,6 +63,7 @@ class BatchMaker:
             classes,
             config.data.pad_multiple,
             config.model.max_source_positions,
+            config.data.pack_rows,
         )
 
     @property

@@ -17,6 +17,7 @@ from janus_ds.batch import BatchCounts, RowLayout, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.views import Views
 from janus_ds.errors import ConfigError
+from janus_ds.packing import pack
 from janus_ds.stream_mask import Segment
 
 __all__ = ["Collator", "RowKinds"]
@@ -91,6 +92,7 @@ class Collator:
         length_classes: classes of the length head.
         pad_multiple: segment widths and the source are padded to a multiple of this.
         max_source_positions: the padded source is never wider than this (None: no bound).
+        packs_rows: leave padding out (`janus_ds.packing`).
 
     Raises:
         ConfigError: no loss has a weight.
@@ -103,7 +105,9 @@ class Collator:
         length_classes: int,
         pad_multiple: int,
         max_source_positions: int | None = None,
+        packs_rows: bool = False,
     ) -> None:
+        self._packs_rows = packs_rows
         self.kinds = RowKinds.of(objective)
         self._special = special
         self._mask_id = special.unk if objective.mask_symbol == "unk" else special.mask
@@ -164,7 +168,8 @@ class Collator:
             ar_rows=int(ar.length_B.sum()),
         )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return TwoStreamBatch(layout=layout, counts=counts, **tensors)
+        batch = TwoStreamBatch(layout=layout, counts=counts, **tensors)
+        return pack(batch, self._special.pad, self._multiple) if self._packs_rows else batch
 
     def _ar_shape(self, length_B: Array, masked: _Masked) -> _ArShape:
         if not self.kinds.ar:

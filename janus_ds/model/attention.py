@@ -12,7 +12,8 @@ flex        one fused call that skips empty blocks (`flex_rows`)    dropout; tra
 ==========  ====================================================  ==================
 
 `auto` takes the fastest one that is right for the batch, by measured limits (:func:`fitting`). A flat
-layout, where only some samples have AUX rows, has its own form of `grouped` (`flat_rows`).
+layout, where only some samples have AUX rows, has its own form of `grouped` (`flat_rows`); packed rows are
+spread into a padded grid and attend there (`packed_rows`).
 Shape letters as in `row_attention`.
 """
 
@@ -31,10 +32,13 @@ from janus_ds.errors import ConfigError
 from janus_ds.model.few_rows import attend_few, few_rows, stored_by_columns
 from janus_ds.model.flat_rows import FlatRows
 from janus_ds.model.flex_rows import FlexRows
+from janus_ds.model.packed_rows import PackedRows
 from janus_ds.model.prepared import PreparedProduct
 from janus_ds.model.row_attention import DenseRows, GroupedRows, Kernel, RowAttention, additive_mask
 from janus_ds.model.split_rows import SplitRows
+from janus_ds.packing import unpacked
 from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.stream_mask import Segment
 
 __all__ = [
     "BACKENDS",
@@ -44,6 +48,7 @@ __all__ = [
     "GroupedRows",
     "Kernel",
     "MultiHeadAttention",
+    "PackedRows",
     "RowAttention",
     "RowsOfBatch",
     "SplitRows",
@@ -89,11 +94,13 @@ class RowsOfBatch:
                 "train.attention_backend",
                 "use auto or grouped, or set model.attention_dropout to 0",
             )
-        if batch.layout.flat_samples:
-            flat = FlatRows.build(batch, dtype)
-            return cls(flat, flat.from_row(batch.layout.predicted_start))
-        rows = BACKENDS[name].build(batch, dtype)
-        return cls(rows, rows.from_row(batch.layout.predicted_start))
+        kind = FlatRows if batch.layout.flat_samples else BACKENDS[name]
+        rows = kind.build(unpacked(batch), dtype)
+        every, predicted = rows, rows.from_row(batch.layout.predicted_start)
+        if batch.layout.packed is None:
+            return cls(every, predicted)
+        first = Segment.MSK if batch.layout.predicted_start else Segment.ARC
+        return cls(PackedRows.build(batch, every, Segment.ARC), PackedRows.build(batch, predicted, first))
 
 
 BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[SplitRows] | type[FlexRows]] = {

@@ -35,6 +35,7 @@ from janus_ds.model.length import LengthHead
 from janus_ds.model.prepared import PreparedProduct
 from janus_ds.model.transformer import Decoder, Encoder, padding_mask
 from janus_ds.model.weights import padded_vocab
+from janus_ds.packing import Places, source_part
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment
 
@@ -81,21 +82,24 @@ class JanusModel(nn.Module):
         """
         self._check_lengths(batch)
         source_BSD, rows_BRD = self._embed_together(batch.source_BS, batch.row_token_BR)
-        valid_BS = _valid(batch.source_length_B, batch.source_BS.shape[1])
+        packed = batch.layout.packed
+        valid_BS = _valid(batch.source_length_B, batch.source_width)
         mask = padding_mask(valid_BS, source_BSD.dtype)
         recompute = self._recompute if self.training else None
-        states_BSD = self.encoder(source_BSD, mask, recompute)
+        places = Places.of([source_part(batch)]) if packed else None
+        states_BSD = self.encoder(source_BSD, mask, recompute, places)
         dropout = self.config.attention_dropout if self.training else 0.0
         rows = RowsOfBatch.build(batch, rows_BRD.dtype, self.attention_backend, dropout)
         x_BRD = self.decoder.input_rows(rows_BRD, batch.row_position_BR)
         hidden_BTD = self.decoder(x_BRD, rows, states_BSD, mask, recompute)
 
-        layout = batch.layout
+        states_BSD = places.spread(states_BSD) if places else states_BSD
+        layout = packed or batch.layout
 
         def columns(segment: Segment) -> Tensor | None:
-            start, width = layout.start(segment) - layout.predicted_start, layout.width(segment)
-            if not width:
+            if not batch.layout.width(segment):
                 return None
+            start, width = layout.start(segment) - layout.predicted_start, layout.width(segment)
             part = hidden_BTD[:, start : start + layout.count(segment)]
             return part.unflatten(1, (layout.samples(segment), width))[0] if layout.flat_samples else part
 
@@ -121,7 +125,7 @@ class JanusModel(nn.Module):
             source_BS: source tokens with bos and eos, padded at the end.
             source_length_B: tokens of each source.
         """
-        self._check_source(source_BS, source_length_B)
+        self._check_source(source_BS.shape[1], source_length_B)
         valid_BS = _valid(source_length_B, source_BS.shape[1])
         embedded_BSD = self.embedding(source_BS)
         mask = None if bool(valid_BS.all()) else padding_mask(valid_BS, embedded_BSD.dtype)
@@ -242,15 +246,18 @@ class JanusModel(nn.Module):
         return source.view(*source_BS.shape, -1), rows.view(*row_BR.shape, -1)
 
     def _check_lengths(self, batch: TwoStreamBatch) -> None:
-        self._check_source(batch.source_BS, batch.source_length_B)
+        packed = batch.layout.packed
+        self._check_source(
+            batch.layout.packed_source if packed else batch.source_BS.shape[1], batch.source_length_B
+        )
         layout, table = batch.layout, self.config.max_target_positions
         # Asks the device only where the width alone does not settle it.
         if max(layout.arc + 1, layout.vis + layout.msk) > table:
             _check_table(int(batch.row_position_BR.max()) + 1, table, "target")
 
-    def _check_source(self, source_BS: Tensor, source_length_B: Tensor) -> None:
+    def _check_source(self, width: int, source_length_B: Tensor) -> None:
         table = self.config.max_source_positions
-        if source_BS.shape[1] > table:
+        if width > table:
             _check_table(int(source_length_B.max()), table, "source")
 
     def _zero_padding_rows(self) -> None:

@@ -15,8 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from janus_ds.config.schema import ModelConfig
-from janus_ds.model.attention import FlatRows, MultiHeadAttention, RowAttention, RowsOfBatch, additive_mask
+from janus_ds.model.attention import (
+    FlatRows,
+    MultiHeadAttention,
+    PackedRows,
+    RowAttention,
+    RowsOfBatch,
+    additive_mask,
+)
 from janus_ds.model.layers import InputRows, Recompute, TransformerLayer
+from janus_ds.model.packed_rows import attend_source_rows
+from janus_ds.packing import Places
 from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "KeysValues", "padding_mask"]
@@ -44,10 +53,20 @@ class EncoderLayer(TransformerLayer):
         self.self_attention = _attention(config, parallel)
         self.self_attention_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x_BSD: Tensor, mask_B11S: Tensor | None) -> Tensor:
-        """States after this layer, shape (B, S, D)."""
+    def forward(self, x_BSD: Tensor, mask_B11S: Tensor | None, places: Places | None = None) -> Tensor:
+        """States after this layer, shape (B, S, D).
+
+        Args:
+            x_BSD: states before it.
+            mask_B11S: additive mask of padding.
+            places: of a packed source; states are then (1, all tokens, D).
+        """
         attention = self.self_attention
-        out = attention.kernel(*attention.queries_keys_values(x_BSD), mask_B11S)
+        projected = attention.queries_keys_values(x_BSD)
+        if places is None:
+            out = attention.kernel(*projected, mask_B11S)
+        else:
+            out = attend_source_rows(places, attention.kernel, projected, mask_B11S)
         x_BSD = self.residual(x_BSD, attention.merge(out), self.self_attention_norm)
         return self.feed_forward(x_BSD)
 
@@ -84,7 +103,7 @@ class DecoderLayer(TransformerLayer):
         x_BTD = self.residual(x_BTD, attention.merge(out), self.self_attention_norm)
         cross = self.cross_attention
         q_BHTE = cross.queries(x_BTD)
-        if isinstance(rows, FlatRows):
+        if isinstance(rows, FlatRows | PackedRows):
             out = rows.attend_source(cross.kernel, q_BHTE, source, source_mask)
         else:
             out = cross.kernel(q_BHTE, *source, source_mask)
@@ -115,7 +134,11 @@ class Encoder(InputRows):
         self.layers = nn.ModuleList(EncoderLayer(config, parallel) for _ in range(config.encoder_layers))
 
     def forward(
-        self, embedded_BSD: Tensor, mask_B11S: Tensor | None, recompute: Recompute | None = None
+        self,
+        embedded_BSD: Tensor,
+        mask_B11S: Tensor | None,
+        recompute: Recompute | None = None,
+        places: Places | None = None,
     ) -> Tensor:
         """Encoder states, shape (B, S, D).
 
@@ -123,12 +146,19 @@ class Encoder(InputRows):
             embedded_BSD: token embeddings.
             mask_B11S: additive mask of padding.
             recompute: activation checkpointing of each layer, if wanted.
+            places: of a packed source; embeddings and states are then (1, all tokens, D).
         """
+        if places is None:
+            position_S = torch.arange(embedded_BSD.shape[1], device=embedded_BSD.device)
+        else:
+            position_S = places.place_T % places.kept_GR.shape[1]
         # Padding may reach past the table; its positions do not matter.
-        position_S = torch.arange(embedded_BSD.shape[1], device=embedded_BSD.device)
         x_BSD = self.input_rows(embedded_BSD, position_S.clamp_max(self.positions.num_embeddings - 1))
         for layer in self.layers:
-            x_BSD = recompute(layer, x_BSD, mask_B11S) if recompute else layer(x_BSD, mask_B11S)
+            if recompute:
+                x_BSD = recompute(layer, x_BSD, mask_B11S, places)
+            else:
+                x_BSD = layer(x_BSD, mask_B11S, places)
         return x_BSD
 
 

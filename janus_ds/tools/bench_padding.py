@@ -36,10 +36,15 @@ class PaddingBench:
     preset: str = "paper"
     """Objective preset."""
 
-    def maker(self, batch: str, pad_multiple: int) -> BatchMaker:
-        """Makes updates of 4,096 tokens in two groups of like length, or of 160 samples as they come."""
+    def run(self, batch: str, pad_multiple: int, pack_rows: bool = False) -> RunConfig:
+        """Updates of 4,096 tokens in two groups of like length, or of 160 samples as they come; resolved."""
         data = DataConfig(
-            task="pair", batch=batch, block_tokens=1022, pad_multiple=pad_multiple, shuffle_window=1024
+            task="pair",
+            batch=batch,
+            block_tokens=1022,
+            pad_multiple=pad_multiple,
+            pack_rows=pack_rows,
+            shuffle_window=1024,
         )
         run = RunConfig(
             model=ModelConfig(max_source_positions=1024, max_target_positions=1024),
@@ -47,7 +52,11 @@ class PaddingBench:
             objective=ObjectiveConfig(preset=self.preset),
             train=TrainConfig(batch_tokens=4096, batch_groups=2, global_batch=160),
         )
-        return BatchMaker(self.split, resolve(run), self.special)
+        return resolve(run)
+
+    def maker(self, batch: str, pad_multiple: int, pack_rows: bool = False) -> BatchMaker:
+        """Makes the batches of :meth:`run`."""
+        return BatchMaker(self.split, self.run(batch, pad_multiple, pack_rows), self.special)
 
 
 def padding_shares(bench: PaddingBench) -> dict[str, dict[str, float]]:
@@ -84,14 +93,7 @@ def padding_share(maker: BatchMaker, micro_batches: int) -> dict[str, float]:
 
 def _real_rows(batch: TwoStreamBatch) -> int:
     """Decoder rows that are no padding."""
-    masked = batch.masked_length_B
-    lengths = {
-        Segment.ARC: batch.ar_length_B,
-        Segment.ARQ: batch.query_length_B,
-        Segment.VIS: batch.visible_length_B,
-    }
-    present = [s for s in Segment if batch.layout.width(s)]
-    return sum(int(lengths.get(s, masked).sum()) for s in present)
+    return sum(int(batch.row_length_B(s).sum()) for s in Segment if batch.layout.width(s))
 
 
 def write_sentences(folder: Path, special: SpecialTokens, samples: int = 16_384) -> Path:

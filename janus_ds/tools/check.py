@@ -105,8 +105,9 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     report = _forward(run, plan.special, batch)
     losses = {name: float(value) for name, value in report.terms.items()}
     print(f"{maker.source.name} is readable: {count_text(maker.source.samples)} samples to train on")
-    each = "in all" if batch.layout.flat_samples else "each"
-    print(f"dry batch: samples {ids[0].tolist()}, {batch.layout.rows} decoder rows {each}, {batch.layout}")
+    layout = batch.layout.packed or batch.layout
+    each = "in all" if layout.flat_samples or batch.layout.packed else "each"
+    print(f"dry batch: samples {ids[0].tolist()}, {layout.rows} decoder rows {each}, {layout}")
     print("  losses before training: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     if not torch.isfinite(report.total):
         raise TrainingError(

@@ -49,7 +49,13 @@ class BatchShape:
     def of(cls, batch: TwoStreamBatch) -> BatchShape:
         """The shape of a batch."""
         samples, source = batch.source_BS.shape
-        return cls(samples, source, batch.layout, len(batch.masked_T), len(batch.ar_unmasked_U))
+        return cls(
+            samples,
+            source,
+            batch.layout.packed or batch.layout,
+            len(batch.masked_T),
+            len(batch.ar_unmasked_U),
+        )
 
 
 def tensor_traffic(

@@ -134,10 +134,11 @@ def _less_activation(config: RunConfig, execution: ExecutionConfig) -> str:
 
 def _shapes(batch: TwoStreamBatch) -> str:
     samples, source = batch.source_BS.shape
-    predicted = batch.layout.rows - batch.layout.predicted_start
+    layout = batch.layout.packed or batch.layout
+    predicted = layout.rows - layout.predicted_start
     return (
         f"micro-batch of {samples} samples: source {samples} x {source}, decoder rows {samples} x "
-        f"{batch.layout.rows}, of which {predicted} are predicted"
+        f"{layout.rows}, of which {predicted} are predicted"
     )
 
 

@@ -15,6 +15,7 @@ from janus_ds.data.source import SampleSource
 from janus_ds.data.tokenizer import Tokenizer
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.model.janus import JanusModel
+from janus_ds.packing import unpacked
 from janus_ds.parallel.layers import DenseLayers
 
 __all__ = ["SampleDecoder", "TextPair", "text_pairs"]
@@ -75,7 +76,7 @@ def text_pairs(
     batch: TwoStreamBatch, source: SampleSource | MixedSource, tokenizer: Tokenizer, count: int
 ) -> list[TextPair]:
     """The first samples of a batch as text: what the encoder reads, and the target as it lies on disk."""
-    count = min(count, len(batch.sample_id_B))
+    count, batch = min(count, len(batch.sample_id_B)), unpacked(batch)
     targets = source.read(batch.sample_id_B[:count].numpy())["target"]
     return [
         TextPair(

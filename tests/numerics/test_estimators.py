@@ -33,14 +33,16 @@ def goal(preset: str, task: str, **changes: object) -> ObjectiveConfig:
     return replace(run_config(preset, task).objective, label_smoothing=0.1, weight_kl_ar_nar=0.7, **changes)
 
 
-def collated(samples: list[Sample], with_aux: list[bool], objective: ObjectiveConfig) -> TwoStreamBatch:
+def collated(
+    samples: list[Sample], with_aux: list[bool], objective: ObjectiveConfig, packs: bool = False
+) -> TwoStreamBatch:
     target = Ragged.from_rows([s.target for s in samples])
     masked = np.zeros(len(target.values), dtype=bool)
     for start, sample in zip(target.offsets, samples, strict=False):
         masked[start + np.array(sample.masked, dtype=np.int64)] = True
     part = np.array(with_aux) if objective.aux_share < 1 else None
     views = Views(Ragged.from_rows([s.source for s in samples]), target, masked, part)
-    return Collator(TOY, objective, 12, pad_multiple=3)(views, np.arange(len(samples)))
+    return Collator(TOY, objective, 12, pad_multiple=3, packs_rows=packs)(views, np.arange(len(samples)))
 
 
 def reference(
@@ -115,11 +117,12 @@ OPTIONS = {
 PRESETS = [("paper", "pair", TINY), ("released", "denoise", replace(TINY_NMT, length_classes=12))]
 
 
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("backend", ["dense", "grouped", "split"])
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda case: f"{case[0]}-{case[1]}")
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_step_equals_the_reference_on_the_same_tokens(
-    option: str, preset: tuple[str, str, ModelConfig], backend: str
+    option: str, preset: tuple[str, str, ModelConfig], backend: str, packs: bool
 ) -> None:
     """Two micro-batches over common counts; the second has no sample with AUX rows under `aux_share`."""
     name, task, config = preset
@@ -130,7 +133,8 @@ def test_the_step_equals_the_reference_on_the_same_tokens(
     model = tiny_model(config)
     model.attention_backend = backend
     with_aux = [*CHOSEN, False]
-    batches = [collated(SOME[:3], CHOSEN, objective), collated(SOME[3:], [False], objective)]
+    parts = ((SOME[:3], CHOSEN), (SOME[3:], [False]))
+    batches = [collated(samples, chosen, objective, packs) for samples, chosen in parts]
     counts = sum((batch.counts for batch in batches), BatchCounts())
     head = JanusObjective(objective, TOY.vocab_size, DenseLayers())
     reports = [head(model(batch), batch, counts) for batch in batches]

@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "janus_ds"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-LOW = {"errors", "batch", "stream_mask"}
+LOW = {"errors", "batch", "packing", "stream_mask"}
 MIDDLE = {"data", "model", "objective", "decode", "metrics", "observe", "parallel"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "stream_mask": set(),
     "batch": {"stream_mask"},
+    "packing": {"batch", "stream_mask"},
     "config": {"errors"},
     **{name: LOW | {"config"} for name in MIDDLE},
     "checkpoint": LOW | {"config"} | MIDDLE,

@@ -1,0 +1,110 @@
+"""Attention of packed rows: spread into the grid of a padded batch, attend there, take the rows out again.
+
+Everything else in the model sees a batch of one without padding. Which back end attends in the grid, and
+with which masks, is as for a padded batch.
+
+Shape letters as in `janus_ds.packing` and `row_attention`; T rows computed, C content rows, S source tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from janus_ds.batch import TwoStreamBatch
+from janus_ds.model.flat_rows import FlatRows
+from janus_ds.model.row_attention import Kernel, RowAttention
+from janus_ds.packing import Places, segment_parts, source_part
+from janus_ds.stream_mask import Segment
+
+__all__ = ["PackedRows", "attend_source_rows"]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Self-attention of packed decoder rows, and their cross-attention."""
+
+    inner: RowAttention
+    """Of the grid."""
+    content_rows: int
+    """C, packed."""
+    first_row: int
+    """Packed; queries are the rows behind it."""
+    queries: Places
+    content: Places
+    source: Places
+
+    @classmethod
+    def build(cls, batch: TwoStreamBatch, inner: RowAttention, first: Segment) -> PackedRows:
+        """Rows of a packed batch from one segment on.
+
+        Args:
+            batch: packed.
+            inner: of the same rows of the unpacked batch.
+            first: the segment.
+        """
+        packed, flat = batch.layout.packed, bool(batch.layout.flat_samples)
+        if packed is None:
+            raise ValueError("the batch is not packed")
+        content = segment_parts(batch, [s for s in Segment if s < Segment.ARQ])
+        return cls(
+            inner,
+            packed.content_rows,
+            packed.start(first),
+            Places.of(segment_parts(batch, [s for s in Segment if s >= first]), flat),
+            Places.of(content, flat),
+            Places.of([source_part(batch)]),
+        )
+
+    def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHCE: Tensor, v_BHCE: Tensor) -> Tensor:
+        """See :class:`RowAttention`; all of shape (1, H, rows, E), the result (1, T, H, E)."""
+        q = _spread(self.queries, q_BHTE)
+        k, v = _spread(self.content, k_BHCE), _spread(self.content, v_BHCE)
+        return _take(self.queries, self.inner.attend(kernel, q, k, v))
+
+    def attend_source(
+        self, kernel: Kernel, q_BHTE: Tensor, source: tuple[Tensor, Tensor], mask_B11S: Tensor | None
+    ) -> Tensor:
+        """Attention to the encoder states of each row's own sample.
+
+        Args:
+            kernel: of the cross-attention.
+            q_BHTE: queries of the rows behind `first_row`, (1, H, T, E).
+            source: packed keys and values of the encoder states, (1, H, tokens, E).
+            mask_B11S: padding of the source in its grid.
+
+        Returns:
+            attended values, (1, T, H, E).
+        """
+        q, k, v = _spread(self.queries, q_BHTE), *(_spread(self.source, x) for x in source)
+        if isinstance(self.inner, FlatRows):
+            return _take(self.queries, self.inner.attend_source(kernel, q, (k, v), mask_B11S))
+        return _take(self.queries, kernel(q, k, v, mask_B11S))
+
+
+def attend_source_rows(
+    places: Places, kernel: Kernel, projected: tuple[Tensor, Tensor, Tensor], mask_B11S: Tensor | None
+) -> Tensor:
+    """Self-attention of packed source tokens, (1, tokens, H, E).
+
+    Args:
+        places: of the source.
+        kernel: of the attention.
+        projected: queries, keys and values, (1, H, tokens, E) each.
+        mask_B11S: padding of the source in its grid.
+    """
+    q, k, v = (_spread(places, x) for x in projected)
+    return _take(places, kernel(q, k, v, mask_B11S))
+
+
+def _spread(places: Places, x_1HTE: Tensor) -> Tensor:
+    """(1, H, T, E) -> (G, H, R, E)."""
+    heads = x_1HTE.shape[1]
+    grid = places.spread(x_1HTE.transpose(1, 2).flatten(2))
+    return grid.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _take(places: Places, out_GRHE: Tensor) -> Tensor:
+    """(G, R, H, E) -> (1, T, H, E)."""
+    return places.take(out_GRHE.flatten(2)).unflatten(2, out_GRHE.shape[2:])

@@ -1,0 +1,182 @@
+"""Packed batches: the rows of all samples one after the other, without padding between them.
+
+Projections, norms, feed-forward and losses treat rows one by one, so that they need no padding. Attention
+does: for it alone rows are spread into the grid of a padded batch and taken out again (:class:`Places`).
+
+Shape letters: B samples, G x R the grid of a padded batch (G = B, or 1 where that is flat), T packed rows,
+X width of a row, W rows of a part and sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from janus_ds.batch import RowLayout, TwoStreamBatch
+from janus_ds.stream_mask import Segment
+
+__all__ = ["Part", "Places", "pack", "segment_parts", "source_part", "unpacked"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that stand together: a segment of the decoder's, or the source."""
+
+    length_B: Tensor
+    """Rows of each sample that has any part in it."""
+    width: int
+    """W: of the grid."""
+    count: int
+    """Packed rows, with what fills them up at the end."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where packed rows stand in the grid, and where grid rows are kept."""
+
+    kept_GR: Tensor
+    """The packed row of each place of the grid; any for padding."""
+    place_T: Tensor
+    """The place (flat) of each packed row; any for the rows that fill up."""
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], flat: bool = False) -> Places:
+        """Of parts that follow one another, without asking the device.
+
+        Args:
+            parts: in their order, in the grid and packed.
+            flat: the grid holds a part's samples one after the other, in one row.
+        """
+        kept, places = [], []
+        grid_width = sum(part.width for part in parts)
+        first_kept = first_column = first_place = 0
+        for part in parts:
+            length_B, device = part.length_B, part.length_B.device
+            end_B = length_B.cumsum(0)
+            begin_B = end_B - length_B
+            rank_W = torch.arange(part.width, device=device)
+            kept_BW = begin_B[:, None] + rank_W
+            # Padding takes the place of the sample's first row, which need not exist.
+            kept_BW = torch.where(rank_W < length_B[:, None], kept_BW, begin_B[:, None])
+            kept.append(kept_BW.clamp_max(max(0, part.count - 1)) + first_kept)
+            row_T = torch.arange(part.count, device=device)
+            sample_T = torch.searchsorted(end_B, row_T, right=True).clamp_max(max(0, len(end_B) - 1))
+            rank_T = (row_T - begin_B[sample_T]).clamp_max(max(0, part.width - 1))
+            if flat:
+                places.append(first_place + sample_T * part.width + rank_T)
+            else:
+                places.append(sample_T * grid_width + first_column + rank_T)
+            first_kept, first_column = first_kept + part.count, first_column + part.width
+            first_place += part.width * len(length_B)
+        kept_GR = torch.cat([part.reshape(1, -1) for part in kept], 1) if flat else torch.cat(kept, 1)
+        return cls(kept_GR, torch.cat(places))
+
+    def spread(self, rows_1TX: Tensor) -> Tensor:
+        """Packed rows in the grid, (G, R, X); padding holds copies of other rows."""
+        return F.embedding(self.kept_GR, rows_1TX[0])
+
+    def take(self, grid_GRX: Tensor) -> Tensor:
+        """Packed rows out of the grid, (1, T, X)."""
+        return F.embedding(self.place_T, grid_GRX.flatten(0, 1))[None]
+
+
+def segment_parts(batch: TwoStreamBatch, segments: Sequence[Segment]) -> list[Part]:
+    """The parts of a packed batch that are decoder rows."""
+    layout, packed = batch.layout, _packed(batch.layout)
+    samples = batch.sample_id_B.shape[0]
+
+    def part(segment: Segment) -> Part:
+        held = layout.samples(segment) if layout.flat_samples else samples
+        return Part(batch.row_length_B(segment)[:held], layout.width(segment), packed.width(segment))
+
+    return [part(segment) for segment in segments if layout.width(segment)]
+
+
+def source_part(batch: TwoStreamBatch) -> Part:
+    """The source of a packed batch."""
+    return Part(batch.source_length_B, batch.layout.packed_source, batch.source_BS.shape[1])
+
+
+def unpacked(batch: TwoStreamBatch) -> TwoStreamBatch:
+    """The padded batch that a packed one was made from, but for what padding holds; others as they are.
+
+    Targets and their indices stay packed: nothing but losses needs them.
+    """
+    if batch.layout.packed is None:
+        return batch
+    rows = Places.of(segment_parts(batch, list(Segment)), bool(batch.layout.flat_samples)).kept_GR
+    source = Places.of([source_part(batch)]).kept_GR
+    return replace(
+        batch,
+        layout=replace(batch.layout, packed=None),
+        source_BS=batch.source_BS[0][source],
+        row_token_BR=batch.row_token_BR[0][rows],
+        row_position_BR=batch.row_position_BR[0][rows],
+        row_rank_BR=batch.row_rank_BR[0][rows],
+    )
+
+
+def pack(batch: TwoStreamBatch, pad: int, multiple: int) -> TwoStreamBatch:
+    """The same batch without padding between its rows.
+
+    Args:
+        batch: padded, on the host; flat where not all samples have AUX rows.
+        pad: token of the rows that fill up.
+        multiple: packed rows of each segment, and of the source, are filled up to a multiple of this.
+    """
+    layout, samples = batch.layout, batch.sample_id_B.shape[0]
+    columns, counts = [], []
+    for segment in Segment:
+        held = layout.samples(segment) if layout.flat_samples else samples
+        width = layout.width(segment)
+        step = width if layout.flat_samples else layout.rows
+        place_BW = layout.start(segment) + torch.arange(held)[:, None] * step + torch.arange(width)
+        place_T = place_BW[_real(batch.row_length_B(segment)[:held], width)]
+        columns.append(_filled(place_T, multiple))
+        counts.append(len(columns[-1]))
+    arc, vis, cmp, msk, arq, qry = counts
+    packed = RowLayout(arc, vis, cmp, msk, arq, qry)
+    kept_T = torch.cat(columns)
+    real = _real(batch.source_length_B, batch.source_BS.shape[1])
+    source_S = _filled(batch.source_BS[real], multiple, pad)
+    predicting = Segment.ARQ if layout.arq else Segment.ARC
+    ar_real = _real(batch.row_length_B(predicting), batch.ar_target_BA.shape[1])
+    masked_real = _real(batch.masked_length_B, layout.msk)
+    ar_row, masked_row = (real.flatten().cumsum(0) - 1 for real in (ar_real, masked_real))
+    return replace(
+        batch,
+        layout=replace(layout, packed=packed, packed_source=batch.source_BS.shape[1]),
+        source_BS=source_S[None],
+        row_token_BR=_at(batch.row_token_BR, kept_T, pad),
+        row_position_BR=_at(batch.row_position_BR, kept_T, 0),
+        row_rank_BR=_at(batch.row_rank_BR, kept_T, 0),
+        ar_target_BA=batch.ar_target_BA[ar_real][None],
+        masked_target_BM=batch.masked_target_BM[masked_real][None],
+        masked_ar_row_BM=batch.masked_ar_row_BM[masked_real][None],
+        ar_unmasked_U=ar_row[batch.ar_unmasked_U],
+        ar_masked_T=ar_row[batch.ar_masked_T],
+        masked_T=masked_row[batch.masked_T],
+    )
+
+
+def _packed(layout: RowLayout) -> RowLayout:
+    if layout.packed is None:
+        raise ValueError("the batch is not packed")
+    return layout.packed
+
+
+def _real(length_B: Tensor, width: int) -> Tensor:
+    return torch.arange(width) < length_B[:, None]
+
+
+def _filled(values_T: Tensor, multiple: int, fill: int = -1) -> Tensor:
+    return F.pad(values_T, (0, -len(values_T) % multiple), value=fill)
+
+
+def _at(rows_GR: Tensor, place_T: Tensor, fill: int) -> Tensor:
+    """The values at flat places, (1, T); `fill` where a place is -1."""
+    return torch.where(place_T >= 0, rows_GR.flatten()[place_T], fill)[None]
