@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +41,10 @@ class Places:
 
     kept_GR: Tensor
     """The packed row of each place of the grid; any for padding."""
+    padding_GR: Tensor
     place_T: Tensor
     """The place (flat) of each packed row; any for the rows that fill up."""
+    filler_T: Tensor
 
     @classmethod
     def of(cls, parts: Sequence[Part], flat: bool = False) -> Places:
@@ -51,7 +54,7 @@ class Places:
             parts: in their order, in the grid and packed.
             flat: the grid holds a part's samples one after the other, in one row.
         """
-        kept, places = [], []
+        kept, places, padding, filler = [], [], [], []
         grid_width = sum(part.width for part in parts)
         first_kept = first_column = first_place = 0
         for part in parts:
@@ -59,11 +62,12 @@ class Places:
             end_B = length_B.cumsum(0)
             begin_B = end_B - length_B
             rank_W = torch.arange(part.width, device=device)
-            kept_BW = begin_B[:, None] + rank_W
-            # Padding takes the place of the sample's first row, which need not exist.
-            kept_BW = torch.where(rank_W < length_B[:, None], kept_BW, begin_B[:, None])
-            kept.append(kept_BW.clamp_max(max(0, part.count - 1)) + first_kept)
+            padding.append(rank_W >= length_B[:, None])
+            # Padding takes any row, which must exist.
+            kept_BW = (begin_B[:, None] + rank_W).clamp_max(max(0, part.count - 1))
+            kept.append(kept_BW + first_kept)
             row_T = torch.arange(part.count, device=device)
+            filler.append(row_T >= length_B.sum())
             sample_T = torch.searchsorted(end_B, row_T, right=True).clamp_max(max(0, len(end_B) - 1))
             rank_T = (row_T - begin_B[sample_T]).clamp_max(max(0, part.width - 1))
             if flat:
@@ -72,16 +76,47 @@ class Places:
                 places.append(sample_T * grid_width + first_column + rank_T)
             first_kept, first_column = first_kept + part.count, first_column + part.width
             first_place += part.width * len(length_B)
-        kept_GR = torch.cat([part.reshape(1, -1) for part in kept], 1) if flat else torch.cat(kept, 1)
-        return cls(kept_GR, torch.cat(places))
+        grids = [[part.reshape(1, -1) if flat else part for part in parts] for parts in (kept, padding)]
+        kept_GR, padding_GR = (torch.cat(parts, 1) for parts in grids)
+        return cls(kept_GR, padding_GR, torch.cat(places), torch.cat(filler))
 
     def spread(self, rows_1TX: Tensor) -> Tensor:
-        """Packed rows in the grid, (G, R, X); padding holds copies of other rows."""
-        return F.embedding(self.kept_GR, rows_1TX[0])
+        """Packed rows in the grid, (G, R, X); padding holds copies of other rows, and gives no gradient."""
+        grid = _moved(rows_1TX[0], self.kept_GR.flatten(), self.place_T, self.filler_T)
+        return grid.view(*self.kept_GR.shape, -1)
 
     def take(self, grid_GRX: Tensor) -> Tensor:
-        """Packed rows out of the grid, (1, T, X)."""
-        return F.embedding(self.place_T, grid_GRX.flatten(0, 1))[None]
+        """Packed rows out of the grid, (1, T, X); those that fill up hold copies, and give no gradient."""
+        rows = grid_GRX.flatten(0, 1)
+        return _moved(rows, self.place_T, self.kept_GR.flatten(), self.padding_GR.flatten())[None]
+
+
+class _Moved(torch.autograd.Function):
+    """Rows in another order: the gradient comes back by the inverse order, not by adding up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor, without: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse, without)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        inverse, without = ctx.saved_tensors
+        moved = grad.index_select(0, inverse)
+        return moved.masked_fill_(without[:, None], 0.0), None, None, None
+
+
+def _moved(rows: Tensor, order: Tensor, inverse: Tensor, without: Tensor) -> Tensor:
+    """rows[order].
+
+    Args:
+        rows: what is moved.
+        order: row of each result.
+        inverse: the result that each row went to.
+        without: rows that went nowhere, or to results that are not used.
+    """
+    moved: Tensor = _Moved.apply(rows, order, inverse, without)
+    return moved
 
 
 def segment_parts(batch: TwoStreamBatch, segments: Sequence[Segment]) -> list[Part]:
@@ -112,7 +147,7 @@ def unpacked(batch: TwoStreamBatch) -> TwoStreamBatch:
     source = Places.of([source_part(batch)]).kept_GR
     return replace(
         batch,
-        layout=replace(batch.layout, packed=None),
+        layout=replace(batch.layout, packed=None, packed_source=0),
         source_BS=batch.source_BS[0][source],
         row_token_BR=batch.row_token_BR[0][rows],
         row_position_BR=batch.row_position_BR[0][rows],

@@ -36,7 +36,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + getattr(report, "duration", 0.0)
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
-            found = [value for name, value in report.user_properties if name == "tally"]
+            found = [value for name, value in getattr(report, "user_properties", ()) if name == "tally"]
             if not found and (outcome == "passed" or "tests/fault" not in report.nodeid):
                 continue
             name = report.nodeid.partition("::")[2]

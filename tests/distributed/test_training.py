@@ -25,6 +25,7 @@ from tests.support.tiny_training import NO_DROPOUT, Result, Run, injected, make_
 
 STEPS = 20
 SHORT = ("train.max_steps=5", "train.save_every=1", "train.valid_every=0", "train.keep_last=9")
+PACKED = ("data.pack_rows=true", "train.activation_checkpointing=true")
 HALF = ("train.max_steps=2", *SHORT[1:])
 
 
@@ -47,6 +48,8 @@ def data_ranks(folder: Path) -> dict[str, Any]:
     for stage in (0, 1, 2, 3):
         run = Run(f"zero{stage}", stage=stage, micro_batch=2, overrides=NO_DROPOUT)
         results[run.name] = train(folder, topology, run)
+    packed = Run("packed", stage=3, micro_batch=2, overrides=(*NO_DROPOUT, "data.pack_rows=true"))
+    results[packed.name] = train(folder, topology, packed)
     for stage in (1, 2, 3):
         results[f"whole{stage}"] = train(folder, topology, Run(f"whole{stage}", stage, overrides=SHORT))
         train(folder, topology, Run(f"resumed{stage}", stage, overrides=HALF))
@@ -97,6 +100,8 @@ def tensor_ranks(folder: Path) -> dict[str, Any]:
     for stage in (0, 1, 2, 3):
         run = Run(f"tensor{stage}", stage=stage, micro_batch=4, overrides=NO_DROPOUT)
         results[run.name] = train(folder, topology, run)
+    packed = Run("tensor-packed", stage=2, micro_batch=4, overrides=(*NO_DROPOUT, *PACKED))
+    results[packed.name] = train(folder, topology, packed)
     recompute = (*SHORT, "train.activation_checkpointing=true")
     results["whole"] = train(folder, topology, Run("t-whole", overrides=SHORT))
     train(folder, topology, Run("t-resumed", overrides=HALF))
@@ -176,6 +181,11 @@ def test_two_ranks_in_every_zero_stage_train_as_one_process(jobs: Any, stage: in
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_tensor_parallel_ranks_train_as_one_process(jobs: Any, stage: int) -> None:
     assert_same_training(jobs("tensor")[0][f"tensor{stage}"], jobs("one")[0]["reference"])
+
+
+@pytest.mark.parametrize(("job", "run"), [("data", "packed"), ("tensor", "tensor-packed")])
+def test_packed_rows_train_as_padded_ones(jobs: Any, job: str, run: str) -> None:
+    assert_same_training(jobs(job)[0][run], jobs("one")[0]["reference"])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

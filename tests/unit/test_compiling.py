@@ -15,6 +15,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.objective import compiled_chunk
 from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective
+from janus_ds.packing import pack
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.tools.bench_shapes import BenchShape, make_batch, special_tokens
 from janus_ds.train import compiling
@@ -55,15 +56,19 @@ def make_step(device: str = "cpu") -> tuple[TrainingStep, RunConfig]:
     return TrainingStep(model, JanusObjective(run.objective, 32, DenseLayers())), run
 
 
-def result_of(step: TrainingStep, run: RunConfig, shape: BenchShape) -> list[torch.Tensor]:
-    batch = make_batch(shape, run).to(next(step.parameters()).device)
+def result_of(
+    step: TrainingStep, run: RunConfig, shape: BenchShape, packs: bool = False
+) -> list[torch.Tensor]:
+    batch = make_batch(shape, run)
+    batch = pack(batch, step.model.special.pad, 4) if packs else batch
+    batch = batch.to(next(step.parameters()).device)
     total, _ = step(batch, batch.counts)
     step.zero_grad()
     torch.autograd.backward(total)
     return [total.detach(), *(p.grad.clone() for p in step.parameters() if p.grad is not None)]
 
 
-def assert_same(backend: str, what: str, device: str = "cpu") -> int:
+def assert_same(backend: str, what: str, device: str = "cpu", packs: bool = False) -> int:
     """Compare over several shapes; the number of graphs that were made."""
     eager, run = make_step(device)
     compiled, _ = make_step(device)
@@ -74,19 +79,21 @@ def assert_same(backend: str, what: str, device: str = "cpu") -> int:
         shape = replace(
             SHAPE, samples=samples, source_tokens=length, target_tokens=length, masked_tokens=length // 2
         )
-        for ours, theirs in zip(result_of(compiled, run, shape), result_of(eager, run, shape), strict=True):
+        found, expected = result_of(compiled, run, shape, packs), result_of(eager, run, shape)
+        for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
 def test_the_captured_model_gives_the_same_losses_and_is_captured_few_times(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, packs: bool
 ) -> None:
     # The model is captured and differentiated ahead of time, but no code is generated: that takes long.
     monkeypatch.setattr(compiling, "compiler_is_at_hand", lambda device: True)
     monkeypatch.setattr(compiled_chunk, "_functions", _Written)
     # Four shapes, encoder and decoder: one graph each for the first, few once shapes are taken as unknown.
-    assert 2 <= assert_same("aot_eager", "model") <= 8
+    assert 2 <= assert_same("aot_eager", "model", packs=packs) <= 8
 
 
 @pytest.mark.heavy

@@ -1,0 +1,112 @@
+"""Packed batches: what is left out, what is kept, and where everything stands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from janus_ds.batch import TwoStreamBatch
+from janus_ds.config.schema import ObjectiveConfig
+from janus_ds.data.collate import Collator
+from janus_ds.data.ragged import Ragged
+from janus_ds.data.views import Views
+from janus_ds.objective.janus_objective import JanusObjective
+from janus_ds.packing import unpacked
+from janus_ds.parallel.layers import DenseLayers
+from janus_ds.stream_mask import Segment
+from janus_ds.train.step import TrainingStep
+from tests.support.operations import CountedOperations
+from tests.support.packed_data import run_config
+from tests.support.tiny_model import TINY, tiny_model
+from tests.support.two_stream import TOY
+
+LENGTHS = [(9, 4), (2, 9), (5, 1), (1, 6)]
+"""Inner source and target tokens."""
+FULL = run_config("paper", "pair").objective
+
+
+def batch_of(packs: bool, multiple: int = 1, objective: ObjectiveConfig = FULL) -> TwoStreamBatch:
+    draw = np.random.default_rng(3)
+
+    def sentences(column: int) -> Ragged:
+        rows = [[0, *draw.integers(TOY.mask + 1, TOY.vocab_size, pair[column]), 2] for pair in LENGTHS]
+        return Ragged.from_rows(rows)
+
+    source, target = sentences(0), sentences(1)
+    inner = ~np.isin(np.arange(len(target.values)), [*target.offsets[:-1], *(target.offsets[1:] - 1)])
+    masked = inner & (draw.random(len(inner)) < 0.5)
+    masked[target.offsets[:-1] + 1] = True
+    with_aux = np.array([False, True, False, True]) if objective.aux_share < 1 else None
+    views = Views(source, target, masked, with_aux)
+    return Collator(TOY, objective, 12, multiple, packs_rows=packs)(views, np.arange(len(LENGTHS)))
+
+
+def rows_needed(batch: TwoStreamBatch) -> int:
+    layout = batch.layout
+    held = {s: layout.samples(s) if layout.flat_samples else len(LENGTHS) for s in Segment}
+    return sum(int(batch.row_length_B(s)[: held[s]].sum()) for s in Segment if layout.width(s))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_no_row_is_padding_but_for_what_fills_up(share: float, multiple: int) -> None:
+    objective = replace(FULL, aux_share=share)
+    packed, padded = batch_of(True, multiple, objective), batch_of(False, multiple, objective)
+    needed, rows = rows_needed(padded), packed.row_token_BR.numel()
+    assert needed <= rows <= needed + len(Segment) * (multiple - 1)
+    assert rows < padded.row_token_BR.numel()
+    assert int((packed.row_token_BR != TOY.pad).sum()) == needed
+    assert packed.source_BS.shape[1] % multiple == 0
+    assert packed.source_BS[packed.source_BS != TOY.pad].tolist() == [
+        token for row in padded.source_BS.tolist() for token in row if token != TOY.pad
+    ]
+    assert packed.counts == padded.counts
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_unpacking_gives_the_padded_batch_back(share: float, multiple: int) -> None:
+    objective = replace(FULL, aux_share=share)
+    padded = batch_of(False, multiple, objective)
+    again = unpacked(batch_of(True, multiple, objective))
+    assert unpacked(padded) is padded
+    assert again.layout == padded.layout
+    valid = padded.row_token_BR != TOY.pad
+    for name in ("row_token_BR", "row_position_BR", "row_rank_BR"):
+        assert torch.equal(getattr(again, name)[valid], getattr(padded, name)[valid]), name
+    read = padded.source_BS != TOY.pad
+    assert torch.equal(again.source_BS[read], padded.source_BS[read])
+
+
+def test_targets_follow_their_rows() -> None:
+    packed, padded = batch_of(True), batch_of(False)
+    for target, index in (
+        ("ar_target_BA", "ar_unmasked_U"),
+        ("ar_target_BA", "ar_masked_T"),
+        ("masked_target_BM", "masked_T"),
+        ("masked_ar_row_BM", "masked_T"),
+    ):
+        found, expected = (
+            getattr(batch, target).flatten()[getattr(batch, index)] for batch in (packed, padded)
+        )
+        assert torch.equal(found, expected), target
+
+
+def test_the_step_asks_the_device_nothing_and_makes_fewer_products() -> None:
+    """Counted: values that a step waits for, and rows that go through its products."""
+    head = JanusObjective(FULL, TOY.vocab_size, DenseLayers())
+    step = TrainingStep(tiny_model(TINY), head).train()
+    rows, losses, asked = {}, {}, {}
+    for packs in (False, True):
+        batch = batch_of(packs)
+        with CountedOperations() as seen:
+            loss = step(batch, batch.counts)[0]
+        asked[packs] = seen.calls["_local_scalar_dense"] + seen.calls["nonzero"]
+        losses[packs] = float(loss.detach())
+        rows[packs] = batch.row_token_BR.numel() + batch.source_BS.numel()
+    assert asked == {False: 0, True: 0}
+    assert losses[True] == pytest.approx(losses[False], rel=1e-12)
+    assert rows[True] < 0.75 * rows[False]
