@@ -16,11 +16,16 @@ _DTYPES = ("fp32", "bf16", "float64")
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add `--dtype`, `--int8` and `--compile`."""
+    """Add `--dtype`, `--int8`, `--compile` and `--cuda-graphs`."""
     add = parser.add_argument
     add("--dtype", choices=_DTYPES, default="fp32", help="precision of decoding (default: fp32)")
     add("--int8", action="store_true", help="int8 weights and activations in linear layers (CPU)")
     add("--compile", action="store_true", help="layers by torch.compile (for GPUs; a CPU is faster without)")
+    add(
+        "--cuda-graphs",
+        action="store_true",
+        help="AR: steps as CUDA graphs (modes ar and ar-greedy, on a GPU)",
+    )
 
 
 BOTH_WAYS: dict[str, tuple[type, str]] = {
@@ -63,4 +68,4 @@ def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
             "--compile",
             "install g++ (CPU) or triton (GPU), or leave --compile out",
         )
-    return InferenceOptions(parsed.dtype, parsed.int8, parsed.compile)
+    return InferenceOptions(parsed.dtype, parsed.int8, parsed.compile, parsed.cuda_graphs)

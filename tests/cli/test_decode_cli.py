@@ -223,6 +223,8 @@ BAD_OPTIONS: list[tuple[list[str], type[JanusError], str]] = [
     (["--input", "nowhere.txt"], DataError, "the input cannot be read"),
     (["--output", "."], UsageError, "the output is a folder"),
     (["--device", "warp"], UsageError, "there is no device 'warp'"),
+    (["--device", "cpu", "--cuda-graphs"], ConfigError, "CUDA graphs need a CUDA device"),
+    (["--device", "cpu", "--cuda-graphs", "--int8"], ConfigError, "int8 runs on a CPU"),
 ]
 
 
