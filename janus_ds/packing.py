@@ -13,14 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.stream_mask import Segment
 
 __all__ = ["Part", "Places", "pack", "segment_parts", "source_part", "unpacked"]
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -163,35 +167,39 @@ def pack(batch: TwoStreamBatch, pad: int, multiple: int) -> TwoStreamBatch:
         pad: token of the rows that fill up.
         multiple: packed rows of each segment, and of the source, are filled up to a multiple of this.
     """
-    layout, samples = batch.layout, batch.sample_id_B.shape[0]
-    columns, counts = [], []
-    for segment in Segment:
-        held = layout.samples(segment) if layout.flat_samples else samples
-        width = layout.width(segment)
-        step = width if layout.flat_samples else layout.rows
-        place_BW = layout.start(segment) + torch.arange(held)[:, None] * step + torch.arange(width)
-        place_T = place_BW[_real(batch.row_length_B(segment)[:held], width)]
-        columns.append(_filled(place_T, multiple))
-        counts.append(len(columns[-1]))
+    layout = batch.layout
+    lengths = {s: batch.row_length_B(s).numpy() for s in Segment}
+    if layout.flat_samples:
+        lengths = {s: length_B[: layout.samples(s)] for s, length_B in lengths.items()}
+    real = {s: np.arange(layout.width(s)) < length_B[:, None] for s, length_B in lengths.items()}
+    counts = [-(-int(shown.sum()) // multiple) * multiple for shown in real.values()]
     arc, vis, cmp, msk, arq, qry = counts
     packed = RowLayout(arc, vis, cmp, msk, arq, qry)
-    kept_T = torch.cat(columns)
-    real = _real(batch.source_length_B, batch.source_BS.shape[1])
-    source_S = _filled(batch.source_BS[real], multiple, pad)
-    predicting = Segment.ARQ if layout.arq else Segment.ARC
-    ar_real = _real(batch.row_length_B(predicting), batch.ar_target_BA.shape[1])
-    masked_real = _real(batch.masked_length_B, layout.msk)
-    ar_row, masked_row = (real.flatten().cumsum(0) - 1 for real in (ar_real, masked_real))
+
+    def rows(values: Tensor, fill: int) -> Tensor:
+        found = np.full((1, sum(counts)), fill)
+        for segment, shown in real.items():
+            part = values.numpy()[:, layout.columns(segment)].reshape(shown.shape)[shown]
+            found[0, packed.start(segment) :][: len(part)] = part
+        return torch.from_numpy(found)
+
+    def kept(values: Tensor, shown: Array) -> Tensor:
+        return torch.from_numpy(values.numpy()[shown][None])
+
+    source_real = np.arange(batch.source_BS.shape[1]) < batch.source_length_B.numpy()[:, None]
+    source = kept(batch.source_BS, source_real)
+    ar_real = real[Segment.ARQ if layout.arq else Segment.ARC]
+    ar_row, masked_row = (torch.from_numpy(np.cumsum(x) - 1) for x in (ar_real, real[Segment.MSK]))
     return replace(
         batch,
         layout=replace(layout, packed=packed, packed_source=batch.source_BS.shape[1]),
-        source_BS=source_S[None],
-        row_token_BR=_at(batch.row_token_BR, kept_T, pad),
-        row_position_BR=_at(batch.row_position_BR, kept_T, 0),
-        row_rank_BR=_at(batch.row_rank_BR, kept_T, 0),
-        ar_target_BA=batch.ar_target_BA[ar_real][None],
-        masked_target_BM=batch.masked_target_BM[masked_real][None],
-        masked_ar_row_BM=batch.masked_ar_row_BM[masked_real][None],
+        source_BS=F.pad(source, (0, -source.shape[1] % multiple), value=pad),
+        row_token_BR=rows(batch.row_token_BR, pad),
+        row_position_BR=rows(batch.row_position_BR, 0),
+        row_rank_BR=rows(batch.row_rank_BR, 0),
+        ar_target_BA=kept(batch.ar_target_BA, ar_real),
+        masked_target_BM=kept(batch.masked_target_BM, real[Segment.MSK]),
+        masked_ar_row_BM=kept(batch.masked_ar_row_BM, real[Segment.MSK]),
         ar_unmasked_U=ar_row[batch.ar_unmasked_U],
         ar_masked_T=ar_row[batch.ar_masked_T],
         masked_T=masked_row[batch.masked_T],
@@ -202,16 +210,3 @@ def _packed(layout: RowLayout) -> RowLayout:
     if layout.packed is None:
         raise ValueError("the batch is not packed")
     return layout.packed
-
-
-def _real(length_B: Tensor, width: int) -> Tensor:
-    return torch.arange(width) < length_B[:, None]
-
-
-def _filled(values_T: Tensor, multiple: int, fill: int = -1) -> Tensor:
-    return F.pad(values_T, (0, -len(values_T) % multiple), value=fill)
-
-
-def _at(rows_GR: Tensor, place_T: Tensor, fill: int) -> Tensor:
-    """The values at flat places, (1, T); `fill` where a place is -1."""
-    return torch.where(place_T >= 0, rows_GR.flatten()[place_T], fill)[None]

@@ -328,10 +328,12 @@ class _Rows:
         self.position = np.zeros(shape, dtype=np.int64)
         ranks = [np.tile(np.arange(layout.width(s)), layout.samples(s)) for s in Segment]
         self.rank = np.broadcast_to(np.concatenate(ranks), shape).copy()
+        ends = np.cumsum([len(rank) for rank in ranks]).tolist()
+        self._columns = [slice(end - len(rank), end) for rank, end in zip(ranks, ends, strict=True)]
 
     def columns(self, array: Array, segment: Segment) -> Array:
         """A view of one segment of one of the arrays, (samples, width)."""
-        part = array[:, self.layout.columns(segment)]
+        part = array[:, self._columns[segment]]
         if not self.layout.flat_samples:
             return part
         return part.reshape(self.layout.samples(segment), self.layout.width(segment))

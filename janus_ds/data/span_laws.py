@@ -90,7 +90,11 @@ def draw_lengths(keys: SampleKeys, stream: Stream, budget_B: Ints, table: Floats
         lengths of shape (B, K), zero where not drawn, and which were drawn. K does not change what
         is drawn.
     """
-    columns = int(budget_B.max(initial=0) * 0.6) + 16
+    largest = int(budget_B.max(initial=0))
+    if not largest:
+        nothing_BK = np.zeros((len(budget_B), 0), dtype=np.int64)
+        return nothing_BK, nothing_BK.astype(bool)
+    columns = int(largest * 0.6) + 6
     while True:
         length_BK = np.searchsorted(table, keys.uniforms(stream, columns), side="right")
         total_BK = np.cumsum(length_BK, axis=1)
