@@ -175,13 +175,20 @@ def pack(batch: TwoStreamBatch, pad: int, multiple: int) -> TwoStreamBatch:
     counts = [-(-int(shown.sum()) // multiple) * multiple for shown in real.values()]
     arc, vis, cmp, msk, arq, qry = counts
     packed = RowLayout(arc, vis, cmp, msk, arq, qry)
+    place_R = np.full(sum(counts), -1)
+    every_GR = np.arange(batch.row_token_BR.numel()).reshape(batch.row_token_BR.shape)
+    column = begin = 0
+    for shown, count in zip(real.values(), counts, strict=True):
+        columns = shown.size if layout.flat_samples else shown.shape[1]
+        found = every_GR[:, column : column + columns].reshape(shown.shape)[shown]
+        place_R[begin : begin + len(found)] = found
+        column, begin = column + columns, begin + count
+    filler_R = place_R < 0
 
     def rows(values: Tensor, fill: int) -> Tensor:
-        found = np.full((1, sum(counts)), fill)
-        for segment, shown in real.items():
-            part = values.numpy()[:, layout.columns(segment)].reshape(shown.shape)[shown]
-            found[0, packed.start(segment) :][: len(part)] = part
-        return torch.from_numpy(found)
+        found = values.numpy().reshape(-1)[place_R]
+        found[filler_R] = fill
+        return torch.from_numpy(found[None])
 
     def kept(values: Tensor, shown: Array) -> Tensor:
         return torch.from_numpy(values.numpy()[shown][None])
