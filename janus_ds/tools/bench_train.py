@@ -9,6 +9,7 @@ for both alike. `--estimator` trains JANUS's losses from fewer rows (`objective.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -54,14 +55,23 @@ class TrainBench:
     """cpu or cuda."""
     estimator: str = "full"
     """Of JANUS's losses: a key of `bench_shapes.ESTIMATORS`."""
+    aux_share: float = 0.5
+    """`objective.aux_share` of the estimators `part` and `both`."""
+
+    def goal(self, estimator: str) -> ObjectiveConfig:
+        """The objective of JANUS."""
+        options = dict(ESTIMATORS[estimator])
+        if "aux_share" in options:
+            options["aux_share"] = self.aux_share
+        return ObjectiveConfig(preset="paper", **options)
 
     def setting(self) -> BenchShape:
         """The shape with the masked tokens and rounds asked for."""
         shape = SHAPES[self.shape]
         if self.masked_share is not None:
             shape = replace(shape, masked_tokens=round(self.masked_share * shape.target_tokens))
-        # Half of the sentences have AUX rows under `part` and `both`, so that there must be two.
-        least = 2 if "aux_share" in ESTIMATORS[self.estimator] else 1
+        # Some of the sentences have AUX rows under `part` and `both`, and some have none.
+        least = math.ceil(1 / self.aux_share) if "aux_share" in ESTIMATORS[self.estimator] else 1
         return replace(shape, rounds=self.rounds or shape.rounds, samples=max(shape.samples, least))
 
 
@@ -84,8 +94,12 @@ def parse(program: str, text: str, arguments: Sequence[str]) -> tuple[TrainBench
     parser.add_argument("--rounds", type=positive, help="measurements of each step (default: by shape)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    names = ", ".join(f"{name}: {estimator_name(goal)}" for name, goal in _goals().items()).replace("%", "%%")
+    goals = {name: TrainBench().goal(name) for name in ESTIMATORS}
+    names = ", ".join(f"{name}: {estimator_name(goal)}" for name, goal in goals.items()).replace("%", "%%")
     parser.add_argument("--estimator", choices=sorted(ESTIMATORS), default="full", help=f"of JANUS; {names}")
+    parser.add_argument(
+        "--aux-share", type=_positive_share, default=0.5, help="sentences with AUX rows of part and both (.5)"
+    )
     parser.add_argument("--json", type=Path, help="file for the result")
     parsed = vars(parser.parse_args(arguments))
     file = parsed.pop("json")
@@ -130,7 +144,7 @@ def bench_train(bench: TrainBench, rivals: Mapping[str, Rival] | None = None) ->
         "bench": "train",
         "shape": {"name": bench.shape, **asdict(setting)},
         "attention_dropout": bench.attention_dropout,
-        "estimator": estimator_name(_goals()[bench.estimator]),
+        "estimator": estimator_name(bench.goal(bench.estimator)),
         "decoder_rows": rows,
         "ratios": ratios,
         "milliseconds": {name: summary([1e3 * s for s in taken]) for name, taken in seconds.items()},
@@ -157,7 +171,7 @@ def _steps(
     config = ModelConfig(preset=setting.preset, **shape)
     model = JanusModel(config, special_tokens(setting), make_layers(1)).to(bench.device)
     steps, rows = {}, {}
-    goals = {"ar": ObjectiveConfig(preset="ar"), "janus": _goals()[bench.estimator]}
+    goals = {"ar": ObjectiveConfig(preset="ar"), "janus": bench.goal(bench.estimator)}
     for name, goal in goals.items():
         data = DataConfig(task=setting.task)
         run = resolve(RunConfig(model=model.config, data=data, objective=goal))
@@ -167,10 +181,6 @@ def _steps(
     for name, rival in rivals.items():
         steps[name] = _forward_backward(model, rival(model, run.objective, batch))
     return steps, rows
-
-
-def _goals() -> dict[str, ObjectiveConfig]:
-    return {name: ObjectiveConfig(preset="paper", **options) for name, options in ESTIMATORS.items()}
 
 
 def _ours(model: JanusModel, objective: ObjectiveConfig, batch: TwoStreamBatch) -> Callable[[], Tensor]:
@@ -200,6 +210,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError("give a share of at least 0 and below 1")
+    return value
+
+
+def _positive_share(text: str) -> float:
+    value = _share(text)
+    if not value:
+        raise argparse.ArgumentTypeError("give a share above 0 and below 1")
     return value
 
 
