@@ -92,6 +92,9 @@ bench: install
 	$(IWSLT) --json $(RESULTS)/train_iwslt.json
 	$(IWSLT) --masked-share .41 --json $(RESULTS)/train_iwslt_41.json
 	$(IWSLT) --attention-dropout .1 --json $(RESULTS)/train_iwslt_dropout_1.json
+	$(ACTIVATED) python -m janus_ds bench train --shape iwslt --estimator both --aux-share .25 \
+	    --json $(RESULTS)/train_iwslt_both_25.json
+	$(ACTIVATED) python -m janus_ds bench packing --rounds 3 --json $(RESULTS)/packing.json
 	$(ACTIVATED) python -m janus_ds bench head --shape iwslt --json $(RESULTS)/head_iwslt.json
 	$(ACTIVATED) python -m janus_ds bench attention --shape iwslt --json $(RESULTS)/attention_iwslt.json
 	$(ACTIVATED) python -m janus_ds bench data --shape documents --json $(RESULTS)/data.json
@@ -112,9 +115,9 @@ bench-decode: install-dev
 	    --json $(RESULTS)/decode_bart_base.json
 	$(DECODE) --batch 1 --output-tokens 32,64 --rounds 9 --only "ar int8,ctranslate2 int8" \
 	    --json $(RESULTS)/decode_bart_base_int8.json
-	$(DECODE) --batch 1 --output-tokens 32,64 --rounds 5 --only "ar fp32,janus fp32,nar 4" --peers none \
+	$(DECODE) --batch 1 --output-tokens 32,64 --rounds 5 --only "ar fp32,janus fp32,ar bf16,janus bf16,nar 4" --peers none \
 	    --json $(RESULTS)/decode_bart_base_nar.json
-	$(DECODE) --batch 32 --output-tokens 32 --rounds 2 --only "ar fp32,ar int8,ctranslate2,transformers" \
+	$(DECODE) --batch 32 --output-tokens 32,64 --rounds 2 --only "ar fp32,ar int8,ctranslate2,transformers" \
 	    --json $(RESULTS)/decode_bart_base_batch32.json
 	$(DECODE) --shape iwslt --batch 1,32 --rounds 5 \
 	    --only "ar fp32,ar int8,janus fp32,ctranslate2,transformers,nar 4" --json $(RESULTS)/decode_iwslt.json

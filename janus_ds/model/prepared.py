@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ Product = Callable[[Tensor], Tensor]
 
 _ROWS_HINT = 8
 _LEVELS, _ZERO_POINT, _TINY = 127, 128, 1e-12
+_FEW_VALUES = 1 << 14
+"""Activations up to which NumPy quantizes faster (measured: 10 x 512 in half the time, 160 x 512 slower)."""
 _TRIED_SHAPE = (3, 16, 32)
 _LINEAR = "none"
 _ALGORITHMS = {_LINEAR: "", "relu": "", "gelu": "none"}
@@ -61,6 +64,23 @@ def _packed_product(weight: Tensor, bias: Tensor | None, activation: str = _LINE
     return product
 
 
+def _codes(flat_XI: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations as uint8 around 128, and the largest magnitude of each row, (X, 1)."""
+    largest_X1 = flat_XI.abs().amax(-1, True).clamp_min_(_TINY)
+    # Rounded before it is converted, and to int8: converting to uint8 is ten times slower. The
+    # highest bit turned is 128 added.
+    rounded = (flat_XI * (_LEVELS / largest_X1)).round_().to(torch.int8)
+    return rounded.view(torch.uint8).bitwise_xor_(128), largest_X1
+
+
+def _few_codes(flat_XI: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`_codes` by NumPy, whose calls cost half as much as torch's."""
+    values = flat_XI.numpy()
+    largest = np.maximum(np.abs(values).max(1, keepdims=True), np.float32(_TINY))
+    rounded = np.rint(values * (_LEVELS / largest)).astype(np.int8)
+    return torch.from_numpy(rounded.view(np.uint8) ^ 128), torch.from_numpy(largest)
+
+
 def _int8_product(weight: Tensor, bias: Tensor | None, activation: str = _LINEAR) -> Product:
     weight = weight.detach().float()
     largest_O = weight.abs().amax(1).clamp_min(_TINY)
@@ -72,10 +92,7 @@ def _int8_product(weight: Tensor, bias: Tensor | None, activation: str = _LINEAR
 
     def product(x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        largest_X1 = flat.abs().amax(-1, True).clamp_min_(_TINY)
-        # Rounded before it is converted, and to int8: converting to uint8 is ten times slower. The
-        # highest bit turned is 128 added.
-        codes = (flat * (_LEVELS / largest_X1)).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
+        codes, largest_X1 = (_few_codes if flat.numel() <= _FEW_VALUES else _codes)(flat)
         out: Tensor = multiply(
             codes, 1.0, _ZERO_POINT, packed, scale_O, zero_O, None, 1.0, 0, torch.float32, "none", [], ""
         )

@@ -33,6 +33,18 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.parametrize("rows", [1, 7])
+def test_few_activations_are_quantized_as_many_are(rows: int) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(rows, 33) * torch.logspace(-3, 3, rows)[:, None]
+    # Half-way values round to even in both.
+    x[0, :3] = torch.tensor([127.0, 0.5, 1.5])
+    x[-1, 3:] = 0
+    for ours, theirs in zip(prepared._few_codes(x), prepared._codes(x), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
 @packs
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 def test_packed_products_are_those_of_linear(dtype: torch.dtype, tolerance: float) -> None:
