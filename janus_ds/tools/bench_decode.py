@@ -319,8 +319,9 @@ def _compare(outputs: dict[str, Outputs], tokens: int) -> dict[str, str]:
 
 
 def _together(cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """All cases in one result; a ratio's name says its case."""
-    ratios = {
+    """All cases in one result; a ratio's name says its case, without which it is the first one's."""
+    ratios = dict(cases[0]["ratios"])
+    ratios |= {
         f"{name}_b{case['batch']}_t{case['output_tokens']}": value
         for case in cases
         for name, value in case["ratios"].items()
