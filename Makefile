@@ -117,8 +117,10 @@ bench-decode: install-dev
 	    --json $(RESULTS)/decode_bart_base_int8.json
 	$(DECODE) --batch 1 --output-tokens 32,64 --rounds 5 --only "ar fp32,janus fp32,ar bf16,janus bf16,nar 4" --peers none \
 	    --json $(RESULTS)/decode_bart_base_nar.json
-	$(DECODE) --batch 32 --output-tokens 32,64 --rounds 2 --only "ar fp32,ar int8,ctranslate2,transformers" \
+	$(DECODE) --batch 32 --output-tokens 32 --rounds 2 --only "ar fp32,ar int8,ctranslate2,transformers" \
 	    --json $(RESULTS)/decode_bart_base_batch32.json
+	$(DECODE) --batch 32 --output-tokens 64 --rounds 1 --only "ar fp32,ar int8,ctranslate2,transformers" \
+	    --json $(RESULTS)/decode_bart_base_batch32_64.json
 	$(DECODE) --shape iwslt --batch 1,32 --rounds 5 \
 	    --only "ar fp32,ar int8,janus fp32,ctranslate2,transformers,nar 4" --json $(RESULTS)/decode_iwslt.json
 

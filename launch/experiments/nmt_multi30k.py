@@ -39,9 +39,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "armasked": ("objective.preset=paper", "objective.ar_loss=masked"),
     "auxhalf": ("objective.preset=paper", "objective.aux_share=0.5"),
     "fewrows": ("objective.preset=paper", "objective.ar_loss=masked", "objective.aux_share=0.5"),
+    "fewest": ("objective.preset=paper", "objective.ar_loss=masked", "objective.aux_share=0.25"),
 }
 """Overrides of the recipe; all get the same masking besides. `arquery` is not in the paper: the AR term of
-JANUS alone, which tells what its query stream costs from what NAR beside it costs. The last three are JANUS
+JANUS alone, which tells what its query stream costs from what NAR beside it costs. The last four are JANUS
 with the cheaper estimators of its loss (README, "Measured")."""
 RUNS = ("ar-s1", "cmlm-s1", "janus-s1", "released-s1", "joint-s1", "aux-s1", "ar-s2", "janus-s2")
 """The most telling first."""
