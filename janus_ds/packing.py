@@ -1,7 +1,7 @@
 """Packed batches: the rows of all samples one after the other, without padding between them.
 
 Projections, norms, feed-forward and losses treat rows one by one, so that they need no padding. Attention
-does: for it alone rows are spread into the grid of a padded batch and taken out again (:class:`Places`).
+does: for it alone rows are spread into the grid of a padded batch and taken out again (:class:`GridPlaces`).
 
 Shape letters: B samples, G x R the grid of a padded batch (G = B, or 1 where that is flat), T packed rows,
 X width of a row, W rows of a part and sample.
@@ -22,7 +22,7 @@ from torch import Tensor
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.stream_mask import Segment
 
-__all__ = ["Part", "Places", "pack", "segment_parts", "source_part", "unpacked"]
+__all__ = ["Part", "GridPlaces", "pack", "segment_parts", "source_part", "unpacked"]
 
 Array = NDArray[Any]
 
@@ -40,7 +40,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Places:
+class GridPlaces:
     """Where packed rows stand in the grid, and where grid rows are kept."""
 
     kept_GR: Tensor
@@ -51,7 +51,7 @@ class Places:
     filler_T: Tensor
 
     @classmethod
-    def of(cls, parts: Sequence[Part], flat: bool = False) -> Places:
+    def of(cls, parts: Sequence[Part], flat: bool = False) -> GridPlaces:
         """Of parts that follow one another, without asking the device.
 
         Args:
@@ -147,8 +147,8 @@ def unpacked(batch: TwoStreamBatch) -> TwoStreamBatch:
     """
     if batch.layout.packed is None:
         return batch
-    rows = Places.of(segment_parts(batch, list(Segment)), bool(batch.layout.flat_samples)).kept_GR
-    source = Places.of([source_part(batch)]).kept_GR
+    rows = GridPlaces.of(segment_parts(batch, list(Segment)), bool(batch.layout.flat_samples)).kept_GR
+    source = GridPlaces.of([source_part(batch)]).kept_GR
     return replace(
         batch,
         layout=replace(batch.layout, packed=None, packed_source=0),

@@ -35,7 +35,7 @@ from janus_ds.model.length import LengthHead
 from janus_ds.model.prepared import PreparedProduct
 from janus_ds.model.transformer import Decoder, Encoder, padding_mask
 from janus_ds.model.weights import padded_vocab
-from janus_ds.packing import Places, source_part
+from janus_ds.packing import GridPlaces, source_part
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment
 
@@ -91,7 +91,7 @@ class JanusModel(nn.Module):
         valid_BS = _valid(batch.source_length_B, batch.source_width)
         mask = padding_mask(valid_BS, source_BSD.dtype)
         recompute = self._recompute if self.training else None
-        places = Places.of([source_part(batch)]) if packed else None
+        places = GridPlaces.of([source_part(batch)]) if packed else None
         states_BSD = self.encoder(source_BSD, mask, recompute, places)
         dropout = self.config.attention_dropout if self.training else 0.0
         rows = RowsOfBatch.build(batch, rows_BRD.dtype, self.attention_backend, dropout)

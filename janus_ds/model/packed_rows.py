@@ -15,7 +15,7 @@ from torch import Tensor
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.model.flat_rows import FlatRows
 from janus_ds.model.row_attention import Kernel, RowAttention
-from janus_ds.packing import Places, segment_parts, source_part
+from janus_ds.packing import GridPlaces, segment_parts, source_part
 from janus_ds.stream_mask import Segment
 
 __all__ = ["PackedRows", "attend_source_rows"]
@@ -31,9 +31,9 @@ class PackedRows:
     """C, packed."""
     first_row: int
     """Packed; queries are the rows behind it."""
-    queries: Places
-    content: Places
-    source: Places
+    queries: GridPlaces
+    content: GridPlaces
+    source: GridPlaces
 
     @classmethod
     def build(cls, batch: TwoStreamBatch, inner: RowAttention, first: Segment) -> PackedRows:
@@ -52,9 +52,9 @@ class PackedRows:
             inner,
             packed.content_rows,
             packed.start(first),
-            Places.of(segment_parts(batch, [s for s in Segment if s >= first]), flat),
-            Places.of(content, flat),
-            Places.of([source_part(batch)]),
+            GridPlaces.of(segment_parts(batch, [s for s in Segment if s >= first]), flat),
+            GridPlaces.of(content, flat),
+            GridPlaces.of([source_part(batch)]),
         )
 
     def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHCE: Tensor, v_BHCE: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class PackedRows:
 
 
 def attend_source_rows(
-    places: Places, kernel: Kernel, projected: tuple[Tensor, Tensor, Tensor], mask_B11S: Tensor | None
+    places: GridPlaces, kernel: Kernel, projected: tuple[Tensor, Tensor, Tensor], mask_B11S: Tensor | None
 ) -> Tensor:
     """Self-attention of packed source tokens, (1, tokens, H, E).
 
@@ -98,13 +98,13 @@ def attend_source_rows(
     return _take(places, kernel(q, k, v, mask_B11S))
 
 
-def _spread(places: Places, x_1HTE: Tensor) -> Tensor:
+def _spread(places: GridPlaces, x_1HTE: Tensor) -> Tensor:
     """(1, H, T, E) -> (G, H, R, E)."""
     heads = x_1HTE.shape[1]
     grid = places.spread(x_1HTE.transpose(1, 2).flatten(2))
     return grid.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _take(places: Places, out_GRHE: Tensor) -> Tensor:
+def _take(places: GridPlaces, out_GRHE: Tensor) -> Tensor:
     """(G, R, H, E) -> (1, T, H, E)."""
     return places.take(out_GRHE.flatten(2)).unflatten(2, out_GRHE.shape[2:])

@@ -25,7 +25,7 @@ from janus_ds.model.attention import (
 )
 from janus_ds.model.layers import InputRows, Recompute, TransformerLayer
 from janus_ds.model.packed_rows import attend_source_rows
-from janus_ds.packing import Places
+from janus_ds.packing import GridPlaces
 from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "KeysValues", "padding_mask"]
@@ -53,7 +53,7 @@ class EncoderLayer(TransformerLayer):
         self.self_attention = _attention(config, parallel)
         self.self_attention_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x_BSD: Tensor, mask_B11S: Tensor | None, places: Places | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, mask_B11S: Tensor | None, places: GridPlaces | None = None) -> Tensor:
         """States after this layer, shape (B, S, D).
 
         Args:
@@ -138,7 +138,7 @@ class Encoder(InputRows):
         embedded_BSD: Tensor,
         mask_B11S: Tensor | None,
         recompute: Recompute | None = None,
-        places: Places | None = None,
+        places: GridPlaces | None = None,
     ) -> Tensor:
         """Encoder states, shape (B, S, D).
 
