@@ -7,7 +7,6 @@ leaves for the backward, without its inputs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,14 @@ from typing import TYPE_CHECKING, Any
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
+from janus_ds.tools.bench_device import (
+    PRECISIONS,
+    add_device_argument,
+    check_device,
+    device_clock,
+    dtype_of,
+    launches,
+)
 from janus_ds.tools.bench_shapes import SHAPES, BenchShape, make_batch
 from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
@@ -30,13 +37,17 @@ __all__ = ["bench_attention", "main"]
 _REFERENCE = "grouped"
 
 
-def bench_attention(shape: str, rounds: int = 5, dropout: float = 0.0) -> dict[str, Any]:
-    """Times of all back ends that can do what is asked, interleaved, CPU time of one thread.
+def bench_attention(
+    shape: str, rounds: int = 5, dropout: float = 0.0, device: str = "cpu", precision: str = "float32"
+) -> dict[str, Any]:
+    """Times of all back ends that can do what is asked, interleaved; on a CPU, CPU time of one thread.
 
     Args:
         shape: a key of `bench_shapes.SHAPES`.
         rounds: measurements of each.
         dropout: of attention weights.
+        device: cpu or cuda.
+        precision: float32 or bfloat16.
 
     Returns:
         `ratios.NAME_over_grouped`, `milliseconds`, `saved_megabytes`, `auto` (what is chosen), and where
@@ -44,19 +55,23 @@ def bench_attention(shape: str, rounds: int = 5, dropout: float = 0.0) -> dict[s
     """
     from janus_ds.model.attention import BACKENDS, fitting
 
+    check_device(device)
     setting = SHAPES[shape]
+    clock_name, clock = device_clock(device)
     with cpu_threads(1):
-        batch, inputs = _inputs(setting)
-        # FlexAttention gives no gradients on a CPU.
-        names = [name for name in BACKENDS if name != "flex" and not (dropout and name == "split")]
+        batch, inputs = _inputs(setting, device, precision)
+        # FlexAttention gives no gradients on a CPU, and `split` is for CPUs.
+        other = "flex" if device == "cpu" else "split"
+        names = [name for name in BACKENDS if name != other and not (dropout and name in ("split", "flex"))]
         jobs = {name: _job(name, batch, inputs, dropout) for name in names}
         saved = {name: _saved_megabytes(name, batch, inputs, dropout) for name in names}
-        seconds = interleave(jobs, rounds, time.process_time)
+        seconds = interleave(jobs, rounds, clock)
+        on_device = {name: launches(job) for name, job in jobs.items()} if device == "cuda" else {}
     return {
         "bench": "attention",
         "shape": {"name": shape, **asdict(setting), "rounds": rounds},
         "attention_dropout": dropout,
-        "auto": fitting(batch.layout, True, dropout),
+        "auto": fitting(batch.layout, device == "cpu", dropout),
         "ratios": {
             f"{name}_over_{_REFERENCE}": ratio_summary(seconds[name], seconds[_REFERENCE])
             for name in names
@@ -64,33 +79,34 @@ def bench_attention(shape: str, rounds: int = 5, dropout: float = 0.0) -> dict[s
         },
         "milliseconds": {name: summary([1e3 * s for s in taken]) for name, taken in seconds.items()},
         "saved_megabytes": saved,
-        "clock": "cpu",
-        "precision": "float32",
+        "launches": on_device,
+        "clock": clock_name,
+        "precision": precision,
+        "device": device,
         "threads": 1,
         "hardware": hardware(),
         "versions": versions(),
     }
 
 
-def _inputs(setting: BenchShape) -> tuple[TwoStreamBatch, list[Tensor]]:
+def _inputs(setting: BenchShape, device: str, precision: str) -> tuple[TwoStreamBatch, list[Tensor]]:
     import torch
 
     run = resolve(RunConfig(data=DataConfig(task=setting.task), objective=ObjectiveConfig(preset="paper")))
-    batch = make_batch(setting, run)
+    batch = make_batch(setting, run).to(device)
     preset = MODEL_PRESETS[setting.preset]
     width, heads = preset["d_model"], preset["heads"]
     torch.manual_seed(1)
 
     def states(rows: int) -> Tensor:
         x = torch.randn(setting.samples, rows, heads, width // heads).transpose(1, 2)
-        return x.requires_grad_()
+        return x.to(device, dtype_of(precision)).requires_grad_()
 
     layout = batch.layout
     return batch, [states(layout.rows), states(layout.content_rows), states(layout.content_rows)]
 
 
 def _forward(name: str, batch: TwoStreamBatch, inputs: list[Tensor], dropout: float) -> Tensor:
-    import torch
     import torch.nn.functional as F
 
     from janus_ds.model.attention import RowsOfBatch
@@ -106,7 +122,7 @@ def _forward(name: str, batch: TwoStreamBatch, inputs: list[Tensor], dropout: fl
         out = F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, dropout, **options)
         return out.transpose(1, 2)
 
-    return RowsOfBatch.build(batch, torch.float32, name, dropout).every.attend(kernel, *inputs)
+    return RowsOfBatch.build(batch, inputs[0].dtype, name, dropout).every.attend(kernel, *inputs)
 
 
 def _job(name: str, batch: TwoStreamBatch, inputs: list[Tensor], dropout: float) -> Callable[[], None]:
@@ -139,13 +155,17 @@ def _saved_megabytes(name: str, batch: TwoStreamBatch, inputs: list[Tensor], dro
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, write JSON if asked."""
-    parser = new_parser("bench attention", "The back ends of self-attention against each other (CPU).")
+    parser = new_parser("bench attention", "The back ends of self-attention against each other.")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="batch to measure")
     parser.add_argument("--rounds", type=positive, default=5, help="measurements of each (default: 5)")
     parser.add_argument("--attention-dropout", type=float, default=0.0, help="default: 0")
+    add_device_argument(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
     parser.add_argument("--json", type=Path, help="file for the result")
     parsed = parser.parse_args(arguments)
-    result = bench_attention(parsed.shape, parsed.rounds, parsed.attention_dropout)
+    result = bench_attention(
+        parsed.shape, parsed.rounds, parsed.attention_dropout, parsed.device, parsed.precision
+    )
     rows = [["back end", "ms (median)", "min", "max", f"x {_REFERENCE}", "kept for backward, MB"]]
     for name, ms in result["milliseconds"].items():
         ratio = result["ratios"].get(f"{name}_over_{_REFERENCE}", {"median": 1.0})["median"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, Object
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
 from janus_ds.tools.bench_decode_peers import PEERS, Outputs, Peers, needed
+from janus_ds.tools.bench_device import add_device_argument, check_device, device_clock, launches
 from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
 
@@ -67,6 +67,11 @@ _RATIOS = {
     "janus_over_nar10_one_length": ("janus fp32", "nar 10, 1 length"),
     "janus_over_nar4_five_lengths": ("janus fp32", "nar 4, 5 lengths"),
     "janus_bf16_over_nar4_one_length_bf16": ("janus bf16", "nar 4, 1 length, bf16"),
+    "transformers_over_ar_graphs": ("transformers", "ar fp32 graphs"),
+    "transformers_bf16_over_ar_bf16_graphs": ("transformers bf16", "ar bf16 graphs"),
+    "ar_over_ar_graphs": ("ar fp32", "ar fp32 graphs"),
+    "ar_bf16_over_ar_bf16_graphs": ("ar bf16", "ar bf16 graphs"),
+    "janus_bf16_graphs_over_nar4_one_length_bf16": ("janus bf16 graphs", "nar 4, 1 length, bf16"),
     "nar10_over_nar10_pruned": ("nar 10, 5 lengths", "nar 10, 5 lengths pruned"),
 }
 
@@ -84,6 +89,7 @@ class Request:
         rounds: measurements of each job; 0: as the shape says.
         threads: CPU threads. With one, CPU time is taken, else time on the wall.
         only: parts of names of jobs; empty: all.
+        device: cpu, or cuda, where AR is measured with CUDA graphs as well.
     """
 
     shape: str = "bart_base"
@@ -93,6 +99,7 @@ class Request:
     rounds: int = 0
     threads: int = 1
     only: tuple[str, ...] = field(default=())
+    device: str = "cpu"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -106,6 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--rounds", type=positive, default=0, help="measurements of each job (default: by shape)")
     add("--threads", type=positive, default=1, help="CPU threads (default: 1)")
     add("--only", default="", help="jobs whose names hold one of these, such as ar,janus,transformers")
+    add_device_argument(parser)
     add("--json", type=Path, help="file for the result")
     parsed = parser.parse_args(arguments)
     setting = SHAPES[parsed.shape]
@@ -117,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     for batch in _numbers(parsed.batch, "--batch") or (1, setting.batch):
         for tokens in _numbers(parsed.output_tokens, "--output-tokens") or setting.output_tokens:
             request = Request(
-                parsed.shape, peers, batch, tokens, parsed.rounds, parsed.threads, only
+                parsed.shape, peers, batch, tokens, parsed.rounds, parsed.threads, only, parsed.device
             )  # fmt: skip
             cases.append(bench_decode(request))
             print(_describe(cases[-1]), flush=True)
@@ -136,6 +144,7 @@ def bench_decode(request: Request) -> dict[str, Any]:
     Raises:
         CheckpointError: plain AR gives other tokens than transformers, or an output of another length.
     """
+    check_device(request.device)
     setting = SHAPES[request.shape]
     tokens = request.output_tokens or setting.output_tokens[0]
     sources = _sources(setting, request.batch)
@@ -143,8 +152,9 @@ def bench_decode(request: Request) -> dict[str, Any]:
         jobs = _jobs(request, tokens, sources, Path(folder))
         outputs = {name: job() for name, job in jobs.items()}
         equal = _compare(outputs, tokens)
-        clock = time.process_time if request.threads == 1 else time.perf_counter
+        clock_name, clock = device_clock(request.device, request.threads)
         seconds = interleave(jobs, request.rounds or setting.rounds, clock)
+        on_device = {name: launches(job) for name, job in jobs.items()} if request.device == "cuda" else {}
     pairs = {name: pair for name, pair in _RATIOS.items() if set(pair) <= set(seconds)}
     return {
         "bench": "decode",
@@ -158,7 +168,9 @@ def bench_decode(request: Request) -> dict[str, Any]:
             name: summary([1e3 * s / len(sources) for s in taken]) for name, taken in seconds.items()
         },
         "outputs_equal_to_ar": equal,
-        "clock": "cpu" if request.threads == 1 else "wall",
+        "launches": on_device,
+        "clock": clock_name,
+        "device": request.device,
         "threads": request.threads,
         "hardware": hardware(),
         "versions": versions(),
@@ -179,23 +191,28 @@ def _jobs(
     def wanted(name: str) -> bool:
         return not request.only or any(part in name for part in request.only)
 
-    peers = Peers(model, plain, folder, request.threads) if request.peers else None
-    if peers and "hf" in request.peers and wanted("transformers"):
-        jobs["transformers"] = peers.transformers(sources, request.batch)
+    on_gpu = request.device == "cuda"
+    peers = Peers(model, plain, folder, request.threads, request.device) if request.peers else None
+    if peers and "hf" in request.peers:
+        for name, precision in {"transformers": "float32", "transformers bf16": "bfloat16"}.items():
+            if wanted(name) and (on_gpu or precision == "float32"):
+                jobs[name] = peers.transformers(sources, request.batch, precision)
     for kind in ("fp32", "int8"):
         name = f"ctranslate2 {kind}"
         if peers and "ct2" in request.peers and wanted(name):
             jobs[name] = peers.ctranslate2(sources, request.batch, "float32" if kind == "fp32" else kind)
-    for kind in ("fp32", "bf16", "int8"):
+    for kind in ("fp32", "bf16") if on_gpu else ("fp32", "bf16", "int8"):
         options = InferenceOptions("bf16" if kind == "bf16" else "fp32", int8=kind == "int8")
         own = {
             f"ar {kind}": replace_decode(plain, mode="ar"),
             f"janus {kind}": replace_decode(janus, mode="ar"),
         }
+        graphs = {f"{name} graphs": run for name, run in own.items() if on_gpu}
         own |= _parallel_jobs(janus, "" if kind == "fp32" else f", {kind}", kind == "int8")
-        chosen = {name: run for name, run in own.items() if wanted(name)}
-        prepared = _prepared(model, options) if chosen else model
-        jobs |= {name: _job(prepared, run, sources, request.batch) for name, run in chosen.items()}
+        for runs, how in ((own, options), (graphs, replace(options, cuda_graphs=True))):
+            chosen = {name: run for name, run in runs.items() if wanted(name)}
+            prepared = _prepared(model, how, request.device) if chosen else model
+            jobs |= {name: _job(prepared, run, sources, request.batch) for name, run in chosen.items()}
     return jobs
 
 
@@ -226,10 +243,10 @@ def _run(model: JanusModel, preset: str, tokens: int) -> RunConfig:
     )
 
 
-def _prepared(model: JanusModel, options: Any) -> JanusModel:
+def _prepared(model: JanusModel, options: Any, device: str) -> JanusModel:
     from janus_ds.model.inference import prepare_for_inference
 
-    return prepare_for_inference(copy.deepcopy(model), options)
+    return prepare_for_inference(copy.deepcopy(model).to(device), options)
 
 
 def _job(model: JanusModel, run: RunConfig, sources: list[list[int]], batch: int) -> Callable[[], Outputs]:
@@ -273,7 +290,7 @@ def _random_model(setting: DecodeShape, tokens: int) -> JanusModel:
 
     class KnownLength(torch.nn.Module):
         def forward(self, states_BSD: torch.Tensor, valid_BS: torch.Tensor) -> torch.Tensor:
-            return logits_K.expand(len(states_BSD), -1)
+            return logits_K.to(states_BSD.device).expand(len(states_BSD), -1)
 
     model.length_head = KnownLength()  # type: ignore[assignment]
     return model.requires_grad_(False)
@@ -326,7 +343,7 @@ def _together(cases: list[dict[str, Any]]) -> dict[str, Any]:
         for case in cases
         for name, value in case["ratios"].items()
     }
-    shared = ("bench", "shape", "clock", "threads", "hardware", "versions")
+    shared = ("bench", "shape", "clock", "device", "threads", "hardware", "versions")
     own = [{name: value for name, value in case.items() if name not in shared} for case in cases]
     return {**{name: cases[0][name] for name in shared}, "ratios": ratios, "cases": own}
 
@@ -345,7 +362,7 @@ def _describe(case: dict[str, Any]) -> str:
     head = (
         f"{case['shape']['name']}: batch {case['batch']}, {case['sentences']} sources of up to "
         f"{case['shape']['source_tokens']} tokens, {case['output_tokens']} output tokens; "
-        f"{case['threads']} thread(s), {case['clock']} time, {case['rounds']} rounds"
+        f"{case['device']}, {case['threads']} thread(s), {case['clock']} time, {case['rounds']} rounds"
     )
     equal = case["outputs_equal_to_ar"]
     rows: list[tuple[str, ...]] = [("job", "ms/sentence", "min", "max", "tokens of plain AR")]
@@ -354,4 +371,6 @@ def _describe(case: dict[str, Any]) -> str:
     rows.append(("ratio", "median", "min", "max", ""))
     for name, ratio in case["ratios"].items():
         rows.append((name, *(f"{ratio[k]:.2f}" for k in ("median", "min", "max")), ""))
+    for name, calls in case["launches"].items():
+        rows.append((f"{name}: " + ", ".join(f"{n:,} {kind}" for kind, n in calls.items()), "", "", "", ""))
     return f"{head}\n{table(rows)}\n"

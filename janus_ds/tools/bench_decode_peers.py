@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from janus_ds.errors import MissingDependencyError, UsageError
+from janus_ds.tools.bench_device import dtype_of
 
 if TYPE_CHECKING:
     from janus_ds.config.schema import RunConfig
@@ -49,27 +50,34 @@ class Peers:
         run: its configuration; `decode.max_length` is the length that every output is forced to.
         folder: for the exported files.
         threads: CPU threads of CTranslate2.
+        device: cpu or cuda.
     """
 
-    def __init__(self, model: JanusModel, run: RunConfig, folder: Path, threads: int) -> None:
+    def __init__(
+        self, model: JanusModel, run: RunConfig, folder: Path, threads: int, device: str = "cpu"
+    ) -> None:
+        self._device = device
         self._special, self._beam, self._tokens = model.special, run.decode.beam, run.decode.max_length
         self._folder, self._threads = folder, threads
         self._symbols = ["<s>", "<pad>", "</s>", "<unk>"]
         self._symbols += [f"w{i}" for i in range(4, self._special.vocab_size - 1)] + ["<mask>"]
         self._export(model, run)
 
-    def transformers(self, sources: Sequence[Sequence[int]], batch: int) -> Callable[[], Outputs]:
+    def transformers(
+        self, sources: Sequence[Sequence[int]], batch: int, precision: str = "float32"
+    ) -> Callable[[], Outputs]:
         """Beam search by `generate`, in batches of like length, the longest first."""
         import torch
 
         model = needed("hf").BartForConditionalGeneration.from_pretrained(self._folder / "hf").eval()
+        model = model.to(self._device, dtype_of(precision))
         special, length = self._special, self._tokens + 3
         batches = [sources[i : i + batch] for i in range(0, len(sources), batch)]
 
         def decode(part: Sequence[Sequence[int]]) -> Outputs:
             width = max(len(source) for source in part) + 2
             rows = [[special.bos, *source, special.eos] for source in part]
-            ids = torch.tensor([row + [special.pad] * (width - len(row)) for row in rows])
+            ids = torch.tensor([row + [special.pad] * (width - len(row)) for row in rows]).to(self._device)
             found = model.generate(
                 input_ids=ids,
                 attention_mask=(ids != special.pad).long(),
@@ -92,7 +100,7 @@ class Peers:
                 warnings.simplefilter("ignore")
                 package.converters.TransformersConverter(str(self._folder / "hf")).convert(str(folder))
         translator = package.Translator(
-            str(folder), compute_type=compute_type, inter_threads=1, intra_threads=self._threads
+            str(folder), self._device, compute_type=compute_type, inter_threads=1, intra_threads=self._threads
         )
         numbers = {symbol: number for number, symbol in enumerate(self._symbols)}
         rows = [["<s>", *(self._symbols[i] for i in source), "</s>"] for source in sources]

@@ -17,6 +17,7 @@ from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import UsageError
 from janus_ds.tools.bench_common import hardware, summary, versions, write_json
+from janus_ds.tools.bench_device import add_device_argument, check_device
 from janus_ds.tools.common import bytes_text, new_parser
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--every", type=int, default=500, help="train.save_every to reckon with (default: 500)"
     )
-    parser.add_argument("--device", default="cpu", help="where the tensors lie: cpu or cuda (default: cpu)")
+    add_device_argument(parser)
     parser.add_argument(
         "--folder", type=Path, help="file system to write to (default: that of temporary files)"
     )
@@ -68,8 +69,7 @@ def bench_save(shape: str, rounds: int, device: str = "cpu", folder: Path | None
     from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
     from janus_ds.parallel.topology import Topology
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch sees no CUDA device here", "--device cuda", "measure with --device cpu")
+    check_device(device)
     state = _State(shape, device)
     waiting, waiting_cpu, writing = [], [], []
     with tempfile.TemporaryDirectory(dir=folder) as place:

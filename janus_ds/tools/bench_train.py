@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from janus_ds.config.estimator import estimator_name
@@ -21,6 +21,14 @@ from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import UsageError
 from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
+from janus_ds.tools.bench_device import (
+    PRECISIONS,
+    add_device_argument,
+    check_device,
+    device_clock,
+    dtype_of,
+    launches,
+)
 from janus_ds.tools.bench_shapes import ESTIMATORS, SHAPES, BenchShape, make_batch, special_tokens
 from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
@@ -55,6 +63,8 @@ class TrainBench:
     """cpu or cuda."""
     estimator: str = "full"
     """Of JANUS's losses: a key of `bench_shapes.ESTIMATORS`."""
+    precision: str = "float32"
+    """Of weights and rows: float32 or bfloat16."""
     aux_share: float = 0.5
     """`objective.aux_share` of the estimators `part` and `both`."""
 
@@ -93,7 +103,8 @@ def parse(program: str, text: str, arguments: Sequence[str]) -> tuple[TrainBench
     parser.add_argument("--attention-dropout", type=_share, default=0.0, help="of all steps (default: 0)")
     parser.add_argument("--rounds", type=positive, help="measurements of each step (default: by shape)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add_device_argument(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32")
     goals = {name: TrainBench().goal(name) for name in ESTIMATORS}
     names = ", ".join(f"{name}: {estimator_name(goal)}" for name, goal in goals.items()).replace("%", "%%")
     parser.add_argument("--estimator", choices=sorted(ESTIMATORS), default="full", help=f"of JANUS; {names}")
@@ -115,15 +126,13 @@ def bench_train(bench: TrainBench, rivals: Mapping[str, Rival] | None = None) ->
 
     Returns:
         `ratios.janus_over_ar`, for each rival `ratios.NAME_over_janus` and `NAME_over_ar`, and
-        `milliseconds` with median, min and max; the shape, the decoder rows, hardware and versions.
+        `milliseconds` with median, min and max; the shape, the decoder rows, hardware and versions. On a
+        GPU `launches` of each step, and `mfu` of ours where its peak is known.
 
     Raises:
         UsageError: there is no such device, or rivals are to be measured against another estimator.
     """
-    import torch
-
-    if bench.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch sees no CUDA device here", "--device cuda", "measure with --device cpu")
+    check_device(bench.device)
     if rivals and bench.estimator != "full":
         raise UsageError(
             "the rivals compute the whole objective, and would be measured against a part of it",
@@ -133,9 +142,9 @@ def bench_train(bench: TrainBench, rivals: Mapping[str, Rival] | None = None) ->
     setting = bench.setting()
     with cpu_threads(bench.threads):
         steps, rows = _steps(bench, setting, rivals or {})
-        cpu_time = bench.device == "cpu" and bench.threads == 1
-        clock = time.process_time if cpu_time else time.perf_counter
+        clock_name, clock = device_clock(bench.device, bench.threads)
         seconds = interleave(steps, setting.rounds, clock)
+        on_device = {name: launches(step) for name, step in steps.items()} if bench.device == "cuda" else {}
     ratios = {"janus_over_ar": ratio_summary(seconds["janus"], seconds["ar"])}
     for name in rivals or {}:
         for other in ("janus", "ar"):
@@ -148,8 +157,10 @@ def bench_train(bench: TrainBench, rivals: Mapping[str, Rival] | None = None) ->
         "decoder_rows": rows,
         "ratios": ratios,
         "milliseconds": {name: summary([1e3 * s for s in taken]) for name, taken in seconds.items()},
-        "clock": "cpu" if cpu_time else "wall",
-        "precision": "float32",
+        "launches": on_device,
+        "mfu": _utilisation(bench, setting, seconds),
+        "clock": clock_name,
+        "precision": bench.precision,
         "threads": bench.threads,
         "device": bench.device,
         "hardware": hardware(),
@@ -169,7 +180,8 @@ def _steps(
     torch.manual_seed(1)
     shape = {**MODEL_PRESETS[setting.preset], "attention_dropout": bench.attention_dropout}
     config = ModelConfig(preset=setting.preset, **shape)
-    model = JanusModel(config, special_tokens(setting), make_layers(1)).to(bench.device)
+    model = JanusModel(config, special_tokens(setting), make_layers(1))
+    model = model.to(bench.device, dtype_of(bench.precision))
     steps, rows = {}, {}
     goals = {"ar": ObjectiveConfig(preset="ar"), "janus": bench.goal(bench.estimator)}
     for name, goal in goals.items():
@@ -181,6 +193,27 @@ def _steps(
     for name, rival in rivals.items():
         steps[name] = _forward_backward(model, rival(model, run.objective, batch))
     return steps, rows
+
+
+def _utilisation(
+    bench: TrainBench, setting: BenchShape, seconds: Mapping[str, Sequence[float]]
+) -> dict[str, float]:
+    """Model FLOP/s of our steps as shares of the device's peak; nothing where that is not known."""
+    import torch
+
+    from janus_ds.observe.meters import device_peak_flops, step_flops
+
+    peak = device_peak_flops(torch.device(bench.device), dtype_of(bench.precision))
+    if peak is None:
+        return {}
+    shares = {}
+    for name, goal in (("ar", ObjectiveConfig(preset="ar")), ("janus", bench.goal(bench.estimator))):
+        config = ModelConfig(preset=setting.preset, **MODEL_PRESETS[setting.preset])
+        run = resolve(RunConfig(model=config, data=DataConfig(task=setting.task), objective=goal))
+        counts = make_batch(setting, run).counts
+        flops = step_flops(run.model, run.objective, setting.vocab_size, counts)
+        shares[name] = flops / median(seconds[name]) / peak
+    return shares
 
 
 def _ours(model: JanusModel, objective: ObjectiveConfig, batch: TwoStreamBatch) -> Callable[[], Tensor]:
@@ -200,8 +233,6 @@ def _forward_backward(model: JanusModel, loss: Callable[[], Tensor]) -> Callable
         model.zero_grad(set_to_none=True)
         total = loss()
         torch.autograd.backward(total)
-        if total.is_cuda:
-            torch.cuda.synchronize()
 
     return run
 
@@ -239,4 +270,9 @@ def describe(result: dict[str, Any]) -> str:
     for name, ratio in result["ratios"].items():
         label = " / ".join(labels.get(part, part).removeprefix("plain ") for part in name.split("_over_"))
         rows.append([label, "", *(f"{ratio[k]:.2f}" for k in ("median", "min", "max"))])
+    for name, share in result["mfu"].items():
+        rows.append([f"{labels.get(name, name)}, share of the peak", "", f"{share:.3f}", "", ""])
+    for name, calls in result["launches"].items():
+        words = ", ".join(f"{count:,} {kind}" for kind, count in calls.items())
+        rows.append([f"{labels.get(name, name)}: {words}", "", "", "", ""])
     return f"{head}\n{table(rows)}"

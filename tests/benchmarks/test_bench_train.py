@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from janus_ds.errors import ResourceError, UsageError
+from janus_ds.tools import bench_attention, bench_decode, bench_save, bench_train
 from janus_ds.tools.bench_common import interleave, ratio_summary, write_json
-from janus_ds.tools.bench_train import TrainBench, bench_train, main
+from janus_ds.tools.bench_device import count_calls
+from janus_ds.tools.bench_train import TrainBench, main
 
 
 def test_result_has_the_ratio_and_where_it_was_measured(
@@ -41,7 +44,7 @@ def test_a_cheaper_estimator_is_named_in_the_result(tmp_path: Path) -> None:
     # Of 2048 rows: 8 x 64 queries become 8 x 33, and half of 8 x 64 AUX rows go.
     assert result["decoder_rows"]["janus"] == 2048 - 8 * 31 - 4 * 64
     with pytest.raises(UsageError, match="a part of it"):
-        bench_train(TrainBench("small", estimator="both"), {"rival": lambda *_: lambda: None})  # type: ignore[dict-item,return-value]
+        bench_train.bench_train(TrainBench("small", estimator="both"), {"rival": lambda *_: lambda: None})  # type: ignore[dict-item,return-value]
 
 
 def test_rounds_are_interleaved_and_ratios_taken_within_a_round() -> None:
@@ -61,7 +64,40 @@ def test_a_result_that_cannot_be_written_is_a_named_fault(tmp_path: Path) -> Non
         write_json(tmp_path / "file" / "result.json", {})
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [bench_train, bench_attention, bench_decode, bench_save])
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, kind: ModuleType) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UsageError, match="no CUDA device"):
-        bench_train(TrainBench("small", device="cuda"))
+        kind.main(["--device", "cuda"])
+
+
+def test_the_share_of_a_known_peak_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("janus_ds.observe.meters.device_peak_flops", lambda device, dtype: 1e12)
+    file = tmp_path / "result.json"
+    options = ["--shape", "small", "--rounds", "1", "--precision", "bfloat16", "--json", str(file)]
+    assert bench_train.main(options) == 0
+    result = json.loads(file.read_text())
+    assert result["precision"] == "bfloat16"
+    assert result["launches"] == {}
+    # 1 TFLOP/s for a second's work of a step: FLOPs over seconds, by hand.
+    flops = result["mfu"]["janus"] * result["milliseconds"]["janus"]["median"] * 1e9
+    ar = result["mfu"]["ar"] * result["milliseconds"]["ar"]["median"] * 1e9
+    assert 1.5 < flops / ar < 3.5
+    assert "share of the peak" in capsys.readouterr().out
+
+
+def test_launches_and_waits_are_counted_by_name() -> None:
+    events = [
+        SimpleNamespace(key=key, count=count)
+        for key, count in {
+            "cudaLaunchKernel": 7,
+            "cuLaunchKernelEx": 2,
+            "cudaGraphLaunch": 3,
+            "cudaStreamSynchronize": 4,
+            "cudaMemcpyAsync": 50,
+            "aten::mm": 60,
+        }.items()
+    ]
+    assert count_calls(events) == {"launches": 9, "graphs": 3, "waits": 4}
