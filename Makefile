@@ -21,7 +21,7 @@ FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('',
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install install-dev pretrain test lint types unit fault-test slurm-test heavy-test golden bench \
-    bench-bart bench-decode results-nmt results-glge results-both-ways clean
+    bench-bart bench-decode gpu-test bench-gpu results-nmt results-glge results-both-ways clean
 
 help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
@@ -34,6 +34,8 @@ help:
 	@echo "make bench        step, head and data benches with their JSON"
 	@echo "make bench-bart   the same at BART-base (an hour on one core)"
 	@echo "make bench-decode decoding against transformers and CTranslate2 (an hour on one core)"
+	@echo "make gpu-test     the tests that need a GPU (elsewhere they are skipped visibly)"
+	@echo "make bench-gpu    the same tables on a GPU, with launches, waits and share of the peak"
 	@echo "make results-nmt  the Multi30k experiment, resumable (hours; needs JANUS_SHARED_DATA)"
 	@echo "make results-glge the SQuAD question-generation experiment, likewise"
 	@echo "make results-both-ways  drafts, rescored NAR and the dial on the models of results-nmt"
@@ -83,6 +85,9 @@ slurm-test: install-dev
 heavy-test: install-dev
 	$(PYTEST) tests
 
+gpu-test: install-dev
+	$(PYTEST) -m "" tests/unit/test_flex_rows.py tests/unit/test_compiling.py tests/unit/test_step_graphs.py
+
 golden: install-dev
 	JANUS_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
 
@@ -123,6 +128,16 @@ bench-decode: install-dev
 	    --json $(RESULTS)/decode_bart_base_batch32_64.json
 	$(DECODE) --shape iwslt --batch 1,32 --rounds 5 \
 	    --only "ar fp32,ar int8,janus fp32,ctranslate2,transformers,nar 4" --json $(RESULTS)/decode_iwslt.json
+
+GPU := --device cuda --precision bfloat16
+bench-gpu: install-dev
+	for shape in iwslt bart_base; do \
+	    $(ACTIVATED) python -m tests.benchmarks.authors_over_janus --shape $$shape $(GPU) --rounds 9 \
+	        --json $(RESULTS)/gpu_train_$$shape.json || exit 1; \
+	    $(ACTIVATED) python -m janus_ds bench attention --shape $$shape $(GPU) \
+	        --json $(RESULTS)/gpu_attention_$$shape.json || exit 1; \
+	    $(DECODE) --shape $$shape --device cuda --batch 1,32 --json $(RESULTS)/gpu_decode_$$shape.json || exit 1; \
+	done
 
 # Further options, for example: make results-nmt RESULTS_ARGS="--only ar-s1,janus-s1 --steps 2000"
 RESULTS_ARGS ?=
