@@ -67,9 +67,8 @@ class GridPlaces:
             begin_B = end_B - length_B
             rank_W = torch.arange(part.width, device=device)
             padding.append(rank_W >= length_B[:, None])
-            # Padding takes any row, which must exist.
-            kept_BW = (begin_B[:, None] + rank_W).clamp_max(max(0, part.count - 1))
-            kept.append(kept_BW + first_kept)
+            # Padding takes any row that exists (below).
+            kept.append(first_kept + begin_B[:, None] + rank_W)
             row_T = torch.arange(part.count, device=device)
             filler.append(row_T >= length_B.sum())
             sample_T = torch.searchsorted(end_B, row_T, right=True).clamp_max(max(0, len(end_B) - 1))
@@ -82,6 +81,7 @@ class GridPlaces:
             first_place += part.width * len(length_B)
         grids = [[part.reshape(1, -1) if flat else part for part in parts] for parts in (kept, padding)]
         kept_GR, padding_GR = (torch.cat(parts, 1) for parts in grids)
+        kept_GR = kept_GR.clamp_max(max(0, first_kept - 1))
         return cls(kept_GR, padding_GR, torch.cat(places), torch.cat(filler))
 
     def spread(self, rows_1TX: Tensor) -> Tensor:

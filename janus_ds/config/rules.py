@@ -184,6 +184,10 @@ def _data(run: RunConfig, where: Where, faults: FaultList) -> None:
         what = "data.shuffle_shards orders batches of samples; batches of tokens have an order of their own"
         fix = "leave data.shuffle_shards out"
         faults.add(what, where("data.shuffle_shards"), fix, ["data.shuffle_shards", "data.batch"])
+    if data.pack_rows and run.train.compile == "graphs":
+        what = "CUDA graphs need few shapes, but under data.pack_rows every batch has its own"
+        fix = "use train.compile model or head, or data.pack_rows false"
+        faults.add(what, where("train.compile"), fix, ["data.pack_rows", "train.compile"])
     if run.train.valid_bleu != "none" and (len(places) > 1 or any(map(is_remote, places))):
         what = "train.valid_bleu reads the validation text of one local directory"
         fix = "copy the data to this machine, or set train.valid_bleu to none"

@@ -103,7 +103,8 @@ class DataConfig:
     """Rows of all samples of a batch one after the other, without padding between them.
 
     Only attention spreads them into samples. Worth it where lengths differ: samples as they come, or sources
-    whose lengths differ from their targets'. `pad_multiple` then fills up the sum, not each sample.
+    whose lengths differ from their targets'. `pad_multiple` then fills up the sum, not each sample. Measured
+    on CPUs only; not with train.compile graphs, since every batch has its own shape.
     """
     cache_dir: str = ""
     """Folder that keeps what is fetched, shared by all processes of a machine; empty: the user's cache."""

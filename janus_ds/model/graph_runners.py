@@ -35,7 +35,10 @@ class CalledAgain:
 
     def __init__(self, body: Callable[[], Tensor]) -> None:
         self._body = body
-        self._out = body()
+        out = body()
+        # To be changed whatever the gradient mode of the step.
+        with torch.inference_mode(False):
+            self._out = torch.empty_like(out)
 
     def replay(self) -> Tensor:
         """See :class:`StepRunner`."""
@@ -48,12 +51,15 @@ class CapturedGraph:
     Args:
         device: of the buffers.
         pool: a `torch.cuda.graph_pool_handle`: graphs share the memory of what lives within a step only.
+        side: the stream of captures; libraries keep a workspace for every stream.
         body: the step.
     """
 
-    def __init__(self, device: torch.device, pool: Any, body: Callable[[], Tensor]) -> None:
+    def __init__(
+        self, device: torch.device, pool: Any, side: torch.cuda.Stream, body: Callable[[], Tensor]
+    ) -> None:
         with torch.cuda.device(device):
-            here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            here = torch.cuda.current_stream()
             side.wait_stream(here)
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UPS):
@@ -74,4 +80,5 @@ def capture_on(device: torch.device) -> Capture:
     """The runners of a device; those of one call share their memory on a CUDA device."""
     if device.type != "cuda":
         return CalledAgain
-    return partial(CapturedGraph, device, torch.cuda.graph_pool_handle())
+    with torch.cuda.device(device):
+        return partial(CapturedGraph, device, torch.cuda.graph_pool_handle(), torch.cuda.Stream())

@@ -75,9 +75,11 @@ def _codes(flat_XI: Tensor) -> tuple[Tensor, Tensor]:
 
 def _few_codes(flat_XI: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`_codes` by NumPy, whose calls cost half as much as torch's."""
-    values = flat_XI.numpy()
+    values = flat_XI.detach().numpy()
     largest = np.maximum(np.abs(values).max(1, keepdims=True), np.float32(_TINY))
-    rounded = np.rint(values * (_LEVELS / largest)).astype(np.int8)
+    # What is not finite stays so in the result, by `largest`.
+    with np.errstate(invalid="ignore"):
+        rounded = np.rint(values * (_LEVELS / largest)).astype(np.int8)
     return torch.from_numpy(rounded.view(np.uint8) ^ 128), torch.from_numpy(largest)
 
 

@@ -87,6 +87,13 @@ class StaticStep:
     """
 
     def __init__(self, model: JanusModel, cache: ArCache, size: StepSize, capture: Capture) -> None:
+        self._model = model
+        # Buffers that may be changed whatever the mode of later searches.
+        with torch.inference_mode(False):
+            self._make_buffers(cache, size)
+        self._runner = capture(self.body)
+
+    def _make_buffers(self, cache: ArCache, size: StepSize) -> None:
         B, K, N, S = size.sentences, size.beams, size.tokens * size.beams, size.source
         states, taken = cache.memory.states_BSD, cache.taken_B
         memory = Memory(
@@ -95,7 +102,6 @@ class StaticStep:
             states.new_zeros(B, 1, 1, S),
             tuple((_blank(k, B, S), _blank(v, B, S)) for k, v in cache.memory.source),
         )
-        self._model = model
         self.token_BK, self.parent_BK = taken.new_zeros(B, K), taken.new_zeros(B, K)
         self._own_K = torch.arange(K, device=taken.device)
         # All sentences stand at points of their own, somewhere in the whole width of the pool.
@@ -111,7 +117,6 @@ class StaticStep:
             even=False,
         )
         self._memory, self._past, self._keys = memory, self.cache.past_BKN, self.cache.keys
-        self._runner = capture(self.body)
 
     def body(self) -> Tensor:
         """The step: logits, (B, K, V), from what the buffers hold. Reads no value on the host."""

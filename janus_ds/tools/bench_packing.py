@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from janus_ds.batch import SpecialTokens
+from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, versions, write_json
 from janus_ds.tools.bench_padding import PaddingBench, write_sentences
 from janus_ds.tools.bench_threads import cpu_threads, positive
@@ -93,7 +94,6 @@ def bench_packing(bench: PackingBench) -> dict[str, Any]:
 def _step(bench: PackingBench) -> TrainingStep:
     import torch
 
-    from janus_ds.config.presets import MODEL_PRESETS
     from janus_ds.config.schema import ModelConfig
     from janus_ds.model.janus import JanusModel
     from janus_ds.objective.janus_objective import JanusObjective
@@ -130,13 +130,14 @@ def _forward_backward(step: TrainingStep, batch: TwoStreamBatch) -> Callable[[],
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, write JSON if asked."""
     parser = new_parser("bench packing", "A step with packed rows against a padded one.")
+    parser.add_argument("--model", choices=sorted(MODEL_PRESETS), default="iwslt", help="default: iwslt")
     parser.add_argument("--rounds", type=positive, default=5, help="measurements of each step (default: 5)")
     parser.add_argument(
         "--only", type=_cases, default=tuple(CASES), help=f"of {', '.join(CASES)}, joined by commas"
     )
     parser.add_argument("--json", type=Path, help="file for the result")
     parsed = parser.parse_args(arguments)
-    result = bench_packing(PackingBench(cases=parsed.only, rounds=parsed.rounds))
+    result = bench_packing(PackingBench(parsed.model, parsed.only, parsed.rounds))
     print(describe(result))
     if parsed.json is not None:
         write_json(parsed.json, result)

@@ -134,11 +134,18 @@ def _less_activation(config: RunConfig, execution: ExecutionConfig) -> str:
 
 def _shapes(batch: TwoStreamBatch) -> str:
     samples, source = batch.source_BS.shape
-    layout = batch.layout.packed or batch.layout
-    predicted = layout.rows - layout.predicted_start
+    grid, packed = batch.layout, batch.layout.packed
+    if packed is not None:
+        samples, predicted = batch.counts.samples, packed.rows - packed.predicted_start
+        return (
+            f"micro-batch of {samples} samples: {source} source tokens and {packed.rows} decoder rows in "
+            f"all, of which {predicted} are predicted; in attention {samples} x {grid.packed_source} and "
+            f"{samples} x {grid.rows}"
+        )
+    predicted = grid.rows - grid.predicted_start
     return (
         f"micro-batch of {samples} samples: source {samples} x {source}, decoder rows {samples} x "
-        f"{layout.rows}, of which {predicted} are predicted"
+        f"{grid.rows}, of which {predicted} are predicted"
     )
 
 

@@ -45,6 +45,7 @@ def test_validation_measures_everything() -> None:
         (["objective.preset=cmlm", "objective.aux_share=.5", PAIR], "neither AUX nor a KL term with it"),
         (["train.attention_backend=dense", "objective.aux_share=.5"], "cannot leave out the AUX rows"),
         (["train.compile=graphs", "objective.aux_share=.5"], "every batch has its own"),
+        (["train.compile=graphs", "data.pack_rows=true"], "every batch has its own"),
     ],
 )
 def test_nonsense_is_refused(overrides: list[str], words: str) -> None:

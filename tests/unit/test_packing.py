@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +29,9 @@ LENGTHS = [(9, 4), (2, 9), (5, 1), (1, 6)]
 FULL = run_config("paper", "pair").objective
 
 
-def batch_of(packs: bool, multiple: int = 1, objective: ObjectiveConfig = FULL) -> TwoStreamBatch:
+def batch_of(
+    packs: bool, multiple: int = 1, objective: ObjectiveConfig = FULL, unmasked: Sequence[int] = ()
+) -> TwoStreamBatch:
     draw = np.random.default_rng(3)
 
     def sentences(column: int) -> Ragged:
@@ -39,6 +42,8 @@ def batch_of(packs: bool, multiple: int = 1, objective: ObjectiveConfig = FULL) 
     inner = ~np.isin(np.arange(len(target.values)), [*target.offsets[:-1], *(target.offsets[1:] - 1)])
     masked = inner & (draw.random(len(inner)) < 0.5)
     masked[target.offsets[:-1] + 1] = True
+    for sample in unmasked:
+        masked[target.offsets[sample] : target.offsets[sample + 1]] = False
     with_aux = np.array([False, True, False, True]) if objective.aux_share < 1 else None
     views = Views(source, target, masked, with_aux)
     return Collator(TOY, objective, 12, multiple, packs_rows=packs)(views, np.arange(len(LENGTHS)))
@@ -79,6 +84,19 @@ def test_unpacking_gives_the_padded_batch_back(share: float, multiple: int) -> N
         assert torch.equal(getattr(again, name)[valid], getattr(padded, name)[valid]), name
     read = padded.source_BS != TOY.pad
     assert torch.equal(again.source_BS[read], padded.source_BS[read])
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_a_part_without_rows_is_no_fault(multiple: int) -> None:
+    """The samples with AUX rows have no masked token: these segments have a width, but no row."""
+    objective = replace(FULL, aux_share=0.5)
+    losses = {}
+    for packs in (False, True):
+        batch = batch_of(packs, multiple, objective, unmasked=[1, 3])
+        assert batch.layout.width(Segment.QRY) > 0
+        head = JanusObjective(objective, TOY.vocab_size, DenseLayers())
+        losses[packs] = float(TrainingStep(tiny_model(TINY), head)(batch, batch.counts)[0].detach())
+    assert losses[True] == pytest.approx(losses[False], rel=1e-12)
 
 
 def test_targets_follow_their_rows() -> None:

@@ -345,6 +345,19 @@ def test_few_graphs_are_kept_and_none_of_weights_that_moved() -> None:
     assert_same_outputs(found, made.generate_ids(MANY))
 
 
+def test_graphs_of_one_gradient_mode_serve_the_other(case: tuple[JanusModel, ArStream]) -> None:
+    """What was made under inference mode could not be changed outside of it."""
+    model, stream = case
+    graphs, found = StepGraphs(model), []
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            cache = model.start_cache(model.encode(SOURCES, LENGTHS), stream, 2, 4)
+            token = torch.full((3, 2), TOY.eos)
+            found.append(graphs.step(cache, token).clone())
+    assert torch.equal(*found)
+    assert graphs.captures == 1
+
+
 def test_sizes_double() -> None:
     model, stream = tiny_model(), ArStream(True, 1, TOY.mask)
     cache = model.start_cache(model.encode(SOURCES, LENGTHS), stream, 2, 12)
