@@ -111,6 +111,8 @@ bench-bart: install
 	    $(ACTIVATED) python -m tests.benchmarks.authors_over_janus --shape bart_base --masked-share $$share \
 	        --attention-dropout $$rate --json $(RESULTS)/train_bart_base_$${share#.}_dropout_$${rate#.}.json || exit 1; \
 	done; done
+	$(ACTIVATED) python -m janus_ds bench train --shape bart_base --estimator both \
+	    --json $(RESULTS)/train_bart_base_estimator_both.json
 	$(ACTIVATED) python -m janus_ds bench head --shape bart_base --json $(RESULTS)/head_bart_base.json
 	$(ACTIVATED) python -m janus_ds bench attention --shape bart_base --json $(RESULTS)/attention_bart_base.json
 
