@@ -99,8 +99,9 @@ class RowsOfBatch:
         every, predicted = rows, rows.from_row(batch.layout.predicted_start)
         if batch.layout.packed is None:
             return cls(every, predicted)
+        packed = PackedRows.build(batch, every)
         first = Segment.MSK if batch.layout.predicted_start else Segment.ARC
-        return cls(PackedRows.build(batch, every, Segment.ARC), PackedRows.build(batch, predicted, first))
+        return cls(packed, packed.from_segment(batch, predicted, first))
 
 
 BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[SplitRows] | type[FlexRows]] = {

@@ -8,7 +8,7 @@ Shape letters as in `janus_ds.packing` and `row_attention`; T rows computed, C c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -36,13 +36,12 @@ class PackedRows:
     source: GridPlaces
 
     @classmethod
-    def build(cls, batch: TwoStreamBatch, inner: RowAttention, first: Segment) -> PackedRows:
-        """Rows of a packed batch from one segment on.
+    def build(cls, batch: TwoStreamBatch, inner: RowAttention) -> PackedRows:
+        """All rows of a packed batch.
 
         Args:
             batch: packed.
-            inner: of the same rows of the unpacked batch.
-            first: the segment.
+            inner: of the unpacked batch.
         """
         packed, flat = batch.layout.packed, bool(batch.layout.flat_samples)
         if packed is None:
@@ -51,10 +50,21 @@ class PackedRows:
         return cls(
             inner,
             packed.content_rows,
-            packed.start(first),
-            GridPlaces.of(segment_parts(batch, [s for s in Segment if s >= first]), flat),
+            0,
+            GridPlaces.of(segment_parts(batch, list(Segment)), flat),
             GridPlaces.of(content, flat),
             GridPlaces.of([source_part(batch)]),
+        )
+
+    def from_segment(self, batch: TwoStreamBatch, inner: RowAttention, first: Segment) -> PackedRows:
+        """The same attention for the rows from one segment on; `inner` is that of these rows."""
+        layout = batch.layout
+        queries = segment_parts(batch, [s for s in Segment if s >= first])
+        return replace(
+            self,
+            inner=inner,
+            first_row=layout.packed.start(first) if layout.packed else 0,
+            queries=GridPlaces.of(queries, bool(layout.flat_samples)),
         )
 
     def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHCE: Tensor, v_BHCE: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def test_the_share_of_a_known_peak_is_told(
     result = json.loads(file.read_text())
     assert result["precision"] == "bfloat16"
     assert result["launches"] == {}
-    # 1 TFLOP/s for a second's work of a step: FLOPs over seconds, by hand.
+    # Share x seconds is in FLOPs: those of JANUS are so many times those of AR, however long they took.
     flops = result["mfu"]["janus"] * result["milliseconds"]["janus"]["median"] * 1e9
     ar = result["mfu"]["ar"] * result["milliseconds"]["ar"]["median"] * 1e9
     assert 1.5 < flops / ar < 3.5
