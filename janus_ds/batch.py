@@ -177,6 +177,8 @@ class TwoStreamBatch:
     """int64: flat index b * A + a of the AR prediction of each masked token; empty without AR."""
     masked_T: Tensor
     """int64: flat index b * M + j of each masked token, in the order of `ar_masked_T`."""
+    draws: int = 1
+    """Dropout draws of each sample; with 2, the second half of the samples repeats the first."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The tensor fields by name."""

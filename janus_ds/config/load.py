@@ -128,6 +128,8 @@ _NOT_TRAINED = {
 }
 """Fields that may change between two starts of a run without changing what it learns."""
 
+_SAME_STREAM_KL = tuple(f"objective.weight_kl_{name}_{name}" for name in ("ar", "nar", "aux"))
+
 
 def fingerprint(run: RunConfig) -> str:
     """A hash of what is trained: equal for two starts of one run, on any number of ranks.
@@ -146,9 +148,14 @@ def fingerprint(run: RunConfig) -> str:
         del values["init_length_head"]
     if not run.data.shuffle_shards:
         del values["data.shuffle_shards"]
-    for key in ("objective.ar_loss", "objective.aux_share"):
+    for key in ("objective.ar_loss", "objective.aux_share", "objective.encoder_passes"):
         if values[key] == field_table()[key].default:
             del values[key]
+    for key in _SAME_STREAM_KL:
+        if not values[key]:
+            del values[key]
+    if values["masking.aux_order"] == "left_to_right":
+        del values["masking.aux_order"]
     if run.optim.schedule != "polynomial":
         del values["train.max_steps"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -71,6 +71,9 @@ _CONVENTIONS = {
     },
 }
 _NO_KL = {"weight_kl_ar_nar": 0.0, "weight_kl_ar_aux": 0.0, "weight_kl_nar_aux": 0.0}
+_ONE_DRAW = {"weight_kl_ar_ar": 0.0, "weight_kl_nar_nar": 0.0, "weight_kl_aux_aux": 0.0}
+# Cross-entropies of both draws added up, as the R-Drop code does; see the docstring of weight_kl_ar_ar.
+_R_DROP = {"weight_ar": 2.0, "weight_kl_ar_ar": 5.0}
 _AR_ONLY = {"weight_ar": 1.0, "weight_nar": 0.0, "weight_aux": 0.0, "weight_length": 0.0, **_NO_KL}
 
 OBJECTIVE_PRESETS: dict[str, dict[str, Any]] = {
@@ -112,6 +115,25 @@ OBJECTIVE_PRESETS: dict[str, dict[str, Any]] = {
     },
     "ar": {**_CONVENTIONS["paper"], **_AR_ONLY, "ar_stream": "content", "label_smoothing": 0.1},
     "ar_query": {**_CONVENTIONS["paper"], **_AR_ONLY, "label_smoothing": 0.1},
+    "ar_rdrop": {
+        **_CONVENTIONS["paper"],
+        **_AR_ONLY,
+        **_R_DROP,
+        "ar_stream": "content",
+        "label_smoothing": 0.1,
+    },
+    "ar_query_rdrop": {**_CONVENTIONS["paper"], **_AR_ONLY, **_R_DROP, "label_smoothing": 0.1},
+    "released_finetune": {
+        **_CONVENTIONS["paper"],
+        **_NO_KL,
+        "weight_ar": 0.0,
+        "weight_nar": 1.0,
+        "weight_aux": 1.0,
+        "weight_length": 0.1,
+        "weight_kl_nar_nar": 1.0,
+        "weight_kl_aux_aux": 1.0,
+        "label_smoothing": 0.1,
+    },
     "cmlm": {
         **_CONVENTIONS["paper"],
         **_NO_KL,
@@ -159,6 +181,14 @@ _MASKING = {
         "poisson": 2.0,
         "rotate_share": 0.0,
     },
+    "released_finetune/pair": {
+        "target": "uniform",
+        "target_share": 0.0,
+        "source_share": 0.0,
+        "poisson": 2.0,
+        "rotate_share": 0.0,
+        "aux_order": "random",
+    },
 }
 
 
@@ -179,12 +209,14 @@ def resolve(config: RunConfig) -> RunConfig:
         raise ConfigError(
             f"there is no objective preset {preset!r} for task {task!r}",
             "objective.preset",
-            "use paper, released, ar, ar_query or cmlm",
+            "use paper, released, ar, ar_query, cmlm, ar_rdrop, ar_query_rdrop or released_finetune",
         )
     start = "eos_bos" if task == "denoise" else "bos"
-    objective: ObjectiveConfig = _fill(config.objective, {**objective_values, "decoder_start": start})
+    objective: ObjectiveConfig = _fill(
+        config.objective, {**_ONE_DRAW, **objective_values, "decoder_start": start}
+    )
     masking_values = _MASKING.get(f"{preset}/{task}", _MASKING[f"paper/{task}"])
-    masking: MaskingConfig = _fill(config.masking, masking_values)
+    masking: MaskingConfig = _fill(config.masking, {"aux_order": "left_to_right", **masking_values})
     model: ModelConfig = config.model
     if model.length_classes is None:
         released = objective.length_convention == "with_specials"

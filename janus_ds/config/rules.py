@@ -27,7 +27,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.batch": ("samples", "tokens"),
     "data.on_damage": ("stop", "quarantine"),
     "masking.target": ("span_union", "span_overlap", "uniform", "infilling", "infilling_released"),
-    "objective.preset": ("paper", "released", "ar", "ar_query", "cmlm"),
+    "masking.aux_order": ("left_to_right", "random"),
+    "objective.preset": (
+        "paper",
+        "released",
+        "ar",
+        "ar_query",
+        "cmlm",
+        "ar_rdrop",
+        "ar_query_rdrop",
+        "released_finetune",
+    ),
     "objective.normalise": ("per_term", "target_tokens"),
     "objective.ar_stream": ("query", "content"),
     "objective.ar_query_position": ("predicted", "previous"),
@@ -71,6 +81,7 @@ _NOT_NEGATIVE = _words(
     "data.workers data.shuffle_shards data.read_ahead data.retries "
     "objective.weight_ar objective.weight_nar objective.weight_aux objective.weight_length "
     "objective.weight_kl_ar_nar objective.weight_kl_ar_aux objective.weight_kl_nar_aux "
+    "objective.weight_kl_ar_ar objective.weight_kl_nar_nar objective.weight_kl_aux_aux "
     "optim.weight_decay optim.warmup_steps optim.warmup_init_lr optim.clip_norm train.seed "
     "objective.ramp_start objective.ramp_kl_steps objective.ramp_nar_steps objective.ramp_aux_steps "
     "train.valid_every train.valid_samples train.sample_every train.valid_bleu_samples "
@@ -94,6 +105,7 @@ _RANGES: list[tuple[tuple[str, ...], _Test, str]] = [
     (_SHARE, lambda v: 0 <= v <= 1, "a share between 0 and 1"),
     (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and less than 1"),
     (("objective.aux_share",), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
+    (("objective.encoder_passes",), lambda v: v in (1, 2), "1 or 2"),
     (("masking.poisson",), lambda v: 0.1 <= v <= 100, "between 0.1 and 100"),
     (("train.spike_window",), lambda v: 8 <= v <= 10_000, "between 8 and 10000"),
     (("model.length_classes",), lambda v: v >= 2, "2 or more"),
@@ -250,6 +262,23 @@ def _objective(run: RunConfig, where: Where, faults: FaultList) -> None:
             "give at least one of objective.weight_ar, weight_nar and weight_aux above 0",
             keys,
         )
+    if objective.encoder_passes == 2 and not (weights[0] and (weights[1] or weights[2])):
+        faults.add(
+            "objective.encoder_passes is 2, which gives AR one dropout draw of the encoder and NAR and AUX "
+            "another, but this objective does not train AR beside NAR or AUX",
+            where("objective.encoder_passes"),
+            "use objective.encoder_passes 1, or a preset with both (paper, released)",
+            [*keys, "objective.encoder_passes"],
+        )
+    for stream, weight in zip(("ar", "nar", "aux"), weights, strict=True):
+        name = f"objective.weight_kl_{stream}_{stream}"
+        if getattr(objective, f"weight_kl_{stream}_{stream}") and not weight:
+            faults.add(
+                f"{name} compares two dropout draws of {stream.upper()}, but objective.weight_{stream} is 0",
+                where(name),
+                f"give objective.weight_{stream} a number above 0, or leave {name} out",
+                [name, f"objective.weight_{stream}"],
+            )
 
 
 def _optim(run: RunConfig, where: Where, faults: FaultList) -> None:

@@ -144,6 +144,11 @@ class MaskingConfig:
     """Mean of the Poisson law of span lengths: 2 in the paper, 3 in the released pretraining."""
     rotate_share: float | None = None
     """Share of samples whose encoder input is rotated (released pretraining: .5; paper: 0)."""
+    aux_order: str | None = None
+    """Order in which AUX predicts the masked tokens: left_to_right, or random (drawn for each sample).
+
+    random makes AUX an any-order model; `released_finetune` uses it.
+    """
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class ObjectiveConfig:
     """Loss weights and conventions (section 3 of the paper, eq. 5). None: as the preset says."""
 
     preset: str = "paper"
-    """paper, released, ar, ar_query or cmlm."""
+    """paper, released, ar, ar_query, cmlm, ar_rdrop, ar_query_rdrop or released_finetune."""
     weight_ar: float | None = None
     """Weight of the AR loss; 0 leaves its rows out."""
     weight_nar: float | None = None
@@ -166,6 +171,24 @@ class ObjectiveConfig:
     """Weight of K(AR, AUX)."""
     weight_kl_nar_aux: float | None = None
     """Weight of K(NAR, AUX)."""
+    weight_kl_ar_ar: float | None = None
+    """Weight of K(AR, AR') over two dropout draws of encoder and decoder (R-Drop); 0: one draw.
+
+    K is the symmetric KL halved, as everywhere here, averaged over all AR tokens. With a weight on this or on
+    one of the next two, each sample is computed twice in a step, and the other losses are means over both
+    draws. R-Drop's code adds the cross-entropies of both draws to 5 K: that is weight_ar 2 and
+    weight_kl_ar_ar 5, a pull of 2.5 K for each unit of cross-entropy (preset ar_rdrop).
+    """
+    weight_kl_nar_nar: float | None = None
+    """Weight of K(NAR, NAR') over two dropout draws (preset released_finetune: 1)."""
+    weight_kl_aux_aux: float | None = None
+    """Weight of K(AUX, AUX') over two dropout draws (preset released_finetune: 1)."""
+    encoder_passes: int = 1
+    """Dropout draws of the encoder: 1, or 2 (AR attends to one draw, NAR and AUX to another).
+
+    2 is what the released translation code computes, as two calls of the model. Still one decoder pass; in
+    evaluation the encoder always runs once.
+    """
     label_smoothing: float | None = None
     """Share of the probability spread evenly over the vocabulary: .1 for NMT, 0 for released pretraining."""
     normalise: str | None = None
@@ -203,6 +226,11 @@ class ObjectiveConfig:
     """The same for the weight of the NAR loss."""
     ramp_aux_steps: int = 0
     """The same for the weight of the AUX loss."""
+
+    @property
+    def dropout_draws(self) -> int:
+        """Times that each sample is computed in a training step: 2 if two draws of a stream are compared."""
+        return 2 if self.weight_kl_ar_ar or self.weight_kl_nar_nar or self.weight_kl_aux_aux else 1
 
 
 @dataclass(frozen=True)
@@ -296,7 +324,10 @@ class TrainConfig:
     keep_best: str = "none"
     """What decides which weights checkpoints/best holds: none, loss (held out), or the score of ar or nar."""
     patience: int = 0
-    """Validations in a row without a better one, by keep_best, after which the run ends; 0: never."""
+    """Validations in a row without a better one after which the run ends; 0: never.
+
+    Better is what improves the figure of keep_best or the score of any mode of valid_bleu.
+    """
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is not finite, or with a spike, before the run gives up."""
     max_overflows: int = 40

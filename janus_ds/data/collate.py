@@ -48,9 +48,9 @@ class RowKinds:
         ar_nar = bool(objective.weight_kl_ar_nar)
         ar_aux = bool(objective.weight_kl_ar_aux)
         nar_aux = bool(objective.weight_kl_nar_aux)
-        ar = bool(objective.weight_ar) or ar_nar or ar_aux
-        aux = bool(objective.weight_aux) or ar_aux or nar_aux
-        nar = bool(objective.weight_nar) or aux or ar_nar
+        ar = bool(objective.weight_ar or objective.weight_kl_ar_ar) or ar_nar or ar_aux
+        aux = bool(objective.weight_aux or objective.weight_kl_aux_aux) or ar_aux or nar_aux
+        nar = bool(objective.weight_nar or objective.weight_kl_nar_nar) or aux or ar_nar
         if not (ar or nar):
             raise ConfigError(
                 "no loss has a weight, so there is nothing to train",
@@ -62,7 +62,7 @@ class RowKinds:
 
 @dataclass(frozen=True)
 class _Masked:
-    """The target tokens split into masked and visible ones; flat, sample by sample."""
+    """The target tokens split into masked ones (in AUX order) and visible ones; flat, sample by sample."""
 
     token_T: Array
     position_T: Array
@@ -109,6 +109,7 @@ class Collator:
     ) -> None:
         self._packs_rows = packs_rows
         self.kinds = RowKinds.of(objective)
+        self._draws = objective.dropout_draws
         self._special = special
         self._mask_id = special.unk if objective.mask_symbol == "unk" else special.mask
         self._starts_with_eos = objective.decoder_start == "eos_bos"
@@ -125,11 +126,16 @@ class Collator:
     def __call__(self, views: Views, ids: ArrayLike) -> TwoStreamBatch:
         """One micro-batch of the given samples; those with AUX rows first, where not all have them.
 
+        Where the objective compares two dropout draws, the batch holds all samples twice, one time after the
+        other: the counts are those of all copies, so that sums over them become means.
+
         Args:
             views: of B samples, each with at least one inner target token.
             ids: int64, shape (B,): sample numbers.
         """
         id_B = np.asarray(ids, dtype=np.int64)
+        if self._draws > 1:
+            views, id_B = views.take(np.tile(np.arange(len(id_B)), self._draws)), np.tile(id_B, self._draws)
         size = len(id_B)
         if self._aux_on_part and views.with_aux_B is not None:
             order = np.argsort(~views.with_aux_B, kind="stable")
@@ -168,7 +174,7 @@ class Collator:
             ar_rows=int(ar.length_B.sum()),
         )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        batch = TwoStreamBatch(layout=layout, counts=counts, **tensors)
+        batch = TwoStreamBatch(layout=layout, counts=counts, draws=self._draws, **tensors)
         return pack(batch, self._special.pad, self._multiple) if self._packs_rows else batch
 
     def _ar_shape(self, length_B: Array, masked: _Masked) -> _ArShape:
@@ -207,6 +213,9 @@ class Collator:
         position_N = np.arange(len(target.values)) - np.repeat(target.offsets[:-1], target.lengths)
         masked_T, shown_N = np.flatnonzero(views.masked), np.flatnonzero(~views.masked)
         length_B = np.diff(np.searchsorted(masked_T, target.offsets))
+        if views.order is not None:
+            sample_T = np.repeat(np.arange(len(length_B)), length_B)
+            masked_T = masked_T[np.lexsort((views.order[masked_T], sample_T))]
         return _Masked(
             token_T=target.values[masked_T],
             position_T=position_N[masked_T],

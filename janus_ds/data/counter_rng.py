@@ -40,6 +40,7 @@ class Stream(IntEnum):
     SHARD_ORDER = 12
     MIXED_ORDER = 13
     AUX_SHARE = 14
+    AUX_ORDER = 15
 
 
 def _mix(x: UInts) -> UInts:

@@ -42,6 +42,7 @@ class _Header:
 
     layout: RowLayout
     counts: BatchCounts
+    draws: int
     shapes: dict[str, torch.Size]
 
 
@@ -68,7 +69,7 @@ class PackedStep:
         for batch in data.batches:
             tensors = dict(batch.tensors())
             shapes = {name: value.shape for name, value in tensors.items()}
-            headers.append(_Header(batch.layout, batch.counts, shapes))
+            headers.append(_Header(batch.layout, batch.counts, batch.draws, shapes))
             parts.extend(value.reshape(-1) for value in tensors.values())
         return cls(data.step, headers, torch.cat(parts), data.damage)
 
@@ -80,7 +81,7 @@ class PackedStep:
             for name, shape in header.shapes.items():
                 fields[name] = self.values[position : position + shape.numel()].view(shape)
                 position += shape.numel()
-            batches.append(TwoStreamBatch(layout=header.layout, counts=header.counts, **fields))
+            batches.append(TwoStreamBatch(header.layout, header.counts, **fields, draws=header.draws))
         return StepData.of(self.step, batches, self.damage)
 
     def pin_memory(self) -> PackedStep:

@@ -34,18 +34,26 @@ class Views:
     """Which tokens NAR and AUX predict, aligned with `target.values`; never bos or eos."""
     with_aux_B: NDArray[np.bool_] | None = None
     """Which samples AUX and the KL terms are trained on; None: all."""
+    order: NDArray[np.uint64] | None = None
+    """AUX predicts the masked tokens of a sample in ascending order of these, aligned with `target.values`;
+    None: left to right."""
 
     def slice(self, start: int, stop: int) -> Views:
         """Samples start .. stop - 1."""
-        masked = Ragged(self.masked, self.target.offsets).slice(start, stop).values
+        masked = self._aligned(self.masked).slice(start, stop).values
         with_aux = None if self.with_aux_B is None else self.with_aux_B[start:stop]
-        return Views(self.source.slice(start, stop), self.target.slice(start, stop), masked, with_aux)
+        order = None if self.order is None else self._aligned(self.order).slice(start, stop).values
+        return Views(self.source.slice(start, stop), self.target.slice(start, stop), masked, with_aux, order)
 
     def take(self, places: NDArray[np.int64]) -> Views:
         """The samples at these places, in this order."""
-        masked = Ragged(self.masked, self.target.offsets).take(places).values
+        masked = self._aligned(self.masked).take(places).values
         with_aux = None if self.with_aux_B is None else self.with_aux_B[places]
-        return Views(self.source.take(places), self.target.take(places), masked, with_aux)
+        order = None if self.order is None else self._aligned(self.order).take(places).values
+        return Views(self.source.take(places), self.target.take(places), masked, with_aux, order)
+
+    def _aligned(self, values: NDArray[Any]) -> Ragged:
+        return Ragged(values, self.target.offsets)
 
 
 def check_masking(masking: MaskingConfig, task: str) -> None:
@@ -107,7 +115,13 @@ def make_views(
     target = _with_ends(inner, special)
     masked = np.zeros(len(target.values), dtype=bool)
     masked[_inner_places(target)] = masked_N
-    return Views(_with_ends(source, special), target, masked)
+    order = None
+    if masking.aux_order == "random":
+        columns = int(inner.lengths.max(initial=0))
+        drawn_BL = keys.bits(Stream.AUX_ORDER, columns)
+        order = np.zeros(len(target.values), dtype=np.uint64)
+        order[_inner_places(target)] = drawn_BL[np.arange(columns) < inner.lengths[:, None]]
+    return Views(_with_ends(source, special), target, masked, order=order)
 
 
 def draw_with_aux(share: float, run_seed: int, epochs: ArrayLike, ids: ArrayLike) -> NDArray[np.bool_]:

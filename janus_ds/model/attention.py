@@ -34,7 +34,14 @@ from janus_ds.model.flat_rows import FlatRows
 from janus_ds.model.flex_rows import FlexRows
 from janus_ds.model.packed_rows import PackedRows
 from janus_ds.model.prepared import PreparedProduct
-from janus_ds.model.row_attention import DenseRows, GroupedRows, Kernel, RowAttention, additive_mask
+from janus_ds.model.row_attention import (
+    DenseRows,
+    GroupedRows,
+    Kernel,
+    RowAttention,
+    additive_mask,
+    attend_draws,
+)
 from janus_ds.model.split_rows import SplitRows
 from janus_ds.packing import unpacked
 from janus_ds.parallel.layers import ParallelLayers
@@ -53,6 +60,7 @@ __all__ = [
     "RowsOfBatch",
     "SplitRows",
     "additive_mask",
+    "attend_draws",
     "fitting",
 ]
 
@@ -70,6 +78,10 @@ class RowsOfBatch:
     """All rows: what every layer but the last computes."""
     predicted: RowAttention
     """The rows that something is predicted from: what the last layer computes."""
+    every_runs: tuple[int, ...]
+    """How all rows alternate between AR and other rows (:func:`attend_draws`)."""
+    predicted_runs: tuple[int, ...]
+    """The same of the predicted rows."""
 
     @classmethod
     def build(
@@ -96,12 +108,19 @@ class RowsOfBatch:
             )
         kind = FlatRows if batch.layout.flat_samples else BACKENDS[name]
         rows = kind.build(unpacked(batch), dtype)
-        every, predicted = rows, rows.from_row(batch.layout.predicted_start)
-        if batch.layout.packed is None:
-            return cls(every, predicted)
-        packed = PackedRows.build(batch, every)
         first = Segment.MSK if batch.layout.predicted_start else Segment.ARC
-        return cls(packed, packed.from_segment(batch, predicted, first))
+        every, predicted = rows, rows.from_row(batch.layout.predicted_start)
+        runs = _runs(batch.layout, Segment.ARC), _runs(batch.layout, first)
+        if batch.layout.packed is None:
+            return cls(every, predicted, *runs)
+        packed = PackedRows.build(batch, every)
+        return cls(packed, packed.from_segment(batch, predicted, first), *runs)
+
+
+def _runs(layout: RowLayout, first: Segment) -> tuple[int, ...]:
+    """Rows from a segment on: AR content, the original part and its compensation, AR queries, AUX queries."""
+    arc, vis, cmp, msk, arq, qry = (layout.width(s) if s >= first else 0 for s in Segment)
+    return arc, vis + cmp + msk, arq, qry
 
 
 BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[SplitRows] | type[FlexRows]] = {

@@ -79,8 +79,13 @@ class JanusModel(nn.Module):
         self.length_head = LengthHead(config.d_model, classes, config.init_std)
         self._zero_padding_rows()
 
-    def forward(self, batch: TwoStreamBatch) -> PredictedRows:
-        """Hidden rows to predict from, for all rows of the batch in one pass.
+    def forward(self, batch: TwoStreamBatch, encoder_passes: int = 1) -> PredictedRows:
+        """Hidden rows to predict from, for all rows of the batch in one pass of the decoder.
+
+        Args:
+            batch: the micro-batch.
+            encoder_passes: dropout draws of the encoder in training. With 2, AR rows attend to the first
+                draw, all other rows and the length head to the second. In evaluation the encoder runs once.
 
         Raises:
             DataError: a source or target longer than the position table.
@@ -92,13 +97,14 @@ class JanusModel(nn.Module):
         mask = padding_mask(valid_BS, source_BSD.dtype)
         recompute = self._recompute if self.training else None
         places = GridPlaces.of([source_part(batch)]) if packed else None
-        states_BSD = self.encoder(source_BSD, mask, recompute, places)
+        passes = encoder_passes if self.training else 1
+        states = tuple(self.encoder(source_BSD, mask, recompute, places) for _ in range(passes))
         dropout = self.config.attention_dropout if self.training else 0.0
         rows = RowsOfBatch.build(batch, rows_BRD.dtype, self.attention_backend, dropout)
         x_BRD = self.decoder.input_rows(rows_BRD, batch.row_position_BR)
-        hidden_BTD = self.decoder(x_BRD, rows, states_BSD, mask, recompute)
+        hidden_BTD = self.decoder(x_BRD, rows, states, mask, recompute)
 
-        states_BSD = places.spread(states_BSD) if places else states_BSD
+        states_BSD = places.spread(states[-1]) if places else states[-1]
         layout = packed or batch.layout
 
         def columns(segment: Segment) -> Tensor | None:
@@ -170,11 +176,11 @@ class JanusModel(nn.Module):
         x = self.decoder.input_rows(embedded, position_L.repeat(candidates))
         *layers, last = zip(self.decoder.decoder_layers(), memory.source, strict=True)
         for layer, source in layers:
-            x = layer(x, rows, source, memory.mask_B11S)
+            x = layer(x, rows, (source,), memory.mask_B11S)
         picked = None if picked_P is None else PickedRows.build(picked_P, (sentences, candidates, width))
         if picked is not None:
             x, rows = picked.behind(x), rows.of_picked()
-        x = last[0](x, rows, last[1], memory.mask_B11S)
+        x = last[0](x, rows, (last[1],), memory.mask_B11S)
         hidden: Tensor = x.view(sentences, candidates, width, -1) if picked is None else x.flatten(0, 1)
         return hidden if picked is None else hidden[picked.place_P]
 
@@ -220,7 +226,7 @@ class JanusModel(nn.Module):
         for number, layer in enumerate(self.decoder.decoder_layers()):
             first = rows.content if cache.stream.two_stream and number == last else 0
             cached = CachedRows(cache.keys[number], cache.values[number], rows, first)
-            x = layer(x, cached, cache.memory.source[number], cache.memory.mask_B11S)
+            x = layer(x, cached, (cache.memory.source[number],), cache.memory.mask_B11S)
         cache.advance(block)
         hidden: Tensor = x.view(sentences, block, beams, -1).transpose(1, 2)
         return hidden

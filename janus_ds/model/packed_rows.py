@@ -8,13 +8,14 @@ Shape letters as in `janus_ds.packing` and `row_attention`; T rows computed, C c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.model.flat_rows import FlatRows
-from janus_ds.model.row_attention import Kernel, RowAttention
+from janus_ds.model.row_attention import Kernel, RowAttention, attend_draws
 from janus_ds.packing import GridPlaces, segment_parts, source_part
 from janus_ds.stream_mask import Segment
 
@@ -74,23 +75,30 @@ class PackedRows:
         return _take(self.queries, self.inner.attend(kernel, q, k, v))
 
     def attend_source(
-        self, kernel: Kernel, q_BHTE: Tensor, source: tuple[Tensor, Tensor], mask_B11S: Tensor | None
+        self,
+        kernel: Kernel,
+        q_BHTE: Tensor,
+        sources: Sequence[tuple[Tensor, Tensor]],
+        mask_B11S: Tensor | None,
+        runs: Sequence[int],
     ) -> Tensor:
         """Attention to the encoder states of each row's own sample.
 
         Args:
             kernel: of the cross-attention.
             q_BHTE: queries of the rows behind `first_row`, (1, H, T, E).
-            source: packed keys and values of the encoder states, (1, H, tokens, E).
+            sources: packed keys and values of the encoder states, (1, H, tokens, E), of each dropout draw.
             mask_B11S: padding of the source in its grid.
+            runs: of the grid's rows (`row_attention.attend_draws`).
 
         Returns:
             attended values, (1, T, H, E).
         """
-        q, k, v = _spread(self.queries, q_BHTE), *(_spread(self.source, x) for x in source)
+        q = _spread(self.queries, q_BHTE)
+        spread = [(_spread(self.source, k), _spread(self.source, v)) for k, v in sources]
         if isinstance(self.inner, FlatRows):
-            return _take(self.queries, self.inner.attend_source(kernel, q, (k, v), mask_B11S))
-        return _take(self.queries, kernel(q, k, v, mask_B11S))
+            return _take(self.queries, self.inner.attend_source(kernel, q, spread[0], mask_B11S))
+        return _take(self.queries, attend_draws(kernel, q, spread, mask_B11S, runs))
 
 
 def attend_source_rows(

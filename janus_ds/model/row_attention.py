@@ -19,6 +19,7 @@ H heads of this rank, E width of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -34,6 +35,7 @@ __all__ = [
     "Kernel",
     "RowAttention",
     "additive_mask",
+    "attend_draws",
     "picked_query_mask",
     "segment_rule",
 ]
@@ -80,6 +82,35 @@ def additive_mask(visible_pairs: Tensor, dtype: torch.dtype) -> Tensor:
     hidden = ~(visible_pairs | nothing)
     zero = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return zero.masked_fill_(hidden, -math.inf)
+
+
+def attend_draws(
+    kernel: Kernel,
+    q_BHTE: Tensor,
+    sources: Sequence[tuple[Tensor, Tensor]],
+    mask_B11S: Tensor | None,
+    runs: Sequence[int],
+) -> Tensor:
+    """Attention to the encoder states, of which there may be two dropout draws.
+
+    Args:
+        kernel: of the cross-attention.
+        q_BHTE: queries of decoder rows.
+        sources: keys and values of the encoder states, (B, H, S, E) each: of one draw, or of two.
+        mask_B11S: padding of the source.
+        runs: with two draws, widths of runs of rows that take the first and the second draw in turn.
+
+    Returns:
+        attended values, (B, T, H, E).
+    """
+    if len(sources) == 1:
+        return kernel(q_BHTE, *sources[0], mask_B11S)
+    queries = torch.split(q_BHTE, list(runs), 2)
+    outputs = [q_BHTE] * len(runs)
+    for draw, source in enumerate(sources):
+        out = kernel(torch.cat(queries[draw::2], 2), *source, mask_B11S)
+        outputs[draw::2] = torch.split(out, list(runs[draw::2]), 1)
+    return torch.cat(outputs, 1)
 
 
 def segment_rule(layout: RowLayout, queries: slice, keys: slice, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -22,6 +23,7 @@ from janus_ds.model.attention import (
     RowAttention,
     RowsOfBatch,
     additive_mask,
+    attend_draws,
 )
 from janus_ds.model.layers import InputRows, Recompute, TransformerLayer
 from janus_ds.model.packed_rows import attend_source_rows
@@ -82,15 +84,21 @@ class DecoderLayer(TransformerLayer):
         self.cross_attention_norm = nn.LayerNorm(config.d_model)
 
     def forward(
-        self, x_BRD: Tensor, rows: RowAttention, source: KeysValues, source_mask: Tensor | None
+        self,
+        x_BRD: Tensor,
+        rows: RowAttention,
+        sources: Sequence[KeysValues],
+        source_mask: Tensor | None,
+        runs: Sequence[int] = (),
     ) -> Tensor:
         """Rows [first_row, R) after this layer, shape (B, T, D).
 
         Args:
             x_BRD: all rows, content rows first.
             rows: which rows are computed, and what they see of the content rows.
-            source: :meth:`source_keys_values` of the encoder states.
+            sources: :meth:`source_keys_values` of the encoder states; with two dropout draws, of both.
             source_mask: additive mask of source padding, (B, 1, 1, S).
+            runs: with two draws, how the computed rows alternate between them (:func:`attend_draws`).
         """
         attention, x_BTD = self.self_attention, x_BRD
         if rows.content_rows == x_BRD.shape[1] and not rows.first_row:
@@ -103,10 +111,12 @@ class DecoderLayer(TransformerLayer):
         x_BTD = self.residual(x_BTD, attention.merge(out), self.self_attention_norm)
         cross = self.cross_attention
         q_BHTE = cross.queries(x_BTD)
-        if isinstance(rows, FlatRows | PackedRows):
-            out = rows.attend_source(cross.kernel, q_BHTE, source, source_mask)
+        if isinstance(rows, PackedRows):
+            out = rows.attend_source(cross.kernel, q_BHTE, sources, source_mask, runs)
+        elif isinstance(rows, FlatRows):
+            out = rows.attend_source(cross.kernel, q_BHTE, sources[0], source_mask)
         else:
-            out = cross.kernel(q_BHTE, *source, source_mask)
+            out = attend_draws(cross.kernel, q_BHTE, sources, source_mask, runs)
         x_BTD = self.residual(x_BTD, cross.merge(out), self.cross_attention_norm)
         return self.feed_forward(x_BTD)
 
@@ -120,10 +130,16 @@ class DecoderLayer(TransformerLayer):
         return k_BHSE.contiguous(), v_BHSE.contiguous()
 
     def with_states(
-        self, x_BRD: Tensor, rows: RowAttention, states_BSD: Tensor, source_mask: Tensor | None
+        self,
+        x_BRD: Tensor,
+        rows: RowAttention,
+        states: Sequence[Tensor],
+        source_mask: Tensor | None,
+        runs: Sequence[int] = (),
     ) -> Tensor:
-        """:meth:`forward` from encoder states: the unit of recomputation in training."""
-        return self.forward(x_BRD, rows, self.source_keys_values(states_BSD), source_mask)
+        """:meth:`forward` from encoder states, (B, S, D) each: the unit of recomputation in training."""
+        sources = [self.source_keys_values(states_BSD) for states_BSD in states]
+        return self.forward(x_BRD, rows, sources, source_mask, runs)
 
 
 class Encoder(InputRows):
@@ -173,7 +189,7 @@ class Decoder(InputRows):
         self,
         x_BRD: Tensor,
         rows: RowsOfBatch,
-        states_BSD: Tensor,
+        states: Sequence[Tensor],
         source_mask: Tensor | None,
         recompute: Recompute | None = None,
     ) -> Tensor:
@@ -182,17 +198,18 @@ class Decoder(InputRows):
         Args:
             x_BRD: rows from :meth:`input_rows`.
             rows: self-attention of all rows and of the predicted ones.
-            states_BSD: encoder states.
+            states: encoder states, (B, S, D) each: one dropout draw, or AR's and that of all other rows.
             source_mask: additive mask of source padding.
             recompute: activation checkpointing of each layer, if wanted.
         """
         last = len(self.layers) - 1
         for number, layer in enumerate(self.decoder_layers()):
             attention = rows.predicted if number == last else rows.every
+            runs = rows.predicted_runs if number == last else rows.every_runs
             if recompute:
-                x_BRD = recompute(layer.with_states, x_BRD, attention, states_BSD, source_mask)
+                x_BRD = recompute(layer.with_states, x_BRD, attention, states, source_mask, runs)
             else:
-                x_BRD = layer.with_states(x_BRD, attention, states_BSD, source_mask)
+                x_BRD = layer.with_states(x_BRD, attention, states, source_mask, runs)
         return x_BRD
 
     def decoder_layers(self) -> list[DecoderLayer]:

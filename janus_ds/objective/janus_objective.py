@@ -19,7 +19,8 @@ __all__ = ["JanusObjective", "LossReport"]
 
 _STREAMS = ("ar", "nar", "aux")
 _PAIRS = (("ar", "nar"), ("ar", "aux"), ("nar", "aux"))
-_TERMS = (*_STREAMS, "length", *(f"kl_{first}_{second}" for first, second in _PAIRS))
+_SAME_STREAM = tuple(f"kl_{name}_{name}" for name in _STREAMS)
+_TERMS = (*_STREAMS, "length", *(f"kl_{first}_{second}" for first, second in _PAIRS), *_SAME_STREAM)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class LossReport:
     Attributes:
         total: the weighted loss, with gradient, 0-dim.
         terms: "ar", "nar", "aux" (label-smoothed), "ar_nll", "nar_nll", "aux_nll", "length",
-            "kl_ar_nar", "kl_ar_aux", "kl_nar_aux", those that are trained, and in evaluation the losses
+            "kl_ar_nar", "kl_ar_aux", "kl_nar_aux", and between two dropout draws "kl_ar_ar", "kl_nar_nar",
+            "kl_aux_aux": those that are trained, and in evaluation the losses
             of all streams that have rows; unweighted, without gradient,
             float64, each divided by its own global count: their sum over micro-batches and ranks is
             the mean over the step.
@@ -123,12 +125,13 @@ class JanusObjective(nn.Module):
                 parts = [(names, first, scales), *([(further, others, without_kl)] if further else [])]
             for streams, tokens, scale in parts:
                 rows = {name: index_T[tokens] for name, index_T in index.items()}
-                groups.append(self._group(streams, rows, target_T[tokens], scale))
+                groups.append(self._group(streams, rows, target_T[tokens], batch.draws, scale))
         elif "ar" in names:
-            ar_rows = torch.cat([batch.ar_unmasked_U, batch.ar_masked_T])
+            # Sample by sample, so that its halves are the two draws.
+            ar_rows = torch.cat([batch.ar_unmasked_U, batch.ar_masked_T]).sort().values
         if "ar" in names:
             target_U = batch.ar_target_BA.flatten()[ar_rows]
-            groups.append(self._group(("ar",), {"ar": ar_rows}, target_U, scales))
+            groups.append(self._group(("ar",), {"ar": ar_rows}, target_U, batch.draws, scales))
         return tuple(groups)
 
     def _group(
@@ -136,16 +139,25 @@ class JanusObjective(nn.Module):
         names: tuple[str, ...],
         index: dict[str, Tensor],
         target_n: Tensor,
+        draws: int,
         scales: Mapping[str, float],
     ) -> RowGroup:
+        """Rows of all draws; KL terms pair streams inside a draw, and a stream with itself over two."""
+        streams = names * draws
         pairs = []
         for first, second in _PAIRS:
             coefficient = scales[f"kl_{first}_{second}"]
             if first in names and second in names and coefficient:
-                pairs.append((names.index(first), names.index(second), coefficient))
-        ce = tuple(scales[name] for name in names)
-        terms = Terms(ce, tuple(pairs), self._smoothing)
-        return RowGroup(names, tuple(index[name] for name in names), target_n, terms)
+                places = (names.index(first), names.index(second))
+                starts = range(0, len(streams), len(names))
+                pairs += [(start + places[0], start + places[1], coefficient) for start in starts]
+        if draws == 2:
+            for place, name in enumerate(names):
+                if scales[f"kl_{name}_{name}"]:
+                    pairs.append((place, place + len(names), scales[f"kl_{name}_{name}"]))
+        terms = Terms(tuple(scales[name] for name in streams), tuple(pairs), self._smoothing)
+        rows = tuple(index[name].tensor_split(draws)[draw] for draw in range(draws) for name in names)
+        return RowGroup(streams, rows, target_n.tensor_split(draws)[0], terms)
 
     def _scales(self, counts: BatchCounts, factors: Mapping[str, float]) -> dict[str, float]:
         """Weight of each sum in the total.
@@ -167,6 +179,9 @@ def _own_count(name: str, counts: BatchCounts) -> int:
     """Global count of the tokens (or samples) that a term sums over."""
     if name == "length":
         return counts.samples
+    if name in _SAME_STREAM:
+        # A pair of draws counts once.
+        return _own_count(name.split("_")[1], counts) // 2
     if name.startswith(("aux", "kl_")):
         return counts.aux_tokens
     return counts.ar_tokens if name in ("ar", "ar_nll") else counts.masked_tokens
@@ -176,4 +191,6 @@ def _whole_count(name: str, counts: BatchCounts) -> int:
     """The same where `objective.ar_loss` and `objective.aux_share` leave nothing out."""
     if name == "length":
         return counts.samples
+    if name in _SAME_STREAM:
+        return 2 * _own_count(name, counts)
     return counts.ar_rows if name == "ar" else counts.masked_tokens

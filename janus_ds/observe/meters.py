@@ -37,6 +37,8 @@ class StepTiming:
     """Figures of one step."""
 
     seconds: float
+    cpu_seconds: float
+    """CPU time of this process, all its threads."""
     data_wait_share: float
     """Share of the step in which the trainer waited for the loader."""
     tokens_per_second: float
@@ -57,11 +59,12 @@ class StepMeter:
     def __init__(self, devices: int, peak_flops: float | None) -> None:
         self._devices = devices
         self._peak = peak_flops
-        self._start = self._ready = time.perf_counter()
+        self.restart()
 
     def restart(self) -> None:
         """Begin a step now: what came before (validation, a save) is not part of it."""
         self._start = self._ready = time.perf_counter()
+        self._cpu_start = time.process_time()
 
     def data_ready(self) -> None:
         """The step's data has arrived."""
@@ -74,12 +77,14 @@ class StepMeter:
         tokens = (counts.source_tokens + counts.target_tokens) / seconds
         timing = StepTiming(
             seconds=seconds,
+            cpu_seconds=time.process_time() - self._cpu_start,
             data_wait_share=(self._ready - self._start) / seconds,
             tokens_per_second=tokens,
             tokens_per_second_device=tokens / self._devices,
             mfu=None if self._peak is None else flops / seconds / (self._devices * self._peak),
         )
         self._start = self._ready = now
+        self._cpu_start = time.process_time()
         return timing
 
 
@@ -104,6 +109,7 @@ def step_flops(model: ModelConfig, objective: ObjectiveConfig, vocab_size: int, 
         # Query and output projections of both attentions, feed-forward, scores and mixtures.
         return count * (4 * D * D + 2 * D * F + 2 * D * (mean_source + mean_target))
 
+    source *= objective.encoder_passes
     encoder = model.encoder_layers * source * (4 * D * D + 2 * D * F + 2 * D * mean_source)
     keys = model.decoder_layers * (content + source) * 2 * D * D
     decoder = (model.decoder_layers - 1) * layer(rows) + layer(predicted)

@@ -70,6 +70,7 @@ def step_batches(run: RunConfig, sample: MeanSample, data_size: int, growth: int
     if run.data.batch == "tokens":
         cost = layout.rows if train.batch_cost == "rows" else sample.target
         samples = max(1, round(train.batch_tokens / cost / data_size / accumulation))
+    samples *= run.objective.dropout_draws
     masked, ahead = layout.msk, max(layout.arc - layout.msk, 0)
     shape = BatchShape(samples, sample.source, layout, masked * samples, ahead * samples)
     whole = samples * accumulation * data_size

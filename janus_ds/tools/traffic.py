@@ -156,9 +156,15 @@ def pair_names(objective: ObjectiveConfig) -> list[tuple[str, str]]:
     return [pair for pair in pairs if getattr(objective, f"weight_kl_{pair[0]}_{pair[1]}")]
 
 
+def repeated_names(objective: ObjectiveConfig) -> list[str]:
+    """Streams with a KL term between two dropout draws."""
+    return [name for name in ("ar", "nar", "aux") if getattr(objective, f"weight_kl_{name}_{name}")]
+
+
 def _figures(objective: ObjectiveConfig) -> int:
     """Total, length, and of each stream the loss with and without smoothing, and the KL terms."""
-    return 2 + 2 * len(stream_names(objective)) + len(pair_names(objective))
+    pairs = len(pair_names(objective)) + len(repeated_names(objective))
+    return 2 + 2 * len(stream_names(objective)) + pairs
 
 
 def _gradients(parameters: Sequence[Parameter], execution: Execution) -> Iterator[Sent]:

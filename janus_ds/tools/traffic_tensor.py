@@ -19,7 +19,7 @@ from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.model.weights import padded_vocab
 from janus_ds.objective.fused_head import rows_per_chunk
-from janus_ds.tools.traffic import Execution, Sent, pair_names, stream_names
+from janus_ds.tools.traffic import Execution, Sent, pair_names, repeated_names, stream_names
 
 __all__ = ["BatchShape", "tensor_traffic"]
 
@@ -71,7 +71,7 @@ def tensor_traffic(
         return []
     found: dict[str, Sent] = {}
     for batch in batches:
-        parts = [*_layers(model, batch, execution)]
+        parts = [*_layers(model, batch, execution, objective.encoder_passes)]
         parts += _losses(model, vocab_size, objective, batch, execution, device)
         for part in parts:
             before = found.get(part.what, replace(part, calls=0, bytes=0))
@@ -79,16 +79,16 @@ def tensor_traffic(
     return list(found.values())
 
 
-def _layers(model: ModelConfig, batch: BatchShape, execution: Execution) -> list[Sent]:
-    """Rows of width D that the layers sum, as counts of rows."""
+def _layers(model: ModelConfig, batch: BatchShape, execution: Execution, passes: int) -> list[Sent]:
+    """Rows of width D that the layers sum, as counts of rows; the encoder makes `passes` passes."""
     layout = batch.layout
     source, rows, content = batch.source, layout.rows, layout.content_rows
     predicted = rows - layout.predicted_start
     computed = [*[rows] * (model.decoder_layers - 1), predicted]
     # Outputs: attention and feed-forward; the decoder has two attentions.
-    forward = [source] * (2 * model.encoder_layers) + [width for width in computed for _ in range(3)]
+    forward = [source] * (2 * passes * model.encoder_layers) + [width for width in computed for _ in range(3)]
     # Inputs: q, k, v, fc1; in the decoder q, cross q, fc1 of the rows, k and v of content and source.
-    backward = [source] * (4 * model.encoder_layers + 2 * model.decoder_layers)
+    backward = [source] * (passes * (4 * model.encoder_layers + 2 * model.decoder_layers))
     backward += [width for width in computed for _ in range(3)] + [content] * (2 * model.decoder_layers)
     if execution.recompute:
         backward += forward
@@ -116,9 +116,12 @@ def _losses(
     chunk = rows_per_chunk(padded_vocab(model, vocab_size) // execution.tensor_size, torch.device(device))
     masked = [name for name in streams if name != "ar"]
     # Streams, KL pairs and tokens of each group of rows that predict the same tokens.
-    groups = [(len(streams), len(pair_names(objective)), batch.masked)] if masked else []
+    draws, repeated = objective.dropout_draws, repeated_names(objective)
+    pairs = draws * len(pair_names(objective)) + len(repeated)
+    groups = [(draws * len(streams), pairs, batch.masked // draws)] if masked else []
     if "ar" in streams:
-        groups.append((1, 0, batch.unmasked + (0 if masked else batch.masked)))
+        tokens = batch.unmasked + (0 if masked else batch.masked)
+        groups.append((draws, int("ar" in repeated), tokens // draws))
     calls = numbers = 0
     for count, pairs, tokens in groups:
         calls += 2 * -(-tokens // max(1, max(chunk, len(streams)) // count))

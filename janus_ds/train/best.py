@@ -62,8 +62,10 @@ class BestWeights:
         else:
             return
         name = f"valid_{VALIDATION_METRICS[self._train.valid_task].name}"
+        risen = {mode: score for mode, score in scores.items() if score > meters.best_scores.get(mode, -1.0)}
+        meters.best_scores |= risen
         if not better:
-            meters.stale_validations += 1
+            meters.stale_validations = 0 if risen else meters.stale_validations + 1
         elif self._keep(step, weights(), {"valid_loss": losses["loss"], name: dict(scores)}):
             meters.best_step, meters.stale_validations = step, 0
             meters.best_bleu, meters.best_loss = scores.get(kind, -1.0), losses["loss"]

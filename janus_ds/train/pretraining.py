@@ -201,7 +201,7 @@ def build_engine(plan: Plan, topology: Topology) -> TrainingEngine:
         new_head = config.init_length_head == "new"
         start_from(model, config.init, plan.tokenizer, parallel, new_head)
     objective = JanusObjective(config.objective, plan.special.vocab_size, parallel)
-    step = TrainingStep(model, objective)
+    step = TrainingStep(model, objective, config.objective.encoder_passes)
     sharded = topology.tensor_size > 1 or plan.execution.zero_stage == 3
     compile_step(step, config.train.compile, topology.device, sharded)
     return TrainingEngine(step, config.optim, plan.execution, topology, parallel)

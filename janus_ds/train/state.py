@@ -31,6 +31,8 @@ class Meters:
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """CPU time of the first rank's process in these steps, without validations and saves."""
     skipped_steps: int = 0
     best_bleu: float = -1.0
     """Score (BLEU for translation) of the validation that train.keep_best holds for the best."""
@@ -38,8 +40,10 @@ class Meters:
     """Held-out loss of the same validation."""
     best_step: int = 0
     """When that was; 0: there has been none."""
+    best_scores: dict[str, float] = field(default_factory=dict)
+    """Best score of each mode of train.valid_bleu."""
     stale_validations: int = 0
-    """Validations since then."""
+    """Validations in a row without a better figure or score."""
     finished: bool = False
     """train.patience has run out: the run is complete before train.max_steps."""
     unvalidated: dict[str, Any] | None = None

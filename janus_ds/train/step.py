@@ -19,10 +19,12 @@ class TrainingStep(nn.Module):
     Args:
         model: hidden rows from a batch.
         objective: losses from hidden rows.
+        encoder_passes: dropout draws of the encoder (`objective.encoder_passes`).
     """
 
-    def __init__(self, model: JanusModel, objective: JanusObjective) -> None:
+    def __init__(self, model: JanusModel, objective: JanusObjective, encoder_passes: int = 1) -> None:
         super().__init__()
+        self._encoder_passes = encoder_passes
         self.model = model
         self.objective = objective
 
@@ -39,5 +41,5 @@ class TrainingStep(nn.Module):
             counts: counts of the whole step, over all micro-batches and ranks.
             factors: ramps of loss weights at this step.
         """
-        report = self.objective(self.model(batch), batch, counts, factors)
+        report = self.objective(self.model(batch, self._encoder_passes), batch, counts, factors)
         return report.total, {name: value.detach() for name, value in report.terms.items()}

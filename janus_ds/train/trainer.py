@@ -189,8 +189,9 @@ class Trainer:
         return self._step == self._first_step
 
     def _account(self, counts: BatchCounts, verdict: Verdict) -> None:
-        self._meters.samples += counts.samples
-        self._meters.tokens += counts.source_tokens + counts.target_tokens
+        draws = self._parts.config.objective.dropout_draws
+        self._meters.samples += counts.samples // draws
+        self._meters.tokens += (counts.source_tokens + counts.target_tokens) // draws
         self._meters.skipped_steps += verdict.decision is not Decision.PROCEED
 
     def _report(
@@ -202,6 +203,7 @@ class Trainer:
             counts, step_flops(config.model, config.objective, self._parts.vocab_size, counts)
         )
         self._meters.seconds += timing.seconds
+        self._meters.cpu_seconds += timing.cpu_seconds
         skipped = verdict.decision is not Decision.PROCEED
         if not (skipped or verdict.spike or self._validates or self._due(self._train.log_every)):
             self._progress.advance({})
@@ -211,6 +213,7 @@ class Trainer:
         values |= {name: value for name, value in asdict(timing).items() if value is not None}
         values["memory_bytes"] = memory_bytes(self._topology.device)
         values |= {"samples_total": self._meters.samples, "tokens_total": self._meters.tokens}
+        values["cpu_seconds_total"] = self._meters.cpu_seconds
         values["skipped_steps"] = self._meters.skipped_steps
         if verdict.spike:
             values["spike"] = True

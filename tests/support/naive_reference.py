@@ -36,6 +36,10 @@ class NaiveJanus:
         self.p = parameters
         self.shape = shape
 
+    def drop(self, side: str, x: Tensor) -> Tensor:
+        """What stands where dropout is: nothing here. `side` is encoder or decoder."""
+        return x
+
     def linear(self, name: str, x: Tensor) -> Tensor:
         return x @ self.p[f"{name}.weight"].T + self.p[f"{name}.bias"]
 
@@ -59,27 +63,27 @@ class NaiveJanus:
         return self.linear(f"{name}.out", torch.cat(outputs, 1))
 
     def feed_forward(self, name: str, x: Tensor) -> Tensor:
+        side = name.split(".")[0]
         inner = self.linear(f"{name}.fc1", x)
         if self.shape.activation == "relu":
             inner = inner.clamp_min(0)
         else:
             inner = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
-        return self.norm(f"{name}.ffn_norm", x + self.linear(f"{name}.fc2", inner))
+        return self.norm(f"{name}.ffn_norm", x + self.drop(side, self.linear(f"{name}.fc2", inner)))
 
     def embed(self, side: str, rows: Rows) -> Tensor:
         tokens, positions = torch.tensor([t for t, _ in rows]), torch.tensor([p for _, p in rows])
         x = self.shape.scale * self.p["embedding.weight"][tokens]
         x = x + self.p[f"{side}.positions.weight"][positions]
         norm = f"{side}.embedding_norm"
-        return self.norm(norm, x) if f"{norm}.weight" in self.p else x
+        return self.drop(side, self.norm(norm, x) if f"{norm}.weight" in self.p else x)
 
     def encode(self, source: Sequence[int]) -> Tensor:
         x = self.embed("encoder", [(token, position) for position, token in enumerate(source)])
         for number in range(self.shape.encoder_layers):
             name = f"encoder.layers.{number}"
-            x = self.norm(
-                f"{name}.self_attention_norm", x + self.attend(f"{name}.self_attention", x, x, None)
-            )
+            out = self.drop("encoder", self.attend(f"{name}.self_attention", x, x, None))
+            x = self.norm(f"{name}.self_attention_norm", x + out)
             x = self.feed_forward(name, x)
         return x
 
@@ -104,9 +108,9 @@ class NaiveJanus:
         return x @ table.T, None if y is None else y @ table.T
 
     def _layer(self, name: str, x: Tensor, content: Tensor, mask: Tensor | None, states: Tensor) -> Tensor:
-        out = self.attend(f"{name}.self_attention", x, content, mask)
+        out = self.drop("decoder", self.attend(f"{name}.self_attention", x, content, mask))
         x = self.norm(f"{name}.self_attention_norm", x + out)
-        out = self.attend(f"{name}.cross_attention", x, states, None)
+        out = self.drop("decoder", self.attend(f"{name}.cross_attention", x, states, None))
         return self.feed_forward(name, self.norm(f"{name}.cross_attention_norm", x + out))
 
     def ar(self, source: Sequence[int], content: Rows, query: Rows) -> Tensor:

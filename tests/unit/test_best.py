@@ -61,10 +61,22 @@ def test_the_highest_bleu_of_the_mode_is_kept(tmp_path: Path) -> None:
     for step, score in enumerate([0.0, 7.0, 6.0], 1):
         run.validate(step, 1.0 / step, ar=50.0 + step, nar=score)
     assert run.kept[0] == 2
-    assert (run.meters.best_bleu, run.meters.best_loss, run.meters.stale_validations) == (7.0, 0.5, 1)
+    assert (run.meters.best_bleu, run.meters.best_loss, run.meters.stale_validations) == (7.0, 0.5, 0)
+    assert run.meters.best_scores == {"ar": 53.0, "nar": 7.0}
     off = Run(tmp_path / "off", TrainConfig())
     off.validate(1, 1.0, ar=3.0)
     assert not off.root.exists()
+
+
+def test_patience_waits_for_every_mode(tmp_path: Path) -> None:
+    """AR still rises where NAR, which decides what is kept, does not."""
+    run = Run(tmp_path, TrainConfig(keep_best="nar", patience=2))
+    for step, (ar, nar) in enumerate([(5.0, 5.0), (6.0, 4.0), (6.0, 4.0), (7.0, 4.0), (7.0, 5.0)], 1):
+        run.validate(step, 1.0, ar=ar, nar=nar)
+        assert not run.meters.finished
+    run.validate(6, 1.0, ar=7.0, nar=5.0)
+    assert run.meters.finished
+    assert run.meters.best_step == 1
 
 
 def test_a_full_disk_is_a_warning_and_the_earlier_best_stays(

@@ -338,3 +338,35 @@ def test_nothing_to_train():
     nothing = {name: 0.0 for name in vars(objective("paper")) if name.startswith("weight_")}
     with pytest.raises(ConfigError, match="nothing to train"):
         Collator(TOY, replace(objective("paper"), **{**nothing, "weight_length": 0.1}), 9, 1)
+
+
+def test_two_draws_repeat_the_batch() -> None:
+    """All samples twice, one time after the other; the counts are those of all copies."""
+    samples = [Sample([0, 9, 8, 2], [0, 11, 12, 13, 14, 2], [1, 3]), Sample([0, 7, 2], [0, 21, 22, 2], [2])]
+    goal = replace(objective("paper"), weight_kl_ar_ar=1.0)
+    once, twice = collated(samples, TOY, objective("paper")), collated(samples, TOY, goal)
+    assert (once.draws, twice.draws) == (1, 2)
+    assert twice.counts == once.counts + once.counts
+    for name, value in once.tensors():
+        found = getattr(twice, name)
+        assert torch.equal(found[: len(value)], value), name
+        first = found[len(value) :] if name.endswith(("_U", "_T")) else None
+        if first is None:
+            assert torch.equal(found[len(value) :], value), name
+        else:
+            width = twice.layout.msk if name == "masked_T" else twice.layout.arq
+            assert torch.equal(first - len(samples) * width, value), name
+
+
+def test_the_aux_order_is_that_of_the_views() -> None:
+    """Slots of all segments, and their AR rows, follow the drawn order; nothing else changes."""
+    sample = Sample([0, 9, 2], [0, 11, 12, 13, 14, 15, 2], [2, 3, 5])
+    views = views_of([sample])
+    order = np.array([0, 0, 30, 10, 0, 20, 0], dtype=np.uint64)
+    options = {"length_classes": 256, "pad_multiple": 1}
+    batch = Collator(TOY, objective("paper"), **options)(replace(views, order=order), np.arange(1))
+    for name in (Segment.MSK, Segment.CMP, Segment.QRY):
+        assert segment(batch, name, "position") == [[3, 5, 2]]
+    assert batch.masked_target_BM.tolist() == [[13, 15, 12]]
+    assert batch.ar_masked_T.tolist() == [2, 4, 1]
+    assert batch.ar_unmasked_U.tolist() == [0, 3, 5]

@@ -33,6 +33,33 @@ def test_loss_weights(preset: str, task: str) -> None:
     assert found == WEIGHTS[preset, task]
 
 
+# weight_ar, _nar, _aux, _length, kl_ar_ar, kl_nar_nar, kl_aux_aux, masking law, AUX order
+TWO_DRAWS = {
+    "ar_rdrop": (2.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0, "span_union", "left_to_right"),
+    "ar_query_rdrop": (2.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0, "span_union", "left_to_right"),
+    "released_finetune": (0.0, 1.0, 1.0, 0.1, 0.0, 1.0, 1.0, "uniform", "random"),
+}
+
+
+@pytest.mark.parametrize("preset", sorted(TWO_DRAWS))
+def test_presets_of_two_dropout_draws(preset: str) -> None:
+    """R-Drop and the released fine-tuning; no term between different streams."""
+    run = load(preset, "pair")
+    o = run.objective
+    found = (o.weight_ar, o.weight_nar, o.weight_aux, o.weight_length)
+    found += (o.weight_kl_ar_ar, o.weight_kl_nar_nar, o.weight_kl_aux_aux)
+    assert (*found, run.masking.target, run.masking.aux_order) == TWO_DRAWS[preset]
+    assert (o.weight_kl_ar_nar, o.weight_kl_ar_aux, o.weight_kl_nar_aux) == (0.0, 0.0, 0.0)
+    assert (o.dropout_draws, o.encoder_passes) == (2, 1)
+    assert o.ar_stream == ("content" if preset == "ar_rdrop" else "query")
+
+
+@pytest.mark.parametrize("preset", ["paper", "released", "ar", "ar_query", "cmlm"])
+def test_other_presets_take_one_draw(preset: str) -> None:
+    run = load(preset, "pair")
+    assert (run.objective.dropout_draws, run.masking.aux_order) == (1, "left_to_right")
+
+
 @pytest.mark.parametrize(("preset", "task"), sorted(WEIGHTS))
 def test_conventions(preset: str, task: str) -> None:
     run = load(preset, task)
@@ -117,7 +144,12 @@ def test_the_schema_starts_without_choices_of_its_own() -> None:
     o = ObjectiveConfig()
     chosen = {name for name, value in vars(o).items() if value is not None}
     # Which losses are summed is not a preset's choice: all of them, unless a user takes fewer.
-    assert {name for name in chosen if not name.startswith("ramp_")} == {"preset", "ar_loss", "aux_share"}
+    assert {name for name in chosen if not name.startswith("ramp_")} == {
+        "preset",
+        "ar_loss",
+        "aux_share",
+        "encoder_passes",
+    }
     assert (o.ar_loss, o.aux_share) == ("all", 1.0)
     assert not any(getattr(o, name) for name in chosen if name.startswith("ramp_")), (
         "no ramp unless asked for"

@@ -76,6 +76,13 @@ def test_held_out_text_is_what_was_given(data, tmp_path):
         (["train.valid_bleu=bleu"], "has no value 'bleu'"),
         (["data.batch=words"], "data.batch has no value 'words'"),
         (["train.batch_tokens=0"], "more than 0"),
+        (["objective.encoder_passes=3"], "must be 1 or 2"),
+        (
+            ["data.task=pair", "objective.preset=cmlm", "objective.encoder_passes=2"],
+            "does not train AR beside",
+        ),
+        (["data.task=pair", "objective.preset=ar", "objective.weight_kl_nar_nar=1"], "weight_nar is 0"),
+        (["masking.aux_order=backwards"], "masking.aux_order has no value 'backwards'"),
     ],
 )
 def test_configurations_that_cannot_be_meant(overrides, words):
