@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from janus_ds.config.faults import suggestion
-from janus_ds.data.files import disk_faults
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.load import DEMO, LoadedRun, load_run, with_decode
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, UsageError, exit_on_error
+from janus_ds.io import disk_faults
 from janus_ds.model.inference import prepare_for_inference
 from janus_ds.tools.decode_arguments import BOTH_WAYS, add_inference_arguments, inference_options
 from janus_ds.tools.passages import Passage, heldout_passages, line_passages, read_lines

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from janus_ds.checkpoint.manifest import sync_files, sync_folder, write_json, write_manifest
+from janus_ds.checkpoint.manifest import write_json, write_manifest
 from janus_ds.checkpoint.weights import WEIGHTS_FILE, save_weights
 from janus_ds.errors import ResourceError
+from janus_ds.io import sync_path, sync_tree
 
 __all__ = ["BEST_FOLDER", "save_best"]
 
@@ -41,12 +42,12 @@ def save_best(root: Path, weights: Mapping[str, Tensor], record: Mapping[str, An
         working.mkdir()
         save_weights(working / WEIGHTS_FILE, weights)
         write_json(working / "best.json", dict(record))
-        sync_files(working)
+        sync_tree(working)
         write_manifest(working)
         if final.exists():
             final.rename(previous)
         working.rename(final)
-        sync_folder(root)
+        sync_path(root)
         shutil.rmtree(previous, ignore_errors=True)
     except (OSError, RuntimeError) as error:
         raise ResourceError(

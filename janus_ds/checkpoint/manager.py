@@ -26,13 +26,12 @@ from janus_ds.checkpoint.manifest import (
     check_version,
     fault_of,
     read_json,
-    sync_files,
-    sync_folder,
     write_json,
     write_manifest,
 )
 from janus_ds.checkpoint.snapshot import Snapshot, snapshot_bytes
 from janus_ds.errors import CheckpointError, ResourceError
+from janus_ds.io import sync_path, sync_tree
 from janus_ds.parallel.topology import Topology
 
 __all__ = ["STATE_FILE", "CheckpointManager", "SavePolicy", "Saveable", "read_state", "step_of"]
@@ -220,7 +219,7 @@ class CheckpointManager:
             working.mkdir()
             snapshot.write(working)
             write_json(working / STATE_FILE, state)
-            sync_files(working)
+            sync_tree(working)
             write_manifest(working)
             self._replace(final, working)
             self._prune()
@@ -239,7 +238,7 @@ class CheckpointManager:
         if final.exists():
             final.rename(before)
         working.rename(final)
-        sync_folder(self._root)
+        sync_path(self._root)
         shutil.rmtree(before, ignore_errors=True)
 
     def _prune(self) -> None:

@@ -8,13 +8,13 @@ only if it holds a `complete.json` that agrees with every file beside it.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from janus_ds.errors import CheckpointError
+from janus_ds.io import atomic_file
 
 __all__ = [
     "COMPLETE",
@@ -23,8 +23,6 @@ __all__ = [
     "check_version",
     "fault_of",
     "read_json",
-    "sync_files",
-    "sync_folder",
     "write_json",
     "write_manifest",
 ]
@@ -104,13 +102,8 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either the old or the new one, and on disk on return."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(_json_text(value))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    with atomic_file(path) as file:
+        file.write(_json_text(value).encode())
 
 
 def _read_manifest(folder: Path) -> Any:
@@ -130,27 +123,6 @@ def _sum_of(content: Any) -> int:
 
 def _json_text(value: Any) -> str:
     return json.dumps(value, indent=1) + "\n"
-
-
-def sync_files(folder: Path) -> None:
-    """Bring all files below `folder` to disk."""
-    for path in _files(folder):
-        _sync(path)
-    for path in sorted({path.parent for path in _files(folder)} | {folder}):
-        sync_folder(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's own entries (names, renames) to disk."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -8,7 +8,6 @@ the tensors' memory. Reading is the library's.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from janus_ds.errors import CheckpointError
+from janus_ds.io import atomic_file
 
 __all__ = ["TensorReader", "open_tensors", "write_tensors"]
 
@@ -94,16 +94,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % _ALIGNMENT)
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(struct.pack("<Q", len(header)))
-            file.write(header)
-            for tensor in tensors.values():
-                flat = tensor.detach().to("cpu", torch.float32).contiguous().view(-1)
-                data = flat.view(torch.uint8).numpy().data
-                for start in range(0, len(data), _CHUNK):
-                    file.write(data[start : start + _CHUNK])
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(path, unique=True) as file:
+        file.write(struct.pack("<Q", len(header)))
+        file.write(header)
+        for tensor in tensors.values():
+            flat = tensor.detach().to("cpu", torch.float32).contiguous().view(-1)
+            data = flat.view(torch.uint8).numpy().data
+            for start in range(0, len(data), _CHUNK):
+                file.write(data[start : start + _CHUNK])

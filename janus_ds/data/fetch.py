@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from janus_ds.config.locations import PIPE, expanded, join_location, public_location
-from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.remote import CHUNK_BYTES, TransferError, open_transfer, shell_command
 from janus_ds.errors import DamagedDataError, DataError
+from janus_ds.io import disk_faults, write_atomic
 
 __all__ = ["Expected", "Patience", "RemoteFolder"]
 
@@ -118,7 +118,7 @@ class RemoteFolder:
             file.seek(0)
             with disk_faults(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, file.read(), unique=True)
+            write_atomic(target, file.read(), unique=True)
 
     def fetch_any(self, choices: Sequence[Sequence[str]], folder: Path) -> None:
         """Bring the first group of files that is there, under their last names, into `folder`.

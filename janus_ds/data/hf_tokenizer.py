@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from janus_ds.data.files import write_whole
 from janus_ds.data.tokenizer import MASK_TEXT, ByteLevelBPE, Tokenizer, load_tokenizer
 from janus_ds.errors import DataError
+from janus_ds.io import write_atomic
 
 __all__ = ["read_hf_tokenizer", "write_hf_tokenizer"]
 
@@ -61,7 +61,7 @@ def write_hf_tokenizer(tokenizer: ByteLevelBPE, folder: Path, longest: int) -> N
         longest: positions of the model's table.
     """
     tokenizer.save(folder)
-    write_whole(folder / _FAST, tokenizer.fast_json().encode())
+    write_atomic(folder / _FAST, tokenizer.fast_json().encode())
     special = tokenizer.special
     ids = {"<s>": special.bos, "<pad>": special.pad, "</s>": special.eos, "<unk>": special.unk}
     ids[MASK_TEXT] = special.mask
@@ -74,7 +74,7 @@ def write_hf_tokenizer(tokenizer: ByteLevelBPE, folder: Path, longest: int) -> N
         "added_tokens_decoder": {str(id_): _added_token(piece) for piece, id_ in ids.items()},
         **_ROLES,
     }
-    write_whole(folder / _CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+    write_atomic(folder / _CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
 
 def _added_token(piece: str) -> dict[str, Any]:

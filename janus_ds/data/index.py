@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from janus_ds.data.files import fingerprint_of, write_whole
 from janus_ds.errors import DataError
+from janus_ds.io import fingerprint_of, write_atomic
 
 __all__ = [
     "FORMAT_VERSION",
@@ -231,7 +231,7 @@ def _checksum(body: dict[str, Any]) -> str:
 def _save(path: Path, fields: dict[str, Any]) -> str:
     body = {"format_version": FORMAT_VERSION, **fields}
     data = (json.dumps({**body, "checksum": _checksum(body)}, sort_keys=True) + "\n").encode()
-    write_whole(path, data)
+    write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from janus_ds.config.locations import is_remote, parse_locations
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.fetch import Expected, Patience, RemoteFolder
-from janus_ds.data.files import fingerprint_of
 from janus_ds.data.index import INDEX_NAME, MANIFEST_NAME, Manifest, ShardEntry
 from janus_ds.data.shard_cache import ShardCache
 from janus_ds.data.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from janus_ds.errors import DamagedDataError, DataError, JanusError
+from janus_ds.io import fingerprint_of
 
 __all__ = ["DataPlace", "MixedSplit", "RemoteShards", "SplitPlace", "open_data", "open_split"]
 

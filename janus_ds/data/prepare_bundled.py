@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
-from janus_ds.data.files import disk_faults
 from janus_ds.data.index import MANIFEST_NAME
 from janus_ds.data.prepare_job import PrepareProgress, prepare
 from janus_ds.data.prepare_settings import PrepareSettings
+from janus_ds.io import disk_faults
 
 __all__ = ["prepare_bundled_corpus"]
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.glge_files import Limits, find_files, read_pairs
 from janus_ds.data.index import Manifest, SplitTotals
 from janus_ds.data.pair_encoding import plain_ids, portions
@@ -23,6 +22,7 @@ from janus_ds.data.ragged import Ragged
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.data.whole import PairReport, build_whole
 from janus_ds.errors import ConfigError, DataError
+from janus_ds.io import disk_faults, write_atomic
 
 __all__ = ["GlgeSettings", "prepare_glge"]
 
@@ -134,7 +134,7 @@ class _Job:
         with disk_faults(raw):
             raw.mkdir(exist_ok=True)
         for side, name in enumerate(_SIDES[: 1 if target is None else 2]):
-            write_whole(raw / f"{split}.{name}", "".join(f"{pair[side]}\n" for pair in lines).encode())
+            write_atomic(raw / f"{split}.{name}", "".join(f"{pair[side]}\n" for pair in lines).encode())
 
     def _split(self, split: str, source: Path, target: Path) -> tuple[SplitTotals, dict[str, int]]:
         encode = _Encoder(self._tokenizer, self._settings.limits)

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from janus_ds.data.documents import Position
-from janus_ds.data.files import disk_faults, fingerprint_of, write_whole
 from janus_ds.data.index import ShardEntry, shard_entry
 from janus_ds.data.ragged import Ragged
 from janus_ds.errors import DataError
+from janus_ds.io import disk_faults, fingerprint_of, write_atomic
 
 __all__ = ["WORK_NAME", "Journal", "Progress", "SplitState"]
 
@@ -113,7 +113,7 @@ class Journal:
             )
         if not same:
             self._refuse_foreign()
-            write_whole(path, self._key.encode())
+            write_atomic(path, self._key.encode())
 
     def _refuse_foreign(self) -> None:
         """A new preparation needs an empty folder; what an earlier start left may go."""
@@ -169,7 +169,7 @@ class Journal:
         np.savez(buffer, **arrays)
         self._serial += 1
         samples_name = f"samples-{self._serial:06d}.npz"
-        write_whole(self._dir / samples_name, buffer.getvalue())
+        write_atomic(self._dir / samples_name, buffer.getvalue())
         state = {
             "serial": self._serial,
             "samples": samples_name,
@@ -181,7 +181,7 @@ class Journal:
                 for name, split in progress.splits.items()
             },
         }
-        write_whole(self._dir / _STATE, json.dumps(state).encode())
+        write_atomic(self._dir / _STATE, json.dumps(state).encode())
         for old in self._dir.glob("samples-*.npz*"):
             if old.name != samples_name:
                 old.unlink()

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.index import Manifest, SplitTotals
 from janus_ds.data.pair_cleaning import PairCleaner, pair_key
 from janus_ds.data.pair_encoding import portions, structural
@@ -28,6 +27,7 @@ from janus_ds.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepie
 from janus_ds.data.whole import PairReport, build_whole
 from janus_ds.data.word_tokenizer import train_words
 from janus_ds.errors import DataError
+from janus_ds.io import disk_faults, write_atomic
 
 __all__ = ["PairReport", "prepare_pairs"]
 
@@ -135,7 +135,7 @@ class _Job:
         languages = (self._settings.languages.source, self._settings.languages.target)
         for side, language in enumerate(languages):
             text = "".join(f"{pair[side]}\n" for pair in lines)
-            write_whole(folder / f"{split}.{language}", text.encode())
+            write_atomic(folder / f"{split}.{language}", text.encode())
         self._held_out |= {pair_key(*pair) for pair in self._pairs(split)}
 
     def _tokenizer(self) -> Tokenizer:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from janus_ds.data.files import disk_faults
 from janus_ds.data.index import SplitIndex
 from janus_ds.data.prepare_journal import SplitState
 from janus_ds.data.ragged import Ragged
 from janus_ds.data.shards import Packing, shard_name, write_shard
+from janus_ds.io import disk_faults
 
 __all__ = ["SplitWriter"]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from janus_ds.data.documents import DocumentReader
-from janus_ds.data.files import disk_faults
 from janus_ds.data.prepare_settings import PrepareSettings
 from janus_ds.data.prepare_units import split_of
 from janus_ds.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from janus_ds.errors import DataError
+from janus_ds.io import disk_faults
 
 __all__ = ["ensure_tokenizer", "hash_sample", "sample_lines"]
 

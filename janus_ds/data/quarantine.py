@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from janus_ds.data.files import disk_faults
 from janus_ds.errors import DamagedDataError, DataError
+from janus_ds.io import disk_faults
 
 __all__ = ["QUARANTINE_NAME", "Damage", "QuarantineList", "StandIns"]
 

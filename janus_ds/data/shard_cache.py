@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from janus_ds.data.files import disk_faults, sha256_of_file
 from janus_ds.errors import DataError, ResourceError
+from janus_ds.io import disk_faults, sha256_of_file
 
 __all__ = ["ShardCache"]
 

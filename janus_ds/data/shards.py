@@ -19,10 +19,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from janus_ds.data.files import disk_faults
 from janus_ds.data.index import BlobEntry, MemberEntry, ShardEntry, SplitIndex
 from janus_ds.data.ragged import Ragged
 from janus_ds.errors import DamagedDataError, DataError
+from janus_ds.io import disk_faults
 
 __all__ = [
     "Packing",

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.data.files import disk_faults, fingerprint_of, write_whole
 from janus_ds.data.word_tokenizer import WORDS_NAME, WordTokenizer
 from janus_ds.errors import DataError
+from janus_ds.io import disk_faults, fingerprint_of, write_atomic
 
 __all__ = [
     "MASK_TEXT",
@@ -286,7 +286,7 @@ def _write_files(directory: Path, files: dict[str, bytes]) -> None:
     with disk_faults(directory):
         directory.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        write_whole(directory / name, data)
+        write_atomic(directory / name, data)
 
 
 def _read_vocab(data: bytes, where: str) -> dict[str, int]:

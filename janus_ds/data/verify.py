@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from janus_ds.data.files import sha256_of_file
 from janus_ds.data.index import (
     INDEX_NAME,
     BlobEntry,
@@ -27,6 +26,7 @@ from janus_ds.data.index import (
 from janus_ds.data.shards import TAR_BLOCK_BYTES, unpack_member
 from janus_ds.data.tokenizer import load_tokenizer
 from janus_ds.errors import DataError, JanusError
+from janus_ds.io import sha256_of_file
 
 __all__ = ["Fault", "VerifyReport", "verify_dataset"]
 

@@ -6,15 +6,14 @@ which resumes, shares the comparison of requests alone.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_ds.data.files import disk_faults
 from janus_ds.data.index import MANIFEST_NAME, Manifest
 from janus_ds.errors import DataError
+from janus_ds.io import atomic_dir, disk_faults
 
 __all__ = ["PairReport", "build_whole", "finished_manifest"]
 
@@ -49,18 +48,8 @@ def build_whole(output: Path, request: dict[str, Any], build: Callable[[Path], M
         return PairReport(output, finished_manifest(output, request), already_whole=True)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError("the output is not an empty folder", str(output), "choose another output folder")
-    building = output.parent / f".{output.name}.building"
-    with disk_faults(output):
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-    try:
+    with disk_faults(output), atomic_dir(output) as building:
         manifest = build(building)
-        with disk_faults(output):
-            if output.exists():
-                output.rmdir()
-            building.rename(output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return PairReport(output, manifest)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.data.files import disk_faults, fingerprint_of, write_whole
 from janus_ds.errors import DataError
+from janus_ds.io import disk_faults, fingerprint_of, write_atomic
 
 __all__ = ["WORDS_NAME", "WordTokenizer", "train_words"]
 
@@ -66,7 +66,7 @@ class WordTokenizer:
         """Write `words.txt`."""
         with disk_faults(directory):
             directory.mkdir(parents=True, exist_ok=True)
-        write_whole(directory / WORDS_NAME, self._data)
+        write_atomic(directory / WORDS_NAME, self._data)
 
 
 def train_words(lines: Iterable[str]) -> WordTokenizer:

@@ -18,6 +18,7 @@ from janus_ds import __version__
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.estimator import estimator_name
 from janus_ds.config.schema import RunConfig
+from janus_ds.io import write_atomic
 from janus_ds.observe.versions import installed_versions
 
 __all__ = ["RUN_FILE", "RUN_FORMAT_VERSION", "read_run_record", "write_run_record"]
@@ -62,9 +63,7 @@ def write_run_record(
         "execution": execution,
         "attempts": [*earlier, started],
     }
-    temporary = run / f".{RUN_FILE}.tmp"
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(run / RUN_FILE)
+    write_atomic(run / RUN_FILE, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def read_run_record(run: Path) -> dict[str, Any] | None:

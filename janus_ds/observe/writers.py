@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.errors import ResourceError
+from janus_ds.io import write_atomic
 
 __all__ = ["MetricsWriter", "read_metrics", "truncate_events", "truncate_metrics"]
 
@@ -105,9 +106,7 @@ def truncate_metrics(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def truncate_events(folder: Path, step: int) -> None:

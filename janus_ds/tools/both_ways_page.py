@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_ds.data.files import write_whole
+from janus_ds.io import write_atomic
 from janus_ds.tools.both_ways import GREEDY, SYSTEMS
 from janus_ds.tools.both_ways_choice import CHOSEN_DRAFT, CHOSEN_RESCORED
 from janus_ds.tools.report_data import RunFolder, System
@@ -83,7 +83,7 @@ def write_page(content: Mapping[str, Any], folder: Path) -> Path:
     """
     drawn = _draw(content, folder)
     path = folder / "both_ways.md"
-    write_whole(path, "\n".join([*_lines(content, drawn), ""]).encode())
+    write_atomic(path, "\n".join([*_lines(content, drawn), ""]).encode())
     return path
 
 
@@ -263,7 +263,7 @@ def _draw(content: Mapping[str, Any], folder: Path) -> bool:
         figure = draw_tradeoff(runs, _TASK, "sacrebleu")
         if figure is None:
             return False
-        write_whole(folder / _PICTURE, png_of(figure, 110))
+        write_atomic(folder / _PICTURE, png_of(figure, 110))
     return True
 
 

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 
 from janus_ds.checkpoint.average import average_weights, last_checkpoints
-from janus_ds.data.files import disk_faults
 from janus_ds.data.index import Manifest
 from janus_ds.data.pair_encoding import plain_ids
 from janus_ds.decode.generator import Generator, trained_modes
@@ -22,6 +21,7 @@ from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
 from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.io import disk_faults
 from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.scores import Scores, save_json
 from janus_ds.model.inference import InferenceOptions, prepare_for_inference

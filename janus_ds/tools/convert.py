@@ -24,11 +24,11 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.weights import save_weights
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.data.files import disk_faults
 from janus_ds.data.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.decode.text import DICT_NAME, FairseqWords
 from janus_ds.errors import CheckpointError, DataError, UsageError
+from janus_ds.io import disk_faults
 from janus_ds.model.bart_names import ConversionReport
 from janus_ds.model.pretrained import load_fairseq, to_fairseq
 from janus_ds.observe.run_record import write_run_record

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from janus_ds.data.files import write_whole
 from janus_ds.errors import UsageError
+from janus_ds.io import write_atomic
 from janus_ds.model.bart_names import ConversionReport
 from janus_ds.observe.run_record import RUN_FILE
 
@@ -28,4 +28,4 @@ def refuse_run(folder: Path) -> None:
 
 def write_report(folder: Path, report: ConversionReport) -> None:
     """Write what became of every name into `conversion.json`."""
-    write_whole(folder / REPORT_FILE, (json.dumps(asdict(report), indent=1) + "\n").encode())
+    write_atomic(folder / REPORT_FILE, (json.dumps(asdict(report), indent=1) + "\n").encode())

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from janus_ds.checkpoint.weights import save_weights
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
-from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
 from janus_ds.data.tokenizer import ByteLevelBPE
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.errors import UsageError
+from janus_ds.io import disk_faults, write_atomic
 from janus_ds.model.bart_names import ConversionReport
 from janus_ds.model.hf_bart import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
 from janus_ds.model.hf_export import export_config, export_generation, export_weights
@@ -120,4 +120,4 @@ def _notes(loaded: LoadedRun) -> list[str]:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from janus_ds.checkpoint.average import average_weights, last_checkpoints
 from janus_ds.checkpoint.manager import step_of
 from janus_ds.checkpoint.weights import WEIGHTS_FILE
-from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
+from janus_ds.io import disk_faults, write_atomic
 from janus_ds.observe.run_record import RUN_FILE, RUN_FORMAT_VERSION, read_run_record
 
 __all__ = ["MOST_BYTES", "folder_bytes", "ship"]
@@ -68,8 +68,8 @@ def ship(run: Path, output: Path, average: int, about: Mapping[str, Any]) -> dic
     with disk_faults(output):
         output.mkdir(parents=True, exist_ok=True)
         shutil.copytree(run / "tokenizer", output / "tokenizer", dirs_exist_ok=True)
-    _write_weights(output / WEIGHTS_FILE, weights)
-    write_whole(output / RUN_FILE, (json.dumps(shipped, indent=1) + "\n").encode())
+    write_atomic(output / WEIGHTS_FILE, save(weights, metadata={"format": "pt"}))
+    write_atomic(output / RUN_FILE, (json.dumps(shipped, indent=1) + "\n").encode())
     # Read back what others will read.
     load_run(output)
     return shipped
@@ -88,12 +88,3 @@ def _check_size(weights: Mapping[str, Tensor], run: Path) -> None:
             str(run),
             "train a smaller model, or one with a smaller vocabulary",
         )
-
-
-def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with disk_faults(path):
-        save_file(dict(weights), str(temporary), metadata={"format": "pt"})
-        # The library makes files that only their owner can read.
-        temporary.chmod(0o644)
-        temporary.replace(path)

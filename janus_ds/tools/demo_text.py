@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from janus_ds.data.files import disk_faults
 from janus_ds.errors import DataError
+from janus_ds.io import disk_faults
 
 __all__ = ["PairSplits", "split_pairs", "write_splits"]
 

@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 
 from janus_ds.checkpoint.average import average_weights, last_checkpoints
-from janus_ds.data.files import disk_faults, sha256_of_file, write_whole
 from janus_ds.data.index import MANIFEST_NAME, Manifest, SplitTotals
 from janus_ds.data.prepare_journal import SplitState
 from janus_ds.data.prepare_splits import SplitWriter
@@ -33,6 +32,7 @@ from janus_ds.data.whole import PairReport, finished_manifest
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
 from janus_ds.errors import CheckpointError, DataError
+from janus_ds.io import disk_faults, sha256_of_file, write_atomic
 from janus_ds.model.weights import load_weights
 
 __all__ = ["DistillRequest", "distill"]
@@ -171,7 +171,7 @@ def _open_work(output: Path, asked: dict[str, Any]) -> Path:
             )
         (work / "portions").mkdir(parents=True, exist_ok=True)
         shutil.rmtree(work / "data", ignore_errors=True)
-    write_whole(note, text.encode())
+    write_atomic(note, text.encode())
     return work
 
 
@@ -197,7 +197,7 @@ class _Targets:
             show(start, len(order))
             path = self._folder / f"{number:06d}.npy"
             if not path.is_file():
-                write_whole(path, _packed(self._decode(ids, partial(_shifted, show, start, len(order)))))
+                write_atomic(path, _packed(self._decode(ids, partial(_shifted, show, start, len(order)))))
             parts.append(_unpacked(path, len(ids), self._dtype))
         show(len(order), len(order))
         return Ragged.concatenate(parts).take(np.argsort(order, kind="stable"))

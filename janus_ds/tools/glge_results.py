@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.checkpoint.manager import read_state, step_of
-from janus_ds.data.files import disk_faults, write_whole
+from janus_ds.io import disk_faults, write_atomic
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics
 from janus_ds.tools.glge_page import HELD_OUT, render_page
@@ -50,9 +50,9 @@ def write_results(experiment: QuestionExperiment) -> Path:
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     content = _collect(experiment)
-    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+    write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
     text = "\n".join([*render_page(content), ""])
-    write_whole(path.with_suffix(".md"), text.encode())
+    write_atomic(path.with_suffix(".md"), text.encode())
     return path.with_suffix(".md")
 
 

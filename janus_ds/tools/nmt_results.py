@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.checkpoint.manager import read_state, step_of
-from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.errors import MissingDependencyError
+from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.files import TextLines, read_lines
 from janus_ds.metrics.translation import compare_translations
 from janus_ds.observe.run_record import read_run_record
@@ -75,9 +75,9 @@ def write_results(experiment: Experiment) -> Path:
         content = json.loads(path.read_text(encoding="utf-8"))
     found = _collect(experiment)
     content[experiment.direction] = {**found, **_pictures(experiment, list(found["runs"]))}
-    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+    write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
     text = "\n".join(_markdown(content))
-    write_whole(path.with_suffix(".md"), text.encode())
+    write_atomic(path.with_suffix(".md"), text.encode())
     return path.with_suffix(".md")
 
 
@@ -110,7 +110,7 @@ def _save(experiment: Experiment, picture: Picture) -> dict[str, str]:
     path = experiment.results / _PICTURES / f"{_NAME}_{experiment.direction}_{stem}.png"
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, picture.png or b"")
+    write_atomic(path, picture.png or b"")
     return {"file": f"{_PICTURES}/{path.name}", "title": picture.title, "caption": picture.caption}
 
 

@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 
 from janus_ds import __version__
-from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.errors import UsageError
+from janus_ds.io import disk_faults, write_atomic
 from janus_ds.tools.report_data import RunFolder, read_runs
 from janus_ds.tools.report_figures import draw_curve_pictures, draw_task_pictures
 from janus_ds.tools.report_samples import sample_cards
@@ -103,11 +103,11 @@ def write_report(request: ReportRequest) -> list[Path]:
     with disk_faults(request.output):
         request.output.mkdir(parents=True, exist_ok=True)
     written = [request.output / PAGE]
-    write_whole(written[0], f"{page}\n".encode())
+    write_atomic(written[0], f"{page}\n".encode())
     for picture in [*(p for found in by_task.values() for p in found), *curves]:
         if picture.png is not None:
             written.append(request.output / f"{picture.name}.png")
-            write_whole(written[-1], picture.png)
+            write_atomic(written[-1], picture.png)
     return written
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from janus_ds.data.files import disk_faults, write_whole
 from janus_ds.data.sentences import split_sentences
 from janus_ds.errors import DataError
+from janus_ds.io import disk_faults, write_atomic
 
 __all__ = ["DEV_PAIRS", "treebank_lower", "write_squadqg", "write_wikipedia"]
 
@@ -86,7 +86,7 @@ def write_squadqg(shared: Path, folder: Path) -> dict[str, int]:
         inside.mkdir(parents=True, exist_ok=True)
     for split, pairs in splits.items():
         for side, name in enumerate(("src", "tgt")):
-            write_whole(inside / f"{split}.{name}", "".join(f"{pair[side]}\n" for pair in pairs).encode())
+            write_atomic(inside / f"{split}.{name}", "".join(f"{pair[side]}\n" for pair in pairs).encode())
     left_out = len(own) - len(splits["train"])
     return {**{split: len(pairs) for split, pairs in splits.items()}, "left_out": left_out}
 
@@ -116,7 +116,7 @@ def write_wikipedia(shared: Path, path: Path, megabytes: int) -> int:
                 break
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
     return articles
 
 

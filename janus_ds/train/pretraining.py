@@ -20,7 +20,6 @@ from janus_ds.config.estimator import estimator_name, full_estimator
 from janus_ds.config.schema import RunConfig
 from janus_ds.config.setup import load_setup
 from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.files import check_writable, disk_faults
 from janus_ds.data.loader import RankShare, StepLoader, validation_batches
 from janus_ds.data.places import open_data, open_split
 from janus_ds.data.prepare_bundled import prepare_bundled_corpus
@@ -28,6 +27,7 @@ from janus_ds.data.quarantine import QuarantineList
 from janus_ds.data.step_data import StepData
 from janus_ds.data.tokenizer import Tokenizer
 from janus_ds.errors import JanusError, UsageError
+from janus_ds.io import check_writable, disk_faults
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import write_run_record

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from stages import experiment_parser
 
-from janus_ds.data.files import write_whole
 from janus_ds.errors import UsageError, exit_on_error
+from janus_ds.io import write_atomic
 from janus_ds.tools.bench_common import hardware, versions
 from janus_ds.tools.both_ways import BothWaysRequest, measure_run
 from janus_ds.tools.both_ways_page import write_page
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         content |= {"hardware": hardware(), "versions": versions(), "direction": options.direction}
         content["command"] = ["python", "launch/experiments/both_ways.py", *_limits(limits)]
         options.results.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        write_atomic(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     if not runs:
         raise UsageError("no run is trained yet", str(options.root), "make results-nmt first, or give --root")
     print(write_page(content, options.results))

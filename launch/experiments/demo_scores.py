@@ -16,8 +16,8 @@ from typing import Any
 
 from stages import ROOT, Stages, prepare_pairs_command, shared_text
 
-from janus_ds.data.files import write_whole
 from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.io import write_atomic
 from janus_ds.metrics.files import read_lines
 from janus_ds.metrics.moses import moses_detokenize, moses_tokenize
 
@@ -64,7 +64,7 @@ def score_all(asset: Path, root: Path, stages: Stages, limit: int) -> int:
         for name in SYSTEMS
     }
     found["iwslt14_test"] = _compact(systems, leave_out=("sacrebleu", "chrf"))
-    write_whole(asset / "scores.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(asset / "scores.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
     return 0
 
 
@@ -168,7 +168,7 @@ def write_page(asset: Path, page: Path) -> None:
         "",
     ]
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page, "\n".join(lines).encode())
+    write_atomic(page, "\n".join(lines).encode())
 
 
 def _write(path: Path, lines: Sequence[str]) -> None:

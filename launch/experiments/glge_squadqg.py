@@ -25,8 +25,8 @@ from stages import ROOT, engine_config, environment, experiment_parser, shared_t
 
 from janus_ds.config.load import load_run_config
 from janus_ds.config.modes import mode_overrides
-from janus_ds.data.files import write_whole
 from janus_ds.errors import UsageError, exit_on_error
+from janus_ds.io import write_atomic
 from janus_ds.tools.glge_results import QuestionExperiment, write_results
 from janus_ds.tools.squadqg_text import write_squadqg, write_wikipedia
 
@@ -151,7 +151,7 @@ def prepare(options: argparse.Namespace) -> None:
     if not made.is_file():
         counts = write_squadqg(shared, text / "squadqg_data")
         counts["articles"] = write_wikipedia(shared, text / "wikipedia.txt", options.megabytes)
-        write_whole(made, f"{json.dumps({**counts, 'megabytes': options.megabytes})}\n".encode())
+        write_atomic(made, f"{json.dumps({**counts, 'megabytes': options.megabytes})}\n".encode())
     length = str(load_run_config(PRETRAINING).data.block_tokens)
     target = str(load_run_config(FINE_TUNING).data.block_tokens)
     data = options.root / "wikipedia"

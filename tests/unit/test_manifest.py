@@ -246,7 +246,7 @@ def test_a_kill_before_any_change_on_disk_leaves_a_whole_one(
 
     for name in ("write_tensors", "save_weights"):
         monkeypatch.setattr(snapshot_module, name, killing(getattr(snapshot_module, name)))
-    for name in ("write_json", "sync_files", "write_manifest", "sync_folder"):
+    for name in ("write_json", "sync_tree", "write_manifest", "sync_path"):
         monkeypatch.setattr(manager_module, name, killing(getattr(manager_module, name)))
     monkeypatch.setattr(shutil, "rmtree", killing(shutil.rmtree))
     for name in ("rename", "mkdir"):

@@ -16,7 +16,6 @@ import pytest
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.fetch import Expected, Patience, RemoteFolder
-from janus_ds.data.files import sha256_of_file
 from janus_ds.data.loader import RankShare, StepLoader
 from janus_ds.data.mixture import SOURCE_BITS
 from janus_ds.data.places import DataPlace, open_data
@@ -29,6 +28,7 @@ from janus_ds.errors import (
     ResourceError,
     UsageError,
 )
+from janus_ds.io import sha256_of_file
 from janus_ds.tools import inspect, plan, verify
 from tests.support.bad_server import serve
 from tests.support.packed_data import run_config

@@ -1,0 +1,184 @@
+"""Files and folders that appear complete or not at all, and checksums of files.
+
+Everything that the package writes for later use goes through here: it is written beside its place,
+brought to disk, and renamed into it, so a crash or a kill leaves the old content or the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from janus_ds.errors import ResourceError
+
+__all__ = [
+    "atomic_dir",
+    "atomic_file",
+    "check_writable",
+    "disk_faults",
+    "fingerprint_of",
+    "sha256_of_file",
+    "sync_path",
+    "sync_tree",
+    "write_atomic",
+]
+
+_CHUNK_BYTES = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+def fingerprint_of(*parts: bytes) -> str:
+    """Hexadecimal SHA-256 over the parts, each preceded by its length so that borders count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turn a full disk, a quota or a place that cannot be written into an error that names `path`.
+
+    Raises:
+        ResourceError: in place of the `OSError` of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = str(error.filename or path)
+        if error.errno in _FULL:
+            raise ResourceError(
+                "the disk is full",
+                place,
+                "free some space and start the same command again; it goes on where it stopped",
+            ) from error
+        if error.errno in _REFUSED:
+            raise ResourceError(
+                f"the file or folder cannot be written ({error.strerror})",
+                place,
+                "choose another output folder, or change the permissions of this one",
+            ) from error
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if it is not there, and see that a file can be written into it.
+
+    Raises:
+        ResourceError: it cannot.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"probe")
+        probe.unlink()
+
+
+@contextmanager
+def atomic_file(path: Path, *, unique: bool = False) -> Iterator[BinaryIO]:
+    """A new file, open for writing, that takes the name `path` at the end of the block.
+
+    On an exception the file is removed and `path` stays as it was.
+
+    Args:
+        path: the file to write.
+        unique: write under a temporary name of this thread, since others may write the same file.
+
+    Raises:
+        OSError: full disk or missing permission.
+    """
+    owner = f".{os.getpid()}-{threading.get_ident()}" if unique else ""
+    temporary = path.with_name(f"{path.name}{owner}.part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_path(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, data: bytes, *, unique: bool = False) -> None:
+    """Write a file so that after a crash there is the old file or the new one, never a part.
+
+    Args:
+        path: the file to write.
+        data: its content.
+        unique: as in :func:`atomic_file`.
+
+    Raises:
+        ResourceError: full disk or missing permission.
+    """
+    with disk_faults(path), atomic_file(path, unique=unique) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the name `path` at the end of the block.
+
+    Args:
+        path: the folder to make; it must not exist, or be empty.
+
+    Raises:
+        OSError: full disk or missing permission, or `path` is not an empty folder. The folder that was
+            begun is removed, as is one that an earlier process left.
+    """
+    building = path.with_name(f".{path.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        yield building
+        sync_tree(building)
+        if path.is_dir():
+            path.rmdir()
+        building.rename(path)
+        sync_path(path.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring all files and folders below `folder`, and itself, to disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() or path.is_dir():
+            sync_path(path)
+    sync_path(folder)
+
+
+def sync_path(path: Path) -> None:
+    """Bring a file, or a folder's own entries (names, renames), to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
