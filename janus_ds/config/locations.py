@@ -12,14 +12,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from janus_ds.errors import ConfigError
+from janus_ds.errors import ConfigError, DataError
 
 __all__ = [
     "PIPE",
     "SECRET_KEYS",
     "WeightedLocation",
+    "checked_name",
     "expanded",
     "is_remote",
     "join_location",
@@ -33,6 +35,7 @@ PIPE = "pipe:"
 SECRET_KEYS = ("data.path", "data.valid_path")
 """Fields of a run that may hold secrets."""
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", re.ASCII)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WEIGHTED = re.compile(r"(.+)=([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -82,10 +85,40 @@ def parse_locations(text: str) -> tuple[WeightedLocation, ...]:
     return tuple(WeightedLocation(location, weight) for location, weight in found)
 
 
+def checked_name(name: object) -> str:
+    """A name from a manifest or an index: letters, digits, `_`, `.` and `-`, not starting with `.` or `-`.
+
+    Names are joined to paths, addresses and shell commands, so nothing else is taken: no `/`, no `..`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return name
+    raise ValueError(f"{str(name)[:60]!r} is no name of a split or a file")
+
+
 def join_location(location: str, name: str) -> str:
-    """Where a file of a directory lies; an address keeps its query, a command its {}."""
+    """Where a file of a directory lies; an address keeps its query, a command its {}.
+
+    Args:
+        location: the directory.
+        name: below it: names as :func:`checked_name` takes them, `/` between them.
+
+    Raises:
+        DataError: the name holds anything else, such as `..` or shell syntax.
+    """
+    try:
+        for part in name.split("/"):
+            checked_name(part)
+    except ValueError as error:
+        raise DataError(
+            f"the data names a file that cannot be its own: {error}",
+            public_location(location),
+            "do not use this data; prepare it again, or ask who published it",
+        ) from None
     if location.startswith(PIPE):
-        return location.replace("{}", f"{name}/{{}}" if name else "{}")
+        return location.replace("{}", f"{quote(name)}/{{}}")
     if not is_remote(location):
         return str(Path(location) / name)
     parts = urlsplit(location)

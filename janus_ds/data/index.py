@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from janus_ds.config.locations import checked_name
 from janus_ds.errors import DataError
 from janus_ds.io import fingerprint_of, write_atomic
 
@@ -177,7 +178,9 @@ class Manifest:
                 tokenizer_fingerprint=str(body["tokenizer_fingerprint"]),
                 vocab_size=int(body["vocab_size"]),
                 settings=dict(body["settings"]),
-                splits={name: SplitTotals(**totals) for name, totals in body["splits"].items()},
+                splits={
+                    checked_name(name): SplitTotals(**totals) for name, totals in body["splits"].items()
+                },
             )
 
 
@@ -215,7 +218,7 @@ def shard_entry(shard: dict[str, Any]) -> ShardEntry:
         for member in shard["members"]
     )
     return ShardEntry(
-        name=str(shard["name"]),
+        name=checked_name(shard["name"]),
         size=int(shard["size"]),
         sha256=str(shard["sha256"]),
         samples=int(shard["samples"]),

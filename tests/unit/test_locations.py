@@ -1,0 +1,88 @@
+"""Names from outside never become commands or paths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from janus_ds.config.locations import checked_name, join_location
+from janus_ds.config.schema import DataConfig
+from janus_ds.data import index
+from janus_ds.data.index import Manifest, SplitIndex
+from janus_ds.data.places import open_data
+from janus_ds.errors import DataError
+from janus_ds.tools.verify import main as verify
+from tests.support.tiny_data import make_tiny_data
+
+HOSTILE = (
+    "x; touch {mark}; #",
+    "$(touch {mark})",
+    "`touch {mark}`",
+    "x\ntouch {mark}",
+    "../outside",
+    "..",
+    "a/../../b",
+    "/etc",
+    "",
+    "-rf",
+    ".hidden",
+    "x\0y",
+    "ä",
+    "x" * 300,
+)
+
+
+def rename(path: Path, change: dict[str, str]) -> None:
+    """Write a manifest or index anew with other names and the checksum that belongs to them."""
+    body = json.loads(path.read_text())
+    for key in ("checksum", "format_version"):
+        del body[key]
+    if "splits" in body:
+        body["splits"] = {change.get(name, name): totals for name, totals in body["splits"].items()}
+    for shard in body.get("shards", []):
+        shard["name"] = change.get(shard["name"], shard["name"])
+    index._save(path, body)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_manifest_cannot_run_commands_or_leave_its_folder(name: str, tmp_path: Path) -> None:
+    mark, data = tmp_path / "mark", make_tiny_data(tmp_path / "data")
+    name = name.format(mark=mark)
+    rename(data / "manifest.json", {"train": name})
+    cache = str(tmp_path / "cache")
+    for location in (str(data), f"pipe:cat {data}/{{}}", f"memory://{data}"):
+        words = [location, "--set", f"data.cache_dir={cache}", "data.retries=0"]
+        with pytest.raises(DataError):
+            verify(words)
+    with pytest.raises(DataError, match="no name of a split or a file"):
+        Manifest.load(data)
+    assert not mark.exists()
+    assert {p.name for p in tmp_path.iterdir()} <= {"data", "cache"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_index_cannot_name_files_elsewhere(name: str, tmp_path: Path) -> None:
+    data = make_tiny_data(tmp_path / "data")
+    shard = SplitIndex.load(data / "valid").shards[0].name
+    rename(data / "valid" / "index.json", {shard: name})
+    with pytest.raises(DataError, match="no name of a split or a file"):
+        SplitIndex.load(data / "valid")
+
+
+@pytest.mark.parametrize("location", ["data", "http://host/a?sig=x", "pipe:cat a/{}"])
+def test_what_is_joined_was_looked_at_before(location: str) -> None:
+    for name in (n for n in HOSTILE if n != "x" * 300):
+        with pytest.raises(DataError, match="cannot be its own"):
+            join_location(location, name)
+    assert "train/index.json" in join_location(location, "train/index.json").replace("{}", "index.json")
+
+
+def test_the_user_may_still_name_any_split_that_is_one(tmp_path: Path) -> None:
+    assert checked_name("valid-2.de_en") == "valid-2.de_en"
+    data = make_tiny_data(tmp_path / "data")
+    place = open_data(f"pipe:cat {data}/{{}}", DataConfig(cache_dir=str(tmp_path / "cache"), retries=0))
+    assert place.shards("train").folder.public == "pipe:cat ... {}"
+    with pytest.raises(DataError, match="no split '../x'"):
+        place.split("../x")
