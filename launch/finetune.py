@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from janus_ds.train.signals import StopSignals
+from janus_ds.train.safety.signals import StopSignals
 
 RECIPE = Path(__file__).parent / "recipes" / "nmt_multi30k.yaml"
 
@@ -28,8 +28,8 @@ def main() -> None:
     options = parse_options(sys.argv[1:], RECIPE, "Train a JANUS model on pairs, such as translations.")
     refuse_faults(options)
     # Slow to import: a signal in that time is remembered already.
-    from janus_ds.train.launch import run_program
-    from janus_ds.train.pretraining import pretrain
+    from janus_ds.cli.train import run_program
+    from janus_ds.train.loop.build_run import pretrain
 
     run_program(lambda: pretrain(options, signals))
 

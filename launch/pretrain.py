@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from janus_ds.train.signals import StopSignals
+from janus_ds.train.safety.signals import StopSignals
 
 RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
 
@@ -25,8 +25,8 @@ def main() -> None:
     options = parse_options(sys.argv[1:], RECIPE, "Pretrain a JANUS model.")
     refuse_faults(options)
     # Slow to import: a signal in that time is remembered already.
-    from janus_ds.train.launch import run_program
-    from janus_ds.train.pretraining import pretrain
+    from janus_ds.cli.train import run_program
+    from janus_ds.train.loop.build_run import pretrain
 
     run_program(lambda: pretrain(options, signals))
 

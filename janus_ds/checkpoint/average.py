@@ -10,7 +10,7 @@ from torch import Tensor
 
 from janus_ds.checkpoint.manager import step_of
 from janus_ds.checkpoint.manifest import fault_of
-from janus_ds.checkpoint.weights import WEIGHTS_FILE, read_weights
+from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
 from janus_ds.errors import CheckpointError, UsageError
 
 __all__ = ["average_weights", "last_checkpoints"]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from janus_ds.checkpoint.manifest import write_json, write_manifest
-from janus_ds.checkpoint.weights import WEIGHTS_FILE, save_weights
+from janus_ds.checkpoint.tensors import WEIGHTS_FILE, save_weights
 from janus_ds.errors import ResourceError
 from janus_ds.io import sync_path, sync_tree
 

@@ -1,27 +1,16 @@
-"""Saving and finding checkpoints such that a kill at any moment leaves a whole one.
-
-The state is gathered to the first rank's memory while training waits; what takes long, writing it,
-happens in a thread beside the next steps. A save goes into a folder with a name that no reader
-looks at, is brought to disk, gets its `complete.json`, and is published by one rename. Old
-checkpoints are renamed away before they are removed, so a folder with a checkpoint's name is whole
-or damaged by something else; the second is noticed by checksum, and the next older one is taken
-with a warning.
-
-A save that fails (full disk, storage gone) is a warning at once and costs no training; only several
-in a row, or the run's last one, end the run.
-"""
+"""One piece of work beside training, whose failure is never lost."""
 
 from __future__ import annotations
 
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from janus_ds.checkpoint.background import Background
 from janus_ds.checkpoint.manifest import (
     check_version,
     fault_of,
@@ -29,12 +18,50 @@ from janus_ds.checkpoint.manifest import (
     write_json,
     write_manifest,
 )
-from janus_ds.checkpoint.snapshot import Snapshot, snapshot_bytes
+from janus_ds.checkpoint.tensors import Snapshot, snapshot_bytes
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.io import sync_path, sync_tree
 from janus_ds.parallel.topology import Topology
 
-__all__ = ["STATE_FILE", "CheckpointManager", "SavePolicy", "Saveable", "read_state", "step_of"]
+__all__ = ["STATE_FILE", "Background", "CheckpointManager", "SavePolicy", "Saveable", "read_state", "step_of"]
+
+
+class Background:
+    """Runs one action at a time in a thread of its own.
+
+    The thread is no daemon: a program that ends, by an error too, ends after the action.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._fault: BaseException | None = None
+
+    def start(self, action: Callable[[], None]) -> None:
+        """Begin an action; the one before must have been waited for."""
+        if self._thread is not None:
+            raise RuntimeError("the action before has not been waited for")
+        self._thread = threading.Thread(target=self._run, args=(action,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the action, if there is one.
+
+        Raises:
+            BaseException: what the action raised.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def _run(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException as fault:
+            self._fault = fault
+
 
 STATE_FILE = "state.json"
 _PREFIX = "step-"

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError
-from janus_ds.parallel.layers import ParallelLayers
-from janus_ds.parallel.shards import shard_dims, take_shard
+from janus_ds.parallel.layers import ParallelLayers, shard_dims, take_shard
 
 __all__ = ["check_weights", "load_weights", "padded_vocab", "parameter_shapes", "weight_faults"]
 

@@ -1,4 +1,4 @@
-"""`run.json`: what a run is and how it was started, for readers and for decoding."""
+"""What is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,20 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.estimator import estimator_name
 from janus_ds.config.schema import RunConfig
 from janus_ds.io import write_atomic
-from janus_ds.observe.versions import installed_versions
 
-__all__ = ["RUN_FILE", "RUN_FORMAT_VERSION", "read_run_record", "write_run_record"]
+__all__ = ["RUN_FILE", "RUN_FORMAT_VERSION", "installed_versions", "read_run_record", "write_run_record"]
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Versions of Python and of packages; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
 
 RUN_FILE = "run.json"
 RUN_FORMAT_VERSION = 1

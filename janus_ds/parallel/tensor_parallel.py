@@ -31,8 +31,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from janus_ds.errors import ConfigError
-from janus_ds.parallel.layers import INIT_STD, SEED_LIMIT, DenseLayers, ParallelLayers
-from janus_ds.parallel.shards import mark_sharded, merge_shards, shard_dims, take_shard
+from janus_ds.parallel.layers import (
+    INIT_STD,
+    SEED_LIMIT,
+    DenseLayers,
+    ParallelLayers,
+    mark_sharded,
+    merge_shards,
+    shard_dims,
+    take_shard,
+)
 
 __all__ = [
     "ParallelLayers",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from janus_ds.errors import MissingDependencyError, UsageError
+from janus_ds.errors import JanusError, MissingDependencyError, UsageError
 from janus_ds.parallel import tensor_parallel as tp
-from janus_ds.parallel.meeting import fresh_store, launcher_store, meeting_in_time
+from janus_ds.parallel.rendezvous import fresh_store, launcher_store, meeting_in_time
 
-__all__ = ["Topology", "close_topology", "init_topology"]
+__all__ = ["Topology", "close_topology", "init_topology", "raise_on_all_ranks"]
 
 Number = TypeVar("Number", int, float)
 Anything = TypeVar("Anything")
@@ -138,6 +138,27 @@ def init_topology(tensor_parallel: int = 1, *, process_group: bool = False) -> T
     if tensor_parallel > 1:
         tp.init_model_parallel(tensor_parallel)
     return _describe(device, tensor_parallel)
+
+
+def raise_on_all_ranks(topology: Topology, action: Callable[[], Anything]) -> Anything:
+    """The result of `action`, which holds no collective, or one rank's user fault on all ranks.
+
+    Raises:
+        JanusError: what the first rank with a fault raised.
+    """
+    result, fault = None, None
+    try:
+        result = action()
+    except JanusError as error:
+        fault = error
+    if topology.agree(int(fault is not None)):
+        raise next(found for found in topology.gather_objects(fault) if found)
+    return result  # type: ignore[return-value]
+
+
+_NORMAL = 1.4826
+"""Median absolute deviation -> standard deviation, for normal noise."""
+_LEAST_SHARE = 0.01
 
 
 def close_topology() -> None:

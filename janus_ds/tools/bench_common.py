@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.errors import ResourceError
-from janus_ds.observe.versions import installed_versions
+from janus_ds.observe.run_record import installed_versions
 
 __all__ = ["hardware", "interleave", "ratio_summary", "summary", "versions", "write_json"]
 

@@ -22,7 +22,7 @@ from janus_ds.tools.common import new_parser, table
 
 if TYPE_CHECKING:
     from janus_ds.batch import TwoStreamBatch
-    from janus_ds.train.step import TrainingStep
+    from janus_ds.train.loop.step import TrainingStep
 
 __all__ = ["PackingBench", "bench_packing", "main"]
 
@@ -98,7 +98,7 @@ def _step(bench: PackingBench) -> TrainingStep:
     from janus_ds.model.janus import JanusModel
     from janus_ds.objective.janus_objective import JanusObjective
     from janus_ds.parallel.tensor_parallel import make_layers
-    from janus_ds.train.step import TrainingStep
+    from janus_ds.train.loop.step import TrainingStep
 
     torch.manual_seed(1)
     shape = {**MODEL_PRESETS[bench.model], "attention_dropout": 0.0}

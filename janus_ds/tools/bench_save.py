@@ -21,7 +21,7 @@ from janus_ds.tools.bench_device import add_device_argument, check_device
 from janus_ds.tools.common import bytes_text, new_parser
 
 if TYPE_CHECKING:
-    from janus_ds.checkpoint.snapshot import Snapshot
+    from janus_ds.checkpoint.tensors import Snapshot
 
 __all__ = ["bench_save", "main"]
 
@@ -123,7 +123,7 @@ class _State:
         return sum(weight.numel() for weight in self._weights.values())
 
     def snapshot(self) -> Snapshot:
-        from janus_ds.checkpoint.snapshot import Snapshot
+        from janus_ds.checkpoint.tensors import Snapshot
 
         weights, moments = (
             {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}

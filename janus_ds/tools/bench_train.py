@@ -219,7 +219,7 @@ def _utilisation(
 def _ours(model: JanusModel, objective: ObjectiveConfig, batch: TwoStreamBatch) -> Callable[[], Tensor]:
     from janus_ds.objective.janus_objective import JanusObjective
     from janus_ds.parallel.tensor_parallel import make_layers
-    from janus_ds.train.step import TrainingStep
+    from janus_ds.train.loop.step import TrainingStep
 
     head = JanusObjective(objective, model.special.vocab_size, make_layers(1))
     step = TrainingStep(model, head).train()

@@ -94,7 +94,7 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
 
     from janus_ds.data.step_plan import RankShare, make_step_plan
     from janus_ds.parallel.topology import Topology
-    from janus_ds.train.pretraining import make_plan
+    from janus_ds.train.loop.build_run import make_plan
 
     plan = make_plan(run, execution, Path("runs") / run.name, Topology(torch.device("cpu")))
     maker = plan.train

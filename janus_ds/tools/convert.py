@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.checkpoint.weights import save_weights
+from janus_ds.checkpoint.tensors import save_weights
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.tokenizer import load_tokenizer

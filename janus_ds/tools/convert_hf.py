@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from janus_ds.checkpoint.weights import save_weights
+from janus_ds.checkpoint.tensors import save_weights
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_ds.checkpoint.weights import read_weights
+from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
 from janus_ds.tools.convert import main

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from janus_ds.checkpoint.weights import read_weights
+from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.data.hf_tokenizer import read_hf_tokenizer
 from janus_ds.data.tokenizer import ByteLevelBPE, load_tokenizer
 from janus_ds.decode.generator import Generator

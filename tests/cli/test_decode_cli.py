@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.manifest import write_manifest
-from janus_ds.checkpoint.weights import read_weights, save_weights
+from janus_ds.checkpoint.tensors import read_weights, save_weights
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.ragged import Ragged

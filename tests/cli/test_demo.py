@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.checkpoint.weights import WEIGHTS_FILE, read_weights
+from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import demo_folder, load_run
 from janus_ds.errors import CheckpointError, UsageError

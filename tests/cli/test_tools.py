@@ -16,7 +16,7 @@ from torch import nn
 
 from janus_ds.__main__ import COMMANDS, main
 from janus_ds.batch import SpecialTokens
-from janus_ds.checkpoint.snapshot import snapshot_bytes
+from janus_ds.checkpoint.tensors import snapshot_bytes
 from janus_ds.config.fields import field_table
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS

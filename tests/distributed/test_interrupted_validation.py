@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from janus_ds.parallel.topology import Topology, init_topology
-from janus_ds.train.engine import TrainingEngine
-from janus_ds.train.output_scores import OutputScores
-from janus_ds.train.trainer import Outcome
+from janus_ds.train.loop.engine import TrainingEngine
+from janus_ds.train.loop.outputs import OutputScores
+from janus_ds.train.loop.trainer import Outcome
 from tests.support.launch import run_ranks
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 from tests.support.tiny_training import Result, Run, train

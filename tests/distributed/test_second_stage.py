@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.checkpoint.weights import find_weights, read_weights
+from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.modes import mode_overrides
 from janus_ds.data.glge_files import Limits
 from janus_ds.data.prepare import PrepareSettings, prepare

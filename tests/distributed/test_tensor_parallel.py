@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from janus_ds.errors import ConfigError
 from janus_ds.objective.fused_head import fused_head
-from janus_ds.parallel.shards import mark_sharded, merge_shards, shard_dims, take_shard
+from janus_ds.parallel.layers import mark_sharded, merge_shards, shard_dims, take_shard
 from janus_ds.parallel.tensor_parallel import ParallelLayers, deepspeed_mpu, make_layers
 from janus_ds.parallel.topology import Topology, close_topology, init_topology
 from tests.support.head_cases import CASES, HeadInputs, gradients, make_inputs, make_plan, reference

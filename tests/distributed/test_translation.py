@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.average import average_weights, last_checkpoints
-from janus_ds.checkpoint.weights import read_weights
+from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
 from janus_ds.parallel.topology import Topology, init_topology
 from janus_ds.tools.translate_eval import EvalRequest, evaluate, results_table

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from janus_ds.cli.train import run_program
 from janus_ds.data.source import SampleSource
 from janus_ds.errors import STALLED_EXIT_CODE
 from janus_ds.observe.writers import read_metrics
-from janus_ds.train.launch import run_program
+from janus_ds.train.loop.build_run import pretrain
 from janus_ds.train.options import TrainOptions
-from janus_ds.train.pretraining import pretrain
-from janus_ds.train.signals import StopSignals
+from janus_ds.train.safety.signals import StopSignals
 from tests.support.launch import ROOT, Ended, let_ranks_end
 from tests.support.processes import wait_until
 from tests.support.tiny_training import make_inputs

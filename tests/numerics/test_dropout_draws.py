@@ -25,7 +25,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
 from janus_ds.parallel.layers import DenseLayers
-from janus_ds.train.step import TrainingStep
+from janus_ds.train.loop.step import TrainingStep
 from tests.support.naive_reference import NaiveJanus, NaiveShape, nll, smoothed, symmetric_kl
 from tests.support.packed_data import run_config
 from tests.support.tiny_model import SAMPLES, TINY, tiny_model

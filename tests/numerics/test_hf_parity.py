@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_ds.checkpoint.weights import read_weights
+from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.model.incremental import ArStream

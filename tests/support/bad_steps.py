@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.engine import Update
-from janus_ds.train.guards import Guards, Verdict
-from janus_ds.train.step import TrainingStep
+from janus_ds.train.loop.engine import Update
+from janus_ds.train.loop.step import TrainingStep
+from janus_ds.train.safety.guards import Guards, Verdict
 
 __all__ = ["Watched", "bad_passes", "watched_steps"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import ProcessGroup
 
 from janus_ds.data.step_data import StepData
-from janus_ds.train.guards import Guards
-from janus_ds.train.trainer import Trainer
+from janus_ds.train.loop.trainer import Trainer
+from janus_ds.train.safety.guards import Guards
 
 __all__ = ["Message", "StepSent", "counted_steps"]
 

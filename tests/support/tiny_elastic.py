@@ -11,10 +11,10 @@ from typing import Any
 
 from janus_ds.checkpoint.manager import CheckpointManager, Saveable
 from janus_ds.checkpoint.manifest import COMPLETE, write_manifest
-from janus_ds.checkpoint.weights import WEIGHTS_FILE, save_weights
+from janus_ds.checkpoint.tensors import WEIGHTS_FILE, save_weights
 from janus_ds.data.step_data import StepData
 from janus_ds.parallel.topology import Topology, init_topology
-from janus_ds.train.trainer import Trainer
+from janus_ds.train.loop.trainer import Trainer
 from tests.support.tiny_training import Result, Run, train
 
 __all__ = ["Segment", "run_segments", "trained_ids", "written_as_format_1"]

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_ds.checkpoint.weights import find_weights, read_weights
+from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
+from janus_ds.train.loop.build_run import pretrain_on
+from janus_ds.train.loop.step import TrainingStep
+from janus_ds.train.loop.trainer import Outcome
 from janus_ds.train.options import TrainOptions
-from janus_ds.train.pretraining import pretrain_on
-from janus_ds.train.signals import StopSignals
-from janus_ds.train.step import TrainingStep
-from janus_ds.train.trainer import Outcome
+from janus_ds.train.safety.signals import StopSignals
 from tests.support.tiny_data import TINY_RECIPE, make_tiny_data
 
 __all__ = ["NO_DROPOUT", "Result", "Run", "injected", "make_inputs", "train"]

@@ -31,8 +31,8 @@ _HEAVY = (
     "torch.utils.tensorboard.writer",
     "torch.utils.tensorboard.summary",
     "tensorboard.compat.proto.event_pb2",
-    "janus_ds.train.pretraining",
-    "janus_ds.train.launch",
+    "janus_ds.train.loop.build_run",
+    "janus_ds.cli.train",
 )
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from janus_ds.checkpoint import best as best_module
 from janus_ds.checkpoint.manifest import fault_of
-from janus_ds.checkpoint.weights import WEIGHTS_FILE, read_weights
+from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
 from janus_ds.config.schema import TrainConfig
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.best import BestWeights
-from janus_ds.train.state import Meters
+from janus_ds.train.loop.state import Meters
+from janus_ds.train.loop.validation import BestWeights
 
 
 @dataclass

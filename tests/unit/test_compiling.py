@@ -18,9 +18,8 @@ from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.tools.bench_shapes import BenchShape, make_batch, special_tokens
-from janus_ds.train import compiling
-from janus_ds.train.compiling import compile_step
-from janus_ds.train.step import TrainingStep
+from janus_ds.train.loop import step as compiling
+from janus_ds.train.loop.step import TrainingStep, compile_step
 
 CPU = torch.device("cpu")
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 32, 1)

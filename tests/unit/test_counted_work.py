@@ -16,7 +16,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.tools.bench_shapes import ESTIMATORS, BenchShape, make_batch, special_tokens
-from janus_ds.train.step import TrainingStep
+from janus_ds.train.loop.step import TrainingStep
 
 SCALE = 8
 # BART-base at 512 / 512 tokens with width, length and vocabulary divided by SCALE: every product shrinks by

@@ -11,7 +11,7 @@ import pytest
 from janus_ds import errors
 from janus_ds.config.faults import ConfigFaultsError, Fault
 from janus_ds.errors import PREEMPTED_EXIT_CODE, DataError, JanusError, exit_on_error
-from janus_ds.parallel.roll_call import LostRankError, Peer
+from janus_ds.parallel.liveness import LostRankError, Peer
 
 KINDS = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, JanusError)]
 

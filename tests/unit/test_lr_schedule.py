@@ -6,7 +6,7 @@ import pytest
 
 from janus_ds.config.schema import OptimConfig
 from janus_ds.errors import ConfigError
-from janus_ds.train.lr_schedule import SCHEDULES, learning_rate
+from janus_ds.train.loop.schedule import SCHEDULES, learning_rate
 
 
 def config(schedule: str, **changes: float) -> OptimConfig:

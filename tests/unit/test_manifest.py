@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from janus_ds.checkpoint import manager as manager_module
-from janus_ds.checkpoint import snapshot as snapshot_module
+from janus_ds.checkpoint import tensors as snapshot_module
 from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy, read_state
 from janus_ds.checkpoint.manifest import COMPLETE, fault_of, write_manifest
-from janus_ds.checkpoint.snapshot import OPTIMIZER_FILE, Snapshot
-from janus_ds.checkpoint.weights import WEIGHTS_FILE
+from janus_ds.checkpoint.tensors import OPTIMIZER_FILE, WEIGHTS_FILE, Snapshot
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology
 

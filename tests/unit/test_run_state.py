@@ -12,8 +12,7 @@ import pytest
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import CheckpointError, ConfigError, JanusError
-from janus_ds.train.resume import read_resumable
-from janus_ds.train.state import Meters, RunIdentity, changed_execution, check_resumable
+from janus_ds.train.loop.state import Meters, RunIdentity, changed_execution, check_resumable, read_resumable
 
 FOLDER = Path("runs/x/checkpoints/step-00000010")
 NOW = RunIdentity(resolve(RunConfig()), "aa" * 32, "bb" * 32, 2, 1, 2, "fp32")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.train.signals import StopSignals, find_launchers
+from janus_ds.train.safety.signals import StopSignals, find_launchers
 from tests.support.launch import ROOT
 from tests.support.processes import wait_until
 
 BUSY = """
 import sys, time
-from janus_ds.train import signals
+from janus_ds.train.safety import signals
 signals._ECHO_SECONDS = 0.3
 requests = signals.StopSignals()
 requests.install()

@@ -10,9 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from janus_ds.checkpoint import tensor_file
-from janus_ds.checkpoint.snapshot import MOMENTS, OPTIMIZER_FILE, Snapshot, open_saved, snapshot_bytes
-from janus_ds.checkpoint.tensor_file import open_tensors, write_tensors
+from janus_ds.checkpoint import tensors as tensor_file
+from janus_ds.checkpoint.tensors import (
+    MOMENTS,
+    OPTIMIZER_FILE,
+    Snapshot,
+    open_saved,
+    open_tensors,
+    snapshot_bytes,
+    write_tensors,
+)
 from janus_ds.errors import CheckpointError
 
 TENSORS = {

@@ -13,7 +13,7 @@ import torch
 
 from janus_ds.checkpoint.best import save_best
 from janus_ds.checkpoint.manifest import fault_of
-from janus_ds.checkpoint.weights import read_weights
+from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.pair_text import held_out_text

@@ -20,19 +20,16 @@ from janus_ds.errors import JanusError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.objective.ramps import ramp_factors
 from janus_ds.observe.meters import StepMeter, device_peak_flops, memory_bytes, step_flops
-from janus_ds.observe.progress import Progress
 from janus_ds.observe.writers import MetricsWriter
-from janus_ds.train.best import BestWeights
-from janus_ds.train.engine import TrainingEngine, Update
-from janus_ds.train.guards import Decision, Guards, Verdict
-from janus_ds.train.lr_schedule import learning_rate
-from janus_ds.train.memory import MemoryGuard
-from janus_ds.train.signals import StopSignals
-from janus_ds.train.spikes import LossWatch
-from janus_ds.train.state import Meters, RunIdentity
-from janus_ds.train.streaks import SkipCause
-from janus_ds.train.validation import Validator, add_terms, global_counts, global_terms
-from janus_ds.train.watchdog import Watchdog
+from janus_ds.train.loop.engine import TrainingEngine, Update
+from janus_ds.train.loop.reporting import Progress
+from janus_ds.train.loop.schedule import learning_rate
+from janus_ds.train.loop.state import Meters, RunIdentity
+from janus_ds.train.loop.validation import BestWeights, Validator, add_terms, global_counts, global_terms
+from janus_ds.train.safety.guards import Decision, Guards, LossWatch, SkipCause, Verdict
+from janus_ds.train.safety.memory import MemoryGuard
+from janus_ds.train.safety.signals import StopSignals
+from janus_ds.train.safety.watchdog import Watchdog
 
 __all__ = ["Outcome", "OutputScorer", "Sampler", "Trainer", "TrainerParts"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.parallel import roll_call
-from janus_ds.parallel.roll_call import LostRankError, RollCall
+from janus_ds.parallel import liveness
+from janus_ds.parallel.liveness import LostRankError, RollCall
 from janus_ds.parallel.topology import Topology
 from tests.support.processes import wait_until
 
@@ -49,7 +49,7 @@ class ThreadTopology(Topology):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setattr(roll_call, "_GRACE_SECONDS", 1e9)
+    monkeypatch.setattr(liveness, "_GRACE_SECONDS", 1e9)
     crowd, heard = Crowd(), [[] for _ in range(COUNT)]  # type: ignore[var-annotated]
 
     def make(rank: int) -> RollCall:

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from janus_ds.parallel.meeting import fresh_store, launcher_store
+from janus_ds.parallel.rendezvous import fresh_store, launcher_store
 
 RANKS = 3
 AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "2"}

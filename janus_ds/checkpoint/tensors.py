@@ -11,17 +11,33 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from janus_ds.errors import CheckpointError
 from janus_ds.io import atomic_file
 
-__all__ = ["TensorReader", "open_tensors", "write_tensors"]
+__all__ = [
+    "MOMENTS",
+    "OPTIMIZER_FILE",
+    "WEIGHTS_FILE",
+    "SavedTensors",
+    "Snapshot",
+    "TensorReader",
+    "find_weights",
+    "open_saved",
+    "open_tensors",
+    "read_weights",
+    "save_weights",
+    "snapshot_bytes",
+    "write_tensors",
+]
 
 _ALIGNMENT = 8
 _CHUNK = 1 << 24
@@ -102,3 +118,110 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             data = flat.view(torch.uint8).numpy().data
             for start in range(0, len(data), _CHUNK):
                 file.write(data[start : start + _CHUNK])
+
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write fp32 tensors by name.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    write_tensors(path, weights)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the weights cannot be read ({error})", str(path), "take another checkpoint of the run"
+        ) from error
+
+
+def find_weights(source: Path) -> Path:
+    """The weights file of a run folder (its newest checkpoint), a checkpoint folder, or the file itself.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if source.is_file():
+        return source
+    candidates = [
+        source / WEIGHTS_FILE,
+        *sorted(source.glob(f"checkpoints/step-*/{WEIGHTS_FILE}"), reverse=True),
+    ]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise CheckpointError(
+        "there are no weights here",
+        str(source),
+        f"give a run folder, a checkpoint folder (step-NNNNNNNN) or a {WEIGHTS_FILE}",
+    )
+
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's running means of the gradient and of its square."""
+
+_BYTES_PER_PARAMETER = 4 * (1 + len(MOMENTS))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of training at one step, on the host of the first rank.
+
+    Args:
+        weights: fp32 weights by name.
+        moments: `MOMENT.NAME` -> tensor of the weight's shape.
+        optimizer: Adam's step counter and the state of fp16's loss scale; plain values.
+    """
+
+    weights: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write the tensors; `optimizer` goes into the checkpoint's state.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written.
+        """
+        save_weights(folder / WEIGHTS_FILE, self.weights)
+        write_tensors(folder / OPTIMIZER_FILE, self.moments)
+
+
+@dataclass(frozen=True)
+class SavedTensors:
+    """The tensors of a checkpoint, read one at a time."""
+
+    weights: TensorReader
+    moments: TensorReader
+
+    def read(self, name: str, moment: str | None) -> Tensor:
+        """A weight (`moment` None) or one of its moments, whole, in fp32."""
+        return self.weights.read(name) if moment is None else self.moments.read(f"{moment}.{name}")
+
+
+@contextmanager
+def open_saved(folder: Path) -> Iterator[SavedTensors]:
+    """Open the tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: they are missing or cannot be read.
+    """
+    with open_tensors(folder / WEIGHTS_FILE) as weights, open_tensors(folder / OPTIMIZER_FILE) as moments:
+        yield SavedTensors(weights, moments)
+
+
+def snapshot_bytes(parameters: int) -> int:
+    """Bytes of a checkpoint's tensors for a model with so many parameters."""
+    return parameters * _BYTES_PER_PARAMETER

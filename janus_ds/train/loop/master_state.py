@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from janus_ds.checkpoint.snapshot import MOMENTS
-from janus_ds.parallel.layers import ParallelLayers
-from janus_ds.parallel.shards import shard_dims, take_shard
+from janus_ds.checkpoint.tensors import MOMENTS
+from janus_ds.parallel.layers import ParallelLayers, shard_dims, take_shard
 from janus_ds.parallel.topology import Topology
 
 __all__ = ["MasterState"]

@@ -13,10 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
+from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.estimator import estimator_name, full_estimator
+from janus_ds.config.initial import record_of
 from janus_ds.config.schema import RunConfig
 from janus_ds.config.setup import load_setup
 from janus_ds.data.batch_maker import BatchMaker
@@ -26,31 +30,28 @@ from janus_ds.data.prepare_bundled import prepare_bundled_corpus
 from janus_ds.data.quarantine import QuarantineList
 from janus_ds.data.step_data import StepData
 from janus_ds.data.tokenizer import Tokenizer
-from janus_ds.errors import JanusError, UsageError
+from janus_ds.errors import CheckpointError, JanusError, UsageError
 from janus_ds.io import check_writable, disk_faults
 from janus_ds.model.janus import JanusModel
+from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import write_run_record
-from janus_ds.parallel.roll_call import RollCall
+from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.liveness import RollCall
 from janus_ds.parallel.tensor_parallel import make_layers
-from janus_ds.parallel.topology import Topology, close_topology, init_topology
-from janus_ds.train.compiling import compile_step
-from janus_ds.train.engine import TrainingEngine
-from janus_ds.train.guards import together
-from janus_ds.train.initial import start_from
-from janus_ds.train.memory import MemoryGuard
+from janus_ds.parallel.topology import Topology, close_topology, init_topology, raise_on_all_ranks
+from janus_ds.train.loop.engine import TrainingEngine
+from janus_ds.train.loop.outputs import OutputScores, SampleDecoder, text_pairs
+from janus_ds.train.loop.state import Meters, RunIdentity, read_resumable, resume
+from janus_ds.train.loop.step import TrainingStep, compile_step
+from janus_ds.train.loop.trainer import Outcome, Trainer, TrainerParts
+from janus_ds.train.loop.validation import Validator
 from janus_ds.train.options import TrainOptions
-from janus_ds.train.output_scores import OutputScores
-from janus_ds.train.resume import read_resumable, resume
-from janus_ds.train.samples import SampleDecoder, text_pairs
-from janus_ds.train.signals import StopSignals
-from janus_ds.train.state import Meters, RunIdentity
-from janus_ds.train.step import TrainingStep
-from janus_ds.train.trainer import Outcome, Trainer, TrainerParts
-from janus_ds.train.validation import Validator
-from janus_ds.train.watchdog import Watchdog
+from janus_ds.train.safety.memory import MemoryGuard
+from janus_ds.train.safety.signals import StopSignals
+from janus_ds.train.safety.watchdog import Watchdog
 
-__all__ = ["Plan", "build_engine", "make_plan", "pretrain", "pretrain_on"]
+__all__ = ["Plan", "build_engine", "make_plan", "pretrain", "pretrain_on", "start_from"]
 
 _SHOWN_SAMPLES = 3
 _NEWS_SECONDS = 3.0
@@ -129,17 +130,19 @@ def pretrain_on(
         JanusError: on all ranks together.
     """
     setup = (options.recipe, options.overrides, options.deepspeed_config, topology.data_size)
-    config, execution = together(topology, lambda: load_setup(*setup, tensor_size=topology.tensor_size))
+    config, execution = raise_on_all_ranks(
+        topology, lambda: load_setup(*setup, tensor_size=topology.tensor_size)
+    )
     signals.limit(config.train.time_limit, os.environ)
     config = _with_data(config, topology)
     run = options.output or Path("runs") / config.name
-    plan = together(topology, lambda: make_plan(config, execution, run, topology))
-    together(topology, lambda: check_writable(run) if topology.is_main else None)
+    plan = raise_on_all_ranks(topology, lambda: make_plan(config, execution, run, topology))
+    raise_on_all_ranks(topology, lambda: check_writable(run) if topology.is_main else None)
     train = config.train
     policy = SavePolicy(train.keep_last, train.keep_every, train.max_failed_saves)
     checkpoints = CheckpointManager(run / "checkpoints", policy, topology)
     resumed = checkpoints.latest()
-    state = together(topology, lambda: read_resumable(resumed, plan.identity))
+    state = raise_on_all_ranks(topology, lambda: read_resumable(resumed, plan.identity))
     meters = Meters(**state["meters"])
     ended = state["step"] >= config.train.max_steps or meters.finished
     if ended and meters.unvalidated is None:
@@ -220,7 +223,7 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
     if topology.is_main:
         logger.info("no --data: using the bundled corpus")
     block = config.data.block_tokens
-    path = together(
+    path = raise_on_all_ranks(
         topology, lambda: str(prepare_bundled_corpus(block_tokens=block)) if topology.is_main else ""
     )
     return replace(config, data=replace(config.data, path=topology.broadcast_object(path)))
@@ -237,11 +240,11 @@ def _train(
     execution = plan.execution
     share = RankShare(topology.data_rank, topology.data_size, execution.micro_batch, execution.accumulation)
     count = plan.config.train.valid_samples
-    held_out = together(topology, lambda: list(validation_batches(plan.valid, share, count)))
+    held_out = raise_on_all_ranks(topology, lambda: list(validation_batches(plan.valid, share, count)))
     quarantine = QuarantineList(plan.run)
-    together(topology, lambda: quarantine.add(plan.valid.source.take_damage()))
+    raise_on_all_ranks(topology, lambda: quarantine.add(plan.valid.source.take_damage()))
     pairs = text_pairs(held_out[0].batch, plan.valid.source, plan.tokenizer, _SHOWN_SAMPLES)
-    together(topology, lambda: _record(plan, topology, step))
+    raise_on_all_ranks(topology, lambda: _record(plan, topology, step))
     parts = TrainerParts(
         config=plan.config,
         identity=plan.identity,
@@ -251,13 +254,15 @@ def _train(
         checkpoints=checkpoints,
         vocab_size=plan.special.vocab_size,
         sampler=SampleDecoder(plan.config, plan.tokenizer, pairs, topology.device),
-        scorer=together(topology, lambda: OutputScores.of(plan.config, plan.tokenizer, topology.device)),
+        scorer=raise_on_all_ranks(
+            topology, lambda: OutputScores.of(plan.config, plan.tokenizer, topology.device)
+        ),
         memory=MemoryGuard(plan.config, execution, topology),
         watchdog=guardians.watchdog,
     )
     trainer = Trainer(parts, guardians.signals, step, Meters(**state["meters"]))
     # Before the first step, so that a batch that no rank could make is refused on all ranks together.
-    loader = together(topology, lambda: _loader(plan, share, step, topology))
+    loader = raise_on_all_ranks(topology, lambda: _loader(plan, share, step, topology))
     with closing(_steps(loader, quarantine)) as data:
         return trainer.fit(data)
 
@@ -284,3 +289,53 @@ def _record(plan: Plan, topology: Topology, step: int) -> None:
         plan.tokenizer.save(plan.run / "tokenizer")
         fingerprint = plan.tokenizer.fingerprint
         write_run_record(plan.run, plan.config, plan.special, fingerprint, execution, step)
+
+
+_LENGTH_HEAD = "length_head.weight"
+
+
+def start_from(
+    model: nn.Module,
+    source: str,
+    tokenizer: Tokenizer,
+    parallel: ParallelLayers,
+    new_length_head: bool = False,
+) -> None:
+    """Put the weights of a run folder, a checkpoint or a weights file into a model.
+
+    A length head with another number of classes cannot be taken over (conventions count lengths
+    differently): the model's own, drawn from the seed, stays.
+
+    Args:
+        model: fresh from its seed.
+        source: where the weights are.
+        tokenizer: the data's; must be what the weights were trained with.
+        parallel: the layers the model was built from.
+        new_length_head: keep the model's own even where the other one fits.
+
+    Raises:
+        CheckpointError: there are no weights, they are of another shape, or they were trained with
+            another tokenizer than the data has.
+    """
+    _check_tokenizer(source, tokenizer)
+    path = find_weights(Path(source))
+    weights = read_weights(path)
+    own = model.get_parameter(_LENGTH_HEAD)
+    fits = _LENGTH_HEAD in weights and weights[_LENGTH_HEAD].shape == own.shape
+    if new_length_head or not fits:
+        why = (
+            "is not wanted (init_length_head: new)" if fits else f"does not fit ({own.shape[0]} classes here)"
+        )
+        logger.info("the length head of %s %s: a new one", path, why)
+        weights[_LENGTH_HEAD] = own.detach().clone()
+    load_weights(model, weights, str(path), parallel)
+
+
+def _check_tokenizer(source: str, tokenizer: Tokenizer) -> None:
+    trained_with = record_of(Path(source)).get("tokenizer_fingerprint")
+    if trained_with and trained_with != tokenizer.fingerprint:
+        raise CheckpointError(
+            "the weights to start from were trained with another tokenizer than the data has",
+            f"init {source}: tokenizer {trained_with[:12]}, data {tokenizer.fingerprint[:12]}",
+            f"prepare the data with --tokenizer {Path(source) / 'tokenizer'}, or give other weights",
+        )

@@ -7,18 +7,30 @@ stage, tensor-parallel size and precision are noted, and may be others at the ne
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from janus_ds.checkpoint.manager import read_state
+from janus_ds.checkpoint.tensors import OPTIMIZER_FILE
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.load import fingerprint, to_dict
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.parallel.topology import Topology
+from janus_ds.train.loop.engine import TrainingEngine
 
-__all__ = ["STATE_VERSION", "Meters", "RunIdentity", "changed_execution", "check_resumable"]
+__all__ = [
+    "STATE_VERSION",
+    "Meters",
+    "RunIdentity",
+    "changed_execution",
+    "check_resumable",
+    "read_resumable",
+    "resume",
+]
 
 STATE_VERSION = 2
 """1: the optimizer's state lies in DeepSpeed's files, which fit only the ranks that wrote them."""
@@ -218,3 +230,45 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+_SHARDS = "engine"
+"""Where format 1 has DeepSpeed's own files."""
+
+logger = logging.getLogger(__name__)
+
+
+def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, Any]:
+    """The state to continue from; step 0 for a new run.
+
+    Raises:
+        CheckpointError, ConfigError: this start cannot continue the checkpoint.
+    """
+    if checkpoint is None:
+        return identity.state(0, Meters())
+    state = read_state(checkpoint)
+    check_resumable(state, identity, checkpoint)
+    if not (checkpoint / OPTIMIZER_FILE).is_file() and not (checkpoint / _SHARDS).is_dir():
+        raise CheckpointError(
+            "the checkpoint has weights, but no state of the optimizer to continue with",
+            str(checkpoint / OPTIMIZER_FILE),
+            "restore the file, or begin a new run from the weights with --init and another --output",
+        )
+    return state
+
+
+def resume(engine: TrainingEngine, checkpoint: Path, state: dict[str, Any], identity: RunIdentity) -> None:
+    """Load what :func:`read_resumable` has accepted, and say on what it continues; all ranks together.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    step = int(state["step"])
+    if (checkpoint / OPTIMIZER_FILE).is_file():
+        engine.restore(checkpoint, state["optimizer"], step)
+    else:
+        engine.load_shards(checkpoint / _SHARDS)
+    if engine.topology.is_main:
+        changes = changed_execution(state, identity)
+        how = f"; it was written with {'; '.join(changes)}" if changes else ""
+        logger.info("resuming from step %d%s", step, how)

@@ -22,18 +22,17 @@ import torch
 from torch import Tensor
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
-from janus_ds.checkpoint.snapshot import Snapshot, open_saved
+from janus_ds.checkpoint.tensors import Snapshot, open_saved
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.schema import OptimConfig
 from janus_ds.objective.janus_objective import LossReport
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.parallel.tensor_parallel import deepspeed_mpu
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loss_scale import LossScale
-from janus_ds.train.master_state import MasterState
-from janus_ds.train.step import TrainingStep
+from janus_ds.train.loop.master_state import MasterState
+from janus_ds.train.loop.step import TrainingStep
 
-__all__ = ["TrainingEngine", "Update", "dropout_seed"]
+__all__ = ["LossScale", "TrainingEngine", "Update", "dropout_seed"]
 
 _TAG = "shards"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -242,3 +241,37 @@ def _adamw(
         eps=optim.eps,
         fused=device.type == "cuda" and not execution.offload,
     )
+
+
+_FIELDS = ("cur_scale", "last_overflow_iter", "cur_hysteresis")
+
+
+class LossScale:
+    """The scaler of a DeepSpeed optimizer, if it has a dynamic one.
+
+    DeepSpeed ends a run by an exception in the midst of a step when the scale is at its minimum, for a
+    bad sample too; here the scale stays there, and the guards decide.
+
+    Args:
+        scaler: DeepSpeed's; None or a static one makes all of this do nothing.
+    """
+
+    def __init__(self, scaler: Any) -> None:
+        self._scaler = scaler if getattr(scaler, "dynamic", False) else None
+        self._before: dict[str, Any] = {}
+        if self._scaler is not None:
+            self._scaler.raise_error_at_min_scale = False
+
+    def remember(self) -> bool:
+        """Before an update: note the scale. True where one more overflow could not lower it."""
+        scaler = self._scaler
+        if scaler is None:
+            return False
+        self._before = {name: getattr(scaler, name) for name in _FIELDS}
+        patient = scaler.delayed_shift > 1 and scaler.cur_hysteresis > 1
+        return bool(scaler.cur_scale <= scaler.min_scale and not patient)
+
+    def put_back(self) -> None:
+        """Undo what the last update did to the scale."""
+        for name, value in self._before.items():
+            setattr(self._scaler, name, value)

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, exit_on_error
-from janus_ds.parallel.roll_call import LostRankError
+from janus_ds.parallel.liveness import LostRankError
+from janus_ds.train.loop.trainer import Outcome
 from janus_ds.train.options import FOLLOWER_DELAY
-from janus_ds.train.trainer import Outcome
 
 __all__ = ["run_program"]
 

@@ -1,23 +1,53 @@
-"""What of a training step is compiled: `train.compile`.
-
-`head` compiles the chunk mathematics of the loss (`objective.compiled_chunk`). `model` compiles forward
-and backward of encoder and decoder as well; shapes come in buckets (`data.pad_multiple`), and the
-compiler takes them as unknown from the second one on, so their number does not matter. `graphs` replays
-the compiled parts as CUDA graphs, one a shape: for small models, whose steps wait for launches. Nothing
-of this changes what is computed but for rounding, and dropout, which compiled code draws by another rule.
-"""
+"""One micro-batch as one module call, so that DeepSpeed's hooks see model and objective together."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor, nn
 
+from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.errors import ConfigError
+from janus_ds.model.janus import JanusModel
 from janus_ds.objective.compiled_chunk import compiler_is_at_hand
-from janus_ds.train.step import TrainingStep
+from janus_ds.objective.janus_objective import JanusObjective
 
-__all__ = ["compile_step"]
+__all__ = ["TrainingStep", "compile_step"]
+
+
+class TrainingStep(nn.Module):
+    """Model and objective: a batch in, named losses out.
+
+    Args:
+        model: hidden rows from a batch.
+        objective: losses from hidden rows.
+        encoder_passes: dropout draws of the encoder (`objective.encoder_passes`).
+    """
+
+    def __init__(self, model: JanusModel, objective: JanusObjective, encoder_passes: int = 1) -> None:
+        super().__init__()
+        self._encoder_passes = encoder_passes
+        self.model = model
+        self.objective = objective
+
+    def forward(
+        self, batch: TwoStreamBatch, counts: BatchCounts, factors: Mapping[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted total of a micro-batch and its terms without gradient.
+
+        Plain containers, not a dataclass: DeepSpeed looks for tensors in tuples and dicts only,
+        and misses its hooks on anything else.
+
+        Args:
+            batch: one micro-batch.
+            counts: counts of the whole step, over all micro-batches and ranks.
+            factors: ramps of loss weights at this step.
+        """
+        report = self.objective(self.model(batch, self._encoder_passes), batch, counts, factors)
+        return report.total, {name: value.detach() for name, value in report.terms.items()}
+
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from janus_ds.parallel.topology import Topology
-from janus_ds.train import watchdog
-from janus_ds.train.places import Place, Report, behind, frame_of, stalled
-from janus_ds.train.watchdog import Watchdog
+from janus_ds.train.safety import watchdog
+from janus_ds.train.safety.watchdog import Place, Report, Watchdog, behind, frame_of, stalled
 
 ALONE = Topology(torch.device("cpu"))
 
@@ -66,7 +65,7 @@ def test_the_frame_of_a_thread_that_waits() -> None:
     release.set()
     thread.join()
     # Where it is called, not where the library waits.
-    assert words.startswith("hangs (test_places.py:")
+    assert words.startswith("hangs (test_watchdog.py:")
     assert not waits
     assert frame_of(-1) == ("", False)
 
@@ -106,7 +105,7 @@ def test_without_progress_one_process_leaves_and_with_progress_it_does_not(
     assert f"to do: see {tmp_path}/stacks/rank0.txt for where it hangs" in said
     stacks = (tmp_path / "stacks/rank0.txt").read_text()
     assert "saving after step 7 for 181 s" in stacks
-    assert "test_places.py" in stacks
+    assert "test_watchdog.py" in stacks
 
 
 def test_no_limit_no_thread(tmp_path: Path) -> None:
