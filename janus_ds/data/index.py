@@ -178,9 +178,7 @@ class Manifest:
                 tokenizer_fingerprint=str(body["tokenizer_fingerprint"]),
                 vocab_size=int(body["vocab_size"]),
                 settings=dict(body["settings"]),
-                splits={
-                    checked_name(name): SplitTotals(**totals) for name, totals in body["splits"].items()
-                },
+                splits={checked_name(name): SplitTotals(**totals) for name, totals in body["splits"].items()},
             )
 
 
