@@ -26,6 +26,13 @@ from tests.support.tiny_training import NO_DROPOUT, Result, Run, injected, make_
 STEPS = 20
 SHORT = ("train.max_steps=5", "train.save_every=1", "train.valid_every=0", "train.keep_last=9")
 PACKED = ("data.pack_rows=true", "train.activation_checkpointing=true")
+DRAWS = (
+    "objective.encoder_passes=2",
+    *(f"objective.weight_kl_{name}_{name}=1" for name in ("ar", "nar", "aux")),
+    "masking.aux_order=random",
+    *SHORT,
+)
+"""Two dropout draws of everything; without dropout they are equal, so that all ranks can be compared."""
 HALF = ("train.max_steps=2", *SHORT[1:])
 
 
@@ -38,6 +45,7 @@ def one_process(folder: Path) -> dict[str, Result]:
         Run("reference", stage=1, overrides=NO_DROPOUT),
         Run("accumulated", stage=2, micro_batch=4, overrides=NO_DROPOUT),
         Run("unpartitioned", stage=0, overrides=NO_DROPOUT),
+        Run("draws", stage=0, overrides=(*NO_DROPOUT, *DRAWS)),
     ]
     return {run.name: train(folder, topology, run) for run in runs}
 
@@ -48,6 +56,8 @@ def data_ranks(folder: Path) -> dict[str, Any]:
     for stage in (0, 1, 2, 3):
         run = Run(f"zero{stage}", stage=stage, micro_batch=2, overrides=NO_DROPOUT)
         results[run.name] = train(folder, topology, run)
+        draws = Run(f"draws{stage}", stage=stage, micro_batch=2, overrides=(*NO_DROPOUT, *DRAWS))
+        results[draws.name] = train(folder, topology, draws)
     packed = Run("packed", stage=3, micro_batch=2, overrides=(*NO_DROPOUT, "data.pack_rows=true"))
     results[packed.name] = train(folder, topology, packed)
     for stage in (1, 2, 3):
@@ -107,6 +117,10 @@ def tensor_ranks(folder: Path) -> dict[str, Any]:
     train(folder, topology, Run("t-resumed", overrides=HALF))
     results["resumed"] = train(folder, topology, Run("t-resumed", overrides=SHORT))
     results["recomputed"] = train(folder, topology, Run("t-recomputed", 2, overrides=recompute))
+    results["tensor-draws"] = train(folder, topology, Run("t-draws", 1, 4, (*NO_DROPOUT, *DRAWS, *PACKED)))
+    results["drawn"] = train(folder, topology, Run("t-drawn", 2, overrides=DRAWS))
+    drawn_again = (*DRAWS, "train.activation_checkpointing=true")
+    results["drawn-again"] = train(folder, topology, Run("t-drawn-again", 2, overrides=drawn_again))
     layers = make_layers(2)
     layers.seed_rng(5)
     results["replicated"] = F.dropout(torch.ones(200), 0.5)
@@ -152,6 +166,10 @@ def assert_same_training(result: Result, reference: Result) -> None:
         assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5), key
         assert result.series(f"valid/{key}") == pytest.approx(reference.series(f"valid/{key}"), rel=1e-5)
     assert result.series("grad_norm") == pytest.approx(reference.series("grad_norm"), rel=1e-4)
+    assert_close_weights(result, reference)
+
+
+def assert_close_weights(result: Result, reference: Result) -> None:
     for name, value in reference.weights.items():
         torch.testing.assert_close(result.weights[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
@@ -186,6 +204,23 @@ def test_two_tensor_parallel_ranks_train_as_one_process(jobs: Any, stage: int) -
 @pytest.mark.parametrize(("job", "run"), [("data", "packed"), ("tensor", "tensor-packed")])
 def test_packed_rows_train_as_padded_ones(jobs: Any, job: str, run: str) -> None:
     assert_same_training(jobs(job)[0][run], jobs("one")[0]["reference"])
+
+
+@pytest.mark.parametrize(
+    ("job", "run"), [*(("data", f"draws{stage}") for stage in range(4)), ("tensor", "tensor-draws")]
+)
+def test_two_draws_train_alike_on_all_ranks(jobs: Any, job: str, run: str) -> None:
+    """Two draws, two encoder passes and a random AUX order, in every ZeRO stage, tensor parallel and packed."""
+    result, reference = jobs(job)[0][run], jobs("one")[0]["draws"]
+    for key in ("loss", "ar", "nar", "aux", "length", "kl_ar_ar", "kl_nar_nar", "kl_aux_aux"):
+        assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5, abs=1e-6), key
+    assert_close_weights(result, reference)
+
+
+def test_two_draws_differ_under_dropout_and_recomputation_repeats_them(jobs: Any) -> None:
+    results = jobs("tensor")[0]
+    assert min(results["drawn"].series("kl_ar_ar")) > 1e-4
+    assert_bitwise(results["drawn-again"], results["drawn"])
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
