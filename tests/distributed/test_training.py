@@ -210,7 +210,7 @@ def test_packed_rows_train_as_padded_ones(jobs: Any, job: str, run: str) -> None
     ("job", "run"), [*(("data", f"draws{stage}") for stage in range(4)), ("tensor", "tensor-draws")]
 )
 def test_two_draws_train_alike_on_all_ranks(jobs: Any, job: str, run: str) -> None:
-    """Two draws, two encoder passes and a random AUX order, in every ZeRO stage, tensor parallel and packed."""
+    """Two draws, two encoder passes, a random AUX order: in every ZeRO stage, tensor parallel, packed."""
     result, reference = jobs(job)[0][run], jobs("one")[0]["draws"]
     for key in ("loss", "ar", "nar", "aux", "length", "kl_ar_ar", "kl_nar_nar", "kl_aux_aux"):
         assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5, abs=1e-6), key
