@@ -98,6 +98,20 @@ class WarmStarter:
         order = {"start": list(words), "log": str(log), "environment": dict(environment)}
         return WarmProcess(self, self.ask(order)["pid"])
 
+    def finish(self, starts: Sequence[tuple[Sequence[str], Path]], patience: float = 300.0) -> list[int]:
+        """Run scripts to their ends, two at a time; returns their exit codes.
+
+        Args:
+            starts: script with arguments, and the file for its output.
+            patience: seconds for each.
+        """
+        running: list[WarmProcess] = []
+        for number, (words, log) in enumerate(starts):
+            if number >= 2:
+                running[number - 2].wait(patience)
+            running.append(self.start(words, log))
+        return [process.wait(patience) for process in running]
+
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """One order, one answer."""
         assert self._process.stdin is not None
