@@ -13,7 +13,13 @@ from janus_ds.errors import ConfigError, UsageError
 from janus_ds.train.options import parse_options
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
-PRESETS = {"nar": "cmlm", "ar": "ar", "ar_query": "ar_query", "janus": "paper"}
+PRESETS = {
+    "nar": "cmlm",
+    "nar_released": "released_finetune",
+    "ar": "ar",
+    "ar_query": "ar_query",
+    "janus": "paper",
+}
 
 
 @pytest.mark.parametrize("task", GLGE_LIMITS)
