@@ -38,8 +38,8 @@ def test_glge_recipes_have_the_papers_settings_in_every_mode(task: str) -> None:
         limits = GLGE_LIMITS[task]
         assert limits.target == run.data.block_tokens == run.decode.max_length
         assert limits.source + 2 <= run.model.max_source_positions
-        assert run.init_length_head == ("new" if mode == "nar" else "keep")
-        modes = {"nar": "nar", "janus": "ar,nar"}.get(mode, "ar")
+        assert run.init_length_head == ("new" if mode.startswith("nar") else "keep")
+        modes = {"nar": "nar", "nar_released": "nar", "janus": "ar,nar"}.get(mode, "ar")
         assert (run.train.valid_task, run.train.valid_bleu) == (task, modes)
         assert run.train.keep_best == run.decode.mode
         assert run.masking.target == ("span_union" if mode == "janus" else run.masking.target)
