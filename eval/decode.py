@@ -48,7 +48,7 @@ DECODE_OPTIONS = {
     "beam_stop": (str, "AR: fairseq or transformers"),
     "length_penalty": (float, "AR: exponent of the length"),
     "max_length": (int, "longest output in tokens"),
-    "confidence": (float, "NAR: refine no further once every token is likelier than this"),
+    "threshold": (float, "NAR: settle every token likelier than this in a pass, instead of a fixed schedule"),
     **BOTH_WAYS,
 }
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.demo:
         parsed.checkpoint, parsed.mode = Path(DEMO), parsed.mode or "ar,nar"
     modes = _modes(parsed.mode)
-    given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping", "length_pruning")}
+    given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping")}
     options = {name: value for name, value in given.items() if value is not None}
     # --seed says which words are hidden, and how tokens are drawn.
     options["seed"] = parsed.seed
@@ -103,8 +103,6 @@ def _parser() -> argparse.ArgumentParser:
         add("--" + name.replace("_", "-"), type=kind, help=f"{text} (default: as the run's recipe says)")
     stop_early = "AR, transformers: stop at `beam` finished hypotheses (default: as the run's recipe says)"
     add("--early-stopping", action=argparse.BooleanOptionalAction, help=stop_early)
-    prune = "NAR: give up length candidates between passes (default: as the run's recipe says)"
-    add("--length-pruning", action=argparse.BooleanOptionalAction, help=prune)
     return parser
 
 
@@ -139,6 +137,12 @@ def _check(parsed: argparse.Namespace) -> None:
             "held-out samples and another input were asked for",
             "--heldout, --input, --mask-share",
             "give --heldout alone",
+        )
+    if parsed.threshold is not None and not 0 < parsed.threshold <= 1:
+        raise UsageError(
+            f"{parsed.threshold} is no probability that a token could pass",
+            "--threshold",
+            "give a number above 0 and up to 1, such as 0.9",
         )
     if parsed.ids and parsed.mask_share:
         raise UsageError(

@@ -50,17 +50,22 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / COMPLETE, {**content, _OWN_SUM: _sum_of(content)})
 
 
-def fault_of(folder: Path) -> str | None:
+def fault_of(folder: Path, only: str | None = None) -> str | None:
     """Why `folder` is not a whole checkpoint, in words; None if it is.
 
     Reads every byte: a checkpoint is about to be loaded anyway, and a flipped bit in an optimizer
     state would otherwise train on in silence.
+
+    Args:
+        folder: the checkpoint.
+        only: the one file that is wanted; None: all that the manifest names.
     """
     try:
         manifest = _read_manifest(folder)
         if (folder / COMPLETE).read_text(encoding="utf-8") != _json_text(manifest):
             return f"{COMPLETE} has other white space than at its save"
         expected = {name: FileRecord(**record) for name, record in manifest["files"].items()}
+        expected = expected if only is None else {only: expected[only]}
     except FileNotFoundError:
         return f"{COMPLETE} is missing: the save was cut short"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

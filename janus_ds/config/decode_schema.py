@@ -23,14 +23,14 @@ class DecodeConfig:
     """Exponent of the length in the AR score."""
     max_length: int = 0
     """Longest output in tokens; 0: as the position table allows."""
-    iterations: int = 4
-    """NAR refinement iterations; decoder passes are one more."""
+    iterations: int | None = 4
+    """NAR refinement iterations; decoder passes are one more. None, with `threshold` only: no limit."""
     length_beam: int = 5
     """NAR length candidates."""
-    length_pruning: bool = False
-    """NAR: give up half of the length candidates after the second pass and half of the rest after the third.
+    threshold: float | None = None
+    """NAR: a pass settles every token of a higher probability, and at least one, until none is masked.
 
-    Faster, and not the same search: a candidate that starts badly is not given the time to recover.
+    Takes the place of mask-predict's schedule; `iterations` then limits the passes. None: the schedule.
     """
     nar_score: str | None = None
     """NAR candidates and their score; None: as the objective's preset says.
@@ -38,24 +38,14 @@ class DecodeConfig:
     paper (the likeliest lengths, mean over inner tokens, special symbols forbidden) or released
     (neighbours of the likeliest length, sum divided by the length with b and e, nothing forbidden).
     """
-    confidence: float | None = None
-    """NAR: refine a sentence no further once every token of its best candidate is likelier than this."""
     rescore: str | None = None
     """NAR: `ar` lets AR score the candidates of mask-predict, in one pass of the same weights."""
     rescore_weight: float = 1.0
     """Weight of AR's score among candidates; the rest goes to NAR's."""
     rescore_samples: int = 0
     """Further candidates for AR to score: samples of each one at the positions NAR is not sure of."""
-    draft_iterations: int = 0
-    """Mode draft: refinements of a draft by mask-predict before AR checks it."""
     draft_width: int = 3
     """Mode draft: drafts of a sentence that AR checks at once (lengths, or ways to go on)."""
-    redraft: str = "reuse"
-    """Mode draft: what is proposed behind a rejected token.
-
-    nar (drafted again by mask-predict, settled tokens given) or reuse (what is left of earlier drafts and of
-    AR's choices behind them, which costs no pass).
-    """
     temperature: float = 0.0
     """Mode draft: above 0, exact samples of AR's distribution at this temperature (rejection sampling)."""
     seed: int = 1

@@ -86,6 +86,17 @@ def from_dict(values: Mapping[str, Any], origin: str = "run.json") -> RunConfig:
     return run
 
 
+RETIRED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "decode.length_pruning": ((False,), "candidates that were given up early cost 0.6 to 2.3 BLEU"),
+    "decode.confidence": ((None,), "decode.threshold settles single tokens by their probability"),
+    "decode.redraft": (("reuse",), "drafting anew was slower than what is left of earlier drafts"),
+    "decode.draft_iterations": ((0,), "refined drafts cost more passes than they saved"),
+}
+"""Fields of older versions: the values under which nothing changes, and why they are gone.
+
+Recipes and runs that hold one of these values are read as if the key were not there.
+"""
+
 _NOT_TRAINED = {
     "name",
     "data.path",
@@ -231,6 +242,8 @@ def _flatten(values: dict[Any, Any], prefix: str, origin: str, faults: FaultList
                 faults.add(f"{key} is a section, not a value", f"{origin}: {key}", fix)
         elif key in table:
             found[key] = _Given(value, origin)
+        elif key in RETIRED:
+            _check_retired(key, value, f"{origin}: {key}", faults)
         else:
             _unknown(key, origin, faults)
     return found
@@ -243,6 +256,9 @@ def _read_override(text: str, faults: FaultList) -> dict[str, _Given]:
     if not equals:
         faults.add("an override has no '='", origin, "write it as section.field=value")
         return {}
+    if key in RETIRED:
+        _check_retired(key, yaml.safe_load(raw), origin, faults)
+        return {}
     if key not in field_table():
         _unknown(key, origin, faults)
         return {}
@@ -254,6 +270,12 @@ def _read_override(text: str, faults: FaultList) -> dict[str, _Given]:
         return {key: _Given(yaml.safe_load(raw), origin, True)}
     except yaml.YAMLError:
         return {key: _Given(raw, origin, True)}
+
+
+def _check_retired(key: str, value: Any, where: str, faults: FaultList) -> None:
+    neutral, reason = RETIRED[key]
+    if value not in neutral:
+        faults.add(f"{key} {value!r} is no longer known: {reason}", where, f"leave {key} out")
 
 
 def _unknown(key: str, origin: str, faults: FaultList) -> None:

@@ -49,14 +49,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.batch_cost": ("tokens", "rows"),
     "init_length_head": ("keep", "new"),
     "train.compile": ("none", "head", "model", "graphs"),
-    "train.attention_backend": ("auto", "dense", "grouped", "split", "flex"),
+    "train.attention_backend": ("auto", "dense", "grouped", "flex"),
     "train.valid_bleu": ("none", "ar", "nar", "ar,nar"),
     "train.valid_task": ("nmt", *_GLGE_TASKS),
     "train.spike_action": ("off", "warn", "skip", "stop"),
     "train.keep_best": ("none", "loss", "ar", "nar"),
     "decode.mode": ("ar", "nar", "draft"),
     "decode.rescore": ("ar",),
-    "decode.redraft": ("nar", "reuse"),
     "decode.beam_stop": ("fairseq", "transformers"),
     "decode.nar_score": ("paper", "released"),
 }
@@ -87,11 +86,10 @@ _NOT_NEGATIVE = _words(
     "train.valid_every train.valid_samples train.sample_every train.valid_bleu_samples "
     "train.valid_bleu_iterations train.patience train.time_limit train.stall_minutes train.keep_every "
     "decode.max_length decode.iterations decode.length_penalty "
-    "decode.rescore_samples decode.draft_iterations decode.temperature decode.seed"
+    "decode.rescore_samples decode.temperature decode.seed"
 )
 _SHARE = _words(
-    "masking.target_share masking.source_share masking.rotate_share data.max_damage "
-    "decode.confidence decode.rescore_weight"
+    "masking.target_share masking.source_share masking.rotate_share data.max_damage decode.rescore_weight"
 )
 _BELOW_ONE = _words(
     "model.dropout model.attention_dropout model.activation_dropout objective.label_smoothing "
@@ -104,7 +102,7 @@ _RANGES: list[tuple[tuple[str, ...], _Test, str]] = [
     (_NOT_NEGATIVE, lambda v: v >= 0, "0 or more"),
     (_SHARE, lambda v: 0 <= v <= 1, "a share between 0 and 1"),
     (_BELOW_ONE, lambda v: 0 <= v < 1, "at least 0 and less than 1"),
-    (("objective.aux_share",), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
+    (("objective.aux_share", "decode.threshold"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("objective.encoder_passes",), lambda v: v in (1, 2), "1 or 2"),
     (("masking.poisson",), lambda v: 0.1 <= v <= 100, "between 0.1 and 100"),
     (("train.spike_window",), lambda v: 8 <= v <= 10_000, "between 8 and 10000"),
@@ -164,9 +162,9 @@ def _model(run: RunConfig, where: Where, faults: FaultList) -> None:
 def _attention(run: RunConfig, where: Where, faults: FaultList) -> None:
     rate = run.model.attention_dropout
     backend = run.train.attention_backend
-    if backend in ("split", "flex") and rate:
+    if backend == "flex" and rate:
         faults.add(
-            f"train.attention_backend {backend!r} cannot drop attention weights, and model.attention_dropout "
+            f"train.attention_backend 'flex' cannot drop attention weights, and model.attention_dropout "
             f"is {rate}",
             where("train.attention_backend"),
             "use auto or grouped, or set model.attention_dropout to 0",
@@ -366,6 +364,13 @@ def _decode(run: RunConfig, where: Where, faults: FaultList) -> None:
             where("decode.max_length"),
             f"give at most {rows}, or 0 for as many as the model allows",
             ["decode.max_length", "model.max_target_positions"],
+        )
+    if run.decode.iterations is None and run.decode.threshold is None:
+        faults.add(
+            "decode.iterations is null, which is no limit, but nothing else ends mask-predict's passes",
+            where("decode.iterations"),
+            "give a number of iterations, or decode.threshold",
+            ["decode.iterations", "decode.threshold"],
         )
     if run.decode.mode == "draft" and run.decode.beam > 1:
         faults.add(

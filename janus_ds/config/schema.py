@@ -367,13 +367,12 @@ class TrainConfig:
     GPU); without one the run says so and goes on uncompiled. The first steps take a minute longer.
     """
     attention_backend: str = "auto"
-    """How decoder rows attend to one another: auto, dense, grouped, split or flex. All compute the same.
+    """How decoder rows attend to one another: auto, dense, grouped or flex. All compute the same.
 
     dense: one call under one mask, fastest for short sentences (up to 48 tokens). grouped: a call a group
-    of rows, masks only where needed. split: full and causal pieces merged, without masks; CPU only, and
-    no attention dropout. flex: FlexAttention, one call that skips what no row sees; training on GPUs only, no
-    attention dropout, and not measured yet, so never chosen by itself. auto takes the fastest that is right
-    for the batch: dense for short sentences, split from 768 tokens on where it can, else grouped.
+    of rows, masks only where needed. flex (experimental): FlexAttention, one call that skips what no row
+    sees; training on GPUs only, no attention dropout, and not measured yet, so never chosen by itself.
+    auto: dense for short sentences, else grouped.
     """
 
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.errors import DataError
 
 __all__ = [
     "DraftDecoder",
@@ -182,7 +181,6 @@ def draft_search(
     numbers: Sequence[int],
     settings: SearchSettings,
     judge: Judge | None = None,
-    prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[DraftedTokens]:
     """Decode a batch of sentences.
 
@@ -191,26 +189,12 @@ def draft_search(
         numbers: a name for each sentence, by which a sampling judge draws.
         settings: as for :func:`beam_search` with one beam; `stop` only says what a forced token costs.
         judge: None: greedy.
-        prefixes: tokens that each output begins with.
 
     Returns:
-        For each sentence what greedy search finds, with AR's score (given tokens count as certain).
-
-    Raises:
-        DataError: a prefix leaves no position for what follows.
+        For each sentence what greedy search finds, with AR's score.
     """
     first = [] if settings.forced_first is None else [settings.forced_first]
-    books = []
-    for place, number in enumerate(numbers):
-        given = list(prefixes[place]) if prefixes else []
-        if len(first) + len(given) >= settings.max_steps:
-            raise DataError(
-                f"a prefix of {len(given)} tokens leaves no position for what follows",
-                f"prefix {place + 1}; the position table and decode.max_length allow "
-                f"{settings.max_steps - len(first)} tokens with eos",
-                "give a shorter prefix, or a model with a longer table",
-            )
-        books.append(Sentence(number, [settings.start, *first, *given], given, len(first) + len(given)))
+    books = [Sentence(number, [settings.start, *first], steps=len(first)) for number in numbers]
     judge = judge or GreedyJudge(settings)
     going, parents = list(books), None
     while going:

@@ -8,7 +8,6 @@ the package ships, unless there is a folder of that name.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from janus_ds.batch import SpecialTokens
+from janus_ds.checkpoint.manifest import COMPLETE, fault_of
 from janus_ds.config.load import from_dict, to_dict
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.tokenizer import load_tokenizer
@@ -33,8 +33,7 @@ RUN_FORMAT_VERSION = 1
 DEMO = "demo"
 """The name of the demonstration model that the package ships (German to English)."""
 
-_RUN_FILE, _WEIGHTS, _COMPLETE = "run.json", "weights.safetensors", "complete.json"
-_CHUNK = 1 << 20
+_RUN_FILE, _WEIGHTS = "run.json", "weights.safetensors"
 _KEYS = ("recipe", "special_tokens", "tokenizer_fingerprint")
 
 
@@ -87,7 +86,8 @@ def load_run(
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     """The same run with other decoding options.
 
-    Mode draft is greedy: a beam that only the run's recipe names is not taken over.
+    Mode draft is greedy: a beam that only the run's recipe names is not taken over. Nor is its number of
+    iterations by a threshold that is asked for.
 
     Raises:
         ConfigError: an option that does not exist or cannot have its value; all faults are named.
@@ -96,6 +96,8 @@ def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     values["decode"] |= decode
     if decode.get("mode") == "draft" and "beam" not in decode:
         values["decode"]["beam"] = 1
+    if decode.get("threshold") is not None and "iterations" not in decode:
+        values["decode"]["iterations"] = None
     return from_dict(values, "decoding options")
 
 
@@ -138,36 +140,12 @@ def find_run(path: Path) -> tuple[Path, Path]:
 
 
 def _check_whole(checkpoint: Path) -> None:
-    """Compare the weights with size and checksum in `complete.json`, where training wrote one."""
-    manifest = checkpoint / _COMPLETE
-    if not manifest.is_file():
-        if checkpoint.name.startswith("step-"):
-            raise _damaged(checkpoint, f"{_COMPLETE} is missing")
-        return
-    try:
-        record = json.loads(manifest.read_text(encoding="utf-8"))["files"][_WEIGHTS]
-        size, crc32 = int(record["size"]), int(record["crc32"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(checkpoint, f"{_COMPLETE} cannot be read") from error
-    weights = checkpoint / _WEIGHTS
-    if weights.stat().st_size != size:
-        raise _damaged(checkpoint, f"{_WEIGHTS} has {weights.stat().st_size} bytes instead of {size}")
-    if _crc32(weights) != crc32:
-        raise _damaged(checkpoint, f"{_WEIGHTS} has another checksum than at its save")
-
-
-def _damaged(checkpoint: Path, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint is damaged: {why}", str(checkpoint), "take another checkpoint of the run"
-    )
-
-
-def _crc32(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc
+    """Compare a checkpoint with its `complete.json`, where training wrote one."""
+    fault = fault_of(checkpoint, only=_WEIGHTS)
+    if fault is not None and (checkpoint.name.startswith("step-") or (checkpoint / COMPLETE).exists()):
+        raise CheckpointError(
+            f"the checkpoint is damaged: {fault}", str(checkpoint), "take another checkpoint of the run"
+        )
 
 
 def _read_record(path: Path) -> dict[str, Any]:

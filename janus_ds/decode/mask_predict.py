@@ -1,19 +1,24 @@
-"""Non-autoregressive decoding by mask-predict with length candidates (section 3.4 of the paper).
+"""Non-autoregressive decoding with length candidates: mask-predict, or unmasking by a threshold.
 
-I iterations are T = I + 1 decoder passes. Pass 0 predicts every inner token from MASK; before each
-later pass the least certain tokens are masked again and predicted anew, fewer each time. All length
-candidates of all sentences are rows of the same pass, and only masked positions are projected to
-the vocabulary.
+Pass 0 predicts every inner token from MASK. What is masked for the next pass is said by one of two rules:
+
+- mask-predict (section 3.4 of the paper; Ghazvininejad et al., 2019): the least certain tokens of the whole
+  target, fewer each time. I iterations are T = I + 1 decoder passes.
+- a threshold P (as masked-diffusion models decode): all tokens that the pass predicted with a probability of
+  at most P, but for the most certain one. What is settled stays; the passes end when nothing is masked.
+
+All length candidates of all sentences are rows of the same pass, and only masked positions are projected
+to the vocabulary.
 
 A pass computes only rows whose outcome is open, and this changes no result. A row is finished when
-nothing is masked in it: the number to mask only falls. A row whose input is that of its last pass
+nothing is masked in it, for the number to mask only falls. A row whose input is that of its last pass
 (as many tokens masked, the same ones, and they came out as before) would give the same tokens and
 probabilities again, so these are put back. Equal tokens alone allow no stop: another choice of masked
 positions may still change them.
 
 Ties: of equal probabilities the smaller token id wins, of equally uncertain tokens the earlier
-position is masked first, of equally good candidates the first wins (`paper`: the likelier length;
-`released`: the shorter one).
+position is masked first (or settled first, by a threshold), of equally good candidates the first wins
+(`paper`: the likelier length; `released`: the shorter one).
 
 Shape letters: B sentences, H of them that the decoder still holds, C length candidates, R = B * C rows
 (sentence-major), X rows of a pass (or of a chunk of it), L longest row, P positions predicted in a pass,
@@ -23,8 +28,8 @@ D width, K length classes, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -59,26 +64,22 @@ class MaskPredictSettings:
     """What mask-predict needs to know.
 
     Attributes:
-        iterations: I, refinements after the first pass.
+        iterations: I, refinements after the first pass; None, with a threshold: until nothing is masked.
         bos, eos, pad, mask: ids; `mask` is what stands for an unknown token in decoder rows.
         forbidden: tokens that are never predicted.
         score: "paper" (mean log-probability of inner tokens) or "released" (their sum divided by the
             length with bos and eos, which count as certain).
-        pruning: give up length candidates on the way: half of them after the second pass, half of the
-            rest after the third, by their scores so far. Not exact.
-        confidence: a sentence is refined no further once every token of its best candidate is likelier
-            than this; None: all iterations are made.
+        threshold: P, above 0 and at most 1; None: mask-predict.
     """
 
-    iterations: int
+    iterations: int | None
     bos: int
     eos: int
     pad: int
     mask: int
     forbidden: tuple[int, ...] = ()
     score: str = "paper"
-    pruning: bool = False
-    confidence: float | None = None
+    threshold: float | None = None
 
 
 def remask_counts(inner_R: Tensor, step: int, steps: int) -> Tensor:
@@ -116,45 +117,39 @@ def length_candidates(logits_BK: Tensor, rule: str, beam: int, convention: str, 
 
 
 def mask_predict(
-    decoder: RowDecoder,
-    length_BC: Tensor,
-    settings: MaskPredictSettings,
-    given: Sequence[Sequence[int]] | None = None,
+    decoder: RowDecoder, length_BC: Tensor, settings: MaskPredictSettings
 ) -> list[list[ScoredTokens]]:
-    """Fill all rows in I + 1 passes.
+    """Fill all rows, in at most I + 1 passes.
 
     Args:
         decoder: the model on its encoded sources.
         length_BC: candidate lengths, bos and eos included.
         settings: iterations and rules.
-        given: inner tokens that each sentence begins with, never masked; candidates are no shorter.
 
     Returns:
-        For each sentence its C candidates (those that were not pruned), best first, without bos and eos.
+        For each sentence its C candidates, best first, without bos and eos; `passes` counts those passes
+        in which anything of the sentence was masked.
+
+    Raises:
+        ValueError: neither a number of iterations nor a threshold.
     """
-    rows = _Rows(length_BC, settings, given)
-    passes = settings.iterations + 1
-    for step in range(passes):
-        if not rows.fill(decoder):
-            break  # Counts only fall: with nothing masked now, nothing is masked later.
-        if step + 1 < passes:
-            if settings.pruning and step in (1, 2):
-                rows.prune(max(1, length_BC.shape[1] // 2**step))
-            if settings.confidence is not None:
-                rows.stop_where_sure(settings.confidence)
-            rows.mask_again(remask_counts(rows.inner_R, step, passes))
+    rows, threshold, passes = _Rows(length_BC, settings), settings.threshold, settings.iterations
+    if threshold is None and passes is None:
+        raise ValueError("mask-predict needs a number of iterations, or a threshold")
+    for step in count():
+        if not rows.fill(decoder) or step == passes:
+            break  # With nothing masked now, nothing is masked later.
+        if threshold is not None:
+            rows.mask_unsure(threshold)
+        elif passes is not None:
+            rows.mask_again(remask_counts(rows.inner_R, step, passes + 1))
     return rows.result()
 
 
 class _Rows:
     """Tokens and their log-probabilities during one call of :func:`mask_predict`."""
 
-    def __init__(
-        self,
-        length_BC: Tensor,
-        settings: MaskPredictSettings,
-        given: Sequence[Sequence[int]] | None = None,
-    ) -> None:
+    def __init__(self, length_BC: Tensor, settings: MaskPredictSettings) -> None:
         self.settings = settings
         self.candidates = length_BC.shape[1]
         self.length_R = length_R = length_BC.flatten()
@@ -162,35 +157,22 @@ class _Rows:
         last_R1 = length_R[:, None] - 1
         self.token_RL = torch.full((len(length_R), len(column_L)), settings.pad, device=length_R.device)
         self.token_RL[:, 0] = settings.bos
-        first_R = self._give(given or [()] * len(length_BC))
-        self.inner_R = length_R - 1 - first_R
-        self.inner_RL = (column_L >= first_R[:, None]) & (column_L < last_R1)
+        self.inner_R = length_R - 2
+        self.inner_RL = (column_L > 0) & (column_L < last_R1)
         self.token_RL = self.token_RL.masked_fill(column_L == last_R1, settings.eos)
         self.token_RL = self.token_RL.masked_fill(self.inner_RL, settings.mask)
         self.score_RL = torch.zeros(self.inner_RL.shape, device=length_R.device)
         self.given_RL = torch.full_like(self.token_RL, -1)
         """What each row's last pass was given, and below what came out."""
         self.filled_RL = self.token_RL
-        self.pruned_R = torch.zeros_like(length_R, dtype=torch.bool)
         self.held_B = torch.arange(len(length_BC), device=length_R.device)
         """Sentences that the decoder still holds."""
-        self.sure_B = torch.zeros_like(self.held_B, dtype=torch.bool)
-        """Sentences that are refined no further."""
         self.passes_B = torch.zeros_like(self.held_B)
-
-    def _give(self, given: Sequence[Sequence[int]]) -> Tensor:
-        """Put the given tokens behind bos; the first column behind them, for each row."""
-        for sentence, tokens in enumerate(given):
-            rows = slice(sentence * self.candidates, (sentence + 1) * self.candidates)
-            if tokens:
-                self.token_RL[rows, 1 : len(tokens) + 1] = torch.tensor(tokens, device=self.token_RL.device)
-        first_B = torch.tensor([len(tokens) + 1 for tokens in given], device=self.token_RL.device)
-        return first_B.repeat_interleave(self.candidates)
 
     def fill(self, decoder: RowDecoder) -> bool:
         """One pass: every masked position takes its likeliest token. False if nothing is masked."""
         # `released` forbids nothing, so that a predicted MASK stays masked for the next pass.
-        masked_RL = (self.token_RL == self.settings.mask) & self.inner_RL & ~self.pruned_R[:, None]
+        masked_RL = (self.token_RL == self.settings.mask) & self.inner_RL
         open_R = masked_RL.any(1)
         self.passes_B += open_R.view(-1, self.candidates).any(1)
         again_R = (self.token_RL == self.given_RL).all(1)
@@ -229,31 +211,28 @@ class _Rows:
 
     def _predict(self, decoder: RowDecoder, hidden_PD: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest token of each hidden row and its log-probability."""
+        forbidden = self.settings.forbidden
+        if self.settings.threshold is not None:
+            # What is settled must not look masked.
+            forbidden = (*forbidden, self.settings.mask)
         parts = [
-            _best(decoder.logits(hidden_PD[start : start + _CHUNK_ROWS]), self.settings.forbidden)
+            _best(decoder.logits(hidden_PD[start : start + _CHUNK_ROWS]), forbidden)
             for start in range(0, len(hidden_PD), _CHUNK_ROWS)
         ]
         token_P, score_P = (torch.cat(part) for part in zip(*parts, strict=True))
         return token_P, score_P
 
-    def prune(self, kept: int) -> None:
-        """Give up all but the best `kept` candidates of each sentence."""
-        mean_BC = self._mean_R().masked_fill(self.pruned_R, float("-inf")).view(-1, self.candidates)
-        order_BC = mean_BC.sort(dim=1, descending=True, stable=True).indices
-        pruned_BC = torch.ones_like(order_BC, dtype=torch.bool).scatter(1, order_BC[:, :kept], False)
-        self.pruned_R = pruned_BC.flatten()
-
-    def stop_where_sure(self, confidence: float) -> None:
-        """Refine no further where every token of the best candidate is likelier than `confidence`."""
-        least = math.log(confidence) if confidence > 0 else -math.inf
-        sure_RL = (self.score_RL > least) & (self.token_RL != self.settings.mask)
-        sure_BC = (sure_RL | ~self.inner_RL).all(1).view(-1, self.candidates)
-        mean_BC = self._mean_R().masked_fill(self.pruned_R, -math.inf).view(-1, self.candidates)
-        self.sure_B |= sure_BC.gather(1, mean_BC.argmax(1, keepdim=True)).squeeze(1)
+    def mask_unsure(self, threshold: float) -> None:
+        """Mask what the last pass predicted, but for each row's likeliest token and all above `threshold`."""
+        predicted_RL = (self.given_RL == self.settings.mask) & self.inner_RL
+        settled_RL = self.score_RL > math.log(threshold)
+        score_RL = self.score_RL.masked_fill(~predicted_RL, -math.inf)
+        order_RL = score_RL.sort(dim=1, descending=True, stable=True).indices
+        settled_RL = settled_RL.scatter(1, order_RL[:, :1], True)
+        self.token_RL = self.token_RL.masked_fill(predicted_RL & ~settled_RL, self.settings.mask)
 
     def mask_again(self, count_R: Tensor) -> None:
         """Mask the `count_R` least certain inner tokens of each row."""
-        count_R = count_R.masked_fill(self.sure_B.repeat_interleave(self.candidates), 0)
         score_RL = self.score_RL.masked_fill(~self.inner_RL, float("inf"))
         order_RL = score_RL.sort(dim=1, stable=True).indices
         column_L = torch.arange(order_RL.shape[1], device=order_RL.device)
@@ -268,14 +247,14 @@ class _Rows:
     def result(self) -> list[list[ScoredTokens]]:
         """The rows as candidates of their sentences, best first."""
         passes_R = self.passes_B.repeat_interleave(self.candidates)
-        items = (self.token_RL, self.length_R, self._mean_R(), self.pruned_R, passes_R)
+        items = (self.token_RL, self.length_R, self._mean_R(), passes_R)
         rows = zip(*(item.tolist() for item in items), strict=True)
         found = [
-            None if pruned else ScoredTokens(tuple(tokens[1 : length - 1]), score, passes)
-            for tokens, length, score, pruned, passes in rows
+            ScoredTokens(tuple(tokens[1 : length - 1]), score, passes)
+            for tokens, length, score, passes in rows
         ]
         groups = [found[i : i + self.candidates] for i in range(0, len(found), self.candidates)]
-        return [sorted((c for c in group if c), key=lambda item: -item.score) for group in groups]
+        return [sorted(group, key=lambda item: -item.score) for group in groups]
 
 
 def _best(logits_XV: Tensor, forbidden: tuple[int, ...]) -> tuple[Tensor, Tensor]:

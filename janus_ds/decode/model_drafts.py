@@ -1,16 +1,13 @@
 """A model as :func:`janus_ds.decode.draft.draft_search` asks for it: both ways of decoding on one encoding.
 
-The first drafts are mask-predict's. What is proposed behind a rejected token is either
-
-- `nar`: drafted again by mask-predict, with the settled tokens given and the length estimated anew: the
-  likeliest of those classes of the length head that the settled tokens leave possible; or
-- `reuse`: what earlier drafts, and AR's choices behind earlier differences, have from there on, at the same
-  place or shifted by one (AR wanted a token more, or one less). This costs no pass. Tails that continue the
-  token that AR has just put come first.
+The first drafts are one NAR pass. What is proposed behind a rejected token is what earlier drafts, and AR's
+choices behind earlier differences, have from there on, at the same place or shifted by one (AR wanted a
+token more, or one less). This costs no pass. Tails that continue the token that AR has just put come first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -31,8 +28,6 @@ from janus_ds.model.janus import JanusModel
 __all__ = ["DraftPlan", "ModelDrafts", "draft_plan"]
 
 _SHIFTS = (0, 1, -1)
-_SHORTEST = 2
-"""A pass that drafts fewer tokens costs more than the check that it saves."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +37,12 @@ class DraftPlan:
     Attributes:
         search: AR's limits.
         nar: mask-predict's settings; no special symbol is drafted.
-        redraft: "nar" or "reuse", see above.
         width: drafts that are checked at once: length candidates of mask-predict, or tails.
         specials: what classes of the length head count beside inner tokens (0 or 2).
     """
 
     search: SearchSettings
     nar: MaskPredictSettings
-    redraft: str = "reuse"
     width: int = 1
     specials: int = 0
 
@@ -62,8 +55,7 @@ class ModelDrafts:
         memory: the encoded sources.
         stream: how AR rows are made.
         plan: how drafts are made.
-        sampler: draws the tokens of drafts; None: the likeliest are taken. Drafts that are refined are not
-            drawn: what mask-predict makes of drawn tokens has no distribution that could be written down.
+        sampler: draws the tokens of drafts; None: the likeliest are taken.
     """
 
     def __init__(
@@ -75,7 +67,7 @@ class ModelDrafts:
         sampler: SamplingJudge | None = None,
     ) -> None:
         self._model = model
-        self._sampler = None if plan.nar.iterations else sampler
+        self._sampler = sampler
         self._cache = model.start_cache(memory, stream, plan.width, plan.search.max_steps)
         self._plan = plan
         self._class_BK = model.length_logits(memory).float()
@@ -83,98 +75,64 @@ class ModelDrafts:
     def propose(self, sentences: Sequence[Sentence]) -> list[Proposal]:
         """See :class:`janus_ds.decode.draft.DraftDecoder`."""
         plan = self._plan
-        if sentences[0].rounds and plan.redraft == "reuse":
+        if sentences[0].rounds:
             return [Proposal(tails(s, plan.width, s.room(plan.search)), 0) for s in sentences]
-        rows = self.rows_to_draft(sentences)
-        wanted = [place for place, row in enumerate(rows) if row]
-        proposals = [Proposal([[]], 0) for _ in sentences]
-        if not wanted:
-            return proposals
-        place_X = torch.tensor(wanted, device=self._class_BK.device)
-        memory = self._cache.memory
-        decoder = CandidateRows(
-            self._model, memory if len(wanted) == memory.sentences else memory.select(place_X)
-        )
-        drafted = [sentences[place] for place in wanted]
+        decoder = CandidateRows(self._model, self._cache.memory)
+        lengths = self.lengths(sentences)
         if self._sampler is not None:
-            found = self._drawn(decoder, drafted, [rows[place][0] for place in wanted], self._sampler)
+            proposals = self._drawn(decoder, sentences, [row[0] for row in lengths], self._sampler)
         else:
-            found = self._likeliest(decoder, drafted, [rows[place] for place in wanted])
-        for place, proposal in zip(wanted, found, strict=True):
-            sentence = sentences[place]
-            sentence.pool = [sentence.inner + draft for draft in proposal.drafts] + sentence.pool
-            proposals[place] = proposal
+            found = mask_predict(decoder, torch.tensor(lengths, device=decoder.device) + 2, plan.nar)
+            proposals = [Proposal([list(item.tokens) for item in items], items[0].passes) for items in found]
+        for sentence, proposal in zip(sentences, proposals, strict=True):
+            sentence.pool = list(proposal.drafts)
         return proposals
-
-    def _likeliest(
-        self, decoder: CandidateRows, sentences: Sequence[Sentence], rows: Sequence[Sequence[int]]
-    ) -> list[Proposal]:
-        """Drafts of mask-predict, one of each number of inner tokens."""
-        length_XC = torch.tensor(rows, device=decoder.device) + 2
-        found = mask_predict(decoder, length_XC, self._plan.nar, [sentence.inner for sentence in sentences])
-        return [
-            Proposal([list(item.tokens[len(s.inner) :]) for item in items], items[0].passes)
-            for s, items in zip(sentences, found, strict=True)
-        ]
 
     def _drawn(
         self,
         decoder: CandidateRows,
         sentences: Sequence[Sentence],
-        rows: Sequence[int],
+        lengths: Sequence[int],
         sampler: SamplingJudge,
     ) -> list[Proposal]:
         """One draft a sentence, every token drawn from NAR's distribution at its position."""
-        nar, width = self._plan.nar, max(rows) + 2
-        tokens: list[list[int]] = []
-        picked: list[int] = []
-        for place, (sentence, count) in enumerate(zip(sentences, rows, strict=True)):
-            hidden = count - len(sentence.inner)
-            row = [nar.bos, *sentence.inner, *[nar.mask] * hidden, nar.eos]
-            tokens.append(row + [nar.pad] * (width - len(row)))
-            first = place * width + len(sentence.inner) + 1
-            picked += range(first, first + hidden)
-        device = decoder.device
-        length_X = torch.tensor(rows, device=device) + 2
-        picked_P = torch.tensor(picked, dtype=torch.long, device=device)
-        logits_PV = decoder.logits(decoder.hidden(torch.tensor(tokens, device=device), length_X, picked_P))
+        nar, width, device = self._plan.nar, max(lengths) + 2, decoder.device
+        length_B = torch.tensor(lengths, device=device) + 2
+        column_L = torch.arange(width, device=device)
+        inner_BL = (column_L > 0) & (column_L < length_B[:, None] - 1)
+        token_BL = torch.full((len(lengths), width), nar.pad, device=device).masked_fill(inner_BL, nar.mask)
+        token_BL[:, 0] = nar.bos
+        token_BL.scatter_(1, length_B[:, None] - 1, nar.eos)
+        picked_P = inner_BL.flatten().nonzero().squeeze(1)
+        logits_PV = decoder.logits(decoder.hidden(token_BL, length_B, picked_P))
         share_PV = shares(logits_PV, nar.forbidden, sampler.temperature)
-        proposals, start = [], 0
-        for sentence, count in zip(sentences, rows, strict=True):
-            stop = start + count - len(sentence.inner)
-            chances = sampler.uniform(sentence, stop - start)
-            draft = [draw(row, chance) for row, chance in zip(share_PV[start:stop], chances, strict=True)]
-            proposals.append(Proposal([draft], 1, share_PV[start:stop]))
-            start = stop
+        proposals = []
+        for sentence, share_MV in zip(sentences, share_PV.split(list(lengths)), strict=True):
+            chances = sampler.uniform(sentence, len(share_MV))
+            draft = [draw(row, chance) for row, chance in zip(share_MV, chances, strict=True)]
+            proposals.append(Proposal([draft], 1, share_MV))
         return proposals
 
-    def rows_to_draft(self, sentences: Sequence[Sentence]) -> list[list[int]]:
-        """Numbers of inner tokens to try for each sentence, likeliest first; none where AR is as fast.
-
-        The length is estimated anew: the likeliest classes of those that the settled tokens leave.
-        """
+    def lengths(self, sentences: Sequence[Sentence]) -> list[list[int]]:
+        """Numbers of inner tokens to draft for each sentence, likeliest first, equally many for each."""
         plan, (_, classes) = self._plan, self._class_BK.shape
-        least = torch.tensor([len(sentence.inner) for sentence in sentences])
-        room = torch.tensor([sentence.room(plan.search) for sentence in sentences])
+        room = [sentence.room(plan.search) for sentence in sentences]
         inner_K = torch.arange(classes) - plan.specials
-        possible_BK = (inner_K >= least[:, None]) & (inner_K <= (least + room)[:, None])
-        class_BK = self._class_BK.masked_fill(~possible_BK.to(self._class_BK.device), float("-inf"))
+        possible_BK = (inner_K >= 0) & (inner_K <= torch.tensor(room)[:, None])
+        class_BK = self._class_BK.masked_fill(~possible_BK.to(self._class_BK.device), -math.inf)
         best_BC, class_BC = class_BK.topk(min(plan.width, classes), dim=1)
         found = []
-        for scores, numbers, sentence, most in zip(
-            best_BC.tolist(), class_BC.tolist(), sentences, (least + room).tolist(), strict=True
-        ):
-            settled = len(sentence.inner)
+        for scores, numbers, most in zip(best_BC.tolist(), class_BC.tolist(), room, strict=True):
             tries = [
-                n - plan.specials for n, score in zip(numbers, scores, strict=True) if score > float("-inf")
+                number - plan.specials
+                for number, score in zip(numbers, scores, strict=True)
+                if score > -math.inf
             ]
-            # A first draft has to be made, whatever it is; behind the last class there is no estimate.
-            least_rows = 1 if not settled else _SHORTEST
-            if not tries or tries[0] - settled < least_rows:
-                tries = [min(most, max(1, settled))] if not settled else []
-            found.append([max(n, min(settled + 1, most)) for n in tries])
-        width = max((len(row) for row in found), default=0)
-        return [row + row[-1:] * (width - len(row)) if row else row for row in found]
+            # A draft has to be made, whatever it is.
+            tries = tries if tries and tries[0] else [1]
+            found.append([min(max(number, 1), most) for number in tries])
+        width = max(len(row) for row in found)
+        return [row + row[-1:] * (width - len(row)) for row in found]
 
     def check(self, token_BKT: Tensor, parent_B: Tensor | None) -> Tensor:
         """See :class:`janus_ds.decode.draft.DraftDecoder`."""
@@ -218,16 +176,14 @@ def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
     specials = {special.bos, special.pad, special.eos, special.unk, special.mask}
     nar = replace(
         mask_predict_settings(config, special),
-        iterations=decode.draft_iterations,
+        iterations=0,
         forbidden=tuple(specials),
         score="paper",
-        pruning=False,
-        confidence=None,
+        threshold=None,
     )
     return DraftPlan(
         search=search_settings(config, special),
         nar=nar,
-        redraft=decode.redraft,
         # A best draft among several would not be a sample any more.
         width=1 if decode.temperature else decode.draft_width,
         specials=2 if objective.length_convention == "with_specials" else 0,

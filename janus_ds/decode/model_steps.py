@@ -20,8 +20,6 @@ __all__ = ["CachedSteps", "CandidateRows"]
 class CachedSteps:
     """The step function of a beam search: one content row and one query row a beam.
 
-    Logits are to be read before the next step, which may write over them.
-
     Args:
         model: in evaluation mode.
         cache: of the sentences that begin.
@@ -46,9 +44,6 @@ class CachedSteps:
         tokens = [token_BK]
         if parent_BK is None and self._before is not None:
             tokens.insert(0, torch.full_like(token_BK, self._before))
-        graphs = self._model.step_graphs
-        if graphs is not None:
-            return [graphs.step(self._cache, token, parent_BK) for token in tokens][-1]
         hidden_BKTD = self._model.ar_block(self._cache, torch.stack(tokens, 2), parent_BK)
         return self._model.logits(hidden_BKTD[:, :, -1])
 

@@ -42,8 +42,7 @@ def mask_predict_settings(config: RunConfig, special: SpecialTokens) -> MaskPred
         mask=special.unk if config.objective.mask_symbol == "unk" else special.mask,
         forbidden=() if rule == "released" else tuple(set(specials)),
         score=rule,
-        pruning=decode.length_pruning,
-        confidence=decode.confidence,
+        threshold=decode.threshold,
     )
 
 

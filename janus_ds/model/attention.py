@@ -7,7 +7,6 @@ name        how                                                   refuses
 ==========  ====================================================  ==================
 dense       one call, one mask (B, 1, R, C)
 grouped     a call a group of segments, masks where needed
-split       full and causal pieces merged, no masks (`split_rows`)  dropout; GPUs
 flex        one fused call that skips empty blocks (`flex_rows`)    dropout; training on CPUs
 ==========  ====================================================  ==================
 
@@ -42,7 +41,6 @@ from janus_ds.model.row_attention import (
     additive_mask,
     attend_draws,
 )
-from janus_ds.model.split_rows import SplitRows
 from janus_ds.packing import unpacked
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment
@@ -58,7 +56,6 @@ __all__ = [
     "PackedRows",
     "RowAttention",
     "RowsOfBatch",
-    "SplitRows",
     "additive_mask",
     "attend_draws",
     "fitting",
@@ -66,8 +63,6 @@ __all__ = [
 
 DENSE_ROW_LIMIT = 48
 """Longest segment for which one dense call beats several smaller ones (measured on CPU: even at ~45)."""
-SPLIT_ROW_LIMIT = 768
-"""Shortest segment for which merged pieces beat masked calls on a CPU (measured: even at 512)."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +93,10 @@ class RowsOfBatch:
         Raises:
             ConfigError: the back end cannot do what is asked.
         """
-        on_cpu = batch.row_token_BR.device.type == "cpu"
-        name = fitting(batch.layout, on_cpu, dropout) if backend == "auto" else backend
-        if name in ("split", "flex") and dropout:
+        name = fitting(batch.layout) if backend == "auto" else backend
+        if name == "flex" and dropout:
             raise ConfigError(
-                f"attention backend {name!r} cannot drop attention weights (rate {dropout})",
+                f"attention backend 'flex' cannot drop attention weights (rate {dropout})",
                 "train.attention_backend",
                 "use auto or grouped, or set model.attention_dropout to 0",
             )
@@ -123,27 +117,18 @@ def _runs(layout: RowLayout, first: Segment) -> tuple[int, ...]:
     return arc, vis + cmp + msk, arq, qry
 
 
-BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[SplitRows] | type[FlexRows]] = {
+BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[FlexRows]] = {
     "dense": DenseRows,
     "grouped": GroupedRows,
-    "split": SplitRows,
     "flex": FlexRows,
 }
 
 
-def fitting(layout: RowLayout, on_cpu: bool, dropout: float) -> str:
-    """The fastest back end that is right for a shape.
-
-    One group of rows alone, or long sentences: grouped (one group needs one call there too). Short
-    sentences: dense. Long sentences with compensation or AUX rows on a CPU without attention dropout:
-    split.
-    """
+def fitting(layout: RowLayout) -> str:
+    """The faster back end for a shape: dense for short sentences and several groups of rows, or grouped."""
     groups = (layout.arc > 0) + (layout.vis + layout.msk > 0) + (layout.cmp + layout.qry > 0)
     longest = max(layout.arc, layout.vis + layout.msk)
-    if longest <= DENSE_ROW_LIMIT and groups > 1:
-        return "dense"
-    merges = on_cpu and not dropout and layout.vis > 0 and layout.cmp + layout.qry > 0
-    return "split" if merges and longest >= SPLIT_ROW_LIMIT else "grouped"
+    return "dense" if longest <= DENSE_ROW_LIMIT and groups > 1 else "grouped"
 
 
 class MultiHeadAttention(nn.Module):
@@ -213,13 +198,12 @@ class MultiHeadAttention(nn.Module):
             if few_rows(q_BHTE, k_BHSE) and not causal:
                 return attend_few(q_BHTE, k_BHSE, v_BHSE, mask)
             k_BHSE = k_BHSE.contiguous()
-        options = {"is_causal": causal, "enable_gqa": q_BHTE.shape[1] != k_BHSE.shape[1]}
         if not (self.training and self.dropout):
-            out = F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, **options)
+            out = F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, is_causal=causal)
         else:
             # Heads are sharded, so their masks must differ between the ranks of a tensor group.
             with self._sharded_rng():
-                out = F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, self.dropout, **options)
+                out = F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, self.dropout, causal)
         return out.transpose(1, 2)
 
     def _split(self, x_BTD: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def few_rows(q_BHTE: Tensor, k_BHSE: Tensor) -> bool:
     if q_BHTE.requires_grad or not wants_columns(k_BHSE):
         return False
     products = q_BHTE.shape[2] * k_BHSE.shape[2] * k_BHSE.shape[3]
-    return products <= _MOST_PRODUCTS[torch.get_num_threads()] and q_BHTE.shape[1] == k_BHSE.shape[1]
+    return products <= _MOST_PRODUCTS[torch.get_num_threads()]
 
 
 def attend_few(q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,7 +18,6 @@ from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.layers import TransformerLayer
 from janus_ds.model.prepared import can_quantize, prepare
-from janus_ds.model.step_graphs import StepGraphs
 from janus_ds.model.transformer import EncoderLayer
 from janus_ds.model.weights import load_weights
 from janus_ds.parallel.layers import DenseLayers
@@ -38,13 +37,11 @@ class InferenceOptions:
         int8: linear layers on int8 weights and activations (CPU, fp32 otherwise).
         compiled: encoder layers and feed-forward blocks by torch.compile, for any shapes, instead of
             packed weights. Meant for GPUs: on a CPU packed weights were twice as fast.
-        cuda_graphs: the steps of AR searches as CUDA graphs, one a size; see `janus_ds.model.step_graphs`.
     """
 
     dtype: str = "fp32"
     int8: bool = False
     compiled: bool = False
-    cuda_graphs: bool = False
 
 
 def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = None) -> JanusModel:
@@ -55,8 +52,7 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
         options: None: float32 with packed weights.
 
     Raises:
-        ConfigError: a precision that does not exist, int8 where it cannot be had, or together with
-            compilation or CUDA graphs, or CUDA graphs without a CUDA device.
+        ConfigError: a precision that does not exist, int8 where it cannot be had or with compilation.
     """
     options = options or InferenceOptions()
     if options.dtype not in DTYPES:
@@ -64,7 +60,6 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
             f"there is no precision {options.dtype!r}", "--dtype", f"use one of {', '.join(DTYPES)}"
         )
     device = next(model.parameters()).device.type
-    _check_graphs(options, device)
     model.to(DTYPES[options.dtype])
     if options.int8 and (options.dtype != "fp32" or device != "cpu" or not can_quantize()):
         raise ConfigError(
@@ -77,24 +72,12 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
             "int8 products are made already: there is nothing to compile", "--int8 --compile", "leave one out"
         )
     model.requires_grad_(False)
-    model.step_graphs = StepGraphs(model) if options.cuda_graphs else None
     if options.compiled:
         _compile_layers(model)
     elif device == "cpu":
         prepare(model, options.int8)
         model.prepare_vocabulary(options.int8)
     return model
-
-
-def _check_graphs(options: InferenceOptions, device: str) -> None:
-    if options.cuda_graphs and options.int8:
-        raise ConfigError("int8 runs on a CPU, CUDA graphs do not", "--int8 --cuda-graphs", "leave one out")
-    if options.cuda_graphs and device != "cuda":
-        raise ConfigError(
-            "CUDA graphs need a CUDA device",
-            f"--cuda-graphs on {device}",
-            "leave --cuda-graphs out, or decode with --device cuda",
-        )
 
 
 def _compile_layers(model: JanusModel) -> None:

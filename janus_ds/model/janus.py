@@ -11,7 +11,7 @@ block, N length candidates, L target tokens, P picked rows, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +39,6 @@ from janus_ds.packing import GridPlaces, source_part
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment
 
-if TYPE_CHECKING:
-    from janus_ds.model.step_graphs import StepGraphs
-
 __all__ = ["JanusModel"]
 
 
@@ -67,8 +64,6 @@ class JanusModel(nn.Module):
         self.special = special
         self.padded_vocab = padded_vocab(config, special.vocab_size)
         self.attention_backend = "auto"
-        self.step_graphs: StepGraphs | None = None
-        """What AR searches step by, where `InferenceOptions` ask for it."""
         self._vocabulary: PreparedProduct | None = None
         self._parallel = parallel
         self._recompute: Recompute | None = recompute_with(parallel) if recompute else None

@@ -60,9 +60,8 @@ def bench_attention(
     clock_name, clock = device_clock(device)
     with cpu_threads(1):
         batch, inputs = _inputs(setting, device, precision)
-        # FlexAttention gives no gradients on a CPU, and `split` is for CPUs.
-        other = "flex" if device == "cpu" else "split"
-        names = [name for name in BACKENDS if name != other and not (dropout and name in ("split", "flex"))]
+        # FlexAttention gives no gradients on a CPU, and no dropout anywhere.
+        names = [name for name in BACKENDS if name != "flex" or (device != "cpu" and not dropout)]
         jobs = {name: _job(name, batch, inputs, dropout) for name in names}
         saved = {name: _saved_megabytes(name, batch, inputs, dropout) for name in names}
         seconds = interleave(jobs, rounds, clock)
@@ -71,7 +70,7 @@ def bench_attention(
         "bench": "attention",
         "shape": {"name": shape, **asdict(setting), "rounds": rounds},
         "attention_dropout": dropout,
-        "auto": fitting(batch.layout, device == "cpu", dropout),
+        "auto": fitting(batch.layout),
         "ratios": {
             f"{name}_over_{_REFERENCE}": ratio_summary(seconds[name], seconds[_REFERENCE])
             for name in names

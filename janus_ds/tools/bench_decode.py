@@ -67,12 +67,6 @@ _RATIOS = {
     "janus_over_nar10_one_length": ("janus fp32", "nar 10, 1 length"),
     "janus_over_nar4_five_lengths": ("janus fp32", "nar 4, 5 lengths"),
     "janus_bf16_over_nar4_one_length_bf16": ("janus bf16", "nar 4, 1 length, bf16"),
-    "transformers_over_ar_graphs": ("transformers", "ar fp32 graphs"),
-    "transformers_bf16_over_ar_bf16_graphs": ("transformers bf16", "ar bf16 graphs"),
-    "ar_over_ar_graphs": ("ar fp32", "ar fp32 graphs"),
-    "ar_bf16_over_ar_bf16_graphs": ("ar bf16", "ar bf16 graphs"),
-    "janus_bf16_graphs_over_nar4_one_length_bf16": ("janus bf16 graphs", "nar 4, 1 length, bf16"),
-    "nar10_over_nar10_pruned": ("nar 10, 5 lengths", "nar 10, 5 lengths pruned"),
 }
 
 
@@ -89,7 +83,7 @@ class Request:
         rounds: measurements of each job; 0: as the shape says.
         threads: CPU threads. With one, CPU time is taken, else time on the wall.
         only: parts of names of jobs; empty: all.
-        device: cpu, or cuda, where AR is measured with CUDA graphs as well.
+        device: cpu or cuda.
     """
 
     shape: str = "bart_base"
@@ -207,12 +201,10 @@ def _jobs(
             f"ar {kind}": replace_decode(plain, mode="ar"),
             f"janus {kind}": replace_decode(janus, mode="ar"),
         }
-        graphs = {f"{name} graphs": run for name, run in own.items() if on_gpu}
         own |= _parallel_jobs(janus, "" if kind == "fp32" else f", {kind}", kind == "int8")
-        for runs, how in ((own, options), (graphs, replace(options, cuda_graphs=True))):
-            chosen = {name: run for name, run in runs.items() if wanted(name)}
-            prepared = _prepared(model, how, request.device) if chosen else model
-            jobs |= {name: _job(prepared, run, sources, request.batch) for name, run in chosen.items()}
+        chosen = {name: run for name, run in own.items() if wanted(name)}
+        prepared = _prepared(model, options, request.device) if chosen else model
+        jobs |= {name: _job(prepared, run, sources, request.batch) for name, run in chosen.items()}
     return jobs
 
 
@@ -223,9 +215,6 @@ def _parallel_jobs(run: RunConfig, suffix: str, few: bool) -> dict[str, RunConfi
         for lengths in (1, 5):
             name = f"nar {iterations}, {lengths} length{'s' if lengths > 1 else ''}{suffix}"
             jobs[name] = replace_decode(run, mode="nar", iterations=iterations, length_beam=lengths)
-    if not suffix:
-        decode = {"mode": "nar", "iterations": 10, "length_beam": 5, "length_pruning": True}
-        jobs["nar 10, 5 lengths pruned"] = replace_decode(run, **decode)
     return jobs
 
 

@@ -44,16 +44,12 @@ SYSTEMS: dict[str, Decode] = {
         for n in (0, 1, 4, 10)
     },
     **{
-        f"nar-c{p:g}": {**_NAR, "iterations": 10, "length_beam": 3, "confidence": p}
-        for p in (0.1, 0.2, 0.3, 0.5)
+        f"nar-t{p:g}": {**_NAR, "iterations": None, "length_beam": 3, "threshold": p}
+        for p in (0.5, 0.7, 0.9, 0.99)
     },
     "draft": {**_DRAFT},
     "draft-1-wide": {**_DRAFT, "draft_width": 1},
     "draft-8-wide": {**_DRAFT, "draft_width": 8},
-    "draft-nar": {**_DRAFT, "redraft": "nar", "draft_width": 1},
-    "draft-nar-5-wide": {**_DRAFT, "redraft": "nar", "draft_width": 5},
-    "draft-nar-1-refined": {**_DRAFT, "redraft": "nar", "draft_width": 1, "draft_iterations": 1},
-    "draft-nar-4-refined": {**_DRAFT, "redraft": "nar", "draft_width": 1, "draft_iterations": 4},
 }
 """What is compared, by name; `draft` is the mode as it is without options."""
 _UNTIMED = "refined"

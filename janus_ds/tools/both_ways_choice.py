@@ -17,9 +17,8 @@ Decode = dict[str, Any]
 
 
 def drafts_to_try() -> list[Decode]:
-    """Widths with `reuse`, and mask-predict's own redrafts."""
-    reused = [{"mode": "draft", "redraft": "reuse", "draft_width": width} for width in (1, 2, 3, 4)]
-    return [*reused, {"mode": "draft", "redraft": "nar", "draft_width": 1}]
+    """Numbers of drafts that are checked at once."""
+    return [{"mode": "draft", "draft_width": width} for width in (1, 2, 3, 4)]
 
 
 def rescorings_to_try() -> list[Decode]:

@@ -63,7 +63,7 @@ class EvalRequest:
         average: mean of the run's last N checkpoints; 1: the newest, or the one named.
         modes: of ar, ar-greedy, nar and draft; empty: all that the run was trained for.
         iterations: NAR refinements, one system each.
-        confidence: NAR thresholds at which a sentence is refined no further, one system each.
+        thresholds: probabilities above which NAR settles a token in a pass, one system each.
         split: name of the split.
         data: where the text lies; None: where the data lay in training.
         output: folder of hypotheses and scores; None: RUN/eval/SPLIT.
@@ -79,7 +79,7 @@ class EvalRequest:
     average: int = 1
     modes: tuple[str, ...] = ()
     iterations: tuple[int, ...] = (0, 1, 4, 10)
-    confidence: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
     split: str = "test"
     data: Path | None = None
     output: Path | None = None
@@ -96,7 +96,7 @@ class EvalRequest:
         Raises:
             UsageError: a mode or a number of iterations that does not exist.
         """
-        check_systems(self.modes, self.iterations, self.confidence, self.decode)
+        check_systems(self.modes, self.iterations, self.thresholds, self.decode)
 
     def folder(self, run: LoadedRun) -> Path:
         """Where hypotheses and scores go."""
@@ -242,7 +242,7 @@ def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
     """
     request.check()
     modes = request.modes or trained_modes(run.config.objective)
-    systems = options_by_name(modes, request.iterations, request.confidence, request.decode)
+    systems = options_by_name(modes, request.iterations, request.thresholds, request.decode)
     return {
         name: Generator(run.model, run.text, run.special, with_decode(run.config, decode))
         for name, decode in systems.items()
@@ -252,8 +252,8 @@ def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
 def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any]:
     decode = generator.config.decode
     names = {
-        "nar": ("iterations", "confidence", "rescore"),
-        "draft": ("draft_width", "redraft"),
+        "nar": ("iterations", "threshold", "rescore"),
+        "draft": ("draft_width",),
         "ar": ("beam",),
     }
     own = {name: getattr(decode, name) for name in names[decode.mode] if getattr(decode, name) is not None}

@@ -16,16 +16,11 @@ _DTYPES = ("fp32", "bf16", "float64")
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add `--dtype`, `--int8`, `--compile` and `--cuda-graphs`."""
+    """Add `--dtype`, `--int8` and `--compile`."""
     add = parser.add_argument
     add("--dtype", choices=_DTYPES, default="fp32", help="precision of decoding (default: fp32)")
     add("--int8", action="store_true", help="int8 weights and activations in linear layers (CPU)")
     add("--compile", action="store_true", help="layers by torch.compile (for GPUs; a CPU is faster without)")
-    add(
-        "--cuda-graphs",
-        action="store_true",
-        help="AR: steps as CUDA graphs (modes ar and ar-greedy, on a GPU)",
-    )
 
 
 BOTH_WAYS: dict[str, tuple[type, str]] = {
@@ -35,9 +30,7 @@ BOTH_WAYS: dict[str, tuple[type, str]] = {
         int,
         "NAR, rescored: samples of each candidate where NAR is not sure, scored as well",
     ),
-    "draft_iterations": (int, "draft: refinements of a draft before AR checks it"),
     "draft_width": (int, "draft: drafts of a sentence that are checked at once"),
-    "redraft": (str, "draft: reuse (what is left of earlier drafts) or nar (drafted again)"),
     "temperature": (float, "draft: above 0, exact samples of AR's distribution"),
 }
 """Options of decoding both ways at once: fields of `DecodeConfig`, their type and help."""
@@ -68,4 +61,4 @@ def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
             "--compile",
             "install g++ (CPU) or triton (GPU), or leave --compile out",
         )
-    return InferenceOptions(parsed.dtype, parsed.int8, parsed.compile, parsed.cuda_graphs)
+    return InferenceOptions(parsed.dtype, parsed.int8, parsed.compile)

@@ -17,7 +17,7 @@ MODES = ("ar", GREEDY, "nar", "draft")
 def check_systems(
     modes: Sequence[str],
     iterations: Sequence[int],
-    confidence: Sequence[float],
+    thresholds: Sequence[float],
     decode: Mapping[str, Any],
 ) -> None:
     """Refuse what cannot be, before anything is loaded.
@@ -35,10 +35,12 @@ def check_systems(
             raise UsageError(
                 f"{number} iterations cannot be made", "--iterations", "give 0 or more, such as 0,1,4,10"
             )
-    for share in confidence:
-        if not 0 <= share <= 1:
+    for share in thresholds:
+        if not 0 < share <= 1:
             raise UsageError(
-                f"{share} is no probability", "--confidence", "give shares from 0 to 1, such as 0.9,0.99"
+                f"{share} is no probability",
+                "--threshold",
+                "give shares above 0 and up to 1, such as 0.9,0.99",
             )
     beam = decode.get("beam") or 1
     if "draft" in modes and "ar" not in modes and beam > 1:
@@ -52,18 +54,18 @@ def check_systems(
 def options_by_name(
     modes: Sequence[str],
     iterations: Sequence[int],
-    confidence: Sequence[float],
+    thresholds: Sequence[float],
     decode: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Fields of `DecodeConfig` by system: ar, ar-greedy, nar-0, nar-4-rescored, nar-c0.9, draft, ...
+    """Fields of `DecodeConfig` by system: ar, ar-greedy, nar-0, nar-4-rescored, nar-t0.9, draft, ...
 
-    Each threshold is one system, with the largest number of iterations. Where AR rescores, NAR systems come
+    Each threshold is one system, whose passes have no limit. Where AR rescores, NAR systems come
     with and without.
 
     Args:
         modes: which to take.
         iterations: of NAR.
-        confidence: thresholds of the dial.
+        thresholds: probabilities above which NAR settles a token.
         decode: further fields, for all.
     """
     systems: dict[str, dict[str, Any]] = {}
@@ -71,8 +73,7 @@ def options_by_name(
     for mode in modes:
         if mode == "nar":
             ways: dict[str, dict[str, Any]] = {f"nar-{n}": {"iterations": n} for n in iterations}
-            for share in confidence:
-                ways[f"nar-c{share:g}"] = {"iterations": max(iterations, default=10), "confidence": share}
+            ways |= {f"nar-t{share:g}": {"threshold": share} for share in thresholds}
             for name, way in ways.items():
                 systems[name] = {**plain, "mode": "nar", **way}
                 if decode.get("rescore") is not None:

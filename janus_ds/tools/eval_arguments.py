@@ -62,10 +62,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
         default="",
         help="ar, ar-greedy, nar, draft, or several, as ar,nar (default: ar and nar, as the run was trained)",
     )
-    confidence = (
-        "NAR: refine a sentence no further once every token is likelier; one system each, as 0.9,0.99"
-    )
-    add("--confidence", default="", metavar="P", help=confidence)
+    threshold = "NAR: settle every token likelier than this in a pass; one system each, as 0.9,0.99"
+    add("--threshold", default="", metavar="P", help=threshold)
     add("--iterations", default="0,1,4,10", help="NAR refinements, one system each (default: 0,1,4,10)")
     add("--beam", type=int, help="AR: beam (default: as the run's recipe says)")
     add("--length-beam", type=int, help="NAR: length candidates (default: as the run's recipe says)")
@@ -80,8 +78,6 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
         help="sentences decoded one by one for ms/sentence; 0: none (default: 50)",
     )
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
-    prune = "NAR: give up length candidates between passes (default: as the run's recipe says)"
-    add("--length-pruning", action=argparse.BooleanOptionalAction, help=prune)
     add_both_ways_arguments(group)
     add_inference_arguments(group)
     return group
@@ -102,13 +98,13 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
 
     from janus_ds.tools.checkpoint_eval import EvalRequest
 
-    decode = {name: getattr(parsed, name) for name in ("beam", "length_beam", "length_pruning", *BOTH_WAYS)}
+    decode = {name: getattr(parsed, name) for name in ("beam", "length_beam", *BOTH_WAYS)}
     return EvalRequest(
         checkpoint=parsed.checkpoint,
         average=parsed.average,
         modes=tuple(dict.fromkeys(mode.strip() for mode in parsed.modes.split(",") if mode.strip())),
         iterations=iterations,
-        confidence=_shares(parsed.confidence),
+        thresholds=_shares(parsed.threshold),
         split=parsed.split,
         data=parsed.data,
         output=parsed.output,
@@ -134,7 +130,9 @@ def _shares(text: str) -> tuple[float, ...]:
         return tuple(dict.fromkeys(float(word) for word in text.split(",") if word.strip()))
     except ValueError:
         raise UsageError(
-            f"{text!r} is not a list of numbers", "--confidence", "give shares from 0 to 1, such as 0.9,0.99"
+            f"{text!r} is not a list of numbers",
+            "--threshold",
+            "give shares above 0 and up to 1, such as 0.9,0.99",
         ) from None
 
 

@@ -15,7 +15,7 @@ def test_result_has_peers_ratios_and_equal_tokens(tmp_path: Path, capsys: pytest
     pytest.importorskip("transformers")
     pytest.importorskip("ctranslate2")
     file = tmp_path / "result.json"
-    only = "transformers,ctranslate2,ar fp32,janus fp32,int8,bf16,pruned,nar 10"
+    only = "transformers,ctranslate2,ar fp32,janus fp32,int8,bf16,nar 10"
     assert (
         main(["--shape", "tiny", "--rounds", "1", "--batch", "2", "--only", only, "--json", str(file)]) == 0
     )
@@ -25,7 +25,7 @@ def test_result_has_peers_ratios_and_equal_tokens(tmp_path: Path, capsys: pytest
     assert case["outputs_equal_to_ar"]["transformers"] == "4 of 4"
     assert case["outputs_equal_to_ar"]["ctranslate2 fp32"] == "4 of 4"
     assert set(result["ratios"]["transformers_over_ar_b2_t6"]) == {"median", "min", "max"}
-    for name in ("janus_over_ar", "ctranslate2_int8_over_ar_int8", "nar10_over_nar10_pruned"):
+    for name in ("janus_over_ar", "ctranslate2_int8_over_ar_int8"):
         assert f"{name}_b2_t6" in result["ratios"]
     assert "ms/sentence" in capsys.readouterr().out
 

@@ -34,8 +34,8 @@ def test_attention_writes_all_back_ends_and_refuses_none_silently(tmp_path: Path
     file = tmp_path / "attention.json"
     assert bench_attention.main(["--rounds", "1", "--json", str(file)]) == 0
     result = json.loads(file.read_text())
-    assert set(result["milliseconds"]) == {"dense", "grouped", "split"}
-    assert set(result["ratios"]) == {"dense_over_grouped", "split_over_grouped"}
+    assert set(result["milliseconds"]) == {"dense", "grouped"}
+    assert set(result["ratios"]) == {"dense_over_grouped"}
     assert result["auto"] == "grouped"
     options = ["--rounds", "1", "--attention-dropout", ".1", "--json", str(file)]
     assert bench_attention.main(options) == 0

@@ -116,7 +116,7 @@ def test_both_ways_at_once(
 
     greedy = lines("--mode", "ar", "--beam", "1", "--dtype", "float64")
     assert lines("--mode", "draft", "--dtype", "float64") == greedy
-    assert lines("--mode", "draft", "--dtype", "float64", "--redraft", "nar", "--draft-width", "2") == greedy
+    assert lines("--mode", "draft", "--dtype", "float64", "--draft-width", "2") == greedy
     hot = ["--mode", "draft", "--temperature", "3"]
     assert lines(*hot, "--seed", "5") == lines(*hot, "--seed", "5") != lines(*hot, "--seed", "6")
     shown = lines("--mode", "ar,draft", "--beam", "2")
@@ -130,7 +130,7 @@ def test_both_ways_at_once(
         "AR",
         "DRAFT",
     ]
-    options = {"iterations": 2, "length_beam": 4, "rescore": "ar", "rescore_samples": 2, "confidence": 0.3}
+    options = {"iterations": 2, "length_beam": 4, "rescore": "ar", "rescore_samples": 2, "threshold": 0.3}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     made = Generator.from_checkpoint(run, "nar", device="cpu", max_length=12, **options)
     assert lines("--mode", "nar", *flags) == [item.text for item in made.generate(SENTENCES)]
@@ -209,10 +209,10 @@ BAD_OPTIONS: list[tuple[list[str], type[JanusError], str]] = [
     (["--mode", ""], UsageError, "there is no mode ''"),
     (["--iterations", "-1"], ConfigError, "decode.iterations is -1"),
     (["--mode", "draft", "--beam", "3"], UsageError, "output of greedy search, but the beam is 3"),
-    (["--mode", "nar", "--confidence", "1.5"], ConfigError, r"decode.confidence is 1\.5"),
+    (["--mode", "nar", "--threshold", "1.5"], UsageError, r"1\.5 is no probability"),
+    (["--mode", "nar", "--threshold", "0"], UsageError, r"0\.0 is no probability"),
     (["--rescore", "ra"], ConfigError, "decode.rescore has no value 'ra'"),
     (["--rescore-weight", "-0.1"], ConfigError, "decode.rescore_weight is -0.1"),
-    (["--redraft", "no"], ConfigError, "decode.redraft has no value 'no'"),
     (["--draft-width", "0"], ConfigError, "decode.draft_width is 0"),
     (["--temperature", "-1"], ConfigError, "decode.temperature is -1"),
     (["--beam", "0"], ConfigError, "decode.beam is 0"),
@@ -223,8 +223,6 @@ BAD_OPTIONS: list[tuple[list[str], type[JanusError], str]] = [
     (["--input", "nowhere.txt"], DataError, "the input cannot be read"),
     (["--output", "."], UsageError, "the output is a folder"),
     (["--device", "warp"], UsageError, "there is no device 'warp'"),
-    (["--device", "cpu", "--cuda-graphs"], ConfigError, "CUDA graphs need a CUDA device"),
-    (["--device", "cpu", "--cuda-graphs", "--int8"], ConfigError, "int8 runs on a CPU"),
 ]
 
 

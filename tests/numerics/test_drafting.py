@@ -13,14 +13,13 @@ import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.decode.draft import DraftedTokens, DraftRound, Sentence, draft_search
+from janus_ds.decode.draft import DraftedTokens, DraftRound, Sentence
 from janus_ds.decode.draft_sampling import draw
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.model_drafts import ModelDrafts, draft_plan, tails
+from janus_ds.decode.model_drafts import tails
 from janus_ds.decode.rescore import ArScorer
 from janus_ds.decode.settings import search_settings
-from janus_ds.errors import DataError
 from janus_ds.model.incremental import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
@@ -71,16 +70,15 @@ def test_drafts_change_nothing(name: str) -> None:
     config = TINY_NMT if name == "previous" else TINY
     for seed, eos in itertools.product(range(2), (0.7, 1.1, 1.4, 1.8)):
         model = peaked(seed, config, eos)
-        for longest, stop, ways in (
-            (0, "fairseq", (("reuse", 1, 0), ("reuse", 3, 1), ("nar", 3, 0))),
-            (4, "transformers", (("nar", 1, 2), ("reuse", 3, 0))),
-            (1, "fairseq", (("nar", 2, 0),)),
+        for longest, stop, widths in (
+            (0, "fairseq", (1, 3)),
+            (4, "transformers", (3,)),
+            (1, "fairseq", (2,)),
         ):
             common = {"max_length": longest, "beam_stop": stop}
             expected = best(generator(model, objective, mode="ar", **common).generate_ids(SOURCES))
-            for redraft, width, iterations in ways:
-                options = {"redraft": redraft, "draft_width": width, "draft_iterations": iterations}
-                drafts = generator(model, objective, mode="draft", **common, **options)
+            for width in widths:
+                drafts = generator(model, objective, mode="draft", **common, draft_width=width)
                 found = best(drafts.generate_ids(SOURCES))
                 assert [item.tokens for item in found] == [item.tokens for item in expected]
                 for item, other in zip(found, expected, strict=True):
@@ -94,21 +92,18 @@ def test_drafts_change_nothing(name: str) -> None:
 
 def test_the_books_add_up() -> None:
     model = peaked(0, TINY, 0.6)
-    for redraft in ("nar", "reuse"):
-        options = {"mode": "draft", "redraft": redraft, "draft_iterations": 1}
-        for item in best(generator(model, OBJECTIVES["query"], **options).generate_ids(SOURCES[:5])):
-            assert isinstance(item, DraftedTokens)
-            prefix = 0
-            for number, turn in enumerate(item.rounds):
-                assert turn.prefix == prefix
-                assert 0 <= turn.accepted <= turn.drafted
-                # One pass checks; reused drafts cost nothing, others at most first pass and refinement.
-                assert 1 <= turn.passes <= 3
-                assert turn.passes == 1 or redraft == "nar" or number == 0
-                prefix += turn.accepted + 1
-            # The last token that was settled is eos.
-            assert prefix == len(item.tokens) + 1
-            assert item.passes == sum(turn.passes for turn in item.rounds)
+    for item in best(generator(model, OBJECTIVES["query"], mode="draft").generate_ids(SOURCES[:5])):
+        assert isinstance(item, DraftedTokens)
+        prefix = 0
+        for number, turn in enumerate(item.rounds):
+            assert turn.prefix == prefix
+            assert 0 <= turn.accepted <= turn.drafted
+            # One pass checks; the first draft costs one, what is left of drafts nothing.
+            assert turn.passes == (2 if number == 0 else 1)
+            prefix += turn.accepted + 1
+        # The last token that was settled is eos.
+        assert prefix == len(item.tokens) + 1
+        assert item.passes == sum(turn.passes for turn in item.rounds)
 
 
 def test_a_right_draft_takes_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,27 +135,6 @@ def test_what_is_left_of_drafts_continues_the_last_token() -> None:
     assert tails(sentence, 9, 9) == [[4], [7, 8], [9, 4], [8], [6, 7, 8], [6, 9, 4]]
     assert tails(sentence, 2, 1) == [[4], [7]]
     assert tails(Sentence(0, [0], [], 0), 3, 5) == [[]]
-
-
-@torch.no_grad()
-def test_outputs_go_on_from_given_tokens() -> None:
-    model = peaked(1, TINY, 0.7)
-    made = generator(model, OBJECTIVES["query"], mode="draft", redraft="nar")
-    (expected,) = best(made.generate_ids(SOURCES[:1]))
-    plan = draft_plan(made.config, TOY)
-    stream = ArStream.of(made.config.objective, TOY)
-
-    def go_on(prefix: list[int]) -> DraftedTokens:
-        memory = model.encode(*made._pad(SOURCES[:1]))
-        return draft_search(ModelDrafts(model, memory, stream, plan), [0], plan.search, prefixes=[prefix])[0]
-
-    for count in range(len(expected.tokens)):
-        assert go_on(list(expected.tokens[:count])).tokens == expected.tokens
-    assert len(go_on([7] * 14).tokens) == 14
-    with pytest.raises(DataError, match="prefix of 15 tokens leaves no position") as caught:
-        go_on([7] * 15)
-    assert "15 tokens with eos" in caught.value.where
-    assert caught.value.fix
 
 
 SMALL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=8)
@@ -204,10 +178,8 @@ def chi_square(counts: Counter[tuple[int, ...]], shares: dict[tuple[int, ...], f
     return sum((count - expected) ** 2 / expected for count, expected in cells)
 
 
-@pytest.mark.parametrize(
-    ("redraft", "iterations", "temperature"), [("nar", 0, 1.0), ("reuse", 0, 2.0), ("nar", 1, 1.3)]
-)
-def test_samples_have_ars_distribution(redraft: str, iterations: int, temperature: float) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_samples_have_ars_distribution(temperature: float) -> None:
     """13 outputs: with 12 degrees of freedom 32.9 is passed once in a thousand times."""
     model, draws = small_model(), 3000
     drafts = generator(
@@ -216,8 +188,6 @@ def test_samples_have_ars_distribution(redraft: str, iterations: int, temperatur
         mode="draft",
         max_length=2,
         temperature=temperature,
-        redraft=redraft,
-        draft_iterations=iterations,
         seed=5,
     )
     drafts.batch_sentences = 500

@@ -40,10 +40,8 @@ RELEASED = weights(1, 0.5, 0.5, 0.1, 1, 3, 1)
 CASES = [
     Case("paper", TINY, Conventions(), PAPER),
     Case("paper-grouped", TINY, Conventions(), PAPER, "grouped"),
-    Case("paper-split", TINY, Conventions(), PAPER, "split"),
     Case("released", TINY_NMT, Conventions(query_position="previous", mask=TOY.unk), RELEASED),
     Case("bart", TINY, Conventions(start="eos_bos", extra_padding=3), PAPER, "grouped"),
-    Case("bart-split", TINY, Conventions(start="eos_bos", extra_padding=3), PAPER, "split"),
     Case("cmlm", TINY_NMT, Conventions(rows=frozenset({"vis", "msk"})), weights(0, 1, 0, 0.1, 0, 0, 0)),
     Case("ar_query", TINY, Conventions(rows=frozenset({"arc", "arq"})), weights(1, 0, 0, 0, 0, 0, 0)),
     Case("ar", TINY_NMT, Conventions(rows=frozenset({"arc"})), weights(1, 0, 0, 0, 0, 0, 0)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -11,9 +10,6 @@ import torch
 
 from janus_ds.config.schema import DataConfig, DecodeConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.mask_predict import MaskPredictSettings, mask_predict
-from janus_ds.decode.model_steps import CandidateRows
 from janus_ds.decode.rescore import ArScorer, rescore
 from janus_ds.decode.settings import search_settings
 from janus_ds.errors import ConfigError, DataError
@@ -101,51 +97,6 @@ def test_sampled_candidates_are_further_ones_and_reproducible() -> None:
         assert more[0].score >= less[0].score - 1e-9
         assert {len(item.tokens) for item in more} == {len(item.tokens) for item in less}
     assert any(len(more) > len(less) for less, more in zip(few, many[0], strict=True))
-
-
-def test_the_dial_lets_every_sentence_stop_for_itself() -> None:
-    def run(confidence: float | None) -> list[ScoredTokens]:
-        made = generator(NMT, mode="nar", iterations=6, length_beam=2, confidence=confidence, max_length=8)
-        return [group[0] for group in made.generate_ids(SOURCES)]
-
-    def first(item: int) -> list[ScoredTokens]:
-        made = generator(NMT, mode="nar", iterations=item, length_beam=2, max_length=8)
-        return [group[0] for group in made.generate_ids(SOURCES)]
-
-    whole, never = run(None), run(1.0)
-    assert never == whole
-    assert [item.passes for item in never] == [item.passes for item in whole]
-    # Surer than nothing after the first pass: what no iteration gives.
-    assert [item.tokens for item in run(0.0)] == [item.tokens for item in first(0)]
-    assert {item.passes for item in run(0.0)} == {1}
-    passes = [[item.passes for item in run(p)] for p in (0.05, 0.1, 0.15, 0.2, 0.3)]
-    assert len({tuple(row) for row in passes}) > 1
-    assert any(len(set(row)) > 1 for row in passes)
-    for row, next_row in itertools.pairwise(passes):
-        assert all(a <= b for a, b in zip(row, next_row, strict=True))
-
-
-@torch.no_grad()
-def test_given_tokens_stay_and_are_seen() -> None:
-    model = tiny_model(TINY)
-    made = generator(NMT, model)
-    memory = model.encode(*made._pad(SOURCES[:2]))
-    settings = MaskPredictSettings(2, TOY.bos, TOY.eos, TOY.pad, TOY.mask, (0, 1, 2, 3, 4))
-    length_BC = torch.tensor([[7, 8], [4, 6]])
-    given = [[11, 12], [13]]
-    found = mask_predict(CandidateRows(model, memory), length_BC, settings, given)
-    for group, prefix, lengths in zip(found, given, length_BC.tolist(), strict=True):
-        assert sorted(len(item.tokens) + 2 for item in group) == lengths
-        for item in group:
-            assert list(item.tokens[: len(prefix)]) == prefix
-            assert item.score < 0
-    # A prefix that fills the row leaves nothing to do, and no pass is made.
-    full = mask_predict(CandidateRows(model, memory), torch.tensor([[4], [3]]), settings, given)
-    assert [(group[0].tokens, group[0].passes) for group in full] == [((11, 12), 0), ((13,), 0)]
-    # The given tokens change what follows.
-    other = mask_predict(CandidateRows(model, memory), length_BC, settings, [[21, 22], [23]])
-    tails = [[g[0].tokens[len(p) :] for g, p in zip(f, given, strict=True)] for f in (found, other)]
-    assert tails[0] != tails[1]
 
 
 @torch.no_grad()

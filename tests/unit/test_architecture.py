@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["model"] |= {"parallel"}
 ALLOWED["objective"] |= {"parallel"}
-ALLOWED["decode"] |= {"model", "parallel", "data.tokenizer"}
+ALLOWED["decode"] |= {"model", "parallel", "data.tokenizer", "checkpoint.manifest"}
 
 # One door for each third-party package: where it may be imported at all.
 DOORS = {

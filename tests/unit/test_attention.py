@@ -15,14 +15,11 @@ from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import (
     DENSE_ROW_LIMIT,
-    SPLIT_ROW_LIMIT,
     DenseRows,
     GroupedRows,
     MultiHeadAttention,
     RowsOfBatch,
-    SplitRows,
     additive_mask,
-    fitting,
 )
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.stream_mask import dense_mask
@@ -51,8 +48,7 @@ class Recorder:
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         self.calls.append((q.shape[2], k.shape[2], mask is not None, causal))
-        gqa = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=gqa)
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
         return out.transpose(1, 2)
 
 
@@ -104,7 +100,7 @@ def by_formula(batch: TwoStreamBatch) -> tuple[Tensor, list[Tensor]]:
     return out.detach(), list(torch.autograd.grad(out.pow(2).sum(), (q, k, v)))
 
 
-@pytest.mark.parametrize("backend", ["dense", "grouped", "split"])
+@pytest.mark.parametrize("backend", ["dense", "grouped"])
 @pytest.mark.parametrize("name", [*LAYOUTS, PICKED])
 def test_a_back_end_computes_the_predicate(name: str, backend: str) -> None:
     batch = batch_of(name)
@@ -127,7 +123,7 @@ def test_a_back_end_computes_the_predicate(name: str, backend: str) -> None:
 def test_a_sample_without_masked_tokens_stays_finite() -> None:
     samples = [SAMPLES[0], SAMPLES[1].__class__([0, 2], [0, 2], [])]
     batch = make_batch(samples)
-    for backend in ("dense", "grouped", "split"):
+    for backend in ("dense", "grouped"):
         rows = RowsOfBatch.build(batch, torch.float64, backend).every
         torch.manual_seed(0)
         r, c = batch.layout.rows, batch.layout.content_rows
@@ -177,31 +173,9 @@ def test_the_back_end_follows_the_shape() -> None:
     assert chosen(RowLayout(vis=short // 2, msk=short // 2)) is GroupedRows
 
 
-def test_split_is_taken_for_long_sentences_and_refuses_what_it_cannot_do() -> None:
-    long = SPLIT_ROW_LIMIT
-    janus = RowLayout(arc=long, vis=long // 2, cmp=long // 2, msk=long // 2, arq=long, qry=long // 2)
-    assert fitting(janus, on_cpu=True, dropout=0.0) == "split"
-    assert fitting(janus, on_cpu=True, dropout=0.1) == "grouped"
-    assert fitting(janus, on_cpu=False, dropout=0.0) == "grouped"
-    assert fitting(RowLayout(arc=long, arq=long), on_cpu=True, dropout=0.0) == "grouped"
+def test_flex_refuses_dropout() -> None:
     with pytest.raises(ConfigError, match="cannot drop attention weights"):
-        RowsOfBatch.build(batch_of("janus"), torch.float32, "split", dropout=0.1)
-
-
-def test_split_masks_nothing_where_nothing_is_padding() -> None:
-    batch = make_batch([SAMPLES[0]] * 2)
-    rows = SplitRows.build(batch, torch.float64)
-    q, k, v = inputs(batch_of("janus"))
-    recorder = Recorder()
-    q, k, v = (x[:2] for x in (q, k, v))
-    sizes = batch.layout.rows, batch.layout.content_rows
-    rows.attend(recorder, q[:, :, : sizes[0]], k[:, :, : sizes[1]], v[:, :, : sizes[1]])
-    layout = batch.layout
-    original = layout.vis + layout.msk
-    # AR content and query rows as one call over the same keys; compensation and AUX rows go elsewhere.
-    assert recorder.calls == [(layout.arc, layout.arc, False, True), (original, original, False, False)]
-    assert [piece.causal for piece in rows.pieces] == [False, True, True, True, True]
-    assert all(piece.padding_B11K is None for piece in rows.pieces)
+        RowsOfBatch.build(batch_of("janus"), torch.float32, "flex", dropout=0.1)
 
 
 def test_an_additive_mask_leaves_no_row_blind() -> None:

@@ -75,7 +75,7 @@ def test_nothing_is_left_to_presets_after_loading() -> None:
     run = load_run_config(None)
     optional = {key for key, spec in field_table().items() if spec.optional}
     left = {key for key in optional if _get(run, key) is None}
-    off = {"decode.confidence", "decode.rescore"}
+    off = {"decode.threshold", "decode.rescore"}
     assert left == {"init", "model.preset", "data.path", "data.valid_path"} | off
 
 
@@ -84,6 +84,14 @@ def _get(run: RunConfig, key: str) -> object:
     for name in key.split("."):
         value = getattr(value, name)
     return value
+
+
+def test_retired_keys_are_read_at_their_neutral_values(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "decode:\n  confidence: null\n  length_pruning: false\n  redraft: reuse\n")
+    assert load_run_config(recipe, ["decode.draft_iterations=0"]) == load_run_config(None)
+    error = faults_of(write(tmp_path, "decode:\n  confidence: 0.5\n"), "decode.redraft=nar")
+    assert "decode.confidence 0.5 is no longer known: decode.threshold" in str(error)
+    assert "leave decode.redraft out" in str(error)
 
 
 def test_all_faults_come_in_one_message(tmp_path: Path) -> None:

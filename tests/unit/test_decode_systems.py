@@ -23,18 +23,17 @@ def test_names_and_options() -> None:
         "nar-0-rescored",
         "nar-4",
         "nar-4-rescored",
-        "nar-c0.5",
-        "nar-c0.5-rescored",
+        "nar-t0.5",
+        "nar-t0.5-rescored",
         "draft",
     ]
     assert found["ar"] == {"beam": 3, "length_beam": 5, "mode": "ar"}
     assert found["ar-greedy"] == {"beam": 1, "length_beam": 5, "mode": "ar"}
-    assert found["nar-c0.5"] == {
+    assert found["nar-t0.5"] == {
         "beam": 3,
         "length_beam": 5,
         "mode": "nar",
-        "iterations": 4,
-        "confidence": 0.5,
+        "threshold": 0.5,
     }
     assert found["nar-4-rescored"] == {**found["nar-4"], "rescore": "ar"}
     # A draft is greedy; the beam is AR's.
@@ -42,11 +41,12 @@ def test_names_and_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("modes", "iterations", "confidence", "decode", "text"),
+    ("modes", "iterations", "thresholds", "decode", "text"),
     [
         (("ra",), (), (), {}, "no mode 'ra'"),
         (("nar",), (-1,), (), {}, "-1 iterations"),
         (("nar",), (1,), (1.01,), {}, "1.01 is no probability"),
+        (("nar",), (1,), (0.0,), {}, "0.0 is no probability"),
         (("nar",), (1,), (float("nan"),), {}, "nan is no probability"),
         (("draft",), (), (), {"beam": 5}, "the beam is 5"),
     ],
@@ -54,15 +54,15 @@ def test_names_and_options() -> None:
 def test_what_cannot_be(
     modes: tuple[str, ...],
     iterations: tuple[int, ...],
-    confidence: tuple[float, ...],
+    thresholds: tuple[float, ...],
     decode: dict[str, Any],
     text: str,
 ) -> None:
     with pytest.raises(UsageError, match=text) as caught:
-        check_systems(modes, iterations, confidence, decode)
+        check_systems(modes, iterations, thresholds, decode)
     assert caught.value.where
     assert caught.value.fix
-    check_systems(("ar", "nar", "draft"), (0, 1), (0.0, 1.0), {"beam": 5})
+    check_systems(("ar", "nar", "draft"), (0, 1), (0.5, 1.0), {"beam": 5})
 
 
 def test_acceptance_counts_what_ar_looked_at() -> None:

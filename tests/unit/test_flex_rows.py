@@ -126,7 +126,7 @@ def inputs_of(batch: TwoStreamBatch) -> list[Tensor]:
 
 def test_it_is_never_chosen_by_itself_and_refuses_what_it_cannot_do() -> None:
     long = RowLayout(arc=4096, vis=2048, cmp=2048, msk=2048, arq=4096, qry=2048)
-    assert fitting(long, on_cpu=False, dropout=0.0) == "grouped"
+    assert fitting(long) == "grouped"
     with pytest.raises(ConfigError, match="no gradients on a CPU"):
         RowsOfBatch.build(batch_of("janus"), torch.float32, "flex")
     with pytest.raises(ConfigError, match="cannot drop attention weights"):
