@@ -1,35 +1,6 @@
-"""Pretrain a model: `deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json`.
+"""Pretrain a model; see `janus_ds/cli/train.py`."""
 
-Also under torchrun and srun, and as a plain program on one device. The same command started again
-resumes from the last whole checkpoint, and ends at once when the run is complete. Exit codes stand
-in janus_ds/errors.py; 75 means: asked to stop, saved, start me again.
-"""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-from janus_ds.train.safety.signals import StopSignals
-
-RECIPE = Path(__file__).parent / "recipes" / "quickstart.yaml"
-
-
-def main() -> None:
-    """Parse, train, leave with the exit code."""
-    signals = StopSignals()
-    signals.install()
-    signals.watch()
-    from janus_ds.train.options import parse_options, refuse_faults
-
-    options = parse_options(sys.argv[1:], RECIPE, "Pretrain a JANUS model.")
-    refuse_faults(options)
-    # Slow to import: a signal in that time is remembered already.
-    from janus_ds.cli.train import run_program
-    from janus_ds.train.loop.build_run import pretrain
-
-    run_program(lambda: pretrain(options, signals))
-
+from janus_ds.cli.train import pretrain
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(pretrain())

@@ -27,7 +27,7 @@ from typing import Any
 from janus_ds.errors import TrainingError
 from janus_ds.parallel.topology import Topology
 
-__all__ = ["LostRankError", "Peer", "RollCall"]
+__all__ = ["Liveness", "LostRankError", "Peer"]
 
 _GRACE_SECONDS = 15.0
 """Time between the loss of a rank and the end of this process, should it wait in a collective."""
@@ -68,7 +68,7 @@ class LostRankError(TrainingError):
         self.speaker = speaker
 
 
-class RollCall:
+class Liveness:
     """The lines between the first rank and all others. Made by all ranks together.
 
     Args:

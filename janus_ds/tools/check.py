@@ -94,15 +94,15 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
 
     from janus_ds.data.step_plan import RankShare, make_step_plan
     from janus_ds.parallel.topology import Topology
-    from janus_ds.train.loop.build_run import make_plan
+    from janus_ds.train.loop.build_run import build_run
 
-    plan = make_plan(run, execution, Path("runs") / run.name, Topology(torch.device("cpu")))
+    plan = build_run(run, execution, Path("runs") / run.name, Topology(torch.device("cpu")))
     maker = plan.train
     share = RankShare(0, execution.data_size, execution.micro_batch, execution.accumulation)
     first = make_step_plan(maker, share).parts(0)[0]
     epochs, ids = (numbers[None, :_DRY_SAMPLES] for numbers in first)
     batch = maker.batches(epochs, ids)[0]
-    report = _forward(run, plan.special, batch)
+    report = _forward(run, plan.tokenizer.special, batch)
     losses = {name: float(value) for name, value in report.terms.items()}
     print(f"{maker.source.name} is readable: {count_text(maker.source.samples)} samples to train on")
     layout = batch.layout.packed or batch.layout

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.cli.train import run_program
+from janus_ds.cli.train import train_and_exit
 from janus_ds.errors import ResourceError, TrainingError
 from janus_ds.observe.writers import read_metrics
-from janus_ds.train.loop.build_run import pretrain
 from janus_ds.train.loop.step import TrainingStep
 from janus_ds.train.options import TrainOptions
 from janus_ds.train.safety.signals import StopSignals
@@ -44,7 +43,7 @@ def too_much(folder: Path) -> None:
         output=folder / "run",
         tensor_parallel=1,
     )
-    run_program(lambda: pretrain(options, StopSignals()))
+    raise SystemExit(train_and_exit(options, StopSignals()))
 
 
 def test_the_rank_speaks_and_the_others_name_it(tmp_path: Path) -> None:

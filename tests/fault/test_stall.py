@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from janus_ds.cli.train import run_program
+from janus_ds.cli.train import train_and_exit
 from janus_ds.data.source import SampleSource
 from janus_ds.errors import STALLED_EXIT_CODE
 from janus_ds.observe.writers import read_metrics
-from janus_ds.train.loop.build_run import pretrain
 from janus_ds.train.options import TrainOptions
 from janus_ds.train.safety.signals import StopSignals
 from tests.support.launch import ROOT, Ended, let_ranks_end
@@ -41,7 +40,7 @@ def hanging(folder: Path, rank: int | None) -> None:
         output=folder / "run",
         tensor_parallel=1,
     )
-    run_program(lambda: pretrain(options, StopSignals()))
+    raise SystemExit(train_and_exit(options, StopSignals()))
 
 
 def _sleeping_read() -> Any:
@@ -84,7 +83,7 @@ def assert_left(ranks: list[Ended], run: Path) -> str:
         stacks = (run / f"stacks/rank{rank}.txt").read_text()
         assert stacks.startswith(f"rank {rank}, process ")
         # Its own threads among them.
-        assert "in _watch" in stacks or "roll_call.py" in stacks
+        assert "in _watch" in stacks or "liveness.py" in stacks
         assert "trainer.py" in stacks
     assert "resumes from the last checkpoint" in texts
     return next(line for line in texts.splitlines() if line.startswith("  where: "))

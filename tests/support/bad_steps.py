@@ -14,7 +14,7 @@ from torch import Tensor
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.engine import Update
 from janus_ds.train.loop.step import TrainingStep
-from janus_ds.train.safety.guards import Guards, Verdict
+from janus_ds.train.safety.guards import StepGuard, Verdict
 
 __all__ = ["Watched", "bad_passes", "watched_steps"]
 
@@ -78,16 +78,16 @@ class Watched:
 @contextmanager
 def watched_steps() -> Iterator[Watched]:
     """Notes each step's verdict."""
-    watched, original = Watched(), Guards.judge
+    watched, original = Watched(), StepGuard.judge
 
-    def judge(self: Guards, step: int, update: Update, sample_ids: Any) -> Verdict:
+    def judge(self: StepGuard, step: int, update: Update, sample_ids: Any) -> Verdict:
         verdict = original(self, step, update, sample_ids)
         watched.verdicts[step] = verdict
         watched.ids[step] = [list(ids) for ids in sample_ids]
         return verdict
 
-    Guards.judge = judge  # type: ignore[method-assign]
+    StepGuard.judge = judge  # type: ignore[method-assign]
     try:
         yield watched
     finally:
-        Guards.judge = original  # type: ignore[method-assign]
+        StepGuard.judge = original  # type: ignore[method-assign]

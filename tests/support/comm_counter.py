@@ -19,7 +19,7 @@ from torch._C._distributed_c10d import ProcessGroup
 
 from janus_ds.data.step_data import StepData
 from janus_ds.train.loop.trainer import Trainer
-from janus_ds.train.safety.guards import Guards
+from janus_ds.train.safety.guards import StepGuard
 
 __all__ = ["Message", "StepSent", "counted_steps"]
 
@@ -72,9 +72,9 @@ def counted_steps() -> Iterator[list[StepSent]]:
     """Notes what this rank sends in each step, from the agreement before it to the end of its report."""
     steps: list[StepSent] = []
     sink: list[Counter[Message]] = []
-    before, train_step = Guards.before_step, Trainer.train_step
+    before, train_step = StepGuard.before_step, Trainer.train_step
 
-    def before_step(self: Guards, *arguments: Any) -> Any:
+    def before_step(self: StepGuard, *arguments: Any) -> Any:
         steps.append(StepSent(-1))
         sink.append(steps[-1].messages)
         try:
@@ -90,12 +90,12 @@ def counted_steps() -> Iterator[list[StepSent]]:
         finally:
             sink.pop()
 
-    Guards.before_step, Trainer.train_step = before_step, counting  # type: ignore[method-assign]
+    StepGuard.before_step, Trainer.train_step = before_step, counting  # type: ignore[method-assign]
     try:
         with _collectives(sink):
             yield steps
     finally:
-        Guards.before_step, Trainer.train_step = before, train_step  # type: ignore[method-assign]
+        StepGuard.before_step, Trainer.train_step = before, train_step  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loop.build_run import pretrain_on
+from janus_ds.train.loop.build_run import run as run_training
 from janus_ds.train.loop.step import TrainingStep
 from janus_ds.train.loop.trainer import Outcome
 from janus_ds.train.options import TrainOptions
@@ -79,7 +79,7 @@ def train(folder: Path, topology: Topology, run: Run, recipe: Path | None = None
     )
     signals = StopSignals()
     signals.install()
-    outcome = pretrain_on(topology, options, signals)
+    outcome = run_training(topology, options, signals)
     topology.barrier()
     return Result(outcome, read_metrics(output / "metrics.jsonl"), read_weights(find_weights(output)))
 

@@ -15,7 +15,7 @@ from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import TrainingError
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.engine import LossScale, Update
-from janus_ds.train.safety.guards import Decision, Guards, LossWatch, SkipCause, Verdict
+from janus_ds.train.safety.guards import Decision, SkipCause, SpikeDetector, StepGuard, Verdict
 from janus_ds.train.safety.signals import StopSignals
 
 ALONE = Topology(torch.device("cpu"))
@@ -25,9 +25,9 @@ LEFT_OUT = Update(False, math.nan, 1.0)
 OVERFLOW = Update(False, math.inf, 256.0, scaled=True)
 
 
-def guards(recent: list[float] | None = None, **train: Any) -> Guards:
+def guards(recent: list[float] | None = None, **train: Any) -> StepGuard:
     settings = TrainConfig(**{"max_bad_steps": 3, **train})
-    return Guards(ALONE, settings, StopSignals(), LossWatch(settings, [] if recent is None else recent))
+    return StepGuard(ALONE, settings, StopSignals(), [] if recent is None else recent)
 
 
 def test_a_good_step_passes_unchanged() -> None:
@@ -79,7 +79,7 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_micro_batch() -> None:
     assert verdict.sample_ids == [31, 32]
 
 
-def overflow(guard: Guards, update: Update = OVERFLOW) -> Verdict:
+def overflow(guard: StepGuard, update: Update = OVERFLOW) -> Verdict:
     guard.veto(GOOD, last=True)
     return guard.judge(0, update, [[7]])
 
@@ -145,20 +145,20 @@ NOISE = [3.0 + 0.01 * (i % 7) for i in range(20)]
 
 
 def test_a_spike_is_measured_against_median_and_deviation() -> None:
-    watch = LossWatch(TrainConfig(spike_window=20), list(NOISE))
+    watch = SpikeDetector(TrainConfig(spike_window=20), list(NOISE))
     assert watch.limit() == pytest.approx(3.03 + 10 * 0.0303, rel=1e-6)
     # Odd steps in the window, few as they are, move it little.
-    odd = LossWatch(TrainConfig(spike_window=20), [*NOISE[:17], 90.0, 80.0, 70.0])
+    odd = SpikeDetector(TrainConfig(spike_window=20), [*NOISE[:17], 90.0, 80.0, 70.0])
     assert odd.limit() < 3.6
-    wide = LossWatch(TrainConfig(spike_window=20), [3.0, 4.0] * 10)
+    wide = SpikeDetector(TrainConfig(spike_window=20), [3.0, 4.0] * 10)
     assert wide.limit() == pytest.approx(3.5 + 10 * 1.4826 * 0.5)
-    assert LossWatch(TrainConfig(spike_window=21), list(NOISE)).limit() == math.inf
-    assert LossWatch(TrainConfig(spike_window=20, spike_action="off"), list(NOISE)).limit() == math.inf
+    assert SpikeDetector(TrainConfig(spike_window=21), list(NOISE)).limit() == math.inf
+    assert SpikeDetector(TrainConfig(spike_window=20, spike_action="off"), list(NOISE)).limit() == math.inf
 
 
 def test_the_window_moves_with_the_run_and_is_empty_after_a_ramp() -> None:
     losses = list(NOISE)
-    watch = LossWatch(TrainConfig(spike_window=20), losses)
+    watch = SpikeDetector(TrainConfig(spike_window=20), losses)
     watch.add(2.5)
     assert losses == [*NOISE[1:], 2.5]
     watch.weigh({"nar": 0.5}, {"nar": 0.5})
@@ -167,7 +167,7 @@ def test_the_window_moves_with_the_run_and_is_empty_after_a_ramp() -> None:
     assert losses == []
 
 
-def step(guard: Guards, loss: float, number: int = 0) -> Verdict:
+def step(guard: StepGuard, loss: float, number: int = 0) -> Verdict:
     """Two micro-batches, the first with most of the loss."""
     guard.veto(torch.tensor(0.75 * loss), last=False)
     vetoed = guard.veto(torch.tensor(0.25 * loss), last=True)
@@ -210,7 +210,7 @@ def test_signals_are_remembered_not_obeyed_at_once() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         signals.install()
-        guard = Guards(ALONE, TrainConfig(), signals, LossWatch(TrainConfig(), []))
+        guard = StepGuard(ALONE, TrainConfig(), signals, [])
         assert guard.before_step() is Decision.PROCEED
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGUSR1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from janus_ds.parallel import liveness
-from janus_ds.parallel.liveness import LostRankError, RollCall
+from janus_ds.parallel.liveness import Liveness, LostRankError
 from janus_ds.parallel.topology import Topology
 from tests.support.processes import wait_until
 
@@ -52,10 +52,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(liveness, "_GRACE_SECONDS", 1e9)
     crowd, heard = Crowd(), [[] for _ in range(COUNT)]  # type: ignore[var-annotated]
 
-    def make(rank: int) -> RollCall:
+    def make(rank: int) -> Liveness:
         topology = ThreadTopology(torch.device("cpu"), rank, COUNT)
         object.__setattr__(topology, "crowd", crowd)
-        return RollCall(topology, heard[rank].append)
+        return Liveness(topology, heard[rank].append)
 
     with ThreadPoolExecutor(COUNT) as pool:
         made = list(pool.map(make, range(COUNT)))
@@ -102,7 +102,7 @@ def test_a_wish_to_stop_reaches_every_other_rank_once(calls: Any, asked: int) ->
 
 
 def test_alone_there_is_nobody_to_lose() -> None:
-    call = RollCall(Topology(torch.device("cpu")), lambda reason: None)
+    call = Liveness(Topology(torch.device("cpu")), lambda reason: None)
     call.ask_to_stop("SIGTERM")
     assert call.lost(9) is None
     call.close(orderly=True)

@@ -1,8 +1,13 @@
-"""What stops or skips a step, decided by all ranks together.
+"""Collective decision to apply, skip or abort an update: the only place where a step is made not to count.
 
-A rank that decides alone leaves the others waiting in a collective for ever. So a loss that is not
-finite on one rank makes every rank drop the step's gradients, and a signal that reached one rank
-makes all of them save and leave at the same step.
+All ranks decide together, since a rank that decides alone leaves the others waiting in a collective.
+The guard works in three phases:
+
+- observe: the losses and gradients of this rank's micro-batches (`veto`, `after_backward`). If any rank
+  saw a loss that is not finite, `veto` turns the last micro-batch's loss into NaN on all ranks, so that
+  DeepSpeed drops the accumulated gradient in any ZeRO stage and precision;
+- decide: whether the step counted, was skipped, or was one skip too many (`judge`);
+- explain: the cause, the samples to blame, and the error that ends a run (`error`).
 """
 
 from __future__ import annotations
@@ -24,30 +29,113 @@ from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.engine import Update
 from janus_ds.train.safety.signals import StopSignals
 
-__all__ = [
-    "Decision",
-    "Guards",
-    "LossWatch",
-    "SkipCause",
-    "Streaks",
-    "Verdict",
-    "names_of_ranks",
-    "shown_samples",
-]
+__all__ = ["Decision", "SkipCause", "SpikeDetector", "StepGuard", "Verdict"]
+
+_SHOWN_SAMPLES = 16
+_LOOK = "look at these samples (`python -m janus_ds inspect DATA --sample N`)"
+_FROM_CHECKPOINT = "the same command goes on from the last checkpoint, which is whole"
+_NORMAL = 1.4826
+"""Median absolute deviation -> standard deviation, for normal noise."""
+_LEAST_SHARE = 0.01
+"""Least deviation that spikes are measured by, as a share of the median."""
 
 logger = logging.getLogger(__name__)
 
 
+class Decision(IntEnum):
+    """What all ranks do with a step; the largest of the ranks' wishes holds."""
+
+    PROCEED = 0
+    SKIP = 1
+    STOP_SAVE = 2
+    ABORT = 3
+
+
+class SkipCause(Enum):
+    """Why the update of a step was left out."""
+
+    LOSS = "loss"
+    """A loss is not finite."""
+    SPIKE = "spike"
+    """The loss is finite and far above those before it."""
+    GRADIENT = "gradient"
+    """Losses are finite and the gradient is not, without a loss scale that could explain it."""
+    OVERFLOW = "overflow"
+    """The same in fp16: the loss scale was too high. No fault, as long as the scale can come down."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a step's update."""
+
+    decision: Decision
+    reason: str = ""
+    sample_ids: list[int] = field(default_factory=list)
+    """Samples of the micro-batches that are to blame, over all ranks; empty for an overflow of fp16."""
+    cause: SkipCause | None = None
+    spike: bool = False
+    """The loss was far above those before it; the update may have been made nevertheless."""
+
+    @property
+    def keeps_loss_scale(self) -> bool:
+        """The step was vetoed, so that fp16's loss scale must not come down because of it."""
+        return self.cause in (SkipCause.LOSS, SkipCause.SPIKE)
+
+
+class SpikeDetector:
+    """Knows from which loss on a step is a spike, from the losses of the run alone.
+
+    A spike is a loss above `median + train.spike_factor x deviation` of the last `train.spike_window`
+    losses that counted. The deviation is 1.4826 times the median absolute deviation, which for normal
+    noise is its standard deviation and which a few odd steps cannot move, and at least 1 % of the median.
+
+    Args:
+        train: action, factor and window.
+        recent: losses that counted, oldest first; updated here, and part of the checkpoint, so that a
+            resumed run judges as the unbroken one.
+    """
+
+    def __init__(self, train: TrainConfig, recent: list[float]) -> None:
+        self.action = train.spike_action
+        self._factor = train.spike_factor
+        self._window = train.spike_window
+        self.recent = recent
+
+    def limit(self) -> float:
+        """The largest loss that is no spike; infinite while the window is not full."""
+        if self.action == "off" or len(self.recent) < self._window:
+            return math.inf
+        middle = statistics.median(self.recent)
+        spread = _NORMAL * statistics.median(abs(loss - middle) for loss in self.recent)
+        return middle + self._factor * max(spread, _LEAST_SHARE * abs(middle))
+
+    def add(self, loss: float) -> None:
+        """Take in the loss of a step that counted."""
+        if self.action != "off":
+            self.recent.append(loss)
+            del self.recent[: -self._window]
+
+    def weigh(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
+        """Forget all losses where ramps have changed what is summed: they cannot be compared."""
+        if now != before:
+            self.recent.clear()
+
+    def describe(self, loss: float) -> str:
+        """A spike in words."""
+        return (
+            f"the loss {loss:.4g} is a spike: the median of the last {len(self.recent)} is "
+            f"{statistics.median(self.recent):.4g}, the limit {self.limit():.4g}"
+        )
+
+
 @dataclass
 class _Seen:
-    """What one rank sees of a step, as tensors on the device that nobody waits for until a step fails."""
+    """What one rank observes of a step, as tensors on the device that nobody waits for unless it fails."""
 
     losses: list[Tensor] = field(default_factory=list)
     """This rank's parts of the step's loss, one a micro-batch."""
     gradients: list[Tensor | None] = field(default_factory=list)
     """The largest number in the table's gradient, one a micro-batch."""
-    bad: Tensor | None = None
-    """How many losses of the step are not finite, over all ranks."""
     total: Tensor | None = None
     """The loss of the step, over all ranks."""
     spike: Tensor | None = None
@@ -66,27 +154,29 @@ class _Account:
     all_ids: list[int]
 
 
-class Guards:
-    """Watches the losses of a step's micro-batches and the update that comes of them.
+class StepGuard:
+    """Observes the micro-batches of a step, decides whether its update counts, and explains why not.
 
     Args:
-        topology: the ranks that agree.
-        train: how many bad steps in a row a run bears.
+        topology: the ranks that decide together.
+        train: maximum consecutive skips allowed, by cause, and what to do about spikes.
         signals: whether this process was asked to stop.
-        watch: knows what a spike of the loss is.
+        recent_losses: see :class:`SpikeDetector`.
     """
 
     def __init__(
-        self, topology: Topology, train: TrainConfig, signals: StopSignals, watch: LossWatch
+        self, topology: Topology, train: TrainConfig, signals: StopSignals, recent_losses: list[float]
     ) -> None:
         self._topology = topology
+        self._train = train
         self._signals = signals
-        self._watch = watch
-        self._streaks = Streaks(train)
+        self._spikes = SpikeDetector(train, recent_losses)
         self._seen = _Seen()
+        self._skipped = 0
+        self._overflows = 0
 
     def before_step(self, fault: JanusError | None = None) -> Decision:
-        """STOP_SAVE if any rank was asked to stop.
+        """STOP_SAVE if any rank was asked to stop. Collective.
 
         Args:
             fault: what this rank's data ended with instead of a batch.
@@ -106,16 +196,14 @@ class Guards:
 
     def weigh(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Factors of the loss terms in this step and in the one before."""
-        self._watch.weigh(now, before)
+        self._spikes.weigh(now, before)
 
     def veto(self, loss: Tensor, *, last: bool) -> Tensor:
         """The loss to go backward from: itself, or NaN where the step must not count.
 
-        With the last micro-batch, all ranks agree whether any of them saw a loss that is not
-        finite, and whether the step's loss is a spike that is not to count. If so, this
-        micro-batch's gradients become NaN, DeepSpeed finds the norm of the step not finite on all
-        ranks, and drops what has been accumulated in any ZeRO stage and precision. The agreement
-        stays on the device: no step waits for the host.
+        With the last micro-batch, all ranks agree whether any of them saw a loss that is not finite,
+        and whether the step's loss is a spike that is not to count. The agreement stays on the device:
+        no step waits for the host.
         """
         seen = self._seen
         seen.losses.append(loss.detach())
@@ -125,12 +213,12 @@ class Guards:
         found = torch.stack([(~torch.isfinite(losses)).sum(), losses.sum()])
         if self._topology.world_size > 1:
             dist.all_reduce(found)
-        seen.bad, seen.total = found[0], found[1] / self._topology.tensor_size
-        vetoed = seen.bad > 0
-        limit = self._watch.limit()
+        seen.total = found[1] / self._topology.tensor_size
+        vetoed = found[0] > 0
+        limit = self._spikes.limit()
         if math.isfinite(limit):
             seen.spike = seen.total > limit
-            if self._watch.action in ("skip", "stop"):
+            if self._spikes.action in ("skip", "stop"):
                 vetoed = vetoed | seen.spike
         return loss * torch.where(vetoed, torch.nan, 1.0)
 
@@ -139,7 +227,7 @@ class Guards:
         self._seen.gradients.append(largest)
 
     def judge(self, step: int, update: Update, sample_ids: Sequence[Sequence[int]]) -> Verdict:
-        """After the update: whether the step counted, was skipped, or was one too many.
+        """After the update: whether the step counted, was skipped, or was one skip too many.
 
         Args:
             step: number of the step, from 0.
@@ -149,33 +237,52 @@ class Guards:
         seen, self._seen = self._seen, _Seen()
         spike = seen.spike is not None and bool(seen.spike)
         if update.applied:
-            self._streaks.end()
+            self._skipped = self._overflows = 0
             return self._counted(step, seen, spike)
         accounts = self._topology.gather_objects(_account(seen, sample_ids))
         cause, reason, ids = self._explain(seen, spike, accounts, update)
         if self._topology.is_main:
-            samples = f"; samples {shown_samples(ids)}" if ids else ""
+            samples = f"; samples {_shown(ids)}" if ids else ""
             logger.warning("step %d skipped on all ranks: %s%s", step + 1, reason, samples)
-        exhausted = update.exhausted and cause is SkipCause.OVERFLOW
-        decision = self._streaks.add(cause, exhausted, self._watch.action == "stop")
-        return Verdict(decision, reason, ids, cause, spike)
+        gives_up = self._count_skip(cause, update)
+        return Verdict(Decision.ABORT if gives_up else Decision.SKIP, reason, ids, cause, spike)
 
     def error(self, step: int, verdict: Verdict, update: Update) -> TrainingError:
-        """The error that ends a run after too many bad steps; `step` from 0, in words from 1 as elsewhere."""
-        return self._streaks.error(step + 1, verdict, update.loss_scale)
+        """The error that ends a run after too many skips; `step` from 0, in words from 1 as elsewhere."""
+        if verdict.cause is SkipCause.OVERFLOW:
+            return self._overflow_error(step, update.loss_scale)
+        samples = f", samples {_shown(verdict.sample_ids)}" if verdict.sample_ids else ""
+        steps = f"{self._skipped} steps in a row were" if self._skipped > 1 else "a step was"
+        if verdict.cause is SkipCause.SPIKE:
+            fix = (
+                f"{_LOOK} and at the losses before them; lower optim.lr or raise optim.warmup_steps, or let "
+                "such steps pass with train.spike_action=warn or a higher train.spike_factor"
+            )
+        else:
+            fix = f"{_LOOK}, lower optim.lr or raise optim.warmup_steps; with fp16, use bf16 instead"
+        return TrainingError(
+            f"{steps} skipped: {verdict.reason}", f"step {step + 1}{samples}", f"{fix}; {_FROM_CHECKPOINT}"
+        )
 
     def _counted(self, step: int, seen: _Seen, spike: bool) -> Verdict:
-        if not self._watch.on or seen.total is None:
+        if self._spikes.action == "off" or seen.total is None:
             return Verdict(Decision.PROCEED)
         # The update has waited for the device already.
         loss = float(seen.total)
-        reason = ""
-        if spike:
-            reason = self._spike_words(loss)
-            if self._topology.is_main:
-                logger.warning("step %d: %s; the step counts (train.spike_action)", step + 1, reason)
-        self._watch.add(loss)
+        reason = self._spikes.describe(loss) if spike else ""
+        if spike and self._topology.is_main:
+            logger.warning("step %d: %s; the step counts (train.spike_action)", step + 1, reason)
+        self._spikes.add(loss)
         return Verdict(Decision.PROCEED, reason, spike=spike)
+
+    def _count_skip(self, cause: SkipCause, update: Update) -> bool:
+        """One more step without an update; whether it is the one too many."""
+        if cause is SkipCause.OVERFLOW:
+            self._overflows += 1
+            return update.exhausted or self._overflows >= self._train.max_overflows
+        self._skipped += 1
+        stops = cause is SkipCause.SPIKE and self._spikes.action == "stop"
+        return stops or self._skipped >= self._train.max_bad_steps
 
     def _explain(
         self, seen: _Seen, spike: bool, accounts: Sequence[_Account], update: Update
@@ -183,26 +290,33 @@ class Guards:
         """Why the step did not count, in words, and which samples are to blame."""
         losses = {rank: ids for rank, a in enumerate(accounts) if (ids := a.bad_losses)}
         if losses:
-            reason = f"the loss is not finite on {names_of_ranks(losses)}"
+            reason = f"the loss is not finite on {_names_of_ranks(losses)}"
             return SkipCause.LOSS, reason, _merged(losses.values())
-        if spike and self._watch.action != "warn" and seen.total is not None:
+        if spike and self._spikes.action != "warn" and seen.total is not None:
             _, rank, ids = max((a.largest[0], rank, a.largest[1]) for rank, a in enumerate(accounts))
-            reason = f"{self._spike_words(float(seen.total))}; most of it comes from rank {rank}"
+            reason = f"{self._spikes.describe(float(seen.total))}; most of it comes from rank {rank}"
             return SkipCause.SPIKE, reason, sorted(ids)
         if update.scaled:
             return SkipCause.OVERFLOW, f"fp16 overflow at loss scale {update.loss_scale:g}", []
         gradients = {rank: ids for rank, a in enumerate(accounts) if (ids := a.bad_gradients)}
         if gradients:
-            reason = f"the gradient is not finite on {names_of_ranks(gradients)}"
+            reason = f"the gradient is not finite on {_names_of_ranks(gradients)}"
             return SkipCause.GRADIENT, reason, _merged(gradients.values())
         reason = "the gradient is not finite, and which micro-batch it comes from is not known"
         return SkipCause.GRADIENT, reason, _merged(a.all_ids for a in accounts)
 
-    def _spike_words(self, loss: float) -> str:
-        watch = self._watch
-        return (
-            f"the loss {loss:.4g} is a spike: the median of the last {len(watch.recent)} is "
-            f"{watch.median:.4g}, the limit {watch.limit():.4g}"
+    def _overflow_error(self, step: int, loss_scale: float) -> TrainingError:
+        if self._overflows < self._train.max_overflows:
+            what = "the loss scale of fp16 cannot come down any further, and gradients still overflow"
+            scale = "give a lower fp16.min_loss_scale"
+        else:
+            what = f"fp16 gradients have overflowed in {self._overflows} steps in a row (train.max_overflows)"
+            scale = "let the scale find its place (fp16.loss_scale 0)"
+        return TrainingError(
+            what,
+            f"step {step + 1}, loss scale {loss_scale:g}, {self._overflows} overflows in a row",
+            "use bf16 (ds_configs/zero2_bf16.json), which has the range of fp32 and needs no loss scale; or "
+            f"lower optim.lr, raise optim.warmup_steps, or {scale}; {_FROM_CHECKPOINT}",
         )
 
 
@@ -227,169 +341,12 @@ def _merged(groups: Iterable[Sequence[int]]) -> list[int]:
     return sorted({id for group in groups for id in group})
 
 
-_NORMAL = 1.4826
-"""Median absolute deviation -> standard deviation, for normal noise."""
-_LEAST_SHARE = 0.01
-
-
-class LossWatch:
-    """Knows from which loss on a step is a spike.
-
-    Args:
-        train: action, factor and window.
-        recent: losses that counted, oldest first; brought up to date here, and part of the checkpoint,
-            so that a resumed run judges as the unbroken one.
-    """
-
-    def __init__(self, train: TrainConfig, recent: list[float]) -> None:
-        self.action = train.spike_action
-        self._factor = train.spike_factor
-        self._window = train.spike_window
-        self.recent = recent
-
-    @property
-    def on(self) -> bool:
-        """Whether losses are watched at all."""
-        return self.action != "off"
-
-    @property
-    def median(self) -> float:
-        """Of the losses in the window."""
-        return statistics.median(self.recent)
-
-    def limit(self) -> float:
-        """The largest loss that is no spike; infinite while the window is not full."""
-        if not self.on or len(self.recent) < self._window:
-            return math.inf
-        middle = self.median
-        spread = _NORMAL * statistics.median(abs(loss - middle) for loss in self.recent)
-        return middle + self._factor * max(spread, _LEAST_SHARE * abs(middle))
-
-    def add(self, loss: float) -> None:
-        """Take in the loss of a step that counted."""
-        if self.on:
-            self.recent.append(loss)
-            del self.recent[: -self._window]
-
-    def weigh(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
-        """Forget all losses where ramps have changed what is summed: they cannot be compared."""
-        if now != before:
-            self.recent.clear()
-
-
-_SHOWN_SAMPLES = 16
-_LOOK = "look at these samples (`python -m janus_ds inspect DATA --sample N`)"
-_FROM_CHECKPOINT = "the same command goes on from the last checkpoint, which is whole"
-
-
-class Decision(IntEnum):
-    """What all ranks do with a step; the largest of the ranks' wishes holds."""
-
-    PROCEED = 0
-    SKIP = 1
-    STOP_SAVE = 2
-    ABORT = 3
-
-
-class SkipCause(Enum):
-    """Why the update of a step was left out."""
-
-    LOSS = "loss"
-    """A loss is not finite."""
-    SPIKE = "spike"
-    """The loss is finite and far above those before it."""
-    GRADIENT = "gradient"
-    """Losses are finite and the gradient is not, without a loss scale that could explain it."""
-    OVERFLOW = "overflow"
-    """The same in fp16: the loss scale was too high. No fault, as long as it comes down."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a step's update."""
-
-    decision: Decision
-    reason: str = ""
-    sample_ids: list[int] = field(default_factory=list)
-    """Samples of the micro-batches that are to blame, over all ranks; empty for an overflow of fp16."""
-    cause: SkipCause | None = None
-    spike: bool = False
-    """The loss was far above those before it; the update may have been made nevertheless."""
-
-
-class Streaks:
-    """Counts steps without an update, in a row and by what caused them.
-
-    Args:
-        train: how many of each a run bears.
-    """
-
-    def __init__(self, train: TrainConfig) -> None:
-        self._train = train
-        self._faults = 0
-        self._overflows = 0
-
-    def end(self) -> None:
-        """A step has counted."""
-        self._faults = self._overflows = 0
-
-    def add(self, cause: SkipCause, exhausted: bool, stop_at_spike: bool = False) -> Decision:
-        """One more step without an update.
-
-        Args:
-            cause: why.
-            exhausted: fp16's loss scale cannot come down any further.
-            stop_at_spike: a single spike is enough.
-        """
-        if cause is SkipCause.OVERFLOW:
-            self._overflows += 1
-            give_up = exhausted or self._overflows >= self._train.max_overflows
-        else:
-            self._faults += 1
-            give_up = self._faults >= self._train.max_bad_steps
-            give_up = give_up or (cause is SkipCause.SPIKE and stop_at_spike)
-        return Decision.ABORT if give_up else Decision.SKIP
-
-    def error(self, step: int, verdict: Verdict, loss_scale: float) -> TrainingError:
-        """The error that ends a run after too many of them; `loss_scale` is that of the last one."""
-        if verdict.cause is SkipCause.OVERFLOW:
-            return self._overflow_error(step, loss_scale)
-        samples = f", samples {shown_samples(verdict.sample_ids)}" if verdict.sample_ids else ""
-        steps = f"{self._faults} steps in a row were" if self._faults > 1 else "a step was"
-        if verdict.cause is SkipCause.SPIKE:
-            fix = (
-                f"{_LOOK} and at the losses before them; lower optim.lr or raise optim.warmup_steps, or let "
-                "such steps pass with train.spike_action=warn or a higher train.spike_factor; "
-                f"{_FROM_CHECKPOINT}"
-            )
-        else:
-            fix = (
-                f"{_LOOK}, lower optim.lr or raise optim.warmup_steps; with fp16, use bf16 instead; "
-                f"{_FROM_CHECKPOINT}"
-            )
-        return TrainingError(f"{steps} skipped: {verdict.reason}", f"step {step}{samples}", fix)
-
-    def _overflow_error(self, step: int, loss_scale: float) -> TrainingError:
-        if self._overflows < self._train.max_overflows:
-            what = "the loss scale of fp16 cannot come down any further, and gradients still overflow"
-            scale = "give a lower fp16.min_loss_scale"
-        else:
-            what = f"fp16 gradients have overflowed in {self._overflows} steps in a row (train.max_overflows)"
-            scale = "let the scale find its place (fp16.loss_scale 0)"
-        return TrainingError(
-            what,
-            f"step {step}, loss scale {loss_scale:g}, {self._overflows} overflows in a row",
-            "use bf16 (ds_configs/zero2_bf16.json), which has the range of fp32 and needs no loss scale; or "
-            f"lower optim.lr, raise optim.warmup_steps, or {scale}; {_FROM_CHECKPOINT}",
-        )
-
-
-def shown_samples(ids: Sequence[int]) -> str:
+def _shown(ids: Sequence[int]) -> str:
     """Not more of them than one can look at; metrics.jsonl has all."""
     more = f" and {len(ids) - _SHOWN_SAMPLES} more" if len(ids) > _SHOWN_SAMPLES else ""
     return f"{list(ids[:_SHOWN_SAMPLES])}{more}"
 
 
-def names_of_ranks(found: Mapping[int, object]) -> str:
+def _names_of_ranks(found: Mapping[int, object]) -> str:
     """ "rank 1" or "ranks 0, 3"."""
     return f"rank{'s' if len(found) > 1 else ''} {', '.join(map(str, sorted(found)))}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from janus_ds.errors import STALLED_EXIT_CODE, TrainingError
-from janus_ds.parallel.liveness import RollCall
+from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.safety.signals import parent_of
 
@@ -150,17 +150,17 @@ class Watchdog:
 
     Args:
         topology: the ranks.
-        roll_call: carries words between them; None with one rank, or for a run that nobody watches.
+        liveness: carries words between them; None with one rank, or for a run that nobody watches.
         folder: where stacks are written, RUN/stacks.
         limit: seconds without progress; 0: do nothing at all.
     """
 
-    def __init__(self, topology: Topology, roll_call: RollCall | None, folder: Path, limit: float) -> None:
+    def __init__(self, topology: Topology, liveness: Liveness | None, folder: Path, limit: float) -> None:
         self._rank = topology.rank
         self._size = topology.world_size
         alone = topology.world_size == 1
-        self._limit = limit if alone or roll_call is not None else 0.0
-        self._roll_call = roll_call
+        self._limit = limit if alone or liveness is not None else 0.0
+        self._liveness = liveness
         self._folder = folder
         self._tick = min(max(limit / _TICKS, _SHORTEST_TICK), _LONGEST_TICK)
         self._main = threading.get_ident()
@@ -180,9 +180,9 @@ class Watchdog:
             # A rank that has not spoken yet is still starting.
             first = Place(0, "starting", 0.0, self._patience)
             self._heard = dict.fromkeys(range(self._size), (self._since, first))
-            if self._roll_call is not None:
-                self._roll_call.listen({"at": self._hear_place, "pulse": self._hear_pulse})
-                self._roll_call.listen({"stall": lambda rank, text: self._leave(None)})
+            if self._liveness is not None:
+                self._liveness.listen({"at": self._hear_place, "pulse": self._hear_pulse})
+                self._liveness.listen({"stall": lambda rank, text: self._leave(None)})
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -232,8 +232,8 @@ class Watchdog:
         place = self._place(now)
         self._heard[self._rank] = (now, place)
         first = self._rank == 0
-        if self._roll_call is not None:
-            self._roll_call.tell("pulse" if first else "at", place.encode())
+        if self._liveness is not None:
+            self._liveness.tell("pulse" if first else "at", place.encode())
         if now - self._awake < self._limit / 2 and self._awake > self._since:
             return
         if first:
@@ -282,7 +282,7 @@ class Watchdog:
         )
 
     def _name(self, rank: int) -> str:
-        return str(self._roll_call.peers[rank]) if self._roll_call and self._size > 1 else f"rank {rank}"
+        return str(self._liveness.peers[rank]) if self._liveness and self._size > 1 else f"rank {rank}"
 
     def _leave(self, error: StalledError | None) -> None:
         """Tell the others, write the stacks, end this process; `error` is what this rank has to say."""
@@ -291,8 +291,8 @@ class Watchdog:
         self._leaving = True
         if error is not None:
             self._wake_silent()
-        if self._roll_call is not None and (error is not None or self._rank == 0):
-            self._roll_call.tell("stall", "")
+        if self._liveness is not None and (error is not None or self._rank == 0):
+            self._liveness.tell("stall", "")
         if error is not None:
             # The bar of progress leaves its line open.
             sys.stderr.write(f"\n{error}\n")
@@ -307,7 +307,7 @@ class Watchdog:
 
     def _wake_silent(self) -> None:
         """Let stopped ranks of this launcher go on, so that they hear of the end and leave as well."""
-        now, peers = time.monotonic(), self._roll_call.peers if self._roll_call else []
+        now, peers = time.monotonic(), self._liveness.peers if self._liveness else []
         for peer, here in ((peer, peers[self._rank]) for peer in peers):
             heard = self._pulse if peer.rank == 0 else self._heard[peer.rank][0]
             silent = now - heard > max(self._limit / 2, 4 * self._tick)
