@@ -1,8 +1,8 @@
-"""How the ranks of one start find each other: in time, and not those of an earlier start.
+"""Rendezvous: each launch uses its own key, and ranks that do not come are reported in time.
 
 `torchrun --max-restarts` keeps one store over all restarts (torch 2.13, `TORCHELASTIC_USE_AGENT_STORE`), and
 torch finds the addresses of dead ranks in it. The restart counts that it gives to ranks differ between hosts,
-so that they cannot tell the starts apart. Here the first rank draws a mark and gives it to those that live.
+so that they cannot tell the starts apart. Here rank 0 draws a key and gives it to the ranks that live.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from janus_ds.errors import MissingDependencyError
 
-__all__ = ["fresh_store", "launcher_store", "meeting_in_time"]
+__all__ = ["fresh_store", "launcher_store", "rendezvous_in_time"]
 
-_MEETING_SECONDS = 600.0
+_LIMIT_SECONDS = 600.0
 _POLL_SECONDS = 0.05
-_ROOM = "janus_ds/meeting"
+_PREFIX = "janus_ds/rendezvous"
 
 
 @contextmanager
-def meeting_in_time(launched: Mapping[str, str], world_size: int) -> Iterator[None]:
+def rendezvous_in_time(launched: Mapping[str, str], world_size: int) -> Iterator[None]:
     """End the process in words if the ranks have not all come: torch would wait for half an hour.
 
     It waits where no exception can reach it, so a timer has to end the process.
     """
     place = f"{launched.get('MASTER_ADDR')}:{launched.get('MASTER_PORT')}"
     error = MissingDependencyError(
-        f"not all {world_size} ranks have come within {_MEETING_SECONDS / 60:.0f} minutes",
+        f"not all {world_size} ranks have come within {_LIMIT_SECONDS / 60:.0f} minutes",
         f"rank {launched.get('RANK', 0)}, meeting at {place}",
         "look for a rank that failed before this, and whether all hosts reach that address "
         "(NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME choose the network)",
@@ -46,7 +46,7 @@ def meeting_in_time(launched: Mapping[str, str], world_size: int) -> Iterator[No
         sys.stderr.flush()
         os._exit(error.exit_code)
 
-    timer = threading.Timer(_MEETING_SECONDS, leave)
+    timer = threading.Timer(_LIMIT_SECONDS, leave)
     timer.daemon = True
     timer.start()
     try:
@@ -65,7 +65,7 @@ def launcher_store(launched: Mapping[str, str], environ: Mapping[str, str]) -> S
     kept = environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     if not kept or environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         return None
-    patience = timedelta(seconds=_MEETING_SECONDS)
+    patience = timedelta(seconds=_LIMIT_SECONDS)
     return TCPStore(launched["MASTER_ADDR"], int(launched["MASTER_PORT"]), is_master=False, timeout=patience)
 
 
@@ -76,26 +76,26 @@ def fresh_store(store: Store, rank: int, world_size: int) -> Store:
     answer to a dead rank's number is of no use to it. The first one answers until all are there.
     """
     if rank == 0:
-        mark = secrets.token_hex(8)
+        key = secrets.token_hex(8)
         absent = set(range(1, world_size))
         while absent:
-            _answer(store, absent, mark)
-            absent = {other for other in absent if not store.check([_here(mark, other)])}
+            _answer(store, absent, key)
+            absent = {other for other in absent if not store.check([_here(key, other)])}
             if absent:
                 time.sleep(_POLL_SECONDS)
     else:
         number = secrets.token_hex(8)
-        store.set(f"{_ROOM}/{rank}", number)
-        mark = store.get(f"{_ROOM}/{number}").decode()
-        store.set(_here(mark, rank), "here")
-    return PrefixStore(f"{_ROOM}/{mark}", store)
+        store.set(f"{_PREFIX}/{rank}", number)
+        key = store.get(f"{_PREFIX}/{number}").decode()
+        store.set(_here(key, rank), "here")
+    return PrefixStore(f"{_PREFIX}/{key}", store)
 
 
-def _answer(store: Store, ranks: set[int], mark: str) -> None:
+def _answer(store: Store, ranks: set[int], key: str) -> None:
     for rank in ranks:
-        if store.check([f"{_ROOM}/{rank}"]):
-            store.set(f"{_ROOM}/{store.get(f'{_ROOM}/{rank}').decode()}", mark)
+        if store.check([f"{_PREFIX}/{rank}"]):
+            store.set(f"{_PREFIX}/{store.get(f'{_PREFIX}/{rank}').decode()}", key)
 
 
-def _here(mark: str, rank: int) -> str:
-    return f"{_ROOM}/{mark}/here/{rank}"
+def _here(key: str, rank: int) -> str:
+    return f"{_PREFIX}/{key}/here/{rank}"

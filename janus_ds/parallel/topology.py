@@ -19,7 +19,7 @@ from torch import Tensor
 
 from janus_ds.errors import JanusError, MissingDependencyError, UsageError
 from janus_ds.parallel import tensor_parallel as tp
-from janus_ds.parallel.rendezvous import fresh_store, launcher_store, meeting_in_time
+from janus_ds.parallel.rendezvous import fresh_store, launcher_store, rendezvous_in_time
 
 __all__ = ["Topology", "close_topology", "init_topology", "raise_on_all_ranks"]
 
@@ -214,7 +214,7 @@ def _start_distributed(launched: dict[str, str], world_size: int) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     for name, value in ({"LOCAL_RANK": "0"} | launched).items():
         os.environ.setdefault(name, value)
-    with meeting_in_time(launched, world_size):
+    with rendezvous_in_time(launched, world_size):
         store = None if dist.is_initialized() else launcher_store(launched, os.environ)
         if store is not None:
             rank = int(launched["RANK"])

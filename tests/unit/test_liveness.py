@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import socket
+import struct
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -106,3 +112,111 @@ def test_alone_there_is_nobody_to_lose() -> None:
     call.ask_to_stop("SIGTERM")
     assert call.lost(9) is None
     call.close(orderly=True)
+
+
+TOKEN = b"t" * 32
+
+
+@contextlib.contextmanager
+def joining(ranks: int) -> Iterator[tuple[tuple[str, int], list[dict[int, socket.socket]]]]:
+    """Rank 0 waiting for `ranks` others; its address, and where its result comes."""
+    listener, found = liveness._listen(True, ranks), []  # type: ignore[var-annotated]
+    waiting = threading.Thread(
+        target=lambda: found.append(liveness._accept_ranks(listener, TOKEN, ranks + 1)), daemon=True
+    )
+    waiting.start()
+    with listener:
+        yield listener.getsockname()[:2], found
+        waiting.join(30)
+    for line in found[0].values():
+        line.close()
+
+
+def attack(address: tuple[str, int], kind: str) -> socket.socket:
+    """A stranger's connection to the port."""
+    line = socket.create_connection(address, 10)
+    challenge = liveness._line_of(line)
+    texts = {
+        "not ASCII": "\xff\xfe ä 1\n".encode("latin-1"),
+        "digits": b"9" * 200 + b" x\n",
+        "clear token": b"1 " + TOKEN + b"\n",
+        "rank 0": b"0 " + liveness._proof(TOKEN, challenge, 0) + b"\n",
+        "no such rank": b"7 " + liveness._proof(TOKEN, challenge, 7) + b"\n",
+        "other challenge": b"1 " + liveness._proof(TOKEN, b"0" * 32, 1) + b"\n",
+        "null": bytes(100) + b"\n",
+    }
+    with contextlib.suppress(OSError):
+        if kind == "endless":
+            for _ in range(1000):
+                line.sendall(b"x" * 65536)
+        elif kind == "reset":
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            line.close()
+        elif kind in texts:
+            line.sendall(texts[kind])
+    return line
+
+
+STRANGERS = ("silent", "not ASCII", "digits", "clear token", "rank 0", "no such rank", "other challenge")
+
+
+def test_a_hundred_strangers_neither_delay_nor_break_a_start() -> None:
+    begun = time.monotonic()
+    with joining(3) as (address, found):
+        kinds = (*STRANGERS, "null", "endless", "reset")
+        with ThreadPoolExecutor(20) as pool:
+            strangers = list(pool.map(lambda i: attack(address, kinds[i % len(kinds)]), range(100)))
+            lines = list(pool.map(lambda rank: liveness._join(address, TOKEN, rank), (1, 2, 3)))
+    assert all(lines)
+    assert sorted(found[0]) == [1, 2, 3]
+    assert time.monotonic() - begun < 10
+    for stranger in strangers:
+        stranger.close()
+
+
+@pytest.mark.parametrize("kind", [*STRANGERS[1:], "null", "endless"])
+def test_a_stranger_is_dropped_at_once(kind: str) -> None:
+    with joining(1) as (address, found):
+        stranger = attack(address, kind)
+        stranger.settimeout(10)
+        with contextlib.suppress(ConnectionResetError):
+            assert stranger.recv(100) == b""
+        line = liveness._join(address, TOKEN, 1)
+    assert list(found[0]) == [1]
+    assert line is not None
+
+
+def test_the_port_is_closed_once_all_have_joined_and_was_open_on_loopback_only(calls: Any) -> None:
+    with liveness._listen(True, 4) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+    made, _ = calls
+    port = made[1]._lines[0].getpeername()[1]
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), 5)
+
+
+def test_on_several_hosts_it_listens_where_the_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+        with contextlib.suppress(OSError):
+            probe.connect(("192.0.2.1", 9))
+        own = probe.getsockname()[0]
+    if own in ("0.0.0.0", "127.0.0.1"):
+        pytest.skip("this machine has no other interface than loopback")
+    monkeypatch.setenv("MASTER_ADDR", own)
+    with liveness._listen(False, 4) as listener:
+        assert listener.getsockname()[0] == own
+    # A name that only its own host resolves, to loopback, would shut all others out.
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with liveness._listen(False, 4) as listener:
+        assert listener.getsockname()[0] in ("0.0.0.0", "::")
+
+
+def test_a_rank_that_cannot_connect_goes_on_unwatched(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(liveness, "_CONNECT_SECONDS", 0.5)
+    with liveness._listen(True, 1) as listener:
+        address = listener.getsockname()[:2]
+    with caplog.at_level(logging.WARNING):
+        assert liveness._join(address, TOKEN, 1) is None
+    assert "rank 1 is not watched: no connection to 127.0.0.1" in caplog.text

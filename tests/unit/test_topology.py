@@ -92,7 +92,7 @@ def test_ranks_that_do_not_come_are_waited_for_in_words() -> None:
     """One of two ranks alone."""
     script = (
         "from janus_ds.parallel import rendezvous, topology\n"
-        "rendezvous._MEETING_SECONDS = 0.5\ntopology.init_topology()"
+        "rendezvous._LIMIT_SECONDS = 0.5\ntopology.init_topology()"
     )
     environment = rank_environment(0, 2, free_port())
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
