@@ -1,0 +1,70 @@
+"""What the programs say and the code they end with: the commands in `commands.txt`, one after the other.
+
+Written by commit 5c5119c; `make golden` writes it anew from the commands in it. Each "$ PROGRAM ARGUMENTS" is
+followed by "exit CODE" and the output, both streams together. Of `--help` only the names of the options are
+kept, of argparse's usage errors only the last line. "janus_ds" stands for `python -m janus_ds`, RUN for a run
+folder, TMP for an empty folder that all commands share. Times, speeds and sizes in memory are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from difflib import unified_diff
+from pathlib import Path
+
+import pytest
+
+from tests.golden.test_old_runs import restored_run
+from tests.support.launch import ROOT
+from tests.support.warm import WarmStarter
+
+GOLDEN = Path(__file__).with_name("commands.txt")
+NOISE = [
+    (r"\bin [\d.,]+ ?(ms|s|min|h)\b", "in # s"),
+    (r"[\d.,]+ [kMGT]?B/s", "# B/s"),
+    (r"[\d.,]+ (samples|tokens|documents|pairs)/s", r"# \1/s"),
+    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*", "#time"),
+    (r", RowLayout\(.*\)", ""),
+]
+
+
+def commands() -> list[str]:
+    """The commands of the committed file, in order."""
+    return re.findall(r"^\$ (.*)$", GOLDEN.read_text(), re.M)
+
+
+@pytest.fixture(scope="module")
+def transcript(starter: WarmStarter, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same file as it comes out now."""
+    places = {"RUN": restored_run(tmp_path_factory.mktemp("run")), "TMP": tmp_path_factory.mktemp("tmp")}
+    parts = []
+    for number, command in enumerate(commands()):
+        words = command.split()
+        for name, place in places.items():
+            words = [re.sub(rf"\b{name}\b", str(place), word) for word in words]
+        script = words[0].replace("janus_ds", "janus_ds/__main__.py")
+        log = tmp_path_factory.getbasetemp() / f"command-{number}"
+        code = starter.start([script, *words[1:]], log).wait(120)
+        parts.append("\n".join([f"$ {command}", f"exit {code}", *_lines(log.read_text(), words, places)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(text: str, words: list[str], places: dict[str, Path]) -> list[str]:
+    if "--help" in words:
+        return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]*", text.partition("\noptions:")[2])))
+    for name, place in {**places, "ROOT": ROOT}.items():
+        text = text.replace(str(place), name)
+    for pattern, instead in NOISE:
+        text = re.sub(pattern, instead, text)
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return lines[-1:] if lines and lines[0].startswith("usage:") and ": error: " in lines[-1] else lines
+
+
+def test_every_command_says_and_ends_as_committed(transcript: str) -> None:
+    if os.environ.get("JANUS_UPDATE_GOLDEN"):
+        GOLDEN.write_text(transcript)
+        pytest.skip(f"written anew: {GOLDEN}")
+    lines = (text.splitlines(keepends=True) for text in (GOLDEN.read_text(), transcript))
+    difference = "".join(unified_diff(*lines, "committed", "now", n=3))
+    assert not difference, "\n" + difference
