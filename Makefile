@@ -21,7 +21,7 @@ FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('',
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install install-dev pretrain test lint types unit fault-test slurm-test heavy-test golden bench \
-    bench-bart bench-decode gpu-test bench-gpu results-nmt results-glge results-both-ways clean
+    bench-bart bench-decode gpu-test bench-gpu results-nmt results-glge clean
 
 help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
@@ -38,7 +38,6 @@ help:
 	@echo "make bench-gpu    the same tables on a GPU, with launches, waits and share of the peak"
 	@echo "make results-nmt  the Multi30k experiment, resumable (hours; needs JANUS_SHARED_DATA)"
 	@echo "make results-glge the SQuAD question-generation experiment, likewise"
-	@echo "make results-both-ways  drafts, rescored NAR and the dial on the models of results-nmt"
 	@echo "make clean        remove .venv and runs/"
 
 $(VENV)/bin/python:
@@ -91,32 +90,28 @@ gpu-test: install-dev
 golden: install-dev
 	JANUS_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
 
-RESULTS := tests/benchmarks/results
-IWSLT := $(ACTIVATED) python -m tests.benchmarks.authors_over_janus --shape iwslt --rounds 9
+RESULTS := benchmarks/results
+IWSLT := $(ACTIVATED) python -m benchmarks train --also authors,janus_2enc,ar_rdrop --shape iwslt --rounds 9
 bench: install
 	$(IWSLT) --json $(RESULTS)/train_iwslt.json
 	$(IWSLT) --masked-share .41 --json $(RESULTS)/train_iwslt_41.json
 	$(IWSLT) --attention-dropout .1 --json $(RESULTS)/train_iwslt_dropout_1.json
-	$(ACTIVATED) python -m janus_ds bench train --shape iwslt --estimator both --aux-share .25 \
-	    --json $(RESULTS)/train_iwslt_both_25.json
-	$(ACTIVATED) python -m janus_ds bench packing --rounds 3 --json $(RESULTS)/packing.json
-	$(ACTIVATED) python -m janus_ds bench head --shape iwslt --json $(RESULTS)/head_iwslt.json
-	$(ACTIVATED) python -m janus_ds bench attention --shape iwslt --json $(RESULTS)/attention_iwslt.json
-	$(ACTIVATED) python -m janus_ds bench data --shape documents --json $(RESULTS)/data.json
-	$(ACTIVATED) python -m janus_ds bench data --shape pairs --json $(RESULTS)/data_pairs.json
+	$(ACTIVATED) python -m benchmarks packing --rounds 3 --json $(RESULTS)/packing.json
+	$(ACTIVATED) python -m benchmarks head --shape iwslt --json $(RESULTS)/head_iwslt.json
+	$(ACTIVATED) python -m benchmarks attention --shape iwslt --json $(RESULTS)/attention_iwslt.json
+	$(ACTIVATED) python -m benchmarks data --shape documents --json $(RESULTS)/data.json
+	$(ACTIVATED) python -m benchmarks data --shape pairs --json $(RESULTS)/data_pairs.json
 
 # The same at BART-base: the masked share of the released sampler and .5; attention dropout 0 and .1 (long).
 bench-bart: install
 	for share in .41 .5; do for rate in 0 .1; do \
-	    $(ACTIVATED) python -m tests.benchmarks.authors_over_janus --shape bart_base --masked-share $$share \
+	    $(ACTIVATED) python -m benchmarks train --also authors --shape bart_base --masked-share $$share \
 	        --attention-dropout $$rate --json $(RESULTS)/train_bart_base_$${share#.}_dropout_$${rate#.}.json || exit 1; \
 	done; done
-	$(ACTIVATED) python -m janus_ds bench train --shape bart_base --estimator both \
-	    --json $(RESULTS)/train_bart_base_estimator_both.json
-	$(ACTIVATED) python -m janus_ds bench head --shape bart_base --json $(RESULTS)/head_bart_base.json
-	$(ACTIVATED) python -m janus_ds bench attention --shape bart_base --json $(RESULTS)/attention_bart_base.json
+	$(ACTIVATED) python -m benchmarks head --shape bart_base --json $(RESULTS)/head_bart_base.json
+	$(ACTIVATED) python -m benchmarks attention --shape bart_base --json $(RESULTS)/attention_bart_base.json
 
-DECODE := $(ACTIVATED) python -m janus_ds bench decode
+DECODE := $(ACTIVATED) python -m benchmarks decode
 bench-decode: install-dev
 	$(DECODE) --batch 1 --output-tokens 32,64 --rounds 9 --only "ar fp32,ctranslate2 fp32,transformers" \
 	    --json $(RESULTS)/decode_bart_base.json
@@ -134,9 +129,9 @@ bench-decode: install-dev
 GPU := --device cuda --precision bfloat16
 bench-gpu: install-dev
 	for shape in iwslt bart_base; do \
-	    $(ACTIVATED) python -m tests.benchmarks.authors_over_janus --shape $$shape $(GPU) --rounds 9 \
+	    $(ACTIVATED) python -m benchmarks train --also authors --shape $$shape $(GPU) --rounds 9 \
 	        --json $(RESULTS)/gpu_train_$$shape.json || exit 1; \
-	    $(ACTIVATED) python -m janus_ds bench attention --shape $$shape $(GPU) \
+	    $(ACTIVATED) python -m benchmarks attention --shape $$shape $(GPU) \
 	        --json $(RESULTS)/gpu_attention_$$shape.json || exit 1; \
 	    $(DECODE) --shape $$shape --device cuda --batch 1,32 --json $(RESULTS)/gpu_decode_$$shape.json || exit 1; \
 	done
@@ -145,9 +140,6 @@ bench-gpu: install-dev
 RESULTS_ARGS ?=
 results-nmt: install
 	$(ACTIVATED) python launch/experiments/nmt_multi30k.py $(RESULTS_ARGS)
-
-results-both-ways: install
-	$(ACTIVATED) python launch/experiments/both_ways.py $(RESULTS_ARGS)
 
 results-glge: install
 	$(ACTIVATED) python launch/experiments/glge_squadqg.py $(RESULTS_ARGS)

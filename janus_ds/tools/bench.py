@@ -1,31 +1,28 @@
-"""`python -m janus_ds bench KIND`: measurements, each in a module `bench_KIND.py`."""
+"""`python -m janus_ds bench KIND`: hands over to the benches of a checkout (`python -m benchmarks`)."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-from janus_ds.tools.common import new_parser
+from janus_ds.errors import UsageError
 
 __all__ = ["main"]
 
-_KINDS = {
-    "train": "a JANUS step against a plain AR step at the same tokens",
-    "head": "the fused head against the plain losses: time and memory",
-    "attention": "the back ends of self-attention against each other",
-    "decode": "both ways of decoding against plain AR, transformers and CTranslate2",
-    "packing": "a training step without padding between sentences against a padded one",
-    "save": "how long training waits for a checkpoint, and how long one takes",
-    "data": "documents a second and core that the loader makes batches of",
-}
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one measurement; its own options follow its name."""
-    parser = new_parser("bench", "; ".join(f"{name}: {text}" for name, text in _KINDS.items()))
-    parser.add_argument("kind", choices=sorted(_KINDS))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="see `bench KIND --help`")
-    parsed = parser.parse_args(arguments)
-    code: int | None = import_module(f"janus_ds.tools.bench_{parsed.kind}").main(parsed.arguments)
-    return code or 0
+    """Run one measurement.
+
+    Raises:
+        UsageError: this is no checkout.
+    """
+    try:
+        benches = import_module("benchmarks.__main__")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "the benches are not part of the installed package",
+            "bench",
+            "run `python -m benchmarks` at the root of a checkout of janus_ds",
+        ) from error
+    code: int = benches.main(arguments)
+    return code

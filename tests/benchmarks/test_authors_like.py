@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.authors import AuthorsLikeStep
+from benchmarks.shapes import BenchShape, make_batch, special_tokens
+from benchmarks.train import main
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import DenseLayers
-from janus_ds.tools.bench_shapes import BenchShape, make_batch, special_tokens
-from tests.benchmarks.authors_like import AuthorsLikeStep
-from tests.benchmarks.authors_over_janus import main
 
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 37, 1)
 MODEL = ModelConfig(
@@ -61,8 +61,18 @@ def test_the_loss_and_all_gradients_are_ours(task: str) -> None:
 def test_the_bench_writes_both_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
     options = ["--shape", "small", "--rounds", "1", "--masked-share", ".25", "--attention-dropout", ".1"]
+    options += ["--also", "authors,janus_2enc,ar_rdrop"]
     assert main([*options, "--json", str(file)]) == 0
     result = json.loads(file.read_text())
-    assert set(result["ratios"]) == {"janus_over_ar", "authors_over_janus", "authors_over_ar"}
+    assert set(result["ratios"]) == {
+        "janus_over_ar",
+        "janus_2enc_over_ar",
+        "ar_rdrop_over_ar",
+        "authors_over_janus",
+        "authors_over_ar",
+    }
+    # R-Drop computes each sample twice; a second pass of the encoder adds no decoder row.
+    assert result["decoder_rows"]["ar_rdrop"] == 2 * result["decoder_rows"]["ar"]
+    assert result["decoder_rows"]["janus_2enc"] == result["decoder_rows"]["janus"]
     assert result["decoder_rows"]["janus"] == 8 * (3 * 64 + 2 * 16)
     assert "authors / JANUS" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from janus_ds.tools.bench_data import DataBench, bench_data, main
+from benchmarks.data import DataBench, bench_data, main
 
 
 @pytest.mark.parametrize(("task", "preset"), [("denoise", "paper"), ("pair", "cmlm")])

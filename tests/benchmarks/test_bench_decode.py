@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.decode import _compare, main
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.tools.bench_decode import _compare, main
 
 
 def test_result_has_peers_ratios_and_equal_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

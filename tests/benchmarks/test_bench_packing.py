@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from janus_ds.tools.bench_packing import PackingBench, bench_packing, describe
+from benchmarks.packing import PackingBench, bench_packing, describe
 
 
 def test_rows_are_counted_and_padding_is_left_out():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.tools import bench_attention, bench_head
-from janus_ds.tools.bench_shapes import SHAPES, BenchShape
+from benchmarks import attention, head
+from benchmarks.shapes import SHAPES, BenchShape
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_head_writes_ratios_and_needs_a_tenth_of_the_memory(tmp_path: Path) -> None:
     file = tmp_path / "head.json"
-    assert bench_head.main(["--rounds", "1", "--no-compile", "--json", str(file)]) == 0
+    assert head.main(["--rounds", "1", "--no-compile", "--json", str(file)]) == 0
     result = json.loads(file.read_text())
     assert set(result["milliseconds"]) == {"ar_naive", "ar_fused", "naive", "fused"}
     assert {"naive_over_fused", "head_memory_over_naive"} <= set(result["ratios"])
@@ -32,11 +32,11 @@ def test_the_head_writes_ratios_and_needs_a_tenth_of_the_memory(tmp_path: Path) 
 
 def test_attention_writes_all_back_ends_and_refuses_none_silently(tmp_path: Path) -> None:
     file = tmp_path / "attention.json"
-    assert bench_attention.main(["--rounds", "1", "--json", str(file)]) == 0
+    assert attention.main(["--rounds", "1", "--json", str(file)]) == 0
     result = json.loads(file.read_text())
     assert set(result["milliseconds"]) == {"dense", "grouped"}
     assert set(result["ratios"]) == {"dense_over_grouped"}
     assert result["auto"] == "grouped"
     options = ["--rounds", "1", "--attention-dropout", ".1", "--json", str(file)]
-    assert bench_attention.main(options) == 0
+    assert attention.main(options) == 0
     assert set(json.loads(file.read_text())["milliseconds"]) == {"dense", "grouped"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.save import main
 from janus_ds.errors import UsageError
-from janus_ds.tools.bench_save import main
 
 
 def test_figures_go_to_a_file_and_follow_from_each_other(

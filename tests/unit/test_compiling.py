@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.shapes import BenchShape, make_batch, special_tokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import ConfigError
@@ -17,7 +18,6 @@ from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
 from janus_ds.parallel.layers import DenseLayers
-from janus_ds.tools.bench_shapes import BenchShape, make_batch, special_tokens
 from janus_ds.train.loop import step as compiling
 from janus_ds.train.loop.step import TrainingStep, compile_step
 

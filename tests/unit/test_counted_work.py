@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.shapes import BenchShape, make_batch, special_tokens
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import DenseLayers
-from janus_ds.tools.bench_shapes import ESTIMATORS, BenchShape, make_batch, special_tokens
 from janus_ds.train.loop.step import TrainingStep
 
 SCALE = 8
@@ -33,9 +32,8 @@ MODEL = ModelConfig(
     dropout=0.0,
     attention_dropout=0.0,
 )
-# Counted by hand (docs of the estimators): 2.24, 1.95, 2.01, 1.71; grouped attention computes more pairs
-# than count, and rows of eos come on top.
-MOST = {"full": 2.30, "subset": 2.03, "part": 2.07, "both": 1.80}
+# Counted by hand: 2.24; grouped attention computes more pairs than count, and rows of eos come on top.
+MOST = 2.30
 
 
 class Products(TorchDispatchMode):
@@ -60,8 +58,8 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def step_of(preset: str, estimator: str = "full") -> tuple[TrainingStep, TwoStreamBatch]:
-    goal = replace(ObjectiveConfig(preset=preset), **(ESTIMATORS[estimator] if preset == "paper" else {}))
+def step_of(preset: str) -> tuple[TrainingStep, TwoStreamBatch]:
+    goal = ObjectiveConfig(preset=preset)
     run = resolve(RunConfig(model=MODEL, data=DataConfig(task="denoise"), objective=goal))
     torch.manual_seed(0)
     model = JanusModel(MODEL, special_tokens(SHAPE), DenseLayers())
@@ -69,37 +67,22 @@ def step_of(preset: str, estimator: str = "full") -> tuple[TrainingStep, TwoStre
     return step.train(), make_batch(SHAPE, run)
 
 
-def work_of(preset: str, estimator: str = "full") -> int:
-    step, batch = step_of(preset, estimator)
+def work_of(preset: str) -> int:
+    step, batch = step_of(preset)
     with Products() as counted:
         total, _ = step(batch, batch.counts)
         torch.autograd.backward(total)
     return counted.work
 
 
-def test_rows_that_are_left_out_are_not_computed() -> None:
+def test_work_against_plain_ar_stays_within_its_bound() -> None:
     n, m, samples = SHAPE.target_tokens, SHAPE.masked_tokens, SHAPE.samples
-    rows = {name: step_of("paper", name)[1].row_token_BR.numel() for name in ESTIMATORS}
-    queries, auxiliary = samples * n, samples * 2 * m
-    assert rows["full"] == samples * (3 * n + 2 * m)
-    assert rows["subset"] == rows["full"] - queries + samples * (m + 1)
-    assert rows["part"] == rows["full"] - auxiliary // 2
-    assert rows["both"] == rows["subset"] - auxiliary // 2
+    assert step_of("paper")[1].row_token_BR.numel() == samples * (3 * n + 2 * m)
+    assert work_of("paper") / work_of("ar") <= MOST
 
 
-def test_work_against_plain_ar_stays_within_its_bounds() -> None:
-    plain = work_of("ar")
-    ratios = {name: work_of("paper", name) / plain for name in ESTIMATORS}
-    for name, most in MOST.items():
-        assert ratios[name] <= most, ratios
-    assert ratios["both"] < ratios["subset"] < ratios["part"] < ratios["full"]
-
-
-@pytest.mark.parametrize("estimator", sorted(set(MOST) - {"full"}))
-def test_the_vocabulary_meets_no_row_that_is_left_out(
-    estimator: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows of logits: AR's predicted tokens, all masked ones for NAR, those with AUX rows once more."""
+def test_the_vocabulary_meets_predicted_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of logits: AR's predicted tokens, and the masked ones for NAR and for AUX."""
     from janus_ds.objective import fused_head
 
     seen: list[int] = []
@@ -110,9 +93,6 @@ def test_the_vocabulary_meets_no_row_that_is_left_out(
         return plain(self, h_ND)
 
     monkeypatch.setattr(fused_head._Head, "_logits", logits)
-    step, batch = step_of("paper", estimator)
+    step, batch = step_of("paper")
     step(batch, batch.counts)
-    counts = batch.counts
-    assert sum(seen) == counts.ar_tokens + counts.masked_tokens + counts.aux_tokens
-    full = SHAPE.samples * (SHAPE.target_tokens + 2 * SHAPE.masked_tokens)
-    assert sum(seen) < full
+    assert sum(seen) == batch.counts.ar_tokens + 2 * batch.counts.masked_tokens

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 
 from janus_ds.errors import UsageError
-from janus_ds.tools.both_ways import acceptance
-from janus_ds.tools.both_ways_page import expected_settled
 from janus_ds.tools.decode_systems import check_systems, options_by_name
 
 
@@ -63,17 +61,3 @@ def test_what_cannot_be(
     assert caught.value.where
     assert caught.value.fix
     check_systems(("ar", "nar", "draft"), (0, 1), (0.5, 1.0), {"beam": 5})
-
-
-def test_acceptance_counts_what_ar_looked_at() -> None:
-    from janus_ds.decode.draft import DraftedTokens, DraftRound
-
-    rounds = (DraftRound(0, 5, 2, 2), DraftRound(3, 2, 2, 1), DraftRound(6, 0, 0, 1))
-    found = acceptance([DraftedTokens((1,) * 6, 0.0, 4, rounds)])
-    # Tokens 1 and 2 stood, 3 was rejected; then 4 and 5 stood.
-    assert found["by_position"][:6] == [1, 1, 0, 1, 1, None]
-    assert found["looked_at"][:6] == [1, 1, 1, 1, 1, 0]
-    assert (found["rate"], found["first_draft"], found["rounds"]) == (4 / 5, 2, 3)
-    assert expected_settled(0.0, 4) == 1
-    assert expected_settled(1.0, 4) == 5
-    assert expected_settled(0.5, 2) == 1.75

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.shapes import BenchShape, make_batch, special_tokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import DenseLayers
-from janus_ds.tools.bench_shapes import ESTIMATORS, BenchShape, make_batch, special_tokens
 from janus_ds.train.loop.step import TrainingStep
 from tests.support.operations import CountedOperations
 
@@ -25,7 +25,6 @@ VIEWS |= {"_unsafe_view", "select", "split_with_sizes", "as_strided", "permute",
 BOUND_AR, BOUND_JANUS = 395, 585
 BOUND_AR_LAYER, BOUND_JANUS_LAYER = 135, 130
 BOUND_GROUPED = 130
-BOUND_FLAT_LAYER = 260
 
 
 class Counted(CountedOperations):
@@ -37,7 +36,7 @@ class Counted(CountedOperations):
         return sum(count for name, count in self.calls.items() if name not in VIEWS)
 
 
-def step_calls(preset: str, shape: BenchShape, layers: int = 2, estimator: str = "full") -> Counted:
+def step_calls(preset: str, shape: BenchShape, layers: int = 2) -> Counted:
     model_config = ModelConfig(
         d_model=8,
         ffn_dim=8,
@@ -48,7 +47,7 @@ def step_calls(preset: str, shape: BenchShape, layers: int = 2, estimator: str =
         max_target_positions=256,
         attention_dropout=0.0,
     )
-    goal = replace(ObjectiveConfig(preset=preset), **ESTIMATORS[estimator])
+    goal = ObjectiveConfig(preset=preset)
     run = resolve(RunConfig(model=model_config, data=DataConfig(task="pair"), objective=goal))
     batch = make_batch(shape, run)
     torch.manual_seed(0)
@@ -65,17 +64,6 @@ def test_no_operation_waits_for_the_device_and_none_is_done_sample_by_sample(pre
     few, many = (step_calls(preset, replace(SHAPE, samples=n)) for n in (2, 9))
     assert not WAITING & set(few.calls), WAITING & set(few.calls)
     assert few.calls == many.calls
-
-
-@pytest.mark.parametrize("estimator", ["subset", "part", "both"])
-def test_the_cheaper_estimators_do_not_wait_either(estimator: str) -> None:
-    # From two samples with AUX rows on: of a single one some copies are views.
-    few, many = (step_calls("paper", replace(SHAPE, samples=n), estimator=estimator) for n in (4, 9))
-    assert not WAITING & set(few.calls), WAITING & set(few.calls)
-    assert few.launches == many.launches
-    # A flat layout attends in groups, to the source in two parts.
-    deeper = step_calls("paper", SHAPE, 3, estimator)
-    assert deeper.launches - step_calls("paper", SHAPE, 2, estimator).launches <= BOUND_FLAT_LAYER
 
 
 def test_launches_of_a_step_stay_within_their_bound() -> None:

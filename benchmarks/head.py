@@ -1,4 +1,4 @@
-"""`python -m janus_ds bench head`: the fused head against the plain losses, in time and peak memory.
+"""`python -m benchmarks head`: the fused head against the plain losses, in time and peak memory.
 
 Output projection and all losses of the `paper` preset, forward and backward, on random hidden rows of
 the shape. `naive` is the form of the released code: all logits, a log-softmax for each loss, and one and
@@ -13,10 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.common import (
+    circumstances,
+    cpu_threads,
+    interleave,
+    positive,
+    ratio_summary,
+    summary,
+    write_json,
+)
+from benchmarks.shapes import SHAPES, BenchShape
 from janus_ds.config.presets import MODEL_PRESETS
-from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
-from janus_ds.tools.bench_shapes import SHAPES, BenchShape
-from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
 
 if TYPE_CHECKING:
@@ -93,7 +100,7 @@ def bench_head(shape: str, rounds: int = 5, compiled: bool = True) -> dict[str, 
     """Times interleaved, CPU time of one thread, and the peak of memory beyond the inputs.
 
     Args:
-        shape: a key of `bench_shapes.SHAPES`.
+        shape: a key of `shapes.SHAPES`.
         rounds: measurements of each.
         compiled: measure the compiled chunk mathematics too, where a compiler is at hand.
 
@@ -139,8 +146,7 @@ def bench_head(shape: str, rounds: int = 5, compiled: bool = True) -> dict[str, 
         "clock": "cpu",
         "precision": "float32",
         "threads": 1,
-        "hardware": hardware(),
-        "versions": versions(),
+        **circumstances(),
     }
 
 

@@ -1,4 +1,4 @@
-"""`python -m janus_ds bench packing`: a step with packed rows (`data.pack_rows`) against a padded one.
+"""`python -m benchmarks packing`: a step with packed rows (`data.pack_rows`) against a padded one.
 
 The same sentences, masked alike, by the same model: forward and backward of one micro-batch of about 2,048
 tokens of a side. Lengths are drawn as those of sentences vary. Float32, no attention dropout.
@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.common import circumstances, cpu_threads, interleave, positive, ratio_summary, write_json
+from benchmarks.padding import PaddingBench, write_sentences
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import MODEL_PRESETS
-from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, versions, write_json
-from janus_ds.tools.bench_padding import PaddingBench, write_sentences
-from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
 
 if TYPE_CHECKING:
@@ -86,8 +85,7 @@ def bench_packing(bench: PackingBench) -> dict[str, Any]:
         "clock": "cpu",
         "precision": "float32",
         "threads": 1,
-        "hardware": hardware(),
-        "versions": versions(),
+        **circumstances(),
     }
 
 

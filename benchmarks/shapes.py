@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from janus_ds.config.schema import RunConfig
 
 if TYPE_CHECKING:
     from janus_ds.batch import SpecialTokens, TwoStreamBatch
 
-__all__ = ["ESTIMATORS", "SHAPES", "BenchShape", "make_batch", "special_tokens"]
+__all__ = ["SHAPES", "BenchShape", "make_batch", "special_tokens"]
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,6 @@ SHAPES: dict[str, BenchShape] = {
 }
 
 
-ESTIMATORS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "subset": {"ar_loss": "masked"},
-    "part": {"aux_share": 0.5},
-    "both": {"ar_loss": "masked", "aux_share": 0.5},
-}
-"""Options of the objective by the names that `bench train --estimator` knows."""
-
-
 def special_tokens(shape: BenchShape) -> SpecialTokens:
     """Special symbols of the shape's made-up vocabulary."""
     from janus_ds.batch import SpecialTokens
@@ -55,8 +46,7 @@ def make_batch(shape: BenchShape, run: RunConfig) -> TwoStreamBatch:
 
     Args:
         shape: how many and how long.
-        run: resolved; its objective says which rows there are. Of `objective.aux_share`, exactly that
-            share of the samples is taken, rounded.
+        run: resolved; its objective says which rows there are.
     """
     import numpy as np
 
@@ -74,9 +64,7 @@ def make_batch(shape: BenchShape, run: RunConfig) -> TwoStreamBatch:
     masked = np.zeros((shape.samples, shape.target_tokens), dtype=bool)
     for row in masked:
         row[1 + draw.permutation(shape.target_tokens - 2)[: shape.masked_tokens]] = True
-    share = run.objective.aux_share
-    with_aux = np.arange(shape.samples) < round(share * shape.samples) if share < 1 else None
     source, target = sentences(shape.source_tokens), sentences(shape.target_tokens)
-    views = Views(source, target, masked.reshape(-1), with_aux)
+    views = Views(source, target, masked.reshape(-1))
     classes = run.model.length_classes or run.model.max_target_positions
     return Collator(special, run.objective, classes, pad_multiple=1)(views, np.arange(shape.samples))

@@ -1,4 +1,4 @@
-"""`python -m janus_ds bench save`: how long training waits for a checkpoint, and how long one takes.
+"""`python -m benchmarks save`: how long training waits for a checkpoint, and how long one takes.
 
 Tensors of a model's shapes stand for its weights and Adam's moments; they go through the manager that
 training uses. What training waits for is the copy to the host; writing happens beside it. On several
@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.common import add_device_argument, check_device, circumstances, summary, write_json
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import UsageError
-from janus_ds.tools.bench_common import hardware, summary, versions, write_json
-from janus_ds.tools.bench_device import add_device_argument, check_device
 from janus_ds.tools.common import bytes_text, new_parser
 
 if TYPE_CHECKING:
@@ -93,8 +92,7 @@ def bench_save(shape: str, rounds: int, device: str = "cpu", folder: Path | None
         "writing_seconds": summary(writing[1:]),
         "rounds": rounds,
         "device": device,
-        "hardware": hardware(),
-        "versions": versions(),
+        **circumstances(),
     }
 
 

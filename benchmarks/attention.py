@@ -1,4 +1,4 @@
-"""`python -m janus_ds bench attention`: the back ends of self-attention against each other.
+"""`python -m benchmarks attention`: the back ends of self-attention against each other.
 
 Forward and backward of one decoder layer's attention of all JANUS rows, without projections, on the
 same random queries, keys and values. Time counts in units of `grouped`; memory is what the forward
@@ -12,19 +12,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_ds.config.presets import MODEL_PRESETS, resolve
-from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
-from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
-from janus_ds.tools.bench_device import (
+from benchmarks.common import (
     PRECISIONS,
     add_device_argument,
     check_device,
+    circumstances,
+    cpu_threads,
     device_clock,
     dtype_of,
+    interleave,
     launches,
+    positive,
+    ratio_summary,
+    summary,
+    write_json,
 )
-from janus_ds.tools.bench_shapes import SHAPES, BenchShape, make_batch
-from janus_ds.tools.bench_threads import cpu_threads, positive
+from benchmarks.shapes import SHAPES, BenchShape, make_batch
+from janus_ds.config.presets import MODEL_PRESETS, resolve
+from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.tools.common import new_parser, table
 
 if TYPE_CHECKING:
@@ -43,7 +48,7 @@ def bench_attention(
     """Times of all back ends that can do what is asked, interleaved; on a CPU, CPU time of one thread.
 
     Args:
-        shape: a key of `bench_shapes.SHAPES`.
+        shape: a key of `shapes.SHAPES`.
         rounds: measurements of each.
         dropout: of attention weights.
         device: cpu or cuda.
@@ -53,15 +58,15 @@ def bench_attention(
         `ratios.NAME_over_grouped`, `milliseconds`, `saved_megabytes`, `auto` (what is chosen), and where
         it was measured.
     """
-    from janus_ds.model.attention import BACKENDS, fitting
+    from janus_ds.model.attention import fitting
 
     check_device(device)
     setting = SHAPES[shape]
     clock_name, clock = device_clock(device)
     with cpu_threads(1):
         batch, inputs = _inputs(setting, device, precision)
-        # FlexAttention gives no gradients on a CPU, and no dropout anywhere.
-        names = [name for name in BACKENDS if name != "flex" or (device != "cpu" and not dropout)]
+        # FlexAttention gives no gradients on a CPU, and drops no attention weights.
+        names = ["dense", "grouped", *(["flex"] if device == "cuda" and not dropout else [])]
         jobs = {name: _job(name, batch, inputs, dropout) for name in names}
         saved = {name: _saved_megabytes(name, batch, inputs, dropout) for name in names}
         seconds = interleave(jobs, rounds, clock)
@@ -83,8 +88,7 @@ def bench_attention(
         "precision": precision,
         "device": device,
         "threads": 1,
-        "hardware": hardware(),
-        "versions": versions(),
+        **circumstances(),
     }
 
 

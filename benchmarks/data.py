@@ -1,4 +1,4 @@
-"""`python -m janus_ds bench data`: how fast one core makes batches, from the shards to tensors.
+"""`python -m benchmarks data`: how fast one core makes batches, from the shards to tensors.
 
 Documents are random tokens, packed as launch/prepare_data.py packs them; what is measured is the loader's
 own path (order, read with checksums, mask, collate) in one process, as a worker runs it. For pairs it also
@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import cpu_threads
+from benchmarks.padding import PaddingBench, padding_shares, write_sentences
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
@@ -30,8 +32,6 @@ from janus_ds.data.ragged import Ragged
 from janus_ds.data.schedule import SampleSchedule
 from janus_ds.data.shards import Packing, shard_name, write_shard
 from janus_ds.data.step_plan import one_source
-from janus_ds.tools.bench_padding import PaddingBench, padding_shares, write_sentences
-from janus_ds.tools.bench_threads import cpu_threads
 from janus_ds.tools.common import new_parser
 
 __all__ = ["DataBench", "bench_data", "main"]

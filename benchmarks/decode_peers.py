@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.common import dtype_of
 from janus_ds.errors import MissingDependencyError, UsageError
-from janus_ds.tools.bench_device import dtype_of
 
 if TYPE_CHECKING:
     from janus_ds.config.schema import RunConfig

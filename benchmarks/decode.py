@@ -1,4 +1,4 @@
-"""`python -m janus_ds bench decode`: our two ways of decoding against each other and against peers.
+"""`python -m benchmarks decode`: our two ways of decoding against each other and against peers.
 
 All decode the same random sources with the same random weights in one process, in turns. Every output is
 forced to one length (eos is kept out until then), so that all do the same work. Plain AR is BART's own
@@ -14,13 +14,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.common import (
+    add_device_argument,
+    check_device,
+    circumstances,
+    cpu_threads,
+    device_clock,
+    interleave,
+    launches,
+    positive,
+    ratio_summary,
+    summary,
+    write_json,
+)
+from benchmarks.decode_peers import PEERS, Outputs, Peers, needed
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.tools.bench_common import hardware, interleave, ratio_summary, summary, versions, write_json
-from janus_ds.tools.bench_decode_peers import PEERS, Outputs, Peers, needed
-from janus_ds.tools.bench_device import add_device_argument, check_device, device_clock, launches
-from janus_ds.tools.bench_threads import cpu_threads, positive
 from janus_ds.tools.common import new_parser, table
 
 if TYPE_CHECKING:
@@ -166,8 +176,7 @@ def bench_decode(request: Request) -> dict[str, Any]:
         "clock": clock_name,
         "device": request.device,
         "threads": request.threads,
-        "hardware": hardware(),
-        "versions": versions(),
+        **circumstances(),
     }
 
 
