@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from janus_ds.checkpoint.manager import step_of
-from janus_ds.checkpoint.manifest import fault_of
+from janus_ds.checkpoint.manifest import fault_of, step_of
 from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
 from janus_ds.errors import CheckpointError, UsageError
 

@@ -1,4 +1,14 @@
-"""One piece of work beside training, whose failure is never lost."""
+"""Saving and finding checkpoints: a complete one always exists, even if the process is killed while saving.
+
+The state is gathered to rank 0's memory while training waits; what takes long, writing it, happens in a
+thread beside the next steps. A save goes into a folder with a name that no reader looks at, is brought
+to disk, gets its `complete.json`, and is published by one rename. Old checkpoints are renamed away before
+they are removed, so a folder with a checkpoint's name is complete or damaged by something else; the
+second is noticed by checksum, and the next older one is taken with a warning.
+
+A save that fails (full disk, storage gone) is a warning at once and costs no training; only several
+in a row, or the run's last one, end the run.
+"""
 
 from __future__ import annotations
 
@@ -6,67 +16,33 @@ import logging
 import re
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from janus_ds.checkpoint.manifest import (
+    STATE_FILE,
+    STEP_PREFIX,
     check_version,
     fault_of,
-    read_json,
+    publish,
+    step_of,
     write_json,
-    write_manifest,
 )
-from janus_ds.checkpoint.tensors import Snapshot, snapshot_bytes
+from janus_ds.checkpoint.tensors import WEIGHTS_FILE, Snapshot, snapshot_bytes, write_tensors
 from janus_ds.errors import CheckpointError, ResourceError
-from janus_ds.io import sync_path, sync_tree
 from janus_ds.parallel.topology import Topology
 
-__all__ = ["STATE_FILE", "Background", "CheckpointManager", "SavePolicy", "Saveable", "read_state", "step_of"]
+__all__ = ["BEST_FOLDER", "CheckpointManager", "SavePolicy", "Saveable", "save_best"]
 
 
-class Background:
-    """Runs one action at a time in a thread of its own.
-
-    The thread is no daemon: a program that ends, by an error too, ends after the action.
-    """
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._fault: BaseException | None = None
-
-    def start(self, action: Callable[[], None]) -> None:
-        """Begin an action; the one before must have been waited for."""
-        if self._thread is not None:
-            raise RuntimeError("the action before has not been waited for")
-        self._thread = threading.Thread(target=self._run, args=(action,), name="checkpoint")
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Wait for the action, if there is one.
-
-        Raises:
-            BaseException: what the action raised.
-        """
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
-        fault, self._fault = self._fault, None
-        if fault is not None:
-            raise fault
-
-    def _run(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except BaseException as fault:
-            self._fault = fault
-
-
-STATE_FILE = "state.json"
-_PREFIX = "step-"
 _SAVING, _REMOVING, _REPLACED = ".saving-", ".removing-", ".replaced-"
 _LEFTOVER = re.compile(r"\.saving-\d+|\.removing-.*|\.replaced-.*")
+BEST_FOLDER = "best"
+_WORKING, _PREVIOUS = ".saving-best", ".previous-best"
 _SLACK_BYTES = 1 << 20
 """For state, manifest and the file system's own blocks."""
 
@@ -105,6 +81,43 @@ class SavePolicy:
         ]
 
 
+class _Background:
+    """Runs one action at a time in a thread of its own.
+
+    The thread is no daemon: a program that ends, by an error too, ends after the action.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._fault: BaseException | None = None
+
+    def start(self, action: Callable[[], None]) -> None:
+        """Begin an action; the one before must have been waited for."""
+        if self._thread is not None:
+            raise RuntimeError("the action before has not been waited for")
+        self._thread = threading.Thread(target=self._run, args=(action,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the action, if there is one.
+
+        Raises:
+            BaseException: what the action raised.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def _run(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException as fault:
+            self._fault = fault
+
+
 class CheckpointManager:
     """The checkpoints of one run, in `root`/step-NNNNNNNN.
 
@@ -118,7 +131,7 @@ class CheckpointManager:
         self._root = root
         self._policy = policy
         self._topology = topology
-        self._background = Background()
+        self._background = _Background()
         self._writing = False
         self._failed = 0
 
@@ -240,33 +253,20 @@ class CheckpointManager:
 
     def _write(self, step: int, snapshot: Snapshot, state: dict[str, Any]) -> None:
         """Write, verify, publish, remove old ones; in the background of rank 0."""
-        final = self._root / f"{_PREFIX}{step:08d}"
+        final = self._root / f"{STEP_PREFIX}{step:08d}"
         working = self._root / f"{_SAVING}{step:08d}"
         try:
             working.mkdir()
             snapshot.write(working)
             write_json(working / STATE_FILE, state)
-            sync_tree(working)
-            write_manifest(working)
-            self._replace(final, working)
+            # There is a checkpoint of this step where the run went back behind a damaged one and has come
+            # here again, or where a validation that was interrupted at its save has been done.
+            publish(working, final, final.with_name(f"{_REPLACED}{final.name}"))
             self._prune()
         except Exception as error:
             self._clean()
             self._warn(step, str(error))
             raise
-
-    def _replace(self, final: Path, working: Path) -> None:
-        """Publish; a checkpoint of the same step goes only after that.
-
-        There is one where the run went back behind a damaged one and has come here again, or where
-        a validation that was interrupted at its save has been done.
-        """
-        before = final.with_name(f"{_REPLACED}{final.name}")
-        if final.exists():
-            final.rename(before)
-        working.rename(final)
-        sync_path(self._root)
-        shutil.rmtree(before, ignore_errors=True)
 
     def _prune(self) -> None:
         published = {step_of(folder) or 0: folder for folder in self._published()}
@@ -309,24 +309,33 @@ class CheckpointManager:
         )
 
 
-def step_of(folder: Path) -> int | None:
-    """The step in a checkpoint's folder name; None for other names."""
-    digits = folder.name.removeprefix(_PREFIX)
-    return int(digits) if folder.name.startswith(_PREFIX) and digits.isdigit() else None
+def save_best(root: Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
+    """Put weights in the place of the best ones so far, RUN/checkpoints/best; for rank 0.
 
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """The `state.json` of a checkpoint.
+    Args:
+        root: RUN/checkpoints.
+        weights: whole, by canonical name.
+        record: step and score, for `best.json`.
 
     Raises:
-        CheckpointError: it is missing or not JSON.
+        ResourceError: full disk or missing permission; the earlier best stays.
     """
+    final, working, previous = root / BEST_FOLDER, root / _WORKING, root / _PREVIOUS
     try:
-        state: dict[str, Any] = read_json(folder / STATE_FILE)
-        return state
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"the checkpoint's state cannot be read ({error})",
-            str(folder / STATE_FILE),
-            "take another checkpoint of the run",
+        root.mkdir(parents=True, exist_ok=True)
+        if previous.exists() and not final.exists():
+            # Killed between the two renames below.
+            previous.rename(final)
+        for leftover in (working, previous):
+            shutil.rmtree(leftover, ignore_errors=True)
+        working.mkdir()
+        write_tensors(working / WEIGHTS_FILE, weights)
+        write_json(working / "best.json", dict(record))
+        publish(working, final, previous)
+    except (OSError, RuntimeError) as error:
+        raise ResourceError(
+            f"the best weights could not be written ({error})",
+            str(root),
+            "free disk space or choose another --output, and start the same command again",
         ) from error
+    return final

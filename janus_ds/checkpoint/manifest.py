@@ -1,38 +1,50 @@
-"""What a whole checkpoint is: `complete.json`, the list of its files with sizes and checksums.
+"""A complete checkpoint: `complete.json`, the list of its files with sizes and checksums, and `state.json`.
 
 DeepSpeed writes its shards straight to their final names and `latest` before they are known to be
-whole, so a kill in a save leaves a torn checkpoint that looks like the newest. Here a folder counts
+complete, so a kill in a save leaves a torn checkpoint that looks like the newest. Here a folder counts
 only if it holds a `complete.json` that agrees with every file beside it.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from janus_ds.errors import CheckpointError
-from janus_ds.io import atomic_file
+from janus_ds.io import atomic_file, sync_path, sync_tree
 
 __all__ = [
     "COMPLETE",
     "FORMAT_VERSION",
+    "STATE_FILE",
+    "STEP_PREFIX",
     "FileRecord",
     "check_version",
     "fault_of",
+    "publish",
     "read_json",
+    "read_state",
+    "step_of",
     "write_json",
     "write_manifest",
 ]
 
 COMPLETE = "complete.json"
+STATE_FILE = "state.json"
+STEP_PREFIX = "step-"
+"""Start of a checkpoint's folder name: step-NNNNNNNN."""
 FORMAT_VERSION = 2
-"""1: DeepSpeed's own shards in engine/. 2: whole tensors, see `snapshot.py`."""
+"""1: DeepSpeed's own shards in engine/. 2: whole tensors, see `tensors.py`."""
 _CHUNK = 1 << 20
+_MOST_BYTES = 1 << 26
+"""Of a JSON file; none that this package writes comes near."""
 _OWN_SUM = "crc32"
 """Of the manifest itself, without this field; format 1 has none."""
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,26 @@ class FileRecord:
     crc32: int
 
 
+def publish(working: Path, final: Path, before: Path) -> None:
+    """Make a folder that has been written the checkpoint `final`, complete whatever moment a kill comes at.
+
+    Args:
+        working: the folder, beside `final`; gets its manifest here.
+        final: its name from now on.
+        before: where a folder that has this name now goes, until the new one is in its place.
+
+    Raises:
+        OSError: full disk or missing permission.
+    """
+    sync_tree(working)
+    write_manifest(working)
+    if final.exists():
+        final.rename(before)
+    working.rename(final)
+    sync_path(final.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
 def write_manifest(folder: Path) -> None:
     """Write `complete.json` for all files now in `folder`, as the last act of a save."""
     files = {str(path.relative_to(folder)): asdict(_record(path)) for path in _files(folder)}
@@ -51,7 +83,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def fault_of(folder: Path, only: str | None = None) -> str | None:
-    """Why `folder` is not a whole checkpoint, in words; None if it is.
+    """Why `folder` is not a complete checkpoint, in words; None if it is.
 
     Reads every byte: a checkpoint is about to be loaded anyway, and a flipped bit in an optimizer
     state would otherwise train on in silence.
@@ -64,11 +96,11 @@ def fault_of(folder: Path, only: str | None = None) -> str | None:
         manifest = _read_manifest(folder)
         if (folder / COMPLETE).read_text(encoding="utf-8") != _json_text(manifest):
             return f"{COMPLETE} has other white space than at its save"
-        expected = {name: FileRecord(**record) for name, record in manifest["files"].items()}
+        expected = {_inside(name): FileRecord(**record) for name, record in manifest["files"].items()}
         expected = expected if only is None else {only: expected[only]}
     except FileNotFoundError:
         return f"{COMPLETE} is missing: the save was cut short"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _UNREADABLE as error:
         return f"{COMPLETE} cannot be read ({error})"
     for name, record in expected.items():
         path = folder / name
@@ -89,7 +121,7 @@ def check_version(folder: Path) -> None:
     """
     try:
         version = _read_manifest(folder)["format_version"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except _UNREADABLE:
         return
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
@@ -100,8 +132,40 @@ def check_version(folder: Path) -> None:
         )
 
 
+def step_of(folder: Path) -> int | None:
+    """The step in a checkpoint's folder name; None for other names."""
+    digits = folder.name.removeprefix(STEP_PREFIX)
+    is_step = folder.name.startswith(STEP_PREFIX) and digits.isascii() and digits.isdigit()
+    return int(digits) if is_step and len(digits) < 20 else None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The `state.json` of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, or no JSON object.
+    """
+    try:
+        state = read_json(folder / STATE_FILE)
+        if not isinstance(state, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"the checkpoint's state cannot be read ({error})",
+            str(folder / STATE_FILE),
+            "take another checkpoint of the run",
+        ) from error
+    return state
+
+
 def read_json(path: Path) -> Any:
-    """The value in a JSON file."""
+    """The value in a JSON file.
+
+    Raises:
+        OSError, ValueError, RecursionError: it cannot be read, is no JSON, too large or nested too deeply.
+    """
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -120,6 +184,13 @@ def _read_manifest(folder: Path) -> Any:
     if has_sum and manifest[_OWN_SUM] != _sum_of(content):
         raise ValueError("it has another checksum than at its save")
     return manifest
+
+
+def _inside(name: str) -> str:
+    """A file's name in a manifest; a ValueError where it leads out of the folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise ValueError(f"{name!r} is not in the folder")
+    return name
 
 
 def _sum_of(content: Any) -> int:

@@ -1,4 +1,8 @@
-"""Writing and reading safetensors files piece by piece.
+"""Weights and Adam's moments on disk: safetensors files, whatever the ranks that trained them.
+
+Tensors lie in fp32 under the parameters' names, tensor-parallel shards merged, ZeRO partitions joined and
+the vocabulary padded. So a checkpoint fits any number of ranks, any ZeRO stage and any tensor-parallel
+size without being converted, and decoding, conversion and `--init` need no DeepSpeed.
 
 The library's own writer copies every tensor and holds the interpreter while it writes; a save in a
 background thread would stop the training that it is to leave alone. This one writes straight from
@@ -34,7 +38,6 @@ __all__ = [
     "open_saved",
     "open_tensors",
     "read_weights",
-    "save_weights",
     "snapshot_bytes",
     "write_tensors",
 ]
@@ -123,15 +126,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 WEIGHTS_FILE = "weights.safetensors"
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write fp32 tensors by name.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-    """
-    write_tensors(path, weights)
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a file.
 
@@ -195,7 +189,7 @@ class Snapshot:
         Raises:
             OSError: the disk is full, or the folder cannot be written.
         """
-        save_weights(folder / WEIGHTS_FILE, self.weights)
+        write_tensors(folder / WEIGHTS_FILE, self.weights)
         write_tensors(folder / OPTIMIZER_FILE, self.moments)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.checkpoint.tensors import save_weights
+from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.tokenizer import load_tokenizer
@@ -105,7 +105,7 @@ def from_fairseq(
         folder.mkdir(parents=True, exist_ok=True)
         if text is not None:
             fingerprint = _copy_text(text, folder / _TOKENIZER, special)
-        save_weights(folder / _WEIGHTS, weights)
+        write_tensors(folder / _WEIGHTS, weights)
         write_report(folder, report)
         write_run_record(folder, config, special, fingerprint, {"converted_from": path.name}, 0)
     return report

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from janus_ds.checkpoint.tensors import save_weights
+from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
@@ -46,7 +46,7 @@ def from_hf(path: Path, folder: Path) -> ConversionReport:
         folder.mkdir(parents=True, exist_ok=True)
         if tokenizer is not None:
             tokenizer.save(folder / _TOKENIZER)
-        save_weights(folder / _WEIGHTS, bart.weights)
+        write_tensors(folder / _WEIGHTS, bart.weights)
         write_report(folder, bart.report)
         fingerprint = "" if tokenizer is None else tokenizer.fingerprint
         converted = {"converted_from": path.resolve().name}

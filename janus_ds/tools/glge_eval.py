@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from janus_ds.checkpoint.best import BEST_FOLDER
+from janus_ds.checkpoint.manager import BEST_FOLDER
 from janus_ds.data.glge_files import GLGE_SPLITS, find_split, read_pairs, task_limits
 from janus_ds.data.index import MANIFEST_NAME
 from janus_ds.data.pair_text import source_limit

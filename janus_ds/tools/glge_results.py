@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_ds.checkpoint.manager import read_state, step_of
+from janus_ds.checkpoint.manifest import read_state, step_of
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_ds.checkpoint.manager import read_state, step_of
+from janus_ds.checkpoint.manifest import read_state, step_of
 from janus_ds.errors import MissingDependencyError
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.files import TextLines, read_lines

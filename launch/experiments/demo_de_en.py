@@ -17,7 +17,7 @@ from pathlib import Path
 from demo_scores import score_all, write_page
 from stages import ROOT, Stages, engine_config, prepare_pairs_command, shared_text
 
-from janus_ds.checkpoint.manager import step_of
+from janus_ds.checkpoint.manifest import step_of
 from janus_ds.config.load import load_run_config
 from janus_ds.data.pair_files import PairFiles, read_pairs
 from janus_ds.errors import exit_on_error

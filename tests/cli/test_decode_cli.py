@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.manifest import write_manifest
-from janus_ds.checkpoint.tensors import read_weights, save_weights
+from janus_ds.checkpoint.tensors import read_weights, write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.ragged import Ragged
@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in (5, 10):
         checkpoint = run / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
-        save_weights(checkpoint / "weights.safetensors", {k: v * step / 10 for k, v in weights.items()})
+        write_tensors(checkpoint / "weights.safetensors", {k: v * step / 10 for k, v in weights.items()})
         write_manifest(checkpoint)
     return run
 
@@ -278,7 +278,7 @@ def test_damaged_and_foreign_checkpoints(copy: Path) -> None:
     edit_record(copy, **record)
     broken = read_weights(weights)
     broken["length_head.weight"][0] = float("nan")
-    save_weights(weights, broken)
+    write_tensors(weights, broken)
     write_manifest(newest)
     refused("length_head.weight: training had diverged")
     (copy / "run.json").write_text("{")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.checkpoint.manager import read_state
+from janus_ds.checkpoint.manifest import read_state
 from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.parallel.topology import Topology, init_topology
 from tests.conftest import Tally

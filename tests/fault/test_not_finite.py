@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from janus_ds.checkpoint.manager import read_state
+from janus_ds.checkpoint.manifest import read_state
 from janus_ds.errors import TrainingError
 from janus_ds.parallel.topology import Topology, init_topology
 from janus_ds.train.safety.guards import Decision, SkipCause

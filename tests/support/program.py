@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy, step_of
+from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
+from janus_ds.checkpoint.manifest import step_of
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
 from tests.support.launch import ROOT, free_port, kill_session, rank_environment

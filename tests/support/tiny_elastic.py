@@ -11,7 +11,7 @@ from typing import Any
 
 from janus_ds.checkpoint.manager import CheckpointManager, Saveable
 from janus_ds.checkpoint.manifest import COMPLETE, write_manifest
-from janus_ds.checkpoint.tensors import WEIGHTS_FILE, save_weights
+from janus_ds.checkpoint.tensors import WEIGHTS_FILE, write_tensors
 from janus_ds.data.step_data import StepData
 from janus_ds.parallel.topology import Topology, init_topology
 from janus_ds.train.loop.trainer import Trainer
@@ -79,7 +79,7 @@ def written_as_format_1(topology: Topology) -> Iterator[None]:
         inner._engine.save_checkpoint(str(folder / "engine"), tag="shards", save_latest=False)
         weights = inner.full_weights()
         if topology.is_main:
-            save_weights(folder / WEIGHTS_FILE, weights)
+            write_tensors(folder / WEIGHTS_FILE, weights)
             (folder / "state.json").write_text(json.dumps({**state, "format_version": 1}))
             write_manifest(folder)
             manifest = json.loads((folder / COMPLETE).read_text())

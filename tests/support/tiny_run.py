@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from janus_ds.checkpoint.manifest import write_manifest
-from janus_ds.checkpoint.tensors import save_weights
+from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.tokenizer import load_tokenizer
@@ -44,6 +44,6 @@ def make_run(folder: Path, data: Path, preset: str, positions: int = 48) -> Path
     for step in (5, 10):
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
-        save_weights(checkpoint / "weights.safetensors", {k: v * (1 + step) for k, v in weights.items()})
+        write_tensors(checkpoint / "weights.safetensors", {k: v * (1 + step) for k, v in weights.items()})
         write_manifest(checkpoint)
     return folder

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_ds.checkpoint import best as best_module
+from janus_ds.checkpoint import manager as best_module
 from janus_ds.checkpoint.manifest import fault_of
 from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
 from janus_ds.config.schema import TrainConfig
@@ -89,7 +89,7 @@ def test_a_full_disk_is_a_warning_and_the_earlier_best_stays(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(best_module, "save_weights", full)
+        patch.setattr(best_module, "write_tensors", full)
         run.validate(2, 1.0)
     assert "the best weights could not be written" in caplog.text
     assert "training goes on" in caplog.text

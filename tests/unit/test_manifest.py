@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from janus_ds.checkpoint import manager as manager_module
+from janus_ds.checkpoint import manifest as manifest_module
 from janus_ds.checkpoint import tensors as snapshot_module
-from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy, read_state
-from janus_ds.checkpoint.manifest import COMPLETE, fault_of, write_manifest
+from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
+from janus_ds.checkpoint.manifest import COMPLETE, fault_of, read_state, write_manifest
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE, WEIGHTS_FILE, Snapshot
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology
@@ -167,14 +168,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, released = threading.Event(), threading.Event()
-    publish = manager_module.write_manifest
+    publish = manifest_module.write_manifest
 
     def waiting(folder: Path) -> None:
         reached.set()
         assert released.wait(60)
         publish(folder)
 
-    monkeypatch.setattr(manager_module, "write_manifest", waiting)
+    monkeypatch.setattr(manifest_module, "write_manifest", waiting)
     manager = CheckpointManager(tmp_path, SavePolicy(), ALONE)
     assert manager.save(1, Engine(), {"step": 1})
     # save() has come back, and the checkpoint is still to be published.
@@ -243,10 +244,10 @@ def test_a_kill_before_any_change_on_disk_leaves_a_whole_one(
 
         return wrapped
 
-    for name in ("write_tensors", "save_weights"):
-        monkeypatch.setattr(snapshot_module, name, killing(getattr(snapshot_module, name)))
-    for name in ("write_json", "sync_tree", "write_manifest", "sync_path"):
-        monkeypatch.setattr(manager_module, name, killing(getattr(manager_module, name)))
+    monkeypatch.setattr(snapshot_module, "write_tensors", killing(snapshot_module.write_tensors))
+    monkeypatch.setattr(manager_module, "write_json", killing(manager_module.write_json))
+    for name in ("sync_tree", "write_manifest", "sync_path"):
+        monkeypatch.setattr(manifest_module, name, killing(getattr(manifest_module, name)))
     monkeypatch.setattr(shutil, "rmtree", killing(shutil.rmtree))
     for name in ("rename", "mkdir"):
         monkeypatch.setattr(Path, name, killing(getattr(Path, name)))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from janus_ds.checkpoint.best import save_best
+from janus_ds.checkpoint.manager import save_best
 from janus_ds.checkpoint.manifest import fault_of
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.load import load_run_config

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from janus_ds.checkpoint.manager import read_state
+from janus_ds.checkpoint.manifest import read_state
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.load import fingerprint, to_dict

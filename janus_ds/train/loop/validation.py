@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.batch import BatchCounts
-from janus_ds.checkpoint.best import save_best
+from janus_ds.checkpoint.manager import save_best
 from janus_ds.config.schema import TrainConfig
 from janus_ds.data.loader import ValidationBatch
 from janus_ds.errors import ResourceError
