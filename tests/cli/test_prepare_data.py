@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from janus_ds.data.prepare import PrepareSettings, prepare
+from tests.data.test_prepare import content
 from tests.support.texts import documents
-from tests.unit.test_prepare import content
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,9 +19,9 @@ from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
+from tests.observe.test_meters import events
 from tests.support.launch import ROOT, free_port, kill_session, rank_environment
 from tests.support.warm import WarmProcess, WarmStarter
-from tests.unit.test_meters import events
 
 __all__ = ["PATIENCE", "SETTINGS", "STEPS", "Program", "assert_as_unbroken", "last_step", "wait_for"]
 

@@ -11,11 +11,11 @@ from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import RowsOfBatch, fitting
 from janus_ds.model.flex_rows import FlexRows
+from tests.model.test_attention import LAYOUTS, PICKED, batch_of, inputs, predicate_mask, valid_rows
 from tests.support.operations import CountedOperations
 from tests.support.tiny_model import SAMPLES
 from tests.support.two_stream import Conventions, Sample, make_batch
-from tests.unit.test_attention import LAYOUTS, PICKED, batch_of, inputs, predicate_mask, valid_rows
-from tests.unit.test_step_work import WAITING
+from tests.train.test_step_work import WAITING
 
 LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices")
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

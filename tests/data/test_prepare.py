@@ -24,8 +24,8 @@ from janus_ds.data.shards import ShardReader
 from janus_ds.data.tokenizer import ByteLevelBPE, load_tokenizer
 from janus_ds.data.verify import verify_dataset
 from janus_ds.errors import ConfigError, DataError, ResourceError
+from tests.data.test_tokenizer import small_byte_level
 from tests.support.texts import documents
-from tests.unit.test_tokenizer import small_byte_level
 
 SETTINGS = PrepareSettings(
     vocab_size=90, block_tokens=24, valid_share=0.1, test_share=0.1, samples_per_member=4, members_per_shard=8
