@@ -21,7 +21,7 @@ FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('',
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install install-dev pretrain test lint types unit fault-test slurm-test heavy-test golden bench \
-    bench-bart bench-decode gpu-test bench-gpu results-nmt results-glge clean
+    bench-bart bench-decode gpu-test bench-gpu results-convergence results-glge clean
 
 help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
@@ -36,7 +36,7 @@ help:
 	@echo "make bench-decode decoding against transformers and CTranslate2 (an hour on one core)"
 	@echo "make gpu-test     the tests that need a GPU (elsewhere they are skipped visibly)"
 	@echo "make bench-gpu    the same tables on a GPU, with launches, waits and share of the peak"
-	@echo "make results-nmt  the Multi30k experiment, resumable (hours; needs JANUS_SHARED_DATA)"
+	@echo "make results-convergence  JANUS against AR and R-Drop, trained to the end (days; needs JANUS_SHARED_DATA)"
 	@echo "make results-glge the SQuAD question-generation experiment, likewise"
 	@echo "make clean        remove .venv and runs/"
 
@@ -136,10 +136,10 @@ bench-gpu: install-dev
 	    $(DECODE) --shape $$shape --device cuda --batch 1,32 --json $(RESULTS)/gpu_decode_$$shape.json || exit 1; \
 	done
 
-# Further options, for example: make results-nmt RESULTS_ARGS="--only ar-s1,janus-s1 --steps 2000"
+# Further options, for example: make results-convergence RESULTS_ARGS="--only ar-s1,paper-s1 --steps 2000"
 RESULTS_ARGS ?=
-results-nmt: install
-	$(ACTIVATED) python launch/experiments/nmt_multi30k.py $(RESULTS_ARGS)
+results-convergence: install
+	$(ACTIVATED) python launch/experiments/convergence.py $(RESULTS_ARGS)
 
 results-glge: install
 	$(ACTIVATED) python launch/experiments/glge_squadqg.py $(RESULTS_ARGS)

@@ -14,16 +14,16 @@ import json
 import sys
 from pathlib import Path
 
+from demo_asset import folder_bytes, ship
 from demo_scores import score_all, write_page
-from stages import ROOT, Stages, engine_config, prepare_pairs_command, shared_text
+from demo_text import split_pairs, write_splits
+from driver import ROOT, TRAIN, Driver, engine_config, prepare_pairs_command, run_logged, shared_text
 
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.config.load import load_run_config
 from janus_ds.data.pair_files import PairFiles, read_pairs
 from janus_ds.errors import exit_on_error
 from janus_ds.observe.writers import read_metrics
-from janus_ds.tools.demo_asset import folder_bytes, ship
-from janus_ds.tools.demo_text import split_pairs, write_splits
 
 LANGUAGES = ("de", "en")
 RECIPE = ROOT / "launch" / "recipes" / "nmt_demo.yaml"
@@ -39,7 +39,7 @@ AR = (
 """Overrides of the first run: the AR term of JANUS alone, so that its weights fit the second run."""
 
 
-def prepare(options: argparse.Namespace, stages: Stages) -> int:
+def prepare(options: argparse.Namespace) -> int:
     """Text, tokenizer and shards, unless they are there; the exit code."""
     root: Path = options.root
     text, made = root / "text", root / "text" / "counts.json"
@@ -60,35 +60,53 @@ def prepare(options: argparse.Namespace, stages: Stages) -> int:
         *("--vocab-size", str(options.vocab), "--max-tokens", "94", "--tokenizer", "sentencepiece-unigram"),
         *("--train", *files["train"], "--valid", *files["valid"], "--test", *files["test"]),
     )
-    return stages.run("data", command)
+    return run_logged(root, "data", command)
 
 
 SPLITS = ("train", "valid", "test")
 
 
-def train(options: argparse.Namespace, stages: Stages) -> int:
-    """Both runs, one after the other; the exit code."""
-    root: Path = options.root
-    runs = {
-        "ar": [f"train.max_steps={options.ar_steps}", *AR],
-        "janus": [f"train.max_steps={options.janus_steps}"],
-    }
-    for name, overrides in runs.items():
-        command = [
+class Demo:
+    """Both runs, as `driver.Plan` asks for them; the second starts from the first.
+
+    Args:
+        options: the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self.folder: Path = options.root
+
+    def stages(self, name: str) -> tuple[str, ...]:
+        """Runs are trained only; `--ship` scores the asset."""
+        return (TRAIN,)
+
+    def needs(self, name: str) -> tuple[str, ...]:
+        """The run whose weights it starts from."""
+        return ("ar",) if name == "janus" else ()
+
+    def goal(self, name: str, stage: str) -> dict[str, int]:
+        """The updates asked for."""
+        return {"steps": getattr(self._options, f"{name}_steps")}
+
+    def command(self, name: str, stage: str) -> list[str]:
+        """The product's own program."""
+        root = self.folder
+        overrides = [f"train.max_steps={self.goal(name, stage)['steps']}", *(AR if name == "ar" else ())]
+        return [
             sys.executable,
             str(ROOT / "launch" / "finetune.py"),
             *("--recipe", str(RECIPE), "--deepspeed_config", str(engine_config(root))),
             *("--data", str(root / "data"), "--output", str(root / name)),
             *(("--init", str(root / "ar")) if name == "janus" else ()),
-            *("--set", f"name=demo-de-en-{name}", *overrides, *options.overrides),
+            *("--set", f"name=demo-de-en-{name}", *overrides, *self._options.overrides),
         ]
-        code = stages.run(name, command)
-        if code:
-            return code
-    return 0
+
+    def report(self) -> None:
+        """Nothing is reported before `--ship`."""
 
 
-def make_asset(options: argparse.Namespace, stages: Stages) -> int:
+def make_asset(options: argparse.Namespace) -> int:
     """The folder that the package ships, and its scores; the exit code."""
     counts = json.loads((options.root / "text" / "counts.json").read_text(encoding="utf-8"))
     about = {
@@ -100,7 +118,7 @@ def make_asset(options: argparse.Namespace, stages: Stages) -> int:
     }
     shipped = ship(options.root / "janus", options.asset, options.average, about)
     print(f"averaged steps {shipped['training']['averaged_steps']}", flush=True)
-    code = score_all(options.asset, options.root, stages, options.limit)
+    code = score_all(options.asset, options.root, options.limit)
     if not code:
         write_page(options.asset, options.page)
     print(f"{options.asset}: {folder_bytes(options.asset):,} bytes", flush=True)
@@ -150,10 +168,9 @@ def main() -> int:
     load_run_config(RECIPE, options.overrides)
     options.root = options.root.resolve()
     options.root.mkdir(parents=True, exist_ok=True)
-    stages = Stages(options.root)
     if options.ship:
-        return make_asset(options, stages)
-    return prepare(options, stages) or train(options, stages)
+        return make_asset(options)
+    return prepare(options) or Driver(Demo(options), ["ar", "janus"], 1).run()
 
 
 if __name__ == "__main__":

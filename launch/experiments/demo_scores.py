@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import ROOT, Stages, prepare_pairs_command, shared_text
+from driver import ROOT, prepare_pairs_command, run_logged, shared_text
 
 from janus_ds.data.tokenizer import load_tokenizer
 from janus_ds.io import write_atomic
@@ -28,13 +28,12 @@ _LONGEST = 92
 _KEPT = ("sacrebleu", "tokenized_bleu", "chrf", "repetition", "length_ratio")
 
 
-def score_all(asset: Path, root: Path, stages: Stages, limit: int) -> int:
+def score_all(asset: Path, root: Path, limit: int) -> int:
     """Score the shipped model and write `scores.json` beside it; the exit code of what failed.
 
     Args:
         asset: folder of the model.
         root: folder of the experiment; text and outputs go below it.
-        stages: runs the programs.
         limit: sentences of each test, from the first; 0: all.
     """
     folder = root / "scores"
@@ -50,13 +49,13 @@ def score_all(asset: Path, root: Path, stages: Stages, limit: int) -> int:
     for name, files in sets.items():
         data, output = folder / f"{name}-data", folder / name
         given = ("--tokenizer", str(asset / "tokenizer"), "--test", *map(str, files))
-        code = stages.run(f"prepare-{name}", prepare_pairs_command(("de", "en"), data, *given))
+        code = run_logged(folder, f"prepare-{name}", prepare_pairs_command(("de", "en"), data, *given))
         options = ("--data", str(data), "--output", str(output), "--limit", str(limit))
-        code = code or stages.run(f"score-{name}", nmt("--checkpoint", str(asset), *options))
+        code = code or run_logged(folder, f"score-{name}", nmt("--checkpoint", str(asset), *options))
         if code:
             return code
         found[name] = _compact(json.loads((output / "scores.json").read_text(encoding="utf-8"))["systems"])
-    code = _score_iwslt(asset, folder / "iwslt14_test", stages, limit)
+    code = _score_iwslt(asset, folder / "iwslt14_test", limit)
     if code:
         return code
     systems = {
@@ -86,7 +85,7 @@ def _compact(systems: dict[str, Any], leave_out: Sequence[str] = ()) -> dict[str
     }
 
 
-def _score_iwslt(asset: Path, folder: Path, stages: Stages, limit: int) -> int:
+def _score_iwslt(asset: Path, folder: Path, limit: int) -> int:
     folder.mkdir(exist_ok=True)
     official = shared_text("iwslt14_de-en", "IWSLT14's test", "tok.test.de and tok.test.en")
     source, reference = (read_lines(official / f"tok.test.{side}").lines for side in ("de", "en"))
@@ -103,14 +102,14 @@ def _score_iwslt(asset: Path, folder: Path, stages: Stages, limit: int) -> int:
         raw, output = folder / f"{name}.pieces.en", folder / f"{name}.en"
         files = ("--input", str(folder / "pieces.de"), "--output", str(raw))
         decode = [sys.executable, str(ROOT / "eval" / "decode.py"), "--checkpoint", str(asset)]
-        code = stages.run("decode-iwslt14", [*decode, *mode, *files])
+        code = run_logged(folder, "decode-iwslt14", [*decode, *mode, *files])
         if code:
             return code
         translated = iter(read_lines(raw).lines)
         joined = [" ".join(next(translated) for _ in line) for line in pieces]
         _write(output, [moses_tokenize(line).lower() for line in joined])
         compared = ("--predictions", str(output), "--references", str(folder / "reference.en"))
-        code = stages.run("score-iwslt14", nmt(*compared, "--output", str(folder / f"{name}.json")))
+        code = run_logged(folder, "score-iwslt14", nmt(*compared, "--output", str(folder / f"{name}.json")))
         if code:
             return code
     return 0

@@ -6,9 +6,12 @@ that is started again passes over what is marked and goes on with the rest. Trai
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +19,103 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from stages import environment
+from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError
 
-from janus_ds.errors import PREEMPTED_EXIT_CODE
-from janus_ds.tools.nmt_results import FINISHED
+__all__ = [
+    "EVALUATE",
+    "FINISHED",
+    "ROOT",
+    "TRAIN",
+    "TRAINED",
+    "Driver",
+    "Plan",
+    "engine_config",
+    "environment",
+    "experiment_parser",
+    "prepare_pairs_command",
+    "run_logged",
+    "shared_text",
+]
 
-__all__ = ["EVALUATE", "TRAIN", "Driver", "Plan"]
-
+TRAINED, FINISHED = "trained.json", "finished.json"
+"""Stand in the folder of a run that has been trained, and of one that has been evaluated too."""
 TRAIN, EVALUATE = "train", "evaluate"
 """The stages, in their order; each has its log and its mark."""
-MARKS = {TRAIN: "trained.json", EVALUATE: FINISHED}
+MARKS = {TRAIN: TRAINED, EVALUATE: FINISHED}
 _PAUSE = 0.2
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository."""
+
+
+def experiment_parser(description: str | None, root: str) -> argparse.ArgumentParser:
+    """A command line with what all experiments take: where runs lie, where tables go, tables alone.
+
+    Args:
+        description: the driver's docstring.
+        root: name of the default folder below runs/.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--root", type=Path, default=Path("runs", root), help="where runs lie [%(default)s]")
+    add("--results", type=Path, default=ROOT / "docs" / "results", help="where tables go")
+    add("--report", action="store_true", help="only make the tables of what is there")
+    return parser
+
+
+def environment() -> dict[str, str]:
+    """One thread a run, so that runs do not fight for cores."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return {"OMP_NUM_THREADS": "1", **env}
+
+
+def engine_config(folder: Path) -> Path:
+    """A DeepSpeed file for one rank: nothing is partitioned."""
+    path = folder / "deepspeed.json"
+    if not path.is_file():
+        path.write_text('{"zero_optimization": {"stage": 0}}\n', encoding="utf-8")
+    return path
+
+
+def shared_text(name: str, what: str, holds: str) -> Path:
+    """The folder of a text collection that lies outside the repository.
+
+    Raises:
+        MissingDependencyError: JANUS_SHARED_DATA does not lead to it.
+    """
+    given = os.environ.get("JANUS_SHARED_DATA")
+    if not given or not (Path(given) / name).is_dir():
+        raise MissingDependencyError(
+            f"{what} is not here" if given else f"the environment does not say where {what} is",
+            f"JANUS_SHARED_DATA={given or ''}",
+            f"set JANUS_SHARED_DATA to a folder with {name}/ ({holds})",
+        )
+    return Path(given) / name
+
+
+def prepare_pairs_command(languages: tuple[str, str], output: Path, *options: str) -> list[str]:
+    """The command that makes a data directory of pairs."""
+    source, target = languages
+    return [
+        sys.executable,
+        str(ROOT / "launch" / "prepare_data.py"),
+        *("--task", "nmt", "--source-lang", source, "--target-lang", target),
+        *options,
+        *("--output", str(output)),
+    ]
+
+
+def run_logged(folder: Path, name: str, command: Sequence[str]) -> int:
+    """Run one command to its end, its output in FOLDER/NAME.log; the exit code."""
+    log_path = folder / f"{name}.log"
+    print(f"{time.strftime('%H:%M:%S')} {name}, log in {log_path}", flush=True)
+    with log_path.open("ab") as log:
+        code = subprocess.run(
+            list(command), env=environment(), stdout=log, stderr=log, check=False
+        ).returncode
+    print(f"{time.strftime('%H:%M:%S')} {name} ended with {code}", flush=True)
+    return code
 
 
 class Plan(Protocol):

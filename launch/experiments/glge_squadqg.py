@@ -17,18 +17,29 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from driver import EVALUATE, TRAIN, Driver
-from stages import ROOT, engine_config, environment, experiment_parser, shared_text
+from driver import (
+    EVALUATE,
+    ROOT,
+    TRAIN,
+    Driver,
+    engine_config,
+    environment,
+    experiment_parser,
+    shared_text,
+)
+from glge_page import render_page
+from results import collect, significance, write_results
+from squadqg_text import write_squadqg, write_wikipedia
 
 from janus_ds.config.load import load_run_config
 from janus_ds.config.modes import mode_overrides
 from janus_ds.errors import UsageError, exit_on_error
 from janus_ds.io import write_atomic
-from janus_ds.tools.glge_results import QuestionExperiment, write_results
-from janus_ds.tools.squadqg_text import write_squadqg, write_wikipedia
 
 PRETRAINING = ROOT / "launch" / "recipes" / "small_wikipedia.yaml"
 FINE_TUNING = ROOT / "launch" / "recipes" / "glge_squadqg_small.yaml"
@@ -65,8 +76,16 @@ RUNS: dict[str, Run] = {
     "cmlm-ar": Run("pre-cmlm", "ar"),
     "none-nar": Run(None, "nar"),
     "none-ar": Run(None, "ar"),
+    # The released fine-tuning from the same weights: two dropout draws, NAR and AUX in random order.
+    "janus-nar_released": Run("pre-janus", "nar_released"),
 }
 """The most telling first, each after what it starts from."""
+_WORDS = "released against plain NAR fine-tuning of the same weights"
+COMPARISONS = tuple(
+    ("janus-nar_released", f"nar-{n}", "janus-nar", f"nar-{n}", f"{_WORDS}, NAR {n}") for n in (0, 10)
+)
+SAMPLES = (0, 400, 1200)
+"""Test lines that are shown."""
 
 
 class SquadQuestions:
@@ -100,10 +119,14 @@ class SquadQuestions:
 
     def report(self) -> None:
         """Make JSON and Markdown of what is there."""
-        experiment = QuestionExperiment(
-            self.folder, {name: run.start for name, run in RUNS.items()}, self._options.results
-        )
-        print(f"wrote {write_results(experiment)}", flush=True)
+        content = collect(self.folder, list(RUNS), "runs/results-glge")
+        for name, run in content["runs"].items():
+            run["start"] = RUNS[name].start
+        content["significance"] = significance(self.folder, content["runs"], COMPARISONS)
+        content["data"] = _text_facts(self.folder)
+        content["samples"] = list(_samples(self.folder, content["runs"]))
+        stem: Path = self._options.results / "glge_squadqg"
+        print(f"wrote {write_results(stem, content, render_page(content))}", flush=True)
 
     def _test_lines(self) -> int:
         counts = json.loads((self.folder / "text" / "counts.json").read_text(encoding="utf-8"))
@@ -133,7 +156,7 @@ class SquadQuestions:
         ]
 
     def _evaluation(self, name: str) -> list[str]:
-        mode = "nar" if RUNS[name].mode == "nar" else "ar"
+        mode = "nar" if (RUNS[name].mode or "").startswith("nar") else "ar"
         return [
             sys.executable,
             str(ROOT / "eval" / "glge.py"),
@@ -141,6 +164,40 @@ class SquadQuestions:
             *("--iterations", "0,1,4,10", "--split", "test"),
             *("--limit", str(self._options.limit), "--latency-samples", str(self._options.latency)),
         ]
+
+
+def _text_facts(folder: Path) -> dict[str, Any]:
+    """What is known of the text: pairs, articles, tokens and what was cut."""
+    found: dict[str, Any] = {}
+    counts = folder / "text" / "counts.json"
+    if counts.is_file():
+        found["text"] = json.loads(counts.read_text(encoding="utf-8"))
+    for name in ("wikipedia", "squadqg"):
+        manifest = folder / name / "manifest.json"
+        if manifest.is_file():
+            content = json.loads(manifest.read_text(encoding="utf-8"))
+            found[name] = {"splits": content["splits"], "counts": content["settings"].get("counts")}
+    return found
+
+
+def _samples(folder: Path, runs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    files = {
+        "sentence": folder / "squadqg" / "raw" / "test.src",
+        "reference": folder / "squadqg" / "raw" / "test.tgt",
+    }
+    for name, run in runs.items():
+        for system in ("ar", "nar-0", "nar-10"):
+            if system in run["systems"]:
+                files[f"{name}, {system}"] = folder / name / "eval" / "test" / f"{system}.txt"
+    if len(files) == 2:
+        return
+    texts = {
+        what: path.read_text(encoding="utf-8").split("\n") for what, path in files.items() if path.is_file()
+    }
+    for number in SAMPLES:
+        shown = {what: lines[number] for what, lines in texts.items() if number < len(lines) - 1}
+        if shown:
+            yield {"line": number + 1, **shown}
 
 
 def prepare(options: argparse.Namespace) -> None:

@@ -1,14 +1,13 @@
-"""The page of the question-generation experiment: Markdown of what `glge_results` collected."""
+"""The page of the question-generation experiment: Markdown of its JSON (`results.collect`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["HELD_OUT", "render_page"]
+from results import circumstances, table
 
-HELD_OUT = ("valid/ar_nll", "valid/nar_nll", "valid/aux_nll", "valid/length")
-"""Losses of pretraining that are kept; the page shows the first two."""
+__all__ = ["render_page"]
 
 _STARTS = {
     "pre-ar": "BART going on (`ar`)",
@@ -16,14 +15,14 @@ _STARTS = {
     "pre-janus": "JANUS (`paper`)",
     None: "none (random weights)",
 }
-_METEORS = {"meteor": "METEOR", "meteor_exact_stem": "meteor_exact_stem (not METEOR)"}
+_METEORS = {"meteor": "METEOR"}
 
 
 def render_page(content: dict[str, Any]) -> Iterator[str]:
     """The lines of the page.
 
     Args:
-        content: what `glge_results` collected, as it stands in the JSON.
+        content: what stands in the JSON.
     """
     yield "# SQuAD question generation from a small model pretrained here"
     yield ""
@@ -33,21 +32,24 @@ def render_page(content: dict[str, Any]) -> Iterator[str]:
         "CMLM and JANUS, and is fine-tuned for AR and for NAR: the paper's Tables 7 and 8 in small. The JSON "
         "beside this file has all figures, commands and versions."
     )
-    runs = {name: content["runs"][name] for name in content["order"]}
-    tuned = {name: run for name, run in runs.items() if run["fine_tuned"]}
+    runs = {name: content["runs"][name] for name in content["order"] if content["runs"][name]["finished"]}
+    tuned = {name: run for name, run in runs.items() if run["systems"]}
+    missing = [*content["not_begun"], *content["not_finished"]]
     yield ""
-    if content["not_finished"]:
-        yield f"**Only a part is finished.** Not finished: {', '.join(content['not_finished'])}."
+    if missing:
+        yield f"**Only a part is finished.** Not finished: {', '.join(missing)}."
     else:
         yield "All runs are finished."
     if tuned:
         yield from _scores_table(tuned, content["data"])
         yield from _starts_table(tuned)
-    yield from _pretraining_table({name: run for name, run in runs.items() if not run["fine_tuned"]})
+        yield from _significance(content["significance"])
+    yield from _pretraining_table({name: run for name, run in runs.items() if not run["systems"]})
     yield from _text_facts(content["data"])
     yield from _samples_table(content["samples"])
-    if runs:
-        yield from _circumstances(runs)
+    yield from ("", "One seed, one run each: differences of a few tenths say nothing. Minutes are not cost:")
+    yield "they are wall time beside other work, but where CPU time was logged."
+    yield from circumstances(runs)
 
 
 def _scores_table(runs: dict[str, Any], data: dict[str, Any]) -> Iterator[str]:
@@ -60,7 +62,7 @@ def _scores_table(runs: dict[str, Any], data: dict[str, Any]) -> Iterator[str]:
     for name, run in runs.items():
         for system, scores in run["systems"].items():
             cells = [_number(scores, metric) for metric in ("rougeL", "bleu4", *meteors, "overall")]
-            minutes = f"{run['training_seconds'] / 60:.0f}"
+            minutes = f"{run['seconds'] / 60:.0f}"
             yield f"| {' | '.join([name, _start(run), system, *cells, minutes])} |"
     lines = ", ".join(sorted({f"{scores['n']:,}" for scores in systems}))
     warnings = dict.fromkeys(text for scores in systems for text in scores.get("warnings", ()))
@@ -93,9 +95,10 @@ def _pretraining_table(runs: dict[str, Any]) -> Iterator[str]:
     yield "| run | starts from | objective | updates | million tokens | held out: AR nll | NAR nll | min |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for name, run in runs.items():
-        losses = [_loss(run["held_out"], key) for key in HELD_OUT[:2]]
-        cells = [name, run["start"] or "random weights", run["objective"]["preset"], str(run["updates"])]
-        tokens, minutes = f"{run['tokens'] / 1e6:.1f}", f"{run['training_seconds'] / 60:.0f}"
+        losses = [_loss(run["held_out"][-1] if run["held_out"] else {}, key) for key in ("ar_nll", "nar_nll")]
+        preset = run["recipe"]["objective"]["preset"]
+        cells = [name, run["start"] or "random weights", preset, str(run["updates"])]
+        tokens, minutes = f"{run['tokens'] / 1e6:.1f}", f"{run['seconds'] / 60:.0f}"
         yield f"| {' | '.join([*cells, tokens, *losses, minutes])} |"
 
 
@@ -129,23 +132,16 @@ def _samples_table(samples: list[dict[str, Any]]) -> Iterator[str]:
         yield ""
 
 
-def _circumstances(runs: dict[str, Any]) -> Iterator[str]:
-    last = list(runs.values())[-1]
-    hardware, versions, model = last["hardware"], last["versions"], last["model"]
-    gpus = ", ".join(hardware["gpus"]) or "no GPU"
-    minutes = sum(run["wall_seconds"] for run in runs.values()) / 60
-    seeds = ", ".join(sorted({str(run["seed"]) for run in runs.values()}))
-    yield from ("", "## Circumstances", "")
-    yield (
-        f"{model['encoder_layers']}+{model['decoder_layers']} layers, d {model['d_model']}, one CPU thread a "
-        f"run; seed {seeds}, one run each, so differences of a few tenths say nothing. "
-        f"Hardware: {hardware['machine']}, {hardware['cpus']} CPUs, {gpus}, shared with other work: minutes "
-        f"are wall time, not cost. All together {minutes:.0f} min. torch {versions['torch']}, deepspeed "
-        f"{versions['deepspeed']}, commit {last['git_commit']}."
-    )
-    yield from ("", "Commands:", "", "```")
-    yield from (" ".join(run["command"]) for run in runs.values())
-    yield "```"
+def _significance(comparisons: list[dict[str, Any]]) -> Iterator[str]:
+    if not comparisons:
+        return
+    yield from ("", "Paired bootstrap (sacreBLEU):", "")
+    rows = []
+    for item in comparisons:
+        part = item["sacrebleu"]
+        figures = [f"{part['score']:.2f}", f"{part['baseline']:.2f}", f"{part['p_sacrebleu']:.4f}"]
+        rows.append([item["what"], *figures])
+    yield from table(["comparison", "BLEU", "against", "p"], rows)
 
 
 def _start(run: dict[str, Any]) -> str:

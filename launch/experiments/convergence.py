@@ -1,0 +1,375 @@
+"""Does JANUS make AR better? Multi30k En-De trained until it stops getting better, against R-Drop and others.
+
+    JANUS_SHARED_DATA=... python launch/experiments/convergence.py        (or: make results-convergence)
+    python launch/experiments/convergence.py --report                     the page alone, of what there is
+    python launch/experiments/convergence.py --only ar-s1,paper-s1 --root runs/try --steps 2000
+
+One run a core, in the order below; days of core time. Started again, it skips what is finished and resumes
+what is not; asked to stop (SIGTERM, Ctrl-C), it lets the runs save first. All runs have the same data,
+batches, masking law and seed of their order. `convergence_answers.md` beside the page is what people conclude
+from it; the page includes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+from driver import (
+    EVALUATE,
+    ROOT,
+    TRAIN,
+    Driver,
+    engine_config,
+    environment,
+    experiment_parser,
+    prepare_pairs_command,
+    shared_text,
+)
+from results import circumstances, collect, significance, table, write_results
+
+from janus_ds.config.load import load_run_config
+from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
+
+RECIPE = ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml"
+TRAIN_PAIRS = 29_000
+NO_KL = ("objective.weight_kl_ar_nar=0", "objective.weight_kl_ar_aux=0", "objective.weight_kl_nar_aux=0")
+AR_ALONE = ("train.valid_bleu=ar", "train.keep_best=ar", "decode.mode=ar")
+SPANS = ("masking.target=span_union", "masking.target_share=0.7")
+TWO_PASSES = "objective.encoder_passes=2"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "ar": ("objective.preset=ar", *AR_ALONE),
+    "ar_rdrop": ("objective.preset=ar_rdrop", *AR_ALONE),
+    "paper": ("objective.preset=paper", *SPANS),
+    "paper_2enc": ("objective.preset=paper", TWO_PASSES, *SPANS),
+    "joint": ("objective.preset=paper", "objective.weight_aux=0", *NO_KL, *SPANS),
+    "cmlm": ("objective.preset=cmlm", "train.valid_bleu=nar", "train.keep_best=nar", *SPANS),
+    "released_2enc": ("objective.preset=released", TWO_PASSES, *SPANS),
+}
+"""Overrides of the recipe. Further ones, for dropout, KL weight and ramps, are given as NAME+KEY=VALUE."""
+FIRST = ("ar", "paper", "ar_rdrop", "paper_2enc")
+RUNS = (
+    *(f"{name}-s1" for name in (*FIRST, "joint", "cmlm", "released_2enc")),
+    *(f"{name}-s{seed}" for seed in (2, 3) for name in FIRST),
+)
+"""The most telling first."""
+TITLES = {
+    "ar": "AR (`ar`)",
+    "ar_rdrop": "AR with R-Drop (`ar_rdrop`)",
+    "paper": "JANUS (`paper`)",
+    "paper_2enc": "JANUS, two encoder draws",
+    "joint": "AR + NAR, no KL",
+    "cmlm": "CMLM",
+    "released_2enc": "JANUS, `released`, two encoder draws",
+}
+SYSTEMS = ("ar", "nar-0", "nar-1", "nar-4", "nar-10")
+COMPARISONS = (
+    ("paper-s1", "ar", "ar-s1", "ar", "Is JANUS-AR above AR?"),
+    ("ar_rdrop-s1", "ar", "ar-s1", "ar", "Is R-Drop above AR?"),
+    ("paper-s1", "ar", "ar_rdrop-s1", "ar", "Is JANUS-AR above R-Drop?"),
+    ("paper_2enc-s1", "ar", "paper-s1", "ar", "Does the second encoder draw matter for AR?"),
+    ("paper_2enc-s1", "nar-10", "paper-s1", "nar-10", "Does it for NAR, 10 iterations?"),
+    ("paper-s1", "nar-10", "cmlm-s1", "nar-10", "Is JANUS-NAR above CMLM, 10 iterations?"),
+    ("paper-s1", "ar", "joint-s1", "ar", "Do KL and AUX help AR?"),
+)
+
+
+class Convergence:
+    """The runs of this experiment, as `driver.Plan` asks for them.
+
+    Args:
+        options: the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self.folder: Path = options.root / "en-de"
+
+    def stages(self, name: str) -> tuple[str, ...]:
+        """Every run is trained and evaluated."""
+        return (TRAIN, EVALUATE)
+
+    def needs(self, name: str) -> tuple[str, ...]:
+        """No run starts from another one."""
+        return ()
+
+    def goal(self, name: str, stage: str) -> dict[str, int]:
+        """The most updates; patience may end a run before."""
+        return {"steps": self._options.steps}
+
+    def command(self, name: str, stage: str) -> list[str]:
+        """The product's own programs."""
+        run, options = self.folder / name, self._options
+        if stage == TRAIN:
+            return [
+                sys.executable,
+                str(ROOT / "launch" / "finetune.py"),
+                *("--recipe", str(RECIPE), "--deepspeed_config", str(engine_config(self.folder))),
+                *("--data", str(self.folder / "data"), "--output", str(run)),
+                *("--set", f"name={name}", *overrides_of(name), f"train.max_steps={options.steps}"),
+                *options.overrides,
+            ]
+        return [
+            sys.executable,
+            str(ROOT / "eval" / "nmt.py"),
+            *("--checkpoint", str(run), "--average", str(options.average), "--split", "test"),
+            *("--limit", str(options.limit)),
+        ]
+
+    def report(self) -> None:
+        """Make JSON, Markdown and pictures of what is there."""
+        print(f"wrote {write_page(self.folder, self._options.results)}", flush=True)
+
+
+def overrides_of(name: str) -> list[str]:
+    """Overrides of a run VARIANT-sSEED or VARIANT+KEY=VALUE-sSEED.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    stem, _, seed = name.rpartition("-s")
+    variant, *further = stem.split("+")
+    if variant not in VARIANTS or not seed.isdigit() or any("=" not in part for part in further):
+        raise UsageError(
+            f"there is no run {name!r}",
+            "--only",
+            f"give VARIANT-sSEED or VARIANT+KEY=VALUE-sSEED, VARIANT of {', '.join(VARIANTS)}",
+        )
+    return [f"train.seed={seed}", *VARIANTS[variant], *further]
+
+
+def write_page(folder: Path, results: Path) -> Path:
+    """Collect, draw, write; the page's path."""
+    content = collect(folder, RUNS, "runs/convergence/en-de")
+    content["significance"] = significance(folder, content["runs"], COMPARISONS)
+    answers = results / "convergence_answers.md"
+    content["answers"] = answers.read_text(encoding="utf-8").strip() if answers.is_file() else ""
+    try:
+        content["pictures"] = draw(content["runs"], results / "figures")
+    except MissingDependencyError as error:
+        content["pictures"], content["no_pictures"] = [], f"{error.what}: {error.fix}"
+    return write_results(results / "convergence", content, page(content))
+
+
+def page(content: dict[str, Any]) -> Iterator[str]:
+    """The lines of the page."""
+    runs: dict[str, Any] = content["runs"]
+    yield from ("# Does JANUS make AR better? Multi30k En-De, trained to the end", "")
+    if content["answers"]:
+        yield from (content["answers"], "")
+    yield (
+        "Made by `make results-convergence` (launch/experiments/convergence.py) of the runs that are there. "
+        "Lower-cased, joint vocabulary of 5,000, d 128, 4+4 layers, dropout .3, 4,096 tokens an update; "
+        "sacreBLEU 13a. A run is flat when neither validation score (1,014 sentences; AR greedy, NAR with 4 "
+        "iterations) has risen for 10 validations, one every 500 updates. It stops then, or after 22,000 "
+        "updates (about 200 epochs). CPU hours are those of training steps alone. Yardstick: the text-only "
+        "Transformer-Tiny of this setting is published with about 41.0 BLEU (tokenised, lower-cased) on "
+        "test_2016_flickr."
+    )
+    if not runs:
+        yield from ("", "No run has begun.")
+        return
+    yield from ("", "## Training", "")
+    head = ["run", "state", "updates", "epochs", "CPU h", "best valid AR (update, CPU h)", "best valid NAR 4"]
+    yield from table(head, [_training_row(name, run) for name, run in runs.items()])
+    if content["not_begun"]:
+        yield from ("", f"Not begun: {', '.join(content['not_begun'])}.")
+    yield from _scores(runs)
+    if content["significance"]:
+        yield from ("", "Paired bootstrap on the test set:", "")
+        rows = [
+            [item["what"], *(f"{item['sacrebleu'][k]:.2f}" for k in ("score", "baseline")), f"{p:.4f}"]
+            for item in content["significance"]
+            for p in [item["sacrebleu"]["p_sacrebleu"]]
+        ]
+        yield from table(["comparison", "BLEU", "against", "p"], rows)
+    yield from _losses(runs)
+    for picture in content["pictures"]:
+        yield from ("", f"![{picture['title']}]({picture['file']})", "", picture["title"])
+    if content.get("no_pictures"):
+        yield from ("", f"No pictures: {content['no_pictures']}.")
+    yield from circumstances(runs)
+
+
+def state_of(run: Mapping[str, Any]) -> str:
+    """In words: how far a run has come."""
+    stale = stale_validations(run["held_out"])
+    train = run["recipe"]["train"]
+    if stale >= (train["patience"] or 10):
+        return f"flat: {stale} validations without a better score"
+    if run["updates"] >= train["max_steps"]:
+        return "not flat at the last update"
+    return "still training, not flat" + (f" ({stale} stale)" if stale else "")
+
+
+def stale_validations(points: Sequence[Mapping[str, Any]]) -> int:
+    """Validations in a row, to the last one, in which no mode's BLEU rose above all before."""
+    best: dict[str, float] = {}
+    stale = 0
+    for point in points:
+        risen = [k for k, v in point.items() if k.startswith("bleu_") and v > best.get(k, -1.0)]
+        best |= {key: point[key] for key in risen}
+        stale = 0 if risen else stale + 1
+    return stale
+
+
+def _best(run: Mapping[str, Any], mode: str) -> Mapping[str, Any] | None:
+    points = [point for point in run["held_out"] if f"bleu_{mode}" in point]
+    return max(points, key=lambda point: point[f"bleu_{mode}"], default=None)
+
+
+def _training_row(name: str, run: Mapping[str, Any]) -> list[str]:
+    hours = [f"{(run['cpu_seconds'] or 0) / 3600:.2f}"]
+    cells = [name, state_of(run), f"{run['updates']:,}", f"{(run['samples'] or 0) / TRAIN_PAIRS:.0f}", *hours]
+    ar, nar = _best(run, "ar"), _best(run, "nar")
+    cells.append(
+        f"{ar['bleu_ar']:.2f} ({ar['step']:,}, {ar.get('cpu_seconds_total', 0) / 3600:.2f})" if ar else ""
+    )
+    return [*cells, f"{nar['bleu_nar']:.2f} ({nar['step']:,})" if nar else ""]
+
+
+def _scores(runs: Mapping[str, Any]) -> Iterator[str]:
+    done = {name: run for name, run in runs.items() if run["systems"]}
+    if not done:
+        yield from ("", "No run has been evaluated on the test set yet.")
+        return
+    yield from ("", "## Test set (test_2016_flickr), mean of the last 10 checkpoints, AR with beam 5", "")
+    rows = []
+    for name, run in done.items():
+        cells = [_metric(run, system, "sacrebleu") for system in SYSTEMS]
+        repeated = " / ".join(_metric(run, system, "repetition") or "-" for system in SYSTEMS[1:])
+        rows.append([name, *cells, repeated if repeated.strip("-/ ") else ""])
+    for variant, title in TITLES.items():
+        seeds = [run for name, run in done.items() if name.rpartition("-s")[0] == variant]
+        if len(seeds) > 1:
+            found = [[float(v) for run in seeds if (v := _metric(run, s, "sacrebleu"))] for s in SYSTEMS]
+            cells = [f"{mean(v):.2f} ± {pstdev(v):.2f}" if v else "" for v in found]
+            rows.append([f"**{title}, {len(seeds)} seeds**", *cells, ""])
+    yield from table(["run", "AR", "NAR 0", "1", "4", "10", "repeated %, NAR 0 / 1 / 4 / 10"], rows)
+
+
+def _metric(run: Mapping[str, Any], system: str, metric: str) -> str:
+    value = run["systems"].get(system, {}).get("metrics", {}).get(metric)
+    return "" if value is None else f"{value:.2f}"
+
+
+def _losses(runs: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", "## Held-out losses and KL terms at the last validation", "")
+    keys = ("ar_nll", "nar_nll", "aux_nll", "length", "kl_ar_aux", "kl_nar_aux")
+    rows = []
+    for name, run in runs.items():
+        if run["held_out"]:
+            last = run["held_out"][-1]
+            rows.append([name, f"{last['step']:,}", *(f"{last[k]:.3f}" if k in last else "" for k in keys)])
+    titles = ("AR nll", "NAR nll", "AUX nll", "length", "K(AR,AUX)", "K(NAR,AUX)")
+    yield from table(["run", "update", *titles], rows)
+
+
+def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
+    """Curves against updates and against CPU hours; what the page says of each picture.
+
+    Raises:
+        MissingDependencyError: there is no matplotlib.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError(
+            "pictures need matplotlib", "the environment", "pip install 'janus_ds[plots]'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    colours = {name: f"C{number}" for number, name in enumerate(VARIANTS)}
+    pictures = []
+    for file, title, panels in (
+        ("convergence_bleu", "Validation BLEU: AR greedy, NAR with 4 iterations", ("bleu_ar", "bleu_nar")),
+        ("convergence_losses", "Held-out losses, nats a token", ("ar_nll", "nar_nll", "aux_nll")),
+        ("convergence_kl", "KL terms of training, nats a token", ("kl_ar_aux", "kl_nar_aux", "kl_ar_ar")),
+    ):
+        figure, axes = pyplot.subplots(2, len(panels), figsize=(4.2 * len(panels), 6.2), squeeze=False)
+        for column, key in enumerate(panels):
+            for row, (along, scale) in enumerate((("step", 1.0), ("cpu_seconds_total", 3600.0))):
+                for name, run in runs.items():
+                    points = run["training" if key.startswith("kl_") else "held_out"]
+                    shown = [p for p in points if p.get(key) is not None and p.get(along) is not None]
+                    if shown:
+                        variant, _, seed = name.rpartition("-s")
+                        axes[row][column].plot(
+                            [p[along] / scale for p in shown],
+                            [p[key] for p in shown],
+                            color=colours.get(variant.split("+")[0], "black"),
+                            linestyle=("-", "--", ":")[(int(seed) - 1) % 3],
+                            label=name,
+                        )
+                axes[row][column].set_xlabel("updates" if row == 0 else "CPU hours of training")
+                axes[row][column].set_title(key, fontsize=9)
+                axes[row][column].grid(alpha=0.3)
+        axes[0][0].legend(fontsize=7)
+        figure.tight_layout()
+        figure.savefig(folder / f"{file}.png", dpi=70)
+        pyplot.close(figure)
+        pictures.append({"file": f"figures/{file}.png", "title": f"{title}, by updates and by cost."})
+    return pictures
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """The data directory, unless it is there."""
+    folder = options.root / "en-de"
+    if (folder / "data" / "manifest.json").is_file():
+        return
+    text = shared_text("multi30k", "Multi30k", "train, val and test_2016_flickr, .de and .en")
+
+    def pair(stem: str) -> list[str]:
+        return [str(sorted(text.glob(f"{stem}.{language}*"))[0]) for language in ("en", "de")]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    command = prepare_pairs_command(
+        ("en", "de"),
+        folder / "data",
+        *("--lowercase", "--vocab-size", "5000", "--max-tokens", "126", "--tokenizer", "sentencepiece-bpe"),
+        *("--train", *pair("train"), "--valid", *pair("val"), "--test", *pair("test_2016_flickr")),
+    )
+    subprocess.run(command, env=environment(), check=True)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = experiment_parser(__doc__, "convergence")
+    add = parser.add_argument
+    add("--only", default=",".join(RUNS), help="runs, in this order [%(default)s]")
+    add("--steps", type=int, default=22_000, help="most updates of each run [%(default)s]")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time [%(default)s]")
+    add("--average", type=int, default=10, help="checkpoints averaged for the scores [%(default)s]")
+    add("--limit", type=int, default=0, help="test sentences, for a trial; 0: all")
+    add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
+    options = parser.parse_args(arguments)
+    options.only = [name for name in options.only.split(",") if name]
+    for name in options.only:
+        overrides_of(name)
+    return options
+
+
+def main() -> int:
+    """Prepare, run, report."""
+    options = parse()
+    # Before an hour is spent: overrides that cannot be meant are refused here.
+    load_run_config(RECIPE, options.overrides)
+    options.root = options.root.resolve()
+    plan = Convergence(options)
+    if options.report:
+        plan.report()
+        return 0
+    prepare(options)
+    return Driver(plan, options.only, options.jobs).run()
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

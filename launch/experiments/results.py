@@ -1,0 +1,179 @@
+"""What an experiment's runs left behind, in one JSON form, and the parts of a page that experiments share.
+
+`collect` reads run folders, finished or under way; the JSON holds every figure that the Markdown shows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from driver import FINISHED, TRAINED
+
+from janus_ds.io import disk_faults, write_atomic
+from janus_ds.metrics.files import TextLines, read_lines
+from janus_ds.metrics.translation import compare_translations
+from janus_ds.observe.run_record import read_run_record
+from janus_ds.observe.writers import read_metrics
+
+__all__ = ["circumstances", "collect", "collect_run", "significance", "table", "write_results"]
+
+_CURVE_KEYS = ("samples_total", "tokens_total", "cpu_seconds_total", "seconds_total")
+
+
+def collect(folder: Path, names: Sequence[str], placeholder: str) -> dict[str, Any]:
+    """The experiment's JSON: runs by name in the given order, and who is not there or not finished.
+
+    Args:
+        folder: holds one folder a run.
+        names: runs that make the experiment; others that were begun are added.
+        placeholder: stands for `folder` in commands and warnings, so that no machine's path is published.
+    """
+    begun = sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
+    order = list(dict.fromkeys([*names, *begun]))
+    found = {name: collect_run(folder, name, placeholder) for name in order}
+    runs = {name: run for name, run in found.items() if run is not None}
+    return {
+        "order": list(runs),
+        "runs": runs,
+        "not_begun": [name for name in names if name not in runs],
+        "not_finished": [name for name, run in runs.items() if not run["finished"]],
+    }
+
+
+def collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | None:
+    """One run; None where training has not written a figure yet."""
+    run, record = folder / name, read_run_record(folder / name)
+    metrics = run / "metrics.jsonl"
+    lines = read_metrics(metrics) if metrics.is_file() else []
+    if record is None or not lines:
+        return None
+    scores = run / "eval" / "test" / "scores.json"
+    systems = json.loads(scores.read_text(encoding="utf-8"))["systems"] if scores.is_file() else {}
+    for system in systems.values():
+        system["warnings"] = [_portable(text, folder, placeholder) for text in system.get("warnings", ())]
+    recipe, last = record["recipe"], lines[-1]
+    return {
+        # Pretraining is not evaluated.
+        "finished": (run / (TRAINED if recipe["data"]["task"] == "denoise" else FINISHED)).is_file(),
+        "updates": last["step"],
+        "samples": last.get("samples_total"),
+        "tokens": last.get("tokens_total"),
+        "cpu_seconds": last.get("cpu_seconds_total"),
+        "seconds": _seconds(lines),
+        "systems": systems,
+        "held_out": [_point(line) for line in lines if "valid/loss" in line],
+        "training": [_losses(line) for line in _thinned(lines)],
+        "recipe": {part: recipe[part] for part in ("objective", "masking", "model", "optim", "train")},
+        "init": recipe.get("init") and _portable(str(recipe["init"]), folder, placeholder),
+        "command": [_portable(argument, folder, placeholder) for argument in record["command"]],
+        "git_commit": record["git_commit"],
+        "hardware": {k: v for k, v in record["hardware"].items() if k != "host"},
+        "versions": record["versions"],
+    }
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> int:
+    """Seconds of all updates: CPU time where it was logged, else wall time."""
+    if "cpu_seconds_total" in lines[-1]:
+        return round(lines[-1]["cpu_seconds_total"])
+    steps = [0, *(line["step"] for line in lines)]
+    spans = zip(lines, steps, strict=False)
+    return round(sum(line["seconds"] * (line["step"] - before) for line, before in spans))
+
+
+def _point(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A validation: its step, cost so far, held-out losses and scores."""
+    kept = {key: line[key] for key in _CURVE_KEYS if key in line}
+    return {"step": line["step"], **kept} | {
+        key.removeprefix("valid/"): _rounded(value) for key, value in line.items() if key.startswith("valid/")
+    }
+
+
+def _losses(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Training losses of a step, KL terms among them."""
+    names = [key for key in line if key in ("loss", "ar", "nar", "aux", "length") or key.startswith("kl_")]
+    return {"step": line["step"], "cpu_seconds_total": line.get("cpu_seconds_total")} | {
+        name: _rounded(line[name]) for name in names
+    }
+
+
+def _thinned(lines: Sequence[Mapping[str, Any]], points: int = 60) -> list[Mapping[str, Any]]:
+    """At most so many lines, evenly, the last among them."""
+    stride = max(1, len(lines) // points)
+    return list(lines)[::-stride][::-1]
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _portable(text: str, folder: Path, placeholder: str) -> str:
+    """Text without the places where the clone and the runs happen to lie."""
+    return re.sub(r"/[^\s=]*/(?=launch/|ds_configs/)", "", text.replace(str(folder), placeholder))
+
+
+def significance(
+    folder: Path, runs: Mapping[str, Any], pairs: Sequence[tuple[str, str, str, str, str]]
+) -> list[dict[str, Any]]:
+    """Paired bootstrap of outputs on the test set, where both are there.
+
+    Args:
+        folder: holds one folder a run.
+        runs: of `collect`.
+        pairs: (run, system, baseline run, baseline system, what it says).
+    """
+    found = []
+    for name, system, other, other_system, what in pairs:
+        files = [
+            folder / run / "eval" / "test" / f"{way}.txt"
+            for run, way in ((name, system), (other, other_system))
+        ]
+        if name in runs and other in runs and all(path.is_file() for path in files):
+            ours, theirs = (
+                TextLines(run, read_lines(path).lines) for run, path in zip((name, other), files, strict=True)
+            )
+            references = read_lines(files[0].parent / "references.txt")
+            found.append({"what": what, **compare_translations(ours, references, theirs)})
+    return found
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield f"| {' | '.join(head)} |"
+    yield f"|{' --- |' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def circumstances(runs: Mapping[str, Any]) -> Iterator[str]:
+    """Hardware, versions and commands of the runs."""
+    if not runs:
+        return
+    last = list(runs.values())[-1]
+    hardware, versions = last["hardware"], last["versions"]
+    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    commits = ", ".join(sorted({str(run["git_commit"])[:12] for run in runs.values()}))
+    yield from ("", "## Circumstances", "")
+    yield (
+        f"One CPU thread a run, beside other work. {hardware['machine']}, {hardware['cpus']} CPUs, {gpus}; "
+        f"torch {versions['torch']}, deepspeed {versions['deepspeed']}; commits {commits}."
+    )
+    yield from ("", "```", *(" ".join(run["command"]) for run in runs.values()), "```")
+
+
+def write_results(stem: Path, content: Mapping[str, Any], lines: Iterator[str]) -> Path:
+    """Write STEM.json and STEM.md; the Markdown's path.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+    with disk_faults(stem):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    write_atomic(stem.with_suffix(".json"), f"{text}\n".encode())
+    write_atomic(stem.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
+    return stem.with_suffix(".md")
