@@ -9,15 +9,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import demo_asset
 import pytest
 import torch
+from demo_asset import MOST_BYTES, folder_bytes, ship
 
 from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import demo_folder, load_run
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.tools import demo_asset
-from janus_ds.tools.demo_asset import MOST_BYTES, folder_bytes, ship
 from tests.support.programs import load_program
 from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run

@@ -5,17 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from janus_ds.errors import JanusError, MissingDependencyError, UsageError
-from janus_ds.tools import nmt_results
-from janus_ds.tools.nmt_results import Experiment, write_results
 from tests.cli.test_eval_scores import run
-from tests.support.report_runs import MadeUp, write_lines
+from tests.support.report_runs import MadeUp
 
 MODES = {"ar": (30.0, 50.0, 40.0), "nar-0": (20.0, 300.0, 5.0), "nar-10": (28.0, 40.0, 44.0)}
 VOID = {"meta", "img", "br"}
@@ -125,49 +122,3 @@ def test_faults_have_three_parts(tmp_path, capsys, monkeypatch):
 
 def no_matplotlib(*_: object) -> None:
     raise MissingDependencyError("pictures need matplotlib", "here", "install it")
-
-
-def finish(folder: Path) -> Path:
-    """What the experiment's driver and checkpoints add to a run."""
-    record = json.loads((folder / "run.json").read_text())
-    record["recipe"]["masking"] = {"target": "span_union", "target_share": 0.7}
-    record["versions"]["deepspeed"] = "0"
-    (folder / "run.json").write_text(json.dumps(record))
-    state = folder / "checkpoints" / "step-00001000"
-    state.mkdir(parents=True)
-    (state / "state.json").write_text(
-        json.dumps({"format_version": 1, "step": 1000, "meters": {"seconds": 60, "tokens": 9}})
-    )
-    write_lines(folder / "attempts.jsonl", ['{"stage": "train", "seconds": 70, "exit": 0}'])
-    (folder / "finished.json").write_text('{"steps": 1000}')
-    return folder
-
-
-def test_the_results_page_has_means_and_the_same_pictures(tmp_path, monkeypatch):
-    runs, results = tmp_path / "runs", tmp_path / "results"
-    finish(MadeUp(modes=MODES).write(runs / "janus-s1"))
-    finish(MadeUp(modes={**MODES, "ar": (32.0, 50.0, 40.0)}, seed=2).write(runs / "janus-s2"))
-    finish(MadeUp("ar", modes={"ar": (31.0, 60.0, 38.0)}, curves=["ar"]).write(runs / "ar-s1"))
-    experiment = Experiment(runs, ("ar-s1", "cmlm-s1", "janus-s1", "janus-s2"), "de-en", results)
-    text = write_results(experiment).read_text(encoding="utf-8")
-    assert "| **janus, mean of 2 seeds** | 1000 | 31.00 | 20.00 |  |  | 28.00 |" in text
-    assert "**ar, mean" not in text
-    assert "ar still rising (+" in text
-    assert "Not finished: cmlm-s1." in text
-    shown = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert [Path(name).name.removeprefix("nmt_multi30k_de-en_") for name in shown] == [
-        "iterations.png",
-        "time.png",
-        "validation_bleu.png",
-        "losses.png",
-    ]
-    assert all(0 < (results / name).stat().st_size < 80_000 for name in shown)
-    content = json.loads((results / "nmt_multi30k.json").read_text())
-    assert [picture["file"] for picture in content["de-en"]["pictures"]] == shown
-    # Without matplotlib the page is made all the same.
-    shutil.rmtree(results)
-    monkeypatch.setattr(nmt_results, "draw_task_pictures", no_matplotlib)
-    text = write_results(experiment).read_text(encoding="utf-8")
-    assert "No pictures: pictures need matplotlib: install it." in text
-    assert "![" not in text
-    assert "mean of 2 seeds" in text

@@ -54,11 +54,11 @@ def test_the_page_is_made_of_the_asset(scores: ModuleType, tmp_path: Path) -> No
 
 
 def test_missing_text_is_named(scores: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    stages = importlib.import_module("stages")
+    driver = importlib.import_module("driver")
     monkeypatch.delenv("JANUS_SHARED_DATA", raising=False)
     with pytest.raises(MissingDependencyError, match="does not say where Tatoeba is"):
-        stages.shared_text("tatoeba_de-en", "Tatoeba", "two files")
+        driver.shared_text("tatoeba_de-en", "Tatoeba", "two files")
     monkeypatch.setenv("JANUS_SHARED_DATA", str(tmp_path))
     with pytest.raises(MissingDependencyError, match="Tatoeba is not here") as error:
-        stages.shared_text("tatoeba_de-en", "Tatoeba", "two files")
+        driver.shared_text("tatoeba_de-en", "Tatoeba", "two files")
     assert "tatoeba_de-en/ (two files)" in error.value.fix

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from demo_text import split_pairs, write_splits
 
 from janus_ds.errors import DataError
-from janus_ds.tools.demo_text import split_pairs, write_splits
 
 
 def many(count: int) -> list[tuple[str, str]]:

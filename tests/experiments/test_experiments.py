@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from janus_ds.config.load import load_run_config
 from janus_ds.errors import PREEMPTED_EXIT_CODE, DataError, MissingDependencyError, UsageError
-from janus_ds.tools.squadqg_text import treebank_lower, write_squadqg, write_wikipedia
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = os.environ.get("JANUS_SHARED_DATA")
@@ -117,24 +118,70 @@ def test_a_driver_that_is_asked_to_stop_lets_the_run_save(tmp_path):
     assert not (tmp_path / "pre" / "trained.json").exists()
 
 
-def test_multi30k_runs_as_it_always_did(tmp_path):
-    nmt = program("nmt_multi30k")
-    plan = nmt.Multi30k(nmt.parse(["--root", str(tmp_path), "--steps", "50", "--average", "3"]))
-    folder = tmp_path / "de-en"
+def test_convergence_runs_are_the_products_own_commands(tmp_path):
+    convergence = program("convergence")
+    plan = convergence.Convergence(convergence.parse(["--root", str(tmp_path), "--steps", "50"]))
+    folder = tmp_path / "en-de"
     folder.mkdir()
     assert (plan.folder, plan.goal("ar-s1", "train")) == (folder, {"steps": 50})
-    assert plan.command("ar-s2", "train")[1:] == [
+    assert plan.command("paper_2enc-s2", "train")[1:] == [
         str(ROOT / "launch" / "finetune.py"),
-        *("--recipe", str(ROOT / "launch" / "recipes" / "nmt_multi30k.yaml")),
+        *("--recipe", str(ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml")),
         *("--deepspeed_config", str(folder / "deepspeed.json"), "--data", str(folder / "data")),
-        *("--output", str(folder / "ar-s2"), "--set", "name=ar-s2", "train.seed=2", "train.max_steps=50"),
-        *("masking.target=span_union", "masking.target_share=0.7", "objective.preset=ar"),
-        *("train.valid_bleu=ar", "train.keep_best=ar", "decode.mode=ar"),
+        *("--output", str(folder / "paper_2enc-s2"), "--set", "name=paper_2enc-s2", "train.seed=2"),
+        *("objective.preset=paper", "objective.encoder_passes=2", "masking.target=span_union"),
+        *("masking.target_share=0.7", "train.max_steps=50"),
     ]
     assert plan.command("ar-s2", "evaluate")[2:] == [
-        *("--checkpoint", str(folder / "ar-s2"), "--average", "3", "--split", "test"),
-        *("--limit", "0", "--latency-sentences", "50"),
+        *("--checkpoint", str(folder / "ar-s2"), "--average", "10", "--split", "test", "--limit", "0"),
     ]
+    assert convergence.overrides_of("ar+model.dropout=0.4-s3")[-1] == "model.dropout=0.4"
+    for name in ("janusz-s1", "ar", "ar+dropout-s1"):
+        with pytest.raises(UsageError, match="there is no run"):
+            convergence.overrides_of(name)
+    for name in convergence.RUNS:
+        run = load_run_config(convergence.RECIPE, convergence.overrides_of(name))
+        assert run.train.keep_best in run.train.valid_bleu
+
+
+def test_a_run_is_flat_when_no_mode_rises():
+    convergence = program("convergence")
+    points = [{"bleu_ar": ar, "bleu_nar": nar} for ar, nar in ((1, 1), (2, 1), (2, 2), (1, 2), (2, 1.5))]
+    assert [convergence.stale_validations(points[:n]) for n in range(1, 6)] == [0, 0, 0, 1, 2]
+    run = {"held_out": points, "updates": 50, "recipe": {"train": {"patience": 2, "max_steps": 100}}}
+    assert convergence.state_of(run) == "flat: 2 validations without a better score"
+    run["held_out"] = points[:4]
+    assert convergence.state_of(run) == "still training, not flat (1 stale)"
+    assert convergence.state_of({**run, "updates": 100}) == "not flat at the last update"
+
+
+def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
+    convergence = program("convergence")
+    folder, results = tmp_path / "runs" / "en-de", tmp_path / "results"
+    made_run(folder / "ar-s1", "pair", "ar", {"ar": nmt_score(35.0)})
+    made_run(folder / "paper-s1", "pair", "paper", {"ar": nmt_score(36.0), "nar-10": nmt_score(33.5)})
+    made_run(folder / "paper-s2", "pair", "paper", {"ar": nmt_score(37.0), "nar-10": nmt_score(34.5)})
+    (folder / "cmlm-s1").mkdir()
+    for name, text in (("ar-s1", "a b c d e\n"), ("paper-s1", "a b c d f\n")):
+        (folder / name / "eval" / "test" / "ar.txt").write_text(text)
+        (folder / name / "eval" / "test" / "references.txt").write_text("a b c d f\n")
+    results.mkdir()
+    (results / "convergence_answers.md").write_text("It is too early to say.\n")
+    text = convergence.write_page(folder, results).read_text()
+    assert "It is too early to say." in text
+    assert "| ar-s1 | 35.00 |" in text
+    assert "**JANUS (`paper`), 2 seeds** | 36.50 ± 0.50 |  |  |  | 34.00 ± 0.50 |" in text
+    assert "Not begun: ar_rdrop-s1, paper_2enc-s1, joint-s1, cmlm-s1" in text
+    assert "| Is JANUS-AR above AR? | 100.00 |" in text
+    assert "20.00 (60, 0.50)" in text, "best validation, its update and its CPU hours"
+    assert all((results / name).is_file() for name in re.findall(r"\((figures/.*?)\)", text))
+    written = (results / "convergence.json").read_text() + text
+    assert str(tmp_path) not in written
+    assert "/elsewhere" not in written
+
+
+def nmt_score(bleu: float) -> dict[str, Any]:
+    return {"metrics": {"sacrebleu": bleu, "repetition": 0.5}, "n": 1, "warnings": []}
 
 
 def test_question_runs_start_from_each_other(tmp_path):
@@ -168,7 +215,7 @@ def made_run(folder: Path, task: str, preset: str, systems: dict[str, Any]) -> N
     """What a finished run leaves behind, as far as a report reads it."""
     recipe = {
         "data": {"task": task},
-        "train": {"seed": 1},
+        "train": {"seed": 1, "patience": 10, "max_steps": 22000},
         "objective": {"preset": preset},
         "masking": {},
         "optim": {},
@@ -194,7 +241,9 @@ def made_run(folder: Path, task: str, preset: str, systems: dict[str, Any]) -> N
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps(content))
     (folder / "attempts.jsonl").write_text('{"stage": "train", "seconds": 180.0, "exit": 0}\n')
-    line = {"step": 60, "valid/loss": 3.0, "valid/ar_nll": 2.5, "valid/nar_nll": 4.25}
+    line = {"step": 60, "valid/loss": 3.0, "valid/ar_nll": 2.5, "valid/nar_nll": 4.25, "kl_ar_aux": 0.5}
+    line |= {"seconds": 2.0, "valid/bleu_ar": 20.0, "samples_total": 900, "cpu_seconds_total": 1800.0}
+    line["tokens_total"] = 3_000_000
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
 
@@ -211,7 +260,7 @@ def test_the_report_shows_what_is_there(tmp_path):
         name: score(30 + i, 4, root, meteor=8, overall=14 + i) for i, name in enumerate(("nar-0", "nar-10"))
     }
     made_run(root / "janus-nar", "pair", "cmlm", tuned)
-    made_run(root / "janus-ar", "pair", "ar_query", {"ar": score(33.3, 5, root, meteor_exact_stem=9)})
+    made_run(root / "janus-ar", "pair", "ar_query", {"ar": score(33.3, 5, root)})
     made_run(root / "ar-nar", "pair", "cmlm", tuned)
     (root / "ar-nar" / "finished.json").unlink()
     counts = {"train": 9, "dev": 1, "test": 11877, "articles": 2, "megabytes": 1}
@@ -227,14 +276,13 @@ def test_the_report_shows_what_is_there(tmp_path):
     squad.SquadQuestions(squad.parse(["--root", str(root), "--results", str(results)])).report()
 
     page = (results / "glge_squadqg.md").read_text()
-    assert "**Only a part is finished.** Not finished: pre-ar, ar-nar, ar-ar, pre-cmlm," in page
-    head = "| run | pretrained as | decoding | ROUGE-L | BLEU-4 | METEOR | meteor_exact_stem (not METEOR) |"
+    assert "**Only a part is finished.** Not finished: pre-ar, ar-ar, pre-cmlm," in page
+    head = "| run | pretrained as | decoding | ROUGE-L | BLEU-4 | METEOR | OVERALL |"
     assert head in page
-    assert "| janus-nar | JANUS (`paper`) | nar-10 | 31.00 | 4.00 | 8.00 |  | 15.00 | 2 |" in page
+    assert "| janus-nar | JANUS (`paper`) | nar-10 | 31.00 | 4.00 | 8.00 | 15.00 | 30 |" in page
     assert "| JANUS (`paper`) | (19.15) | 14.00 |  |  | 15.00 |" in page
-    assert "| base | random weights | ar | 60 | 3.0 | 2.500 | 4.250 | 2 |" in page
+    assert "| base | random weights | ar | 60 | 3.0 | 2.500 | 4.250 | 30 |" in page
     assert "- janus-ar, ar: `who ?`" in page
-    assert "All together 12 min" in page
     assert "Test lines: 4, the first of 11,877." in page
     whole = squad.SquadQuestions(squad.parse(["--root", str(root)]))
     assert whole.goal("janus-nar", "evaluate")["lines"] == 11877
@@ -249,7 +297,7 @@ def test_the_report_of_nothing_says_so(tmp_path):
     squad.SquadQuestions(squad.parse(["--root", str(tmp_path / "x"), "--results", str(tmp_path)])).report()
     content = json.loads((tmp_path / "glge_squadqg.json").read_text())
     assert content["runs"] == {}
-    assert len(content["not_finished"]) == len(squad.RUNS)
+    assert len(content["not_begun"]) == len(squad.RUNS)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +312,7 @@ def test_the_report_of_nothing_says_so(tmp_path):
     ],
 )
 def test_text_in_the_style_of_the_questions(text, expected):
+    treebank_lower = program("squadqg_text").treebank_lower
     assert treebank_lower(text) == expected
     assert treebank_lower(expected) == expected, "text in this style stays as it is"
 
@@ -275,6 +324,7 @@ def test_nearly_all_questions_of_squad_become_the_official_ones():
     official = {line.strip() for line in lines}
     articles = json.loads((given / "squad" / "train-v1.1.first12articles.json").read_text())["data"]
     questions = [q["question"] for a in articles for p in a["paragraphs"] for q in p["qas"]]
+    treebank_lower = program("squadqg_text").treebank_lower
     found = sum(treebank_lower(question) in official for question in questions)
     assert found >= 0.99 * len(questions)
 
@@ -295,9 +345,10 @@ def shared_files(folder: Path) -> None:
 
 
 def test_training_pairs_are_apart_from_held_out_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr("janus_ds.tools.squadqg_text.DEV_PAIRS", 2)
+    squadqg = program("squadqg_text")
+    monkeypatch.setattr(squadqg, "DEV_PAIRS", 2)
     shared_files(tmp_path)
-    counts = write_squadqg(tmp_path, tmp_path / "out")
+    counts = squadqg.write_squadqg(tmp_path, tmp_path / "out")
     assert counts == {"train": 2, "dev": 3, "test": 1, "left_out": 3}
 
     def lines(name: str) -> list[str]:
@@ -307,10 +358,10 @@ def test_training_pairs_are_apart_from_held_out_ones(tmp_path, monkeypatch):
     assert lines("dev.src") == ["two .", "two .", "three ."], "a sentence is on one side only"
     (tmp_path / "squadqg" / "du2017.dev.tgt").write_text("a ?\n")
     with pytest.raises(DataError, match="different numbers of lines: 4 and 1"):
-        write_squadqg(tmp_path, tmp_path / "out")
+        squadqg.write_squadqg(tmp_path, tmp_path / "out")
     (tmp_path / "squadqg" / "du2017.test.src.xz").write_bytes(b"no xz")
     with pytest.raises(DataError, match="cannot be read"):
-        write_squadqg(tmp_path, tmp_path / "out")
+        squadqg.write_squadqg(tmp_path, tmp_path / "out")
 
 
 def test_wikipedia_becomes_sentences_up_to_a_size(tmp_path):
@@ -320,7 +371,7 @@ def test_wikipedia_becomes_sentences_up_to_a_size(tmp_path):
     (given / "wiki.txt.xz").write_bytes(
         lzma.compress((article * 3 + "x" * 2_000_000 + "\n\nlast\n").encode())
     )
-    assert write_wikipedia(tmp_path, tmp_path / "out.txt", 1) == 4
+    assert program("squadqg_text").write_wikipedia(tmp_path, tmp_path / "out.txt", 1) == 4
     lines = (tmp_path / "out.txt").read_text().splitlines()
     assert lines[:4] == ["it is big .", "very big !", "it 's -lrb- was -rrb- old .", ""]
     assert (len(lines), lines[-1]) == (14, "")

@@ -125,7 +125,7 @@ def program(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_programs_say_what_is_missing(tmp_path):
-    driver = "launch/experiments/nmt_multi30k.py"
+    driver = "launch/experiments/convergence.py"
     done = program(driver, "--root", str(tmp_path))
     assert done.returncode == 8
     assert "set JANUS_SHARED_DATA to" in done.stderr
@@ -144,8 +144,8 @@ def test_programs_say_what_is_missing(tmp_path):
 def test_a_report_of_nothing_says_so(tmp_path):
     root, results = tmp_path / "runs", tmp_path / "results"
     done = program(
-        "launch/experiments/nmt_multi30k.py", "--report", "--root", str(root), "--results", str(results)
+        "launch/experiments/convergence.py", "--report", "--root", str(root), "--results", str(results)
     )
     assert done.returncode == 0, done.stderr
-    assert "No run is finished." in (results / "nmt_multi30k.md").read_text()
-    assert len(json.loads((results / "nmt_multi30k.json").read_text())["de-en"]["not_finished"]) == 8
+    assert "No run has begun." in (results / "convergence.md").read_text()
+    assert len(json.loads((results / "convergence.json").read_text())["not_begun"]) == 15
