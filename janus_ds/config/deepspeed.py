@@ -1,28 +1,32 @@
-"""The owner of the DeepSpeed JSON: how a run is executed, and that it contradicts nothing.
+"""How a run is executed: the DeepSpeed JSON, solved for this run and this many ranks, and checked.
 
 The recipe says what is trained (global batch, optimizer, schedule, clipping); the JSON says how
-(ZeRO stage, offload, precision, micro-batch, buckets). This module solves
-`global batch = micro-batch x accumulation x data-parallel ranks`, writes the values of the recipe
-into the dictionary for `deepspeed.initialize`, and refuses every key that DeepSpeed would ignore.
+(ZeRO stage, offload, precision, micro-batch, buckets). This module writes the values of the recipe
+into the dictionary for `deepspeed.initialize`; `deepspeed_file.py` reads and checks the JSON.
 """
 
 from __future__ import annotations
 
 import copy
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_ds.config.batch_size import solve_batch
-from janus_ds.config.deepspeed_keys import KNOWN, REFUSED, SECTIONS
-from janus_ds.config.engine_check import check_device, check_values_with_deepspeed
-from janus_ds.config.faults import FaultList, suggestion
-from janus_ds.config.optimizer_block import check_optimizer, check_scheduler
+from janus_ds.config.deepspeed_file import DeepSpeedFile
+from janus_ds.config.faults import FaultList
+from janus_ds.config.fields import shown
+from janus_ds.config.load import read_run_config
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
 
-__all__ = ["ExecutionConfig", "load_deepspeed_config", "read_deepspeed_config"]
+__all__ = [
+    "ExecutionConfig",
+    "check_on_this_machine",
+    "load_setup",
+    "read_deepspeed_config",
+    "read_setup",
+]
 
 _NEVER = 10**12
 
@@ -48,187 +52,141 @@ class ExecutionConfig:
     """The file, for messages."""
 
 
-def load_deepspeed_config(path: Path, run: RunConfig, data_size: int) -> ExecutionConfig:
-    """The DeepSpeed JSON for a run on `data_size` data-parallel ranks.
+def load_setup(
+    recipe: Path | None,
+    overrides: Iterable[str],
+    deepspeed_config: Path,
+    data_size: int,
+    tensor_size: int = 1,
+    mode: str | None = None,
+) -> tuple[RunConfig, ExecutionConfig]:
+    """What is trained and how it is executed, from both files.
+
+    Args:
+        recipe: YAML file; None takes the defaults of the schema.
+        overrides: `section.field=value` each.
+        deepspeed_config: the DeepSpeed JSON.
+        data_size: number of data-parallel ranks.
+        tensor_size: tensor-parallel ranks that share a copy of the model.
+        mode: one of the recipe's modes.
+
+    Raises:
+        ConfigError: anything is wrong in either; the message names all faults. Values that DeepSpeed itself
+            must judge, and what the device can do, come last, since they take importing it.
+        UsageError: the recipe has no such mode.
+    """
+    run, execution = read_setup(recipe, overrides, deepspeed_config, data_size, tensor_size, mode)
+    check_on_this_machine(execution)
+    return run, execution
+
+
+def read_setup(
+    recipe: Path | None,
+    overrides: Iterable[str],
+    deepspeed_config: Path,
+    data_size: int,
+    tensor_size: int = 1,
+    mode: str | None = None,
+) -> tuple[RunConfig, ExecutionConfig]:
+    """As :func:`load_setup`, without what takes importing DeepSpeed."""
+    faults = FaultList()
+    run = read_run_config(recipe, overrides, faults, mode)
+    for name in ("heads", "ffn_dim", "vocab_multiple"):
+        key, value = f"model.{name}", getattr(run.model, name)
+        if value % tensor_size:
+            faults.add(
+                f"{key} is {value}, which {tensor_size} tensor-parallel ranks cannot share",
+                f"--tensor-parallel {tensor_size} with {key}",
+                f"choose a size that divides {value}, or another {key}",
+                [key],
+            )
+    return run, read_deepspeed_config(deepspeed_config, run, data_size, faults)
+
+
+def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: FaultList) -> ExecutionConfig:
+    """The DeepSpeed JSON for a resolved run on `data_size` data-parallel ranks.
 
     Args:
         path: the JSON file.
-        run: what is trained, resolved.
+        run: what is trained.
         data_size: number of data-parallel ranks (all ranks / tensor-parallel size).
+        faults: what is wrong with the recipe already; reported together with what is wrong here.
 
     Raises:
-        ConfigError: anything is wrong; the message names all faults. Whether the device has the
-            precision asked for is looked at last, since it takes importing DeepSpeed.
+        ConfigError: there is any fault; the message names all of them.
     """
-    faults = FaultList()
-    execution = read_deepspeed_config(path, run, data_size, faults)
-    faults.raise_if_any()
-    if execution is None:
-        raise ConfigError(
-            "the DeepSpeed configuration cannot be used", str(path), "report this: no fault was found"
-        )
-    check_values_with_deepspeed(execution.engine, execution.source)
-    check_device(execution)
-    return execution
-
-
-def read_deepspeed_config(
-    path: Path, run: RunConfig, data_size: int, faults: FaultList
-) -> ExecutionConfig | None:
-    """As :func:`load_deepspeed_config`, but faults are only collected and no device is asked.
-
-    Returns:
-        None if anything in the file is at fault.
-    """
-    before = len(faults.faults)
-    config = _read_json(path, faults)
-    if config is None:
-        return None
-    source = str(path)
-    _check_keys(config, source, faults)
-    if len(faults.faults) > before:
-        _drop_unreadable(config)
-    stage, precision = _zero_stage(config, source, faults), _precision(config, source, faults)
+    file = DeepSpeedFile(path, run, faults)
+    stage, precision = file.zero_stage(), file.precision()
     if stage == 0 and precision in ("bf16", "fp16"):
-        faults.add(
+        file.refuse(
+            "zero_optimization.stage",
             f"ZeRO stage 0 with {precision} trains wrongly: DeepSpeed's 16-bit optimizer makes an extra "
             "step when it is built, and losses drift from the right ones",
-            f"{source}: zero_optimization.stage",
             "use stage 1 (the same on one rank), or fp32",
         )
-    _check_guards(config, source, faults)
-    batch = solve_batch(config, run, data_size, source, faults)
+    file.check_guards()
+    micro_batch, accumulation = file.batch(data_size)
     if not any(key.startswith("optim.") or key == "train.max_steps" for key in faults.spoilt):
-        check_optimizer(config.get("optimizer"), run, source, faults)
-        check_scheduler(config.get("scheduler"), run, source, faults)
-        _check_clipping(config, run, source, faults)
-    if len(faults.faults) > before or batch is None:
-        return None
-    offload = _offload_device(config) not in (None, "none")
-    engine = _engine_dict(config, run, offload)
+        file.check_repeated()
+    faults.raise_if_any()
+    offload = file.section("zero_optimization").get("offload_optimizer") or {}
+    on_host = offload.get("device") not in (None, "none")
+    engine = _engine(file.values, run, on_host)
     # DeepSpeed only multiplies these; with batches of tokens there is no number of samples to tell.
-    engine["train_micro_batch_size_per_gpu"] = 1 if run.data.batch == "tokens" else batch[0]
-    engine["gradient_accumulation_steps"] = batch[1]
-    engine["train_batch_size"] = engine["train_micro_batch_size_per_gpu"] * batch[1] * data_size
-    return ExecutionConfig(engine, stage, precision, batch[0], batch[1], data_size, offload, source)
+    engine["train_micro_batch_size_per_gpu"] = 1 if run.data.batch == "tokens" else micro_batch
+    engine["gradient_accumulation_steps"] = accumulation
+    engine["train_batch_size"] = engine["train_micro_batch_size_per_gpu"] * accumulation * data_size
+    return ExecutionConfig(engine, stage, precision, micro_batch, accumulation, data_size, on_host, str(path))
 
 
-def _read_json(path: Path, faults: FaultList) -> dict[str, Any] | None:
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in dict.fromkeys(n for n in names if names.count(n) > 1):
-            faults.add(f"the key {name!r} is given twice", f"{path}: {name}", "keep one of them")
-        return dict(pairs)
-
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=mapping)
-    except OSError as error:
-        names = [p.name for p in path.parent.glob("*.json")] if path.parent.is_dir() else []
-        fix = suggestion(path.name, names, "give the path of a file such as ds_configs/zero2.json")
-        faults.add(f"the DeepSpeed configuration cannot be read: {error.strerror}", str(path), fix)
-        return None
-    except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}"
-        faults.add(f"the DeepSpeed configuration is not valid JSON: {error.msg}", where, "mend that line")
-        return None
-    except UnicodeDecodeError as error:
-        faults.add(
-            f"the DeepSpeed configuration is not UTF-8 text: {error.reason}", str(path), "save it as UTF-8"
-        )
-        return None
-    if not isinstance(config, dict):
-        faults.add("the DeepSpeed configuration is not a JSON object", str(path), "start it with {")
-        return None
-    return config
-
-
-def _check_keys(config: dict[str, Any], source: str, faults: FaultList) -> None:
-    for key in config:
-        if key in REFUSED:
-            faults.add(f"the key {key!r} of DeepSpeed is not used here", f"{source}: {key}", REFUSED[key])
-        elif key not in KNOWN:
-            fix = suggestion(key, KNOWN, "see ds_configs/README.md for the keys that may be used")
-            faults.add(f"unknown key {key!r}", f"{source}: {key}", fix)
-    for section, keys in SECTIONS.items():
-        values: Any = config
-        for name in section.split("."):
-            values = values.get(name) if isinstance(values, dict) else None
-        if values is None:
-            continue
-        if not isinstance(values, dict):
-            faults.add(f"{section} must be an object", f"{source}: {section}", f'write "{section}": {{...}}')
-            continue
-        for key in values:
-            if key not in keys:
-                fix = suggestion(key, keys, f"{section} has the keys {', '.join(keys)}")
-                faults.add(f"unknown key {key!r} in {section}", f"{source}: {section}.{key}", fix)
-
-
-def _drop_unreadable(config: dict[str, Any]) -> None:
-    # Sections that are no objects have been reported; later checks need not meet them again.
-    for section in SECTIONS:
-        if "." not in section and not isinstance(config.get(section, {}), dict):
-            del config[section]
-
-
-def _zero_stage(config: dict[str, Any], source: str, faults: FaultList) -> int:
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    if type(stage) is int and 0 <= stage <= 3:
-        return stage
-    faults.add(f"there is no ZeRO stage {stage!r}", f"{source}: zero_optimization.stage", "use 0, 1, 2 or 3")
-    return 1
-
-
-def _precision(config: dict[str, Any], source: str, faults: FaultList) -> str:
-    on = []
-    for name in ("bf16", "fp16"):
-        enabled = config.get(name, {}).get("enabled", False)
-        if not isinstance(enabled, bool):
-            where = f"{source}: {name}.enabled"
-            faults.add(f"{name}.enabled must be true or false, not {enabled!r}", where, "write true or false")
-        elif enabled:
-            on.append(name)
-    if len(on) == 2:
-        fix = "switch one of them off; bf16 needs no loss scale"
-        faults.add("bf16 and fp16 are both switched on", f"{source}: bf16.enabled, fp16.enabled", fix)
-    return on[0] if on else "fp32"
-
-
-def _check_guards(config: dict[str, Any], source: str, faults: FaultList) -> None:
-    for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
-        values = config.get(section)
-        if isinstance(values, dict) and values.get(key, True) is not True:
-            faults.add(
-                f"{section}.{key} is off: a gradient that is not finite would go into the weights unseen",
-                f"{source}: {section}.{key}",
-                "leave it out, or write true",
-            )
-
-
-def _check_clipping(config: dict[str, Any], run: RunConfig, source: str, faults: FaultList) -> None:
-    given = config.get("gradient_clipping", "auto")
-    if given != "auto" and given != run.optim.clip_norm:
-        faults.add(
-            f"gradient_clipping is {given!r}, but the recipe has optim.clip_norm {run.optim.clip_norm}",
-            f"{source}: gradient_clipping",
-            'write "auto", or set optim.clip_norm in the recipe',
-        )
-
-
-def _offload_device(config: dict[str, Any]) -> Any:
-    offload = config.get("zero_optimization", {}).get("offload_optimizer")
-    return offload.get("device") if isinstance(offload, dict) else None
-
-
-def _engine_dict(config: dict[str, Any], run: RunConfig, offload: bool) -> dict[str, Any]:
-    engine = copy.deepcopy(config)
+def _engine(values: dict[str, Any], run: RunConfig, on_host: bool) -> dict[str, Any]:
+    engine = copy.deepcopy(values)
     # Optimizer and schedule are built from the recipe and handed to DeepSpeed as objects.
     engine.pop("optimizer", None)
     engine.pop("scheduler", None)
     engine["gradient_clipping"] = run.optim.clip_norm
     engine["zero_allow_untested_optimizer"] = True
-    if offload:
+    if on_host:
         # DeepSpeed's own CPU Adam would be compiled at the first start; torch's AdamW does the same.
         engine["zero_force_ds_cpu_optimizer"] = False
     engine.setdefault("steps_per_print", _NEVER)
     return engine
+
+
+def check_on_this_machine(execution: ExecutionConfig) -> None:
+    """Final check: DeepSpeed's own models read its sections, and the device must have the precision.
+
+    Raises:
+        ConfigError: a value is of a wrong type or out of range (all of them are named), or the device
+            cannot train in bf16 or fp16.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    faults = FaultList()
+    models = {
+        "zero_optimization": DeepSpeedZeroConfig,
+        "fp16": DeepSpeedFP16Config,
+        "bf16": DeepSpeedBF16Config,
+    }
+    for section, model in models.items():
+        try:
+            model(**execution.engine.get(section, {}))
+        except ValidationError as error:
+            for item in error.errors():
+                key = ".".join([section, *(str(part) for part in item["loc"])])
+                what = f"{key} is {shown(item['input'])}: {item['msg']}"
+                fix = "give a value that DeepSpeed accepts, or leave the key out"
+                faults.add(what, f"{execution.source}: {key}", fix)
+    faults.raise_if_any()
+    accelerator, precision = get_accelerator(), execution.precision
+    can = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported}
+    if precision in can and not can[precision]():
+        others = "zero2_bf16.json or zero2.json" if precision == "fp16" else "zero2.json"
+        raise ConfigError(
+            f"this machine's device ({accelerator.device_name()}) cannot train in {precision}",
+            f"{execution.source}: {precision}.enabled",
+            f"use another precision, for example ds_configs/{others}",
+        )

@@ -10,10 +10,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from janus_ds.errors import ConfigError
 
-__all__ = ["ConfigFaultsError", "Fault", "FaultList", "nearest", "suggestion"]
+__all__ = ["ConfigFaultsError", "Fault", "FaultList", "nearest", "read_text", "suggestion"]
+
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,28 @@ def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     """The `to do` of an unknown name: its nearest known name, or else a way to find the right one."""
     near = nearest(name, known)
     return f"did you mean {near!r}? ({otherwise})" if near else otherwise
+
+
+def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | None:
+    """The text of a file of settings, with or without a byte-order mark; None with a fault.
+
+    Args:
+        path: the file.
+        what: what messages call it.
+        example: a path of such a file; names of neighbours with its ending are suggested.
+        faults: takes what is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            faults.add(f"{what} is larger than {_MOST_BYTES:,} bytes", str(path), f"give {example}")
+            return None
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        names = [p.name for p in path.parent.glob(f"*{Path(example).suffix}")] if path.parent.is_dir() else []
+        fix = suggestion(path.name, names, f"give the path of {example}")
+        faults.add(f"{what} cannot be read: {error.strerror}", str(path), fix)
+    except UnicodeDecodeError as error:
+        faults.add(f"{what} is not UTF-8 text: {error.reason}", str(path), "save it as UTF-8")
+    return None

@@ -1,122 +1,157 @@
-"""The fields of a run as a flat table of dotted keys, read from the dataclasses of `schema.py`.
+"""Types that a field of a run may have, and each field's type, range, default and text as data.
 
-The loader needs type and default of a key, `python -m janus_ds explain` its text as well. The text
-is the string below a field in the source, which Python itself throws away, so it is read by `ast`.
+The sections in `schema.py` and `schema_train.py` are pydantic dataclasses: frozen, strict (no text or truth
+value as a number, but whole numbers as numbers), and finite. The text below a field in the source is its
+documentation; `python -m janus_ds explain KEY` prints it.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
-from janus_ds.config import decode_schema, schema
-from janus_ds.config.schema import RunConfig
+from pydantic import ConfigDict, Field
+from pydantic_core import core_schema
 
-__all__ = ["FieldSpec", "coerce", "field_docs", "field_table", "section_names"]
+__all__ = [
+    "STRICT",
+    "Count",
+    "FieldSpec",
+    "NotNegative",
+    "OneOf",
+    "Positive",
+    "Rate",
+    "Share",
+    "Whole",
+    "field_specs",
+    "shown",
+]
+
+_LARGEST = 2**63 - 1
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+"""Of every section."""
+
+Count = Annotated[int, Field(gt=0, le=_LARGEST)]
+Whole = Annotated[int, Field(ge=0, le=_LARGEST)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OneOf:
+    """The choices of a text field, as in `Annotated[str, OneOf("a", "b")]`; for type checkers it is text."""
+
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def __get_pydantic_core_schema__(self, source: type, handler: Any) -> Any:
+        return core_schema.literal_schema(list(self.choices))
+
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """One field of a run: its dotted key, type and default."""
+    """One field of a run.
+
+    Attributes:
+        key: dotted, such as "optim.lr".
+        type: str, int, float or bool.
+        optional: whether it may be None.
+        default: its value where nothing is given.
+        choices: the values that a text field may take; empty: any.
+        limits: of gt, ge, lt and le (as in :mod:`operator`), those that bound it.
+        text: its documentation; the first line is a summary.
+    """
 
     key: str
     type: type
     optional: bool
     default: Any
+    choices: tuple[str, ...]
+    limits: dict[str, float]
+    text: str
 
     @property
     def type_name(self) -> str:
         """The type in words."""
         return _WORDS[self.type] + (" or null" if self.optional else "")
 
+    def refusal(self, value: Any) -> str:
+        """Why a value that pydantic refused is not one of this field, in one sentence."""
+        if self.choices and isinstance(value, str):
+            return f"{self.key} has no value {shown(value)}"
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and (self.type is float or (self.type is int and isinstance(value, int))):
+            return f"{self.key} is {shown(value)}, but must be {self.range_name(value)}"
+        return f"{self.key} must be {self.type_name}, not {_described(value)}"
 
-def section_names() -> tuple[str, ...]:
-    """The sections of a recipe: model, data, masking and so on."""
-    hints = get_type_hints(RunConfig)
-    return tuple(f.name for f in fields(RunConfig) if is_dataclass(hints[f.name]))
-
-
-@cache
-def field_table() -> dict[str, FieldSpec]:
-    """Every field of a run by its dotted key, in the order of the schema."""
-    return {spec.key: spec for spec in _specs(RunConfig, "")}
-
-
-def _specs(owner: type, prefix: str) -> list[FieldSpec]:
-    hints = get_type_hints(owner)
-    found: list[FieldSpec] = []
-    for item in fields(owner):
-        hint = hints[item.name]
-        if is_dataclass(hint):
-            found += _specs(hint, f"{item.name}.")  # type: ignore[arg-type]
-            continue
-        choices = [t for t in get_args(hint) if t is not NoneType] or [hint]
-        default = None if item.default is MISSING else item.default
-        found.append(FieldSpec(prefix + item.name, choices[0], NoneType in get_args(hint), default))
-    return found
-
-
-def coerce(spec: FieldSpec, value: Any) -> Any:
-    """A value from YAML as the type of its field.
-
-    Whole numbers serve as numbers, and `1e-4`, which YAML 1.1 reads as text, is the number it
-    looks like.
-
-    Raises:
-        ValueError: the value is of another type; the message says which.
-    """
-    if value is None and spec.optional:
-        return None
-    if spec.type is float:
-        if isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                pass
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif type(value) is spec.type:
-        return value
-    raise ValueError(f"{spec.key} must be {spec.type_name}, not {_describe(value)}")
+    def range_name(self, value: float = 0) -> str:
+        """The limits in words; the largest whole number is named only to a value above it."""
+        limits = dict(self.limits)
+        if limits.get("le") == _LARGEST:
+            del limits["le"]
+            if value > _LARGEST:
+                return "at most 2^63 - 1"
+        low, high = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
+        above = "more than" if "gt" in limits else "at least"
+        below = "less than" if "lt" in limits else "at most"
+        match low, high:
+            case None, None:
+                return "finite"
+            case _, None:
+                return f"{above} {low}" if "gt" in limits else f"{low} or more"
+            case _ if limits.keys() == {"ge", "le"}:
+                return f"between {low} and {high}"
+        return f"{above} {low} and {below} {high}"
 
 
-def _describe(value: Any) -> str:
+def shown(value: Any, most: int = 60) -> str:
+    """A value as messages show it: its repr, cut in the middle where it is long."""
+    if isinstance(value, int) and abs(value) >= 10**most:
+        return "a number of more than 60 digits"
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
+
+
+def _described(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, dict | list):
         return "a section" if isinstance(value, dict) else "a list"
-    return f"{value!r} ({_WORDS.get(type(value), type(value).__name__)})"
+    return f"{shown(value)} ({_WORDS.get(type(value), type(value).__name__)})"
 
 
-@cache
-def field_docs() -> dict[str, str]:
-    """The text of every field and section, by dotted key (a section's own text under its name)."""
-    docs: dict[str, dict[str, str]] = {}
-    nodes = [n for module in (schema, decode_schema) for n in ast.parse(inspect.getsource(module)).body]
-    for node in nodes:
-        if isinstance(node, ast.ClassDef):
-            docs[node.name] = _class_docs(node)
-    hints = get_type_hints(RunConfig)
-    table: dict[str, str] = {}
-    for name, text in docs["RunConfig"].items():
-        if name:
-            table[name] = text
-    for section in section_names():
-        for name, text in docs[hints[section].__name__].items():
-            table[f"{section}.{name}" if name else section] = text
-    return table
-
-
-def _class_docs(node: ast.ClassDef) -> dict[str, str]:
-    found = {"": inspect.cleandoc(ast.get_docstring(node) or "")}
-    for item, after in zip(node.body, node.body[1:], strict=False):
-        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and is_text:
-            found[item.target.id] = inspect.cleandoc(str(after.value.value))  # type: ignore[attr-defined]
-    return found
+def field_specs(owner: type, prefix: str = "") -> Iterator[FieldSpec]:
+    """The fields of a run or section and of the sections in it, in the order of the source."""
+    infos = owner.__pydantic_fields__  # type: ignore[attr-defined]
+    for item in fields(owner):
+        info = infos[item.name]
+        if is_dataclass(info.annotation):
+            yield from field_specs(info.annotation, f"{item.name}.")  # type: ignore[arg-type]
+            continue
+        kinds = [kind for kind in get_args(info.annotation) if kind is not NoneType]
+        optional = NoneType in get_args(info.annotation)
+        hint, marks = (kinds[0], []) if optional else (info.annotation, list(info.metadata))
+        if get_origin(hint) is Annotated:
+            hint, *notes = get_args(hint)
+            marks += [mark for note in notes for mark in getattr(note, "metadata", [note])]
+        choices = next((mark.choices for mark in marks if isinstance(mark, OneOf)), ())
+        limits = {
+            name: getattr(m, name) for m in marks for name in ("gt", "ge", "lt", "le") if hasattr(m, name)
+        }
+        yield FieldSpec(
+            key=prefix + item.name,
+            type=hint,
+            optional=optional,
+            default=None if item.default is MISSING else item.default,
+            choices=choices,
+            limits=limits,
+            text=inspect.cleandoc(info.description or ""),
+        )

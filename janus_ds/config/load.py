@@ -1,4 +1,4 @@
-"""Recipes: YAML and dotted overrides in, a checked :class:`RunConfig` out.
+"""Recipes: YAML and dotted overrides in, a checked :class:`RunConfig` out; and back, for run records.
 
 All faults are reported together: unknown keys (with the nearest known one), values of a wrong type,
 values out of range, and values that contradict each other.
@@ -6,25 +6,40 @@ values out of range, and values that contradict each other.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from janus_ds.config.faults import FaultList, nearest, suggestion
-from janus_ds.config.fields import coerce, field_table, section_names
-from janus_ds.config.initial import follow_init
+from janus_ds.config.faults import FaultList, nearest, read_text, suggestion
+from janus_ds.config.fields import shown
 from janus_ds.config.locations import SECRET_KEYS, public_location
-from janus_ds.config.modes import MODES_KEY
-from janus_ds.config.presets import MODEL_PRESETS, resolve
-from janus_ds.config.rules import check_run, check_values
-from janus_ds.config.schema import RunConfig
+from janus_ds.config.presets import MODEL_PRESETS, follow_init, resolve
+from janus_ds.config.rules import check_name, check_run
+from janus_ds.config.schema import FIELDS, LATER_FIELDS, RETIRED, SECTIONS, RunConfig
+from janus_ds.errors import UsageError
 
-__all__ = ["fingerprint", "from_dict", "load_run_config", "read_run_config", "to_dict"]
+__all__ = [
+    "add_override_argument",
+    "add_recipe_arguments",
+    "fingerprint",
+    "from_dict",
+    "load_run_config",
+    "read_run_config",
+    "to_dict",
+    "user_path",
+]
+
+_MODES = "modes"
+"""Section of a recipe with fields that stand instead of its own where `--mode NAME` asks for them."""
 
 
 @dataclass(frozen=True)
@@ -33,36 +48,41 @@ class _Given:
 
     value: Any
     origin: str
-    from_text: bool = False
 
 
-def load_run_config(recipe: Path | None, overrides: Iterable[str] = ()) -> RunConfig:
+def load_run_config(recipe: Path | None, overrides: Iterable[str] = (), mode: str | None = None) -> RunConfig:
     """The run that a recipe and overrides describe, with every preset written out.
 
     Args:
         recipe: YAML file; None takes the defaults of the schema.
         overrides: `section.field=value` each; the value is read as YAML. Later ones win.
+        mode: a name below the recipe's section `modes`, whose fields win over the recipe's own.
 
     Raises:
         ConfigError: anything is wrong; the message names all faults.
+        UsageError: the recipe has no such mode.
     """
     faults = FaultList()
-    run = read_run_config(recipe, overrides, faults)
+    run = read_run_config(recipe, overrides, faults, mode)
     faults.raise_if_any()
     return run
 
 
-def read_run_config(recipe: Path | None, overrides: Iterable[str], faults: FaultList) -> RunConfig:
+def read_run_config(
+    recipe: Path | None, overrides: Iterable[str], faults: FaultList, mode: str | None = None
+) -> RunConfig:
     """As :func:`load_run_config`, but faults are only collected: for reports over several files.
 
     Where a value cannot be read, the run that is returned has the default in its place.
     """
     given: dict[str, _Given] = {}
     if recipe is not None:
-        given |= _read_recipe(recipe, faults)
+        given |= _read_recipe(recipe, mode, faults)
     for override in overrides:
         given |= _read_override(override, faults)
-    return _build(given, str(recipe) if recipe else "the defaults", faults)
+    run, where = _build(given, str(recipe) if recipe else "the defaults", faults)
+    check_name(run.name, where, faults)
+    return run
 
 
 def to_dict(run: RunConfig) -> dict[str, Any]:
@@ -75,71 +95,36 @@ def to_dict(run: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], origin: str = "run.json") -> RunConfig:
-    """The run that :func:`to_dict` wrote.
+    """The run that :func:`to_dict` wrote, by this version or an earlier one.
 
     Raises:
         ConfigError: it holds anything that this version does not know or allow.
     """
     faults = FaultList()
-    run = _build(_flatten(dict(values), "", origin, faults), origin, faults)
+    if not isinstance(values, Mapping):
+        faults.add("the recipe in it is not a mapping of sections", origin, "restore the file")
+        values = {}
+    run, _ = _build(_flatten(dict(values), origin, faults), origin, faults)
     faults.raise_if_any()
     return run
 
 
-RETIRED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "decode.length_pruning": ((False,), "candidates that were given up early cost 0.6 to 2.3 BLEU"),
-    "decode.confidence": ((None,), "decode.threshold settles single tokens by their probability"),
-    "decode.redraft": (("reuse",), "drafting anew was slower than what is left of earlier drafts"),
-    "decode.draft_iterations": ((0,), "refined drafts cost more passes than they saved"),
-}
-"""Fields of older versions: the values under which nothing changes, and why they are gone.
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
-Recipes and runs that hold one of these values are read as if the key were not there.
-"""
 
-_NOT_TRAINED = {
-    "name",
-    "data.path",
-    "data.valid_path",
-    "data.workers",
-    "data.prefetch_steps",
-    "data.pad_multiple",
-    "data.pack_rows",
-    "data.cache_dir",
-    "data.cache_gb",
-    "data.read_ahead",
-    "data.retries",
-    "data.stall_seconds",
-    "data.on_damage",
-    "data.max_damage",
-    "train.log_every",
-    "train.valid_every",
-    "train.valid_samples",
-    "train.save_every",
-    "train.keep_last",
-    "train.keep_every",
-    "train.max_failed_saves",
-    "train.valid_bleu",
-    "train.valid_bleu_samples",
-    "train.valid_task",
-    "train.valid_bleu_iterations",
-    "train.keep_best",
-    "train.patience",
-    "train.time_limit",
-    "train.stall_minutes",
-    "train.sample_every",
-    "train.max_bad_steps",
-    "train.max_overflows",
-    "train.spike_action",
-    "train.spike_factor",
-    "train.spike_window",
-    "train.activation_checkpointing",
-    "train.attention_backend",
-    "train.compile",
-}
+_NOT_TRAINED = _words(
+    """
+    name data.path data.valid_path data.workers data.prefetch_steps data.pad_multiple data.pack_rows
+    data.cache_dir data.cache_gb data.read_ahead data.retries data.stall_seconds data.on_damage
+    data.max_damage train.log_every train.valid_every train.valid_samples train.save_every train.keep_last
+    train.keep_every train.max_failed_saves train.valid_bleu train.valid_bleu_samples train.valid_task
+    train.valid_bleu_iterations train.keep_best train.patience train.time_limit train.stall_minutes
+    train.sample_every train.max_bad_steps train.max_overflows train.spike_action train.spike_factor
+    train.spike_window train.activation_checkpointing train.attention_backend train.compile
+    """
+)
 """Fields that may change between two starts of a run without changing what it learns."""
-
-_SAME_STREAM_KL = tuple(f"objective.weight_kl_{name}_{name}" for name in ("ar", "nar", "aux"))
 
 
 def fingerprint(run: RunConfig) -> str:
@@ -147,26 +132,15 @@ def fingerprint(run: RunConfig) -> str:
 
     Left out are how often things are logged, saved and validated, where the data lies (its own
     manifest identifies it) and how text is decoded; `train.max_steps` counts only where the
-    learning rate depends on it, so that other runs can be made longer.
+    learning rate depends on it, so that other runs can be made longer. Fields that came later count
+    only where they change what earlier versions did, so that runs of those go on.
     """
     values = {
         key: _get(run, key)
-        for key in field_table()
+        for key in FIELDS
         if key not in _NOT_TRAINED and not key.startswith("decode.") and key != "model.preset"
     }
-    if run.init_length_head == RunConfig.init_length_head:
-        # So that runs from before there was a choice go on; so below.
-        del values["init_length_head"]
-    if not run.data.shuffle_shards:
-        del values["data.shuffle_shards"]
-    for key in ("objective.ar_loss", "objective.aux_share", "objective.encoder_passes"):
-        if values[key] == field_table()[key].default:
-            del values[key]
-    for key in _SAME_STREAM_KL:
-        if not values[key]:
-            del values[key]
-    if values["masking.aux_order"] == "left_to_right":
-        del values["masking.aux_order"]
+    values = {k: v for k, v in values.items() if k not in LATER_FIELDS or v != LATER_FIELDS[k]}
     if run.optim.schedule != "polynomial":
         del values["train.max_steps"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -179,153 +153,243 @@ def _get(run: RunConfig, key: str) -> Any:
     return value
 
 
+# Command lines
+
+
+def user_path(text: str) -> Path:
+    """A path from the command line; a leading ~ is the user's home, also in `--option=~/file`."""
+    return Path(os.path.expanduser(text))
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
+    """`--recipe` and `--set` (as `overrides`).
+
+    Args:
+        parser: to add to.
+        default: the recipe where none is given; None: the program looks for the quickstart's.
+    """
+    shown = f"launch/recipes/{default.name}" if default else "launch/recipes/quickstart.yaml"
+    help_line = f"what is trained (default: {shown})"
+    parser.add_argument("--recipe", type=user_path, default=default, metavar="YAML", help=help_line)
+    add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
+
+
+def add_override_argument(parser: argparse.ArgumentParser, help_line: str) -> None:
+    """`--set KEY=VALUE ...`, as `overrides`."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help=help_line,
+    )
+
+
 # Reading
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without the habit of keeping the last of two equal keys."""
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: equal keys are a fault, and plain text means what it looks like.
+
+    YAML 1.1 reads `1:30` as 90, `010` as 8, `off` as false, `1e-4` as text and `2024-01-01` as a date. Here,
+    as in YAML 1.2, numbers are decimal, only true and false are truth values, and all else is text.
+    """
 
 
-def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _starts in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    # Forty digits: longer ones are refused as text, before they are made a number.
+    ("int", r"[-+]?(0|[1-9][0-9]{0,39})", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _starts)
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} is given twice", key_node.start_mark
-            )
-        seen.add(key)
+        key, problem = str(key_node.value)[:60], "is given twice"
+        if not isinstance(key_node, yaml.ScalarNode):
+            key, problem = "", "is a list or a mapping"
+        if problem == "is given twice" and key_node.value not in seen:
+            seen.add(key_node.value)
+            continue
+        raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {problem}", key_node.start_mark)
     return loader.construct_mapping(node, deep=True)
 
 
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+
+# What PyYAML raises beside its own errors: a tag with a value that is none of its kind, deep nesting.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
-def _read_recipe(path: Path, faults: FaultList) -> dict[str, _Given]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        fix = suggestion(
-            path.name, names, "give the path of a recipe, such as launch/recipes/quickstart.yaml"
-        )
-        faults.add(f"the recipe cannot be read: {error.strerror}", str(path), fix)
-        return {}
-    except UnicodeDecodeError as error:
-        faults.add(f"the recipe is not UTF-8 text: {error.reason}", str(path), "save it as UTF-8")
+def _read_recipe(path: Path, mode: str | None, faults: FaultList) -> dict[str, _Given]:
+    text = read_text(path, "the recipe", "a recipe such as launch/recipes/quickstart.yaml", faults)
+    if text is None:
         return {}
     try:
-        values = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, Loader=_Loader)
+    except _YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
+        if isinstance(error, RecursionError):
+            problem = "it is nested too deeply"
         faults.add(f"the recipe is not valid YAML: {problem}", f"{path}{line}", "mend that line")
         return {}
     if not isinstance(values, dict | None):
         faults.add("the recipe is not a mapping of sections", str(path), "write lines such as `model:`")
         return {}
-    own = {name: value for name, value in (values or {}).items() if name != MODES_KEY}
-    return _flatten(own, "", str(path), faults)
+    values = values or {}
+    modes = values.pop(_MODES, None)
+    given = _flatten(values, str(path), faults)
+    if mode is not None:
+        given |= _flatten(_mode_values(modes, mode, path, faults), f"{path}, mode {mode}", faults)
+    return given
 
 
-def _flatten(values: dict[Any, Any], prefix: str, origin: str, faults: FaultList) -> dict[str, _Given]:
-    table, sections = field_table(), section_names()
+def _mode_values(modes: Any, mode: str, path: Path, faults: FaultList) -> dict[Any, Any]:
+    if modes is None:
+        fix = "leave --mode out, or give one of launch/recipes/glge_*.yaml"
+        raise UsageError("the recipe has no modes", str(path), fix)
+    if not isinstance(modes, dict) or not all(isinstance(m, dict | None) for m in modes.values()):
+        what = "the section is no mapping of modes to fields"
+        faults.add(what, f"{path}: {_MODES}", "see launch/recipes/glge_xsum.yaml")
+        return {}
+    if mode not in modes:
+        names = ", ".join(map(str, modes))
+        raise UsageError(f"the recipe has no mode {mode!r}", str(path), f"use {names}")
+    return modes[mode] or {}
+
+
+def _flatten(values: dict[Any, Any], origin: str, faults: FaultList) -> dict[str, _Given]:
+    """Sections to dotted keys; unknown keys are faults."""
     found: dict[str, _Given] = {}
     for name, value in values.items():
-        key = f"{prefix}{name}"
-        if not prefix and key in sections:
-            if isinstance(value, dict):
-                found |= _flatten(value, f"{key}.", origin, faults)
-            elif value is not None:
-                fix = f"write the fields of {key} below it, indented"
-                faults.add(f"{key} is a section, not a value", f"{origin}: {key}", fix)
-        elif key in table:
-            found[key] = _Given(value, origin)
-        elif key in RETIRED:
-            _check_retired(key, value, f"{origin}: {key}", faults)
-        else:
-            _unknown(key, origin, faults)
+        if name not in SECTIONS:
+            found |= _known(str(name), value, origin, faults)
+        elif isinstance(value, dict):
+            for field, inner in value.items():
+                found |= _known(f"{name}.{field}", inner, origin, faults)
+        elif value is not None:
+            fix = f"write the fields of {name} below it, indented"
+            faults.add(f"{name} is a section, not a value", f"{origin}: {name}", fix)
     return found
 
 
 def _read_override(text: str, faults: FaultList) -> dict[str, _Given]:
     key, equals, raw = text.partition("=")
     key = key.strip()
-    origin = f"--set {key}={public_location(raw)}" if key in SECRET_KEYS else f"--set {text}"
+    origin = f"--set {key}={public_location(raw)}" if key in SECRET_KEYS else f"--set {shown(text)[1:-1]}"
     if not equals:
         faults.add("an override has no '='", origin, "write it as section.field=value")
         return {}
-    if key in RETIRED:
-        _check_retired(key, yaml.safe_load(raw), origin, faults)
+    if key in SECTIONS:
+        fix = f"set one of its fields: {key}.FIELD"
+        faults.add(f"{key} is a section, not a field", f"{origin}: {key}", fix)
         return {}
-    if key not in field_table():
-        _unknown(key, origin, faults)
-        return {}
-    if field_table()[key].type is str:
+    value: Any = raw
+    if key in FIELDS and FIELDS[key].type is str:
         # `--set name=2024` means the text 2024; `null` and `~` still mean nothing.
-        optional = field_table()[key].optional
-        return {key: _Given(None if optional and raw in ("null", "~", "") else raw, origin, True)}
-    try:
-        return {key: _Given(yaml.safe_load(raw), origin, True)}
-    except yaml.YAMLError:
-        return {key: _Given(raw, origin, True)}
+        value = None if FIELDS[key].optional and raw in ("null", "~", "") else raw
+    else:
+        try:
+            value = yaml.load(raw, Loader=_Loader)
+        except _YAML_ERRORS:
+            value = raw
+    return _known(key, value, origin, faults)
 
 
-def _check_retired(key: str, value: Any, where: str, faults: FaultList) -> None:
-    neutral, reason = RETIRED[key]
-    if value not in neutral:
-        faults.add(f"{key} {value!r} is no longer known: {reason}", where, f"leave {key} out")
-
-
-def _unknown(key: str, origin: str, faults: FaultList) -> None:
-    known = [*field_table(), *section_names()]
-    near = nearest(key, known)
-    if key in section_names():
-        faults.add(
-            f"{key} is a section, not a field", f"{origin}: {key}", f"set one of its fields: {key}.FIELD"
-        )
-        return
+def _known(key: str, value: Any, origin: str, faults: FaultList) -> dict[str, _Given]:
+    """The value of a key that there is; nothing for retired keys at their neutral value, and for faults."""
+    if key in FIELDS:
+        return {key: _Given(value, origin)}
+    if key in RETIRED:
+        neutral, reason = RETIRED[key]
+        if value != neutral or (type(value) is bool) != (type(neutral) is bool):
+            fix = f"leave {key} out; {reason}"
+            faults.add(
+                f"{key} is no longer there, and {shown(value)} is not what is done", f"{origin}: {key}", fix
+            )
+        return {}
+    known = [*FIELDS, *SECTIONS]
     fix = suggestion(key, known, "`python -m janus_ds explain` lists all keys")
-    faults.add(f"unknown key {key!r}", f"{origin}: {key}", fix)
-    if near:
+    faults.add(f"unknown key {shown(key)}", f"{origin}: {shown(key)[1:-1]}", fix)
+    if near := nearest(key, known):
         faults.spoilt.add(near)
+    return {}
 
 
 # Building
 
+_PATHS = ("init", "data.path", "data.valid_path")
+_TRUTH = {"yes": True, "on": True, "no": False, "off": False}
 
-def _build(given: dict[str, _Given], source: str, faults: FaultList) -> RunConfig:
-    def where(key: str) -> str:
-        return f"{given[key].origin if key in given else source}: {key}"
 
-    values: dict[str, Any] = {}
-    for key, item in given.items():
-        spec = field_table()[key]
-        try:
-            values[key] = coerce(spec, item.value)
-        except ValueError as error:
-            faults.add(str(error), where(key), f"write {spec.type_name}")
-            faults.spoilt.add(key)
+def _build(
+    given: dict[str, _Given], source: str, faults: FaultList
+) -> tuple[RunConfig, Callable[[str], str]]:
+    """The run, and what says where the value of a key comes from."""
+    values = {key: _as_written(key, item.value) for key, item in given.items()}
     preset = values.get("model.preset")
-    if preset in MODEL_PRESETS:
-        shape = {f"model.{name}": value for name, value in MODEL_PRESETS[preset].items()}
-        values = shape | values
-    check_values(values, where, faults)
-    # Defaults stand in for what has been reported, so that the other values are still checked together.
-    sound = {key: value for key, value in values.items() if key not in faults.spoilt}
-    run: RunConfig = resolve(follow_init(_construct(RunConfig, "", sound)))
+    shape = MODEL_PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    filled = {f"model.{name}": value for name, value in shape.items()}
+
+    def where(key: str) -> str:
+        if key in given:
+            return f"{given[key].origin}: {key}"
+        name = preset if key in filled else None
+        if FIELDS[key].optional and key.startswith(("objective.", "masking.")):
+            name = values.get("objective.preset", FIELDS["objective.preset"].default)
+        return f"{source}: {key} ({f'from preset {name}' if name else 'the default'})"
+
+    values = filled | values
+    sections = {name: _section(kind, f"{name}.", values, where, faults) for name, kind in SECTIONS.items()}
+    run: RunConfig = resolve(follow_init(_section(RunConfig, "", values | sections, where, faults)))
     check_run(run, where, faults)
-    return run
+    return run, where
 
 
-def _construct(owner: type, prefix: str, values: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(owner)
-    arguments: dict[str, Any] = {}
-    for item in fields(owner):
-        key = prefix + item.name
-        if is_dataclass(hints[item.name]):
-            arguments[item.name] = _construct(hints[item.name], f"{key}.", values)
-        elif key in values:
-            arguments[item.name] = values[key]
-    return owner(**arguments)
+def _as_written(key: str, value: Any) -> Any:
+    if FIELDS[key].type is bool and isinstance(value, str):
+        return _TRUTH.get(value.lower(), value)
+    if key in _PATHS and isinstance(value, str):
+        return os.path.expanduser(value)
+    return value
+
+
+def _section(
+    kind: type, prefix: str, values: Mapping[str, Any], where: Callable[[str], str], faults: FaultList
+) -> Any:
+    """A section, or the run of its sections; defaults stand in for what is wrong, to go on with the rest."""
+    names = kind.__pydantic_fields__  # type: ignore[attr-defined]
+    own = {name: values[prefix + name] for name in names if prefix + name in values}
+    wrong: set[str] = set()
+    try:
+        kind(**own)
+    except ValidationError as error:
+        wrong = {f"{prefix}{item['loc'][0]}" for item in error.errors(include_url=False)}
+    for key in (prefix + name for name in own):
+        if key not in wrong:
+            continue
+        spec, value = FIELDS[key], values[key]
+        what, fix = spec.refusal(value), f"write {spec.type_name}"
+        if spec.choices and isinstance(value, str):
+            fix = suggestion(value, spec.choices, f"use one of {', '.join(spec.choices)}")
+        elif " but must be " in what:
+            fix = f"give a number that is {spec.range_name(value)}"
+        elif spec.type in (int, float) and isinstance(value, str) and value[:1].isdigit():
+            fix += ", in plain decimal digits without quotes"
+        faults.add(what, where(key), fix)
+    faults.spoilt |= wrong
+    return kind(**{name: own[name] for name in own if prefix + name not in FIELDS.keys() & faults.spoilt})

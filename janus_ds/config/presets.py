@@ -1,4 +1,4 @@
-"""What the named presets bundle: objectives (paper, released code) and model shapes.
+"""Values of fields that a recipe leaves open: from presets of objectives and shapes, and from `init`.
 
 Each preset sets loss weights, masking, AR query position, decoder start, length convention and mask
 symbol; any field given in the recipe overrides it alone. `released` has one bundle for pretraining
@@ -7,13 +7,14 @@ symbol; any field given in the recipe overrides it alone. `released` has one bun
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from janus_ds.config.schema import MaskingConfig, ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.errors import ConfigError
 
-__all__ = ["MODEL_PRESETS", "OBJECTIVE_PRESETS", "resolve"]
+__all__ = ["MODEL_PRESETS", "OBJECTIVE_PRESETS", "follow_init", "record_of", "resolve"]
 
 _BART = {
     "activation": "gelu",
@@ -198,23 +199,11 @@ def _fill(config: Any, values: dict[str, Any]) -> Any:
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The same run with every preset written out: no field of objective or masking is None.
-
-    Raises:
-        ConfigError: the objective's preset has no such name.
-    """
+    """The same run with every preset written out: no field of objective or masking is None."""
     preset, task = config.objective.preset, config.data.task
-    objective_values = OBJECTIVE_PRESETS.get(preset) or OBJECTIVE_PRESETS.get(f"{preset}/{task}")
-    if objective_values is None:
-        raise ConfigError(
-            f"there is no objective preset {preset!r} for task {task!r}",
-            "objective.preset",
-            "use paper, released, ar, ar_query, cmlm, ar_rdrop, ar_query_rdrop or released_finetune",
-        )
-    start = "eos_bos" if task == "denoise" else "bos"
-    objective: ObjectiveConfig = _fill(
-        config.objective, {**_ONE_DRAW, **objective_values, "decoder_start": start}
-    )
+    start = {"decoder_start": "eos_bos" if task == "denoise" else "bos"}
+    bundle = OBJECTIVE_PRESETS.get(preset) or OBJECTIVE_PRESETS[f"{preset}/{task}"]
+    objective: ObjectiveConfig = _fill(config.objective, {**_ONE_DRAW, **bundle, **start})
     masking_values = _MASKING.get(f"{preset}/{task}", _MASKING[f"paper/{task}"])
     masking: MaskingConfig = _fill(config.masking, {"aux_order": "left_to_right", **masking_values})
     model: ModelConfig = config.model
@@ -223,3 +212,34 @@ def resolve(config: RunConfig) -> RunConfig:
         model = replace(model, length_classes=256 if released else model.max_target_positions)
     decode = _fill(config.decode, {"nar_score": "released" if preset == "released" else "paper"})
     return replace(config, objective=objective, masking=masking, model=model, decode=decode)
+
+
+def follow_init(run: RunConfig) -> RunConfig:
+    """The run with the decoder's start of `init`, where its own recipe leaves it open.
+
+    The start decides at which positions tokens stand, so weights that were trained with `eos_bos`
+    (BART, and all pretraining) are fine-tuned with it too, on pairs as well.
+    """
+    if run.init is None or run.objective.decoder_start is not None:
+        return run
+    recipe = record_of(Path(run.init)).get("recipe")
+    objective = recipe.get("objective") if isinstance(recipe, dict) else None
+    start = objective.get("decoder_start") if isinstance(objective, dict) else None
+    if start not in ("bos", "eos_bos"):
+        return run
+    return replace(run, objective=replace(run.objective, decoder_start=start))
+
+
+def record_of(source: Path) -> dict[str, Any]:
+    """`run.json` of a run folder, of a checkpoint in it, or of the folder of a weights file.
+
+    Empty where there is none: weights may come as a file alone. That there are weights at all is
+    looked at when they are read.
+    """
+    for folder in (source, source.parent, source.parent.parent, *source.parents[2:3]):
+        try:
+            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        return record if isinstance(record, dict) else {}
+    return {}

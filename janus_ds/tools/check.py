@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from janus_ds.config.arguments import add_recipe_arguments
-from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.deepspeed import ExecutionConfig, load_setup
 from janus_ds.config.estimator import estimator_name
+from janus_ds.config.load import add_recipe_arguments, user_path
 from janus_ds.config.schema import RunConfig
-from janus_ds.config.setup import load_setup
 from janus_ds.errors import TrainingError, UsageError
 from janus_ds.tools.common import count_text, new_parser, recipe_path
 
@@ -61,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--deepspeed_config",
         "--deepspeed-config",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="JSON",
         help="how it runs",

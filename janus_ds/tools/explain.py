@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from collections.abc import Sequence
 
 from janus_ds.config.faults import suggestion
-from janus_ds.config.fields import FieldSpec, field_docs, field_table, section_names
-from janus_ds.config.rules import CHOICES
+from janus_ds.config.fields import FieldSpec
+from janus_ds.config.schema import FIELDS, SECTIONS
 from janus_ds.errors import UsageError
 from janus_ds.tools.common import new_parser
 
@@ -30,15 +31,14 @@ def explain(key: str | None) -> str:
     Raises:
         UsageError: there is no such key; the nearest one is named.
     """
-    specs = field_table()
     if key is None:
-        return "\n".join(_one_line(spec) for spec in specs.values())
-    if key in specs:
-        return _whole(specs[key])
-    if key in section_names():
-        fields = [_one_line(spec) for spec in specs.values() if spec.key.startswith(f"{key}.")]
-        return "\n".join([f"{key}: {field_docs()[key]}", "", *fields])
-    known = [*specs, *section_names()]
+        return "\n".join(_one_line(spec) for spec in FIELDS.values())
+    if key in FIELDS:
+        return _whole(FIELDS[key])
+    if key in SECTIONS:
+        fields = [_one_line(spec) for spec in FIELDS.values() if spec.key.startswith(f"{key}.")]
+        return "\n".join([f"{key}: {inspect.cleandoc(SECTIONS[key].__doc__ or '')}", "", *fields])
+    known = [*FIELDS, *SECTIONS]
     fix = suggestion(key, known, "`python -m janus_ds explain` lists all keys")
     raise UsageError(f"there is no key {key!r}", "explain", fix)
 
@@ -54,12 +54,12 @@ def _default(spec: FieldSpec) -> str:
 
 
 def _one_line(spec: FieldSpec) -> str:
-    summary = field_docs()[spec.key].splitlines()[0]
+    summary = spec.text.splitlines()[0]
     return f"{spec.key:<31}{_default(spec):<14}{summary}"
 
 
 def _whole(spec: FieldSpec) -> str:
     lines = [spec.key, f"  type     {spec.type_name}", f"  default  {_default(spec)}"]
-    if spec.key in CHOICES:
-        lines.append(f"  values   {', '.join(CHOICES[spec.key])}")
-    return "\n".join([*lines, "", textwrap.indent(field_docs()[spec.key], "  ")])
+    if spec.choices:
+        lines.append(f"  values   {', '.join(spec.choices)}")
+    return "\n".join([*lines, "", textwrap.indent(spec.text, "  ")])

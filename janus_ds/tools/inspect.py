@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.estimator import estimator_name
-from janus_ds.config.load import load_run_config
+from janus_ds.config.load import add_recipe_arguments, load_run_config
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.mixture import MixedSource
 from janus_ds.data.places import open_data

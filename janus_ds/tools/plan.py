@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from janus_ds.config.arguments import add_recipe_arguments
 from janus_ds.config.estimator import estimator_name
-from janus_ds.config.load import load_run_config
+from janus_ds.config.load import add_recipe_arguments, load_run_config
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.index import Manifest, SplitTotals
 from janus_ds.data.places import open_data

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from janus_ds.batch import BatchCounts, RowLayout
-from janus_ds.config.batch_size import solve_batch
-from janus_ds.config.faults import FaultList
+from janus_ds.config.deepspeed_file import solve_batch
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.index import Manifest
+from janus_ds.errors import ConfigError
 from janus_ds.tools.traffic import stream_names
 from janus_ds.tools.traffic_tensor import BatchShape
 
@@ -62,11 +62,11 @@ def step_batches(run: RunConfig, sample: MeanSample, data_size: int, growth: int
         batch_groups=run.train.batch_groups * growth,
         batch_tokens=run.train.batch_tokens * growth,
     )
-    solved = solve_batch({}, replace(run, train=train), data_size, "plan", FaultList())
-    if solved is None:
+    try:
+        samples, accumulation = solve_batch(replace(run, train=train), data_size)
+    except ConfigError:
         return None
     layout = _layout(run, sample)
-    samples, accumulation = solved
     if run.data.batch == "tokens":
         cost = layout.rows if train.batch_cost == "rows" else sample.target
         samples = max(1, round(train.batch_tokens / cost / data_size / accumulation))

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from janus_ds.config.arguments import add_override_argument
-from janus_ds.config.load import load_run_config
+from janus_ds.config.load import add_override_argument, load_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.index import Manifest, ShardEntry, SplitIndex

@@ -10,12 +10,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from janus_ds.config.arguments import add_recipe_arguments
-from janus_ds.config.modes import mode_overrides
-from janus_ds.config.setup import read_setup
+from janus_ds.config.deepspeed import read_setup
+from janus_ds.config.load import add_recipe_arguments, user_path
 from janus_ds.errors import JanusError
 
 __all__ = ["FOLLOWER_DELAY", "TrainOptions", "parse_options", "refuse_faults"]
@@ -35,17 +34,7 @@ class TrainOptions:
     output: Path | None
     tensor_parallel: int
     mode: str | None = None
-    """One of the recipe's `modes`; its fields come before `overrides`."""
-
-    def with_mode(self) -> TrainOptions:
-        """The same with the fields of the mode among the overrides.
-
-        Raises:
-            UsageError: the recipe has no such mode; ConfigError: it cannot be read.
-        """
-        if self.mode is None:
-            return self
-        return replace(self, overrides=(*mode_overrides(self.recipe, self.mode), *self.overrides), mode=None)
+    """One of the recipe's `modes`; `overrides` win over its fields."""
 
 
 def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptions:
@@ -60,7 +49,7 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
     parser.add_argument(
         "--deepspeed_config",
         "--deepspeed-config",
-        type=Path,
+        type=user_path,
         required=True,
         metavar="JSON",
         help="how the run is executed, such as ds_configs/zero2.json",
@@ -72,7 +61,7 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
         help="made by launch/prepare_data.py; an address, or A=0.7,B=0.3 (see `python -m janus_ds explain "
         "data.path`); default: bundled corpus",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="run folder; default: runs/NAME")
+    parser.add_argument("--output", type=user_path, metavar="DIR", help="run folder; default: runs/NAME")
     parser.add_argument("--init", metavar="RUN", help="run or checkpoint to take the first weights from")
     parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
     parser.add_argument(
@@ -107,9 +96,8 @@ def refuse_faults(options: TrainOptions) -> None:
     if data_size is None:
         return
     try:
-        options = options.with_mode()
         setup = (options.recipe, options.overrides, options.deepspeed_config)
-        read_setup(*setup, data_size, options.tensor_parallel)
+        read_setup(*setup, data_size, options.tensor_parallel, options.mode)
     except JanusError as error:
         if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
             sys.stderr.write(f"{error}\n")

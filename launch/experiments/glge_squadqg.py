@@ -37,7 +37,6 @@ from results import collect, significance, write_results
 from squadqg_text import write_squadqg, write_wikipedia
 
 from janus_ds.config.load import load_run_config
-from janus_ds.config.modes import mode_overrides
 from janus_ds.errors import UsageError, exit_on_error
 from janus_ds.io import write_atomic
 
@@ -273,7 +272,7 @@ def main() -> int:
     options = parse()
     # Before an hour is spent: overrides that cannot be meant are refused here.
     load_run_config(PRETRAINING, options.overrides)
-    load_run_config(FINE_TUNING, [*mode_overrides(FINE_TUNING, "nar"), *options.overrides])
+    load_run_config(FINE_TUNING, options.overrides, mode="nar")
     options.root = options.root.resolve()
     plan = SquadQuestions(options)
     if options.report:

@@ -17,9 +17,9 @@ from torch import nn
 from janus_ds.__main__ import COMMANDS, main
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.tensors import snapshot_bytes
-from janus_ds.config.fields import field_table
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS
+from janus_ds.config.schema import FIELDS
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.tokenizer import train_sentencepiece
 from janus_ds.errors import ConfigError, DataError, JanusError, MissingDependencyError, UsageError
@@ -122,10 +122,10 @@ def test_explain_tells_type_default_values_and_text(capsys: pytest.CaptureFixtur
 
 def test_explain_lists_everything_or_a_section(capsys: pytest.CaptureFixture[str]) -> None:
     keys = [line.split()[0] for line in say(capsys, "explain").splitlines()]
-    assert keys == list(field_table())
+    assert keys == list(FIELDS)
     section = say(capsys, "explain", "optim")
     assert "AdamW with decoupled decay" in section
-    assert section.count("optim.") == sum(key.startswith("optim.") for key in field_table())
+    assert section.count("optim.") == sum(key.startswith("optim.") for key in FIELDS)
 
 
 def test_explain_knows_the_nearest_key() -> None:

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
-from janus_ds.config.batch_size import AUTO_TARGET_TOKENS
-from janus_ds.config.deepspeed import ExecutionConfig, load_deepspeed_config
-from janus_ds.config.deepspeed_keys import KNOWN, REFUSED, SECTIONS
-from janus_ds.config.faults import ConfigFaultsError
+from janus_ds.config.deepspeed import (
+    ExecutionConfig,
+    check_on_this_machine,
+    load_setup,
+    read_deepspeed_config,
+)
+from janus_ds.config.deepspeed_file import AUTO_TARGET_TOKENS, KNOWN, REFUSED, SECTIONS
+from janus_ds.config.faults import ConfigFaultsError, FaultList
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import RunConfig
-from janus_ds.config.setup import load_setup
 from janus_ds.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +36,9 @@ def write(folder: Path, **values: Any) -> Path:
 
 
 def load(folder: Path, data_size: int = 2, run: RunConfig = RUN, **values: Any) -> ExecutionConfig:
-    return load_deepspeed_config(write(folder, **values), run, data_size)
+    execution = read_deepspeed_config(write(folder, **values), run, data_size, FaultList())
+    check_on_this_machine(execution)
+    return execution
 
 
 def fault(folder: Path, data_size: int = 2, **values: Any) -> str:
@@ -219,7 +224,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, text: bytes, words: str) -> N
     path = tmp_path / "ds.json"
     path.write_bytes(text)
     with pytest.raises(ConfigFaultsError) as caught:
-        load_deepspeed_config(path, RUN, 1)
+        read_deepspeed_config(path, RUN, 1, FaultList())
     assert words in str(caught.value)
     assert str(path) in caught.value.where
 
@@ -230,7 +235,7 @@ def test_faults_of_both_files_come_together_and_fast(tmp_path: Path) -> None:
     config = write(tmp_path, gradient_cliping=1.0, train_batch_size=64, fp16={"enabled": True}, bf16={})
     arguments = f"Path({str(recipe)!r}), ['model.heads=3'], Path({str(config)!r}), 2"
     script = (
-        "from janus_ds.config.setup import load_setup\nfrom pathlib import Path\n"
+        "from janus_ds.config.deepspeed import load_setup\nfrom pathlib import Path\n"
         "from janus_ds.errors import exit_on_error\n"
         f"exit_on_error(lambda: load_setup({arguments}))"
     )
@@ -284,7 +289,8 @@ def test_shipped_files_load_and_deepspeed_takes_them(device_can: Any, path: Path
 
     device_can(True)
     run = load_run_config(ROOT / "launch" / "recipes" / "quickstart.yaml")
-    execution = load_deepspeed_config(path, run, 1)
+    execution = read_deepspeed_config(path, run, 1, FaultList())
+    check_on_this_machine(execution)
     assert execution.zero_stage == int(path.stem[4])
     expected = "fp16" if "fp16" in path.stem else "bf16" if "bf16" in path.stem else None
     assert execution.precision == (expected or ("bf16" if "offload" in path.stem else "fp32"))

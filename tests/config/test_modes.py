@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from janus_ds.config.load import load_run_config
-from janus_ds.config.modes import mode_overrides
 from janus_ds.data.glge_files import GLGE_LIMITS
 from janus_ds.errors import ConfigError, UsageError
 from janus_ds.train.options import parse_options
@@ -26,7 +25,7 @@ PRESETS = {
 def test_glge_recipes_have_the_papers_settings_in_every_mode(task: str) -> None:
     recipe = RECIPES / f"glge_{task}.yaml"
     for mode, preset in PRESETS.items():
-        run = load_run_config(recipe, mode_overrides(recipe, mode))
+        run = load_run_config(recipe, mode=mode)
         plain = mode in ("ar", "ar_query")
         assert run.name == f"glge_{task}_{mode}"
         assert run.objective.preset == preset
@@ -45,7 +44,7 @@ def test_glge_recipes_have_the_papers_settings_in_every_mode(task: str) -> None:
         assert run.masking.target == ("span_union" if mode == "janus" else run.masking.target)
     ratio = (
         load_run_config(recipe).train.max_steps
-        / load_run_config(recipe, mode_overrides(recipe, "ar")).train.max_steps
+        / load_run_config(recipe, mode="ar").train.max_steps
     )
     assert ratio == pytest.approx(5.0, rel=0.01)
     paper = {"xsum": 64, "squadqg": 64, "personachat": 32}
@@ -57,11 +56,10 @@ def test_other_overrides_win_over_a_mode(tmp_path: Path) -> None:
     recipe.write_text(
         "name: a\nmodes:\n  x: {name: b, optim: {lr: 1.0e-5}, model: {layernorm_embedding: false}}\n  y:\n"
     )
-    overrides = mode_overrides(recipe, "x")
-    run = load_run_config(recipe, [*overrides, "optim.lr=0.5"])
+    run = load_run_config(recipe, ["optim.lr=0.5"], mode="x")
     assert (run.name, run.optim.lr, run.model.layernorm_embedding) == ("b", 0.5, False)
-    assert load_run_config(recipe, overrides).optim.lr == 1e-5
-    assert mode_overrides(recipe, "y") == []
+    assert load_run_config(recipe, mode="x").optim.lr == 1e-5
+    assert load_run_config(recipe, mode="y") == load_run_config(recipe)
     assert load_run_config(recipe).name == "a"
 
 
@@ -77,32 +75,32 @@ def test_a_mode_on_the_command_line_comes_before_other_overrides() -> None:
         "--set",
         "optim.lr=1.0",
     ]
-    options = parse_options([*argv, "--mode", "ar"], recipe, "program").with_mode()
-    run = load_run_config(options.recipe, options.overrides)
+    options = parse_options([*argv, "--mode", "ar"], recipe, "program")
+    run = load_run_config(options.recipe, options.overrides, options.mode)
     assert (run.name, run.init, run.optim.lr, run.optim.warmup_steps) == (
         "glge_xsum_ar",
         "runs/none",
         1.0,
         200,
     )
-    plain = parse_options(argv, recipe, "program")
-    assert plain.with_mode() is plain
+    options = parse_options([*argv, "--mode", "fast"], recipe, "program")
     with pytest.raises(UsageError, match="no mode 'fast'"):
-        parse_options([*argv, "--mode", "fast"], recipe, "program").with_mode()
+        load_run_config(options.recipe, options.overrides, options.mode)
 
 
 def test_faults_of_modes(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("modes: {x: {optim: {rate: 1}}}\n")
     with pytest.raises(UsageError, match="no mode 'z'"):
-        mode_overrides(recipe, "z")
-    with pytest.raises(ConfigError, match=r"optim\.rate"):
-        load_run_config(recipe, mode_overrides(recipe, "x"))
+        load_run_config(recipe, mode="z")
+    with pytest.raises(ConfigError, match=r"optim\.rate") as caught:
+        load_run_config(recipe, mode="x")
+    assert caught.value.where == f"{recipe}, mode x: optim.rate"
     recipe.write_text("modes: [x]\n")
     with pytest.raises(ConfigError, match="no mapping"):
-        mode_overrides(recipe, "x")
+        load_run_config(recipe, mode="x")
     recipe.write_text("name: a\n")
     with pytest.raises(UsageError, match="no modes"):
-        mode_overrides(recipe, "x")
+        load_run_config(recipe, mode="x")
     with pytest.raises(ConfigError, match="cannot be read"):
-        mode_overrides(tmp_path / "none.yaml", "x")
+        load_run_config(tmp_path / "none.yaml", mode="x")

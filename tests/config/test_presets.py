@@ -6,8 +6,7 @@ import pytest
 
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS, resolve
-from janus_ds.config.rules import CHOICES
-from janus_ds.config.schema import ObjectiveConfig, RunConfig
+from janus_ds.config.schema import FIELDS, ObjectiveConfig, RunConfig
 
 # weight_ar, _nar, _aux, _length, kl_ar_nar, kl_ar_aux, kl_nar_aux, label_smoothing (method, section 3)
 WEIGHTS = {
@@ -109,8 +108,8 @@ def test_ablations_of_the_paper_are_configurations() -> None:
 
 
 def test_every_preset_resolves_for_every_task_and_resolving_twice_changes_nothing() -> None:
-    for preset in CHOICES["objective.preset"]:
-        for task in CHOICES["data.task"]:
+    for preset in FIELDS["objective.preset"].choices:
+        for task in FIELDS["data.task"].choices:
             run = load(preset, task)
             assert None not in vars(run.objective).values()
             assert None not in vars(run.masking).values()

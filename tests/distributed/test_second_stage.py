@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.tensors import find_weights, read_weights
-from janus_ds.config.modes import mode_overrides
 from janus_ds.data.glge_files import Limits
 from janus_ds.data.prepare import PrepareSettings, prepare
 from janus_ds.data.prepare_glge import GlgeSettings, prepare_glge
@@ -68,8 +67,8 @@ def second_stage(folder: Path) -> dict[str, Any]:
     results["ar_query"] = train(folder, topology, Run("ar_query", overrides=overrides))
     for mode in MODES:
         recipe = RECIPES / "glge_squadqg.yaml"
-        overrides = (*mode_overrides(recipe, mode), *SMALL, f"init={folder / 'bart'}")
-        pairs = Run(f"glge-{mode}", overrides=(*overrides, f"data.path={folder / 'pairs'}"))
+        overrides = (*SMALL, f"init={folder / 'bart'}", f"data.path={folder / 'pairs'}")
+        pairs = Run(f"glge-{mode}", overrides=overrides, mode=mode)
         results[pairs.name] = train(folder, topology, pairs, recipe)
     letters_tokenizer(folder / "other", 61)
     merges = folder / "other" / "merges.txt"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from janus_ds.config.deepspeed_keys import SECTIONS
-from janus_ds.config.fields import field_table, section_names
+from janus_ds.config.deepspeed_file import SECTIONS as ENGINE_SECTIONS
+from janus_ds.config.schema import FIELDS, SECTIONS
 from janus_ds.errors import ConfigError
 from tests.conftest import Tally
 from tests.support.launch import ROOT
@@ -45,8 +45,8 @@ def misspelt(key: str) -> str:
 def recipes(folder: Path) -> dict[Path, str]:
     """A recipe with a misspelt key for the top and for each section."""
     found = {}
-    for section in ("", *section_names()):
-        names = [key for key in field_table() if key.rpartition(".")[0] == section and len(key) > 3]
+    for section in ("", *SECTIONS):
+        names = [key for key in FIELDS if key.rpartition(".")[0] == section and len(key) > 3]
         right = max(names, key=len)
         name = misspelt(right.rpartition(".")[2])
         path = folder / f"{section or 'top'}.yaml"
@@ -59,7 +59,7 @@ def engines(folder: Path) -> dict[Path, str]:
     """The same for the DeepSpeed file, whose messages name a key within its section."""
     found = {folder / "top.json": "zero_optimization"}
     (folder / "top.json").write_text(json.dumps({misspelt("zero_optimization"): {"stage": 2}}))
-    for section, keys in SECTIONS.items():
+    for section, keys in ENGINE_SECTIONS.items():
         right = max(keys, key=len)
         values: object = {misspelt(right): 1}
         for name in reversed(section.split(".")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from janus_ds.config.rules import CHOICES
+from janus_ds.config.schema import FIELDS
 from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.glge import TASKS, score_task
 from janus_ds.metrics.glge_metrics import Meteor, TaskTexts
@@ -26,7 +26,7 @@ REFERENCES = [
 
 
 def test_there_is_one_for_every_task() -> None:
-    assert tuple(VALIDATION_METRICS) == CHOICES["train.valid_task"] == ("nmt", *TASKS)
+    assert tuple(VALIDATION_METRICS) == FIELDS["train.valid_task"].choices == ("nmt", *TASKS)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -37,6 +37,7 @@ class Run:
     stage: int = 2
     micro_batch: int | str = "auto"
     overrides: tuple[str, ...] = ()
+    mode: str | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     """Further keys of the DeepSpeed file."""
 
@@ -76,6 +77,7 @@ def train(folder: Path, topology: Topology, run: Run, recipe: Path | None = None
         overrides=(f"data.path={folder / 'data'}", *run.overrides),
         output=output,
         tensor_parallel=topology.tensor_size,
+        mode=run.mode,
     )
     signals = StopSignals()
     signals.install()

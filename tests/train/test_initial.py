@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.tensors import read_weights
-from janus_ds.config.initial import record_of
 from janus_ds.config.load import fingerprint, from_dict, load_run_config, to_dict
+from janus_ds.config.presets import record_of
 from janus_ds.data.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.errors import ConfigError

@@ -76,7 +76,7 @@ def test_held_out_text_is_what_was_given(data, tmp_path):
         (["train.valid_bleu=bleu"], "has no value 'bleu'"),
         (["data.batch=words"], "data.batch has no value 'words'"),
         (["train.batch_tokens=0"], "more than 0"),
-        (["objective.encoder_passes=3"], "must be 1 or 2"),
+        (["objective.encoder_passes=3"], "must be between 1 and 2"),
         (
             ["data.task=pair", "objective.preset=cmlm", "objective.encoder_passes=2"],
             "does not train AR beside",

@@ -19,11 +19,10 @@ from torch import nn
 
 from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
 from janus_ds.checkpoint.tensors import find_weights, read_weights
-from janus_ds.config.deepspeed import ExecutionConfig
+from janus_ds.config.deepspeed import ExecutionConfig, load_setup
 from janus_ds.config.estimator import estimator_name, full_estimator
-from janus_ds.config.initial import record_of
+from janus_ds.config.presets import record_of
 from janus_ds.config.schema import RunConfig
-from janus_ds.config.setup import load_setup
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.loader import RankShare, StepLoader, validation_batches
 from janus_ds.data.places import open_data, open_split
@@ -86,10 +85,10 @@ def run(
     Raises:
         JanusError: on all ranks together.
     """
-    options = options.with_mode()
     setup = (options.recipe, options.overrides, options.deepspeed_config, topology.data_size)
-    tensor_size = topology.tensor_size
-    config, execution = raise_on_all_ranks(topology, lambda: load_setup(*setup, tensor_size=tensor_size))
+    config, execution = raise_on_all_ranks(
+        topology, lambda: load_setup(*setup, topology.tensor_size, options.mode)
+    )
     signals.limit(config.train.time_limit, os.environ)
     config = _with_data(config, topology)
     folder = options.output or Path("runs") / config.name

@@ -1,0 +1,382 @@
+"""Reading a DeepSpeed JSON: keys that may stand in it, batch sizes, and that it contradicts no recipe.
+
+DeepSpeed itself accepts a misspelt key at the top level in silence (`gradient_cliping` clips at 1.0
+whatever its value). The lists of keys are literal, since importing DeepSpeed to ask it takes seconds; a
+unit test holds them against the installed DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+from janus_ds.config.faults import FaultList, read_text, suggestion
+from janus_ds.config.fields import shown
+from janus_ds.config.schema import RunConfig
+from janus_ds.errors import ConfigError
+
+__all__ = [
+    "AUTO_TARGET_TOKENS",
+    "KNOWN",
+    "REFUSED",
+    "SECTIONS",
+    "TOKEN_VALIDATION_SAMPLES",
+    "DeepSpeedFile",
+    "solve_batch",
+]
+
+TOKEN_VALIDATION_SAMPLES = 64
+"""Samples of a validation batch where training batches are counted in tokens."""
+
+AUTO_TARGET_TOKENS = 32_768
+"""What "auto" allows a micro-batch to hold: 64 samples of 512 target tokens."""
+
+_LARGEST = 10**12
+_REPEAT = 'leave the block out, write "auto", or change the recipe'
+
+_BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_OFFLOAD_OPTIMIZER = _words(
+    "device nvme_path buffer_count pin_memory pipeline_read pipeline_write fast_init ratio "
+    "super_offload cpuadam_cores_perc"
+)
+_OFFLOAD_PARAM = _words("device nvme_path buffer_count buffer_size max_in_cpu pin_memory")
+_ZERO = _words(
+    "stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce "
+    "allgather_partitions allgather_bucket_size overlap_comm compute_grad_norm load_from_fp32_weights "
+    "elastic_checkpoint offload_param offload_optimizer zenflow sub_group_size "
+    "stage3_prefetch_bucket_size stage3_param_persistence_threshold stage3_model_persistence_threshold "
+    "stage3_max_live_parameters stage3_max_reuse_distance stage3_gather_16bit_weights_on_model_save "
+    "stage3_module_granularity_threshold stage3_use_all_reduce_for_fetch_params "
+    "stage3_allgather_sequential ignore_unused_parameters legacy_stage1 round_robin_gradients "
+    "parameter_alignment zero_hpz_partition_size zero_quantized_weights "
+    "zero_quantized_nontrainable_weights zero_quantized_gradients memory_efficient_linear "
+    "pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings enable_sanity_checks "
+    "save_muon_momentum_buffer_in_memory leaf_module"
+)
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "zero_optimization": _ZERO,
+    "zero_optimization.offload_optimizer": _OFFLOAD_OPTIMIZER,
+    "zero_optimization.offload_param": _OFFLOAD_PARAM,
+    "fp16": (
+        *_words("enabled auto_cast loss_scale initial_scale_power loss_scale_window hysteresis"),
+        *_words("consecutive_hysteresis min_loss_scale fp16_master_weights_and_grads"),
+    ),
+    "bf16": (
+        *_words("enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads"),
+        "bf16_optimizer_states",
+    ),
+    "optimizer": ("type", "params", "legacy_fusion"),
+    "scheduler": ("type", "params"),
+    "comms_logger": ("enabled", "verbose", "prof_all", "debug", "prof_ops"),
+    "flops_profiler": (
+        *_words("enabled recompute_fwd_factor profile_step module_depth top_modules detailed"),
+        "output_file",
+    ),
+    "data_types": ("grad_accum_dtype",),
+    "tensorboard": ("enabled", "output_path", "job_name"),
+    "csv_monitor": ("enabled", "output_path", "job_name"),
+    "wandb": ("enabled", "group", "team", "project"),
+}
+"""Sections and the keys in them."""
+
+KNOWN: tuple[str, ...] = (
+    *_BATCH_KEYS,
+    *(name for name in SECTIONS if "." not in name),
+    *_words("gradient_clipping steps_per_print wall_clock_breakdown memory_breakdown dump_state"),
+    *_words("communication_data_type prescale_gradients gradient_predivide_factor disable_python_gc"),
+    *_words("zero_allow_untested_optimizer zero_force_ds_cpu_optimizer log_level"),
+)
+"""All keys that may stand at the top level."""
+
+_TRAINER = "leave it out; the trainer does this itself"
+_WHAT_IS_TRAINED = "leave it out; data and its order belong to the recipe"
+REFUSED: dict[str, str] = {
+    "tensor_parallel": "leave it out and give --tensor-parallel N; this section is DeepSpeed's AutoTP",
+    "torch_autocast": "use bf16 or fp16; their master weights are fp32",
+    "bfloat16": "write bf16",
+    "amp": "use bf16 or fp16",
+    "activation_checkpointing": "set train.activation_checkpointing in the recipe",
+    "checkpoint": _TRAINER,
+    "pipeline": "leave it out; the model has no pipeline stages",
+    "elasticity": "leave it out; the global batch is fixed by train.global_batch",
+    "autotuning": "leave it out; set micro-batch and ZeRO stage here",
+    "compression_training": "leave it out; the model is trained as it is",
+    "weight_quantization": "leave it out; the model is trained as it is",
+    "hybrid_engine": "leave it out; it is made for reinforcement learning",
+    "expert_parallel": "leave it out; the model has no experts",
+    "sparse_attention": "leave it out; attention follows the two-stream rule",
+    "sparse_gradients": "leave it out; the embeddings are tied to the output layer",
+    "curriculum_learning": _WHAT_IS_TRAINED,
+    "data_efficiency": _WHAT_IS_TRAINED,
+    "dataloader_drop_last": _WHAT_IS_TRAINED,
+    "gradient_allreduce_op": "leave it out; losses are scaled for the mean over ranks",
+    "managed_gradient_accumulation": "leave it out; the trainer counts on DeepSpeed's own boundaries",
+    "aio": "leave it out; NVMe offload is not supported",
+}
+"""Keys that DeepSpeed knows and this project does not pass on, and what to do instead."""
+
+
+class DeepSpeedFile:
+    """A DeepSpeed JSON, read for one run; what is wrong is added to `faults`, and a default goes on for it.
+
+    Attributes:
+        values: what the file holds, without sections that are no objects.
+    """
+
+    def __init__(self, path: Path, run: RunConfig, faults: FaultList) -> None:
+        self._path, self._run, self._faults = path, run, faults
+        self.values = self._read()
+        self._check_keys()
+
+    def refuse(self, key: str, what: str, fix: str) -> None:
+        """Add a fault of a key."""
+        self._faults.add(what, f"{self._path}: {key}", fix)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section; empty where there is none."""
+        values: dict[str, Any] = self.values.get(name) or {}
+        return values
+
+    def _read(self) -> dict[str, Any]:
+        what, example = "the DeepSpeed configuration", "a file such as ds_configs/zero2.json"
+        text = read_text(self._path, what, example, self._faults)
+        if text is None:
+            return {}
+        where, fix = str(self._path), "mend that line"
+        try:
+            values = json.loads(text, object_pairs_hook=self._object, parse_constant=_not_json)
+        except json.JSONDecodeError as error:
+            where, problem = f"{where}:{error.lineno}", error.msg
+            if text[error.pos :].lstrip().startswith(("//", "/*", "#")):
+                problem, fix = "it has a comment", "leave the comment out; JSON has none"
+        except RecursionError:
+            problem, fix = "it is nested too deeply", "write sections of keys and values"
+        except ValueError as error:
+            problem = str(error).split(";")[0]
+        else:
+            if isinstance(values, dict):
+                return values
+            self._faults.add(f"{what} is not a JSON object", where, "start it with {")
+            return {}
+        self._faults.add(f"{what} is not valid JSON: {problem}", where, fix)
+        return {}
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            for name in dict.fromkeys(n for n in names if names.count(n) > 1):
+                self.refuse(name, f"the key {name!r} is given twice", "keep one of them")
+        return dict(pairs)
+
+    def _check_keys(self) -> None:
+        for key in self.values:
+            if key in REFUSED:
+                self.refuse(key, f"the key {key!r} of DeepSpeed is not used here", REFUSED[key])
+            elif key not in KNOWN:
+                fix = suggestion(key, KNOWN, "see ds_configs/README.md for the keys that may be used")
+                self.refuse(key, f"unknown key {shown(key)}", fix)
+        for name, keys in SECTIONS.items():
+            owner, _, inner = name.rpartition(".")
+            values = self.section(owner) if owner else self.values
+            section = values.get(inner)
+            if section is None:
+                continue
+            if not isinstance(section, dict):
+                self.refuse(name, f"{name} must be an object", f'write "{name}": {{...}}')
+                del values[inner]
+                continue
+            for key in (key for key in section if key not in keys):
+                fix = suggestion(key, keys, f"{name} has the keys {', '.join(keys)}")
+                self.refuse(f"{name}.{key}", f"unknown key {shown(key)} in {name}", fix)
+
+    def zero_stage(self) -> int:
+        """0 to 3."""
+        stage = self.section("zero_optimization").get("stage", 0)
+        if type(stage) is int and 0 <= stage <= 3:
+            return stage
+        what = f"there is no ZeRO stage {shown(stage)}"
+        self.refuse("zero_optimization.stage", what, "use 0, 1, 2 or 3")
+        return 1
+
+    def precision(self) -> str:
+        """fp32, bf16 or fp16."""
+        on = []
+        for name in ("bf16", "fp16"):
+            enabled = self.section(name).get("enabled", False)
+            if not isinstance(enabled, bool):
+                what = f"{name}.enabled must be true or false, not {shown(enabled)}"
+                self.refuse(f"{name}.enabled", what, "write true or false")
+            elif enabled:
+                on.append(name)
+        if len(on) == 2:
+            fix = "switch one of them off; bf16 needs no loss scale"
+            self.refuse("bf16.enabled, fp16.enabled", "bf16 and fp16 are both switched on", fix)
+        return on[0] if on else "fp32"
+
+    def check_guards(self) -> None:
+        """Refuse to have DeepSpeed's looks for gradients that are not finite switched off."""
+        for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+            if self.section(section).get(key, True) is not True:
+                what = (
+                    f"{section}.{key} is off: a gradient that is not finite would go into the weights unseen"
+                )
+                self.refuse(f"{section}.{key}", what, "leave it out, or write true")
+
+    def batch(self, data_size: int) -> tuple[int, int]:
+        """Micro-batch and accumulation of one rank, as :func:`solve_batch` finds them; else (1, 1)."""
+        sizes = [self._size(key) for key in _BATCH_KEYS]
+        if -1 not in sizes and self._faults.spoilt.isdisjoint({"train.global_batch", "data.batch"}):
+            try:
+                return solve_batch(self._run, data_size, *sizes)
+            except ConfigError as error:
+                self.refuse(error.where, error.what, error.fix)
+        return 1, 1
+
+    def _size(self, key: str) -> int | None:
+        value = self.values.get(key)
+        if value in ("auto", None):
+            return None
+        if type(value) is int and 0 < value < _LARGEST:
+            return value
+        self.refuse(key, f"{key} is {shown(value)}", 'write a whole number above 0, or "auto"')
+        return -1
+
+    def check_repeated(self) -> None:
+        """Refuse clipping, an optimizer or a schedule that is not the recipe's.
+
+        Files made for other programs often repeat them: equal values, and "auto", pass.
+        """
+        run, optim = self._run, self._run.optim
+        clipping = self.values.get("gradient_clipping", "auto")
+        if clipping not in ("auto", optim.clip_norm):
+            recipe = f"the recipe has optim.clip_norm {optim.clip_norm}"
+            what = f"gradient_clipping is {shown(clipping)}, but {recipe}"
+            self.refuse("gradient_clipping", what, 'write "auto", or set optim.clip_norm in the recipe')
+        kind = self.section("optimizer").get("type", "AdamW")
+        if str(kind).lower() not in ("adamw", "adam", "auto"):
+            what = f"optimizer.type is {shown(kind)}, but the recipe trains with AdamW"
+            self.refuse("optimizer.type", what, _REPEAT)
+        self._compare(
+            "optimizer",
+            {
+                "lr": optim.lr,
+                "betas": [optim.beta1, optim.beta2],
+                "eps": optim.eps,
+                "weight_decay": optim.weight_decay,
+                # Decoupled decay and bias correction are what AdamW means; torch_adam is how it is run.
+                "adam_w_mode": True,
+                "bias_correction": True,
+                "torch_adam": True,
+            },
+        )
+        kind = self.section("scheduler").get("type", "auto")
+        expected = {"polynomial": "WarmupDecayLR", "constant": "WarmupLR"}.get(optim.schedule)
+        if kind not in ("auto", expected):
+            what = f"scheduler.type is {shown(kind)}, but the recipe has optim.schedule {optim.schedule!r}"
+            self.refuse("scheduler.type", what, _REPEAT)
+            return
+        self._compare(
+            "scheduler",
+            {
+                "warmup_min_lr": optim.warmup_init_lr,
+                "warmup_max_lr": optim.lr,
+                "warmup_num_steps": optim.warmup_steps,
+                "total_num_steps": run.train.max_steps,
+                "warmup_type": "linear",
+            },
+        )
+
+    def _compare(self, name: str, expected: dict[str, Any]) -> None:
+        params = self.section(name).get("params")
+        if params in (None, "auto"):
+            return
+        if not isinstance(params, dict):
+            self.refuse(f"{name}.params", f"{name}.params must be an object", _REPEAT)
+            return
+        for key, value in params.items():
+            if key not in expected:
+                what = f"unknown key {shown(key)} in {name}.params"
+                self.refuse(f"{name}.params.{key}", what, suggestion(key, expected, _REPEAT))
+            elif value != "auto" and not _same(value, expected[key]):
+                what = f"{name}.params.{key} is {shown(value)}, but the recipe says {expected[key]!r}"
+                self.refuse(f"{name}.params.{key}", what, _REPEAT)
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _same(given: Any, expected: Any) -> bool:
+    if isinstance(expected, list) and isinstance(given, list) and len(given) == len(expected):
+        return all(map(_same, given, expected))
+    if isinstance(expected, float) and isinstance(given, int | float):
+        return math.isclose(given, expected, rel_tol=1e-9)
+    return bool(given == expected)
+
+
+def solve_batch(
+    run: RunConfig,
+    data_size: int,
+    total: int | None = None,
+    micro: int | None = None,
+    steps: int | None = None,
+) -> tuple[int, int]:
+    """Solve `global batch = micro-batch x accumulation x data-parallel ranks` for what is not given.
+
+    Args:
+        run: has the global batch; with batches of tokens the number of samples varies, and the micro-batch
+            is that of validation.
+        data_size: data-parallel ranks.
+        total: the file's `train_batch_size`, if it has one.
+        micro: its micro-batch. Without one and without accumulation, the largest part of a rank's share with
+            at most `AUTO_TARGET_TOKENS` target tokens is taken.
+        steps: its accumulation.
+
+    Returns:
+        Micro-batch and accumulation of one rank.
+
+    Raises:
+        ConfigError: the numbers contradict each other; `where` is the key.
+    """
+    if run.data.batch == "tokens":
+        for key, value in zip(_BATCH_KEYS, (total, micro), strict=False):
+            if value is not None:
+                what = f"{key} is {value} samples, but data.batch is tokens: updates hold train.batch_tokens"
+                raise ConfigError(what, key, 'write "auto"; gradient_accumulation_steps may be given')
+        return TOKEN_VALIDATION_SAMPLES, steps or max(1, run.train.batch_groups // data_size)
+    batch = run.train.global_batch
+    if total not in (None, batch):
+        raise ConfigError(
+            f"train_batch_size is {total}, but the recipe's train.global_batch is {batch}",
+            "train_batch_size",
+            'write "auto", or make the two equal; the global batch belongs to the recipe',
+        )
+    if batch % data_size:
+        raise ConfigError(
+            f"a global batch of {batch} samples cannot be shared by {data_size} data-parallel ranks",
+            f"train.global_batch = {batch}",
+            f"use a number of ranks that divides {batch}, or a global batch that {data_size} divides",
+        )
+    share = batch // data_size
+    if micro is None and steps is None:
+        cap = max(AUTO_TARGET_TOKENS // (run.data.block_tokens + 2), 1)
+        micro = next(part for part in range(min(share, cap), 0, -1) if share % part == 0)
+    found, times = micro or share // (steps or 1), steps or share // (micro or 1)
+    if found * times != share:
+        given = f"micro-batch {micro or '?'} x accumulation {steps or '?'} x {data_size} data-parallel ranks"
+        raise ConfigError(
+            f"the batch sizes contradict each other: {given} cannot be the global batch {batch}",
+            "train_micro_batch_size_per_gpu, gradient_accumulation_steps",
+            f"each rank has {share} samples a step: let micro-batch x accumulation be {share}, "
+            'or write "auto"',
+        )
+    return found, times
