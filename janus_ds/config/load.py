@@ -317,10 +317,8 @@ def _known(key: str, value: Any, origin: str, faults: FaultList) -> dict[str, _G
     if key in RETIRED:
         neutral, reason = RETIRED[key]
         if value != neutral or (type(value) is bool) != (type(neutral) is bool):
-            fix = f"leave {key} out; {reason}"
-            faults.add(
-                f"{key} is no longer there, and {shown(value)} is not what is done", f"{origin}: {key}", fix
-            )
+            what = f"{key} {shown(value)} is no longer known: {reason}"
+            faults.add(what, f"{origin}: {key}", f"leave {key} out")
         return {}
     known = [*FIELDS, *SECTIONS]
     fix = suggestion(key, known, "`python -m janus_ds explain` lists all keys")

@@ -42,10 +42,7 @@ def test_glge_recipes_have_the_papers_settings_in_every_mode(task: str) -> None:
         assert (run.train.valid_task, run.train.valid_bleu) == (task, modes)
         assert run.train.keep_best == run.decode.mode
         assert run.masking.target == ("span_union" if mode == "janus" else run.masking.target)
-    ratio = (
-        load_run_config(recipe).train.max_steps
-        / load_run_config(recipe, mode="ar").train.max_steps
-    )
+    ratio = load_run_config(recipe).train.max_steps / load_run_config(recipe, mode="ar").train.max_steps
     assert ratio == pytest.approx(5.0, rel=0.01)
     paper = {"xsum": 64, "squadqg": 64, "personachat": 32}
     assert paper.get(task, GLGE_LIMITS[task].target) == GLGE_LIMITS[task].target

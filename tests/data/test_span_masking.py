@@ -302,9 +302,6 @@ def test_a_law_for_targets_alone_still_noises_the_source_of_pretraining():
     ("config", "task", "where"),
     [
         (MaskingConfig("infilling", 0.5, 0.3, 2.0, 0.0), "pair", "masking.target"),
-        (MaskingConfig("spans", 0.5, 0.3, 2.0, 0.0), "denoise", "masking.target"),
-        (MaskingConfig("span_union", 1.5, 0.3, 2.0, 0.0), "pair", "masking.target_share"),
-        (MaskingConfig("span_union", 0.5, 0.3, 0.0, 0.0), "pair", "masking.poisson"),
         (MaskingConfig("span_union", 0.5, 0.3, 2.0, None), "pair", "masking.rotate_share"),
     ],
 )

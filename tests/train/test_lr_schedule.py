@@ -42,8 +42,3 @@ def test_no_warm_up_starts_at_the_peak(schedule: str) -> None:
 
 def test_constant_stays() -> None:
     assert learning_rate(config("constant"), 1000, 999) == 1e-3
-
-
-def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="inverse_sqrt, polynomial, constant"):
-        learning_rate(config("cosine"), 10, 0)
