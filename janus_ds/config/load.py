@@ -234,7 +234,7 @@ _YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError,
 
 
 def _read_recipe(path: Path, mode: str | None, faults: FaultList) -> dict[str, _Given]:
-    text = read_text(path, "the recipe", "a recipe such as launch/recipes/quickstart.yaml", faults)
+    text = read_text(path, "the recipe", "a recipe, such as launch/recipes/quickstart.yaml", faults)
     if text is None:
         return {}
     try:

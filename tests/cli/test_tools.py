@@ -273,7 +273,7 @@ def test_check_names_all_faults_and_ends_with_3(tmp_path: Path) -> None:
     )
     assert done.returncode == 3
     assert "3 faults" in done.stderr
-    for words in ("'model.heads'", "optim.lr is 0.0, but must be more than 0", "'gradient_clipping'"):
+    for words in ("'model.heads'", "optim.lr is 0, but must be more than 0", "'gradient_clipping'"):
         assert words in done.stderr
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
-from janus_ds.config.schema import MaskingConfig, RunConfig, TrainConfig
+from janus_ds.config.schema import RunConfig, TrainConfig
 from janus_ds.data.batch_maker import BatchMaker
 from janus_ds.data.loader import VALIDATION_EPOCH, RankShare, StepLoader, validation_batches
 from janus_ds.data.step_data import PackedStep, StepData

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from janus_ds.config.schema import OptimConfig
-from janus_ds.errors import ConfigError
 from janus_ds.train.loop.schedule import SCHEDULES, learning_rate
 
 
