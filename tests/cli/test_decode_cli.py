@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +18,10 @@ from janus_ds.checkpoint.manifest import write_manifest
 from janus_ds.checkpoint.tensors import read_weights, write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.source import SampleSource
 from janus_ds.data.tokenizer import load_tokenizer
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import RUN_FORMAT_VERSION
-from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
+from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe import run_record
 from janus_ds.parallel.layers import DenseLayers
@@ -146,39 +142,6 @@ def test_the_newest_checkpoint_is_taken_and_another_can_be_named(run: Path) -> N
     assert torch.equal(older["length_head.weight"], newest["length_head.weight"] / 2)
 
 
-def test_heldout_passages_show_source_reference_and_both_outputs(
-    program: ModuleType, run: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "new" / "out.txt"
-    flags = ["--mode", "ar,nar", "--heldout", "3", "--max-length", "20", "--output", str(output)]
-    assert program.main(["--checkpoint", str(run), *flags]) == 0
-    blocks = output.read_text().strip().split("\n\n")
-    assert len(blocks) == 3
-    names = [line.split()[0] for block in blocks for line in block.split("\n")]
-    assert names == [x for n in (1, 2, 3) for x in (f"[{n}]", "source", "reference", "AR", "NAR")]
-    tokenizer = Generator.from_checkpoint(run, device="cpu").text
-    assert tokenizer is not None
-    samples = SampleSource(run.parent / "data" / "valid")
-    rows: Ragged = samples.read(torch.tensor([0, samples.samples - 1]).numpy())["target"]
-    for block, row in zip((blocks[0], blocks[2]), rows.rows(), strict=True):
-        _, source, reference, *_ = block.split("\n")
-        assert reference == f"reference   {tokenizer.decode(row.tolist())}"
-        assert "<mask>" in source
-
-
-def test_mask_share_hides_words_of_raw_text(
-    program: ModuleType, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "in.txt").write_text("\n".join(SENTENCES))
-    flags = ["--mode", "nar", "--mask-share", "0.3", "--show-source", "--input", str(tmp_path / "in.txt")]
-    assert program.main(["--checkpoint", str(run), *flags]) == 0
-    first = capsys.readouterr().out
-    assert f"reference   {SENTENCES[0]}" in first
-    assert first.count("<mask>") >= 2
-    program.main(["--checkpoint", str(run), *flags])
-    assert capsys.readouterr().out == first
-
-
 @pytest.mark.parametrize(("share", "shown"), [(0.0, 20), (0.3, 14), (0.25, 15), (1.0, 0)])
 def test_infill_hides_the_share_exactly(share: float, shown: int) -> None:
     words = [f"w{i}" for i in range(20)]
@@ -202,38 +165,6 @@ def test_modes_follow_the_trained_losses(run: Path) -> None:
     assert modes(preset="released") == ("ar",)  # pretraining: its length head is not trained
     assert modes(weight_ar=0.0, weight_nar=0.0) == ("ar", "nar")  # AUX alone (Table 6)
     assert run_record.RUN_FORMAT_VERSION == RUN_FORMAT_VERSION
-
-
-BAD_OPTIONS: list[tuple[list[str], type[JanusError], str]] = [
-    (["--mode", "nra"], UsageError, "there is no mode 'nra'"),
-    (["--mode", ""], UsageError, "there is no mode ''"),
-    (["--iterations", "-1"], ConfigError, "decode.iterations is -1"),
-    (["--mode", "draft", "--beam", "3"], UsageError, "output of greedy search, but the beam is 3"),
-    (["--mode", "nar", "--threshold", "1.5"], UsageError, r"1\.5 is no probability"),
-    (["--mode", "nar", "--threshold", "0"], UsageError, r"0\.0 is no probability"),
-    (["--rescore", "ra"], ConfigError, "decode.rescore has no value 'ra'"),
-    (["--rescore-weight", "-0.1"], ConfigError, "decode.rescore_weight is -0.1"),
-    (["--draft-width", "0"], ConfigError, "decode.draft_width is 0"),
-    (["--temperature", "-1"], ConfigError, "decode.temperature is -1"),
-    (["--beam", "0"], ConfigError, "decode.beam is 0"),
-    (["--beam-stop", "fairsek"], ConfigError, "decode.beam_stop has no value 'fairsek'"),
-    (["--mask-share", "1.5"], UsageError, "--mask-share is 1.5"),
-    (["--heldout", "2", "--input", "x"], UsageError, "held-out samples and another input"),
-    (["--heldout", "2", "--data", "nowhere"], DataError, "validation samples of the run are not there"),
-    (["--input", "nowhere.txt"], DataError, "the input cannot be read"),
-    (["--output", "."], UsageError, "the output is a folder"),
-    (["--device", "warp"], UsageError, "there is no device 'warp'"),
-]
-
-
-@pytest.mark.parametrize(("flags", "error", "text"), BAD_OPTIONS)
-def test_bad_options(
-    program: ModuleType, run: Path, flags: list[str], error: type[JanusError], text: str
-) -> None:
-    with pytest.raises(error, match=text) as caught:
-        program.main(["--checkpoint", str(run), *flags])
-    assert caught.value.where
-    assert caught.value.fix
 
 
 BAD_INPUTS: list[tuple[bytes, str, str]] = [
@@ -324,18 +255,6 @@ def test_a_run_without_tokenizer_decodes_ids(copy: Path, program: ModuleType, tm
     assert all(int(word) > 4 for word in output.read_text().split())
     with pytest.raises(DataError, match="'5000' is not a token id"):
         Generator.from_checkpoint(copy, ids=True, device="cpu").generate(["5 5000"])
-
-
-def test_the_command_prints_three_parts_and_no_stack(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "eval" / "decode.py"), "--checkpoint", str(tmp_path / "none")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 5
-    assert [line.split(":")[0].strip() for line in done.stderr.splitlines()] == ["error", "where", "to do"]
 
 
 def test_config_of_the_run_is_kept(run: Path) -> None:

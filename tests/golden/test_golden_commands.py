@@ -1,15 +1,17 @@
-"""What the programs say and the code they end with: the commands in `commands.txt`, one after the other.
+"""What the programs say and the code they end with: the commands in `commands.txt`, two at a time.
 
 Written by commit 5c5119c; `make golden` writes it anew from the commands in it. Each "$ PROGRAM ARGUMENTS" is
 followed by "exit CODE" and the output, both streams together. Of `--help` only the names of the options are
 kept, of argparse's usage errors only the last line. "janus_ds" stands for `python -m janus_ds`, RUN for a run
-folder, TMP for an empty folder that all commands share. Times, speeds and sizes in memory are left out.
+folder, DAMAGED for a data directory with two faults, TMP for an empty folder that all commands share (what
+one writes there, the next but one may use). Times, speeds and sizes in memory are left out.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 from difflib import unified_diff
 from pathlib import Path
 
@@ -37,17 +39,31 @@ def commands() -> list[str]:
 @pytest.fixture(scope="module")
 def transcript(starter: WarmStarter, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same file as it comes out now."""
-    places = {"RUN": restored_run(tmp_path_factory.mktemp("run")), "TMP": tmp_path_factory.mktemp("tmp")}
-    parts = []
+    names = ("RUN", "DAMAGED", "TMP")
+    places = {name: tmp_path_factory.mktemp(name.lower()) for name in names}
+    places["RUN"] = restored_run(places["RUN"])
+    damage(places["DAMAGED"])
+    starts = []
     for number, command in enumerate(commands()):
-        words = command.split()
-        for name, place in places.items():
-            words = [re.sub(rf"\b{name}\b", str(place), word) for word in words]
-        script = words[0].replace("janus_ds", "janus_ds/__main__.py")
+        script, *words = re.sub(rf"\b({'|'.join(names)})\b", lambda m: str(places[m[0]]), command).split()
         log = tmp_path_factory.getbasetemp() / f"command-{number}"
-        code = starter.start([script, *words[1:]], log).wait(120)
-        parts.append("\n".join([f"$ {command}", f"exit {code}", *_lines(log.read_text(), words, places)]))
+        starts.append(([script.replace("janus_ds", "janus_ds/__main__.py"), *words], log))
+    said = zip(commands(), starter.finish(starts), starts, strict=True)
+    parts = (
+        "\n".join([f"$ {command}", f"exit {code}", *_lines(log.read_text(), words, places)])
+        for command, code, (words, log) in said
+    )
     return "\n\n".join(parts) + "\n"
+
+
+def damage(folder: Path) -> None:
+    """The frozen data with a changed byte in one shard and another shard missing."""
+    shutil.copytree(ROOT / "tests/golden/frozen/data", folder, dirs_exist_ok=True)
+    shard = folder / "train" / "shard-000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    shard.write_bytes(content)
+    (folder / "valid" / "shard-000000.tar").unlink()
 
 
 def _lines(text: str, words: list[str], places: dict[str, Path]) -> list[str]:
