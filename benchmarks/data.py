@@ -25,13 +25,13 @@ from benchmarks.padding import PaddingBench, padding_shares, write_sentences
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.index import SplitIndex
-from janus_ds.data.places import open_data
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.schedule import SampleSchedule
-from janus_ds.data.shards import Packing, shard_name, write_shard
-from janus_ds.data.step_plan import one_source
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.index import SplitIndex
+from janus_ds.data.stream.open_dataset import open_data
+from janus_ds.data.stream.schedule import SampleSchedule
+from janus_ds.data.stream.shards import Packing, shard_name, write_shard
+from janus_ds.data.stream.step_plan import one_source
 from janus_ds.tools.common import new_parser
 
 __all__ = ["DataBench", "bench_data", "main"]

@@ -107,7 +107,7 @@ def _step(bench: PackingBench) -> TrainingStep:
 
 def _batch(bench: PaddingBench, batch: str, multiple: int, packs: bool) -> TwoStreamBatch:
     """The first micro-batch of the step in the middle of an epoch."""
-    from janus_ds.data.step_plan import RankShare, make_step_plan
+    from janus_ds.data.stream.step_plan import RankShare, make_step_plan
 
     maker = bench.maker(batch, multiple, packs)
     plan = make_step_plan(maker, RankShare(0, 1, 80, 2))

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.index import SplitIndex
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.shards import Packing, shard_name, write_shard
-from janus_ds.data.step_plan import RankShare, make_step_plan
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.index import SplitIndex
+from janus_ds.data.stream.shards import Packing, shard_name, write_shard
+from janus_ds.data.stream.step_plan import RankShare, make_step_plan
 from janus_ds.stream_mask import Segment
 
 __all__ = ["PaddingBench", "padding_share", "padding_shares", "write_sentences"]

@@ -51,7 +51,7 @@ def make_batch(shape: BenchShape, run: RunConfig) -> TwoStreamBatch:
     import numpy as np
 
     from janus_ds.data.collate import Collator
-    from janus_ds.data.ragged import Ragged
+    from janus_ds.data.masking.ragged import Ragged
     from janus_ds.data.views import Views
 
     special = special_tokens(shape)

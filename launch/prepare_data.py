@@ -19,20 +19,17 @@ import sys
 import time
 from pathlib import Path
 
-from janus_ds.data.pair_files import Languages, pair_up
-from janus_ds.data.pair_settings import PairSettings
-from janus_ds.data.prepare import (
-    DOCUMENT_RULES,
-    INPUT_FORMATS,
+from janus_ds.data.prepare.corpus import PrepareProgress, PrepareReport, prepare
+from janus_ds.data.prepare.pair_files import pair_up
+from janus_ds.data.prepare.pairs import PairReport, prepare_pairs
+from janus_ds.data.prepare.settings import (
     TOKENIZER_KINDS,
-    DocumentRule,
     Execution,
-    PrepareProgress,
-    PrepareReport,
+    Languages,
+    PairSettings,
     PrepareSettings,
-    prepare,
 )
-from janus_ds.data.prepare_pairs import PairReport, prepare_pairs
+from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
 from janus_ds.errors import UsageError, exit_on_error
 
 

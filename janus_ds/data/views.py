@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import MaskingConfig
-from janus_ds.data.counter_rng import SampleKeys, Stream
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.span_laws import INFILLING_LAWS, TARGET_LAWS, MaskDraw, draw_noise, draw_target
+from janus_ds.data.masking.counter_rng import SampleKeys, Stream
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.masking.span_laws import INFILLING_LAWS, TARGET_LAWS, MaskDraw, draw_noise, draw_target
 from janus_ds.errors import ConfigError
 
 __all__ = ["Views", "check_masking", "draw_with_aux", "make_views"]

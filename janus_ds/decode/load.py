@@ -19,7 +19,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manifest import COMPLETE, fault_of
 from janus_ds.config.load import from_dict, to_dict
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, TextCodec
 from janus_ds.errors import CheckpointError
 from janus_ds.model.inference import model_from_file

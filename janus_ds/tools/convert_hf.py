@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
-from janus_ds.data.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
-from janus_ds.data.tokenizer import ByteLevelBPE
+from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
+from janus_ds.data.text.tokenizer import ByteLevelBPE
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.errors import UsageError
 from janus_ds.io import disk_faults, write_atomic

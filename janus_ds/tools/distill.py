@@ -22,13 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 from janus_ds.checkpoint.average import average_weights, last_checkpoints
-from janus_ds.data.index import MANIFEST_NAME, Manifest, SplitTotals
-from janus_ds.data.prepare_journal import SplitState
-from janus_ds.data.prepare_splits import SplitWriter
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.shards import Packing
-from janus_ds.data.source import SampleSource
-from janus_ds.data.whole import PairReport, finished_manifest
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
+from janus_ds.data.prepare.pairs import PairReport
+from janus_ds.data.stream.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.stream.shards import Packing
+from janus_ds.data.stream.source import SampleSource
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
 from janus_ds.errors import CheckpointError, DataError

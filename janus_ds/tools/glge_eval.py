@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from janus_ds.checkpoint.manager import BEST_FOLDER
-from janus_ds.data.glge_files import GLGE_SPLITS, find_split, read_pairs, task_limits
-from janus_ds.data.index import MANIFEST_NAME
-from janus_ds.data.pair_text import source_limit
+from janus_ds.data.prepare.pair_files import GLGE_SPLITS, find_split, read_pairs, source_limit, task_limits
+from janus_ds.data.stream.index import MANIFEST_NAME
 from janus_ds.decode.hypothesis import Hypothesis
 from janus_ds.decode.load import LoadedRun
 from janus_ds.errors import DataError, UsageError

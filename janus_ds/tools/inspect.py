@@ -10,10 +10,10 @@ import numpy as np
 
 from janus_ds.config.estimator import estimator_name
 from janus_ds.config.load import add_recipe_arguments, load_run_config
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.mixture import MixedSource
-from janus_ds.data.places import open_data
-from janus_ds.data.tokenizer import Tokenizer
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.open_dataset import open_data
+from janus_ds.data.stream.source import MixedSource
+from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.data.views import Views
 from janus_ds.errors import UsageError
 from janus_ds.tools.common import new_parser, recipe_path

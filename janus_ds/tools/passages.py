@@ -13,9 +13,9 @@ import numpy as np
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.loader import VALIDATION_EPOCH
-from janus_ds.data.tokenizer import MASK_TEXT
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.loader import VALIDATION_EPOCH
+from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from janus_ds.config.estimator import estimator_name
 from janus_ds.config.load import add_recipe_arguments, load_run_config
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.index import Manifest, SplitTotals
-from janus_ds.data.places import open_data
+from janus_ds.data.stream.index import Manifest, SplitTotals
+from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import UsageError
 from janus_ds.tools.common import bytes_text, count_text, new_parser, recipe_path, table
 from janus_ds.tools.model_size import PartSize, checkpoint_bytes, model_parts, state_bytes

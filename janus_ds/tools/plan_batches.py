@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from janus_ds.batch import BatchCounts, RowLayout
 from janus_ds.config.deepspeed_file import solve_batch
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.index import Manifest
+from janus_ds.data.stream.index import Manifest
 from janus_ds.errors import ConfigError
 from janus_ds.tools.traffic import stream_names
 from janus_ds.tools.traffic_tensor import BatchShape

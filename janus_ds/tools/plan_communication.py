@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, replace
 
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.index import Manifest
+from janus_ds.data.stream.index import Manifest
 from janus_ds.errors import UsageError
 from janus_ds.observe.meters import step_flops
 from janus_ds.tools.common import bytes_text, table

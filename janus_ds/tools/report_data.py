@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.config.faults import suggestion
-from janus_ds.data.index import Manifest
-from janus_ds.data.pair_text import held_out_text
+from janus_ds.data.prepare.pair_files import held_out_text
+from janus_ds.data.stream.index import Manifest
 from janus_ds.errors import JanusError, UsageError
 from janus_ds.metrics.files import read_lines
 from janus_ds.observe.run_record import read_run_record

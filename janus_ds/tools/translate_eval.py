@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from janus_ds.data.pair_text import held_out_text
+from janus_ds.data.prepare.pair_files import held_out_text
 from janus_ds.decode.hypothesis import Hypothesis
 from janus_ds.decode.load import LoadedRun
 from janus_ds.errors import UsageError

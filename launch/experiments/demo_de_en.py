@@ -21,7 +21,7 @@ from driver import ROOT, TRAIN, Driver, engine_config, prepare_pairs_command, ru
 
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.config.load import load_run_config
-from janus_ds.data.pair_files import PairFiles, read_pairs
+from janus_ds.data.prepare.pair_files import PairFiles
 from janus_ds.errors import exit_on_error
 from janus_ds.observe.writers import read_metrics
 
@@ -46,7 +46,7 @@ def prepare(options: argparse.Namespace) -> int:
     if not made.is_file():
         given = shared_text("tatoeba_de-en", "Tatoeba", "manythings2018.de.xz and manythings2018.en.xz")
         sides = [given / f"manythings2018.{language}.xz" for language in LANGUAGES]
-        pairs = list(read_pairs(PairFiles(sides[0], sides[1])))
+        pairs = list(PairFiles(sides[0], sides[1]).read())
         splits = split_pairs(pairs, options.valid, options.test, options.joined)
         write_splits(splits, text, LANGUAGES)
         counts = {"read": len(pairs), "train": len(splits.train), "joined": len(splits.joined)}

@@ -16,7 +16,7 @@ from typing import Any
 
 from driver import ROOT, prepare_pairs_command, run_logged, shared_text
 
-from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.io import write_atomic
 from janus_ds.metrics.files import read_lines
 from janus_ds.metrics.moses import moses_detokenize, moses_tokenize

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from janus_ds.data.sentences import split_sentences
+from janus_ds.data.text.sentences import split_sentences
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults, write_atomic
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from janus_ds.checkpoint.tensors import read_weights
-from janus_ds.data.hf_tokenizer import read_hf_tokenizer
-from janus_ds.data.tokenizer import ByteLevelBPE, load_tokenizer
+from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer
+from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError

@@ -18,7 +18,7 @@ from janus_ds.checkpoint.manifest import write_manifest
 from janus_ds.checkpoint.tensors import read_weights, write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import RUN_FORMAT_VERSION
 from janus_ds.errors import CheckpointError, ConfigError, DataError

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from janus_ds.data.prepare import PrepareSettings, prepare
+from janus_ds.data.prepare.corpus import prepare
+from janus_ds.data.prepare.settings import PrepareSettings
 from tests.data.test_prepare import content
 from tests.support.texts import documents
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from janus_ds.config.load import load_run_config
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.glge_files import Limits, find_files, task_limits
-from janus_ds.data.index import Manifest
-from janus_ds.data.prepare_glge import GlgeSettings, prepare_glge
-from janus_ds.data.source import SampleSource
-from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.data.prepare.glge import prepare_glge
+from janus_ds.data.prepare.pair_files import find_files, task_limits
+from janus_ds.data.prepare.settings import GlgeSettings, Limits
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.index import Manifest
+from janus_ds.data.stream.source import SampleSource
+from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import ConfigError, DataError, UsageError
 from tests.support.hf_models import letters_tokenizer
 from tests.support.programs import load_program

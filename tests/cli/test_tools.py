@@ -19,8 +19,8 @@ from janus_ds.checkpoint.tensors import snapshot_bytes
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import FIELDS
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.tokenizer import train_sentencepiece
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.text.tokenizer import train_sentencepiece
 from janus_ds.errors import DataError, JanusError, MissingDependencyError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers

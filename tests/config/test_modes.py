@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from janus_ds.config.load import load_run_config
-from janus_ds.data.glge_files import GLGE_LIMITS
+from janus_ds.data.prepare.pair_files import GLGE_LIMITS
 from janus_ds.errors import ConfigError, UsageError
 from janus_ds.train.options import parse_options
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from janus_ds.data.documents import DocumentReader, DocumentRule, Position
-from janus_ds.data.text_files import list_inputs
+from janus_ds.data.text.documents import DocumentReader, DocumentRule, Position
+from janus_ds.data.text.text_files import list_inputs
 from janus_ds.errors import DataError
 
 PACK = {
@@ -118,8 +118,8 @@ def test_inputs_that_are_not_there(tmp_path):
 
 
 def test_texts_without_an_end_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("janus_ds.data.documents._LONGEST_DOCUMENT_CHARACTERS", 20)
-    monkeypatch.setattr("janus_ds.data.text_files._LONGEST_LINE_BYTES", 64)
+    monkeypatch.setattr("janus_ds.data.text.documents._LONGEST_DOCUMENT_CHARACTERS", 20)
+    monkeypatch.setattr("janus_ds.data.text.text_files._LONGEST_LINE_BYTES", 64)
     path = write(tmp_path / "a.txt", "Eight c.\n" * 10)
     texts = read([path], document="file")
     assert "\n".join(texts) == ("Eight c.\n" * 10).rstrip()

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from janus_ds.data.index import (
+from janus_ds.data.stream.index import (
     FORMAT_VERSION,
     BlobEntry,
     Manifest,

@@ -16,9 +16,15 @@ import torch
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.config.schema import RunConfig, TrainConfig
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.loader import VALIDATION_EPOCH, RankShare, StepLoader, validation_batches
-from janus_ds.data.step_data import PackedStep, StepData
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.loader import (
+    VALIDATION_EPOCH,
+    PackedStep,
+    RankShare,
+    StepData,
+    StepLoader,
+    validation_batches,
+)
 from janus_ds.errors import ConfigError, DataError, ResourceError
 from janus_ds.stream_mask import Segment
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from janus_ds.config.load import load_run_config, to_dict
 from janus_ds.config.locations import expanded, parse_locations, public_location
 from janus_ds.config.schema import DataConfig, RunConfig
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.loader import RankShare, StepLoader, validation_batches
-from janus_ds.data.mixture import CYCLE, SOURCE_BITS, Turns
-from janus_ds.data.places import MixedSplit, SplitPlace, open_data
-from janus_ds.data.schedule import SampleSchedule, ShardGroups
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.loader import StepLoader, validation_batches
+from janus_ds.data.stream.open_dataset import MixedSplit, SplitPlace, open_data
+from janus_ds.data.stream.schedule import CYCLE, SOURCE_BITS, SampleSchedule, ShardGroups, Turns
+from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.errors import ConfigError, DataError
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
 from tests.support.tiny_data import make_tiny_data

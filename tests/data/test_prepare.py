@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_ds.data import prepare_job
-from janus_ds.data.index import Manifest, SplitIndex
-from janus_ds.data.prepare import DocumentRule, Execution, PrepareSettings, prepare, prepare_bundled_corpus
-from janus_ds.data.prepare_pool import ordered_map
-from janus_ds.data.prepare_units import BlockEncoder
-from janus_ds.data.sentences import split_sentences
-from janus_ds.data.shards import ShardReader
-from janus_ds.data.tokenizer import ByteLevelBPE, load_tokenizer
-from janus_ds.data.verify import verify_dataset
+from janus_ds.data.prepare.blocks import BlockEncoder
+from janus_ds.data.prepare.corpus import prepare, prepare_bundled_corpus
+from janus_ds.data.prepare.pool import ordered_map
+from janus_ds.data.prepare.settings import Execution, PrepareSettings
+from janus_ds.data.stream.index import Manifest, SplitIndex
+from janus_ds.data.stream.shards import ShardReader
+from janus_ds.data.stream.verify import verify_dataset
+from janus_ds.data.text.documents import DocumentRule
+from janus_ds.data.text.sentences import split_sentences
+from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
 from janus_ds.errors import ConfigError, DataError, ResourceError
 from tests.data.test_tokenizer import small_byte_level
 from tests.support.texts import documents
@@ -244,17 +245,17 @@ def test_the_bundled_corpus_is_built_once(tmp_path, monkeypatch):
     corpus = tmp_path / "package" / "assets" / "corpus"
     corpus.mkdir(parents=True)
     (corpus / "novels.txt.xz").write_bytes(lzma.compress("\n\n".join(DOCUMENTS).encode()))
-    monkeypatch.setattr("janus_ds.data.prepare_bundled.resources.files", lambda _: tmp_path / "package")
+    monkeypatch.setattr("janus_ds.data.prepare.corpus.resources.files", lambda _: tmp_path / "package")
     monkeypatch.chdir(tmp_path)
     made = []
-    real = prepare_job.prepare
+    real = prepare
 
     def counted(inputs, output, *args, **kwargs):
         report = real(inputs, output, *args, **kwargs)
         made.append(report.already_whole)
         return report
 
-    monkeypatch.setattr("janus_ds.data.prepare_bundled.prepare", counted)
+    monkeypatch.setattr("janus_ds.data.prepare.corpus.prepare", counted)
     threads = [threading.Thread(target=prepare_bundled_corpus, args=(None, 24, 90)) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_ds.data.index import Manifest
-from janus_ds.data.pair_files import Languages, PairFiles, pair_up, read_pairs
-from janus_ds.data.pair_settings import PairSettings
-from janus_ds.data.prepare_pairs import prepare_pairs
-from janus_ds.data.source import SampleSource
-from janus_ds.data.tokenizer import load_tokenizer
-from janus_ds.data.word_tokenizer import WordTokenizer, train_words
+from janus_ds.data.prepare.pair_files import PairFiles, pair_up
+from janus_ds.data.prepare.pairs import prepare_pairs
+from janus_ds.data.prepare.settings import Languages, PairSettings
+from janus_ds.data.stream.index import Manifest
+from janus_ds.data.stream.source import SampleSource
+from janus_ds.data.text.tokenizer import load_tokenizer
+from janus_ds.data.text.word_tokenizer import WordTokenizer, train_words
 from janus_ds.errors import ConfigError, DataError, UsageError
 from tests.support.tiny_pairs import make_tiny_pairs, tiny_lines
 
@@ -158,7 +158,7 @@ def test_unfit_files_are_refused(tmp_path, source, target, what, where, fix):
     files.source.write_bytes(source)
     files.target.write_bytes(target)
     with pytest.raises(DataError) as error:
-        list(read_pairs(files))
+        list(files.read())
     assert what in error.value.what
     assert where in error.value.where
     assert fix in error.value.fix

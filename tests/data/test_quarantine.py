@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.index import SplitIndex
-from janus_ds.data.loader import RankShare, StepLoader
-from janus_ds.data.places import open_data
-from janus_ds.data.quarantine import QUARANTINE_NAME, Damage, QuarantineList
-from janus_ds.data.step_data import StepData
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.index import SplitIndex
+from janus_ds.data.stream.loader import StepData, StepLoader
+from janus_ds.data.stream.open_dataset import open_data
+from janus_ds.data.stream.quarantine import QUARANTINE_NAME, Damage, QuarantineList
+from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.errors import DamagedDataError, DataError
 from tests.support.bad_server import serve
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
@@ -75,7 +75,7 @@ def test_ranks_and_workers_agree_on_what_stands_in(tmp_path):
 
 
 def test_a_shard_published_wrongly_is_quarantined_a_lost_server_is_not(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("janus_ds.data.fetch._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("janus_ds.data.stream.fetch._FIRST_PAUSE", 0.01)
     data = config(block_tokens=48, cache_dir=str(tmp_path / "cache"), retries=1, max_damage=0.9).data
     for fault in ("flip", "500"):
         run = replace(config(), data=replace(data, cache_dir=str(tmp_path / fault)))

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from janus_ds.config.schema import DataConfig
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.fetch import Expected, Patience, RemoteFolder
-from janus_ds.data.loader import RankShare, StepLoader
-from janus_ds.data.mixture import SOURCE_BITS
-from janus_ds.data.places import DataPlace, open_data
-from janus_ds.data.shard_cache import ShardCache
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
+from janus_ds.data.stream.loader import StepLoader
+from janus_ds.data.stream.open_dataset import DataPlace, open_data
+from janus_ds.data.stream.schedule import SOURCE_BITS
+from janus_ds.data.stream.shard_cache import ShardCache
+from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.errors import (
     ConfigError,
     DamagedDataError,
@@ -40,7 +41,7 @@ BAD = ("500", "cut", "flip", "cut")
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("janus_ds.data.fetch._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("janus_ds.data.stream.fetch._FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_ds.data.sentences import cut_rows, split_sentences
+from janus_ds.data.text.sentences import cut_rows, split_sentences
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from janus_ds.data.index import SplitIndex
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.shards import Packing, ShardReader, token_dtype, write_shard
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.stream.index import SplitIndex
+from janus_ds.data.stream.shards import Packing, ShardReader, token_dtype, write_shard
 from janus_ds.errors import DataError, ResourceError
 
 

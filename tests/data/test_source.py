@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_ds.data.source import SampleSource
+from janus_ds.data.stream.source import SampleSource
 from janus_ds.errors import DataError
 from tests.support.packed_data import random_rows, write_split
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from janus_ds.config.schema import MaskingConfig
-from janus_ds.data.counter_rng import SampleKeys, Stream
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.span_laws import (
+from janus_ds.data.masking.counter_rng import SampleKeys, Stream
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.masking.span_laws import (
     INFILLING_LAWS,
     TARGET_LAWS,
     MaskDraw,
@@ -256,7 +256,7 @@ def test_each_hidden_span_becomes_one_mask():
 
 
 def test_overlapping_hidden_spans_share_a_mask_and_adjacent_ones_do_not():
-    from janus_ds.data.span_laws import Spans, _draw_of
+    from janus_ds.data.masking.span_laws import Spans, _draw_of
 
     spans = Spans(np.array([1, 2, 5, 7]), np.array([3, 4, 7, 9]), np.array([True] * 4))
     draw = _draw_of(spans, 10)

@@ -11,17 +11,10 @@ import torch
 
 from janus_ds.batch import BatchCounts
 from janus_ds.config.schema import MaskingConfig, RunConfig
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.loader import RankShare, StepLoader
-from janus_ds.data.step_data import StepData
-from janus_ds.data.step_plan import make_step_plan, sample_costs
-from janus_ds.data.token_schedule import (
-    Group,
-    SampleCosts,
-    TokenSchedule,
-    expected_rows,
-    share_out,
-)
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.loader import StepData, StepLoader
+from janus_ds.data.stream.step_plan import RankShare, make_step_plan, sample_costs
+from janus_ds.data.stream.token_schedule import Group, SampleCosts, TokenSchedule, expected_rows, share_out
 from janus_ds.errors import ConfigError, DataError
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.data.tokenizer import (
+from janus_ds.data.text.tokenizer import (
     ByteLevelBPE,
     SentencePieceTokenizer,
     load_tokenizer,

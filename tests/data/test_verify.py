@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_ds.data.index import Manifest, SplitIndex, SplitTotals
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.shards import Packing, shard_name, write_shard
-from janus_ds.data.tokenizer import train_sentencepiece
-from janus_ds.data.verify import verify_dataset
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.stream.index import Manifest, SplitIndex, SplitTotals
+from janus_ds.data.stream.shards import Packing, shard_name, write_shard
+from janus_ds.data.stream.verify import verify_dataset
+from janus_ds.data.text.tokenizer import train_sentencepiece
 from janus_ds.errors import DataError
 from tests.support.texts import documents
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from janus_ds.data.index import SplitIndex
-from janus_ds.data.mixture import SOURCE_BITS
+from janus_ds.data.stream.index import SplitIndex
+from janus_ds.data.stream.schedule import SOURCE_BITS
 from janus_ds.errors import DamagedDataError, JanusError
 from janus_ds.parallel.topology import init_topology
 from tests.support.bad_server import serve

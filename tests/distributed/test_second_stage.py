@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.tensors import find_weights, read_weights
-from janus_ds.data.glge_files import Limits
-from janus_ds.data.prepare import PrepareSettings, prepare
-from janus_ds.data.prepare_glge import GlgeSettings, prepare_glge
+from janus_ds.data.prepare.corpus import prepare
+from janus_ds.data.prepare.glge import prepare_glge
+from janus_ds.data.prepare.settings import GlgeSettings, Limits, PrepareSettings
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError

@@ -11,7 +11,7 @@ import pytest
 
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.index import Manifest
+from janus_ds.data.stream.index import Manifest
 from janus_ds.parallel.topology import Topology, init_topology
 from janus_ds.tools.traffic import Execution, Sent, agreements, rank_parameters, zero_traffic
 from janus_ds.tools.traffic_tensor import BatchShape, tensor_traffic

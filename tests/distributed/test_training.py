@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from janus_ds.data.source import SampleSource
+from janus_ds.data.stream.source import SampleSource
 from janus_ds.errors import DataError, JanusError
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import init_topology

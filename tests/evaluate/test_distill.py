@@ -9,10 +9,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from janus_ds.data.index import Manifest
-from janus_ds.data.source import SampleSource
-from janus_ds.data.verify import verify_dataset
-from janus_ds.data.whole import PairReport
+from janus_ds.data.prepare.pairs import PairReport
+from janus_ds.data.stream.index import Manifest
+from janus_ds.data.stream.source import SampleSource
+from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
 from janus_ds.tools.distill import DistillRequest, distill

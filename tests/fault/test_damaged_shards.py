@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_ds.data.index import SplitIndex
-from janus_ds.data.source import SampleSource
-from janus_ds.data.verify import verify_dataset
+from janus_ds.data.stream.index import SplitIndex
+from janus_ds.data.stream.source import SampleSource
+from janus_ds.data.stream.verify import verify_dataset
 from tests.support.tiny_data import make_tiny_data
 
 SHARD = "shard-000001.tar"

@@ -12,7 +12,7 @@ from torch import Tensor
 from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.data.collate import Collator
-from janus_ds.data.ragged import Ragged
+from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.views import Views
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective

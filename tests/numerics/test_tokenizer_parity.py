@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from janus_ds.data.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
-from janus_ds.data.tokenizer import ByteLevelBPE, load_tokenizer
+from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
+from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
 from tests.support.hf_models import letters_tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from janus_ds.config.presets import OBJECTIVE_PRESETS
-from janus_ds.data.index import Manifest, SplitTotals
+from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.tools.report_curves import thinned, trend_of
 from janus_ds.tools.report_data import RunFolder, primary_metric, read_runs, sorted_modes

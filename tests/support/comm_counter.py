@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import ProcessGroup
 
-from janus_ds.data.step_data import StepData
+from janus_ds.data.stream.loader import StepData
 from janus_ds.train.loop.trainer import Trainer
 from janus_ds.train.safety.guards import StepGuard
 

@@ -17,9 +17,9 @@ from janus_ds.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from janus_ds.data.index import SplitIndex
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.shards import Packing, shard_name, write_shard
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.stream.index import SplitIndex
+from janus_ds.data.stream.shards import Packing, shard_name, write_shard
 
 __all__ = ["SPECIAL", "random_rows", "run_config", "write_split"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from janus_ds.data.index import Manifest, SplitIndex, SplitTotals
-from janus_ds.data.ragged import Ragged
-from janus_ds.data.shards import Packing, shard_name, write_shard
-from janus_ds.data.tokenizer import train_sentencepiece
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.stream.index import Manifest, SplitIndex, SplitTotals
+from janus_ds.data.stream.shards import Packing, shard_name, write_shard
+from janus_ds.data.text.tokenizer import train_sentencepiece
 
 __all__ = ["TINY_RECIPE", "make_tiny_data"]
 

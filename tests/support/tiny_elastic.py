@@ -12,7 +12,7 @@ from typing import Any
 from janus_ds.checkpoint.manager import CheckpointManager, Saveable
 from janus_ds.checkpoint.manifest import COMPLETE, write_manifest
 from janus_ds.checkpoint.tensors import WEIGHTS_FILE, write_tensors
-from janus_ds.data.step_data import StepData
+from janus_ds.data.stream.loader import StepData
 from janus_ds.parallel.topology import Topology, init_topology
 from janus_ds.train.loop.trainer import Trainer
 from tests.support.tiny_training import Result, Run, train

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from janus_ds.data.pair_files import Languages, PairFiles
-from janus_ds.data.pair_settings import PairSettings
-from janus_ds.data.prepare_pairs import PairReport, prepare_pairs
+from janus_ds.data.prepare.pair_files import PairFiles
+from janus_ds.data.prepare.pairs import PairReport, prepare_pairs
+from janus_ds.data.prepare.settings import Languages, PairSettings
 
 __all__ = ["TINY_PAIR_RECIPE", "make_tiny_pairs", "prepare_tiny", "tiny_lines"]
 

@@ -11,7 +11,7 @@ from janus_ds.checkpoint.manifest import write_manifest
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.run_record import write_run_record
 from janus_ds.parallel.layers import DenseLayers

@@ -10,7 +10,7 @@ import torch
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.load import fingerprint, from_dict, load_run_config, to_dict
 from janus_ds.config.presets import record_of
-from janus_ds.data.tokenizer import load_tokenizer
+from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel

@@ -16,7 +16,7 @@ from janus_ds.checkpoint.manifest import fault_of
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ObjectiveConfig
-from janus_ds.data.pair_text import held_out_text
+from janus_ds.data.prepare.pair_files import held_out_text
 from janus_ds.errors import ConfigError, DataError, ResourceError
 from janus_ds.objective.ramps import ramp_factors
 from tests.support.tiny_data import make_tiny_data

@@ -34,20 +34,20 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["model"] |= {"parallel"}
 ALLOWED["objective"] |= {"parallel"}
-ALLOWED["decode"] |= {"model", "parallel", "data.tokenizer", "checkpoint.manifest"}
+ALLOWED["decode"] |= {"model", "parallel", "data.text.tokenizer", "checkpoint.manifest"}
 
 # One door for each third-party package: where it may be imported at all.
 DOORS = {
-    "webdataset": {"data/shards.py"},
-    "wids": {"data/shards.py"},
-    "fsspec": {"data/remote.py"},
+    "webdataset": {"data/stream/shards.py"},
+    "wids": {"data/stream/shards.py"},
+    "fsspec": {"data/stream/remote.py"},
     "s3fs": set(),
     "gcsfs": set(),
     "megatron": {"parallel/tensor_parallel.py"},
     "tensorboard": {"observe/writers.py"},
     "torch.utils.tensorboard": {"observe/writers.py"},
-    "sentencepiece": {"data/tokenizer.py"},
-    "tokenizers": {"data/tokenizer.py"},
+    "sentencepiece": {"data/text/tokenizer.py"},
+    "tokenizers": {"data/text/tokenizer.py"},
     "matplotlib": {
         "tools/inspect.py",
         "tools/picture.py",

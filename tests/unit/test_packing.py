@@ -12,7 +12,7 @@ import torch
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.collate import Collator
-from janus_ds.data.ragged import Ragged
+from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.views import Views
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import unpacked

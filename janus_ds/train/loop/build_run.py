@@ -23,13 +23,12 @@ from janus_ds.config.deepspeed import ExecutionConfig, load_setup
 from janus_ds.config.estimator import estimator_name, full_estimator
 from janus_ds.config.presets import record_of
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.batch_maker import BatchMaker
-from janus_ds.data.loader import RankShare, StepLoader, validation_batches
-from janus_ds.data.places import open_data, open_split
-from janus_ds.data.prepare_bundled import prepare_bundled_corpus
-from janus_ds.data.quarantine import QuarantineList
-from janus_ds.data.step_data import StepData
-from janus_ds.data.tokenizer import Tokenizer
+from janus_ds.data.prepare.corpus import prepare_bundled_corpus
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.loader import RankShare, StepData, StepLoader, validation_batches
+from janus_ds.data.stream.open_dataset import open_data, open_split
+from janus_ds.data.stream.quarantine import QuarantineList
+from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import check_writable, disk_faults
 from janus_ds.model.janus import JanusModel

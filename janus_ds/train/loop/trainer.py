@@ -15,7 +15,7 @@ from torch import Tensor
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.step_data import StepData
+from janus_ds.data.stream.loader import StepData
 from janus_ds.errors import JanusError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.objective.ramps import ramp_factors

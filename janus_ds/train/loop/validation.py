@@ -14,7 +14,7 @@ from torch import Tensor
 from janus_ds.batch import BatchCounts
 from janus_ds.checkpoint.manager import save_best
 from janus_ds.config.schema import TrainConfig
-from janus_ds.data.loader import ValidationBatch
+from janus_ds.data.stream.loader import ValidationBatch
 from janus_ds.errors import ResourceError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.objective.janus_objective import LossReport

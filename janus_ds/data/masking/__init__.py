@@ -1,0 +1,1 @@
+"""Masks by the span laws, and batches made of masked samples."""

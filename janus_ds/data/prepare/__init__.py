@@ -1,0 +1,1 @@
+"""Makes data directories of text and of pairs."""

@@ -1,0 +1,312 @@
+"""From text files to a data directory, once over the input, in constant memory, resumable.
+
+Documents are read in order by the calling process, tokenised and cut into blocks by any number of
+processes, and written in order again, so that the bytes depend on settings and input alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from janus_ds.data.prepare.blocks import BlockEncoder, UnitResult, ensure_tokenizer, read_units
+from janus_ds.data.prepare.journal import (
+    WORK_NAME,
+    Journal,
+    Progress,
+    SplitState,
+    SplitWriter,
+    finished_manifest,
+)
+from janus_ds.data.prepare.pool import ordered_map
+from janus_ds.data.prepare.settings import Execution, PrepareSettings
+from janus_ds.data.stream.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.stream.shards import Packing, token_dtype
+from janus_ds.data.text.documents import DocumentReader, Position
+from janus_ds.data.text.text_files import list_inputs
+from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer
+from janus_ds.errors import DataError
+from janus_ds.io import disk_faults
+
+__all__ = ["PrepareProgress", "PrepareReport", "prepare", "prepare_bundled_corpus"]
+
+_SPLIT_ORDER = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class PrepareProgress:
+    """How far a preparation is.
+
+    Args:
+        stage: "reading text for the tokenizer", "training the tokenizer" or "writing shards".
+        share: of the input files' bytes, 0 to 1.
+        text_bytes: bytes of text tokenised by this call.
+        documents: documents tokenised by this call.
+        seconds: since this stage of the call began.
+    """
+
+    stage: str
+    share: float
+    text_bytes: int = 0
+    documents: int = 0
+    seconds: float = 0.0
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """Text tokenised, 10^6 bytes a second."""
+        return self.text_bytes / 1e6 / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What was made.
+
+    Args:
+        output: the data directory.
+        manifest: as written.
+        done: what this call tokenised, and in what time.
+        already_whole: the directory was finished before, nothing was done.
+        resumed: the call went on with an interrupted preparation.
+    """
+
+    output: Path
+    manifest: Manifest
+    done: PrepareProgress = field(default_factory=lambda: PrepareProgress("writing shards", 1.0))
+    already_whole: bool = False
+    resumed: bool = False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Counts over the whole input: documents, sentences, sentences cut, unknown tokens, ..."""
+        return dict(self.manifest.settings["counts"])
+
+
+def prepare(
+    inputs: Sequence[Path],
+    output: Path,
+    settings: PrepareSettings,
+    execution: Execution | None = None,
+    progress: Callable[[PrepareProgress], None] | None = None,
+) -> PrepareReport:
+    """Make a data directory of text files, or finish one that was interrupted.
+
+    Args:
+        inputs: text files and folders of them.
+        output: the data directory; must be new, empty, or of the same preparation.
+        settings: what is made.
+        execution: how it is done.
+        progress: called now and then.
+
+    Raises:
+        ConfigError: settings that cannot be meant.
+        DataError: missing, damaged or empty input; text that is not UTF-8; an output folder that
+            holds something else.
+        ResourceError: full disk, missing permission, a killed worker.
+    """
+    settings.check()
+    files = list_inputs(inputs)
+    request = _request(files, settings)
+    if (output / MANIFEST_NAME).is_file():
+        return _finished(output, request)
+    times = [path.stat().st_mtime_ns for path in files]
+    with Journal(output, {**request, "times": times}) as journal:
+        job = _Job(files, output, settings, execution or Execution(), journal)
+        report = job.run(request, progress or (lambda _: None))
+        journal.remove()
+    return report
+
+
+def _request(files: Sequence[Path], settings: PrepareSettings) -> dict[str, Any]:
+    """What decides the result, as JSON: settings, input files, a given tokenizer's fingerprint."""
+    given = settings.trained_kind is None
+    return {
+        "settings": settings.to_json(),
+        "inputs": [[path.name, path.stat().st_size] for path in files],
+        "tokenizer": load_tokenizer(Path(settings.tokenizer)).fingerprint if given else None,
+    }
+
+
+def _finished(output: Path, request: dict[str, Any]) -> PrepareReport:
+    manifest = finished_manifest(output, request)
+    shutil.rmtree(output / WORK_NAME, ignore_errors=True)  # left if the last act was interrupted
+    return PrepareReport(output, manifest, already_whole=True)
+
+
+class _Job:
+    """One call of :func:`prepare` on a folder that it holds the lock of."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        output: Path,
+        settings: PrepareSettings,
+        execution: Execution,
+        journal: Journal,
+    ) -> None:
+        self._output = output
+        self._settings = settings
+        self._execution = execution
+        self._journal = journal
+        self._reader = DocumentReader(files, settings.rule)
+        self._total_bytes = max(1, self._reader.total_bytes)
+
+    def run(self, request: dict[str, Any], show: Callable[[PrepareProgress], None]) -> PrepareReport:
+        tokenizer = self._tokenizer(show)
+        encoder = BlockEncoder(tokenizer, self._settings)
+        before = self._journal.load()
+        self._writers = {
+            name: self._writer(name, tokenizer, before.splits.get(name, SplitState()))
+            for name in _SPLIT_ORDER
+        }
+        counts, done = self._encode(encoder, before, show)
+        totals = self._finish(encoder, counts)
+        manifest = Manifest(
+            task=encoder.task,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.special.vocab_size,
+            settings={"request": request, "counts": dict(sorted(counts.items()))},
+            splits=totals,
+        )
+        manifest.save(self._output)
+        resumed = before.position != Position()
+        return PrepareReport(self._output, manifest, done, resumed=resumed)
+
+    def _tokenizer(self, show: Callable[[PrepareProgress], None]) -> Tokenizer:
+        def progress(stage: str) -> None:
+            show(PrepareProgress(stage, self._reader.bytes_read / self._total_bytes))
+
+        folder = self._output / "tokenizer"
+        return ensure_tokenizer(folder, self._journal.folder, self._settings, self._reader, progress)
+
+    def _writer(self, name: str, tokenizer: Tokenizer, state: SplitState) -> SplitWriter:
+        packing = Packing(
+            token_dtype(tokenizer.special.vocab_size),
+            self._settings.samples_per_member,
+            self._settings.members_per_shard,
+        )
+        return SplitWriter(self._output / name, packing, state)
+
+    def _encode(
+        self, encoder: BlockEncoder, before: Progress, show: Callable[[PrepareProgress], None]
+    ) -> tuple[Counter[str], PrepareProgress]:
+        """Tokenise and write all that `before` leaves; returns the counts of everything."""
+        counts = Counter(before.counts)
+        already = (counts["text_bytes"], counts["documents"])
+        start = last_commit = time.monotonic()
+        progress = PrepareProgress("writing shards", 1.0)
+        with closing(self._results(encoder, before.position)) as results:
+            for result, position in results:
+                wrote = [self._writers[name].add(part) for name, part in result.samples.items()]
+                counts.update(result.counts)
+                now = time.monotonic()
+                if any(wrote) or now - last_commit >= self._execution.commit_seconds:
+                    splits = {name: writer.state() for name, writer in self._writers.items()}
+                    self._journal.commit(Progress(position, counts, splits))
+                    last_commit = now
+                progress = PrepareProgress(
+                    "writing shards",
+                    self._reader.bytes_read / self._total_bytes,
+                    counts["text_bytes"] - already[0],
+                    counts["documents"] - already[1],
+                    now - start,
+                )
+                show(progress)
+        return counts, progress
+
+    def _results(
+        self, encoder: BlockEncoder, start: Position
+    ) -> Generator[tuple[UnitResult, Position], None, None]:
+        units = read_units(self._reader, start, self._execution.unit_characters)
+        return ordered_map(encoder, units, self._execution.processes)
+
+    def _finish(self, encoder: BlockEncoder, counts: Counter[str]) -> dict[str, SplitTotals]:
+        if not counts["documents"]:
+            places = ", ".join(str(path) for path in self._reader.files[:3])
+            raise DataError("the input holds no text", places, "give files that hold text")
+        totals = {}
+        for name in _SPLIT_ORDER:
+            if self._writers[name].empty:
+                continue
+            index, sha256 = self._writers[name].finish(encoder.streams)
+            totals[name] = SplitTotals(len(index.shards), index.samples, index.tokens, sha256)
+        if "train" not in totals:
+            raise DataError(
+                f"none of the {counts['documents']} documents gave training text",
+                str(self._output),
+                "give more documents, or smaller --valid-share and --test-share",
+            )
+        return totals
+
+
+_CORPUS = "assets/corpus/novels.txt.xz"
+
+_VALID_SHARE = 0.03
+
+_TOKENIZER_SAMPLE_MB = 3
+
+
+def prepare_bundled_corpus(
+    output: Path | None = None,
+    block_tokens: int = 30,
+    vocab_size: int = 2000,
+    progress: Callable[[PrepareProgress], None] | None = None,
+) -> Path:
+    """Shards of the bundled novels; returns at once where they are there already.
+
+    Several processes may call it at the same time: one builds, beside the place and renamed into it
+    when whole, the others wait.
+
+    Args:
+        output: the data directory; None: `runs/data/novels-BLOCK-VOCABULARY` in the working folder.
+        block_tokens: most tokens of a block, without bos and eos.
+        vocab_size: symbols of the unigram tokenizer trained on it.
+        progress: called now and then.
+
+    Returns:
+        The data directory.
+
+    Raises:
+        DataError: `output` holds something else.
+        ResourceError: full disk or missing permission.
+    """
+    target = output or Path("runs", "data", f"novels-{block_tokens}-{vocab_size}")
+    settings = PrepareSettings(
+        vocab_size=vocab_size,
+        tokenizer_sample_mb=_TOKENIZER_SAMPLE_MB,
+        block_tokens=block_tokens,
+        valid_share=_VALID_SHARE,
+    )
+    corpus = resources.files("janus_ds").joinpath(_CORPUS)
+    with disk_faults(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with resources.as_file(corpus) as path, _turn(target):
+        if (target / MANIFEST_NAME).is_file():
+            prepare([path], target, settings)  # checks that it holds just this
+            return target
+        building = target.with_name(f".{target.name}.building")
+        prepare([path], building, settings, progress=progress)
+        with disk_faults(target):
+            building.rename(target)
+    return target
+
+
+@contextmanager
+def _turn(target: Path) -> Iterator[None]:
+    """One process at a time, by a lock file beside the target."""
+    with disk_faults(target):
+        lock = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

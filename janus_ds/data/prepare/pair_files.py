@@ -1,0 +1,303 @@
+"""Parallel text: two files, line by line, with the faults that such files have."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from janus_ds.data.prepare.settings import Languages, Limits, PairSettings
+from janus_ds.data.stream.index import Manifest
+from janus_ds.data.text.text_files import COMPRESSED_SUFFIXES, TextFile
+from janus_ds.errors import DataError, UsageError
+
+__all__ = [
+    "GLGE_LIMITS",
+    "GLGE_SPLITS",
+    "PairCleaner",
+    "PairFiles",
+    "PairText",
+    "find_files",
+    "find_split",
+    "held_out_text",
+    "pair_key",
+    "pair_up",
+    "read_pairs",
+    "source_limit",
+    "task_limits",
+]
+
+_LONGEST_LINE_WORDS = 5000
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """Two files whose lines belong together."""
+
+    source: Path
+    target: Path
+
+    def read(self) -> Iterator[tuple[str, str]]:
+        """All pairs; raises as :func:`read_pairs`."""
+        return read_pairs(self.source, self.target, _LONGEST_LINE_WORDS)
+
+
+def pair_up(paths: Sequence[Path], languages: Languages, option: str) -> list[PairFiles]:
+    """Files given in turn, source and target.
+
+    Raises:
+        UsageError: an odd number of files, or names that tell the other order.
+        DataError: a file does not exist.
+    """
+    if not paths or len(paths) % 2:
+        raise UsageError(
+            f"{option} has {len(paths)} files, but source and target go together",
+            option,
+            f"give them in turn: {option} FILE.{languages.source} FILE.{languages.target}",
+        )
+    for path in paths:
+        if not path.is_file():
+            raise DataError("the input does not exist", str(path), "give the path of a text file")
+    pairs = [PairFiles(*paths[i : i + 2]) for i in range(0, len(paths), 2)]
+    for pair in pairs:
+        told = _language(pair.source, languages), _language(pair.target, languages)
+        if told[0] == languages.target or told[1] == languages.source:
+            raise UsageError(
+                f"the files' names tell another order: {pair.source.name} stands for {languages.source}, "
+                f"{pair.target.name} for {languages.target}",
+                option,
+                f"give the {languages.source} file first, or exchange --source-lang and --target-lang",
+            )
+    return pairs
+
+
+def _language(path: Path, languages: Languages) -> str | None:
+    """Which of the two languages a file's name ends in, compression aside; None where it tells none."""
+    name = path.name
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    ending = name.rpartition(".")[2]
+    return ending if ending in (languages.source, languages.target) else None
+
+
+def read_pairs(source: Path, target: Path | None, most_words: int | None = None) -> Iterator[tuple[str, str]]:
+    """Both sides of every line, without blanks around them; no target file gives empty targets.
+
+    Args:
+        source, target: files whose lines belong together.
+        most_words: a line with more words is refused; None: no limit.
+
+    Raises:
+        DataError: different numbers of lines, no lines at all, a line of too many words, text that is not
+            UTF-8, a damaged compressed file.
+    """
+    paths = [path for path in (source, target) if path is not None]
+    where = " and ".join(map(str, paths))
+    sides = [TextFile(path).lines() for path in paths]
+    number = 0
+    for number, lines in enumerate(zip_longest(*sides), 1):
+        if None in lines:
+            rest = number + sum(1 for _ in sides[lines.index(None) ^ 1])
+            counts = [number - 1 if line is None else rest for line in lines]
+            raise DataError(
+                f"the files have different numbers of lines: {counts[0]:,} and {counts[1]:,}",
+                where,
+                "give files whose lines belong together, one sentence a line; empty lines count",
+            )
+        pair = [line.strip() for line in lines]
+        for path, text in zip(paths, pair, strict=True):
+            if most_words is not None and len(text) > most_words and len(text.split()) > most_words:
+                raise DataError(
+                    f"the line has {len(text.split()):,} words: that is no sentence",
+                    f"{path}, line {number}",
+                    "look whether line ends are missing; cut the line, or remove it from both files",
+                )
+        yield pair[0], pair[1] if target is not None else ""
+    if not number:
+        raise DataError("the files hold no line", where, "give files that hold text")
+
+
+GLGE_LIMITS: Mapping[str, Limits] = {
+    "cnndm": Limits(510, 128),
+    "gigaword": Limits(254, 32),
+    "xsum": Limits(510, 64),
+    "msnews": Limits(510, 32),
+    "squadqg": Limits(510, 64),
+    "msqg": Limits(254, 32),
+    "coqa": Limits(510, 32),
+    "personachat": Limits(510, 32),
+}
+"""Targets of XSum, SQuAD and PersonaChat as the paper says; the others are ours."""
+
+GLGE_SPLITS = {"train": "train", "valid": "dev", "test": "test"}
+"""Our name of a split and the official one."""
+
+
+def task_limits(task: str) -> Limits:
+    """The default limits of a task.
+
+    Raises:
+        UsageError: there is no such task.
+    """
+    if task not in GLGE_LIMITS:
+        raise UsageError(f"there is no GLGE task {task!r}", "--task", f"use one of {', '.join(GLGE_LIMITS)}")
+    return GLGE_LIMITS[task]
+
+
+def find_files(folder: Path) -> dict[str, tuple[Path, Path | None]]:
+    """Source and target file of each split; the test set may come without targets, or not at all.
+
+    Args:
+        folder: such as glge/easy/xsum_data, or the org_data in it.
+
+    Raises:
+        DataError: train or dev files are missing; the message says where they were looked for.
+    """
+    inside = folder / "org_data" if (folder / "org_data").is_dir() else folder
+    found: dict[str, tuple[Path, Path | None]] = {}
+    for split, official in GLGE_SPLITS.items():
+        source, target = (_find(inside / f"{official}.{side}") for side in ("src", "tgt"))
+        missing = [side for side, path in (("src", source), ("tgt", target)) if path is None]
+        if source is not None and (target is not None or split == "test"):
+            found[split] = (source, target)
+        elif split != "test":
+            raise DataError(
+                f"{' and '.join(f'{official}.{side}' for side in missing)} not found",
+                str(inside),
+                "give a task's folder of GLGE, with train, dev and test as .src and .tgt",
+            )
+    return found
+
+
+def find_split(folder: Path, task: str, split: str) -> tuple[Path, Path | None]:
+    """Source and target file of one split in the official layout; there may be no targets.
+
+    Args:
+        folder: of one level (glge/easy), of the task (glge/easy/xsum_data), or the org_data in it.
+        task: name of the task.
+        split: the official name: train, dev or test.
+
+    Raises:
+        DataError: there are no sources; the message says where they were looked for.
+    """
+    places = (folder / f"{task}_data" / "org_data", folder / "org_data", folder)
+    for place in places:
+        source, target = (_find(place / f"{split}.{side}") for side in ("src", "tgt"))
+        if source is not None:
+            return source, target
+    raise DataError(
+        f"{split}.src of {task} not found",
+        ", ".join(str(place) for place in places),
+        "give a directory made by launch/prepare_glge.py, or a folder in GLGE's own layout",
+    )
+
+
+def _find(path: Path) -> Path | None:
+    names = [path, *(path.with_name(path.name + suffix) for suffix in COMPRESSED_SUFFIXES)]
+    return next((name for name in names if name.is_file()), None)
+
+
+@dataclass(frozen=True)
+class PairText:
+    """Lines of a split, lower-cased where the data is."""
+
+    sources: list[str]
+    references: list[str]
+    names: tuple[str, str]
+    """The files, source and reference."""
+    longest_source: int | None = None
+    """Tokens that sources are cut to, where the preparation did so."""
+
+
+def held_out_text(data: Path, split: str) -> PairText:
+    """Sources and references of a split of a data directory made by `prepare_data.py --task nmt`.
+
+    Raises:
+        DataError: the data is no translation data, or the split's text is missing.
+    """
+    settings = Manifest.load(data).settings
+    languages = settings.get("languages")
+    if not isinstance(languages, dict):
+        raise DataError(
+            "the data directory holds no translation data",
+            str(data),
+            "give a directory made by launch/prepare_data.py --task nmt",
+        )
+    paths = [data / "raw" / f"{split}.{languages[side]}" for side in ("source", "target")]
+    for path in paths:
+        if not path.is_file():
+            raise DataError(
+                f"the {'references' if path is paths[1] else 'sources'} of split {split!r} are missing",
+                str(path),
+                f"prepare the data with --{split}, or name another split",
+            )
+    lower = bool(settings.get("lowercase"))
+    sources, references = (
+        [line.lower() if lower else line for line in TextFile(path).lines()] for path in paths
+    )
+    if len(sources) != len(references):
+        raise DataError(
+            f"there are {len(sources)} sources and {len(references)} references",
+            f"{paths[0]} and {paths[1]}",
+            "prepare the data again",
+        )
+    return PairText(sources, references, (str(paths[0]), str(paths[1])), source_limit(settings))
+
+
+def source_limit(settings: Mapping[str, Any]) -> int | None:
+    """Tokens that `prepare_glge.py` cut sources to, from a manifest's settings; None for other data."""
+    limit = settings.get("request", {}).get("settings", {}).get("limits", {}).get("source")
+    return None if limit is None else int(limit)
+
+
+_SHORT_WORDS = 10
+"""Where the longer side has fewer words than this, the ratio says nothing."""
+
+
+def pair_key(source: str, target: str) -> bytes:
+    """A hash that tells pairs apart."""
+    return hashlib.blake2b(f"{source}\n{target}".encode(), digest_size=8).digest()
+
+
+class PairCleaner:
+    """Looks at pairs one after the other.
+
+    Args:
+        settings: limits.
+        held_out: keys of validation and test pairs: training pairs among them are counted, and kept.
+        counts: what is read, left out ("empty", "too_unequal", "duplicates") and "also_held_out".
+    """
+
+    def __init__(self, settings: PairSettings, held_out: Set[bytes], counts: Counter[str]) -> None:
+        self._settings = settings
+        self._held_out = held_out
+        self._counts = counts
+        self._seen: set[bytes] = set()
+
+    def keeps(self, source: str, target: str) -> bool:
+        """Whether the pair is trained on."""
+        self._counts["lines"] += 1
+        fault = self._fault(source, target)
+        if fault is not None:
+            self._counts[fault] += 1
+        return fault is None
+
+    def _fault(self, source: str, target: str) -> str | None:
+        if not source or not target:
+            return "empty"
+        words = sorted((len(source.split()), len(target.split())))
+        if words[1] >= _SHORT_WORDS and words[1] > self._settings.max_ratio * words[0]:
+            return "too_unequal"
+        key = pair_key(source, target)
+        if key in self._seen and self._settings.duplicates == "drop":
+            return "duplicates"
+        self._seen.add(key)
+        self._counts["also_held_out"] += key in self._held_out
+        return None
+
+
+Pair = tuple[str, str]

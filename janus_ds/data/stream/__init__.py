@@ -1,0 +1,1 @@
+"""From shards, here or far away, to the batches of each step."""

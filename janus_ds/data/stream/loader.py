@@ -1,0 +1,284 @@
+"""The batches of one step on one rank, and their way from a worker process to the trainer."""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from janus_ds.batch import BatchCounts, RowLayout, TwoStreamBatch
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.quarantine import Damage
+from janus_ds.data.stream.step_plan import RankShare, make_step_plan
+from janus_ds.errors import DataError, JanusError, ResourceError
+
+__all__ = [
+    "VALIDATION_EPOCH",
+    "PackedStep",
+    "StepData",
+    "StepLoader",
+    "ValidationBatch",
+    "validation_batches",
+]
+
+
+@dataclass(frozen=True)
+class StepData:
+    """One step of one data-parallel rank."""
+
+    step: int
+    batches: list[TwoStreamBatch]
+    """The micro-batches, in order."""
+    counts: BatchCounts
+    """Sums over this rank's micro-batches; sum over ranks for the global counts."""
+    sample_ids: Tensor
+    """int64: all samples of this rank, micro-batch by micro-batch."""
+    damage: tuple[Damage, ...] = ()
+    """Damaged members that the worker met for this step and has not reported before."""
+
+    @classmethod
+    def of(cls, step: int, batches: list[TwoStreamBatch], damage: Iterable[Damage] = ()) -> StepData:
+        """The step made of these micro-batches."""
+        counts = sum((batch.counts for batch in batches), BatchCounts())
+        ids = torch.cat([batch.sample_id_B for batch in batches])
+        return cls(step, batches, counts, ids, tuple(damage))
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is left of a batch without its tensors."""
+
+    layout: RowLayout
+    counts: BatchCounts
+    draws: int
+    shapes: dict[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class PackedStep:
+    """A step as one flat tensor.
+
+    Tensors pass between processes through shared memory, one file descriptor each; a step with many
+    micro-batches would run into the limit of open files. So a step is one tensor, and the trainer's
+    batches are views of it.
+    """
+
+    step: int
+    headers: list[_Header]
+    values: Tensor
+    """int64."""
+    damage: tuple[Damage, ...] = ()
+
+    @classmethod
+    def pack(cls, data: StepData) -> PackedStep:
+        """All tensors of the step, one after the other."""
+        headers: list[_Header] = []
+        parts: list[Tensor] = []
+        for batch in data.batches:
+            tensors = dict(batch.tensors())
+            shapes = {name: value.shape for name, value in tensors.items()}
+            headers.append(_Header(batch.layout, batch.counts, batch.draws, shapes))
+            parts.extend(value.reshape(-1) for value in tensors.values())
+        return cls(data.step, headers, torch.cat(parts), data.damage)
+
+    def unpack(self) -> StepData:
+        """The step again; its tensors share the flat tensor's memory."""
+        batches, position = [], 0
+        for header in self.headers:
+            fields = {}
+            for name, shape in header.shapes.items():
+                fields[name] = self.values[position : position + shape.numel()].view(shape)
+                position += shape.numel()
+            batches.append(TwoStreamBatch(header.layout, header.counts, **fields, draws=header.draws))
+        return StepData.of(self.step, batches, self.damage)
+
+    def pin_memory(self) -> PackedStep:
+        """The same in page-locked memory (called by the data loader on CUDA machines)."""
+        return replace(self, values=self.values.pin_memory())
+
+
+VALIDATION_EPOCH = 2**31 - 1
+"""Epoch number of validation masks, so that they are the same at every validation."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error that goes from a worker to the trainer as it is (DataLoader would wrap it)."""
+
+    error: JanusError
+
+
+class _Steps(Dataset[PackedStep | _Failure]):
+    """Step number -> the packed batches of one rank."""
+
+    def __init__(self, maker: BatchMaker, share: RankShare) -> None:
+        self._maker = maker
+        self.plan = make_step_plan(maker, share)
+
+    def __getitem__(self, step: int) -> PackedStep | _Failure:
+        try:
+            self.plan.read_ahead(step)
+            batches = self._maker.micro_batches(self.plan.parts(step))
+        except JanusError as error:
+            return _Failure(error)
+        return PackedStep.pack(StepData.of(step, batches, self._maker.source.take_damage()))
+
+
+class StepLoader:
+    """Iterates the :class:`StepData` of one rank, from `start_step` up to `stop_step` (exclusive).
+
+    Args:
+        maker: of the training split; `config.data.workers` and `.prefetch_steps` say how far ahead and
+            by how many processes; the batch sizes and the seed come from its config too.
+        share: this rank's part.
+        start_step: the first step; steps before it cost nothing.
+        stop_step: where iteration ends.
+        pin_memory: batches come in page-locked memory, for copies to a GPU.
+
+    Raises:
+        ConfigError: batch sizes that contradict each other; DataError: a split without samples. While
+        iterating: DataError as `BatchMaker` raises it; ResourceError: a worker was killed.
+    """
+
+    def __init__(
+        self, maker: BatchMaker, share: RankShare, start_step: int, stop_step: int, pin_memory: bool = False
+    ) -> None:
+        self._steps = _Steps(maker, share)
+        self._range = range(start_step, stop_step)
+        self._data = maker.config.data
+        self._pin = pin_memory
+        self.steps_per_epoch = self._steps.plan.steps_per_epoch
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[StepData]:
+        workers = min(self._data.workers, len(self._range))
+        items = iter(
+            DataLoader(
+                self._steps,
+                batch_size=None,
+                sampler=self._range,
+                num_workers=workers,
+                prefetch_factor=self._data.prefetch_steps if workers else None,
+                worker_init_fn=_start_worker,
+                pin_memory=self._pin,
+            )
+        )
+        shutdown = partial(_shutdown, items)
+        # Before torch's and multiprocessing's own exit handlers, which wait for workers that ignore SIGTERM.
+        atexit.register(shutdown)
+        with _quiet_children():
+            try:
+                for item in _guarded(items) if workers else items:
+                    if isinstance(item, _Failure):
+                        raise item.error
+                    yield item.unpack()
+            finally:
+                atexit.unregister(shutdown)
+                shutdown()
+
+
+def _start_worker(_worker: int) -> None:
+    torch.set_num_threads(1)
+    # A signal to the process group asks the trainer to stop and save; its workers must outlive that.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _shutdown(items: Any) -> None:
+    """End the workers now instead of when the iterator happens to be collected."""
+    stop = getattr(items, "_shutdown_workers", None)
+    if stop is not None:
+        stop()
+
+
+@contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Keep torch's handler of lost workers from raising in the midst of other code, a save for example.
+
+    It raises wherever the main thread happens to be. Without it, the next fetch finds the loss by itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+
+
+def _guarded(items: Iterator[Any]) -> Iterator[Any]:
+    """The items; a worker that vanished becomes an error that says what to do."""
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except (RuntimeError, EOFError, OSError) as error:
+            if not _is_lost_worker(error):
+                raise
+            raise ResourceError(
+                "a data worker process was killed",
+                f"data.workers of this rank: {(str(error) or repr(error)).splitlines()[0]}",
+                "look for the kernel's out-of-memory message; use fewer data.workers or data.prefetch_steps",
+            ) from error
+        yield item
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    # The pipe to a worker broke; errors from inside one come with "Caught" and its stack.
+    return not str(error).startswith("Caught ")
+
+
+@dataclass(frozen=True)
+class ValidationBatch:
+    """A batch of the validation split."""
+
+    batch: TwoStreamBatch
+    counted: bool
+    """False: this rank has no sample left; run the batch (all ranks make equally many passes), but leave
+    its losses and counts out."""
+
+
+def validation_batches(maker: BatchMaker, share: RankShare, samples: int) -> Iterator[ValidationBatch]:
+    """The first `samples` samples of a split, in order, each on one rank, with masks that never change.
+
+    All ranks get the same number of batches.
+
+    Args:
+        maker: of the validation split.
+        share: this rank's part.
+        samples: how many; fewer where the split has fewer.
+
+    Raises:
+        DataError: the split has no sample, or as `BatchMaker` raises it.
+    """
+    chosen = maker.source.first(samples)
+    if len(chosen) < 1:
+        raise DataError(
+            "there is no sample to validate on",
+            maker.source.name,
+            "prepare the data with a larger validation part, or raise train.valid_samples",
+        )
+    together = share.micro_batch * share.size
+    for start in range(0, len(chosen), together):
+        first = start + share.rank * share.micro_batch
+        ids = chosen[first : first + share.micro_batch]
+        counted = len(ids) > 0
+        ids = ids if counted else chosen[:1]
+        epochs = np.full_like(ids, VALIDATION_EPOCH)
+        yield ValidationBatch(maker.batches(epochs[None], ids[None])[0], counted)

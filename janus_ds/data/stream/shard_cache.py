@@ -1,0 +1,344 @@
+"""Fetched shards in a bounded folder that all processes of a machine share.
+
+Files are named by their SHA-256, so that equal shards of several addresses lie there once. Who reads a
+shard holds a shared lock on it, who fetches one an exclusive lock on its `.part`; the kernel drops the locks
+of a dead process. Room is made under one lock for the folder: the least recently used go first, and never
+one that is locked. A part counts with its full size from the start, so that the bound holds at any moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from janus_ds.data.stream.fetch import Expected, RemoteFolder
+from janus_ds.data.stream.index import ShardEntry
+from janus_ds.errors import DamagedDataError, DataError, JanusError, ResourceError
+from janus_ds.io import disk_faults, sha256_of_file
+
+__all__ = ["ReadAhead", "RemoteShards", "ShardCache", "logger"]
+
+_WHOLE = re.compile(r"[0-9a-f]{64}\.tar")
+
+_PART = re.compile(r"[0-9a-f]{64}\.([0-9]+)\.part")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_POLL_SECONDS = 0.05
+
+_PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: Path
+    size: int
+    used_ns: int
+
+
+class ShardCache:
+    """A folder of shards.
+
+    Args:
+        folder: made when first needed.
+        limit: bytes that shards may take there, those that are on their way included.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+
+    def open(self, sha256: str, size: int, download: Callable[[BinaryIO], None]) -> int:
+        """A descriptor of the whole shard, locked against removal until it is closed.
+
+        Args:
+            sha256: of the shard.
+            size: its bytes.
+            download: brings it into a file that may hold its beginning already.
+
+        Raises:
+            ResourceError: it does not fit into the cache, or the disk is full.
+            DataError: as `download` raises it.
+        """
+        while True:
+            descriptor = self._open_whole(self._whole(sha256), size)
+            if descriptor is not None:
+                return descriptor
+            self._bring(sha256, size, download)
+
+    def renew(self, sha256: str) -> bool:
+        """Remove a shard whose bytes have changed here since they came; says whether it was so."""
+        path = self._whole(sha256)
+        try:
+            damaged = sha256_of_file(path) != sha256
+        except OSError:
+            return True
+        if damaged:
+            path.unlink(missing_ok=True)
+        return damaged
+
+    def has(self, sha256: str) -> bool:
+        """Whether the shard is here now."""
+        return self._whole(sha256).exists()
+
+    def used(self) -> int:
+        """Bytes that shards take, those on their way included."""
+        return sum(entry.size for entry in self._entries())
+
+    def _whole(self, sha256: str) -> Path:
+        if not _SHA256.fullmatch(sha256):
+            raise DataError(
+                "the index names no SHA-256 for a shard", str(self.folder), "prepare the data again"
+            )
+        return self.folder / f"{sha256}.tar"
+
+    def _open_whole(self, path: Path, size: int) -> int | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        status = os.fstat(descriptor)
+        # Removed between the two calls, or cut by a full disk or a crash of the machine.
+        if status.st_nlink == 0 or status.st_size != size:
+            os.close(descriptor)
+            if status.st_nlink:
+                path.unlink(missing_ok=True)
+            return None
+        with suppress(OSError):
+            os.utime(descriptor)
+        return descriptor
+
+    def _bring(self, sha256: str, size: int, download: Callable[[BinaryIO], None]) -> None:
+        whole, part = self._whole(sha256), self.folder / f"{sha256}.{size}.part"
+        with disk_faults(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = self._reserve(whole, part, size)
+        if descriptor is None:
+            return
+        with disk_faults(part), os.fdopen(descriptor, "r+b") as file:
+            download(file)
+            # Under the lock: who opens it now waits until it is let go.
+            part.rename(whole)
+
+    def _reserve(self, whole: Path, part: Path, size: int) -> int | None:
+        """The locked part with room for all of it; None: somebody else has brought the shard."""
+        self._refuse_too_large(size)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            with self._turn():
+                descriptor = _locked(part, create=True)
+                if descriptor is not None:
+                    if whole.exists():
+                        part.unlink()
+                        os.close(descriptor)
+                        return None
+                    if self._make_room(size, part):
+                        return descriptor
+                    if os.fstat(descriptor).st_size == 0:
+                        part.unlink()
+                    os.close(descriptor)
+                if self._others_fetch():
+                    deadline = time.monotonic() + _PATIENCE_SECONDS
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    "the cache is full of shards that are in use",
+                    str(self.folder),
+                    "raise data.cache_gb, or lower data.read_ahead, data.shuffle_shards or data.workers",
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _refuse_too_large(self, size: int) -> None:
+        if size > self.limit:
+            raise ResourceError(
+                f"a shard of {size:,} bytes does not fit into a cache of {self.limit:,}",
+                str(self.folder),
+                "raise data.cache_gb",
+            )
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One process at a time counts and removes."""
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock_folder(descriptor, self.folder)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _make_room(self, size: int, own: Path) -> bool:
+        others = [entry for entry in self._entries() if entry.path != own]
+        excess = sum(entry.size for entry in others) + size - self.limit
+        for entry in sorted(others, key=lambda entry: entry.used_ns):
+            if excess <= 0:
+                break
+            descriptor = _locked(entry.path)
+            if descriptor is not None:
+                entry.path.unlink()
+                os.close(descriptor)
+                excess -= entry.size
+        return excess <= 0
+
+    def _others_fetch(self) -> bool:
+        """Whether a fetch is under way, so that waiting makes sense."""
+        for entry in self._entries():
+            if entry.path.suffix == ".part":
+                descriptor = _locked(entry.path)
+                if descriptor is None:
+                    return True
+                os.close(descriptor)
+        return False
+
+    def _entries(self) -> list[_Entry]:
+        found = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            part = _PART.fullmatch(path.name)
+            if not part and not _WHOLE.fullmatch(path.name):
+                continue
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found.append(_Entry(path, int(part[1]) if part else status.st_size, status.st_mtime_ns))
+        return found
+
+
+def _lock_folder(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        raise ResourceError(
+            "the file system of the cache has no file locks, so that processes cannot share it",
+            str(folder),
+            "set data.cache_dir to a folder on a disk of this machine",
+        ) from error
+
+
+def _locked(path: Path, *, create: bool = False) -> int | None:
+    """A descriptor with an exclusive lock; None: another holds the file, or it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink and path.exists():
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+class RemoteShards:
+    """The shards of a distant split, fetched into the cache when they are needed.
+
+    Args:
+        folder: the split's directory.
+        cache: where they are kept.
+    """
+
+    def __init__(self, folder: RemoteFolder, cache: ShardCache) -> None:
+        self.folder = folder
+        self.cache = cache
+        self._damaged: dict[str, DamagedDataError] = {}
+
+    def open(self, shard: ShardEntry) -> int:
+        """A descriptor of the whole shard, to be closed soon.
+
+        Raises:
+            DamagedDataError: what is published is not what the index says; found out once.
+            DataError: it cannot be fetched; ResourceError: no room.
+        """
+        if shard.name in self._damaged:
+            raise self._damaged[shard.name]
+        expected = Expected(shard.size, shard.sha256)
+        try:
+            return self.cache.open(
+                shard.sha256, shard.size, lambda file: self.folder.fetch(shard.name, file, expected)
+            )
+        except DamagedDataError as error:
+            self._damaged[shard.name] = error
+            raise
+
+    def fetch(self, shard: ShardEntry) -> None:
+        """Have the shard here soon; raises as :meth:`open`."""
+        if not self.cache.has(shard.sha256):
+            os.close(self.open(shard))
+
+    def renew(self, shard: ShardEntry) -> bool:
+        """Forget the local copy if it has become damaged."""
+        return shard.name not in self._damaged and self.cache.renew(shard.sha256)
+
+    def place(self, shard: ShardEntry) -> str:
+        """Address of the shard, without secrets."""
+        return self.folder.place(shard.name)
+
+
+logger = logging.getLogger(__name__)
+
+
+class _Shards(Protocol):
+    def fetch(self, shard: ShardEntry) -> None: ...
+
+
+class ReadAhead:
+    """One background thread a process, started when first needed; may be pickled and forked.
+
+    Faults are left to the reader, who meets them with the same shard and reports them.
+
+    Args:
+        shards: fetches.
+    """
+
+    def __init__(self, shards: _Shards) -> None:
+        self._shards = shards
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._wishes: list[ShardEntry] = []
+        self._asked: list[str] = []
+
+    def want(self, shards: Sequence[ShardEntry]) -> None:
+        """Fetch these, the first first, and forget earlier wishes."""
+        if self._process != os.getpid():
+            self._restart()
+        with self._changed:
+            if [shard.name for shard in shards] == self._asked:
+                return
+            self._asked = [shard.name for shard in shards]
+            self._wishes = list(shards)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+                self._thread.start()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReadAhead, (self._shards,)
+
+    def _restart(self) -> None:
+        """After a fork neither thread nor lock are what they were."""
+        self._process = os.getpid()
+        self._changed, self._thread = threading.Condition(), None
+        self._wishes, self._asked = [], []
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._wishes:
+                    self._changed.wait()
+                shard = self._wishes.pop(0)
+            try:
+                self._shards.fetch(shard)
+            except JanusError as error:
+                logger.debug("reading ahead: %s", error)

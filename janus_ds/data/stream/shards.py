@@ -1,0 +1,329 @@
+"""Packed shards: ordinary WebDataset tars whose members hold many samples each.
+
+A member has one tar key of six or more digits and two files per stream: KEY.target.tokens (uint16 or
+uint32, little endian, samples one after the other, no bos or eos) and KEY.target.offsets (uint32,
+n + 1). Any tar or WebDataset tool reads them; the index says where each file's bytes lie, so that
+the loader fetches a member with one positioned read. This module is the only importer of webdataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.stream.index import BlobEntry, MemberEntry, ShardEntry, SplitIndex
+from janus_ds.errors import DamagedDataError, DataError
+from janus_ds.io import disk_faults
+
+__all__ = [
+    "Packing",
+    "ShardReader",
+    "ShardStore",
+    "shard_name",
+    "token_dtype",
+    "unpack_member",
+    "write_shard",
+]
+
+TAR_BLOCK_BYTES = 512
+
+_OFFSET_DTYPE = "<u4"
+
+_Read = Callable[[BlobEntry], bytes]
+
+_Result = TypeVar("_Result")
+
+_VERIFY = "run `python -m janus_ds verify` on the data directory; copy the shard again or prepare it again"
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The smallest token type that holds the vocabulary: "uint16" or "uint32"."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard within its split."""
+    return f"shard-{number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How samples are packed.
+
+    Args:
+        stream_dtype: "uint16" or "uint32".
+        samples_per_member: samples under one tar key; the last member of a shard may have fewer.
+        members_per_shard: members in one tar; the last shard may have fewer.
+    """
+
+    stream_dtype: str
+    samples_per_member: int = 256
+    members_per_shard: int = 128
+
+    @property
+    def samples_per_shard(self) -> int:
+        """Samples of a full shard."""
+        return self.samples_per_member * self.members_per_shard
+
+
+class _HashingFile:
+    """A write-only file that keeps SHA-256 and size of what passes through."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def write_shard(path: Path, samples: Mapping[str, Ragged], packing: Packing, first_key: int) -> ShardEntry:
+    """Write one shard whole (under another name, then renamed) and describe it.
+
+    The bytes are a function of the arguments: equal samples give equal files.
+
+    Args:
+        path: SPLIT/shard-NNNNNN.tar.
+        samples: the samples of each stream, equally many.
+        packing: token type and samples per member.
+        first_key: number of the first member, counted over the whole split.
+
+    Raises:
+        ResourceError: full disk or missing permission.
+    """
+    from webdataset import TarWriter
+
+    total = len(next(iter(samples.values())))
+    members: list[MemberEntry] = []
+    temporary = path.with_name(path.name + ".part")
+    with disk_faults(path):
+        file = _HashingFile(temporary)
+        offset = 0
+        with TarWriter(file, encoder=False, mtime=0, user="janus_ds", group="janus_ds") as tar:
+            for start in range(0, total, packing.samples_per_member):
+                part = {
+                    name: rows.slice(start, min(start + packing.samples_per_member, total))
+                    for name, rows in samples.items()
+                }
+                key = f"{first_key + len(members):06d}"
+                files = _member_files(part, packing.stream_dtype)
+                tar.write({"__key__": key, **files})
+                member, offset = _describe(key, part, files, offset)
+                members.append(member)
+        file.close()
+        temporary.replace(path)
+    tokens = sum(member.tokens for member in members)
+    return ShardEntry(path.name, file.size, file.digest.hexdigest(), total, tokens, tuple(members))
+
+
+def _member_files(part: Mapping[str, Ragged], stream_dtype: str) -> dict[str, bytes]:
+    token_type = np.dtype(stream_dtype).newbyteorder("<")
+    files = {}
+    for name, rows in part.items():
+        files[f"{name}.tokens"] = rows.values.astype(token_type).tobytes()
+        files[f"{name}.offsets"] = rows.offsets.astype(_OFFSET_DTYPE).tobytes()
+    return files
+
+
+def _describe(
+    key: str, part: Mapping[str, Ragged], files: dict[str, bytes], offset: int
+) -> tuple[MemberEntry, int]:
+    """The member's entry, and where the next tar header starts (files are written in sorted order)."""
+    blobs = {}
+    for name in sorted(files):
+        offset += TAR_BLOCK_BYTES
+        blobs[name] = BlobEntry(offset, len(files[name]), zlib.crc32(files[name]))
+        offset += -(-len(files[name]) // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+    tokens = sum(len(rows.values) for rows in part.values())
+    return MemberEntry(key, len(next(iter(part.values()))), tokens, blobs), offset
+
+
+def unpack_member(
+    member: MemberEntry, index: SplitIndex, read: Callable[[BlobEntry], bytes], where: str
+) -> dict[str, Ragged]:
+    """The samples of one member, every stream, checked against the index.
+
+    Args:
+        member: its entry in the index.
+        index: the split's index (streams and token type).
+        read: gives the bytes of a blob, fewer where the file ends before.
+        where: names shard and member in errors.
+
+    Raises:
+        DamagedDataError: bytes are missing or differ from the index, or offsets and tokens do not agree.
+    """
+    rows = {}
+    for stream in index.streams:
+        tokens = _checked(member, f"{stream}.tokens", read, where)
+        offsets = _checked(member, f"{stream}.offsets", read, where)
+        try:
+            values = np.frombuffer(tokens, np.dtype(index.stream_dtype).newbyteorder("<"))
+            bounds = np.frombuffer(offsets, _OFFSET_DTYPE).astype(np.int64)
+        except ValueError:
+            raise DamagedDataError("a token file is not a whole number of tokens", where, _VERIFY) from None
+        whole = len(bounds) == member.samples + 1 and bounds[0] == 0 and bounds[-1] == len(values)
+        if not whole or np.any(np.diff(bounds) < 0):
+            raise DamagedDataError(f"the offsets of stream {stream!r} do not fit its tokens", where, _VERIFY)
+        rows[stream] = Ragged(values, bounds)
+    return rows
+
+
+def _checked(member: MemberEntry, name: str, read: Callable[[BlobEntry], bytes], where: str) -> bytes:
+    blob = member.blobs.get(name)
+    if blob is None:
+        raise DamagedDataError(f"the index knows no {name} of this member", where, _VERIFY)
+    data = read(blob)
+    if len(data) != blob.size:
+        raise DamagedDataError(
+            f"the shard is cut: {name} has {len(data)} of {blob.size} bytes", where, _VERIFY
+        )
+    if zlib.crc32(data) != blob.crc32:
+        raise DamagedDataError(f"{name} was changed since it was written (checksum differs)", where, _VERIFY)
+    return data
+
+
+class ShardStore(Protocol):
+    """Where shards come from that do not lie in the split's folder."""
+
+    def open(self, shard: ShardEntry) -> int:
+        """A descriptor of the whole shard; the caller closes it soon, since it keeps the file in place."""
+
+    def renew(self, shard: ShardEntry) -> bool:
+        """Forget a local copy that has become damaged; False: it is as it came."""
+
+    def place(self, shard: ShardEntry) -> str:
+        """Where the shard lies, for messages."""
+
+
+class ShardReader:
+    """Reads packed members by number, by positioned reads; may be pickled and shared over forks.
+
+    Args:
+        split_dir: folder of the shards.
+        index: its index.
+        open_files: shards kept open at once.
+        store: brings the shards, where they do not lie in `split_dir`.
+        cut_shards: read what is left of a shard of the wrong size, instead of refusing all of it.
+    """
+
+    def __init__(
+        self,
+        split_dir: Path,
+        index: SplitIndex,
+        open_files: int = 16,
+        store: ShardStore | None = None,
+        cut_shards: bool = False,
+    ) -> None:
+        self._dir = split_dir
+        self._index = index
+        self._limit = open_files
+        self._store = store
+        self._cut_shards = cut_shards
+        self._files: OrderedDict[int, int] = OrderedDict()
+
+    def read_member(self, shard: int, member: int) -> dict[str, Ragged]:
+        """The samples of member number `member` within shard number `shard`, checksums verified.
+
+        Raises:
+            DamagedDataError: the shard is missing, cut, swapped or changed; names shard and member.
+            DataError: it cannot be fetched.
+        """
+        entry = self._index.shards[shard].members[member]
+        return self._use(shard, member, lambda read, where: unpack_member(entry, self._index, read, where))
+
+    def read_lengths(self, shard: int, member: int) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+        """Tokens of each sample of a member by stream, from its offsets alone.
+
+        Raises:
+            DataError: as from :meth:`read_member`.
+        """
+        entry = self._index.shards[shard].members[member]
+        return self._use(shard, member, lambda read, where: _lengths(entry, self._index, read, where))
+
+    def place(self, shard: int) -> str:
+        """Where a shard lies, for messages."""
+        entry = self._index.shards[shard]
+        return self._store.place(entry) if self._store else str(self._dir / entry.name)
+
+    def close(self) -> None:
+        """Close all files; the reader may be used again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _use(self, shard: int, member: int, unpack: Callable[[_Read, str], _Result]) -> _Result:
+        shard_entry = self._index.shards[shard]
+        where = f"{self.place(shard)}, member {shard_entry.members[member].key}"
+        try:
+            return self._unpack(shard, where, unpack)
+        except DamagedDataError:
+            if self._store is None or not self._store.renew(shard_entry):
+                raise
+        return self._unpack(shard, where, unpack)
+
+    def _unpack(self, shard: int, where: str, unpack: Callable[[_Read, str], _Result]) -> _Result:
+        store, entry = self._store, self._index.shards[shard]
+        # A fetched shard is let go after each member, or the cache could not remove it.
+        descriptor = store.open(entry) if store else self._open(shard, where)
+        try:
+            return unpack(lambda blob: os.pread(descriptor, blob.size, blob.offset), where)
+        finally:
+            if store:
+                os.close(descriptor)
+
+    def _open(self, shard: int, where: str) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        entry = self._index.shards[shard]
+        try:
+            descriptor = os.open(self._dir / entry.name, os.O_RDONLY)
+        except FileNotFoundError:
+            raise DamagedDataError("the shard is missing", where, _VERIFY) from None
+        except OSError as error:
+            raise DataError(f"cannot read ({error})", where, _VERIFY) from None
+        size = os.fstat(descriptor).st_size
+        if size != entry.size and not self._cut_shards:
+            os.close(descriptor)
+            what = f"the shard has {size} bytes, the index says {entry.size}: cut or swapped"
+            raise DamagedDataError(what, where, _VERIFY)
+        if len(self._files) >= self._limit:
+            os.close(self._files.popitem(last=False)[1])
+        self._files[shard] = descriptor
+        return descriptor
+
+
+def _lengths(
+    entry: MemberEntry, index: SplitIndex, read: _Read, where: str
+) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    lengths: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
+    for stream in index.streams:
+        offsets = _checked(entry, f"{stream}.offsets", read, where)
+        bounds = np.frombuffer(offsets, _OFFSET_DTYPE) if len(offsets) % 4 == 0 else np.zeros(0)
+        if len(bounds) != entry.samples + 1:
+            raise DamagedDataError(f"the offsets of stream {stream!r} do not fit its samples", where, _VERIFY)
+        whole = bounds.astype(np.int64)
+        lengths[stream] = whole[1:] - whole[:-1]
+    return lengths

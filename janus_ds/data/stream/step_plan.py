@@ -1,0 +1,188 @@
+"""Which samples one data-parallel rank reads in which step, for both ways of counting a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_ds.config.schema import DataConfig, RunConfig
+from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.schedule import MixedSchedule, SampleSchedule, ShardGroups, rank_positions
+from janus_ds.data.stream.source import MixedSource, SampleSource
+from janus_ds.data.stream.token_schedule import SampleCosts, TokenSchedule, expected_rows, share_out
+from janus_ds.errors import ConfigError
+
+__all__ = ["RankShare", "StepPlan", "make_step_plan", "one_source", "sample_costs"]
+
+Ints = NDArray[Any]
+
+_SEED_STEP = 1_000_003
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """Which part of each global batch a data-parallel rank takes."""
+
+    rank: int
+    size: int
+    micro_batch: int
+    """Samples of one micro-batch on one rank; with batches of tokens, of a validation batch."""
+    accumulation: int = 1
+    """Micro-batches of a step on one rank; used with batches of tokens only."""
+
+
+class StepPlan(Protocol):
+    """A pure function of the step number."""
+
+    def parts(self, step: int) -> list[tuple[Ints, Ints]]:
+        """This rank's micro-batches: (epochs, sample ids) of each, int64."""
+
+    def read_ahead(self, step: int) -> None:
+        """Let distant shards that the step and the next ones need come."""
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Updates an epoch."""
+
+
+def make_step_plan(maker: BatchMaker, share: RankShare) -> StepPlan:
+    """The plan that the run's `data.batch` asks for.
+
+    Raises:
+        ConfigError: batch sizes that contradict each other; DataError: a split without samples.
+    """
+    return _TokenPlan(maker, share) if maker.config.data.batch == "tokens" else _SamplePlan(maker, share)
+
+
+def one_source(maker: BatchMaker) -> SampleSource:
+    """The source of data that are not mixed.
+
+    Raises:
+        ConfigError: they are.
+    """
+    if isinstance(maker.source, MixedSource):
+        raise ConfigError(
+            "batches of tokens are cut by the lengths of one source; these are several",
+            f"data.path: {maker.source.name}",
+            "set data.batch to samples, or give one source",
+        )
+    return maker.source
+
+
+def sample_costs(maker: BatchMaker) -> SampleCosts:
+    """Lengths of all samples, from the offsets on disk, and what they cost under the run's objective.
+
+    Raises:
+        DataError: damaged data.
+    """
+    lengths = one_source(maker).lengths()
+    inner_N = lengths["target"]
+    source_N = lengths.get("source", inner_N) + 2
+    kinds, config = maker.kinds, maker.config
+    aux, picked = kinds.aux * config.objective.aux_share, config.objective.ar_loss == "masked"
+    rows_N = expected_rows(inner_N, kinds.ar + kinds.ar_query, kinds.nar, aux, config.masking, picked)
+    rows_N *= config.objective.dropout_draws
+    width_N = np.maximum(source_N, inner_N + 2) if config.train.batch_cost == "tokens" else rows_N
+    multiple = config.data.pad_multiple
+    return SampleCosts(inner_N + 2, source_N, width_N.astype(np.float64), rows_N + source_N, multiple)
+
+
+class _SamplePlan:
+    """Equally many samples a step."""
+
+    def __init__(self, maker: BatchMaker, share: RankShare) -> None:
+        config, source = maker.config, maker.source
+        batch = config.train.global_batch
+        self._ahead = config.data.read_ahead
+        self._batch = batch
+        self._sources = source.parts if isinstance(source, MixedSource) else [source]
+        for part in self._sources:
+            _check_cache(part, config.data, len(self._sources))
+        self._orders = [_order(part, config, n) for n, part in enumerate(self._sources)]
+        self._mixed: MixedSchedule | None = None
+        self.steps_per_epoch = source.samples / batch
+        if isinstance(source, MixedSource):
+            self._mixed = MixedSchedule(config.train.seed, self._orders, source.turns, batch)
+            self.steps_per_epoch = self._mixed.steps_per_epoch
+        self._positions = rank_positions(batch, share.rank, share.size, share.micro_batch)
+
+    def parts(self, step: int) -> list[tuple[Ints, Ints]]:
+        epochs, ids = self._mixed.ids(step) if self._mixed else self._orders[0].ids(step)
+        return [(epochs[positions], ids[positions]) for positions in self._positions]
+
+    def read_ahead(self, step: int) -> None:
+        draws = self._mixed.draws(step) if self._mixed else [step * self._batch]
+        for source, order, position in zip(self._sources, self._orders, draws, strict=True):
+            source.read_ahead(order.members_from(position), self._ahead)
+
+
+def _order(source: SampleSource, config: RunConfig, number: int) -> SampleSchedule:
+    """The order of one source; equal sources of a mixture get different ones."""
+    together = config.data.shuffle_shards
+    return SampleSchedule(
+        config.train.seed + number * _SEED_STEP,
+        source.member_sizes,
+        config.data.shuffle_window,
+        config.train.global_batch,
+        ShardGroups(source.members_of_shard, together) if together else None,
+    )
+
+
+def _check_cache(source: SampleSource, data: DataConfig, sources: int) -> None:
+    """Refuse an order that would fetch each shard again and again.
+
+    Raises:
+        ConfigError: what is needed at about the same time does not fit into the cache.
+    """
+    if source.shards is None:
+        return
+    sizes = sorted((shard.size for shard in source.index.shards), reverse=True)
+    # A window can lie in two groups, and another worker can be a group ahead.
+    together = 2 * data.shuffle_shards + data.read_ahead if data.shuffle_shards else len(sizes)
+    needed, room = sum(sizes[:together]), source.shards.cache.limit // sources
+    if needed > room:
+        raise ConfigError(
+            f"{needed / 1e9:.3g} GB of shards are needed at about the same time, and the cache has "
+            f"{room / 1e9:.3g} GB for them",
+            f"data.cache_gb, {source.name}",
+            "raise data.cache_gb, or lower data.shuffle_shards (0 mixes over all shards)",
+        )
+
+
+class _TokenPlan:
+    """About equally many tokens a step."""
+
+    def __init__(self, maker: BatchMaker, share: RankShare) -> None:
+        config = maker.config
+        train = config.train
+        source = one_source(maker)
+        _check_cache(source, config.data, 1)
+        self._costs = sample_costs(maker)
+        self._schedule = TokenSchedule(
+            train.seed,
+            source.member_sizes,
+            self._costs,
+            config.data.shuffle_window,
+            train.batch_tokens / train.batch_groups,
+            train.batch_groups,
+        )
+        self._share = share
+        self._parts = share.size * share.accumulation
+        self.steps_per_epoch = self._schedule.steps_per_epoch
+        if self._schedule.smallest_step < self._parts:
+            raise ConfigError(
+                f"the smallest batch has {self._schedule.smallest_step} samples, for {share.size} ranks x "
+                f"{share.accumulation} micro-batches",
+                f"train.batch_tokens = {train.batch_tokens}, gradient_accumulation_steps",
+                "raise train.batch_tokens, or use fewer ranks or micro-batches",
+            )
+
+    def parts(self, step: int) -> list[tuple[Ints, Ints]]:
+        parts = share_out(self._schedule.groups(step), self._costs, self._parts)
+        return parts[self._share.rank :: self._share.size]
+
+    def read_ahead(self, step: int) -> None:
+        """Nothing: the lengths have brought all shards."""

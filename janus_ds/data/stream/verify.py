@@ -1,0 +1,254 @@
+"""Finds every kind of damage in a data directory and names shard and member.
+
+Every byte of every shard is covered: tar headers, token and offset files, padding, the end of the
+archive. Manifest and indexes carry checksums of their own, and the manifest knows the indexes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from janus_ds.data.stream.index import (
+    INDEX_NAME,
+    BlobEntry,
+    Manifest,
+    MemberEntry,
+    ShardEntry,
+    SplitIndex,
+    SplitTotals,
+)
+from janus_ds.data.stream.shards import TAR_BLOCK_BYTES, unpack_member
+from janus_ds.data.text.tokenizer import load_tokenizer
+from janus_ds.errors import DataError, JanusError
+from janus_ds.io import sha256_of_file
+
+__all__ = ["Fault", "VerifyReport", "verify_dataset"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Args:
+        place: the file, relative to the data directory.
+        member: the member of the shard, where one can be named.
+        what: what is wrong with it.
+    """
+
+    place: str
+    member: str | None
+    what: str
+
+    def __str__(self) -> str:
+        member = f", member {self.member}" if self.member else ""
+        return f"{self.place}{member}: {self.what}"
+
+
+@dataclass
+class VerifyReport:
+    """All faults, and what was looked at."""
+
+    faults: list[Fault] = field(default_factory=list)
+    shards: int = 0
+    members: int = 0
+    samples: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+    def raise_if_faulty(self, directory: Path | str) -> None:
+        """Raise the faults as one error.
+
+        Raises:
+            DataError: there are faults; lists the first ten.
+        """
+        if not self.faults:
+            return
+        shown = "\n    ".join(str(fault) for fault in self.faults[:10])
+        more = f"\n    and {len(self.faults) - 10} more" if len(self.faults) > 10 else ""
+        count = f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
+        raise DataError(
+            f"the data is damaged, {count}:\n    {shown}{more}",
+            str(directory),
+            "copy the named files again, or prepare the data again",
+        )
+
+
+def verify_dataset(
+    directory: Path,
+    progress: Callable[[float, VerifyReport], None] | None = None,
+    read_shard: Callable[[str, ShardEntry], bytes] | None = None,
+) -> VerifyReport:
+    """Look at every byte of a data directory.
+
+    Args:
+        directory: as made by launch/prepare_data.py.
+        progress: called after each shard with the share done (0 to 1) and the report so far.
+        read_shard: brings the bytes of a shard, given its split, where they do not lie in `directory`.
+
+    Returns:
+        The report; damage is in its `faults`, not raised.
+
+    Raises:
+        DataError: the directory does not exist, or its manifest cannot be used at all.
+    """
+    report = VerifyReport()
+    manifest = Manifest.load(directory)
+    _check_tokenizer(directory, manifest, report)
+    indexes = dict(_load_indexes(directory, manifest, report))
+    total = sum(shard.size for index in indexes.values() for shard in index.shards) or 1
+    for name, index in indexes.items():
+        _check_extra_files(directory, name, index, report)
+        names_by_sha256 = {shard.sha256: shard.name for shard in index.shards}
+        for shard in index.shards:
+            check = _ShardCheck(directory, name, index, manifest.vocab_size, report)
+            check.run(shard, names_by_sha256, read_shard)
+            if progress is not None:
+                progress(min(1.0, report.bytes / total), report)
+    for extra in sorted(path.parent.name for path in directory.glob(f"*/{INDEX_NAME}")):
+        if extra not in manifest.splits:
+            report.faults.append(Fault(f"{extra}/{INDEX_NAME}", None, "the manifest knows no such split"))
+    return report
+
+
+def _check_tokenizer(directory: Path, manifest: Manifest, report: VerifyReport) -> None:
+    try:
+        tokenizer = load_tokenizer(directory / "tokenizer")
+    except JanusError as error:
+        report.faults.append(Fault("tokenizer", None, error.what))
+        return
+    if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
+        what = (
+            f"the tokenizer is not the one that the data was made with (fingerprint "
+            f"{tokenizer.fingerprint[:12]}, the manifest says {manifest.tokenizer_fingerprint[:12]})"
+        )
+        report.faults.append(Fault("tokenizer", None, what))
+
+
+def _load_indexes(
+    directory: Path, manifest: Manifest, report: VerifyReport
+) -> Iterator[tuple[str, SplitIndex]]:
+    for name, totals in manifest.splits.items():
+        place = f"{name}/{INDEX_NAME}"
+        try:
+            index = SplitIndex.load(directory / name)
+        except JanusError as error:
+            report.faults.append(Fault(place, None, error.what))
+            continue
+        found = SplitTotals(
+            len(index.shards), index.samples, index.tokens, sha256_of_file(directory / name / INDEX_NAME)
+        )
+        if found != totals:
+            what = "the index is not the one that the manifest was written with (swapped or from elsewhere)"
+            report.faults.append(Fault(place, None, what))
+        yield name, index
+
+
+def _check_extra_files(directory: Path, name: str, index: SplitIndex, report: VerifyReport) -> None:
+    known = {shard.name for shard in index.shards} | {INDEX_NAME}
+    for path in sorted((directory / name).iterdir()):
+        if path.name not in known:
+            report.faults.append(Fault(f"{name}/{path.name}", None, "the index knows no such file"))
+
+
+class _ShardCheck:
+    """Looks at one shard of one split."""
+
+    def __init__(
+        self, directory: Path, split: str, index: SplitIndex, vocab_size: int, report: VerifyReport
+    ) -> None:
+        self._directory = directory
+        self._split = split
+        self._index = index
+        self._vocab_size = vocab_size
+        self._report = report
+
+    def run(
+        self,
+        shard: ShardEntry,
+        names_by_sha256: dict[str, str],
+        read_shard: Callable[[str, ShardEntry], bytes] | None,
+    ) -> None:
+        """Add what is wrong with the shard to the report."""
+        self._report.shards += 1
+        self._report.bytes += shard.size
+        self._place = f"{self._split}/{shard.name}"
+        try:
+            # One shard is tens of MB: read whole, so that each byte is read once.
+            if read_shard is not None:
+                data = read_shard(self._split, shard)
+            else:
+                data = (self._directory / self._split / shard.name).read_bytes()
+        except DataError as error:
+            self._fault(None, error.what)
+            return
+        except FileNotFoundError:
+            self._fault(None, "the shard is missing")
+            return
+        except OSError as error:
+            self._fault(None, f"the shard cannot be read ({error})")
+            return
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != shard.sha256 and digest in names_by_sha256:
+            self._fault(None, f"the file holds the bytes of {names_by_sha256[digest]}: swapped")
+            return
+        if len(data) != shard.size:
+            kind = "cut" if len(data) < shard.size else "longer than it should be"
+            self._fault(None, f"the shard is {kind}: {len(data)} bytes, the index says {shard.size}")
+        before = len(self._report.faults)
+        for member in shard.members:
+            self._check_member(data, member)
+        if len(data) == shard.size:
+            self._check_end(data, shard)
+        if digest != shard.sha256 and len(self._report.faults) == before and len(data) == shard.size:
+            self._fault(None, "the bytes differ from those that were written (SHA-256 differs)")
+
+    def _check_member(self, data: bytes, member: MemberEntry) -> None:
+        self._report.members += 1
+        self._report.samples += member.samples
+        self._report.tokens += member.tokens
+
+        def read(blob: BlobEntry) -> bytes:
+            return data[blob.offset : blob.offset + blob.size]
+
+        try:
+            rows = unpack_member(member, self._index, read, self._place)
+        except DataError as error:
+            self._fault(member.key, error.what)
+            return
+        for stream, values in ((stream, ragged.values) for stream, ragged in rows.items()):
+            if len(values) and int(np.max(values)) >= self._vocab_size:
+                self._fault(member.key, f"stream {stream!r} holds ids beyond the vocabulary")
+        for name, blob in member.blobs.items():
+            if not _header_fits(data, f"{member.key}.{name}", blob):
+                self._fault(member.key, f"the tar header of {member.key}.{name} is damaged")
+            elif any(data[blob.offset + blob.size : _padded_end(blob)]):
+                self._fault(member.key, f"the padding after {member.key}.{name} is damaged")
+
+    def _check_end(self, data: bytes, shard: ShardEntry) -> None:
+        ends = [_padded_end(blob) for member in shard.members for blob in member.blobs.values()]
+        if any(data[max(ends, default=0) :]):
+            self._fault(None, "the end of the archive is damaged")
+
+    def _fault(self, member: str | None, what: str) -> None:
+        self._report.faults.append(Fault(self._place, member, what))
+
+
+def _padded_end(blob: BlobEntry) -> int:
+    return -(-(blob.offset + blob.size) // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+
+
+def _header_fits(data: bytes, name: str, blob: BlobEntry) -> bool:
+    raw = data[blob.offset - TAR_BLOCK_BYTES : blob.offset]
+    try:
+        header = tarfile.TarInfo.frombuf(raw, tarfile.ENCODING, "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError):
+        return False
+    # Written again, for the bytes that the header's own checksum does not cover.
+    same = header.tobuf(tarfile.USTAR_FORMAT) == raw
+    return same and header.name == name and header.size == blob.size
