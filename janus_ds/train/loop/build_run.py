@@ -25,9 +25,10 @@ from janus_ds.config.presets import record_of
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
 from janus_ds.data.stream.batch_maker import BatchMaker
-from janus_ds.data.stream.loader import RankShare, StepData, StepLoader, validation_batches
+from janus_ds.data.stream.loader import StepData, StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.quarantine import QuarantineList
+from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import check_writable, disk_faults
