@@ -33,6 +33,7 @@ setup(
         "safetensors>=0.4,<1",
         "numpy>=1.26,<3",
         "PyYAML>=6,<7",
+        "pydantic>=2.10,<3",
         "tqdm>=4.66,<5",
         "zstandard>=0.22,<1",
         "fsspec>=2024.6",

@@ -23,173 +23,79 @@ _BART = {
     "dropout": 0.1,
     "attention_dropout": 0.1,
 }
-_NMT = {
-    "activation": "relu",
-    "layernorm_embedding": False,
-    "scale_embedding": True,
-    "attention_dropout": 0.0,
-}
+_NMT = {"activation": "relu", "layernorm_embedding": False, "scale_embedding": True, "attention_dropout": 0.0}
 
 
-def _shape(layers: int, d_model: int, ffn_dim: int, heads: int) -> dict[str, int]:
-    return {
-        "encoder_layers": layers,
-        "decoder_layers": layers,
-        "d_model": d_model,
-        "ffn_dim": ffn_dim,
-        "heads": heads,
-    }
+def _shape(layers: int, d_model: int, ffn_dim: int, heads: int) -> dict[str, Any]:
+    depth = {"encoder_layers": layers, "decoder_layers": layers}
+    return {**depth, "d_model": d_model, "ffn_dim": ffn_dim, "heads": heads}
 
 
 MODEL_PRESETS: dict[str, dict[str, Any]] = {
-    "quickstart": {
-        **_shape(2, 128, 512, 4),
-        **_BART,
-        "max_source_positions": 256,
-        "max_target_positions": 256,
-    },
-    "iwslt": {**_shape(6, 512, 1024, 4), **_NMT, "dropout": 0.3},
-    "wmt": {**_shape(6, 512, 2048, 8), **_NMT, "dropout": 0.2},
-    "bart_base": {**_shape(6, 768, 3072, 12), **_BART},
-    "bart_large": {**_shape(12, 1024, 4096, 16), **_BART},
-    "1b": {**_shape(24, 1280, 5120, 20), **_BART},
+    "quickstart": _shape(2, 128, 512, 4) | _BART | {"max_source_positions": 256, "max_target_positions": 256},
+    "iwslt": _shape(6, 512, 1024, 4) | _NMT | {"dropout": 0.3},
+    "wmt": _shape(6, 512, 2048, 8) | _NMT | {"dropout": 0.2},
+    "bart_base": _shape(6, 768, 3072, 12) | _BART,
+    "bart_large": _shape(12, 1024, 4096, 16) | _BART,
+    "1b": _shape(24, 1280, 5120, 20) | _BART,
 }
 
-_CONVENTIONS = {
-    "paper": {
+
+_KL_PAIRS = ("ar_nar", "ar_aux", "nar_aux", "ar_ar", "nar_nar", "aux_aux")
+
+
+def _objective(ar: float, nar: float, aux: float, length: float, **kl: float) -> dict[str, Any]:
+    """Weights of the four losses and, as `PAIR=weight`, of KL terms; with the paper's conventions."""
+    terms = {f"kl_{pair}": kl.get(pair, 0) for pair in _KL_PAIRS}
+    weights = {"ar": ar, "nar": nar, "aux": aux, "length": length, **terms}
+    return {
+        **{f"weight_{name}": float(weight) for name, weight in weights.items()},
+        "label_smoothing": 0.1,
         "normalise": "per_term",
         "ar_stream": "query",
         "ar_query_position": "predicted",
         "length_convention": "inner",
         "mask_symbol": "mask",
-    },
-    "released": {
-        "normalise": "per_term",
-        "ar_stream": "query",
-        "ar_query_position": "previous",
-        "length_convention": "with_specials",
-        "mask_symbol": "unk",
-    },
-}
-_NO_KL = {"weight_kl_ar_nar": 0.0, "weight_kl_ar_aux": 0.0, "weight_kl_nar_aux": 0.0}
-_ONE_DRAW = {"weight_kl_ar_ar": 0.0, "weight_kl_nar_nar": 0.0, "weight_kl_aux_aux": 0.0}
-# Cross-entropies of both draws added up, as the R-Drop code does; see the docstring of weight_kl_ar_ar.
-_R_DROP = {"weight_ar": 2.0, "weight_kl_ar_ar": 5.0}
-_AR_ONLY = {"weight_ar": 1.0, "weight_nar": 0.0, "weight_aux": 0.0, "weight_length": 0.0, **_NO_KL}
+    }
+
+
+_CONTENT = {"ar_stream": "content"}
 
 OBJECTIVE_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        **_CONVENTIONS["paper"],
-        "weight_ar": 1.0,
-        "weight_nar": 1.0,
-        "weight_aux": 1.0,
-        "weight_length": 0.1,
-        "weight_kl_ar_nar": 0.0,
-        "weight_kl_ar_aux": 2.0,
-        "weight_kl_nar_aux": 2.0,
-        "label_smoothing": 0.1,
-    },
-    "released/pair": {
-        **_CONVENTIONS["released"],
-        "weight_ar": 1.0,
-        "weight_nar": 0.5,
-        "weight_aux": 0.5,
-        "weight_length": 0.1,
-        "weight_kl_ar_nar": 1.0,
-        "weight_kl_ar_aux": 3.0,
-        "weight_kl_nar_aux": 1.0,
-        "label_smoothing": 0.1,
-    },
-    "released/denoise": {
-        **_CONVENTIONS["released"],
-        "ar_query_position": "predicted",
-        "mask_symbol": "mask",
-        "normalise": "target_tokens",
-        "weight_ar": 0.5,
-        "weight_nar": 0.5,
-        "weight_aux": 0.5,
-        "weight_length": 0.0,
-        "weight_kl_ar_nar": 0.0,
-        "weight_kl_ar_aux": 0.5,
-        "weight_kl_nar_aux": 0.5,
-        "label_smoothing": 0.0,
-    },
-    "ar": {**_CONVENTIONS["paper"], **_AR_ONLY, "ar_stream": "content", "label_smoothing": 0.1},
-    "ar_query": {**_CONVENTIONS["paper"], **_AR_ONLY, "label_smoothing": 0.1},
-    "ar_rdrop": {
-        **_CONVENTIONS["paper"],
-        **_AR_ONLY,
-        **_R_DROP,
-        "ar_stream": "content",
-        "label_smoothing": 0.1,
-    },
-    "ar_query_rdrop": {**_CONVENTIONS["paper"], **_AR_ONLY, **_R_DROP, "label_smoothing": 0.1},
-    "released_finetune": {
-        **_CONVENTIONS["paper"],
-        **_NO_KL,
-        "weight_ar": 0.0,
-        "weight_nar": 1.0,
-        "weight_aux": 1.0,
-        "weight_length": 0.1,
-        "weight_kl_nar_nar": 1.0,
-        "weight_kl_aux_aux": 1.0,
-        "label_smoothing": 0.1,
-    },
-    "cmlm": {
-        **_CONVENTIONS["paper"],
-        **_NO_KL,
-        "weight_ar": 0.0,
-        "weight_nar": 1.0,
-        "weight_aux": 0.0,
-        "weight_length": 0.1,
-        "label_smoothing": 0.1,
-    },
+    "paper": _objective(1, 1, 1, 0.1, ar_aux=2, nar_aux=2),
+    "released/pair": _objective(1, 0.5, 0.5, 0.1, ar_nar=1, ar_aux=3, nar_aux=1)
+    | {"ar_query_position": "previous", "length_convention": "with_specials", "mask_symbol": "unk"},
+    "released/denoise": _objective(0.5, 0.5, 0.5, 0, ar_aux=0.5, nar_aux=0.5)
+    | {"normalise": "target_tokens", "length_convention": "with_specials", "label_smoothing": 0.0},
+    "released_finetune": _objective(0, 1, 1, 0.1, nar_nar=1, aux_aux=1),
+    "cmlm": _objective(0, 1, 0, 0.1),
+    "ar": _objective(1, 0, 0, 0) | _CONTENT,
+    "ar_query": _objective(1, 0, 0, 0),
+    # Cross-entropies of both draws added up, as the R-Drop code does; see the text of weight_kl_ar_ar.
+    "ar_rdrop": _objective(2, 0, 0, 0, ar_ar=5) | _CONTENT,
+    "ar_query_rdrop": _objective(2, 0, 0, 0, ar_ar=5),
 }
 
+
+def _masking(target: str, target_share: float, **others: Any) -> dict[str, Any]:
+    return {
+        "target": target,
+        "target_share": target_share,
+        "source_share": 0.0,
+        "poisson": 2.0,
+        "rotate_share": 0.0,
+        "aux_order": "left_to_right",
+        **others,
+    }
+
+
 _MASKING = {
-    "paper/denoise": {
-        "target": "infilling",
-        "target_share": 0.5,
-        "source_share": 0.3,
-        "poisson": 2.0,
-        "rotate_share": 0.0,
-    },
-    "paper/pair": {
-        "target": "span_union",
-        "target_share": 0.7,
-        "source_share": 0.0,
-        "poisson": 2.0,
-        "rotate_share": 0.0,
-    },
-    "released/denoise": {
-        "target": "infilling_released",
-        "target_share": 0.3,
-        "source_share": 0.3,
-        "poisson": 3.0,
-        "rotate_share": 0.5,
-    },
-    "released/pair": {
-        "target": "span_overlap",
-        "target_share": 0.7,
-        "source_share": 0.0,
-        "poisson": 2.0,
-        "rotate_share": 0.0,
-    },
-    "cmlm/pair": {
-        "target": "uniform",
-        "target_share": 0.0,
-        "source_share": 0.0,
-        "poisson": 2.0,
-        "rotate_share": 0.0,
-    },
-    "released_finetune/pair": {
-        "target": "uniform",
-        "target_share": 0.0,
-        "source_share": 0.0,
-        "poisson": 2.0,
-        "rotate_share": 0.0,
-        "aux_order": "random",
-    },
+    "paper/denoise": _masking("infilling", 0.5, source_share=0.3),
+    "paper/pair": _masking("span_union", 0.7),
+    "released/denoise": _masking("infilling_released", 0.3, source_share=0.3, poisson=3.0, rotate_share=0.5),
+    "released/pair": _masking("span_overlap", 0.7),
+    "released_finetune/pair": _masking("uniform", 0.0, aux_order="random"),
+    "cmlm/pair": _masking("uniform", 0.0),
 }
 
 
@@ -203,9 +109,10 @@ def resolve(config: RunConfig) -> RunConfig:
     preset, task = config.objective.preset, config.data.task
     start = {"decoder_start": "eos_bos" if task == "denoise" else "bos"}
     bundle = OBJECTIVE_PRESETS.get(preset) or OBJECTIVE_PRESETS[f"{preset}/{task}"]
-    objective: ObjectiveConfig = _fill(config.objective, {**_ONE_DRAW, **bundle, **start})
-    masking_values = _MASKING.get(f"{preset}/{task}", _MASKING[f"paper/{task}"])
-    masking: MaskingConfig = _fill(config.masking, {"aux_order": "left_to_right", **masking_values})
+    objective: ObjectiveConfig = _fill(config.objective, bundle | start)
+    masking: MaskingConfig = _fill(
+        config.masking, _MASKING.get(f"{preset}/{task}") or _MASKING[f"paper/{task}"]
+    )
     model: ModelConfig = config.model
     if model.length_classes is None:
         released = objective.length_convention == "with_specials"
