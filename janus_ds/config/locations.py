@@ -64,7 +64,7 @@ def parse_locations(text: str) -> tuple[WeightedLocation, ...]:
         ConfigError: a weight is 0 or not a number, or a source comes twice.
     """
     parts = [_WEIGHTED.fullmatch(part.strip()) for part in text.split(",")]
-    found = [(match[1].strip(), float(match[2])) for match in parts if match]
+    found = [(os.path.expanduser(match[1].strip()), float(match[2])) for match in parts if match]
     if len(parts) < 2 or len(found) < len(parts) or Path(text).exists():
         return (WeightedLocation(text, 1.0),)
     for location, weight in found:

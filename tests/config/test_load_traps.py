@@ -12,6 +12,7 @@ import pytest
 from janus_ds.config.deepspeed import read_deepspeed_config
 from janus_ds.config.faults import ConfigFaultsError, FaultList
 from janus_ds.config.load import fingerprint, from_dict, load_run_config, to_dict, user_path
+from janus_ds.config.locations import parse_locations
 from janus_ds.config.presets import record_of
 from janus_ds.config.schema import FIELDS, RETIRED, RunConfig
 from janus_ds.errors import ConfigError
@@ -200,6 +201,8 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     run = load_run_config(None, ["data.path=~/data", "init=~/runs/a", "data.valid_path=~/valid"])
     assert (run.data.path, run.init) == ("/home/me/data", "/home/me/runs/a")
     assert run.data.valid_path == "/home/me/valid"
+    mixed = parse_locations("~/a=0.5,~/b=0.5")
+    assert [place.location for place in mixed] == ["/home/me/a", "/home/me/b"]
     assert str(user_path("~/x.yaml")) == "/home/me/x.yaml"
     assert os.fspath(user_path("x~")) == "x~"
 

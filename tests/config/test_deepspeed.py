@@ -1,0 +1,156 @@
+"""What is handed to DeepSpeed: clipping, stages, precision, offload; faults of recipe and JSON together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_ds.config.deepspeed import check_on_this_machine, load_setup, read_deepspeed_config
+from janus_ds.config.faults import ConfigFaultsError, FaultList
+from janus_ds.config.load import load_run_config
+from janus_ds.errors import ConfigError
+from tests.support.deepspeed_files import RUN, engine_fault, load_engine, write_engine
+from tests.support.launch import ROOT
+
+SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("given", [{}, {"gradient_clipping": "auto"}, {"gradient_clipping": 0.25}])
+def test_clipping_is_always_written_and_is_the_recipes(tmp_path: Path, given: dict[str, Any]) -> None:
+    run = replace(RUN, optim=replace(RUN.optim, clip_norm=0.25))
+    assert load_engine(tmp_path, run=run, **given).engine["gradient_clipping"] == 0.25
+    off = replace(RUN, optim=replace(RUN.optim, clip_norm=0.0))
+    assert load_engine(tmp_path, run=off).engine["gradient_clipping"] == 0.0
+
+
+def test_clipping_against_the_recipe_is_refused(tmp_path: Path) -> None:
+    assert "gradient_clipping is 0.1, but the recipe has optim.clip_norm 1.0" in engine_fault(
+        tmp_path, gradient_clipping=0.1
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("zero", [{"stage": 0}, {}])
+def test_stage_0_in_16_bit_is_refused_with_the_reason(
+    tmp_path: Path, precision: str, zero: dict[str, Any]
+) -> None:
+    text = engine_fault(tmp_path, zero_optimization=zero, **{precision: {"enabled": True}})
+    assert f"ZeRO stage 0 with {precision} trains wrongly" in text
+    assert "use stage 1" in text
+
+
+def test_stage_0_in_fp32_is_allowed(tmp_path: Path) -> None:
+    execution = load_engine(tmp_path, zero_optimization={"stage": 0})
+    assert (execution.zero_stage, execution.precision, execution.offload) == (0, "fp32", False)
+
+
+def test_blocks_that_repeat_the_recipe_pass_and_are_not_handed_on(tmp_path: Path) -> None:
+    run = replace(RUN, optim=replace(RUN.optim, schedule="polynomial"))
+    optimizer = {"type": "AdamW", "params": {"lr": 5e-4, "betas": [0.9, 0.98], "eps": "auto"}}
+    scheduler = {"type": "WarmupDecayLR", "params": {"total_num_steps": 300, "warmup_max_lr": 0.0005}}
+    engine = load_engine(tmp_path, run=run, optimizer=optimizer, scheduler=scheduler).engine
+    assert not {"optimizer", "scheduler"} & set(engine)
+
+
+def test_offload_allows_torchs_own_adamw(tmp_path: Path) -> None:
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    execution = load_engine(tmp_path, zero_optimization=zero)
+    assert execution.offload
+    assert execution.engine["zero_force_ds_cpu_optimizer"] is False
+    assert execution.engine["zero_allow_untested_optimizer"] is True
+    assert not load_engine(
+        tmp_path, zero_optimization={"stage": 2, "offload_optimizer": {"device": "none"}}
+    ).offload
+
+
+def test_faults_of_both_files_come_together_and_fast(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train:\n  global_batch: many\noptim:\n  lr: 1.0e-3\n  clip: 1\n")
+    config = write_engine(
+        tmp_path, gradient_cliping=1.0, train_batch_size=64, fp16={"enabled": True}, bf16={}
+    )
+    arguments = f"Path({str(recipe)!r}), ['model.heads=3'], Path({str(config)!r}), 2"
+    script = (
+        "from janus_ds.config.deepspeed import load_setup\nfrom pathlib import Path\n"
+        "from janus_ds.errors import exit_on_error\n"
+        f"exit_on_error(lambda: load_setup({arguments}))"
+    )
+    command = [sys.executable, "-X", "importtime", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 3
+    # Fast: nothing heavy is imported before the files are sound.
+    assert not {line.split("|")[-1].strip() for line in done.stderr.splitlines()} & {"torch", "deepspeed"}
+    for words in (
+        "4 faults",
+        "train.global_batch must be a whole number",
+        "unknown key 'optim.clip'",
+        "did you mean 'optim.clip_norm'?",
+        "3 heads do not divide",
+        "did you mean 'gradient_clipping'?",
+    ):
+        assert words in done.stderr, done.stderr
+    # The global batch is unreadable, so that nothing is said of batch sizes.
+    assert "train_batch_size is 64" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.heads=2", "model.heads is 2, which 4 tensor-parallel ranks cannot share"),
+        ("model.vocab_multiple=6", "model.vocab_multiple is 6"),
+        ("model.ffn_dim=510", "model.ffn_dim is 510"),
+    ],
+)
+def test_shapes_that_tensor_parallel_ranks_cannot_share(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigFaultsError) as caught:
+        load_setup(None, [override], write_engine(tmp_path), 1, tensor_size=4)
+    assert words in str(caught.value)
+    load_setup(None, [override], write_engine(tmp_path), 1, tensor_size=2)
+
+
+@pytest.fixture
+def device_can(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool | None], None]:
+    from deepspeed.accelerator import get_accelerator
+
+    def can(answer: bool | None) -> None:
+        for name in ("is_fp16_supported", "is_bf16_supported"):
+            monkeypatch.setattr(type(get_accelerator()), name, lambda self: answer)
+
+    return can
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_files_load_and_deepspeed_takes_them(device_can: Any, path: Path) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    device_can(True)
+    run = load_run_config(ROOT / "launch" / "recipes" / "quickstart.yaml")
+    execution = read_deepspeed_config(path, run, 1, FaultList())
+    check_on_this_machine(execution)
+    assert execution.zero_stage == int(path.stem[4])
+    expected = "fp16" if "fp16" in path.stem else "bf16" if "bf16" in path.stem else None
+    assert execution.precision == (expected or ("bf16" if "offload" in path.stem else "fp32"))
+    assert execution.offload == ("offload" in path.stem)
+    parsed = DeepSpeedConfig(execution.engine)
+    assert parsed.gradient_clipping == run.optim.clip_norm
+    assert parsed.train_batch_size == run.train.global_batch
+    assert parsed.zero_optimization_stage == execution.zero_stage
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_that_the_device_lacks(tmp_path: Path, device_can: Any, precision: str) -> None:
+    # DeepSpeed's CPU accelerator answers None where it means no.
+    for answer in (False, None):
+        device_can(answer)
+        with pytest.raises(ConfigError) as caught:
+            load_engine(tmp_path, **{precision: {"enabled": True}})
+        assert f"cannot train in {precision}" in caught.value.what
+        assert "ds_configs/zero2" in caught.value.fix
+    device_can(True)
+    assert load_engine(tmp_path, **{precision: {"enabled": True}}).precision == precision
