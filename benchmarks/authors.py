@@ -46,7 +46,7 @@ class AuthorsLikeStep:
         total = w.weight_ar * self._smoothed(ar, batch.ar_target_BA, smoothing)
         total = total + w.weight_nar * self._smoothed(nar, gold, smoothing)
         total = total + w.weight_aux * self._smoothed(aux, gold, smoothing)
-        index_BM1 = batch.masked_ar_row_BM[..., None]
+        index_BM1 = (batch.ar_masked_T % ar.shape[1]).view(*gold.shape, 1)
         ar_masked = ar.gather(1, index_BM1.expand(-1, -1, ar.shape[-1]))
         pairs = [(w.weight_kl_ar_nar, ar_masked, nar), (w.weight_kl_ar_aux, ar_masked, aux)]
         for weight, first, second in [*pairs, (w.weight_kl_nar_aux, nar, aux)]:

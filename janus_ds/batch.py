@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_ds.stream_mask import Segment
+from janus_ds.stream_mask import CONTENT_SEGMENTS, Segment
 
 __all__ = ["BatchCounts", "PredictedRows", "RowLayout", "SpecialTokens", "TwoStreamBatch"]
 
@@ -38,10 +38,6 @@ class RowLayout:
     The order ARC, VIS, CMP, MSK, ARQ, QRY puts all content rows first (one fused projection of
     queries, keys and values) and all predicted rows last (MSK, ARQ, QRY: what the last layer
     computes). Plain AR has ARC rows alone, which are then predicted from.
-
-    Where only some samples have CMP and QRY rows (`objective.aux_share`), rows are flat: the row tensors
-    have the shape (1, R), and each segment holds its samples' rows one sample after the other. Columns are
-    then counted over all samples; a width is still that of one sample.
     """
 
     arc: int = 0
@@ -50,12 +46,6 @@ class RowLayout:
     msk: int = 0
     arq: int = 0
     qry: int = 0
-    picked_queries: bool = False
-    """ARQ holds some of AR's queries, at ranks of their own, not one for each ARC row."""
-    flat_samples: int = 0
-    """Samples of a flat layout; 0: every sample has all rows, and row tensors have the shape (B, R)."""
-    aux_samples: int = 0
-    """Of a flat layout: the first so many samples have CMP and QRY rows."""
     packed: RowLayout | None = None
     """Of a packed batch (`janus_ds.packing`): the one long sample that its rows form, without padding.
 
@@ -69,29 +59,19 @@ class RowLayout:
         # By value: an IntEnum as an index is more than torch.compile can follow.
         return (self.arc, self.vis, self.cmp, self.msk, self.arq, self.qry)[segment.value]
 
-    def samples(self, segment: Segment) -> int:
-        """Samples whose rows stand side by side in the columns of one segment; 1 unless flat."""
-        if not self.flat_samples:
-            return 1
-        return self.aux_samples if segment in (Segment.CMP, Segment.QRY) else self.flat_samples
-
-    def count(self, segment: Segment) -> int:
-        """Columns of one segment."""
-        return self.width(segment) * self.samples(segment)
-
     def start(self, segment: Segment) -> int:
         """First column of one segment."""
-        return sum(self.count(other) for other in Segment if other < segment)
+        return sum(self.width(other) for other in Segment if other < segment)
 
     def columns(self, segment: Segment) -> slice:
         """The columns of one segment."""
         start = self.start(segment)
-        return slice(start, start + self.count(segment))
+        return slice(start, start + self.width(segment))
 
     @property
     def rows(self) -> int:
         """R: all columns."""
-        return sum(self.count(segment) for segment in Segment)
+        return sum(self.width(segment) for segment in Segment)
 
     @property
     def content_rows(self) -> int:
@@ -106,8 +86,8 @@ class RowLayout:
 
     def segment_of_rows(self) -> Tensor:
         """The segment of every column, int64, shape (R,)."""
-        counts = torch.tensor([self.count(segment) for segment in Segment])
-        return torch.repeat_interleave(torch.arange(len(Segment)), counts)
+        widths = torch.tensor([self.width(segment) for segment in Segment])
+        return torch.repeat_interleave(torch.arange(len(Segment)), widths)
 
 
 @dataclass(frozen=True)
@@ -121,11 +101,7 @@ class BatchCounts:
     ar_tokens: int = 0
     """Tokens that AR predicts, eos included; 0 where AR is not trained."""
     masked_tokens: int = 0
-    """Tokens that NAR predicts; 0 where masked tokens are not trained."""
-    aux_tokens: int = 0
-    """Masked tokens that AUX predicts and KL terms compare: of all samples, or of `objective.aux_share`."""
-    ar_rows: int = 0
-    """AR content rows: as `ar_tokens`, unless the AR loss is summed over a part of the tokens."""
+    """Tokens that NAR and AUX predict; 0 where masked tokens are not trained."""
 
     def __add__(self, other: BatchCounts) -> BatchCounts:
         return BatchCounts(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
@@ -140,9 +116,8 @@ class TwoStreamBatch:
     """One micro-batch, laid out for one pass of the model over all decoder rows.
 
     Padding stands at the end of every segment and of the source. Token and position of padding
-    rows are the pad symbol and 0. In a flat layout the row tensors have the shape (1, R), see
-    :class:`RowLayout`, and samples with AUX rows come first. In a packed batch (`RowLayout.packed`) source,
-    rows and targets have the shape (1, all of theirs), and flat indices count those.
+    rows are the pad symbol and 0. In a packed batch (`RowLayout.packed`) source, rows and targets have the
+    shape (1, all of theirs), and flat indices count those.
     """
 
     layout: RowLayout
@@ -157,9 +132,7 @@ class TwoStreamBatch:
     row_rank_BR: Tensor
     """int64: rank within the segment (see `stream_mask`)."""
     ar_length_B: Tensor
-    """AR content rows of each sample."""
-    query_length_B: Tensor
-    """AR query rows of each sample: as many, or those of `objective.ar_loss`."""
+    """AR content rows of each sample, and AR query rows where there are any."""
     visible_length_B: Tensor
     masked_length_B: Tensor
     """M_b: rows of each sample in MSK, and in CMP and QRY where it has these."""
@@ -167,8 +140,6 @@ class TwoStreamBatch:
     """int64: the token that each predicting AR row predicts; pad in padding. Shape (B, 0) without AR."""
     masked_target_BM: Tensor
     """int64: the gold token of each masked slot; pad in padding."""
-    masked_ar_row_BM: Tensor
-    """int64: the AR row that predicts the same token (for the KL terms); 0 in padding."""
     length_target_B: Tensor
     """int64: class of the length head."""
     ar_unmasked_U: Tensor
@@ -207,19 +178,17 @@ class TwoStreamBatch:
 
     def row_length_B(self, segment: Segment) -> Tensor:
         """Rows of each sample in one segment, where the sample has that segment at all."""
-        lengths = {Segment.ARC: self.ar_length_B, Segment.ARQ: self.query_length_B}
-        lengths[Segment.VIS] = self.visible_length_B
-        return lengths.get(segment, self.masked_length_B)
+        if segment in (Segment.ARC, Segment.ARQ):
+            return self.ar_length_B
+        return self.visible_length_B if segment == Segment.VIS else self.masked_length_B
 
     def content_valid_BC(self) -> Tensor:
-        """False for padding among the content rows, boolean, shape (B, C); (1, C) if flat."""
+        """False for padding among the content rows, boolean, shape (B, C)."""
         layout, device = self.layout, self.row_token_BR.device
-        content = [segment for segment in Segment if segment < Segment.ARQ]
         parts = [
-            torch.arange(layout.width(s), device=device) < self.row_length_B(s)[:, None] for s in content
+            torch.arange(layout.width(segment), device=device) < self.row_length_B(segment)[:, None]
+            for segment in CONTENT_SEGMENTS
         ]
-        if layout.flat_samples:
-            parts = [part[: layout.samples(s)].reshape(1, -1) for s, part in zip(content, parts, strict=True)]
         return torch.cat(parts, dim=1)
 
 

@@ -3,8 +3,8 @@
 Projections, norms, feed-forward and losses treat rows one by one, so that they need no padding. Attention
 does: for it alone rows are spread into the grid of a padded batch and taken out again (:class:`GridPlaces`).
 
-Shape letters: B samples, G x R the grid of a padded batch (G = B, or 1 where that is flat), T packed rows,
-X width of a row, W rows of a part and sample.
+Shape letters: B samples, B x R the grid of a padded batch, T packed rows, X width of a row, W rows of a part
+and sample.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Part:
     """Rows that stand together: a segment of the decoder's, or the source."""
 
     length_B: Tensor
-    """Rows of each sample that has any part in it."""
+    """Rows of each sample."""
     width: int
     """W: of the grid."""
     count: int
@@ -43,24 +43,19 @@ class Part:
 class GridPlaces:
     """Where packed rows stand in the grid, and where grid rows are kept."""
 
-    kept_GR: Tensor
+    kept_BR: Tensor
     """The packed row of each place of the grid; any for padding."""
-    padding_GR: Tensor
+    padding_BR: Tensor
     place_T: Tensor
     """The place (flat) of each packed row; any for the rows that fill up."""
     filler_T: Tensor
 
     @classmethod
-    def of(cls, parts: Sequence[Part], flat: bool = False) -> GridPlaces:
-        """Of parts that follow one another, without asking the device.
-
-        Args:
-            parts: in their order, in the grid and packed.
-            flat: the grid holds a part's samples one after the other, in one row.
-        """
+    def of(cls, parts: Sequence[Part]) -> GridPlaces:
+        """Of parts that follow one another, in the grid and packed; without asking the device."""
         kept, places, padding, filler = [], [], [], []
         grid_width = sum(part.width for part in parts)
-        first_kept = first_column = first_place = 0
+        first_kept = first_column = 0
         for part in parts:
             length_B, device = part.length_B, part.length_B.device
             end_B = length_B.cumsum(0)
@@ -73,26 +68,20 @@ class GridPlaces:
             filler.append(row_T >= length_B.sum())
             sample_T = torch.searchsorted(end_B, row_T, right=True).clamp_max(max(0, len(end_B) - 1))
             rank_T = (row_T - begin_B[sample_T]).clamp_max(max(0, part.width - 1))
-            if flat:
-                places.append(first_place + sample_T * part.width + rank_T)
-            else:
-                places.append(sample_T * grid_width + first_column + rank_T)
+            places.append(sample_T * grid_width + first_column + rank_T)
             first_kept, first_column = first_kept + part.count, first_column + part.width
-            first_place += part.width * len(length_B)
-        grids = [[part.reshape(1, -1) if flat else part for part in parts] for parts in (kept, padding)]
-        kept_GR, padding_GR = (torch.cat(parts, 1) for parts in grids)
-        kept_GR = kept_GR.clamp_max(max(0, first_kept - 1))
-        return cls(kept_GR, padding_GR, torch.cat(places), torch.cat(filler))
+        kept_BR = torch.cat(kept, 1).clamp_max(max(0, first_kept - 1))
+        return cls(kept_BR, torch.cat(padding, 1), torch.cat(places), torch.cat(filler))
 
     def spread(self, rows_1TX: Tensor) -> Tensor:
-        """Packed rows in the grid, (G, R, X); padding holds copies of other rows, and gives no gradient."""
-        grid = _moved(rows_1TX[0], self.kept_GR.flatten(), self.place_T, self.filler_T)
-        return grid.view(*self.kept_GR.shape, -1)
+        """Packed rows in the grid, (B, R, X); padding holds copies of other rows, and gives no gradient."""
+        grid = _moved(rows_1TX[0], self.kept_BR.flatten(), self.place_T, self.filler_T)
+        return grid.view(*self.kept_BR.shape, -1)
 
-    def take(self, grid_GRX: Tensor) -> Tensor:
+    def take(self, grid_BRX: Tensor) -> Tensor:
         """Packed rows out of the grid, (1, T, X); those that fill up hold copies, and give no gradient."""
-        rows = grid_GRX.flatten(0, 1)
-        return _moved(rows, self.place_T, self.kept_GR.flatten(), self.padding_GR.flatten())[None]
+        rows = grid_BRX.flatten(0, 1)
+        return _moved(rows, self.place_T, self.kept_BR.flatten(), self.padding_BR.flatten())[None]
 
 
 class _Moved(torch.autograd.Function):
@@ -125,14 +114,14 @@ def _moved(rows: Tensor, order: Tensor, inverse: Tensor, without: Tensor) -> Ten
 
 def segment_parts(batch: TwoStreamBatch, segments: Sequence[Segment]) -> list[Part]:
     """The parts of a packed batch that are decoder rows."""
-    layout, packed = batch.layout, _packed(batch.layout)
-    samples = batch.sample_id_B.shape[0]
-
-    def part(segment: Segment) -> Part:
-        held = layout.samples(segment) if layout.flat_samples else samples
-        return Part(batch.row_length_B(segment)[:held], layout.width(segment), packed.width(segment))
-
-    return [part(segment) for segment in segments if layout.width(segment)]
+    layout, packed = batch.layout, batch.layout.packed
+    if packed is None:
+        raise ValueError("the batch is not packed")
+    return [
+        Part(batch.row_length_B(segment), layout.width(segment), packed.width(segment))
+        for segment in segments
+        if layout.width(segment)
+    ]
 
 
 def source_part(batch: TwoStreamBatch) -> Part:
@@ -147,8 +136,8 @@ def unpacked(batch: TwoStreamBatch) -> TwoStreamBatch:
     """
     if batch.layout.packed is None:
         return batch
-    rows = GridPlaces.of(segment_parts(batch, list(Segment)), bool(batch.layout.flat_samples)).kept_GR
-    source = GridPlaces.of([source_part(batch)]).kept_GR
+    rows = GridPlaces.of(segment_parts(batch, list(Segment))).kept_BR
+    source = GridPlaces.of([source_part(batch)]).kept_BR
     return replace(
         batch,
         layout=replace(batch.layout, packed=None, packed_source=0),
@@ -163,26 +152,22 @@ def pack(batch: TwoStreamBatch, pad: int, multiple: int) -> TwoStreamBatch:
     """The same batch without padding between its rows.
 
     Args:
-        batch: padded, on the host; flat where not all samples have AUX rows.
+        batch: padded, on the host.
         pad: token of the rows that fill up.
         multiple: packed rows of each segment, and of the source, are filled up to a multiple of this.
     """
     layout = batch.layout
-    lengths = {s: batch.row_length_B(s).numpy() for s in Segment}
-    if layout.flat_samples:
-        lengths = {s: length_B[: layout.samples(s)] for s, length_B in lengths.items()}
-    real = {s: np.arange(layout.width(s)) < length_B[:, None] for s, length_B in lengths.items()}
+    real = {s: np.arange(layout.width(s)) < batch.row_length_B(s).numpy()[:, None] for s in Segment}
     counts = [-(-int(shown.sum()) // multiple) * multiple for shown in real.values()]
     arc, vis, cmp, msk, arq, qry = counts
     packed = RowLayout(arc, vis, cmp, msk, arq, qry)
     place_R = np.full(sum(counts), -1)
-    every_GR = np.arange(batch.row_token_BR.numel()).reshape(batch.row_token_BR.shape)
-    column = begin = 0
-    for shown, count in zip(real.values(), counts, strict=True):
-        columns = shown.size if layout.flat_samples else shown.shape[1]
-        found = every_GR[:, column : column + columns].reshape(shown.shape)[shown]
+    every_BR = np.arange(batch.row_token_BR.numel()).reshape(batch.row_token_BR.shape)
+    begin = 0
+    for (segment, shown), count in zip(real.items(), counts, strict=True):
+        found = every_BR[:, layout.columns(segment)][shown]
         place_R[begin : begin + len(found)] = found
-        column, begin = column + columns, begin + count
+        begin += count
     filler_R = place_R < 0
 
     def rows(values: Tensor, fill: int) -> Tensor:
@@ -206,14 +191,7 @@ def pack(batch: TwoStreamBatch, pad: int, multiple: int) -> TwoStreamBatch:
         row_rank_BR=rows(batch.row_rank_BR, 0),
         ar_target_BA=kept(batch.ar_target_BA, ar_real),
         masked_target_BM=kept(batch.masked_target_BM, real[Segment.MSK]),
-        masked_ar_row_BM=kept(batch.masked_ar_row_BM, real[Segment.MSK]),
         ar_unmasked_U=ar_row[batch.ar_unmasked_U],
         ar_masked_T=ar_row[batch.ar_masked_T],
         masked_T=masked_row[batch.masked_T],
     )
-
-
-def _packed(layout: RowLayout) -> RowLayout:
-    if layout.packed is None:
-        raise ValueError("the batch is not packed")
-    return layout.packed

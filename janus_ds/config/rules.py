@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from janus_ds.config.estimator import check_estimator
 from janus_ds.config.faults import FaultList
 from janus_ds.config.locations import PIPE, is_remote, parse_locations
 from janus_ds.config.schema import RunConfig
@@ -45,7 +44,6 @@ def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
     _data(run, refuse)
     _masking(run, refuse)
     _objective(run, refuse)
-    check_estimator(run, where, faults)
     _optim(run, refuse)
     _validation(run, refuse)
     _faults(run, refuse)

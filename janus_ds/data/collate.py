@@ -72,17 +72,6 @@ class _Masked:
     shown_length_B: Array
 
 
-@dataclass(frozen=True)
-class _ArShape:
-    """AR rows of each sample."""
-
-    length_B: Array
-    """Content rows."""
-    query_length_B: Array
-    predicting_B: Array
-    """Rows of the stream that predicts."""
-
-
 class Collator:
     """Builds batches for one objective.
 
@@ -120,11 +109,9 @@ class Collator:
         self._length_classes = length_classes
         self._multiple = pad_multiple
         self._max_source = max_source_positions
-        self._picks_queries = objective.ar_loss == "masked" and self.kinds.ar_query and self.kinds.nar
-        self._aux_on_part = objective.aux_share < 1 and self.kinds.aux
 
     def __call__(self, views: Views, ids: ArrayLike) -> TwoStreamBatch:
-        """One micro-batch of the given samples; those with AUX rows first, where not all have them.
+        """One micro-batch of the given samples.
 
         Where the objective compares two dropout draws, the batch holds all samples twice, one time after the
         other: the counts are those of all copies, so that sums over them become means.
@@ -137,18 +124,14 @@ class Collator:
         if self._draws > 1:
             views, id_B = views.take(np.tile(np.arange(len(id_B)), self._draws)), np.tile(id_B, self._draws)
         size = len(id_B)
-        if self._aux_on_part and views.with_aux_B is not None:
-            order = np.argsort(~views.with_aux_B, kind="stable")
-            views, id_B = views.take(order), id_B[order]
-        with_aux = size if views.with_aux_B is None else int(views.with_aux_B.sum())
         length_B = views.target.lengths
         masked = self._split(views) if self.kinds.nar else _nothing_masked(size)
-        ar = self._ar_shape(length_B, masked)
-        layout = self._layout(ar, masked, with_aux)
+        ar_length_B = self.kinds.ar * (length_B - self._ar_row_shift)
+        layout = self._layout(ar_length_B, masked)
         rows = _Rows(size, layout, self._special.pad)
-        fields = self._fill_ar(rows, views, ar)
-        fields |= self._fill_masked(rows, masked)
-        fields |= self._pairing(masked, ar, layout)
+        fields = {"ar_target_BA": self._fill_ar(rows, views, ar_length_B)}
+        fields["masked_target_BM"] = self._fill_masked(rows, masked)
+        fields |= self._pairing(masked, ar_length_B, layout)
         source_BS, source_length_B = self._source(views)
         arrays = {
             "sample_id_B": id_B,
@@ -157,8 +140,7 @@ class Collator:
             "row_token_BR": rows.token,
             "row_position_BR": rows.position,
             "row_rank_BR": rows.rank,
-            "ar_length_B": ar.length_B,
-            "query_length_B": ar.query_length_B,
+            "ar_length_B": ar_length_B,
             "visible_length_B": masked.shown_length_B,
             "masked_length_B": masked.length_B,
             "length_target_B": self._length_targets(length_B),
@@ -168,24 +150,12 @@ class Collator:
             samples=size,
             source_tokens=len(views.source.values),
             target_tokens=len(views.target.values),
-            ar_tokens=int(ar.predicting_B.sum()),
+            ar_tokens=int(ar_length_B.sum()),
             masked_tokens=len(masked.token_T),
-            aux_tokens=int(masked.length_B[:with_aux].sum()),
-            ar_rows=int(ar.length_B.sum()),
         )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         batch = TwoStreamBatch(layout=layout, counts=counts, draws=self._draws, **tensors)
         return pack(batch, self._special.pad, self._multiple) if self._packs_rows else batch
-
-    def _ar_shape(self, length_B: Array, masked: _Masked) -> _ArShape:
-        if not self.kinds.ar:
-            nothing_B = np.zeros_like(length_B)
-            return _ArShape(nothing_B, nothing_B, nothing_B)
-        content_B = length_B if self._starts_with_eos else length_B - 1
-        if not self.kinds.ar_query:
-            return _ArShape(content_B, np.zeros_like(length_B), content_B)
-        query_B = masked.length_B + 1 if self._picks_queries else content_B
-        return _ArShape(content_B, query_B, query_B)
 
     def _length_targets(self, length_B: Array) -> Array:
         wanted_B = length_B if self._length_with_specials else length_B - 2
@@ -194,18 +164,15 @@ class Collator:
     def _width(self, length_B: Array) -> int:
         return -(-int(length_B.max(initial=0)) // self._multiple) * self._multiple
 
-    def _layout(self, ar: _ArShape, masked: _Masked, with_aux: int) -> RowLayout:
-        slots = self._width(masked.length_B)
+    def _layout(self, ar_length_B: Array, masked: _Masked) -> RowLayout:
+        slots, ar_rows = self._width(masked.length_B), self._width(ar_length_B)
         return RowLayout(
-            arc=self._width(ar.length_B),
+            arc=ar_rows,
             vis=self._width(masked.shown_length_B),
             cmp=slots if self.kinds.aux else 0,
             msk=slots,
-            arq=self._width(ar.query_length_B),
+            arq=ar_rows if self.kinds.ar_query else 0,
             qry=slots if self.kinds.aux else 0,
-            picked_queries=self._picks_queries,
-            flat_samples=len(masked.length_B) if self._aux_on_part else 0,
-            aux_samples=with_aux if self._aux_on_part else 0,
         )
 
     def _split(self, views: Views) -> _Masked:
@@ -225,12 +192,13 @@ class Collator:
             shown_length_B=target.lengths - length_B,
         )
 
-    def _fill_ar(self, rows: _Rows, views: Views, ar: _ArShape) -> dict[str, Array]:
-        layout = rows.layout
-        valid_BA = np.arange(layout.arc) < ar.length_B[:, None]
-        target_BA = np.full(valid_BA.shape, self._special.pad)
+    def _fill_ar(self, rows: _Rows, views: Views, ar_length_B: Array) -> Array:
+        """Fill content and query rows; the tokens that they predict, (B, A)."""
+        position_A = np.arange(rows.layout.arc)
+        valid_BA = position_A < ar_length_B[:, None]
+        target_BA: Array = np.full(valid_BA.shape, self._special.pad)
         if not self.kinds.ar:
-            return {"ar_target_BA": target_BA}
+            return target_BA
         values, first = views.target.values, views.target.offsets[:-1]
         content_N = np.concatenate([values[:1], values[:-1]])
         content_N[first] = self._special.eos
@@ -243,38 +211,21 @@ class Collator:
             content_N, predicted_N = content_N[after_first_N], values[after_first_N]
         target_BA[valid_BA] = predicted_N
         rows.columns(rows.token, Segment.ARC)[valid_BA] = content_N
-        np.multiply(np.arange(layout.arc), valid_BA, out=rows.columns(rows.position, Segment.ARC))
-        if not self.kinds.ar_query:
-            return {"ar_target_BA": target_BA}
-        valid_BQ = np.arange(layout.arq) < ar.query_length_B[:, None]
-        rank_BQ = rows.columns(rows.rank, Segment.ARQ)
-        if self._picks_queries:
-            rank_BQ[:] = 0
-            # Masked tokens in their order, then the last row, which predicts eos.
-            rank_BQ[valid_BQ] = self._picked_rows(views, ar)
-            target_BA = np.where(valid_BQ, np.take_along_axis(target_BA, rank_BQ, 1), self._special.pad)
-        rows.columns(rows.token, Segment.ARQ)[valid_BQ] = self._mask_id
-        position_BQ = rows.columns(rows.position, Segment.ARQ)
-        np.multiply(rank_BQ + self._query_shift, valid_BQ, out=position_BQ)
-        return {"ar_target_BA": target_BA}
+        np.multiply(position_A, valid_BA, out=rows.columns(rows.position, Segment.ARC))
+        if self.kinds.ar_query:
+            rows.columns(rows.token, Segment.ARQ)[valid_BA] = self._mask_id
+            position_BQ = rows.columns(rows.position, Segment.ARQ)
+            np.multiply(position_A + self._query_shift, valid_BA, out=position_BQ)
+        return target_BA
 
-    def _picked_rows(self, views: Views, ar: _ArShape) -> Array:
-        """AR rows that predict masked tokens or eos, ascending, sample by sample."""
-        target = views.target
-        picked_N = views.masked.copy()
-        picked_N[target.offsets[1:] - 1] = True
-        chosen = np.flatnonzero(picked_N)
-        first = np.repeat(target.offsets[:-1], ar.query_length_B)
-        rows: Array = chosen - first - self._ar_row_shift
-        return rows
-
-    def _fill_masked(self, rows: _Rows, masked: _Masked) -> dict[str, Array]:
+    def _fill_masked(self, rows: _Rows, masked: _Masked) -> Array:
+        """Fill visible, masked, compensation and AUX rows; the gold token of each masked slot, (B, M)."""
         layout = rows.layout
         shown_BV = np.arange(layout.vis) < masked.shown_length_B[:, None]
         rows.columns(rows.token, Segment.VIS)[shown_BV] = masked.shown_token_N
         rows.columns(rows.position, Segment.VIS)[shown_BV] = masked.shown_position_N
         valid_BM = np.arange(layout.msk) < masked.length_B[:, None]
-        gold_BM = np.full(valid_BM.shape, self._special.pad)
+        gold_BM: Array = np.full(valid_BM.shape, self._special.pad)
         gold_BM[valid_BM] = masked.token_T
         position_BM = np.zeros(valid_BM.shape, dtype=np.int64)
         position_BM[valid_BM] = masked.position_T
@@ -282,39 +233,30 @@ class Collator:
         rows.columns(rows.position, Segment.MSK)[:] = position_BM
         if self.kinds.aux:
             cmp_token, qry_token = (rows.columns(rows.token, s) for s in (Segment.CMP, Segment.QRY))
-            with_aux = len(cmp_token)
-            cmp_token[:] = gold_BM[:with_aux]
-            qry_token[valid_BM[:with_aux]] = self._mask_id
+            cmp_token[:] = gold_BM
+            qry_token[valid_BM] = self._mask_id
             for segment in (Segment.CMP, Segment.QRY):
-                rows.columns(rows.position, segment)[:] = position_BM[:with_aux]
-        ar_row_BM = np.zeros_like(position_BM)
-        if self._picks_queries:
-            np.multiply(np.arange(layout.msk), valid_BM, out=ar_row_BM)
-        elif self.kinds.ar:
-            ar_row_BM[valid_BM] = masked.position_T - self._ar_row_shift
-        return {"masked_target_BM": gold_BM, "masked_ar_row_BM": ar_row_BM}
+                rows.columns(rows.position, segment)[:] = position_BM
+        return gold_BM
 
     @property
     def _ar_row_shift(self) -> int:
         """AR row p - shift predicts target token p."""
         return 0 if self._starts_with_eos else 1
 
-    def _pairing(self, masked: _Masked, ar: _ArShape, layout: RowLayout) -> dict[str, Array]:
+    def _pairing(self, masked: _Masked, ar_length_B: Array, layout: RowLayout) -> dict[str, Array]:
         """Flat indices that pair AR predictions with masked slots."""
-        size, width = len(masked.length_B), layout.arq or layout.arc
+        size, width = len(masked.length_B), layout.arc
         nothing = np.zeros(0, dtype=np.int64)
         valid_BM = np.arange(layout.msk) < masked.length_B[:, None]
-        valid_BA = np.arange(width) < ar.predicting_B[:, None]
+        valid_BA = np.arange(width) < ar_length_B[:, None]
         result = {"ar_unmasked_U": nothing, "ar_masked_T": nothing, "masked_T": np.flatnonzero(valid_BM)}
         if not self.kinds.ar:
             return result
         if not self.kinds.nar:
             return result | {"ar_unmasked_U": np.flatnonzero(valid_BA)}
         start_T = np.repeat(np.arange(size) * width, masked.length_B)
-        if self._picks_queries:
-            ar_masked_T = start_T + np.nonzero(valid_BM)[1]
-        else:
-            ar_masked_T = start_T + masked.position_T - self._ar_row_shift
+        ar_masked_T = start_T + masked.position_T - self._ar_row_shift
         valid_BA.reshape(-1)[ar_masked_T] = False
         return result | {"ar_unmasked_U": np.flatnonzero(valid_BA), "ar_masked_T": ar_masked_T}
 
@@ -332,20 +274,15 @@ class _Rows:
 
     def __init__(self, size: int, layout: RowLayout, pad: int) -> None:
         self.layout = layout
-        shape = (1 if layout.flat_samples else size, layout.rows)
+        shape = (size, layout.rows)
         self.token = np.full(shape, pad)
         self.position = np.zeros(shape, dtype=np.int64)
-        ranks = [np.tile(np.arange(layout.width(s)), layout.samples(s)) for s in Segment]
-        self.rank = np.broadcast_to(np.concatenate(ranks), shape).copy()
-        ends = np.cumsum([len(rank) for rank in ranks]).tolist()
-        self._columns = [slice(end - len(rank), end) for rank, end in zip(ranks, ends, strict=True)]
+        ranks = np.concatenate([np.arange(layout.width(segment)) for segment in Segment])
+        self.rank = np.broadcast_to(ranks, shape).copy()
 
     def columns(self, array: Array, segment: Segment) -> Array:
-        """A view of one segment of one of the arrays, (samples, width)."""
-        part = array[:, self._columns[segment]]
-        if not self.layout.flat_samples:
-            return part
-        return part.reshape(self.layout.samples(segment), self.layout.width(segment))
+        """A view of one segment of one of the arrays, (B, width)."""
+        return array[:, self.layout.columns(segment)]
 
 
 def _nothing_masked(size: int) -> _Masked:

@@ -19,7 +19,7 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.span_laws import INFILLING_LAWS, TARGET_LAWS, MaskDraw, draw_noise, draw_target
 from janus_ds.errors import ConfigError
 
-__all__ = ["Views", "check_masking", "draw_with_aux", "make_views"]
+__all__ = ["Views", "check_masking", "make_views"]
 
 Values = NDArray[Any]
 
@@ -32,8 +32,6 @@ class Views:
     target: Ragged
     masked: NDArray[np.bool_]
     """Which tokens NAR and AUX predict, aligned with `target.values`; never bos or eos."""
-    with_aux_B: NDArray[np.bool_] | None = None
-    """Which samples AUX and the KL terms are trained on; None: all."""
     order: NDArray[np.uint64] | None = None
     """AUX predicts the masked tokens of a sample in ascending order of these, aligned with `target.values`;
     None: left to right."""
@@ -41,16 +39,14 @@ class Views:
     def slice(self, start: int, stop: int) -> Views:
         """Samples start .. stop - 1."""
         masked = self._aligned(self.masked).slice(start, stop).values
-        with_aux = None if self.with_aux_B is None else self.with_aux_B[start:stop]
         order = None if self.order is None else self._aligned(self.order).slice(start, stop).values
-        return Views(self.source.slice(start, stop), self.target.slice(start, stop), masked, with_aux, order)
+        return Views(self.source.slice(start, stop), self.target.slice(start, stop), masked, order)
 
     def take(self, places: NDArray[np.int64]) -> Views:
         """The samples at these places, in this order."""
         masked = self._aligned(self.masked).take(places).values
-        with_aux = None if self.with_aux_B is None else self.with_aux_B[places]
         order = None if self.order is None else self._aligned(self.order).take(places).values
-        return Views(self.source.take(places), self.target.take(places), masked, with_aux, order)
+        return Views(self.source.take(places), self.target.take(places), masked, order)
 
     def _aligned(self, values: NDArray[Any]) -> Ragged:
         return Ragged(values, self.target.offsets)
@@ -121,13 +117,7 @@ def make_views(
         drawn_BL = keys.bits(Stream.AUX_ORDER, columns)
         order = np.zeros(len(target.values), dtype=np.uint64)
         order[_inner_places(target)] = drawn_BL[np.arange(columns) < inner.lengths[:, None]]
-    return Views(_with_ends(source, special), target, masked, order=order)
-
-
-def draw_with_aux(share: float, run_seed: int, epochs: ArrayLike, ids: ArrayLike) -> NDArray[np.bool_]:
-    """Which samples AUX and the KL terms are trained on: each with probability `share`, shape (B,)."""
-    chosen: NDArray[np.bool_] = SampleKeys(run_seed, epochs, ids).uniform(Stream.AUX_SHARE) < share
-    return chosen
+    return Views(_with_ends(source, special), target, masked, order)
 
 
 def _inner_places(rows: Ragged) -> NDArray[np.bool_]:

@@ -10,9 +10,8 @@ grouped     a call a group of segments, masks where needed
 flex        one fused call that skips empty blocks (`flex_rows`)    dropout; training on CPUs
 ==========  ====================================================  ==================
 
-`auto` takes the fastest one that is right for the batch, by measured limits (:func:`fitting`). A flat
-layout, where only some samples have AUX rows, has its own form of `grouped` (`flat_rows`); packed rows are
-spread into a padded grid and attend there (`packed_rows`).
+`auto` takes the fastest one that is right for the batch, by measured limits (:func:`fitting`). Packed
+rows are spread into a padded grid and attend there (`packed_rows`).
 Shape letters as in `row_attention`.
 """
 
@@ -29,7 +28,6 @@ from torch import Tensor, nn
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.few_rows import attend_few, few_rows, stored_by_columns
-from janus_ds.model.flat_rows import FlatRows
 from janus_ds.model.flex_rows import FlexRows
 from janus_ds.model.packed_rows import PackedRows
 from janus_ds.model.prepared import PreparedProduct
@@ -48,7 +46,6 @@ from janus_ds.stream_mask import Segment
 __all__ = [
     "BACKENDS",
     "DenseRows",
-    "FlatRows",
     "FlexRows",
     "GroupedRows",
     "Kernel",
@@ -100,8 +97,7 @@ class RowsOfBatch:
                 "train.attention_backend",
                 "use auto or grouped, or set model.attention_dropout to 0",
             )
-        kind = FlatRows if batch.layout.flat_samples else BACKENDS[name]
-        rows = kind.build(unpacked(batch), dtype)
+        rows = BACKENDS[name].build(unpacked(batch), dtype)
         first = Segment.MSK if batch.layout.predicted_start else Segment.ARC
         every, predicted = rows, rows.from_row(batch.layout.predicted_start)
         runs = _runs(batch.layout, Segment.ARC), _runs(batch.layout, first)

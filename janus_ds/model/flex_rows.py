@@ -83,7 +83,7 @@ class FlexRows:
                 "use auto, or train on a GPU",
             )
         # Made there: a copy from the host, or a repetition of unknown length, would wait.
-        kinds = [torch.full((layout.count(s),), s.value, device=device) for s in Segment]
+        kinds = [torch.full((layout.width(s),), s.value, device=device) for s in Segment]
         segment_R = torch.cat(kinds)
         rule = MaskRule(segment_R, batch.row_rank_BR, batch.content_valid_BC())
         return cls(batch, 0, rule, _blocks(batch, rule, block))

@@ -105,9 +105,8 @@ class JanusModel(nn.Module):
         def columns(segment: Segment) -> Tensor | None:
             if not batch.layout.width(segment):
                 return None
-            start, width = layout.start(segment) - layout.predicted_start, layout.width(segment)
-            part = hidden_BTD[:, start : start + layout.count(segment)]
-            return part.unflatten(1, (layout.samples(segment), width))[0] if layout.flat_samples else part
+            start = layout.start(segment) - layout.predicted_start
+            return hidden_BTD[:, start : start + layout.width(segment)]
 
         return PredictedRows(
             ar_BAD=columns(Segment.ARQ if layout.arq else Segment.ARC),

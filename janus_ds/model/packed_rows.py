@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
-from janus_ds.model.flat_rows import FlatRows
 from janus_ds.model.row_attention import Kernel, RowAttention, attend_draws
 from janus_ds.packing import GridPlaces, segment_parts, source_part
 from janus_ds.stream_mask import Segment
@@ -44,7 +43,7 @@ class PackedRows:
             batch: packed.
             inner: of the unpacked batch.
         """
-        packed, flat = batch.layout.packed, bool(batch.layout.flat_samples)
+        packed = batch.layout.packed
         if packed is None:
             raise ValueError("the batch is not packed")
         content = segment_parts(batch, [s for s in Segment if s < Segment.ARQ])
@@ -52,8 +51,8 @@ class PackedRows:
             inner,
             packed.content_rows,
             0,
-            GridPlaces.of(segment_parts(batch, list(Segment)), flat),
-            GridPlaces.of(content, flat),
+            GridPlaces.of(segment_parts(batch, list(Segment))),
+            GridPlaces.of(content),
             GridPlaces.of([source_part(batch)]),
         )
 
@@ -65,7 +64,7 @@ class PackedRows:
             self,
             inner=inner,
             first_row=layout.packed.start(first) if layout.packed else 0,
-            queries=GridPlaces.of(queries, bool(layout.flat_samples)),
+            queries=GridPlaces.of(queries),
         )
 
     def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHCE: Tensor, v_BHCE: Tensor) -> Tensor:
@@ -96,8 +95,6 @@ class PackedRows:
         """
         q = _spread(self.queries, q_BHTE)
         spread = [(_spread(self.source, k), _spread(self.source, v)) for k, v in sources]
-        if isinstance(self.inner, FlatRows):
-            return _take(self.queries, self.inner.attend_source(kernel, q, spread[0], mask_B11S))
         return _take(self.queries, attend_draws(kernel, q, spread, mask_B11S, runs))
 
 
@@ -117,12 +114,12 @@ def attend_source_rows(
 
 
 def _spread(places: GridPlaces, x_1HTE: Tensor) -> Tensor:
-    """(1, H, T, E) -> (G, H, R, E)."""
+    """(1, H, T, E) -> (B, H, R, E)."""
     heads = x_1HTE.shape[1]
     grid = places.spread(x_1HTE.transpose(1, 2).flatten(2))
     return grid.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _take(places: GridPlaces, out_GRHE: Tensor) -> Tensor:
-    """(G, R, H, E) -> (1, T, H, E)."""
-    return places.take(out_GRHE.flatten(2)).unflatten(2, out_GRHE.shape[2:])
+def _take(places: GridPlaces, out_BRHE: Tensor) -> Tensor:
+    """(B, R, H, E) -> (1, T, H, E)."""
+    return places.take(out_BRHE.flatten(2)).unflatten(2, out_BRHE.shape[2:])

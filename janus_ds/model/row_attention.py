@@ -3,8 +3,6 @@
 Who may see whom is :func:`janus_ds.stream_mask.visible`. Rows stand in rank order inside their
 segment, so the rule depends on columns alone and is evaluated once a batch, for (R, C); what differs
 between samples is only which content rows are padding. Masks are made once a batch, not once a layer.
-Where AR queries are picked (`objective.ar_loss: masked`) their ranks differ between samples, and these rows
-get a mask of their own.
 
 `dense` makes one call over all rows with one mask (B, 1, R, C). `grouped` makes one call for each group
 of segments that share their keys: AR rows over ARC, causal and without any mask; the original part over
@@ -36,7 +34,6 @@ __all__ = [
     "RowAttention",
     "additive_mask",
     "attend_draws",
-    "picked_query_mask",
     "segment_rule",
 ]
 
@@ -124,21 +121,6 @@ def segment_rule(layout: RowLayout, queries: slice, keys: slice, device: torch.d
     return rule
 
 
-def picked_query_mask(batch: TwoStreamBatch, dtype: torch.dtype) -> Tensor | None:
-    """AR queries at ranks of their own over AR content, additive, (B, 1, queries, content).
-
-    None where the queries stand at all ranks: the causal rule needs no mask.
-    """
-    layout = batch.layout
-    if not layout.picked_queries:
-        return None
-    rank_BQ = batch.row_rank_BR[:, layout.columns(Segment.ARQ)].reshape(-1, layout.arq)
-    key_A = torch.arange(layout.arc, device=rank_BQ.device)
-    # A rank is below the sample's length, so that what it sees holds no padding.
-    rule = visible(Segment.ARQ, rank_BQ[..., None], torch.full_like(key_A, Segment.ARC), key_A)
-    return additive_mask(torch.as_tensor(rule)[:, None], dtype)
-
-
 @dataclass(frozen=True)
 class DenseRows:
     """One call over all rows."""
@@ -154,9 +136,6 @@ class DenseRows:
         content = layout.content_rows
         rule_RC = segment_rule(layout, slice(None), slice(content), valid_BC.device)
         mask = additive_mask((rule_RC & valid_BC[:, None, :])[:, None], dtype)
-        picked = picked_query_mask(batch, dtype)
-        if picked is not None:
-            mask[:, :, layout.columns(Segment.ARQ), : layout.arc] = picked
         return cls(content, 0, mask)
 
     def from_row(self, first_row: int) -> DenseRows:
@@ -178,8 +157,6 @@ class GroupedRows:
     """Padding among VIS and MSK; None without those segments."""
     auxiliary_mask_B1TK: Tensor | None
     """CMP and QRY rows over VIS, CMP and MSK; None without those rows."""
-    query_mask_B1TK: Tensor | None = None
-    """AR queries over ARC where they are picked; None: the causal rule."""
 
     @classmethod
     def build(cls, batch: TwoStreamBatch, dtype: torch.dtype) -> GroupedRows:
@@ -194,7 +171,7 @@ class GroupedRows:
             keys, device = slice(layout.arc, layout.content_rows), valid_BC.device
             rule = torch.cat([segment_rule(layout, rows, keys, device) for rows in (cmp, qry)])
             auxiliary = additive_mask((rule & valid_BC[:, None, keys])[:, None], dtype)
-        return cls(layout, 0, original, auxiliary, picked_query_mask(batch, dtype))
+        return cls(layout, 0, original, auxiliary)
 
     @property
     def content_rows(self) -> int:
@@ -217,11 +194,10 @@ class GroupedRows:
         arc, vis, cmp, msk, arq, qry = torch.split(q_BHTE, widths, 2)
         outputs: list[Tensor | None] = [None] * len(Segment)
         layout = self.layout
-        for segment, q, mask in ((Segment.ARC, arc, None), (Segment.ARQ, arq, self.query_mask_B1TK)):
+        keys = layout.columns(Segment.ARC)
+        for segment, q in ((Segment.ARC, arc), (Segment.ARQ, arq)):
             if q.shape[2]:
-                keys = layout.columns(Segment.ARC)
-                causal = mask is None
-                outputs[segment] = kernel(q, k_BHCE[:, :, keys], v_BHCE[:, :, keys], mask, causal)
+                outputs[segment] = kernel(q, k_BHCE[:, :, keys], v_BHCE[:, :, keys], causal=True)
         if vis.shape[2] or msk.shape[2]:
             k, v = (self._original(x) for x in (k_BHCE, v_BHCE))
             out = kernel(_join(vis, msk), k, v, self.original_mask_B11K)

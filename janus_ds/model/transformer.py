@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from janus_ds.config.schema import ModelConfig
 from janus_ds.model.attention import (
-    FlatRows,
     MultiHeadAttention,
     PackedRows,
     RowAttention,
@@ -113,8 +112,6 @@ class DecoderLayer(TransformerLayer):
         q_BHTE = cross.queries(x_BTD)
         if isinstance(rows, PackedRows):
             out = rows.attend_source(cross.kernel, q_BHTE, sources, source_mask, runs)
-        elif isinstance(rows, FlatRows):
-            out = rows.attend_source(cross.kernel, q_BHTE, sources[0], source_mask)
         else:
             out = attend_draws(cross.kernel, q_BHTE, sources, source_mask, runs)
         x_BTD = self.residual(x_BTD, cross.merge(out), self.cross_attention_norm)
@@ -167,7 +164,7 @@ class Encoder(InputRows):
         if places is None:
             position_S = torch.arange(embedded_BSD.shape[1], device=embedded_BSD.device)
         else:
-            position_S = places.place_T % places.kept_GR.shape[1]
+            position_S = places.place_T % places.kept_BR.shape[1]
         # Padding may reach past the table; its positions do not matter.
         x_BSD = self.input_rows(embedded_BSD, position_S.clamp_max(self.positions.num_embeddings - 1))
         for layer in self.layers:

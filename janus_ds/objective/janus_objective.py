@@ -82,7 +82,7 @@ class JanusObjective(nn.Module):
             counts: over all micro-batches and data-parallel ranks of the step.
             factors: what weights are multiplied by at this step (`objective.ramps`); absent ones are 1.
         """
-        hidden = self._flat_rows(rows)
+        hidden = self._hidden(rows)
         scales = self._scales(counts, factors or {})
         groups = self._groups(batch, tuple(hidden), scales)
         plan = HeadPlan(groups, self._vocab_size, self._parallel, compiled=self.compiled_head)
@@ -94,7 +94,7 @@ class JanusObjective(nn.Module):
         terms = {name: value / max(1, _own_count(name, counts)) for name, value in sums.items()}
         return LossReport(total, terms)
 
-    def _flat_rows(self, rows: PredictedRows) -> dict[str, Tensor]:
+    def _hidden(self, rows: PredictedRows) -> dict[str, Tensor]:
         """Hidden rows by stream, (B * rows, D); in training, without streams that no weight asks for."""
         streams = {"ar": rows.ar_BAD, "nar": rows.nar_BMD, "aux": rows.aux_BMD}
         everything = not torch.is_grad_enabled()
@@ -107,29 +107,18 @@ class JanusObjective(nn.Module):
     def _groups(
         self, batch: TwoStreamBatch, names: tuple[str, ...], scales: Mapping[str, float]
     ) -> tuple[RowGroup, ...]:
-        """Masked tokens, which every stream predicts, and the further tokens of AR.
-
-        Where only the first samples have AUX rows, their masked tokens are a group of their own.
-        """
+        """The masked tokens, which all streams predict, and the unmasked ones, which AR alone predicts."""
         groups = []
-        masked = [name for name in names if name != "ar"]
-        ar_rows = batch.ar_unmasked_U
+        masked = any(name != "ar" for name in names)
         if masked:
-            index = {"ar": batch.ar_masked_T, "nar": batch.masked_T, "aux": batch.masked_T}
+            rows = {"ar": batch.ar_masked_T, "nar": batch.masked_T, "aux": batch.masked_T}
             target_T = batch.masked_target_BM.flatten()[batch.masked_T]
-            parts = [(names, slice(None), scales)]
-            if batch.layout.flat_samples:
-                first, others = slice(batch.counts.aux_tokens), slice(batch.counts.aux_tokens, None)
-                without_kl = {name: 0.0 if name.startswith("kl_") else k for name, k in scales.items()}
-                further = tuple(name for name in names if name != "aux")
-                parts = [(names, first, scales), *([(further, others, without_kl)] if further else [])]
-            for streams, tokens, scale in parts:
-                rows = {name: index_T[tokens] for name, index_T in index.items()}
-                groups.append(self._group(streams, rows, target_T[tokens], batch.draws, scale))
-        elif "ar" in names:
-            # Sample by sample, so that its halves are the two draws.
-            ar_rows = torch.cat([batch.ar_unmasked_U, batch.ar_masked_T]).sort().values
+            groups.append(self._group(names, rows, target_T, batch.draws, scales))
         if "ar" in names:
+            ar_rows = batch.ar_unmasked_U
+            if not masked:
+                # All tokens of AR, sample by sample: the halves are the two draws.
+                ar_rows = torch.cat([ar_rows, batch.ar_masked_T]).sort().values
             target_U = batch.ar_target_BA.flatten()[ar_rows]
             groups.append(self._group(("ar",), {"ar": ar_rows}, target_U, batch.draws, scales))
         return tuple(groups)
@@ -160,17 +149,13 @@ class JanusObjective(nn.Module):
         return RowGroup(streams, rows, target_n.tensor_split(draws)[0], terms)
 
     def _scales(self, counts: BatchCounts, factors: Mapping[str, float]) -> dict[str, float]:
-        """Weight of each sum in the total.
-
-        `released` pretraining divides all by the target tokens; a sum over a part of its tokens then stands
-        for the sum over all of them.
-        """
+        """Weight of each sum in the total; `released` pretraining divides all by the target tokens."""
         scales = {}
         for name, weight in self._weight.items():
-            own = max(1, _own_count(name, counts))
-            divisor = float(own)
+            divisor = float(max(1, _own_count(name, counts)))
             if self._by_target_tokens:
-                divisor = max(1, counts.target_tokens) * own / max(1, _whole_count(name, counts))
+                # A pair of draws stands for both.
+                divisor = max(1, counts.target_tokens) / (2 if name in _SAME_STREAM else 1)
             scales[name] = weight * factors.get(name, 1.0) / divisor
         return scales
 
@@ -182,15 +167,4 @@ def _own_count(name: str, counts: BatchCounts) -> int:
     if name in _SAME_STREAM:
         # A pair of draws counts once.
         return _own_count(name.split("_")[1], counts) // 2
-    if name.startswith(("aux", "kl_")):
-        return counts.aux_tokens
     return counts.ar_tokens if name in ("ar", "ar_nll") else counts.masked_tokens
-
-
-def _whole_count(name: str, counts: BatchCounts) -> int:
-    """The same where `objective.ar_loss` and `objective.aux_share` leave nothing out."""
-    if name == "length":
-        return counts.samples
-    if name in _SAME_STREAM:
-        return 2 * _own_count(name, counts)
-    return counts.ar_rows if name == "ar" else counts.masked_tokens

@@ -18,7 +18,6 @@ import torch
 
 from janus_ds import __version__
 from janus_ds.batch import SpecialTokens
-from janus_ds.config.estimator import estimator_name
 from janus_ds.config.schema import RunConfig
 from janus_ds.io import write_atomic
 
@@ -68,7 +67,6 @@ def write_run_record(
         "command": sys.argv,
         "git_commit": _git_commit(),
         "hardware": _hardware(),
-        "estimator": estimator_name(config.objective),
         "recipe": asdict(config),
         "model": asdict(config.model),
         "special_tokens": asdict(special),

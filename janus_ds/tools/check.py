@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
-from janus_ds.config.estimator import estimator_name
 from janus_ds.config.load import add_recipe_arguments, user_path
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import TrainingError, UsageError
@@ -80,7 +79,7 @@ def _describe(run: RunConfig, execution: ExecutionConfig, tensor_size: int) -> s
     micro = "micro-batches" if tokens else f"micro-batch {execution.micro_batch}"
     return (
         f"  run {run.name}: {run.train.max_steps:,} steps of {batch}, "
-        f"objective {run.objective.preset}, estimator {estimator_name(run.objective)}\n"
+        f"objective {run.objective.preset}\n"
         f"  = {micro} x accumulation {execution.accumulation} x "
         f"{execution.data_size} data-parallel ranks, tensor parallel {tensor_size}\n"
         f"  ZeRO-{execution.zero_stage}, {execution.precision}{offload}, clipping at {run.optim.clip_norm}"
@@ -105,7 +104,7 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     losses = {name: float(value) for name, value in report.terms.items()}
     print(f"{maker.source.name} is readable: {count_text(maker.source.samples)} samples to train on")
     layout = batch.layout.packed or batch.layout
-    each = "in all" if layout.flat_samples or batch.layout.packed else "each"
+    each = "in all" if batch.layout.packed else "each"
     print(f"dry batch: samples {ids[0].tolist()}, {layout.rows} decoder rows {each}, {layout}")
     print("  losses before training: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     if not torch.isfinite(report.total):

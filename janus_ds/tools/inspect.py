@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from janus_ds.config.estimator import estimator_name
 from janus_ds.config.load import add_recipe_arguments, load_run_config
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.open_dataset import open_data
@@ -49,8 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     pieces = _Pieces(tokenizer)
     print(f"sample {parsed.sample} of {parsed.split}, epoch {parsed.epoch}, seed {run.train.seed}")
     print(f"from {maker.source.origin(parsed.sample)}")
-    estimator = estimator_name(run.objective)
-    print(f"objective {run.objective.preset}, masking {run.masking.target}, estimator {estimator}\n")
+    print(f"objective {run.objective.preset}, masking {run.masking.target}\n")
     print(describe_views(views, pieces))
     print(f"\nrows up to position {parsed.positions - 1}, of {batch.layout.rows} in all\n")
     print(picture.text(pieces))

@@ -118,13 +118,8 @@ def picture_of(batch: TwoStreamBatch, positions: int) -> RowPicture:
     """
     layout = batch.layout
     segment_R = layout.segment_of_rows()
-    place_R = torch.cat([torch.arange(layout.count(segment)) for segment in Segment])
-    lengths = {
-        Segment.ARC: batch.ar_length_B,
-        Segment.ARQ: batch.query_length_B,
-        Segment.VIS: batch.visible_length_B,
-    }
-    length_R = torch.stack([lengths.get(s, batch.masked_length_B)[0] for s in Segment])[segment_R]
+    place_R = torch.cat([torch.arange(layout.width(segment)) for segment in Segment])
+    length_R = torch.stack([batch.row_length_B(segment)[0] for segment in Segment])[segment_R]
     shown_R = (place_R < length_R) & (batch.row_position_BR[0] < positions)
     rows = torch.nonzero(shown_R).flatten()
     content = rows[rows < layout.content_rows]

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from janus_ds.config.estimator import estimator_name
 from janus_ds.config.load import add_recipe_arguments, load_run_config
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.index import Manifest, SplitTotals
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     projection = Projection.of(parsed, run, vocab_size, manifest)
     parts = model_parts(run.model, vocab_size)
     print(f"run {run.name} ({recipe})")
-    print(f"objective {run.objective.preset}, estimator {estimator_name(run.objective)}\n")
+    print(f"objective {run.objective.preset}\n")
     print(describe_model(parts, vocab_size, origin))
     print()
     print(describe_memory(parts, run.train.keep_last, parsed.ranks))

@@ -145,11 +145,8 @@ def test_the_schema_starts_without_choices_of_its_own() -> None:
     # Which losses are summed is not a preset's choice: all of them, unless a user takes fewer.
     assert {name for name in chosen if not name.startswith("ramp_")} == {
         "preset",
-        "ar_loss",
-        "aux_share",
         "encoder_passes",
     }
-    assert (o.ar_loss, o.aux_share) == ("all", 1.0)
     assert not any(getattr(o, name) for name in chosen if name.startswith("ramp_")), (
         "no ramp unless asked for"
     )

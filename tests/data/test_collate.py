@@ -15,7 +15,7 @@ from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.collate import Collator, RowKinds
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.views import Views, draw_with_aux
+from janus_ds.data.views import Views
 from janus_ds.errors import ConfigError
 from janus_ds.stream_mask import Segment, dense_mask
 from tests.support.packed_data import run_config
@@ -94,7 +94,6 @@ def test_released_layout(released):
     for name in (Segment.ARC, Segment.ARQ):
         assert segment(released, name, "position") == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3]]
     assert segment(released, Segment.ARQ, "token") == [[3] * 7, [3] * 4]
-    assert released.masked_ar_row_BM.tolist() == [[1, 2, 4], [1, 0, 0]]
     assert released.length_target_B.tolist() == [8, 5]
 
 
@@ -157,7 +156,7 @@ def test_bart_layout():
         == segment(batch, Segment.ARQ, "position")
         == [[0, 1, 2, 3, 4]]
     )
-    assert batch.masked_ar_row_BM.tolist() == [[2]]
+    assert batch.ar_masked_T.tolist() == [2]
     assert batch.ar_unmasked_U.tolist() == [0, 1, 3, 4]
 
 
@@ -185,13 +184,9 @@ def assert_same(ours: TwoStreamBatch, oracle: TwoStreamBatch, skip: set[str]) ->
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    some_samples(), st.sampled_from(CASES), st.sampled_from([None, "predicted", "previous"]), st.booleans()
-)
-def test_every_preset_equals_the_oracle(samples, case, position, picked):
+@given(some_samples(), st.sampled_from(CASES), st.sampled_from([None, "predicted", "previous"]))
+def test_every_preset_equals_the_oracle(samples, case, position):
     goal = objective(*case)
-    picked = picked and case[0] in ("paper", "released")
-    goal = replace(goal, ar_loss="masked" if picked else "all")
     if position:
         goal = replace(goal, ar_query_position=position)
     how = Conventions(
@@ -199,7 +194,6 @@ def test_every_preset_equals_the_oracle(samples, case, position, picked):
         start=goal.decoder_start,
         mask=TOY.unk if goal.mask_symbol == "unk" else TOY.mask,
         rows=frozenset(ROWS[case[0]].split()),
-        picked_queries=picked,
     )
     ours = collated(samples, TOY, goal)
     assert_same(ours, make_batch(samples, how), skip={"sample_id_B", "length_target_B"})
@@ -237,64 +231,6 @@ def test_pairs_of_predictions_mean_the_same_token():
     assert batch.ar_target_BA.reshape(-1)[batch.ar_masked_T].tolist() == gold.tolist() == [5, 6, 8, 5]
     both = torch.cat([batch.ar_unmasked_U, batch.ar_masked_T])
     assert len(set(both.tolist())) == len(both) == batch.counts.ar_tokens
-
-
-# ---- the cheaper estimators ----
-
-
-def test_ar_queries_at_masked_tokens_and_eos():
-    batch = collated([A, B], TOY, replace(objective("paper"), ar_loss="masked"))
-    assert segment(batch, Segment.ARC, "token") == [[0, 4, 5, 6, 7, 8, 9], [0, 4, 5, 6]]
-    queries = batch.row_position_BR[:, batch.layout.columns(Segment.ARQ)].tolist()
-    assert queries == [[2, 3, 5, 7], [2, 4, 0, 0]], "masked tokens, then eos"
-    ranks = batch.row_rank_BR[:, batch.layout.columns(Segment.ARQ)].tolist()
-    assert ranks == [[1, 2, 4, 6], [1, 3, 0, 0]], "each sees what comes before its token"
-    assert batch.ar_target_BA.tolist() == [[5, 6, 8, 2], [5, 2, 1, 1]]
-    assert (batch.counts.ar_tokens, batch.counts.ar_rows) == (6, 11)
-    assert batch.ar_unmasked_U.tolist() == [3, 5]
-
-
-@settings(max_examples=60, deadline=None)
-@given(some_samples(), st.sampled_from(["all", "masked"]), st.data())
-def test_without_some_samples_aux_rows_the_others_are_as_before(samples, ar_loss, data):
-    """A flat layout holds the rows of the usual one, those with AUX rows first."""
-    with_aux = np.array(data.draw(st.lists(st.booleans(), min_size=len(samples), max_size=len(samples))))
-    goal = replace(objective("paper"), ar_loss=ar_loss)
-    views, ids = replace(views_of(samples), with_aux_B=with_aux), np.arange(len(samples)) + 100
-    flat = Collator(TOY, replace(goal, aux_share=0.5), 256, 2)(views, ids)
-    order = [*np.flatnonzero(with_aux), *np.flatnonzero(~with_aux)]
-    usual = Collator(TOY, goal, 256, 2)(views_of([samples[i] for i in order]), ids[order])
-    chosen = int(with_aux.sum())
-    assert (flat.layout.flat_samples, flat.layout.aux_samples) == (len(samples), chosen)
-    rows = sum(
-        usual.layout.width(s) * (chosen if s in (Segment.CMP, Segment.QRY) else len(samples)) for s in Segment
-    )
-    assert flat.row_token_BR.shape == (1, rows), "rows that are not needed are not there"
-    for name in Segment:
-        count = chosen if name in (Segment.CMP, Segment.QRY) else len(samples)
-        for field in ("row_token_BR", "row_position_BR", "row_rank_BR"):
-            part = getattr(flat, field)[0, flat.layout.columns(name)].view(count, flat.layout.width(name))
-            assert part.tolist() == getattr(usual, field)[:count, usual.layout.columns(name)].tolist()
-    for name, value in usual.tensors():
-        if not name.startswith("row_"):
-            assert getattr(flat, name).tolist() == value.tolist(), name
-    expected = sum(len(samples[i].masked) for i in order[:chosen])
-    assert flat.counts == replace(usual.counts, aux_tokens=expected)
-    valid = [
-        usual.content_valid_BC()[: chosen if s == Segment.CMP else None, usual.layout.columns(s)]
-        for s in list(Segment)[:4]
-    ]
-    assert flat.content_valid_BC()[0].tolist() == [cell for part in valid for cell in part.flatten().tolist()]
-
-
-def test_who_has_aux_rows_is_a_function_of_seed_epoch_and_sample():
-    ids = np.arange(20_000)
-    first, again = (draw_with_aux(0.3, 7, np.zeros_like(ids), ids) for _ in range(2))
-    assert (first == again).all()
-    assert (draw_with_aux(0.3, 7, 0, ids[::-1][:50]) == first[::-1][:50]).all(), "whatever the batch"
-    assert abs(first.mean() - 0.3) < 0.02
-    for other in (draw_with_aux(0.3, 8, 0, ids), draw_with_aux(0.3, 7, 1, ids)):
-        assert abs((other & first).mean() - 0.09) < 0.02, "independent"
 
 
 # ---- the rest ----

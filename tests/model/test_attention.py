@@ -22,7 +22,7 @@ from janus_ds.model.attention import (
     additive_mask,
 )
 from janus_ds.parallel.layers import DenseLayers
-from janus_ds.stream_mask import dense_mask
+from janus_ds.stream_mask import Segment, dense_mask
 from tests.support.tiny_model import SAMPLES
 from tests.support.two_stream import Conventions, make_batch
 
@@ -52,21 +52,14 @@ class Recorder:
         return out.transpose(1, 2)
 
 
-PICKED = "janus_picked_queries"
-
-
 def batch_of(name: str) -> TwoStreamBatch:
-    rows = frozenset(LAYOUTS["janus" if name == PICKED else name])
-    return make_batch(SAMPLES, Conventions(rows=rows, extra_padding=2, picked_queries=name == PICKED))
+    return make_batch(SAMPLES, Conventions(rows=frozenset(LAYOUTS[name]), extra_padding=2))
 
 
 def valid_rows(batch: TwoStreamBatch) -> Tensor:
     """True for rows that are no padding, (B, R)."""
-    lengths = [batch.ar_length_B, batch.visible_length_B, *[batch.masked_length_B] * 2]
-    lengths += [batch.query_length_B, batch.masked_length_B]
-    layout = batch.layout
-    widths = (layout.arc, layout.vis, layout.cmp, layout.msk, layout.arq, layout.qry)
-    return torch.cat([torch.arange(w) < n[:, None] for w, n in zip(widths, lengths, strict=True)], 1)
+    parts = [torch.arange(batch.layout.width(s)) < batch.row_length_B(s)[:, None] for s in Segment]
+    return torch.cat(parts, 1)
 
 
 def predicate_mask(batch: TwoStreamBatch) -> Tensor:
@@ -101,7 +94,7 @@ def by_formula(batch: TwoStreamBatch) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize("backend", ["dense", "grouped"])
-@pytest.mark.parametrize("name", [*LAYOUTS, PICKED])
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_back_end_computes_the_predicate(name: str, backend: str) -> None:
     batch = batch_of(name)
     rows = RowsOfBatch.build(batch, torch.float64, backend)

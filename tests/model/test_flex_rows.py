@@ -11,7 +11,7 @@ from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import RowsOfBatch, fitting
 from janus_ds.model.flex_rows import FlexRows
-from tests.model.test_attention import LAYOUTS, PICKED, batch_of, inputs, predicate_mask, valid_rows
+from tests.model.test_attention import LAYOUTS, batch_of, inputs, predicate_mask, valid_rows
 from tests.support.operations import CountedOperations
 from tests.support.tiny_model import SAMPLES
 from tests.support.two_stream import Conventions, Sample, make_batch
@@ -60,7 +60,7 @@ def dense_rule(rows: FlexRows, batch: TwoStreamBatch) -> Tensor:
     return rows.rule.function()(b, torch.zeros_like(b), q, kv)
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, PICKED])
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_rule_and_blocks_are_those_of_the_predicate(name: str) -> None:
     batch = batch_of(name)
     for first_row in (0, batch.layout.predicted_start):
@@ -81,7 +81,7 @@ def test_blocks_of_long_ragged_sentences() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["janus", PICKED])
+@pytest.mark.parametrize("name", ["janus"])
 def test_values_are_those_of_dense_attention(name: str) -> None:
     batch = batch_of(name)
     q, k, v = (x.detach() for x in inputs(batch))

@@ -14,9 +14,7 @@ from janus_ds.objective.janus_objective import JanusObjective, LossReport
 from janus_ds.parallel.tensor_parallel import make_layers
 from tests.support import literal_losses as literal
 
-COUNTS = BatchCounts(
-    2, source_tokens=9, target_tokens=5, ar_tokens=3, masked_tokens=2, aux_tokens=2, ar_rows=3
-)
+COUNTS = BatchCounts(2, source_tokens=9, target_tokens=5, ar_tokens=3, masked_tokens=2)
 
 
 def literal_batch() -> TwoStreamBatch:
@@ -32,12 +30,10 @@ def literal_batch() -> TwoStreamBatch:
         row_position_BR=none,
         row_rank_BR=none,
         ar_length_B=torch.tensor([2, 1]),
-        query_length_B=torch.tensor([2, 1]),
         visible_length_B=torch.tensor([2, 1]),
         masked_length_B=torch.tensor([1, 1]),
         ar_target_BA=torch.tensor([[0, 1], [2, 1]]),
         masked_target_BM=literal.MASKED_TARGET[:, None],
-        masked_ar_row_BM=torch.tensor([[1], [0]]),
         length_target_B=literal.LENGTH_TARGET,
         ar_unmasked_U=torch.tensor([0]),
         ar_masked_T=torch.tensor([1, 2]),

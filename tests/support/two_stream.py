@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 
 from janus_ds.batch import BatchCounts, RowLayout, SpecialTokens, TwoStreamBatch
-from janus_ds.stream_mask import Segment
 
 TOY = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=29)
 
@@ -34,8 +33,6 @@ class Conventions:
         default_factory=lambda: frozenset({"arc", "vis", "cmp", "msk", "arq", "qry"})
     )
     extra_padding: int = 0
-    picked_queries: bool = False
-    """AR queries at masked tokens and eos only."""
 
 
 def ar_rows(target: list[int], how: Conventions) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -57,18 +54,10 @@ def segment_rows(sample: Sample, how: Conventions) -> dict[str, list[tuple[int, 
         "vis": [(token, p) for p, token in enumerate(sample.target) if p not in sample.masked],
         "cmp": gold,
         "msk": hidden,
-        "arq": [(how.mask, query_at[row]) for row in query_ranks(sample, how)],
+        "arq": [(how.mask, query_at[row]) for row in range(len(content))],
         "qry": hidden,
     }
     return {name: value if name in how.rows else [] for name, value in rows.items()}
-
-
-def query_ranks(sample: Sample, how: Conventions) -> list[int]:
-    """AR rows that predict something: all, or those of the masked tokens and eos."""
-    rows = len(ar_rows(sample.target, how)[0])
-    if not how.picked_queries:
-        return list(range(rows))
-    return [p - (1 if how.start == "bos" else 0) for p in sample.masked] + [rows - 1]
 
 
 def _padded(rows: list[list[int]], width: int, value: int) -> torch.Tensor:
@@ -92,13 +81,10 @@ def make_batch(samples: list[Sample], how: Conventions | None = None) -> TwoStre
     slots = widths["msk"]
     # The stream that predicts, and which of AR's rows its rows are.
     ar_width = widths["arq"] or widths["arc"]
-    ranks = [query_ranks(s, how) if ar_width else [] for s in samples]
+    ranks = [list(range(len(ar_rows(s.target, how)[0]))) if ar_width else [] for s in samples]
     shift = 1 if how.start == "bos" else 0
     masked = [s.masked if slots else [] for s in samples]
-    ar_of_masked = [
-        [r.index(p - shift) for p in m] if ar_width else [0] * len(m)
-        for r, m in zip(ranks, masked, strict=True)
-    ]
+    ar_of_masked = [[p - shift for p in m] if ar_width else [0] * len(m) for m in masked]
     ar_targets = [[ar_rows(s.target, how)[1][i] for i in r] for s, r in zip(samples, ranks, strict=True)]
     flat = [(b, j, row) for b, ms in enumerate(ar_of_masked) for j, row in enumerate(ms)]
     unmasked = [
@@ -108,19 +94,14 @@ def make_batch(samples: list[Sample], how: Conventions | None = None) -> TwoStre
         if row not in ar_of_masked[b] or not slots
     ]
     rank_BR = torch.cat([torch.arange(widths[n]) for n in names]).repeat(len(samples), 1)
-    layout = RowLayout(**widths, picked_queries=how.picked_queries)
-    if how.picked_queries:
-        rank_BR[:, layout.columns(Segment.ARQ)] = _padded(ranks, widths["arq"], 0)
     return TwoStreamBatch(
-        layout=layout,
+        layout=RowLayout(**widths),
         counts=BatchCounts(
             samples=len(samples),
             source_tokens=sum(len(s.source) for s in samples),
             target_tokens=sum(len(s.target) for s in samples),
             ar_tokens=sum(len(t) for t in ar_targets),
             masked_tokens=sum(len(m) for m in masked),
-            aux_tokens=sum(len(m) for m in masked),
-            ar_rows=sum(len(r["arc"]) for r in rows),
         ),
         sample_id_B=torch.arange(len(samples)),
         source_BS=_padded([s.source for s in samples], source_width, how.pad),
@@ -129,14 +110,12 @@ def make_batch(samples: list[Sample], how: Conventions | None = None) -> TwoStre
         row_position_BR=column(1, 0),
         row_rank_BR=rank_BR,
         ar_length_B=torch.tensor([len(r["arc"]) for r in rows]),
-        query_length_B=torch.tensor([len(r["arq"]) for r in rows]),
         visible_length_B=torch.tensor([len(r["vis"]) for r in rows]),
         masked_length_B=torch.tensor([len(m) for m in masked]),
         ar_target_BA=_padded(ar_targets, ar_width, how.pad),
         masked_target_BM=_padded(
             [[s.target[p] for p in m] for s, m in zip(samples, masked, strict=True)], slots, how.pad
         ),
-        masked_ar_row_BM=_padded(ar_of_masked, slots, 0),
         length_target_B=torch.tensor([len(s.target) - 2 for s in samples]),
         ar_unmasked_U=torch.tensor(unmasked, dtype=torch.int64),
         ar_masked_T=torch.tensor([b * ar_width + row for b, _, row in flat if ar_width], dtype=torch.int64),

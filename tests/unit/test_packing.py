@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,22 +43,18 @@ def batch_of(
     masked[target.offsets[:-1] + 1] = True
     for sample in unmasked:
         masked[target.offsets[sample] : target.offsets[sample + 1]] = False
-    with_aux = np.array([False, True, False, True]) if objective.aux_share < 1 else None
-    views = Views(source, target, masked, with_aux)
+    views = Views(source, target, masked)
     return Collator(TOY, objective, 12, multiple, packs_rows=packs)(views, np.arange(len(LENGTHS)))
 
 
 def rows_needed(batch: TwoStreamBatch) -> int:
     layout = batch.layout
-    held = {s: layout.samples(s) if layout.flat_samples else len(LENGTHS) for s in Segment}
-    return sum(int(batch.row_length_B(s)[: held[s]].sum()) for s in Segment if layout.width(s))
+    return sum(int(batch.row_length_B(s).sum()) for s in Segment if layout.width(s))
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("multiple", [1, 4])
-def test_no_row_is_padding_but_for_what_fills_up(share: float, multiple: int) -> None:
-    objective = replace(FULL, aux_share=share)
-    packed, padded = batch_of(True, multiple, objective), batch_of(False, multiple, objective)
+def test_no_row_is_padding_but_for_what_fills_up(multiple: int) -> None:
+    packed, padded = batch_of(True, multiple), batch_of(False, multiple)
     needed, rows = rows_needed(padded), packed.row_token_BR.numel()
     assert needed <= rows <= needed + len(Segment) * (multiple - 1)
     assert rows < padded.row_token_BR.numel()
@@ -71,12 +66,10 @@ def test_no_row_is_padding_but_for_what_fills_up(share: float, multiple: int) ->
     assert packed.counts == padded.counts
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("multiple", [1, 4])
-def test_unpacking_gives_the_padded_batch_back(share: float, multiple: int) -> None:
-    objective = replace(FULL, aux_share=share)
-    padded = batch_of(False, multiple, objective)
-    again = unpacked(batch_of(True, multiple, objective))
+def test_unpacking_gives_the_padded_batch_back(multiple: int) -> None:
+    padded = batch_of(False, multiple)
+    again = unpacked(batch_of(True, multiple))
     assert unpacked(padded) is padded
     assert again.layout == padded.layout
     valid = padded.row_token_BR != TOY.pad
@@ -87,14 +80,11 @@ def test_unpacking_gives_the_padded_batch_back(share: float, multiple: int) -> N
 
 
 @pytest.mark.parametrize("multiple", [1, 4])
-def test_a_part_without_rows_is_no_fault(multiple: int) -> None:
-    """The samples with AUX rows have no masked token: these segments have a width, but no row."""
-    objective = replace(FULL, aux_share=0.5)
+def test_samples_without_masked_tokens_are_no_fault(multiple: int) -> None:
     losses = {}
     for packs in (False, True):
-        batch = batch_of(packs, multiple, objective, unmasked=[1, 3])
-        assert batch.layout.width(Segment.QRY) > 0
-        head = JanusObjective(objective, TOY.vocab_size, DenseLayers())
+        batch = batch_of(packs, multiple, unmasked=[1, 3])
+        head = JanusObjective(FULL, TOY.vocab_size, DenseLayers())
         losses[packs] = float(TrainingStep(tiny_model(TINY), head)(batch, batch.counts)[0].detach())
     assert losses[True] == pytest.approx(losses[False], rel=1e-12)
 
@@ -105,7 +95,6 @@ def test_targets_follow_their_rows() -> None:
         ("ar_target_BA", "ar_unmasked_U"),
         ("ar_target_BA", "ar_masked_T"),
         ("masked_target_BM", "masked_T"),
-        ("masked_ar_row_BM", "masked_T"),
     ):
         found, expected = (
             getattr(batch, target).flatten()[getattr(batch, index)] for batch in (packed, padded)

@@ -41,7 +41,6 @@ class Stream(IntEnum):
     BUCKET_ORDER = 11
     SHARD_ORDER = 12
     MIXED_ORDER = 13
-    AUX_SHARE = 14
     AUX_ORDER = 15
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from janus_ds.data.collate import Collator, RowKinds
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.open_dataset import MixedSplit, SplitPlace
 from janus_ds.data.stream.source import MixedSource, SampleSource
-from janus_ds.data.views import Views, check_masking, draw_with_aux, make_views
+from janus_ds.data.views import Views, check_masking, make_views
 from janus_ds.errors import ConfigError, DataError
 
 __all__ = ["BatchMaker"]
@@ -87,10 +86,8 @@ class BatchMaker:
         Raises:
             DataError: a source that does not fit the encoder's position table.
         """
-        seed, share = self.config.train.seed, self.config.objective.aux_share
+        seed = self.config.train.seed
         views = make_views(self.config.masking, self._special, seed, epochs, ids, samples)
-        if share < 1:
-            views = replace(views, with_aux_B=draw_with_aux(share, seed, epochs, ids))
         limit, key = self.config.model.max_source_positions, "model.max_source_positions"
         self._refuse(ids, views.source.lengths, limit, "source tokens with bos and eos", key)
         return views

@@ -82,8 +82,7 @@ def sample_costs(maker: BatchMaker) -> SampleCosts:
     inner_N = lengths["target"]
     source_N = lengths.get("source", inner_N) + 2
     kinds, config = maker.kinds, maker.config
-    aux, picked = kinds.aux * config.objective.aux_share, config.objective.ar_loss == "masked"
-    rows_N = expected_rows(inner_N, kinds.ar + kinds.ar_query, kinds.nar, aux, config.masking, picked)
+    rows_N = expected_rows(inner_N, kinds.ar + kinds.ar_query, kinds.nar, kinds.aux, config.masking)
     rows_N *= config.objective.dropout_draws
     width_N = np.maximum(source_N, inner_N + 2) if config.train.batch_cost == "tokens" else rows_N
     multiple = config.data.pad_multiple

@@ -77,25 +77,20 @@ class _Pool:
     first_bucket: int
 
 
-def expected_rows(
-    inner_N: Ints, ar: int, nar: bool, aux: float, masking: MaskingConfig, picked: bool = False
-) -> NDArray[Any]:
+def expected_rows(inner_N: Ints, ar: int, nar: bool, aux: bool, masking: MaskingConfig) -> NDArray[Any]:
     """Decoder rows of samples before their masks are drawn: 3 N + 2 M for JANUS.
 
     Args:
         inner_N: target tokens without bos and eos.
         ar: streams of AR: 0, 1 (content alone) or 2 (and queries).
         nar: whether there is the original part.
-        aux: share of the samples that have compensation and AUX rows.
+        aux: whether there are compensation and AUX rows.
         masking: resolved; gives the expected share of masked tokens.
-        picked: whether AR queries stand at masked tokens and eos only.
     """
     share = 0.5 if masking.target == "uniform" else float(masking.target_share or 0.0)
     if masking.target in ("span_overlap", "infilling_released"):
         share *= _OVERLAP
-    ar_N = inner_N + 1.0
-    queries_N = share * inner_N + 1.0 if picked else ar_N
-    rows_N: NDArray[Any] = min(ar, 1) * ar_N + (ar == 2) * queries_N
+    rows_N: NDArray[Any] = ar * (inner_N + 1.0)
     return rows_N + nar * (inner_N + 2.0) + aux * 2.0 * share * inner_N
 
 
