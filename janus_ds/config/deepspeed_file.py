@@ -97,6 +97,7 @@ KNOWN: tuple[str, ...] = (
 )
 """All keys that may stand at the top level."""
 
+_MONITORS = "leave it out; RUN/metrics.jsonl and RUN/tensorboard hold all figures"
 _TRAINER = "leave it out; the trainer does this itself"
 _WHAT_IS_TRAINED = "leave it out; data and its order belong to the recipe"
 REFUSED: dict[str, str] = {
@@ -120,6 +121,7 @@ REFUSED: dict[str, str] = {
     "dataloader_drop_last": _WHAT_IS_TRAINED,
     "gradient_allreduce_op": "leave it out; losses are scaled for the mean over ranks",
     "managed_gradient_accumulation": "leave it out; the trainer counts on DeepSpeed's own boundaries",
+    "comet": _MONITORS,
     "aio": "leave it out; NVMe offload is not supported",
 }
 """Keys that DeepSpeed knows and this project does not pass on, and what to do instead."""
@@ -139,7 +141,7 @@ class DeepSpeedFile:
 
     def refuse(self, key: str, what: str, fix: str) -> None:
         """Add a fault of a key."""
-        self._faults.add(what, f"{self._path}: {key}", fix)
+        self._faults.add(what, f"{self._path}: {key[:100]}", fix)
 
     def section(self, name: str) -> dict[str, Any]:
         """A section; empty where there is none."""
@@ -174,7 +176,7 @@ class DeepSpeedFile:
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
             for name in dict.fromkeys(n for n in names if names.count(n) > 1):
-                self.refuse(name, f"the key {name!r} is given twice", "keep one of them")
+                self.refuse(name, f"the key {shown(name)} is given twice", "keep one of them")
         return dict(pairs)
 
     def _check_keys(self) -> None:
@@ -223,13 +225,17 @@ class DeepSpeedFile:
         return on[0] if on else "fp32"
 
     def check_guards(self) -> None:
-        """Refuse to have DeepSpeed's looks for gradients that are not finite switched off."""
+        """Refuse to switch off DeepSpeed's looks for gradients that are not finite, and its own monitors."""
         for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
             if self.section(section).get(key, True) is not True:
                 what = (
                     f"{section}.{key} is off: a gradient that is not finite would go into the weights unseen"
                 )
                 self.refuse(f"{section}.{key}", what, "leave it out, or write true")
+        for section in ("tensorboard", "csv_monitor", "wandb"):
+            if self.section(section).get("enabled", False) is not False:
+                what = f"{section} is on, but DeepSpeed's monitors are given no losses here"
+                self.refuse(f"{section}.enabled", what, _MONITORS)
 
     def batch(self, data_size: int) -> tuple[int, int]:
         """Micro-batch and accumulation of one rank, as :func:`solve_batch` finds them; else (1, 1)."""

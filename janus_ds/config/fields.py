@@ -16,6 +16,8 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import ConfigDict, Field
 from pydantic_core import core_schema
 
+from janus_ds.config.faults import suggestion
+
 __all__ = [
     "STRICT",
     "Count",
@@ -83,17 +85,23 @@ class FieldSpec:
         """The type in words."""
         return _WORDS[self.type] + (" or null" if self.optional else "")
 
-    def refusal(self, value: Any) -> str:
-        """Why a value that pydantic refused is not one of this field, in one sentence."""
+    def refusal(self, value: Any) -> tuple[str, str]:
+        """Why a value that pydantic refused is not one of this field, and what to write instead."""
         if self.choices and isinstance(value, str):
-            return f"{self.key} has no value {shown(value)}"
+            fix = suggestion(value, self.choices, f"use one of {', '.join(self.choices)}")
+            return f"{self.key} has no value {shown(value)}", fix
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and (self.type is float or (self.type is int and isinstance(value, int))):
-            return f"{self.key} is {shown(value)}, but must be {self.range_name(value)}"
-        return f"{self.key} must be {self.type_name}, not {_described(value)}"
+            limits = self._limits_in_words(value)
+            what = f"{self.key} is {shown(value)}, but must be {limits}"
+            return what, f"give a number that is {limits}"
+        plain = self.type in (int, float) and isinstance(value, str) and value[:1].isdigit()
+        digits = ", in plain decimal digits without quotes" if plain else ""
+        what = f"{self.key} must be {self.type_name}, not {_described(value)}"
+        return what, f"write {self.type_name}{digits}"
 
-    def range_name(self, value: float = 0) -> str:
-        """The limits in words; the largest whole number is named only to a value above it."""
+    def _limits_in_words(self, value: float) -> str:
+        # The largest whole number is named only to a value above it.
         limits = dict(self.limits)
         if limits.get("le") == _LARGEST:
             del limits["le"]

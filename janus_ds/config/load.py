@@ -242,7 +242,7 @@ def _read_recipe(path: Path, mode: str | None, faults: FaultList) -> dict[str, _
     except _YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
+        problem = (getattr(error, "problem", None) or str(error))[:200]
         if isinstance(error, RecursionError):
             problem = "it is nested too deeply"
         faults.add(f"the recipe is not valid YAML: {problem}", f"{path}{line}", "mend that line")
@@ -378,16 +378,8 @@ def _section(
     except ValidationError as error:
         wrong = {f"{prefix}{item['loc'][0]}" for item in error.errors(include_url=False)}
     for key in (prefix + name for name in own):
-        if key not in wrong:
-            continue
-        spec, value = FIELDS[key], values[key]
-        what, fix = spec.refusal(value), f"write {spec.type_name}"
-        if spec.choices and isinstance(value, str):
-            fix = suggestion(value, spec.choices, f"use one of {', '.join(spec.choices)}")
-        elif " but must be " in what:
-            fix = f"give a number that is {spec.range_name(value)}"
-        elif spec.type in (int, float) and isinstance(value, str) and value[:1].isdigit():
-            fix += ", in plain decimal digits without quotes"
-        faults.add(what, where(key), fix)
+        if key in wrong:
+            what, fix = FIELDS[key].refusal(values[key])
+            faults.add(what, where(key), fix)
     faults.spoilt |= wrong
     return kind(**{name: own[name] for name in own if prefix + name not in FIELDS.keys() & faults.spoilt})

@@ -16,6 +16,9 @@ from janus_ds.config.schema import MaskingConfig, ModelConfig, ObjectiveConfig, 
 
 __all__ = ["MODEL_PRESETS", "OBJECTIVE_PRESETS", "follow_init", "record_of", "resolve"]
 
+_MOST_BYTES = 1 << 24
+"""Of a run.json; a longer one is taken for none."""
+
 _BART = {
     "activation": "gelu",
     "layernorm_embedding": True,
@@ -145,7 +148,8 @@ def record_of(source: Path) -> dict[str, Any]:
     """
     for folder in (source, source.parent, source.parent.parent, *source.parents[2:3]):
         try:
-            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            with (folder / "run.json").open("rb") as file:
+                record = json.loads(file.read(_MOST_BYTES))
         except (OSError, ValueError, RecursionError):
             continue
         return record if isinstance(record, dict) else {}

@@ -90,6 +90,8 @@ def test_auto_keeps_a_micro_batch_to_so_many_tokens(tmp_path: Path) -> None:
         ({"tensor_parallel": {"autotp_size": 2}}, "--tensor-parallel N"),
         ({"activation_checkpointing": {}}, "set train.activation_checkpointing in the recipe"),
         ({"torch_autocast": {"enabled": True}}, "use bf16 or fp16"),
+        ({"wandb": {"enabled": True}}, "RUN/metrics.jsonl"),
+        ({"comet": {"enabled": False}}, "RUN/metrics.jsonl"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}, "reduce_bucket_size is 0"),
         ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "would go into the weights unseen"),
         ({"bf16": {"enabled": True, "check_grad_overflow": False}}, "would go into the weights unseen"),
