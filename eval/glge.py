@@ -24,8 +24,7 @@ from pathlib import Path
 
 from janus_ds.errors import UsageError, exit_on_error
 from janus_ds.metrics.files import check_same_length, read_lines
-from janus_ds.metrics.glge import Task, combine, score_task, task_named
-from janus_ds.metrics.glge_files import find_predictions, read_texts
+from janus_ds.metrics.glge import Task, combine, find_predictions, read_texts, score_task, task_named
 from janus_ds.metrics.glge_metrics import Meteor, TaskTexts, choose_meteor
 from janus_ds.metrics.scores import Scores, render, save_json
 from janus_ds.tools.eval_arguments import (

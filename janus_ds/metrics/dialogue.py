@@ -1,24 +1,29 @@
-"""BLEU-1, BLEU-2 and Distinct of dialogue responses, as GLGE's PersonaChat script (PLATO's) computes them.
+"""Scores of GLGE's two conversational tasks: responses (PersonaChat) and answers (CoQA).
 
-The script averages nltk's sentence BLEU with "method7" smoothing over the lines. nltk changed that
-smoothing in 3.5 and in 3.6; the published numbers fit 3.5 only. Smoothing lifts every order, so a
-perfect line scores more than 100.
+Responses get BLEU-1, BLEU-2 and Distinct as GLGE's PersonaChat script (PLATO's) computes them: the mean of
+nltk's sentence BLEU with "method7" smoothing over the lines. nltk changed that smoothing in 3.5 and in 3.6;
+the published numbers fit 3.5 only. Smoothing lifts every order, so a perfect line scores more than 100.
+Answers get the F1 of words that the CoQA and SQuAD scripts compute.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import string
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-__all__ = ["Order", "distinct", "mean_sentence_bleu"]
+__all__ = ["Order", "answer_f1", "distinct", "mean_answer_f1", "mean_sentence_bleu"]
 
 Order = Literal[1, 2]
 Smoothing = Literal["nltk35", "nltk36"]
 Weights = tuple[float, float, float, float]
 
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ORDERS = 4
 _K = 5
 _WEIGHTS: dict[int, Weights] = {1: (1.0, 0.0, 0.0, 0.0), 2: (0.5, 0.5, 0.0, 0.0)}
@@ -110,3 +115,34 @@ def _smooth_neighbours(precisions: list[float]) -> list[float]:
         below = (below + here + above) / 3
         smoothed.append(below)
     return smoothed
+
+
+def mean_answer_f1(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Mean F1 in percent.
+
+    Args:
+        answers: one for each question.
+        references: for each question the accepted answers; the best of them counts.
+    """
+    scores = [
+        max(answer_f1(answer, reference) for reference in accepted)
+        for answer, accepted in zip(answers, references, strict=True)
+    ]
+    return 100 * sum(scores) / len(scores) if scores else 0.0
+
+
+def answer_f1(answer: str, reference: str) -> float:
+    """F1 of the words of two texts, 0 to 1; lower-cased, without punctuation, a, an and the. If one of
+    them has no words, 1 when the other has none either."""
+    given, wanted = _words(answer), _words(reference)
+    if not given or not wanted:
+        return float(given == wanted)
+    common = (Counter(given) & Counter(wanted)).total()
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(given), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()

@@ -1,13 +1,15 @@
-"""The eight tasks of GLGE, their official metrics and OVERALL (the paper's Tables 2, 4, 5, 7, 8)."""
+"""The eight tasks of GLGE, their official metrics and OVERALL (Tables 2, 4, 5, 7, 8 of the paper), and where
+their files lie: the data folder, and the folder of a submission."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from janus_ds.config.faults import suggestion
-from janus_ds.errors import UsageError
-from janus_ds.metrics.files import check_same_length
+from janus_ds.errors import DataError, UsageError
+from janus_ds.metrics.files import TextLines, check_same_length, read_lines
 from janus_ds.metrics.glge_metrics import (
     Meteor,
     Scorer,
@@ -18,11 +20,20 @@ from janus_ds.metrics.glge_metrics import (
     score_dialogue,
     summary_scorer,
 )
+from janus_ds.metrics.glge_text import files2rouge_summaries, gigaword_summaries
 from janus_ds.metrics.question_generation import msqg_items, squad_items
 from janus_ds.metrics.scores import Scores, ScoreSheet
-from janus_ds.metrics.summaries import files2rouge_summaries, gigaword_summaries
 
-__all__ = ["TASKS", "Task", "combine", "overall", "score_task", "task_named"]
+__all__ = [
+    "TASKS",
+    "Task",
+    "combine",
+    "find_predictions",
+    "overall",
+    "read_texts",
+    "score_task",
+    "task_named",
+]
 
 _SUMMARY = ("rouge1", "rouge2", "rougeL")
 _QUESTION = ("rougeL", "bleu4", "meteor")
@@ -140,3 +151,71 @@ def combine(found: Sequence[Scores], split: str) -> Scores:
     parts = {"tasks": {scores.task: scores.as_dict() for scores in found}}
     count = sum(scores.n for scores in found)
     return Scores("all", split, count, sheet.metrics, sheet.signatures, sheet.warnings, parts)
+
+
+def read_texts(task: Task, predictions: Path, data: Path, split: str) -> TaskTexts:
+    """Predictions with the references of the data folder, and the sources where the task uses them.
+
+    Args:
+        task: see `TASKS`.
+        predictions: one a line.
+        data: the folder of one level in the official layout: glge/easy, with xsum_data/org_data/test.tgt.
+        split: "dev" or "test".
+
+    Raises:
+        DataError: a file is missing (sources may be) or not text.
+    """
+    folder = data / f"{task.name}_data" / "org_data"
+    references = folder / f"{split}.tgt"
+    if not references.is_file():
+        raise DataError(
+            f"the references of {task.name} are missing",
+            str(references),
+            "--data is the folder of one level, such as glge/easy, that holds TASK_data/org_data/SPLIT.tgt",
+        )
+    sources: TextLines | None = None
+    if task.uses_sources and (path := folder / f"{split}.src").is_file():
+        sources = read_lines(path)
+    return TaskTexts(read_lines(predictions), read_lines(references), sources)
+
+
+def find_predictions(folder: Path, split: str) -> dict[str, Path]:
+    """The prediction file of each task that a submission has, in the order of the benchmark.
+
+    Raises:
+        DataError: the folder is missing, or there is none for any task.
+        UsageError: there are several for one task.
+    """
+    if not folder.is_dir():
+        raise DataError("there is no such folder", str(folder), "give a folder of predictions")
+    found = {name: path for name in TASKS if (path := _find_prediction(folder, name, split)) is not None}
+    if not found:
+        raise DataError(
+            f"no predictions for any task and the split {split!r}",
+            str(folder),
+            f"name the files as submissions are named: xsum.easy.{split}, squadqg.easy.{split}, ...",
+        )
+    return found
+
+
+def _find_prediction(folder: Path, task: str, split: str) -> Path | None:
+    """The prediction file of one task, or None: TASK.LEVEL.SPLIT, as submissions are named, TASK.SPLIT or
+    TASK.SPLIT.txt.
+
+    Raises:
+        UsageError: there are several.
+    """
+    names = (f"{task}.{split}", f"{task}.{split}.txt")
+    found = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and (path.name in names or (path.name.startswith(f"{task}.") and path.name.endswith(f".{split}")))
+    ]
+    if len(found) > 1:
+        raise UsageError(
+            f"there are {len(found)} predictions for {task}",
+            ", ".join(str(path) for path in found),
+            "keep one level's predictions in a folder",
+        )
+    return found[0] if found else None

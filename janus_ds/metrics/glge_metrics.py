@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from janus_ds.errors import MissingDependencyError
-from janus_ds.metrics.coqa import mean_answer_f1
-from janus_ds.metrics.dialogue import Order, distinct, mean_sentence_bleu
+from janus_ds.metrics.dialogue import Order, distinct, mean_answer_f1, mean_sentence_bleu
 from janus_ds.metrics.files import TextLines
+from janus_ds.metrics.glge_text import SENTENCE_MARK, cnndm_summaries
 from janus_ds.metrics.meteor import MeteorProgram, find_meteor
-from janus_ds.metrics.meteor_exact_stem import meteor_exact_stem
 from janus_ds.metrics.question_generation import QuestionItem, coco_bleu, coco_rouge_l
 from janus_ds.metrics.rouge import NAMES, Summary, rouge
 from janus_ds.metrics.scores import ScoreSheet
-from janus_ds.metrics.summaries import SENTENCE_MARK, cnndm_summaries
 
 __all__ = [
     "MakeItems",
@@ -59,7 +57,6 @@ MakeItems = Callable[[Sequence[str], Sequence[str], Sequence[str] | None], list[
 
 _ORDERS: tuple[Order, ...] = (1, 2)
 _GLUED_STOP = re.compile(r"\w[.?!]$")
-_STAND_IN = "meteor_exact_stem"
 
 
 def choose_meteor(wanted: Literal["auto", "require", "skip"]) -> Meteor:
@@ -136,11 +133,8 @@ def _put_meteor(items: Sequence[QuestionItem], meteor: Meteor, sheet: ScoreSheet
     if meteor.program is not None:
         (value,) = meteor.program.scores([items])
         sheet.put("meteor", 100 * value, "METEOR 1.5, -l en -norm")
-        return
-    sheet.put(_STAND_IN, 100 * meteor_exact_stem(items), "not METEOR: no synonyms, no paraphrases")
-    sheet.warn(
-        f"METEOR is missing: {meteor.why_not}. {_STAND_IN} is another metric: do not compare it with METEOR"
-    )
+    else:
+        sheet.warn(f"METEOR is missing: {meteor.why_not}")
 
 
 def _warn_of_questions(texts: TaskTexts, sheet: ScoreSheet) -> None:

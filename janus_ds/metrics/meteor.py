@@ -1,8 +1,7 @@
 """METEOR 1.5 by its own Java program, the one that the question generation scripts call.
 
 Nothing else gives its numbers: its alignment uses WordNet synonyms and a paraphrase table that come
-with the program. `pip install --no-deps pycocoevalcap` brings both; Java must be there. For what can be
-had without, see `meteor_exact_stem`.
+with the program. `pip install --no-deps pycocoevalcap` brings both; Java must be there.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -69,6 +69,10 @@ class MeteorProgram:
             except (BrokenPipeError, ValueError) as error:
                 process.kill()
                 process.wait()
+                # What is still buffered for it cannot be written, and must not hide its last words.
+                if process.stdin is not None:
+                    with suppress(BrokenPipeError):
+                        process.stdin.close()
                 raise _failed(self, errors) from error
 
 

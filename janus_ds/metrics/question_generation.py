@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from janus_ds.metrics.rejoin import LOWER_BRACKETS, ascii_lower, ascii_strip, rejoin
+from janus_ds.metrics.glge_text import LOWER_BRACKETS, ascii_lower, ascii_strip, rejoin
 
 __all__ = ["QuestionItem", "coco_bleu", "coco_rouge_l", "group", "msqg_items", "squad_items"]
 

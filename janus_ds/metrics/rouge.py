@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from janus_ds.metrics.perl_random import perl_draws
-from janus_ds.metrics.porter import rouge_stem
-
-__all__ = ["NAMES", "Rouge", "Summary", "rouge", "rouge_pair", "split_sentences"]
+__all__ = ["NAMES", "Rouge", "Summary", "perl_draws", "rouge", "rouge_pair", "rouge_stem", "split_sentences"]
 
 NAMES = ("rouge1", "rouge2", "rougeL")
 
@@ -174,3 +172,139 @@ def _order_of_instances(count: int) -> list[int]:
     """
     files = sorted(range(count), key=str)
     return [files[rank] for rank in sorted(range(count), key=lambda rank: str(rank + 1))]
+
+
+# Perl's random numbers: a 48-bit linear congruence, "drand48", which Perl carries itself since 5.20.
+# ROUGE-1.5.5 draws its bootstrap samples with `srand(seed)` and `int(rand(n))`.
+
+_PERL_MULTIPLIER = 0x5DEECE66D
+_PERL_INCREMENT = 0xB
+_PERL_LOW_WORD = 0x330E
+_PERL_MASK = (1 << 48) - 1
+
+
+def perl_draws(seeds: npt.NDArray[np.int64], below: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
+    """What `int(rand(below))` gives after `srand(seed)`, for many seeds at once.
+
+    Args:
+        seeds: S seeds, each the start of a generator of its own.
+        below: draws are from 0 to below - 1.
+        count: how many draws to make of each generator.
+
+    Yields:
+        `count` arrays of S draws, the k-th of them the k-th draw of every seed.
+    """
+    mask, multiplier, increment = (np.uint64(n) for n in (_PERL_MASK, _PERL_MULTIPLIER, _PERL_INCREMENT))
+    state = ((seeds.astype(np.uint64) << np.uint64(16)) + np.uint64(_PERL_LOW_WORD)) & mask
+    for _ in range(count):
+        # The product wraps at 2**64, which leaves its low 48 bits as they are.
+        state = (state * multiplier + increment) & mask
+        yield (state.astype(np.float64) * (below / 2.0**48)).astype(np.int64)
+
+
+# The stemmer: M. F. Porter, "An algorithm for suffix stripping", Program 14(3), 1980, with the author's
+# later rules of step 2 (-bli -> -ble, -logi -> -log) and C.-Y. Lin's fourth step, which tries one suffix of
+# the list without -ment and -ent, and then those two alone: "agreement" becomes "agreem".
+
+_STEP_2 = {
+    "ational": "ate", "tional": "tion", "enci": "ence", "anci": "ance", "izer": "ize", "bli": "ble",
+    "alli": "al", "entli": "ent", "eli": "e", "ousli": "ous", "ization": "ize", "ation": "ate",
+    "ator": "ate", "alism": "al", "iveness": "ive", "fulness": "ful", "ousness": "ous", "aliti": "al",
+    "iviti": "ive", "biliti": "ble", "logi": "log",
+}  # fmt: skip
+_STEP_3 = {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ful": "", "ness": ""}
+_STEP_4 = (
+    "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ou", "ism", "ate", "iti", "ous", "ive",
+    "ize",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1 << 16)
+def rouge_stem(word: str) -> str:
+    """Stem of a word of lower-case ASCII letters and digits; three characters or fewer stay as they are."""
+    if len(word) <= 3:
+        return word
+    word = _step_1c(_step_1b(_step_1a(word)))
+    word = _longest(word, _STEP_2)
+    word = _longest(word, _STEP_3)
+    return _step_5(_step_4(word))
+
+
+def _kinds(word: str) -> str:
+    """The word with v for each vowel and c for each consonant; a y is a vowel behind a consonant only."""
+    kinds = ""
+    for letter in word:
+        vowel = letter in "aeiou" or (letter == "y" and kinds.endswith("c"))
+        kinds += "v" if vowel else "c"
+    return kinds
+
+
+def _measure(stem: str) -> int:
+    """Porter's m: how often a consonant follows a vowel."""
+    return _kinds(stem).count("vc")
+
+
+def _is_short(stem: str) -> bool:
+    """Consonants, one vowel, one consonant other than w, x, y: Porter's condition m = 1 and *o."""
+    kinds = _kinds(stem)
+    return kinds.endswith("cvc") and kinds.count("v") == 1 and stem[-1] not in "wxy"
+
+
+def _step_1a(word: str) -> str:
+    if word.endswith(("sses", "ies")):
+        return word[:-2]
+    if word.endswith("s") and word[-2] != "s":
+        return word[:-1]
+    return word
+
+
+def _step_1b(word: str) -> str:
+    if word.endswith("eed"):
+        return word[:-1] if _measure(word[:-3]) > 0 else word
+    for suffix in ("ed", "ing"):
+        if word.endswith(suffix):
+            stem = word.removesuffix(suffix)
+            return _mend(stem) if "v" in _kinds(stem) else word
+    return word
+
+
+def _mend(stem: str) -> str:
+    """Put back the e that -ed and -ing swallow, or take the doubled consonant away."""
+    if stem.endswith(("at", "bl", "iz")):
+        return stem + "e"
+    if len(stem) > 1 and stem[-1] == stem[-2] and stem[-1] not in "aeiouylsz":
+        return stem[:-1]
+    return stem + "e" if _is_short(stem) else stem
+
+
+def _step_1c(word: str) -> str:
+    return word[:-1] + "i" if word.endswith("y") and "v" in _kinds(word[:-1]) else word
+
+
+def _longest(word: str, rules: dict[str, str]) -> str:
+    """Exchange the longest suffix of `rules` if the stem before it has m > 0."""
+    suffix = max((s for s in rules if word.endswith(s)), key=len, default="")
+    stem = word.removesuffix(suffix)
+    return stem + rules[suffix] if suffix and _measure(stem) > 0 else word
+
+
+def _drop(word: str, suffix: str) -> str:
+    stem = word.removesuffix(suffix)
+    return stem if _measure(stem) > 1 else word
+
+
+def _step_4(word: str) -> str:
+    word = _drop(word, max((s for s in _STEP_4 if word.endswith(s)), key=len, default=""))
+    word = _drop(word, "ment")
+    if word.endswith("ent"):
+        return _drop(word, "ent")
+    return _drop(word, "ion") if word.endswith(("sion", "tion")) else word
+
+
+def _step_5(word: str) -> str:
+    if word.endswith("e"):
+        stem = word[:-1]
+        measure = _measure(stem)
+        if measure > 1 or (measure == 1 and not _is_short(stem)):
+            word = stem
+    return word[:-1] if word.endswith("ll") and _measure(word) > 1 else word

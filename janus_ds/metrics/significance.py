@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from sacrebleu.metrics.bleu import BLEU
 
-from janus_ds.metrics.text import prepare_as_fairseq, remove_bpe
+from janus_ds.metrics.bleu import prepare_as_fairseq, remove_bpe
 
 __all__ = ["SAMPLES", "SEED", "Comparison", "bleu_statistics", "bootstrap_draws", "compare", "corpus_bleu"]
 

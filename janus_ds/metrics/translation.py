@@ -6,6 +6,15 @@ import re
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from janus_ds.metrics.bleu import (
+    chrf,
+    compound_bleu,
+    length_ratio,
+    remove_bpe,
+    repetition,
+    sacrebleu_13a,
+    tokenized_bleu,
+)
 from janus_ds.metrics.files import TextLines, check_same_length
 from janus_ds.metrics.scores import Scores, ScoreSheet
 from janus_ds.metrics.significance import (
@@ -16,15 +25,6 @@ from janus_ds.metrics.significance import (
     bleu_statistics,
     bootstrap_draws,
     compare,
-)
-from janus_ds.metrics.text import (
-    chrf,
-    compound_bleu,
-    length_ratio,
-    remove_bpe,
-    repetition,
-    sacrebleu_13a,
-    tokenized_bleu,
 )
 
 __all__ = ["compare_translations", "score_translations"]

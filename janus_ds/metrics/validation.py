@@ -16,13 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from janus_ds.metrics.coqa import mean_answer_f1
-from janus_ds.metrics.dialogue import mean_sentence_bleu
+from janus_ds.metrics.bleu import sacrebleu_13a
+from janus_ds.metrics.dialogue import mean_answer_f1, mean_sentence_bleu
 from janus_ds.metrics.glge_metrics import MakeItems, PrepareSummaries
+from janus_ds.metrics.glge_text import cnndm_summaries, files2rouge_summaries, gigaword_summaries
 from janus_ds.metrics.question_generation import coco_bleu, coco_rouge_l, msqg_items, squad_items
 from janus_ds.metrics.rouge import rouge_pair
-from janus_ds.metrics.summaries import cnndm_summaries, files2rouge_summaries, gigaword_summaries
-from janus_ds.metrics.text import sacrebleu_13a
 
 __all__ = ["VALIDATION_METRICS", "ValidationMetric"]
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from driver import ROOT, prepare_pairs_command, run_logged, shared_text
+from moses import moses_detokenize, moses_tokenize
 
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.io import write_atomic
 from janus_ds.metrics.files import read_lines
-from janus_ds.metrics.moses import moses_detokenize, moses_tokenize
 
 SYSTEMS = {"ar": ("--mode", "ar")} | {
     f"nar-{n}": ("--mode", "nar", "--iterations", str(n)) for n in (0, 1, 4, 10)

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from moses import moses_tokenize
 
 from janus_ds.decode.generator import Generator
-from janus_ds.metrics.moses import moses_tokenize
 from tests.support.tiny_pairs import tiny_lines
 
 ROOT = Path(__file__).resolve().parents[2]

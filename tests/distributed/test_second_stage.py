@@ -179,11 +179,7 @@ def test_checkpoints_of_glge_are_evaluated_in_every_mode(results: Any) -> None:
             assert len((folder / f"eval-{run}" / f"{name}.txt").read_text().splitlines()) == 5
             scores = told["systems"][name]
             assert (scores["task"], scores["split"], scores["n"]) == ("squadqg", "test", 5)
-            assert (
-                {"rougeL", "bleu4", "meteor_exact_stem"}
-                == set(scores["metrics"])
-                == set(scores["signatures"])
-            )
+            assert {"rougeL", "bleu4"} == set(scores["metrics"]) == set(scores["signatures"])
             assert any("METEOR is missing" in warning for warning in scores["warnings"])
         assert found.latency is not None
         latency = told["latency"]["systems"]

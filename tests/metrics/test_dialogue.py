@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from janus_ds.metrics.coqa import answer_f1, mean_answer_f1
-from janus_ds.metrics.dialogue import Smoothing, distinct, mean_sentence_bleu
+from janus_ds.metrics.dialogue import Smoothing, answer_f1, distinct, mean_answer_f1, mean_sentence_bleu
 from tests.support.metric_fixtures import metric_cases
 
 VERSIONS: dict[Smoothing, str] = {"nltk35": "official_nltk_3_5", "nltk36": "official_nltk_3_10_4"}

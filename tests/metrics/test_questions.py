@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from janus_ds.errors import MissingDependencyError
+from janus_ds.metrics.glge_text import CASED_BRACKETS, LOWER_BRACKETS, rejoin
 from janus_ds.metrics.meteor import JAR_VARIABLE, MeteorProgram, find_meteor
-from janus_ds.metrics.meteor_exact_stem import meteor_exact_stem
 from janus_ds.metrics.question_generation import (
     QuestionItem,
     coco_bleu,
@@ -18,7 +18,6 @@ from janus_ds.metrics.question_generation import (
     msqg_items,
     squad_items,
 )
-from janus_ds.metrics.rejoin import CASED_BRACKETS, LOWER_BRACKETS, rejoin
 from tests.support.metric_fixtures import metric_cases
 
 ORIGINS = ["own", "real"]
@@ -75,18 +74,6 @@ def test_words_are_joined_as_the_script_joins_them(split: str, joined: str) -> N
 
 def test_other_white_space_than_asciis_does_not_split() -> None:
     assert rejoin("a\u00a0b ' s\t( c )", CASED_BRACKETS) == "a\u00a0b 's -LRB- c -RRB-"
-
-
-def test_exact_stem_meteor_by_hand() -> None:
-    # Of six and five words three match, "dogs" by its stem, in two chunks.
-    item = QuestionItem("dogs run in the big park", ["the dog likes the park"])
-    precision, recall = (0.6 + 1 + 1) / 6, (0.6 + 1 + 1) / 5
-    mean = precision * recall / (0.85 * precision + 0.15 * recall)
-    assert meteor_exact_stem([item]) == pytest.approx(mean * (1 - 0.6 * (3 / 3) ** 0.2))
-    assert meteor_exact_stem([QuestionItem("a b", ["a b"]), QuestionItem("c", ["c"])]) == 1
-    assert meteor_exact_stem([QuestionItem("", ["a"])]) == 0
-    best = QuestionItem("a b", ["x", "a b c"])
-    assert meteor_exact_stem([best]) == meteor_exact_stem([QuestionItem("a b", ["a b c"])]) > 0
 
 
 def test_meteor_looks_for_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

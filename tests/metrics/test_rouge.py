@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from janus_ds.metrics.porter import rouge_stem
-from janus_ds.metrics.rouge import NAMES, _order_of_instances, rouge, split_sentences
-from janus_ds.metrics.summaries import cnndm_summaries, files2rouge_summaries, gigaword_summaries
+from janus_ds.metrics.glge_text import cnndm_summaries, files2rouge_summaries, gigaword_summaries
+from janus_ds.metrics.rouge import NAMES, _order_of_instances, rouge, rouge_stem, split_sentences
 from tests.support.metric_fixtures import metric_cases
 
 # From ROUGE-1.5.5's own stemmer; the first row is where other Porter stemmers differ.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from janus_ds.config.schema import FIELDS
+from janus_ds.metrics.bleu import sacrebleu_13a
 from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.glge import TASKS, score_task
 from janus_ds.metrics.glge_metrics import Meteor, TaskTexts
-from janus_ds.metrics.text import sacrebleu_13a
 from janus_ds.metrics.validation import VALIDATION_METRICS
 
 OUTPUTS = [

@@ -8,10 +8,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.significance import PairedTest
 
 from janus_ds.errors import DataError
-from janus_ds.metrics.files import TextLines
-from janus_ds.metrics.perl_random import perl_draws
-from janus_ds.metrics.significance import bleu_statistics, bootstrap_draws, compare, corpus_bleu
-from janus_ds.metrics.text import (
+from janus_ds.metrics.bleu import (
     compound_bleu,
     length_ratio,
     remove_bpe,
@@ -20,6 +17,9 @@ from janus_ds.metrics.text import (
     split_compounds,
     tokenized_bleu,
 )
+from janus_ds.metrics.files import TextLines
+from janus_ds.metrics.rouge import perl_draws
+from janus_ds.metrics.significance import bleu_statistics, bootstrap_draws, compare, corpus_bleu
 from janus_ds.metrics.translation import compare_translations, score_translations
 from tests.support.metric_fixtures import metric_cases
 

@@ -1,7 +1,8 @@
-"""Undo BERT's word splits the way the question generation and summarisation scripts do.
+"""How GLGE's scripts prepare text before they score it: words rejoined, summaries cut into sentences.
 
-Outputs of models with BERT's vocabulary have "don ' t", "3 , 000" and "well - known"; the scripts of
-UniLM, which GLGE took over, put them together in the style of the Penn Treebank before they score.
+XSum and MSNews go through files2rouge; CNN/DailyMail, Gigaword and question generation through the scripts of
+UniLM, which GLGE took over. Outputs of models with BERT's vocabulary have "don ' t", "3 , 000" and
+"well - known"; UniLM's scripts put them together in the style of the Penn Treebank.
 All tests of letters, digits and white space are those of ASCII, as in the Python 2 scripts.
 """
 
@@ -9,9 +10,21 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["CASED_BRACKETS", "LOWER_BRACKETS", "ascii_lower", "ascii_strip", "rejoin"]
+from janus_ds.metrics.rouge import Summary, split_sentences
+
+__all__ = [
+    "CASED_BRACKETS",
+    "LOWER_BRACKETS",
+    "SENTENCE_MARK",
+    "ascii_lower",
+    "ascii_strip",
+    "cnndm_summaries",
+    "files2rouge_summaries",
+    "gigaword_summaries",
+    "rejoin",
+]
 
 LOWER_BRACKETS: Mapping[str, str] = {
     **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
@@ -178,3 +191,49 @@ def _digits_and_commas(token: str) -> bool:
 
 def _capital(token: str) -> bool:
     return len(token) == 1 and token in string.ascii_uppercase
+
+
+Summaries = tuple[list[Summary], list[Summary]]
+"""Models and peers, as `rouge` takes them."""
+
+SENTENCE_MARK = "[X_SEP]"
+"""What stands between the sentences of a CNN/DailyMail hypothesis."""
+
+_REFERENCE_MARK = " <S_SEP> "
+_SHORTEST = 5
+_KNOWN_SHARE = 0.7
+
+
+def files2rouge_summaries(hypotheses: Sequence[str], references: Sequence[str]) -> Summaries:
+    """XSum, MSNews: sentences end at " ."; the hypotheses take the place of the models, since GLGE's
+    eval.py and today's files2rouge disagree about the order of the files."""
+    return [split_sentences(line) for line in hypotheses], [split_sentences(line) for line in references]
+
+
+def gigaword_summaries(hypotheses: Sequence[str], references: Sequence[str]) -> Summaries:
+    """Gigaword: hypotheses are rejoined, and "1" becomes "#", which stands for digits in the references."""
+    peers: list[Summary] = [[rejoin(line, LOWER_BRACKETS).replace("1", "#")] for line in hypotheses]
+    return [[line.strip()] for line in references], peers
+
+
+def cnndm_summaries(hypotheses: Sequence[str], references: Sequence[str]) -> Summaries:
+    """CNN/DailyMail: sentences between [X_SEP] are rejoined; those of four words or fewer are dropped, and
+    those with more than 70 % of their distinct words in the sentences before."""
+    models: list[Summary] = [line.strip().split(_REFERENCE_MARK) for line in references]
+    peers: list[Summary] = [
+        _novel([rejoin(part, CASED_BRACKETS) for part in line.split(SENTENCE_MARK)]) for line in hypotheses
+    ]
+    return models, peers
+
+
+def _novel(sentences: list[str]) -> list[str]:
+    kept = []
+    known: set[str] = set()
+    for sentence in sentences:
+        words = sentence.lower().split()
+        if len(words) < _SHORTEST:
+            continue
+        if len(known.intersection(words)) / len(set(words)) <= _KNOWN_SHARE:
+            kept.append(sentence)
+        known.update(words)
+    return kept

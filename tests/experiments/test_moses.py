@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from moses import moses_detokenize, moses_tokenize
 
 from janus_ds.metrics.files import read_lines
-from janus_ds.metrics.moses import moses_detokenize, moses_tokenize
 
 
 @pytest.mark.parametrize(
