@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ __all__ = [
     "check_writable",
     "disk_faults",
     "fingerprint_of",
+    "open_regular",
+    "read_bounded",
     "sha256_of_file",
     "sync_path",
     "sync_tree",
@@ -59,6 +62,32 @@ def sha256_of_file(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a file, open for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a FIFO, a device or a folder (which could block, or never end).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "this is not a regular file", str(path))
+    return descriptor
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: as :func:`open_regular`, or the file is larger.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"the file is larger than {most:,} bytes", str(path))
+    return data
 
 
 @contextmanager

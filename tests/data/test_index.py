@@ -24,13 +24,17 @@ def index() -> SplitIndex:
         blobs = {"target.offsets": BlobEntry(512, 16, 1), "target.tokens": BlobEntry(1536, 40, 2)}
         return MemberEntry(key, samples, 20, blobs)
 
-    first = ShardEntry("shard-000000.tar", 10240, "ab", 7, 40, (member("000000", 4), member("000001", 3)))
-    second = ShardEntry("shard-000001.tar", 10240, "cd", 2, 20, (member("000002", 2),))
+    first = ShardEntry(
+        "shard-000000.tar", 10240, "ab" * 32, 7, 40, (member("000000", 4), member("000001", 3))
+    )
+    second = ShardEntry("shard-000001.tar", 10240, "cd" * 32, 2, 20, (member("000002", 2),))
     return SplitIndex("uint16", ("target",), (first, second))
 
 
 def manifest() -> Manifest:
-    return Manifest("denoise", "f00", 90, {"block_tokens": 8}, {"train": SplitTotals(2, 9, 60, "aa")})
+    return Manifest(
+        "denoise", "f0" * 32, 90, {"block_tokens": 8}, {"train": SplitTotals(2, 9, 60, "aa" * 32)}
+    )
 
 
 def test_what_is_saved_is_loaded(tmp_path):

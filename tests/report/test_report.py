@@ -184,9 +184,9 @@ def test_epochs_and_sources_come_from_the_data_beside_the_run(runs, monkeypatch)
     assert run.samples_in_training() is None
     data = run.folder.parent / "data"
     data.mkdir()
-    totals = SplitTotals(samples=20, tokens=1, shards=1, index_sha256="")
+    totals = SplitTotals(samples=20, tokens=1, shards=1, index_sha256="0" * 64)
     settings = {"languages": {"source": "de", "target": "en"}}
-    Manifest("pair", "print", 8, settings, {"train": totals}).save(data)
+    Manifest("pair", "f0" * 32, 8, settings, {"train": totals}).save(data)
     (data / "raw").mkdir()
     write_lines(data / "raw" / "test.de", SOURCES)
     write_lines(data / "raw" / "test.en", REFERENCES)

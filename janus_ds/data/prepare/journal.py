@@ -16,11 +16,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from janus_ds.config.locations import checked_name
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.stream.index import Manifest, ShardEntry, SplitIndex, shard_entry
+from janus_ds.data.stream.index import Manifest, ShardEntry, SplitIndex, shard_entry, whole_number
 from janus_ds.data.stream.shards import Packing, shard_name, write_shard
 from janus_ds.data.text.documents import Position
 from janus_ds.errors import DataError
@@ -134,15 +136,21 @@ class Journal:
         """The last lasting progress; a fresh start where there is none or it is damaged."""
         try:
             state = json.loads((self._dir / _STATE).read_bytes())
-            samples = (self._dir / state["samples"]).read_bytes()
+            samples = (self._dir / checked_name(state["samples"])).read_bytes()
             if fingerprint_of(samples) != state["samples_sha256"]:
                 return Progress()
             arrays = np.load(io.BytesIO(samples), allow_pickle=False)
-            self._serial = int(state["serial"])
+            self._serial = whole_number(state["serial"], 1, 1 << 40)
+            position = Position(
+                **{name: whole_number(number, 0, 1 << 62) for name, number in state["position"].items()}
+            )
+            counts = Counter(
+                {name: whole_number(number, 0, 1 << 62) for name, number in state["counts"].items()}
+            )
             splits = {name: self._split(name, value, arrays) for name, value in state["splits"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, BadZipFile):
             return Progress()
-        return Progress(Position(**state["position"]), Counter(state["counts"]), splits)
+        return Progress(position, counts, splits)
 
     def _split(self, name: str, value: dict[str, Any], arrays: Any) -> SplitState:
         shards = [shard_entry(shard) for shard in value["shards"]]

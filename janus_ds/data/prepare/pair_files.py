@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from janus_ds.config.locations import checked_name
 from janus_ds.data.prepare.settings import Languages, Limits, PairSettings
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.text_files import COMPRESSED_SUFFIXES, TextFile
@@ -221,13 +222,15 @@ def held_out_text(data: Path, split: str) -> PairText:
     """
     settings = Manifest.load(data).settings
     languages = settings.get("languages")
-    if not isinstance(languages, dict):
+    try:
+        names = [checked_name(languages[side]) for side in ("source", "target")]  # type: ignore[index]
+    except (TypeError, KeyError, ValueError):
         raise DataError(
             "the data directory holds no translation data",
             str(data),
             "give a directory made by launch/prepare_data.py --task nmt",
-        )
-    paths = [data / "raw" / f"{split}.{languages[side]}" for side in ("source", "target")]
+        ) from None
+    paths = [data / "raw" / f"{split}.{name}" for name in names]
     for path in paths:
         if not path.is_file():
             raise DataError(
@@ -250,8 +253,10 @@ def held_out_text(data: Path, split: str) -> PairText:
 
 def source_limit(settings: Mapping[str, Any]) -> int | None:
     """Tokens that `prepare_glge.py` cut sources to, from a manifest's settings; None for other data."""
-    limit = settings.get("request", {}).get("settings", {}).get("limits", {}).get("source")
-    return None if limit is None else int(limit)
+    value: Any = settings
+    for key in ("request", "settings", "limits", "source"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if type(value) is int and value > 0 else None
 
 
 _SHORT_WORDS = 10

@@ -6,7 +6,7 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +21,7 @@ __all__ = ["Expected", "Patience", "RemoteFolder"]
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_LEAST_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ class Patience:
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a file before it comes."""
+    """What is known of a file before it comes: its size or the most it may have, and its SHA-256."""
 
     size: int | None = None
     sha256: str | None = None
+    most: int = 1 << 40
 
 
 class RemoteFolder:
@@ -106,8 +108,8 @@ class RemoteFolder:
                     raise self._error(name, fault, tries) from None
             self.patience.pause(max(tries, 1))
 
-    def fetch_small(self, name: str, target: Path, sha256: str | None = None) -> None:
-        """Bring a small file to `target`, whole or not at all.
+    def fetch_small(self, name: str, target: Path, most: int, sha256: str | None = None) -> None:
+        """Bring a small file, of at most `most` bytes, to `target`, whole or not at all.
 
         Raises:
             DataError: as :meth:`fetch`.
@@ -115,14 +117,15 @@ class RemoteFolder:
         from tempfile import TemporaryFile
 
         with TemporaryFile() as file:
-            self.fetch(name, file, Expected(sha256=sha256))
+            self.fetch(name, file, Expected(sha256=sha256, most=most))
             file.seek(0)
             with disk_faults(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, file.read(), unique=True)
 
-    def fetch_any(self, choices: Sequence[Sequence[str]], folder: Path) -> None:
-        """Bring the first group of files that is there, under their last names, into `folder`.
+    def fetch_any(self, choices: Sequence[Sequence[str]], folder: Path, most: int) -> None:
+        """Bring the first group of files that is there, under their last names, into `folder`;
+        none may have more than `most` bytes.
 
         Raises:
             DataError: no group is there whole, after all tries.
@@ -133,7 +136,7 @@ class RemoteFolder:
             for names in choices:
                 try:
                     for name in names:
-                        once.fetch_small(name, folder / Path(name).name)
+                        once.fetch_small(name, folder / Path(name).name, most)
                     return
                 except DataError as error:
                     problem = problem or error
@@ -162,18 +165,33 @@ class RemoteFolder:
             if expected.size is not None and transfer.total not in (None, expected.size):
                 reason = f"the file there has {transfer.total:,} bytes, the index says {expected.size:,}"
                 raise TransferError(reason, damaged=True)
+            if transfer.total is not None and transfer.total > expected.most:
+                raise _too_large(expected)
             skip = have - transfer.start
             with disk_faults(Path(name)):
-                for chunk in transfer.chunks:
+                for chunk in self._steady(transfer.chunks):
                     # The other side began anew: pass over what is here already.
                     kept, skip = chunk[skip:], max(0, skip - len(chunk))
                     file.write(kept)
+                    if file.tell() > (expected.most if expected.size is None else expected.size):
+                        raise _too_large(expected)
                 file.flush()
             return expected.size if expected.size is not None else transfer.total
 
+    def _steady(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The chunks, until fewer than `_LEAST_BYTES` come in `stall_seconds`: a drip is a stall too."""
+        since, came = time.monotonic(), 0
+        for chunk in chunks:
+            came += len(chunk)
+            if came >= _LEAST_BYTES:
+                since, came = time.monotonic(), 0
+            elif time.monotonic() - since > self.patience.stall_seconds:
+                raise TransferError("the transfer stalled: next to nothing came")
+            yield chunk
+
     def _check(self, file: BinaryIO, have: int, expected: Expected) -> None:
         if expected.size is not None and have > expected.size:
-            raise TransferError(f"{have:,} bytes came, the index says {expected.size:,}", damaged=True)
+            raise _too_large(expected)
         if expected.sha256 is None:
             return
         digest = hashlib.sha256()
@@ -202,3 +220,9 @@ class RemoteFolder:
             "data.stall_seconds say how long to wait"
         )
         return kind(f"cannot fetch {name}: {fault.reason}{count}", self.place(name), fix)
+
+
+def _too_large(expected: Expected) -> TransferError:
+    if expected.size is not None:
+        return TransferError(f"more came than the {expected.size:,} bytes that the index says", damaged=True)
+    return TransferError(f"the file has more than {expected.most:,} bytes", passing=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ import numpy as np
 
 from janus_ds.config.locations import checked_name
 from janus_ds.errors import DataError
-from janus_ds.io import fingerprint_of, write_atomic
+from janus_ds.io import fingerprint_of, read_bounded, write_atomic
 
 __all__ = [
     "FORMAT_VERSION",
     "INDEX_NAME",
     "MANIFEST_NAME",
+    "MOST_BYTES",
     "BlobEntry",
     "Manifest",
     "MemberEntry",
@@ -31,6 +33,7 @@ __all__ = [
     "SplitIndex",
     "SplitTotals",
     "shard_entry",
+    "whole_number",
 ]
 
 FORMAT_VERSION = 1
@@ -40,6 +43,12 @@ INDEX_NAME = "index.json"
 
 MANIFEST_NAME = "manifest.json"
 
+MOST_BYTES = {MANIFEST_NAME: 64 << 20, INDEX_NAME: 256 << 20}
+"""Largest manifest and index that are read, here or from afar; an index needs about 300 bytes a member."""
+
+_STREAMS = (("target",), ("source", "target"))
+_MOST_SAMPLES, _MOST_BLOB_BYTES, _MOST_SHARD_BYTES = 1 << 40, (1 << 31) - 1, 1 << 40
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _PREPARE_AGAIN = "prepare the data again with launch/prepare_data.py, or copy the whole directory again"
 
 
@@ -127,7 +136,7 @@ class SplitIndex:
         with _Garbled(path):
             return cls(
                 stream_dtype=_one_of(body["stream_dtype"], ("uint16", "uint32")),
-                streams=tuple(body["streams"]),
+                streams=_streams(body["streams"]),
                 shards=tuple(shard_entry(shard) for shard in body["shards"]),
             )
 
@@ -176,10 +185,10 @@ class Manifest:
         with _Garbled(path):
             return cls(
                 task=_one_of(body["task"], ("denoise", "pair")),
-                tokenizer_fingerprint=str(body["tokenizer_fingerprint"]),
-                vocab_size=int(body["vocab_size"]),
+                tokenizer_fingerprint=_sha256(body["tokenizer_fingerprint"]),
+                vocab_size=whole_number(body["vocab_size"], 1, 1 << 31),
                 settings=dict(body["settings"]),
-                splits={checked_name(name): SplitTotals(**totals) for name, totals in body["splits"].items()},
+                splits={checked_name(name): _totals(totals) for name, totals in body["splits"].items()},
             )
 
 
@@ -193,7 +202,7 @@ class _Garbled:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError, AttributeError)):
+        if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, RecursionError)):
             raise DataError(
                 f"a field is missing or odd ({error!r})", str(self._path), _PREPARE_AGAIN
             ) from error
@@ -205,24 +214,77 @@ def _one_of(value: object, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def shard_entry(shard: dict[str, Any]) -> ShardEntry:
-    """The entry that `dataclasses.asdict` and JSON have made a dict of."""
-    members = tuple(
-        MemberEntry(
-            key=str(member["key"]),
-            samples=int(member["samples"]),
-            tokens=int(member["tokens"]),
-            blobs={name: BlobEntry(**blob) for name, blob in member["blobs"].items()},
-        )
-        for member in shard["members"]
+def _streams(value: object) -> tuple[str, ...]:
+    streams = tuple(value) if isinstance(value, list) else ()
+    if streams not in _STREAMS:
+        raise ValueError(f"{str(value)[:60]!r} are no streams")
+    return streams
+
+
+def _sha256(value: object) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(f"{str(value)[:80]!r} is no SHA-256")
+    return value
+
+
+def whole_number(value: object, least: int, most: int) -> int:
+    """A whole number from a file, within a range; no text, no truth value, no fraction.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{str(value)[:60]!r} is no whole number from {least} to {most}")
+    return value
+
+
+def _totals(value: dict[str, Any]) -> SplitTotals:
+    return SplitTotals(
+        shards=whole_number(value["shards"], 0, _MOST_SAMPLES),
+        samples=whole_number(value["samples"], 0, _MOST_SAMPLES),
+        tokens=whole_number(value["tokens"], 0, 1 << 62),
+        index_sha256=_sha256(value["index_sha256"]),
     )
-    return ShardEntry(
+
+
+def shard_entry(shard: dict[str, Any]) -> ShardEntry:
+    """The entry that `dataclasses.asdict` and JSON have made a dict of, every name and number checked.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: something is missing, of another kind, or out of
+            range; bytes outside of the shard; sums that do not agree.
+    """
+    size = whole_number(shard["size"], 0, _MOST_SHARD_BYTES)
+    members = tuple(_member_entry(member, size) for member in shard["members"])
+    entry = ShardEntry(
         name=checked_name(shard["name"]),
-        size=int(shard["size"]),
-        sha256=str(shard["sha256"]),
-        samples=int(shard["samples"]),
-        tokens=int(shard["tokens"]),
+        size=size,
+        sha256=_sha256(shard["sha256"]),
+        samples=whole_number(shard["samples"], 0, _MOST_SAMPLES),
+        tokens=whole_number(shard["tokens"], 0, _MOST_SAMPLES),
         members=members,
+    )
+    for name in ("samples", "tokens"):
+        if getattr(entry, name) != sum(getattr(member, name) for member in members):
+            raise ValueError(f"the {name} of {entry.name} are not the sum over its members")
+    return entry
+
+
+def _member_entry(member: dict[str, Any], shard_size: int) -> MemberEntry:
+    blobs = {}
+    for name, blob in member["blobs"].items():
+        entry = BlobEntry(
+            offset=whole_number(blob["offset"], 0, shard_size),
+            size=whole_number(blob["size"], 0, min(shard_size, _MOST_BLOB_BYTES)),
+            crc32=whole_number(blob["crc32"], 0, (1 << 32) - 1),
+        )
+        if entry.offset + entry.size > shard_size:
+            raise ValueError(f"{str(name)[:60]!r} ends behind the end of its shard")
+        blobs[checked_name(name)] = entry
+    # An offset is four bytes, a token two or more, so a member can claim no more than its shard holds.
+    samples = whole_number(member["samples"], 0, shard_size // 4)
+    return MemberEntry(
+        checked_name(member["key"]), samples, whole_number(member["tokens"], 0, shard_size), blobs
     )
 
 
@@ -244,7 +306,7 @@ def _load(path: Path) -> dict[str, Any]:
             "the data directory does not exist", str(path.parent), "give the right --data directory"
         )
     try:
-        body: dict[str, Any] = json.loads(path.read_bytes())
+        body: dict[str, Any] = json.loads(read_bounded(path, MOST_BYTES[path.name]))
     except FileNotFoundError:
         raise DataError(
             f"the data directory holds no {path.name}",
@@ -252,10 +314,12 @@ def _load(path: Path) -> dict[str, Any]:
             "if its preparation was interrupted, start the same launch/prepare_data.py again; "
             "else give a directory that it has made",
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"the file cannot be read ({error.strerror})", str(path), _PREPARE_AGAIN) from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the file is cut or is not JSON ({error})", str(path), _PREPARE_AGAIN) from None
     version = body.get("format_version") if isinstance(body, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int or version < 1:
         raise DataError("the file has no format_version", str(path), _PREPARE_AGAIN)
     if version > FORMAT_VERSION:
         raise DataError(

@@ -11,11 +11,11 @@ from typing import Any
 from janus_ds.config.locations import is_remote, parse_locations
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.fetch import Patience, RemoteFolder
-from janus_ds.data.stream.index import INDEX_NAME, MANIFEST_NAME, Manifest
+from janus_ds.data.stream.index import INDEX_NAME, MANIFEST_NAME, MOST_BYTES, Manifest
 from janus_ds.data.stream.shard_cache import RemoteShards, ShardCache
-from janus_ds.data.text.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
+from janus_ds.data.text.tokenizer import MOST_TOKENIZER_BYTES, TOKENIZER_FILES, Tokenizer, load_tokenizer
 from janus_ds.errors import DataError, JanusError
-from janus_ds.io import fingerprint_of
+from janus_ds.io import fingerprint_of, sha256_of_file
 
 __all__ = ["DataPlace", "MixedSplit", "SplitPlace", "open_data", "open_split"]
 
@@ -162,7 +162,7 @@ def _open_one(location: str, data: DataConfig) -> tuple[Path, Manifest, RemoteFo
             break
         if attempt:
             remote.patience.pause(attempt)
-        remote.inside("tokenizer").fetch_any(TOKENIZER_FILES, folder / "tokenizer")
+        remote.inside("tokenizer").fetch_any(TOKENIZER_FILES, folder / "tokenizer", MOST_TOKENIZER_BYTES)
     return folder, manifest, remote, remote.public
 
 
@@ -170,7 +170,7 @@ def _fetched_manifest(remote: RemoteFolder, folder: Path) -> Manifest:
     """The manifest, whose checksum stands in itself: flipped bytes are a reason to fetch it again."""
     attempt = 0
     while True:
-        remote.fetch_small(MANIFEST_NAME, folder / MANIFEST_NAME)
+        remote.fetch_small(MANIFEST_NAME, folder / MANIFEST_NAME, MOST_BYTES[MANIFEST_NAME])
         try:
             with _Named(folder, remote.public):
                 return Manifest.load(folder)
@@ -185,18 +185,11 @@ def _fetched_split(
     remote: RemoteFolder, folder: Path, data: DataConfig, index_sha256: str | None
 ) -> SplitPlace:
     path = folder / INDEX_NAME
-    here = path.is_file() and index_sha256 is not None and sha256_matches(path, index_sha256)
+    here = path.is_file() and index_sha256 is not None and sha256_of_file(path) == index_sha256
     if not here:
-        remote.fetch_small(INDEX_NAME, path, index_sha256)
+        remote.fetch_small(INDEX_NAME, path, MOST_BYTES[INDEX_NAME], index_sha256)
     cache = ShardCache(_cache_folder(data) / "shards", int(data.cache_gb * _BYTES_A_GB))
     return SplitPlace(folder, remote.public, RemoteShards(remote, cache))
-
-
-def sha256_matches(path: Path, sha256: str) -> bool:
-    """Whether a small file has this hash."""
-    from hashlib import sha256 as digest
-
-    return digest(path.read_bytes()).hexdigest() == sha256
 
 
 def _cache_folder(data: DataConfig) -> Path:
@@ -242,6 +235,12 @@ def _checked_tokenizer(folder: Path, name: str, manifest: Manifest) -> Tokenizer
             f"{Path(name) / 'tokenizer' if folder == Path(name) else name + ': tokenizer'}: "
             f"{tokenizer.fingerprint[:12]}, manifest: {manifest.tokenizer_fingerprint[:12]}",
             "restore the data directory's own tokenizer, or prepare the data again",
+        )
+    if tokenizer.special.vocab_size != manifest.vocab_size:
+        raise DataError(
+            f"the manifest has {manifest.vocab_size} symbols, the tokenizer {tokenizer.special.vocab_size}",
+            name,
+            "prepare the data again",
         )
     return tokenizer
 

@@ -10,6 +10,7 @@ import base64
 import http
 import http.client
 import os
+import re
 import select
 import shlex
 import signal
@@ -17,8 +18,8 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = ["CHUNK_BYTES", "Transfer", "TransferError", "open_transfer"]
 
 CHUNK_BYTES = 1 << 18
 
+_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 _PASSING_STATUS = (408, 425, 429)
 
 _INSTALL = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -81,6 +83,7 @@ def open_transfer(location: str, start: int, stall_seconds: float) -> Iterator[T
         TransferError: it cannot be opened; also from the chunks.
         MissingDependencyError: a package for this kind of address is not installed.
     """
+    opened: AbstractContextManager[Transfer]
     if location.startswith(PIPE):
         opened = _pipe(location.removeprefix(PIPE), stall_seconds)
     elif location.startswith(("http://", "https://")):
@@ -91,29 +94,85 @@ def open_transfer(location: str, start: int, stall_seconds: float) -> Iterator[T
         yield transfer
 
 
-# HTTP
+_Put = Callable[[Any], None]
+
+
+class _StoppedError(Exception):
+    """The reader of a transfer has gone."""
 
 
 @contextmanager
-def _http(address: str, start: int, stall_seconds: float) -> Iterator[Transfer]:
+def _pumped(produce: Callable[[_Put], None], stall_seconds: float) -> Iterator[Transfer]:
+    """A transfer read in a thread of its own: whatever blocks in it, the reader waits `stall_seconds` only.
+
+    Args:
+        produce: hands over (start, total), then the chunks; raises TransferError.
+        stall_seconds: how long nothing may come.
+    """
+    stop = threading.Event()
+    arrived: Queue[Any] = Queue(2)
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            try:
+                return arrived.put(item, timeout=0.2)
+            except Full:
+                continue
+        raise _StoppedError
+
+    def run() -> None:
+        with suppress(_StoppedError):
+            try:
+                produce(put)
+                put(b"")
+            except _StoppedError:
+                raise
+            except Exception as error:
+                put(error)
+
+    def take() -> Any:
+        try:
+            item = arrived.get(timeout=stall_seconds)
+        except Empty:
+            raise TransferError("the transfer stalled") from None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    threading.Thread(target=run, daemon=True).start()
     try:
-        response = urllib.request.urlopen(_request(address, start), timeout=stall_seconds)
-    except urllib.error.HTTPError as error:
-        with error:
-            passing = error.code >= 500 or error.code in _PASSING_STATUS
-            missing = error.code in (404, 410)
-            shorter = error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-            reason = f"HTTP status {error.code}"
-            raise TransferError(
-                reason, passing=passing or shorter, missing=missing, damaged=shorter
-            ) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _connection_fault(error) from None
-    with response:
-        resumed = response.status == 206
-        length = response.headers.get("Content-Length")
-        total = int(length) + (start if resumed else 0) if length and length.isdigit() else None
-        yield Transfer(start if resumed else 0, total, _http_chunks(response))
+        start, total = take()
+        yield Transfer(start, total, iter(take, b""))
+    finally:
+        stop.set()
+
+
+# HTTP
+
+
+def _http(address: str, start: int, stall_seconds: float) -> AbstractContextManager[Transfer]:
+    def produce(put: _Put) -> None:
+        try:
+            with urllib.request.urlopen(_request(address, start), timeout=stall_seconds) as response:
+                resumed = response.status == 206
+                length = response.headers.get("Content-Length") or ""
+                total = int(length) + (start if resumed else 0) if _LENGTH.fullmatch(length) else None
+                put((start if resumed else 0, total))
+                while chunk := response.read1(CHUNK_BYTES):
+                    put(chunk)
+        except urllib.error.HTTPError as error:
+            with error:
+                shorter = error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+                raise TransferError(
+                    f"HTTP status {error.code}",
+                    passing=error.code >= 500 or error.code in _PASSING_STATUS or shorter,
+                    missing=error.code in (404, 410),
+                    damaged=shorter,
+                ) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _connection_fault(error) from None
+
+    return _pumped(produce, stall_seconds)
 
 
 def _request(address: str, start: int) -> urllib.request.Request:
@@ -127,17 +186,6 @@ def _request(address: str, start: int) -> urllib.request.Request:
     if start:
         request.add_header("Range", f"bytes={start}-")
     return request
-
-
-def _http_chunks(response: Any) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = response.read1(CHUNK_BYTES)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _connection_fault(error) from None
-        if not chunk:
-            return
-        yield chunk
 
 
 def _connection_fault(error: Exception) -> TransferError:
@@ -198,69 +246,36 @@ def shell_command(location: str, name: str) -> str:
 # fsspec
 
 
-@contextmanager
-def _fsspec(address: str, start: int, stall_seconds: float) -> Iterator[Transfer]:
-    scheme = address.split("://")[0]
-    stop = threading.Event()
-    arrived: Queue[bytes | int | Exception] = Queue(2)
-    thread = threading.Thread(target=_pump, args=(address, start, arrived, stop), daemon=True)
-    thread.start()
-    try:
-        total = _next_arrival(arrived, stall_seconds, scheme)
-        yield Transfer(
-            start, total if isinstance(total, int) else None, _arrivals(arrived, stall_seconds, scheme)
-        )
-    finally:
-        stop.set()
+def _fsspec(address: str, start: int, stall_seconds: float) -> AbstractContextManager[Transfer]:
+    def produce(put: _Put) -> None:
+        try:
+            from fsspec.core import url_to_fs
+
+            system, path = url_to_fs(address)
+            with system.open(path, "rb") as file:
+                size = getattr(file, "size", None)
+                put((start, None if size is None else int(size)))
+                file.seek(start)
+                while chunk := file.read(CHUNK_BYTES):
+                    put(bytes(chunk))
+        except _StoppedError:
+            raise
+        except Exception as error:
+            raise _fsspec_fault(error, address.split("://")[0]) from None
+
+    return _pumped(produce, stall_seconds)
 
 
-def _pump(address: str, start: int, arrived: Queue[Any], stop: threading.Event) -> None:
-    """In a thread of its own, since not every file system of fsspec has a time limit."""
-
-    def put(item: object) -> None:
-        while not stop.is_set():
-            try:
-                return arrived.put(item, timeout=0.2)
-            except Full:
-                continue
-
-    try:
-        from fsspec.core import url_to_fs
-
-        system, path = url_to_fs(address)
-        with system.open(path, "rb") as file:
-            put(int(file.size) if getattr(file, "size", None) is not None else -1)
-            file.seek(start)
-            while not stop.is_set() and (chunk := file.read(CHUNK_BYTES)):
-                put(chunk)
-        put(b"")
-    except Exception as error:
-        put(error)
-
-
-def _next_arrival(arrived: Queue[Any], stall_seconds: float, scheme: str) -> bytes | int | None:
-    try:
-        item = arrived.get(timeout=stall_seconds)
-    except Empty:
-        raise TransferError("the transfer stalled") from None
-    if isinstance(item, FileNotFoundError):
-        raise TransferError("there is no such file", passing=False, missing=True)
-    if isinstance(item, PermissionError):
-        raise TransferError("access is refused", passing=False)
-    if isinstance(item, ImportError | ValueError):
-        raise MissingDependencyError(
+def _fsspec_fault(error: Exception, scheme: str) -> Exception:
+    if isinstance(error, FileNotFoundError):
+        return TransferError("there is no such file", passing=False, missing=True)
+    if isinstance(error, PermissionError):
+        return TransferError("access is refused", passing=False)
+    if isinstance(error, ImportError | ValueError):
+        return MissingDependencyError(
             f"this installation cannot read {scheme}:// addresses",
             f"fsspec and its package for {scheme}",
             f"pip install {_INSTALL.get(scheme, 'its package')}, or: pip install 'janus_ds[remote]'",
         )
-    if isinstance(item, Exception):
-        # The text of such an error can quote the address or its credentials.
-        raise TransferError(f"reading failed ({type(item).__name__})")
-    if isinstance(item, int):
-        return item if item >= 0 else None
-    return bytes(item)
-
-
-def _arrivals(arrived: Queue[Any], stall_seconds: float, scheme: str) -> Iterator[bytes]:
-    while chunk := _next_arrival(arrived, stall_seconds, scheme):
-        yield chunk if isinstance(chunk, bytes) else b""
+    # The text of such an error can quote the address or its credentials.
+    return TransferError(f"reading failed ({type(error).__name__})")

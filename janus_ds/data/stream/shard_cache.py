@@ -82,7 +82,7 @@ class ShardCache:
         try:
             damaged = sha256_of_file(path) != sha256
         except OSError:
-            return True
+            damaged = True
         if damaged:
             path.unlink(missing_ok=True)
         return damaged

@@ -8,6 +8,7 @@ the loader fetches a member with one positioned read. This module is the only im
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import zlib
@@ -22,7 +23,7 @@ import numpy as np
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import BlobEntry, MemberEntry, ShardEntry, SplitIndex
 from janus_ds.errors import DamagedDataError, DataError
-from janus_ds.io import disk_faults
+from janus_ds.io import disk_faults, open_regular
 
 __all__ = [
     "Packing",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 TAR_BLOCK_BYTES = 512
+_NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
 _OFFSET_DTYPE = "<u4"
 
@@ -285,13 +287,24 @@ class ShardReader:
 
     def _unpack(self, shard: int, where: str, unpack: Callable[[_Read, str], _Result]) -> _Result:
         store, entry = self._store, self._index.shards[shard]
-        # A fetched shard is let go after each member, or the cache could not remove it.
-        descriptor = store.open(entry) if store else self._open(shard, where)
-        try:
-            return unpack(lambda blob: os.pread(descriptor, blob.size, blob.offset), where)
-        finally:
-            if store:
-                os.close(descriptor)
+        reason: str | None = None
+        # Twice: a stale handle of a network file system is cured by opening the file again.
+        for _ in range(2):
+            # A fetched shard is let go after each member, or the cache could not remove it.
+            descriptor = store.open(entry) if store else self._open(shard, where)
+            try:
+                return unpack(lambda blob, file=descriptor: _read(file, blob), where)  # type: ignore[misc]
+            except OSError as error:
+                reason = error.strerror
+                self._forget(shard)
+            finally:
+                if store:
+                    os.close(descriptor)
+        raise DamagedDataError(f"the shard cannot be read ({reason})", where, _VERIFY)
+
+    def _forget(self, shard: int) -> None:
+        if shard in self._files:
+            os.close(self._files.pop(shard))
 
     def _open(self, shard: int, where: str) -> int:
         if shard in self._files:
@@ -299,11 +312,14 @@ class ShardReader:
             return self._files[shard]
         entry = self._index.shards[shard]
         try:
-            descriptor = os.open(self._dir / entry.name, os.O_RDONLY)
+            descriptor = open_regular(self._dir / entry.name)
         except FileNotFoundError:
             raise DamagedDataError("the shard is missing", where, _VERIFY) from None
         except OSError as error:
-            raise DataError(f"cannot read ({error})", where, _VERIFY) from None
+            kind = (
+                DataError if error.errno in (errno.EACCES, errno.EMFILE, errno.ENFILE) else DamagedDataError
+            )
+            raise kind(f"the shard cannot be opened ({error.strerror})", where, _VERIFY) from None
         size = os.fstat(descriptor).st_size
         if size != entry.size and not self._cut_shards:
             os.close(descriptor)
@@ -313,6 +329,12 @@ class ShardReader:
             os.close(self._files.popitem(last=False)[1])
         self._files[shard] = descriptor
         return descriptor
+
+
+def _read(descriptor: int, blob: BlobEntry) -> bytes:
+    """The bytes of a blob, fewer where the file ends before; no more memory than the file has bytes."""
+    left = os.fstat(descriptor).st_size - blob.offset
+    return os.pread(descriptor, min(blob.size, left), blob.offset) if left > 0 else b""
 
 
 def _lengths(

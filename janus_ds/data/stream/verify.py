@@ -7,6 +7,7 @@ archive. Manifest and indexes carry checksums of their own, and the manifest kno
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from janus_ds.data.stream.index import (
 from janus_ds.data.stream.shards import TAR_BLOCK_BYTES, unpack_member
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DataError, JanusError
-from janus_ds.io import sha256_of_file
+from janus_ds.io import open_regular, sha256_of_file
 
 __all__ = ["Fault", "VerifyReport", "verify_dataset"]
 
@@ -182,8 +183,9 @@ class _ShardCheck:
             # One shard is tens of MB: read whole, so that each byte is read once.
             if read_shard is not None:
                 data = read_shard(self._split, shard)
+                size, digest = len(data), hashlib.sha256(data).hexdigest()
             else:
-                data = (self._directory / self._split / shard.name).read_bytes()
+                data, size, digest = _read_shard(self._directory / self._split / shard.name, shard.size)
         except DataError as error:
             self._fault(None, error.what)
             return
@@ -191,21 +193,20 @@ class _ShardCheck:
             self._fault(None, "the shard is missing")
             return
         except OSError as error:
-            self._fault(None, f"the shard cannot be read ({error})")
+            self._fault(None, f"the shard cannot be read ({error.strerror})")
             return
-        digest = hashlib.sha256(data).hexdigest()
         if digest != shard.sha256 and digest in names_by_sha256:
             self._fault(None, f"the file holds the bytes of {names_by_sha256[digest]}: swapped")
             return
-        if len(data) != shard.size:
-            kind = "cut" if len(data) < shard.size else "longer than it should be"
-            self._fault(None, f"the shard is {kind}: {len(data)} bytes, the index says {shard.size}")
+        if size != shard.size:
+            kind = "cut" if size < shard.size else "longer than it should be"
+            self._fault(None, f"the shard is {kind}: {size} bytes, the index says {shard.size}")
         before = len(self._report.faults)
         for member in shard.members:
             self._check_member(data, member)
-        if len(data) == shard.size:
+        if size == shard.size:
             self._check_end(data, shard)
-        if digest != shard.sha256 and len(self._report.faults) == before and len(data) == shard.size:
+        if digest != shard.sha256 and len(self._report.faults) == before and size == shard.size:
             self._fault(None, "the bytes differ from those that were written (SHA-256 differs)")
 
     def _check_member(self, data: bytes, member: MemberEntry) -> None:
@@ -237,6 +238,15 @@ class _ShardCheck:
 
     def _fault(self, member: str | None, what: str) -> None:
         self._report.faults.append(Fault(self._place, member, what))
+
+
+def _read_shard(path: Path, most: int) -> tuple[bytes, int, str]:
+    """The first `most` bytes of a regular file, its size, and its SHA-256."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most)
+    digest = hashlib.sha256(data).hexdigest() if size <= most else sha256_of_file(path)
+    return data, size, digest
 
 
 def _padded_end(blob: BlobEntry) -> int:

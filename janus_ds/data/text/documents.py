@@ -123,7 +123,7 @@ def _guess_format(path: Path, first_line: str, field: str) -> str:
     if first_line.startswith("{"):
         try:
             value = json.loads(first_line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return "text"
         if isinstance(value, dict) and field in value:
             return "jsonl"
@@ -154,7 +154,7 @@ def _jsonl_documents(lines: Iterator[str], path: Path, field: str) -> Iterator[s
         where = f"{path}, line {number}"
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"the line is not JSON ({error})", where, "mend or remove this line") from None
         text = value.get(field) if isinstance(value, dict) else None
         if not isinstance(text, str):

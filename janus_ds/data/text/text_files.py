@@ -20,6 +20,7 @@ COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst", ".bz2")
 _LONGEST_LINE_BYTES = 64 << 20
 
 _BUFFER_BYTES = 1 << 20
+_ZSTD_PIECE_BYTES = 1 << 10
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -147,8 +148,7 @@ class _ZstdReader(io.RawIOBase):
 
     def _advance(self) -> bool:
         """Decompress one more piece; False at the end of the file."""
-        from_file = not self._input
-        if from_file:
+        if not self._input:
             self._input = self._raw.read(_BUFFER_BYTES // 8)
         if not self._input:
             if self._frame is not None:
@@ -158,12 +158,13 @@ class _ZstdReader(io.RawIOBase):
         if self._frame is None:
             self._frame = zstandard.ZstdDecompressor().decompressobj()
         try:
-            self._output = memoryview(self._frame.decompress(self._input))
+            # In small pieces: four bytes can stand for 128 KiB, and each piece is expanded at once.
+            piece, self._input = self._input[:_ZSTD_PIECE_BYTES], self._input[_ZSTD_PIECE_BYTES:]
+            self._output = memoryview(self._frame.decompress(piece))
         except zstandard.ZstdError as error:
             raise EOFError(str(error)) from None
-        self._input = b""
         if self._frame.eof:
-            self._input = self._frame.unused_data
+            self._input = self._frame.unused_data + self._input
             self._frame = None
         return True
 

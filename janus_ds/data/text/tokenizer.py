@@ -15,10 +15,11 @@ from typing import Any, Protocol
 from janus_ds.batch import SpecialTokens
 from janus_ds.data.text.word_tokenizer import WORDS_NAME, WordTokenizer
 from janus_ds.errors import DataError
-from janus_ds.io import disk_faults, fingerprint_of, write_atomic
+from janus_ds.io import disk_faults, fingerprint_of, read_bounded, write_atomic
 
 __all__ = [
     "MASK_TEXT",
+    "MOST_TOKENIZER_BYTES",
     "SENTENCEPIECE_KINDS",
     "TOKENIZER_FILES",
     "ByteLevelBPE",
@@ -39,6 +40,10 @@ _VOCAB_NAME, _MERGES_NAME = "vocab.json", "merges.txt"
 
 TOKENIZER_FILES = ((_MODEL_NAME,), (WORDS_NAME,), (_VOCAB_NAME, _MERGES_NAME))
 """The files of a saved tokenizer, by kind."""
+
+MOST_TOKENIZER_BYTES = 64 << 20
+"""Largest file of a tokenizer that is read, here or from afar."""
+
 
 _SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>", MASK_TEXT)
 
@@ -208,15 +213,23 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     Raises:
         DataError: the folder holds no tokenizer, or its files are damaged.
     """
+
+    def read(path: Path) -> bytes:
+        try:
+            return read_bounded(path, MOST_TOKENIZER_BYTES)
+        except OSError as error:
+            what = f"the file cannot be read ({error.strerror})"
+            raise DataError(what, str(path), "copy the file again from where it came") from None
+
     if (directory / _MODEL_NAME).is_file():
         path = directory / _MODEL_NAME
-        return SentencePieceTokenizer(path.read_bytes(), str(path))
+        return SentencePieceTokenizer(read(path), str(path))
     words = directory / WORDS_NAME
     if words.is_file():
-        return WordTokenizer(words.read_bytes(), str(words))
+        return WordTokenizer(read(words), str(words))
     vocab, merges = directory / _VOCAB_NAME, directory / _MERGES_NAME
     if vocab.is_file() and merges.is_file():
-        return ByteLevelBPE(vocab.read_bytes(), merges.read_bytes(), str(directory))
+        return ByteLevelBPE(read(vocab), read(merges), str(directory))
     raise DataError(
         "the folder holds no tokenizer",
         str(directory),
@@ -299,9 +312,10 @@ def _read_vocab(data: bytes, where: str) -> dict[str, int]:
     fix = "copy the folder again from where it came"
     try:
         ids = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{_VOCAB_NAME} is cut or is not JSON ({error})", where, fix) from None
-    if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
+    numbers: list[Any] = list(ids.values()) if isinstance(ids, dict) else [None]
+    if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
         raise DataError(f"{_VOCAB_NAME} does not map symbols to the ids 0, 1, 2, ...", where, fix)
     return ids
 

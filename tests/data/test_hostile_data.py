@@ -1,0 +1,324 @@
+"""Data that lies: an accepted file or a three-part error, within bounds of memory, disk and time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from janus_ds.config.schema import DataConfig
+from janus_ds.data.prepare.corpus import prepare
+from janus_ds.data.prepare.journal import Journal, Progress
+from janus_ds.data.prepare.pair_files import held_out_text, source_limit
+from janus_ds.data.prepare.settings import PrepareSettings
+from janus_ds.data.stream import index as index_module
+from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
+from janus_ds.data.stream.index import Manifest, SplitIndex
+from janus_ds.data.stream.open_dataset import open_data
+from janus_ds.data.stream.source import SampleSource
+from janus_ds.data.stream.verify import verify_dataset
+from janus_ds.data.text.text_files import TextFile
+from janus_ds.data.text.tokenizer import load_tokenizer
+from janus_ds.errors import DamagedDataError, DataError, JanusError
+from tests.support.tiny_data import make_tiny_data
+
+MB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_data(tmp_path_factory.mktemp("hostile") / "tiny")
+
+
+def rewrite(source: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """A manifest or index changed by somebody who knows how its checksum is made."""
+    body = json.loads(source.read_bytes())
+    del body["checksum"]
+    change(body)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({**body, "checksum": index_module._checksum(body)}))
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.tar", "/etc/hostname", "a/b.tar", "", "x\0.tar", ".hidden", 7, None]
+)
+def test_names_that_leave_the_folder_are_refused(tiny, tmp_path, name):
+    def shard(body: dict[str, Any]) -> None:
+        body["shards"][0]["name"] = name
+
+    def split(body: dict[str, Any]) -> None:
+        body["splits"][str(name)] = body["splits"].pop("train")
+
+    rewrite(tiny / "train" / "index.json", tmp_path / "index.json", shard)
+    with pytest.raises(DataError, match="missing or odd"):
+        SplitIndex.load(tmp_path)
+    if isinstance(name, str):
+        rewrite(tiny / "manifest.json", tmp_path / "manifest.json", split)
+        with pytest.raises(DataError, match="missing or odd"):
+            Manifest.load(tmp_path)
+
+
+def test_the_language_of_raw_text_is_a_name(tiny, tmp_path):
+    (tmp_path / "raw").mkdir()
+    for languages in ({"source": "../../x", "target": "en"}, {"source": 1, "target": 2}, [], "de", {}):
+        rewrite(
+            tiny / "manifest.json",
+            tmp_path / "manifest.json",
+            lambda body, value=languages: body["settings"].update(languages=value),
+        )
+        with pytest.raises(DataError, match="no translation data"):
+            held_out_text(tmp_path, "test")
+    assert source_limit({"request": []}) is None
+    assert source_limit({"request": {"settings": {"limits": {"source": "5"}}}}) is None
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**30), 10**30),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["../x", "a\0b", "9" * 400]),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+def mutated(value: Any, where: random.Random, odd: Any) -> Any:
+    """The value with one of its leaves or branches replaced or left out."""
+    if isinstance(value, dict | list) and value and where.random() < 0.9:
+        copy = value.copy()
+        key = where.choice(sorted(value)) if isinstance(value, dict) else where.randrange(len(value))
+        if where.random() < 0.1:
+            del copy[key]
+        else:
+            copy[key] = mutated(value[key], where, odd)
+        return copy
+    return odd
+
+
+@pytest.mark.parametrize("kind", [Manifest, SplitIndex])
+@settings(max_examples=250, deadline=5000, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), odd=ODD)
+def test_mutated_files_are_accepted_or_refused_in_words(tiny, tmp_path, kind, seed, odd):
+    name = "manifest.json" if kind is Manifest else "train/index.json"
+
+    def change(body: dict[str, Any]) -> None:
+        new = mutated(body, random.Random(seed), odd)
+        body.clear()
+        body.update(new if isinstance(new, dict) else {"value": new})
+
+    target = tmp_path / Path(name).name
+    rewrite(tiny / name, target, change)
+    with suppress(JanusError):
+        kind.load(tmp_path)
+
+
+@settings(max_examples=100, deadline=5000, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), odd=ODD)
+def test_a_mutated_journal_starts_anew_or_goes_on(tmp_path_factory, seed, odd):
+    folder = tmp_path_factory.mktemp("journal")
+    with Journal(folder, {}) as journal:
+        journal.commit(Progress())
+        path = folder / ".prepare" / "state.json"
+        path.write_text(json.dumps(mutated(json.loads(path.read_text()), random.Random(seed), odd)))
+        assert isinstance(journal.load(), Progress)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 100_000, "9" * 6000, "[]", '"x"', "\0"])
+def test_files_of_another_shape_are_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / "vocab.json").write_text(text)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(DataError):
+        Manifest.load(tmp_path)
+    with pytest.raises(DataError):
+        load_tokenizer(tmp_path)
+
+
+def test_ids_of_a_vocabulary_are_numbers(tmp_path):
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    for odd in ("4", 4.0, 900, -1, True):
+        (tmp_path / "vocab.json").write_text(
+            json.dumps({**dict(zip(symbols, range(5), strict=True)), "<mask>": odd})
+        )
+        with pytest.raises(DataError, match="does not map symbols"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero", "folder"])
+def test_what_is_no_regular_file_is_not_read(copy, kind):
+    def replace_by_device(path: Path) -> None:
+        path.unlink()
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "zero":
+            path.symlink_to("/dev/zero")
+        else:
+            path.mkdir()
+
+    shard = copy / "train" / "shard-000000.tar"
+    replace_by_device(shard)
+    report = verify_dataset(copy)
+    assert [fault.place for fault in report.faults] == [f"train/{shard.name}"]
+    with pytest.raises(DamagedDataError, match=f"{shard.name}, member 000000"):
+        SampleSource(copy / "train").read([0])
+    replace_by_device(copy / "manifest.json")
+    with pytest.raises(DataError):
+        Manifest.load(copy)
+
+
+def test_a_file_beyond_the_bound_is_refused_and_not_read_whole(tmp_path):
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match="larger than"), memory_below(300 * MB):
+        Manifest.load(tmp_path)
+
+
+@contextmanager
+def memory_below(most: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < most, f"{peak / MB:.0f} MB"
+
+
+def test_a_zstd_bomb_takes_bounded_memory(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    path = tmp_path / "zeros.txt.zst"
+    path.write_bytes(zstandard.ZstdCompressor().compress(bytes(1 << 30)))
+    assert path.stat().st_size < 200_000
+    with pytest.raises(DataError, match="a line is longer than 64 MiB"), memory_below(300 * MB):
+        list(TextFile(path).lines())
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.ESTALE])
+def test_a_failing_disk_names_the_shard_and_the_quarantine_works(copy, monkeypatch, fault):
+    pread, failing = os.pread, {"left": 10**9}
+
+    def broken(descriptor: int, size: int, offset: int) -> bytes:
+        if failing["left"] and offset < 2048:  # the first member of each shard
+            failing["left"] -= 1
+            raise OSError(fault, os.strerror(fault))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(DamagedDataError, match=r"shard-000000\.tar, member 000000") as caught:
+        SampleSource(copy / "train").read([0])
+    assert "cannot be read" in caught.value.what
+    source = SampleSource(copy / "train", max_damage=0.5)
+    replaced = source.sound([0])
+    assert replaced[0] != 0
+    assert [damage.member for damage in source.take_damage()] == ["000000"]
+    assert len(source.read(replaced)["target"]) == 1
+    # Once, as a stale handle: opened again, nothing is lost.
+    failing["left"] = 1
+    assert len(SampleSource(copy / "train").read([0])["target"]) == 1
+
+
+class _Liar(BaseHTTPRequestHandler):
+    """Endless bodies, drips and shards that are longer than they should be, without a length."""
+
+    root: Path
+    how = ""
+
+    def do_GET(self) -> None:
+        path = self.root / self.path.lstrip("/")
+        endless = self.path.endswith(self.how.partition(" ")[2]) if " " in self.how else False
+        if not path.is_file() and not endless:
+            return self.send_error(404)
+        self.send_response(200)
+        self.end_headers()
+        try:
+            if not endless:
+                self.wfile.write(path.read_bytes())
+            elif self.how.startswith("drip"):
+                for _ in range(1000):
+                    self.wfile.write(b"{")
+                    time.sleep(0.05)
+            else:
+                while True:
+                    self.wfile.write(bytes(MB))
+        except OSError:
+            pass
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def liar(root: Path, how: str) -> Iterator[str]:
+    handler = type("Liar", (_Liar,), {"root": root, "how": how})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "sentencepiece.model", "index.json"])
+def test_endless_bodies_end(tiny, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("janus_ds.data.stream.fetch._FIRST_PAUSE", 0.01)
+    for module in ("stream.index", "stream.open_dataset"):
+        monkeypatch.setattr(
+            f"janus_ds.data.{module}.MOST_BYTES", {"manifest.json": 8 * MB, "index.json": 8 * MB}
+        )
+    monkeypatch.setattr("janus_ds.data.stream.open_dataset.MOST_TOKENIZER_BYTES", 8 * MB)
+    data = replace(DataConfig(), cache_dir=str(tmp_path / "cache"), retries=1, stall_seconds=5.0)
+    with (
+        liar(tiny, f"endless {name}") as address,
+        memory_below(100 * MB),
+        pytest.raises(DataError, match=r"more than|larger|no tokenizer"),
+    ):
+        open_data(address, data).split("train")
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*")) < 20 * MB
+
+
+def test_a_shard_without_a_length_stops_at_its_size(tiny, tmp_path):
+    with liar(tiny, "endless .tar") as address, (tmp_path / "part").open("w+b") as file:
+        folder = RemoteFolder(address, Patience(1, 5.0, sleep=lambda _: None))
+        with pytest.raises(DamagedDataError, match="more came than the 5,000 bytes"):
+            folder.fetch("train/shard-000000.tar", file, Expected(5000, "0" * 64))
+        assert file.seek(0, 2) < 2 * MB
+
+
+def test_a_drip_is_a_stall(tiny, tmp_path):
+    with liar(tiny, "drip .json") as address:
+        folder = RemoteFolder(address, Patience(1, 0.3, sleep=lambda _: None))
+        begun = time.monotonic()
+        with pytest.raises(DataError, match="stalled"):
+            folder.fetch_small("manifest.json", tmp_path / "manifest.json", MB)
+        assert time.monotonic() - begun < 5
+
+
+def test_an_input_that_is_a_fifo_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "in.txt")
+    with pytest.raises(DataError, match="does not exist"):
+        prepare([tmp_path / "in.txt"], tmp_path / "out", PrepareSettings())
