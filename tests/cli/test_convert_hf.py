@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
 from janus_ds.tools.convert import main
 from tests.support.hf_folder import VOCAB_SIZE, hub_folder, hub_state
+from tests.support.programs import python
 
 
 def convert(folder: Path, run: Path) -> None:
@@ -158,8 +157,7 @@ def test_settings_of_the_search_are_taken_over_or_named(tmp_path: Path) -> None:
 
 def test_the_program_prints_no_stack(tmp_path: Path) -> None:
     folder = hub_folder(tmp_path / "hub", changes={"model_type": "t5"})
-    command = [sys.executable, "-m", "janus_ds", "convert", "--from", "hf", str(folder), "--to", "never"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    done = python("-m", "janus_ds", "convert", "--from", "hf", folder, "--to", "never")
     assert done.returncode == CheckpointError.exit_code
     assert done.stderr.startswith("error: the model is of type 't5'")
     assert done.stderr.count("\n") == 3

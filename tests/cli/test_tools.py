@@ -27,6 +27,7 @@ from janus_ds.parallel.layers import DenseLayers
 from janus_ds.stream_mask import Segment, visible
 from janus_ds.tools.model_size import PartSize, checkpoint_bytes, model_parts, state_bytes
 from janus_ds.tools.picture import picture_of
+from tests.support.programs import python
 from tests.support.tiny_data import make_tiny_data
 
 ROOT = Path(__file__).parents[2]
@@ -54,12 +55,7 @@ def refusal(kind: type[JanusError], *arguments: object) -> str:
 
 
 def test_help_is_quick_and_names_every_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "janus_ds", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = python("-X", "importtime", "-m", "janus_ds", "--help")
     assert done.returncode == 0
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "janus_ds" in imported

@@ -15,7 +15,7 @@ from janus_ds.config.deepspeed_file import SECTIONS as ENGINE_SECTIONS
 from janus_ds.config.schema import FIELDS, SECTIONS
 from janus_ds.errors import ConfigError
 from tests.conftest import Tally
-from tests.support.launch import ROOT
+from tests.support.programs import ROOT, program_environment
 
 LIMIT = 5.0
 
@@ -23,9 +23,8 @@ LIMIT = 5.0
 def refused(recipe: Path, engine: Path, right: str) -> tuple[float, float]:
     """Start the program; returns seconds of work and seconds on the clock."""
     words = [sys.executable, "launch/pretrain.py", "--deepspeed_config", str(engine), "--recipe", str(recipe)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     begin = time.monotonic()
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, cwd=ROOT, env=program_environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = process.stderr.read()
     _, status, used = os.wait4(process.pid, 0)

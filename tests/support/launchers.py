@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,22 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.observe.writers import read_metrics
-from tests.support.launch import ROOT, free_port, kill_session
+from tests.support.launch import free_port, kill_session
 from tests.support.processes import alive, wait_until
+from tests.support.programs import BIN, ROOT, program_environment
 
 __all__ = ["TwoRanks", "deepspeed", "torchrun"]
-
-_BIN = Path(sys.executable).parent
 
 
 def deepspeed(*options: str) -> list[str]:
     """The deepspeed launcher; two ranks on this host unless the options say otherwise."""
-    return [str(_BIN / "deepspeed"), *(options or ("--num_gpus", "2", "--master_port", str(free_port())))]
+    return [str(BIN / "deepspeed"), *(options or ("--num_gpus", "2", "--master_port", str(free_port())))]
 
 
 def torchrun(*options: str) -> list[str]:
     """The launcher of torch; two ranks on this host unless the options say otherwise."""
-    return [str(_BIN / "torchrun"), *(options or ("--standalone", "--nproc-per-node=2"))]
+    return [str(BIN / "torchrun"), *(options or ("--standalone", "--nproc-per-node=2"))]
 
 
 @dataclass
@@ -50,14 +48,7 @@ class TwoRanks:
     @contextmanager
     def started(self, *launchers: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
         """One session a launcher, all of them killed at the end."""
-        environment = {
-            **os.environ,
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "PATH": f"{_BIN}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            **self.environment,
-        }
+        environment = program_environment(**self.environment)
         script = ["launch/pretrain.py", "--deepspeed_config", "ds_configs/zero2.json"]
         recipe = ["--recipe", str(self.inputs / "recipe.yaml"), "--data", str(self.inputs / "data")]
         with ExitStack() as stack:

@@ -6,7 +6,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["alive", "find_ranks", "in_session", "parent", "resident", "takes", "variables", "wait_until"]
+__all__ = [
+    "alive",
+    "find_ranks",
+    "in_session",
+    "lives",
+    "parent",
+    "resident",
+    "takes",
+    "variables",
+    "wait_until",
+]
 
 
 def find_ranks(run: Path) -> dict[int, int]:
@@ -28,7 +38,13 @@ def alive(run: Path) -> list[int]:
 def in_session(leader: int) -> list[int]:
     """The processes of a session that have not ended, whoever their parents are."""
     found = [int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit()]
-    return [pid for pid in found if (stat := _stat(pid)) and stat[0] not in "ZX" and int(stat[3]) == leader]
+    return [pid for pid in found if lives(pid) and int((_stat(pid) or "0000")[3]) == leader]
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not waited for does not."""
+    stat = _stat(pid)
+    return bool(stat) and stat[0] not in "ZX"
 
 
 def resident(pid: int) -> int:

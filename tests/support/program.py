@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,7 +19,8 @@ from janus_ds.checkpoint.manifest import step_of
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
 from tests.observe.test_meters import events
-from tests.support.launch import ROOT, free_port, kill_session, rank_environment
+from tests.support.launch import free_port, kill_session, rank_environment
+from tests.support.programs import BIN, ROOT, program_environment
 from tests.support.warm import WarmProcess, WarmStarter
 
 __all__ = ["PATIENCE", "SETTINGS", "STEPS", "Program", "assert_as_unbroken", "last_step", "wait_for"]
@@ -60,7 +60,7 @@ class Program:
         """What a shell would start."""
         start = [sys.executable]
         if self.ranks > 1:
-            start = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(self.ranks)]
+            start = [str(BIN / "deepspeed"), "--num_gpus", str(self.ranks)]
             start += ["--master_port", str(free_port())]
         return [*start, *self.words]
 
@@ -75,18 +75,11 @@ class Program:
             with self.running_ranks() as (process,):
                 yield process
             return
-        environment = {
-            **os.environ,
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        }
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 self.command(),
                 cwd=ROOT,
-                env=environment,
+                env=program_environment(),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

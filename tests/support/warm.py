@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.launch import ROOT
+from tests.support.programs import ROOT, program_environment
 
 __all__ = ["WarmProcess", "WarmStarter"]
 
@@ -67,14 +67,8 @@ class WarmStarter:
     """The process that forks; a context manager, at whose end all starts are killed."""
 
     def __init__(self) -> None:
-        environment = {
-            **os.environ,
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONFAULTHANDLER": "1",  # SIGABRT shows where a process stands
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        }
+        # SIGABRT shows where a process stands.
+        environment = program_environment(PYTHONFAULTHANDLER="1")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.warm"],
             cwd=ROOT,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from janus_ds.errors import ConfigError
 from janus_ds.train import options
 from janus_ds.train.options import parse_options, refuse_faults
 from tests.support.launch import ROOT
+from tests.support.programs import python
 
 ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
 RECIPE = ROOT / "launch" / "recipes" / "quickstart.yaml"
@@ -57,5 +55,5 @@ def test_one_rank_a_host_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_nothing_heavy_is_imported() -> None:
     code = "import sys, janus_ds.train.options; print({'torch', 'numpy', 'deepspeed'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = python("-c", code)
     assert done.stdout.strip() == "set()"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from janus_ds.train.safety.signals import StopSignals, find_launchers
-from tests.support.launch import ROOT
 from tests.support.processes import wait_until
+from tests.support.programs import started
 
 BUSY = """
 import sys, time
@@ -34,10 +33,7 @@ while True:
 
 
 def start(*words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = started(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -86,11 +82,8 @@ def test_a_dead_launcher_asks_to_stop(tmp_path: Path) -> None:
     inner.write_text(f"import subprocess, sys\nsubprocess.call([sys.executable, {str(rank)!r}])\n")
     outer = tmp_path / "deepspeed"
     outer.write_text(f"import subprocess, sys\nsubprocess.call([sys.executable, {str(inner)!r}])\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, str(outer)], env=environment, stdout=file, stderr=file, start_new_session=True
-        )
+        process = started(outer, stdout=file, stderr=file, start_new_session=True)
     try:
         wait_until(lambda: "None" in log.read_text(), 30, "a start")
         process.kill()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.prepare.pair_files import held_out_text
 from janus_ds.errors import ConfigError, DataError, ResourceError
 from janus_ds.objective.ramps import ramp_factors
+from tests.support.programs import python
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_pairs import prepare_tiny
 
@@ -118,32 +117,26 @@ def test_recipes_have_the_papers_settings(name, shape, train, optim):
     assert (run.decode.beam, run.decode.iterations, run.decode.length_beam) == (5, 10, 3)
 
 
-def program(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **env}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
 def test_programs_say_what_is_missing(tmp_path):
     driver = "launch/experiments/convergence.py"
-    done = program(driver, "--root", str(tmp_path))
+    done = python(driver, "--root", tmp_path, JANUS_SHARED_DATA="")
     assert done.returncode == 8
     assert "set JANUS_SHARED_DATA to" in done.stderr
-    done = program(driver, "--only", "ar-s1,janusz-s1")
+    done = python(driver, "--only", "ar-s1,janusz-s1")
     assert done.returncode == 2
     assert "there is no run 'janusz-s1'" in done.stderr
-    done = program("launch/prepare_data.py", "--task", "nmt", "--output", str(tmp_path / "x"))
+    done = python("launch/prepare_data.py", "--task", "nmt", "--output", str(tmp_path / "x"))
     assert done.returncode == 2
     assert "--task nmt needs --source-lang" in done.stderr
-    done = program("launch/prepare_data.py", "--output", str(tmp_path / "x"))
+    done = python("launch/prepare_data.py", "--output", str(tmp_path / "x"))
     assert "give at least one text file or folder" in done.stderr
-    done = program("eval/nmt.py", "--checkpoint", str(tmp_path), "--iterations", "1,x")
+    done = python("eval/nmt.py", "--checkpoint", str(tmp_path), "--iterations", "1,x")
     assert "is not a list of numbers" in done.stderr
 
 
 def test_a_report_of_nothing_says_so(tmp_path):
     root, results = tmp_path / "runs", tmp_path / "results"
-    done = program(
+    done = python(
         "launch/experiments/convergence.py", "--report", "--root", str(root), "--results", str(results)
     )
     assert done.returncode == 0, done.stderr

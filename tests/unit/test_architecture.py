@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.support.programs import python
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "janus_ds"
@@ -197,7 +197,7 @@ def test_importing_the_package_and_reading_recipes_stays_light() -> None:
         "heavy = {'torch', 'deepspeed', 'megatron', 'numpy', 'transformers'} & set(sys.modules)\n"
         "print(sorted(heavy))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    done = python("-c", script)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -209,5 +209,5 @@ def test_the_model_of_one_rank_does_not_import_megatron() -> None:
         "make_layers(1)\n"
         "print('megatron' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    done = python("-c", script)
     assert done.stdout.strip() == "False", done.stderr

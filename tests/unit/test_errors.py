@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 
 import pytest
 
@@ -12,6 +10,7 @@ from janus_ds import errors
 from janus_ds.config.faults import ConfigFaultsError, Fault
 from janus_ds.errors import PREEMPTED_EXIT_CODE, DataError, JanusError, exit_on_error
 from janus_ds.parallel.liveness import LostRankError, Peer
+from tests.support.programs import python
 
 KINDS = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, JanusError)]
 
@@ -59,7 +58,7 @@ def test_ranks_can_send_each_other_their_errors(error: JanusError) -> None:
 )
 def test_user_faults_leave_with_their_code_and_no_stack(code: int, text: str) -> None:
     script = f"from janus_ds.errors import *\ndef main():\n    {text}\nexit_on_error(main)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = python("-c", script)
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     assert ("the shard is cut" in done.stderr) == (code == DataError.exit_code)
