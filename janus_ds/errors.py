@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 __all__ = [
     "PREEMPTED_EXIT_CODE",
     "STALLED_EXIT_CODE",
+    "BusyError",
     "CheckpointError",
     "ConfigError",
     "DamagedDataError",
@@ -110,6 +111,12 @@ class MissingDependencyError(JanusError):
     """Something that must be installed or set on this machine is not."""
 
     exit_code = 8
+
+
+class BusyError(JanusError):
+    """Another process works in the folder."""
+
+    exit_code = 9
 
 
 def exit_on_error(main: Callable[[], int | None]) -> None:

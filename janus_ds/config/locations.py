@@ -149,7 +149,10 @@ def expanded(location: str, environment: Mapping[str, str] | None = None) -> str
 
 
 def public_location(text: str) -> str:
-    """A location or mixture as it may be shown: without passwords, queries and a command's arguments."""
+    """A location or mixture as it may be shown: without passwords, queries and a command's arguments.
+
+    Also a word of a command line that holds one, such as `data.path=https://me:secret@host/x`.
+    """
     if not any(mark in text for mark in ("://", PIPE)):
         return text
     pieces = [_WEIGHTED.fullmatch(part.strip()) for part in text.split(",")]
@@ -159,18 +162,19 @@ def public_location(text: str) -> str:
 
 
 def _public(location: str) -> str:
-    if location.startswith(PIPE):
-        words = location.removeprefix(PIPE).split()
-        return f"{PIPE}{words[0]} ... {{}}" if words else PIPE
-    if not _SCHEME.match(location):
+    found = re.search(f"{PIPE}|{_SCHEME.pattern}", location)
+    if found is None:
         return location
+    before, address = location[: found.start()], location[found.start() :]
+    if address.startswith(PIPE):
+        words = address.removeprefix(PIPE).split()
+        return f"{before}{PIPE}{words[0]} ... {{}}" if words else f"{before}{PIPE}"
     try:
-        parts = urlsplit(location)
+        parts = urlsplit(address)
     except ValueError:
-        return location.split("://")[0] + "://..."
-    return urlunsplit(
-        SplitResult(parts.scheme, _public_host(parts), parts.path, "..." * bool(parts.query), "")
-    )
+        return f"{before}{found[0]}..."
+    hidden = "..." * bool(parts.query or parts.fragment)
+    return before + urlunsplit(SplitResult(parts.scheme, _public_host(parts), parts.path, hidden, ""))
 
 
 def _public_host(parts: SplitResult) -> str:

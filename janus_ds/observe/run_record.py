@@ -18,8 +18,11 @@ import torch
 
 from janus_ds import __version__
 from janus_ds.batch import SpecialTokens
+from janus_ds.config.load import to_dict
+from janus_ds.config.locations import public_location
 from janus_ds.config.schema import RunConfig
 from janus_ds.io import write_atomic
+from janus_ds.observe.writers import set_aside
 
 __all__ = ["RUN_FILE", "RUN_FORMAT_VERSION", "installed_versions", "read_run_record", "write_run_record"]
 
@@ -48,7 +51,7 @@ def write_run_record(
     execution: dict[str, Any],
     step: int,
 ) -> None:
-    """Write `run.json`, keeping the record of earlier attempts.
+    """Write `run.json`, keeping the record of earlier attempts; secrets of addresses are left out.
 
     Args:
         run: the run folder.
@@ -58,32 +61,42 @@ def write_run_record(
         execution: how it is executed (DeepSpeed configuration, ranks), as plain values.
         step: where this start begins.
     """
-    earlier = (read_run_record(run) or {}).get("attempts", [])
-    started = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "step": step}
+    command = [public_location(word) for word in sys.argv]
+    started = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command, "step": step}
     record = {
         "format_version": RUN_FORMAT_VERSION,
         "name": config.name,
         "versions": {"janus_ds": __version__, **installed_versions(_PACKAGES)},
-        "command": sys.argv,
+        "command": command,
         "git_commit": _git_commit(),
         "hardware": _hardware(),
-        "recipe": asdict(config),
+        "recipe": to_dict(config),
         "model": asdict(config.model),
         "special_tokens": asdict(special),
         "tokenizer_fingerprint": tokenizer_fingerprint,
         "execution": execution,
-        "attempts": [*earlier, started],
+        "attempts": [*_earlier_attempts(run), started],
     }
     write_atomic(run / RUN_FILE, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def read_run_record(run: Path) -> dict[str, Any] | None:
-    """The record of a run folder; None where there is none."""
+    """The record of a run folder; None where there is none that can be read."""
     try:
-        record: dict[str, Any] = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return record
+    return record if isinstance(record, dict) else None
+
+
+def _earlier_attempts(run: Path) -> list[Any]:
+    """What the record of a run says of its earlier starts; a damaged one is set aside with a warning."""
+    record = read_run_record(run)
+    attempts = [] if record is None else record.get("attempts", [])
+    if isinstance(attempts, list) and (record is not None or not (run / RUN_FILE).exists()):
+        return attempts
+    set_aside(run / RUN_FILE, "the record of this run's earlier starts is lost")
+    return []
 
 
 def _git_commit() -> str | None:

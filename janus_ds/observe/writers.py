@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import struct
@@ -19,10 +20,15 @@ from typing import Any
 from janus_ds.errors import ResourceError
 from janus_ds.io import write_atomic
 
-__all__ = ["MetricsWriter", "read_metrics", "truncate_events", "truncate_metrics"]
+__all__ = ["MetricsWriter", "read_metrics", "set_aside", "truncate_events", "truncate_metrics"]
 
 _HEADER = struct.Struct("<QI")
-_FOOTER_BYTES = 4
+"""Length of a record, and the length's checksum."""
+_LENGTH_BYTES = 8
+_FOOTER = struct.Struct("<I")
+"""The record's checksum."""
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -89,23 +95,41 @@ def _disk_errors(place: str) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a line cut short by a kill is left out."""
+    """The lines of a `metrics.jsonl`; a line that is damaged, or cut short by a kill, is left out."""
     if not path.is_file():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    return [line for raw in path.read_bytes().splitlines() if (line := _parsed(raw)) is not None]
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    """A line of figures; None where it is none."""
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    is_line = isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if is_line else None
+
+
+def set_aside(path: Path, lost: str) -> None:
+    """Rename a damaged file of the run's history, with a warning: it must not keep a run from going on."""
+    # TensorBoard reads whatever has this word in its name.
+    name = path.name.replace("tfevents", "records")
+    taken = len(list(path.parent.glob(f"damaged-*.{name}")))
+    aside = path.with_name(f"damaged-{taken + 1}.{name}")
+    path.rename(aside)
+    logger.warning("%s is damaged and was set aside as %s: %s", path, aside.name, lost)
 
 
 def truncate_metrics(path: Path, step: int) -> None:
     """Keep the lines of steps up to `step`."""
     if not path.is_file():
         return
+    raw = path.read_bytes()
     kept = [line for line in read_metrics(path) if line["step"] <= step]
+    # The last line may have been cut short by a kill.
+    if any(_parsed(line) is None for line in raw.split(b"\n")[:-1]):
+        set_aside(path, "its other lines are kept")
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
@@ -115,29 +139,47 @@ def truncate_events(folder: Path, step: int) -> None:
     Steps grow within a file, so a prefix is all that is kept; a file that begins later goes.
     """
     for path in sorted(folder.glob("events.out.tfevents.*")):
-        end = _end_of_prefix(path, step)
-        if end == 0:
+        end, damaged = _end_of_prefix(path, step)
+        kept = path.read_bytes()[:end]
+        if damaged:
+            set_aside(path, "what comes before the damage is kept")
+            if end:
+                write_atomic(path, kept)
+        elif end == 0:
             path.unlink()
         elif end < path.stat().st_size:
             os.truncate(path, end)
 
 
-def _end_of_prefix(path: Path, step: int) -> int:
-    """Bytes of the records whose step is at most `step`; 0 if no record has a value."""
-    from tensorboard.compat.proto.event_pb2 import Event
+def _end_of_prefix(path: Path, step: int) -> tuple[int, bool]:
+    """Bytes of the records whose step is at most `step`, and whether it ends at damage.
 
-    data, end, values = path.read_bytes(), 0, 0
+    The first is 0 if no record has a value. Checksums are compared for each record's length, and for
+    the record at which the prefix ends: it might be the step that is damaged.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    data, end, values, damaged = path.read_bytes(), 0, 0, False
     while end + _HEADER.size <= len(data):
-        length, _ = _HEADER.unpack_from(data, end)
-        following = end + _HEADER.size + length + _FOOTER_BYTES
-        if following > len(data):
+        length, header_sum = _HEADER.unpack_from(data, end)
+        damaged = masked_crc32c(data[end : end + _LENGTH_BYTES]) != header_sum
+        following = end + _HEADER.size + length + _FOOTER.size
+        if damaged or following > len(data):
             break
-        event = Event.FromString(data[end + _HEADER.size : end + _HEADER.size + length])
+        content = data[end + _HEADER.size : following - _FOOTER.size]
+        try:
+            event = Event.FromString(content)
+        except DecodeError:
+            damaged = True
+            break
         if event.step > step:
+            damaged = masked_crc32c(content) != _FOOTER.unpack_from(data, following - _FOOTER.size)[0]
             break
         values += event.HasField("summary")
         end = following
-    return end if values else 0
+    return (end if values else 0), damaged
 
 
 def _finite(value: Any) -> Any:

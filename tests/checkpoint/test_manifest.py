@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from janus_ds.checkpoint import manager as manager_module
 from janus_ds.checkpoint import manifest as manifest_module
 from janus_ds.checkpoint import tensors as snapshot_module
 from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
-from janus_ds.checkpoint.manifest import COMPLETE, fault_of, read_state, write_manifest
+from janus_ds.checkpoint.manifest import COMPLETE, fault_of, read_state, write_json, write_manifest
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE, WEIGHTS_FILE, Snapshot
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology
@@ -270,3 +271,24 @@ def test_a_kill_before_any_change_on_disk_leaves_a_whole_one(
     assert found == sorted(found)
     assert set(found) == {"step-00000001", f"step-{step:08d}"}
     assert len(found) >= 9
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "1", '"x"', "{}", "[" * 200_000, '{"files": []}', "\xff"])
+def test_a_manifest_that_is_none_costs_its_checkpoint_only(tmp_path: Path, text: str) -> None:
+    saved(tmp_path, [1, 2])
+    (tmp_path / "step-00000002" / COMPLETE).write_bytes(text.encode("latin-1"))
+    latest = CheckpointManager(tmp_path, SavePolicy(), ALONE).latest()
+    assert latest is not None
+    assert latest.name == "step-00000001"
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../step-00000001/state.json", "a\0b"])
+def test_a_manifest_names_files_of_its_own_folder_only(tmp_path: Path, name: str) -> None:
+    saved(tmp_path, [1])
+    folder = tmp_path / "step-00000001"
+    content = {"format_version": 2, "files": {name: {"size": 1, "crc32": 1}}}
+    text = json.dumps(content, indent=1) + "\n"
+    write_json(folder / COMPLETE, {**content, "crc32": zlib.crc32(text.encode())})
+    fault = fault_of(folder)
+    assert fault is not None
+    assert "is not in the folder" in fault

@@ -95,3 +95,68 @@ def test_cpu_has_memory_and_no_known_peak() -> None:
     cpu = torch.device("cpu")
     assert device_peak_flops(cpu, torch.float32) is None
     assert memory_bytes(cpu) > 10**7
+
+
+def written(folder: Path, end: int) -> None:
+    writer = MetricsWriter(folder, 0)
+    for step in range(1, end + 1):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+
+
+def resumed(folder: Path, step: int) -> tuple[list[int], list[int]]:
+    """Go on after `step` to step 12; the steps in both histories."""
+    writer = MetricsWriter(folder, step)
+    for number in range(step + 1, 13):
+        writer.write(number, {"loss": float(number)})
+    writer.close()
+    steps = [line["step"] for line in read_metrics(folder / "metrics.jsonl")]
+    return steps, [number for number, _ in events(folder / "tensorboard").get("loss", [])]
+
+
+@pytest.mark.parametrize("bad", [b"\xff\xfe{", b"[1]\n", b"{}\n", b'{"step": "x"}\n', b"[" * 100_000 + b"\n"])
+def test_a_damaged_line_of_figures_costs_itself_only(
+    tmp_path: Path, bad: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path, 8)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]) + bad + b"".join(lines[3:]))
+    # Garbage without an end of its line takes the next line with it.
+    lost = [] if bad.endswith(b"\n") else [4]
+    steps, logged = resumed(tmp_path, 6)
+    assert steps == [step for step in range(1, 13) if step not in lost]
+    assert logged == list(range(1, 13))
+    assert "metrics.jsonl is damaged and was set aside as damaged-1.metrics.jsonl" in caplog.text
+    assert bad in (tmp_path / "damaged-1.metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("place", range(0, 600, 7))
+def test_a_flipped_byte_in_a_tensorboard_file_never_keeps_a_run_from_going_on(
+    tmp_path: Path, place: int
+) -> None:
+    written(tmp_path, 8)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data = bytearray(path.read_bytes())
+    place %= len(data)
+    data[place] ^= 0x80
+    path.write_bytes(bytes(data))
+    writer = MetricsWriter(tmp_path, 6)
+    writer.write(7, {"loss": 7.0})
+    writer.close()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 8))
+
+
+def test_a_damaged_tensorboard_file_is_set_aside_and_its_first_part_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path, 8)
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3 :] = bytes(len(data) - len(data) * 2 // 3)
+    path.write_bytes(bytes(data))
+    steps, logged = resumed(tmp_path, 6)
+    assert steps == list(range(1, 13))
+    assert logged[:3] == [1, 2, 3]
+    assert logged[-6:] == list(range(7, 13))
+    assert "was set aside as damaged-1.events.out.records" in caplog.text

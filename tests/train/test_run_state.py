@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import CheckpointError, ConfigError, JanusError
-from janus_ds.train.loop.state import Meters, RunIdentity, changed_execution, check_resumable, read_resumable
+from janus_ds.train.loop.state import (
+    Meters,
+    RunIdentity,
+    changed_execution,
+    check_form,
+    check_resumable,
+    read_resumable,
+)
 
 FOLDER = Path("runs/x/checkpoints/step-00000010")
 NOW = RunIdentity(resolve(RunConfig()), "aa" * 32, "bb" * 32, 2, 1, 2, "fp32")
@@ -21,7 +31,7 @@ NOW = RunIdentity(resolve(RunConfig()), "aa" * 32, "bb" * 32, 2, 1, 2, "fp32")
 def state(**changes: Any) -> dict[str, Any]:
     """A state as it comes back from disk."""
     loaded: dict[str, Any] = json.loads(json.dumps(NOW.state(10, Meters(samples=320))))
-    return {**loaded, **changes}
+    return {**loaded, "optimizer": {"adam_steps": 10, "loss_scale": None}, **changes}
 
 
 def refused(saved: dict[str, Any], now: RunIdentity = NOW) -> JanusError:
@@ -111,3 +121,84 @@ def test_other_data_or_another_recipe_is_refused() -> None:
     error = refused(state(), changed("optim", lr=1.0))
     assert isinstance(error, ConfigError)
     assert "optim.lr 0.0005 -> 1.0" in error.what
+
+
+SCALE = {"cur_scale": 256.0, "cur_iter": 3, "last_overflow_iter": -1, "cur_hysteresis": 2}
+
+
+def test_states_of_all_versions_have_the_form() -> None:
+    check_form(state(), FOLDER)
+    check_form(state(optimizer={"adam_steps": 3, "loss_scale": SCALE}), FOLDER)
+    # As version 1 wrote it: no optimizer, fewer meters.
+    old = state(format_version=1, meters={"samples": 5, "tokens": 7, "seconds": 1, "skipped_steps": 0})
+    del old["optimizer"]
+    check_form(old, FOLDER)
+    waiting = asdict(Meters(unvalidated={"loss": 1.0}, recent_losses=[1.0, 2]))
+    check_form(state(meters=waiting), FOLDER)
+
+
+DAMAGED: dict[str, dict[str, Any]] = {
+    "no step": {"step": None},
+    "text for the step": {"step": "10"},
+    "step below 0": {"step": -1},
+    "huge step": {"step": 10**30},
+    "true for the step": {"step": True},
+    "a fraction": {"step": 1.5},
+    "meters are a list": {"meters": []},
+    "unknown meter": {"meters": {"samples": 1, "evil": 2}},
+    "text for a meter": {"meters": {"tokens": "1"}},
+    "losses are text": {"meters": {"recent_losses": ["a"]}},
+    "no ranks": {"world_size": 0},
+    "ZeRO stage 9": {"zero_stage": 9},
+    "precision is a number": {"precision": 16},
+    "fingerprint is a list": {"tokenizer_fingerprint": []},
+    "recipe is text": {"recipe": "x"},
+    "recipe without a model": {"recipe": {}},
+    "model is a list": {"recipe": {"model": []}},
+    "no optimizer": {"optimizer": None},
+    "optimizer is a list": {"optimizer": []},
+    "steps below 0": {"optimizer": {"adam_steps": -1, "loss_scale": None}},
+    "scale of 0": {"optimizer": {"adam_steps": 1, "loss_scale": {**SCALE, "cur_scale": 0}}},
+    "scale lacks a value": {"optimizer": {"adam_steps": 1, "loss_scale": {"cur_scale": 1.0}}},
+    "version is text": {"format_version": "2"},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_state_is_refused_in_words(tmp_path: Path, damage: str) -> None:
+    """Behind a checksum that fits, as `read_resumable` meets it."""
+    (tmp_path / "optimizer.safetensors").touch()
+    (tmp_path / "state.json").write_text(json.dumps(state(**DAMAGED[damage])))
+    with pytest.raises(CheckpointError) as caught:
+        read_resumable(tmp_path, NOW)
+    assert caught.value.fix
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "1", "null", "{", "\xff", "[" * 200_000, "{}", '{"step": ' + "9" * 5000]
+)
+def test_a_state_that_is_none_is_refused_in_words(tmp_path: Path, text: str) -> None:
+    (tmp_path / "state.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError):
+        read_resumable(tmp_path, NOW)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_change_of_a_state_is_taken_or_refused_in_words(data: st.DataObject) -> None:
+    """One value anywhere is replaced by another kind of value."""
+    saved = state(optimizer={"adam_steps": 3, "loss_scale": dict(SCALE)})
+    place: Any = saved
+    while True:
+        key = data.draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    kinds = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+    nested = st.recursive(kinds, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+    place[key] = data.draw(nested)
+    with suppress(JanusError):
+        check_form(saved, FOLDER)
+        check_resumable(saved, NOW, FOLDER)
+        Meters(**saved["meters"])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from janus_ds.errors import ResourceError
-from janus_ds.io import atomic_dir, atomic_file, disk_faults, write_atomic
+from janus_ds.errors import BusyError, ResourceError
+from janus_ds.io import atomic_dir, atomic_file, disk_faults, folder_lock, write_atomic
 
 
 def test_a_file_is_replaced_and_nothing_stays_beside_it(tmp_path: Path) -> None:
@@ -77,3 +80,42 @@ def test_a_place_that_cannot_be_written_is_named(code: int) -> None:
     with pytest.raises(ResourceError) as caught, disk_faults(Path("/x")):
         raise OSError(code, os.strerror(code), "/x/y")
     assert caught.value.where == "/x/y"
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from janus_ds.io import folder_lock
+with folder_lock(Path(sys.argv[1]), 0.0):
+    # A child that outlives its parent does not keep the lock.
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_keeps_others_out_and_ends_with_its_process(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(BusyError) as caught, folder_lock(tmp_path, 0.3):
+                pass
+            assert f"process {holder.pid} on " in caught.value.where
+            assert caught.value.exit_code == 9
+            holder.kill()
+            holder.wait(20)
+            with folder_lock(tmp_path, 0.0):
+                pass
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_lock_is_taken_again_after_an_orderly_end(tmp_path: Path) -> None:
+    for _ in range(2):
+        with folder_lock(tmp_path, 0.0):
+            assert "process" in (tmp_path / ".lock").read_text()
+        assert (tmp_path / ".lock").read_text() == ""

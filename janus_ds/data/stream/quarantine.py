@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from janus_ds.errors import DamagedDataError, DataError
 from janus_ds.io import disk_faults
@@ -133,15 +132,15 @@ class QuarantineList:
             return
         with disk_faults(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a+", encoding="utf-8") as file:
+            with self._path.open("a+", encoding="utf-8", errors="replace") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.seek(0)
-                known = {_place(json.loads(line)) for line in file if line.endswith("\n")}
+                known = {_place(line) for line in file}
                 for entry in entries:
                     values = {**asdict(entry), "step": step}
-                    if _place(values) in known:
+                    if (entry.shard, entry.member) in known:
                         continue
-                    known.add(_place(values))
+                    known.add((entry.shard, entry.member))
                     file.write(json.dumps(values) + "\n")
                     last = entry.first_sample + entry.samples - 1
                     logger.warning(
@@ -150,5 +149,10 @@ class QuarantineList:
                     )
 
 
-def _place(values: dict[str, Any]) -> tuple[str, str]:
-    return str(values["shard"]), str(values["member"])
+def _place(line: str) -> tuple[str, str] | None:
+    """Shard and member of a line; None where it is damaged or cut short."""
+    try:
+        values = json.loads(line)
+        return str(values["shard"]), str(values["member"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

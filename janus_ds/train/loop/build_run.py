@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from janus_ds.data.stream.quarantine import QuarantineList
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.io import check_writable, disk_faults
+from janus_ds.io import check_writable, disk_faults, folder_lock
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
@@ -53,6 +53,8 @@ from janus_ds.train.safety.watchdog import Watchdog
 __all__ = ["Run", "build_engine", "build_run", "run", "start_from"]
 
 _SHOWN_SAMPLES = 3
+_LOCK_SECONDS = 10.0
+"""Time for an earlier start in the same folder to save and leave."""
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +94,25 @@ def run(
     config = _with_data(config, topology)
     folder = options.output or Path("runs") / config.name
     built = raise_on_all_ranks(topology, lambda: build_run(config, execution, folder, topology))
-    raise_on_all_ranks(topology, lambda: check_writable(folder) if topology.is_main else None)
-    train = config.train
+    with ExitStack() as lock:
+        raise_on_all_ranks(topology, lambda: _take(folder, lock) if topology.is_main else None)
+        return _continue(built, topology, signals, liveness)
+
+
+def _take(folder: Path, lock: ExitStack) -> None:
+    """Make the run folder this start's own: two starts in one would destroy each other's checkpoints."""
+    check_writable(folder)
+    with disk_faults(folder):
+        lock.enter_context(folder_lock(folder, _LOCK_SECONDS))
+
+
+def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Liveness | None) -> Outcome:
+    """Find the checkpoint to go on from, build the engine, and train."""
+    config, folder, train = run.config, run.folder, run.config.train
     policy = SavePolicy(train.keep_last, train.keep_every, train.max_failed_saves)
     checkpoints = CheckpointManager(folder / "checkpoints", policy, topology)
     resumed = checkpoints.latest()
-    state = raise_on_all_ranks(topology, lambda: read_resumable(resumed, built.identity))
+    state = raise_on_all_ranks(topology, lambda: read_resumable(resumed, run.identity))
     meters = Meters(**state["meters"])
     ended = state["step"] >= train.max_steps or meters.finished
     if ended and meters.unvalidated is None:
@@ -107,11 +122,11 @@ def run(
     if topology.agree(int(signals.name is not None)):
         logger.warning("asked to stop (%s) before the first step", signals.name)
         return Outcome.STOPPED
-    engine = build_engine(built, topology)
+    engine = build_engine(run, topology)
     if resumed is not None:
-        resume(engine, resumed, state, built.identity)
+        resume(engine, resumed, state, run.identity)
     with Watchdog(topology, liveness, folder / "stacks", 60 * train.stall_minutes) as watchdog:
-        return _train(built, engine, checkpoints, state, (signals, watchdog))
+        return _train(run, engine, checkpoints, state, (signals, watchdog))
 
 
 def build_run(config: RunConfig, execution: ExecutionConfig, folder: Path, topology: Topology) -> Run:

@@ -116,8 +116,8 @@ class MasterState:
         self._copy_to_model()
         scaler, scale = getattr(self._zero, "loss_scaler", None), counters["loss_scale"]
         if scale is not None and getattr(scaler, "dynamic", False):
-            for key, value in scale.items():
-                setattr(scaler, key, value)
+            for key in _SCALE_FIELDS:
+                setattr(scaler, key, scale[key])
 
     def _gathered(self, moment: str | None) -> dict[str, Tensor] | None:
         whole: dict[str, Tensor] = {}

@@ -7,13 +7,16 @@ stage, tensor-parallel size and precision are noted, and may be others at the ne
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from janus_ds.checkpoint.manifest import read_state
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from janus_ds.checkpoint.manifest import STATE_FILE, read_state
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.load import fingerprint, to_dict
@@ -27,6 +30,7 @@ __all__ = [
     "Meters",
     "RunIdentity",
     "changed_execution",
+    "check_form",
     "check_resumable",
     "read_resumable",
     "resume",
@@ -34,6 +38,8 @@ __all__ = [
 
 STATE_VERSION = 2
 """1: the optimizer's state lies in DeepSpeed's files, which fit only the ranks that wrote them."""
+_MOST = 2**53
+"""Largest number that is taken for a count."""
 
 
 @dataclass
@@ -112,6 +118,68 @@ class RunIdentity:
 def _batch_places(recipe: RunConfig) -> int:
     """Places of the order that an update takes: samples, or groups of samples."""
     return recipe.train.batch_groups if recipe.data.batch == "tokens" else recipe.train.global_batch
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _LossScale(_Form):
+    """fp16's dynamic loss scale."""
+
+    cur_scale: float = Field(gt=0)
+    cur_iter: int
+    last_overflow_iter: int
+    cur_hysteresis: int
+
+
+class _Optimizer(_Form):
+    adam_steps: int = Field(ge=0, le=_MOST)
+    loss_scale: _LossScale | None
+
+
+class _SavedState(_Form):
+    """The form of `state.json`; older versions have fewer meters, and no state of the optimizer."""
+
+    step: int = Field(ge=0, le=_MOST)
+    meters: Meters
+    world_size: int = Field(ge=1, le=_MOST)
+    tensor_size: int = Field(ge=1, le=_MOST)
+    zero_stage: int = Field(ge=0, le=3)
+    precision: str
+    tokenizer_fingerprint: str
+    data_fingerprint: str
+    recipe_fingerprint: str
+    recipe: dict[str, dict[str, Any] | Any]
+    optimizer: _Optimizer | None = None
+
+
+def check_form(state: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a state that this program cannot have written, whatever its checksum says.
+
+    Raises:
+        CheckpointError: a value is missing, of a wrong type or out of range; the version is a newer one.
+    """
+    _check_version(state, str(folder))
+    fault = None
+    try:
+        saved = _SavedState.model_validate_json(json.dumps(state))
+        unknown = set(state["meters"]) - {field.name for field in fields(Meters)}
+        if unknown:
+            fault = f"meters: {', '.join(sorted(unknown))[:80]} not known"
+        elif not isinstance(saved.recipe.get("model"), dict):
+            fault = "recipe.model: missing"
+        elif state["format_version"] == STATE_VERSION and saved.optimizer is None:
+            fault = "optimizer: missing"
+    except (ValidationError, ValueError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        fault = f"{'.'.join(str(part)[:40] for part in first['loc'])}: {first['msg']}"
+    if fault is not None:
+        raise CheckpointError(
+            f"the checkpoint's state cannot be used ({fault})",
+            str(folder / STATE_FILE),
+            "take another checkpoint of the run",
+        )
 
 
 def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) -> None:
@@ -224,12 +292,13 @@ def _check_recipe(state: Mapping[str, Any], now: RunIdentity, where: str) -> Non
         )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields of a recipe as `section.field`."""
+    for section, content in values.items():
+        if isinstance(content, Mapping):
+            yield from ((f"{section}.{name}", value) for name, value in content.items())
         else:
-            yield f"{prefix}{key}", value
+            yield section, content
 
 
 _SHARDS = "engine"
@@ -247,6 +316,7 @@ def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, 
     if checkpoint is None:
         return identity.state(0, Meters())
     state = read_state(checkpoint)
+    check_form(state, checkpoint)
     check_resumable(state, identity, checkpoint)
     if not (checkpoint / OPTIMIZER_FILE).is_file() and not (checkpoint / _SHARDS).is_dir():
         raise CheckpointError(

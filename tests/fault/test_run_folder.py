@@ -1,0 +1,113 @@
+"""The run folder: one start at a time, side files that are damaged, and no secrets in what is written."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from janus_ds.errors import BusyError
+from tests.conftest import Tally
+from tests.support.bad_server import serve
+from tests.support.program import STEPS, Program, assert_as_unbroken, wait_for
+from tests.support.tiny_training import make_inputs
+from tests.support.warm import WarmStarter
+
+pytestmark = pytest.mark.timeout(900)
+
+SECRET = "pl4nted-s3cret"
+SHORT = ("train.max_steps=4", "train.save_every=2", "train.valid_every=2", "data.workers=0")
+
+
+@dataclass(frozen=True)
+class Distant(Program):
+    """The program with its data at an address."""
+
+    address: str = ""
+
+    @property
+    def words(self) -> list[str]:
+        words = super().words
+        words[words.index("--data") + 1] = self.address
+        return words
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("folder"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs: Path, starter: WarmStarter) -> Path:
+    program = Program(inputs, inputs / "unbroken", starter=starter)
+    assert program.finish() == 0, program.log.read_text()[-3000:]
+    return program.run
+
+
+def test_a_second_start_in_a_run_folder_is_refused_in_words(
+    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
+) -> None:
+    program = Program(inputs, inputs / "two", starter=starter)
+    with program.running() as first:
+        wait_for(lambda: program.steps >= 2, first, program.log)
+        first.send_signal(signal.SIGSTOP)
+        assert program.finish() == BusyError.exit_code
+        assert "error: another process is at work in the folder" in program.said
+        assert f"{program.run}: process {first.pid} on " in program.said
+        assert "Traceback" not in program.said
+        first.send_signal(signal.SIGCONT)
+        wait_for(lambda: program.steps >= 6, first, program.log)
+    # Killed: the next start needs not wait for anything.
+    assert program.finish() == 0, program.said[-3000:]
+    assert_as_unbroken(program.run, unbroken)
+    tally("a second start in the same run folder is refused, the first is unharmed", "1 of 1")
+
+
+def test_damaged_side_files_never_keep_a_run_from_going_on(
+    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
+) -> None:
+    """All of them at once: metrics, TensorBoard, run.json, quarantine list, the newest manifest."""
+    program = Program(inputs, inputs / "damaged", starter=starter)
+    run, root = program.run, program.run / "checkpoints"
+    with program.running() as process:
+        wait_for(lambda: len(list(root.glob("step-*"))) == 2, process, program.log)
+    newest = sorted(root.glob("step-*"))[-1]
+    (newest / "complete.json").write_text("[]")
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    for path in (run / "tensorboard").iterdir():
+        path.write_bytes(b"\xff" * 64 + path.read_bytes())
+    (run / "run.json").write_bytes(b"\xff[")
+    (run / "quarantine.jsonl").write_bytes(b"\xff\n[]\n")
+    (run / ".lock").write_bytes(b"\xff\xff")
+    assert program.finish() == 0, program.said[-3000:]
+    assert "Traceback" not in program.said
+    for name in ("metrics.jsonl", "run.json", "events.out.records"):
+        assert f"was set aside as damaged-1.{name}" in program.said
+    for name in ("weights.safetensors", "optimizer.safetensors"):
+        path = f"checkpoints/step-{STEPS:08d}/{name}"
+        assert (run / path).read_bytes() == (unbroken / path).read_bytes()
+    tally("damaged side files (metrics, events, run.json, quarantine, manifest): the run goes on", "6 of 6")
+
+
+def test_no_secret_of_an_address_is_written_or_printed(
+    inputs: Path, starter: WarmStarter, tally: Tally
+) -> None:
+    with serve(inputs) as server:
+        host = server.address.removeprefix("http://")
+        address = f"http://me:{SECRET}@{host}/data?sig={SECRET}&x=1"
+        settings = (*SHORT, f"data.cache_dir={inputs / 'cache'}")
+        program = Distant(inputs, inputs / "secret", settings=settings, starter=starter, address=address)
+        assert program.finish() == 0, program.said[-3000:]
+        assert program.finish() == 0
+        # A fault that names the data must not tell either.
+        shutil.rmtree(inputs / "cache")
+    program.finish()
+    files = [path for path in program.run.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    for path in (*files, program.log):
+        assert SECRET.encode() not in path.read_bytes(), path
+    tally("files of a run without the secret of its data's address", f"{len(files) + 1} of {len(files) + 1}")
