@@ -40,6 +40,8 @@ __all__ = [
 
 _MODES = "modes"
 """Section of a recipe with fields that stand instead of its own where `--mode NAME` asks for them."""
+_BASE = "base"
+"""Key of a recipe: another one in the same folder, whose fields and modes it takes over where it has none."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,43 @@ _YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError,
 
 
 def _read_recipe(path: Path, mode: str | None, faults: FaultList) -> dict[str, _Given]:
+    layers = _recipe_layers(path, faults)
+    given: dict[str, _Given] = {}
+    for file, values, _ in layers:
+        given |= _flatten(values, str(file), faults)
+    if mode is not None:
+        for file, values in _mode_layers(layers, mode, path, faults):
+            given |= _flatten(values, f"{file}, mode {mode}", faults)
+    return given
+
+
+_Layer = tuple[Path, dict[Any, Any], dict[Any, Any]]
+"""A file of a recipe, its own fields, and its modes."""
+
+
+def _recipe_layers(path: Path, faults: FaultList, below: tuple[Path, ...] = ()) -> list[_Layer]:
+    """The recipe and the recipes that it is based on, the most general one first."""
+    values = _recipe_values(path, faults)
+    modes = values.pop(_MODES, None) or {}
+    if not isinstance(modes, dict) or not all(isinstance(m, dict | None) for m in modes.values()):
+        what = "the section is no mapping of modes to fields"
+        faults.add(what, f"{path}: {_MODES}", "see launch/recipes/glge_base.yaml")
+        modes = {}
+    layer = (path, values, modes)
+    base = values.pop(_BASE, None)
+    if base is None:
+        return [layer]
+    if not isinstance(base, str) or not base or Path(base).name != base:
+        fix = "write the name of a recipe in the same folder, such as glge_base.yaml"
+        faults.add(f"{shown(base)} is no name of a recipe to start from", f"{path}: {_BASE}", fix)
+        return [layer]
+    if path.with_name(base) in (path, *below):
+        faults.add("the recipe is based on itself", f"{path}: {_BASE}", f"leave {_BASE} out")
+        return [layer]
+    return [*_recipe_layers(path.with_name(base), faults, (path, *below)), layer]
+
+
+def _recipe_values(path: Path, faults: FaultList) -> dict[Any, Any]:
     text = read_text(path, "the recipe", "a recipe, such as launch/recipes/quickstart.yaml", faults)
     if text is None:
         return {}
@@ -250,26 +289,23 @@ def _read_recipe(path: Path, mode: str | None, faults: FaultList) -> dict[str, _
     if not isinstance(values, dict | None):
         faults.add("the recipe is not a mapping of sections", str(path), "write lines such as `model:`")
         return {}
-    values = values or {}
-    modes = values.pop(_MODES, None)
-    given = _flatten(values, str(path), faults)
-    if mode is not None:
-        given |= _flatten(_mode_values(modes, mode, path, faults), f"{path}, mode {mode}", faults)
-    return given
+    return values or {}
 
 
-def _mode_values(modes: Any, mode: str, path: Path, faults: FaultList) -> dict[Any, Any]:
-    if modes is None:
+def _mode_layers(
+    layers: list[_Layer], mode: str, path: Path, faults: FaultList
+) -> list[tuple[Path, dict[Any, Any]]]:
+    """What each file has below the mode's name."""
+    names = list(dict.fromkeys(name for _, _, modes in layers for name in modes))
+    if not names:
+        if faults.faults:
+            return []
         fix = "leave --mode out, or give one of launch/recipes/glge_*.yaml"
         raise UsageError("the recipe has no modes", str(path), fix)
-    if not isinstance(modes, dict) or not all(isinstance(m, dict | None) for m in modes.values()):
-        what = "the section is no mapping of modes to fields"
-        faults.add(what, f"{path}: {_MODES}", "see launch/recipes/glge_xsum.yaml")
-        return {}
-    if mode not in modes:
-        names = ", ".join(map(str, modes))
-        raise UsageError(f"the recipe has no mode {mode!r}", str(path), f"use {names}")
-    return modes[mode] or {}
+    if mode not in names:
+        names_text = ", ".join(map(str, names))
+        raise UsageError(f"the recipe has no mode {mode!r}", str(path), f"use {names_text}")
+    return [(file, modes[mode] or {}) for file, _, modes in layers if mode in modes]
 
 
 def _flatten(values: dict[Any, Any], origin: str, faults: FaultList) -> dict[str, _Given]:

@@ -101,3 +101,44 @@ def test_faults_of_modes(tmp_path: Path) -> None:
         load_run_config(recipe, mode="x")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_run_config(tmp_path / "none.yaml", mode="x")
+
+
+def test_a_recipe_takes_over_what_its_base_says(tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(
+        "name: all\noptim: {lr: 0.5, beta2: 0.9}\nmodes: {x: {optim: {lr: 0.25}}, z: {}}\n"
+    )
+    (tmp_path / "one.yaml").write_text(
+        "base: all.yaml\nname: one\noptim: {beta2: 0.8}\nmodes: {x: {name: one_x}, y: {optim: {lr: 0.125}}}\n"
+    )
+    recipe = tmp_path / "two.yaml"
+    recipe.write_text("base: one.yaml\ninit: runs/a\n")
+    found = {mode: load_run_config(recipe, mode=mode) for mode in (None, "x", "y", "z")}
+    assert {mode: (run.name, run.init, run.optim.lr, run.optim.beta2) for mode, run in found.items()} == {
+        None: ("one", "runs/a", 0.5, 0.8),
+        "x": ("one_x", "runs/a", 0.25, 0.8),
+        "y": ("one", "runs/a", 0.125, 0.8),
+        "z": ("one", "runs/a", 0.5, 0.8),
+    }
+    with pytest.raises(UsageError, match="no mode 'w'") as caught:
+        load_run_config(recipe, mode="w")
+    assert caught.value.fix == "use x, z, y"
+
+
+def test_faults_of_a_base_name_its_file(tmp_path: Path) -> None:
+    recipe, base = tmp_path / "recipe.yaml", tmp_path / "base.yaml"
+    recipe.write_text("base: base.yaml\n")
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        load_run_config(recipe)
+    assert caught.value.where == str(base)
+    base.write_text("optim: {rate: 1}\n")
+    with pytest.raises(ConfigError, match=r"optim\.rate") as caught:
+        load_run_config(recipe)
+    assert caught.value.where == f"{base}: optim.rate"
+    for name in ("base.yaml", "recipe.yaml"):
+        base.write_text(f"base: {name}\n")
+        with pytest.raises(ConfigError, match="based on itself"):
+            load_run_config(recipe)
+    for name in ("../base.yaml", "/etc/hostname", "''", "[a]", "7"):
+        recipe.write_text(f"base: {name}\n")
+        with pytest.raises(ConfigError, match="no name of a recipe"):
+            load_run_config(recipe)
