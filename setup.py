@@ -20,6 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["janus_ds", "janus_ds.*"]),
+    entry_points={"console_scripts": ["janus-ds = janus_ds.__main__:console"]},
     package_data={"janus_ds": ["assets/**/*", "py.typed"]},
     install_requires=[
         "torch>=2.6,<3",

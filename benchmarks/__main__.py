@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from janus_ds.cli.arguments import new_parser
 from janus_ds.errors import exit_on_error
-from janus_ds.tools.common import new_parser
 
 __all__ = ["main"]
 

@@ -28,9 +28,10 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.shapes import SHAPES, BenchShape, make_batch
+from janus_ds.cli.arguments import new_parser
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
-from janus_ds.tools.common import new_parser, table
+from janus_ds.tables import table
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks.common import cpu_threads
 from benchmarks.padding import PaddingBench, padding_shares, write_sentences
 from janus_ds.batch import SpecialTokens
+from janus_ds.cli.arguments import new_parser
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from janus_ds.data.masking.ragged import Ragged
@@ -32,7 +33,6 @@ from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.schedule import SampleSchedule
 from janus_ds.data.stream.shards import Packing, shard_name, write_shard
 from janus_ds.data.stream.step_plan import one_source
-from janus_ds.tools.common import new_parser
 
 __all__ = ["DataBench", "bench_data", "main"]
 

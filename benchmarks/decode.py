@@ -28,10 +28,11 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.decode_peers import PEERS, Outputs, Peers, needed
+from janus_ds.cli.arguments import new_parser
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.tools.common import new_parser, table
+from janus_ds.tables import table
 
 if TYPE_CHECKING:
     from janus_ds.batch import SpecialTokens

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.common import circumstances, cpu_threads, interleave, positive, ratio_summary, write_json
 from benchmarks.padding import PaddingBench, write_sentences
 from janus_ds.batch import SpecialTokens
+from janus_ds.cli.arguments import new_parser
 from janus_ds.config.presets import MODEL_PRESETS
-from janus_ds.tools.common import new_parser, table
+from janus_ds.tables import table
 
 if TYPE_CHECKING:
     from janus_ds.batch import TwoStreamBatch

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import add_device_argument, check_device, circumstances, summary, write_json
+from janus_ds.cli.arguments import new_parser
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import UsageError
-from janus_ds.tools.common import bytes_text, new_parser
+from janus_ds.tables import bytes_text
 
 if TYPE_CHECKING:
     from janus_ds.checkpoint.tensors import Snapshot

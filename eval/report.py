@@ -1,48 +1,7 @@
-"""One page about runs: tables, curves, quality against time, sample outputs side by side.
+"""Write one page about several runs; see `janus_ds/cli/report.py`."""
 
-    python eval/report.py runs/ar runs/cmlm runs/janus [--output report/] [--split test]
-
-Reads run.json and metrics.jsonl of each run, and what eval/nmt.py wrote to RUN/eval/SPLIT (scores.json and
-the outputs; a scores.json of eval/glge.py does as well). Writes report/index.html, which needs no other file
-and no network, and its pictures as PNGs. What is missing is named on the page. Pictures need matplotlib.
-Without arguments: this help.
-"""
-
-from __future__ import annotations
-
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
+from janus_ds.cli.report import main
 from janus_ds.errors import exit_on_error
-from janus_ds.tools.report_page import ReportRequest, write_report
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    if not given:
-        print(f"{(__doc__ or '').strip()}\n\nAll options: --help")
-        return 0
-    parsed = _parser().parse_args(given)
-    command = ["python", "eval/report.py", *given]
-    written = write_report(ReportRequest(parsed.runs, parsed.output, parsed.split, parsed.samples, command))
-    print(f"wrote {written[0]} and {len(written) - 1} pictures beside it")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("runs", type=Path, nargs="*", metavar="RUN", help="run folders")
-    add("--output", type=Path, default=Path("report"), metavar="DIR", help="where to write [%(default)s]")
-    add("--split", default="test", help="whose scores [%(default)s]")
-    add("--samples", type=int, default=6, metavar="N", help="test sentences shown; 0: none [%(default)s]")
-    return parser
-
 
 if __name__ == "__main__":
     exit_on_error(main)

@@ -1,4 +1,7 @@
-"""`python -m janus_ds COMMAND`: help around a run. Each command is a module of `janus_ds.tools`."""
+"""`janus-ds COMMAND`, or `python -m janus_ds COMMAND`: every command of the package, from one table.
+
+Commands are imported on demand, so that help and a misspelt name cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,36 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NamedTuple
 
+from janus_ds import __version__
 from janus_ds.errors import UsageError, exit_on_error
 
-COMMANDS: dict[str, str] = {
-    "plan": "parameters, memory per rank, checkpoint size, steps and tokens of a run",
-    "check": "all faults of recipe and DeepSpeed configuration at once, then one dry batch",
-    "explain": "what a field of the recipe means, its type and default",
-    "inspect": "a sample as the model sees it: tokens, masked views, rows and who sees whom",
-    "verify": "read a data directory whole and name every damaged shard and member",
-    "convert": "read and write checkpoints of other programs",
-    "bench": "measure training steps or the data pipeline",
+__all__ = ["COMMANDS", "Command", "console", "main"]
+
+
+class Command(NamedTuple):
+    """A command: where its function stands, and one line of help."""
+
+    module: str
+    function: str
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "pretrain": Command("train", "pretrain", "pretrain a model, or go on with a run"),
+    "finetune": Command("train", "finetune", "train on pairs, from scratch or from another run"),
+    "decode": Command("decode", "main", "decode text with a run, AR and NAR"),
+    "eval nmt": Command("eval_nmt", "main", "decode and score translations"),
+    "eval glge": Command("eval_glge", "main", "decode and score tasks of GLGE"),
+    "report": Command("report", "main", "one page about several runs: tables, curves, samples"),
+    "plan": Command("plan", "main", "parameters, memory, messages, checkpoint size and length of a run"),
+    "check": Command("check", "main", "all faults of recipe and DeepSpeed file at once, then a dry batch"),
+    "explain": Command("explain", "main", "what a field of the recipe means, its type and default"),
+    "inspect": Command("inspect", "main", "a sample as the model sees it: masked views, rows, visibility"),
+    "verify": Command("verify", "main", "every damaged shard and member of a data directory"),
+    "convert": Command("convert", "main", "models of Hugging Face and fairseq into runs, and back"),
+    "bench": Command("bench", "main", "measured ratios, in a checkout"),
 }
 
 
@@ -27,25 +49,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         UsageError: there is no such command.
     """
-    # Commands are imported on demand, so that `--help` answers at once.
+    width = max(map(len, COMMANDS)) + 2
     parser = argparse.ArgumentParser(
-        prog="python -m janus_ds",
-        description="Help around a run. `python -m janus_ds COMMAND --help` explains a command.",
+        prog="janus-ds",
+        description="Pretrain, fine-tune and decode sequence-to-sequence models, AR and NAR.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="commands:\n" + "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items()),
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<{width}}{command.help}" for name, command in COMMANDS.items())
+        + "\n\n`janus-ds COMMAND --help` explains a command.",
     )
-    parser.add_argument("command", metavar="COMMAND", help=", ".join(COMMANDS))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="see the command's --help")
+    parser.add_argument("--version", action="version", version=f"janus_ds {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the command's own")
     parsed = parser.parse_args(arguments)
-    if parsed.command not in COMMANDS:
+    name, rest = parsed.command, parsed.arguments
+    if f"{name} {rest[0] if rest else ''}" in COMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    if name not in COMMANDS:
         # difflib is imported by this alone.
         from janus_ds.config.faults import suggestion
 
-        fix = suggestion(parsed.command, COMMANDS, f"use one of {', '.join(COMMANDS)}")
-        raise UsageError(f"there is no command {parsed.command!r}", "the command line", fix)
-    module = import_module(f"janus_ds.tools.{parsed.command}")
-    code: int | None = module.main(parsed.arguments)
-    return code or 0
+        given = f"{name} {rest[0]}" if name == "eval" and rest else name
+        fix = suggestion(given, COMMANDS, f"use one of {', '.join(COMMANDS)}")
+        raise UsageError(f"there is no command {given!r}", "the command line", fix)
+    command = COMMANDS[name]
+    function = getattr(import_module(f"janus_ds.cli.{command.module}"), command.function)
+    before = sys.argv
+    # What the command's own help says, and what a run records of how it was started.
+    sys.argv = [f"janus-ds {name}", *rest]
+    try:
+        return int(function(rest) or 0)
+    finally:
+        sys.argv = before
 
 
 def _main() -> int:
@@ -59,5 +94,10 @@ def _main() -> int:
         return 0
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The console script `janus-ds`."""
     exit_on_error(_main)
+
+
+if __name__ == "__main__":
+    console()

@@ -232,7 +232,7 @@ def prepare_distilled(options: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from janus_ds.tools.distill import DistillRequest, distill
+    from janus_ds.evaluate.distill import DistillRequest, distill
 
     request = DistillRequest(
         options.data,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from janus_ds.checkpoint.tensors import read_weights
+from janus_ds.cli.convert import main
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
-from janus_ds.tools.convert import main
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "janus_tiny_fixture.pt"
 WORDS = [f"w{i}" for i in range(22)] + ["un@@", "seen"]

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from janus_ds.checkpoint.tensors import read_weights
+from janus_ds.cli.convert import main
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer
 from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
-from janus_ds.tools.convert import main
 from tests.support.hf_folder import VOCAB_SIZE, hub_folder, hub_state
 from tests.support.programs import python
 

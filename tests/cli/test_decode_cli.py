@@ -22,10 +22,10 @@ from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import RUN_FORMAT_VERSION
 from janus_ds.errors import CheckpointError, ConfigError, DataError
+from janus_ds.evaluate.passages import infill
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe import run_record
 from janus_ds.parallel.layers import DenseLayers
-from janus_ds.tools.passages import infill
 from tests.support.programs import load_program
 from tests.support.tiny_data import make_tiny_data
 

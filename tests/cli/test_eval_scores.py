@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
+from janus_ds.cli.convert import main as convert
 from janus_ds.errors import ConfigError, DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.meteor import JAR_VARIABLE
-from janus_ds.tools.convert import main as convert
 from tests.support.hf_folder import hub_folder
 from tests.support.metric_fixtures import metric_cases
 from tests.support.programs import load_program

@@ -16,17 +16,17 @@ from torch import nn
 from janus_ds.__main__ import COMMANDS, main
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.tensors import snapshot_bytes
+from janus_ds.cli.inspect import picture_of
+from janus_ds.cli.plan import PartSize, checkpoint_bytes, model_parts, state_bytes
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import FIELDS
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.text.tokenizer import train_sentencepiece
-from janus_ds.errors import DataError, JanusError, MissingDependencyError
+from janus_ds.errors import DataError, JanusError, MissingDependencyError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.stream_mask import Segment, visible
-from janus_ds.tools.model_size import PartSize, checkpoint_bytes, model_parts, state_bytes
-from janus_ds.tools.picture import picture_of
 from tests.support.programs import python
 from tests.support.tiny_data import make_tiny_data
 
@@ -60,7 +60,7 @@ def test_help_is_quick_and_names_every_command() -> None:
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "janus_ds" in imported
     assert not imported & {"torch", "deepspeed", "numpy"}
-    assert set(re.findall(r"^  ([a-z]+)  +", done.stdout, re.M)) >= set(COMMANDS)
+    assert set(re.findall(r"^  ([a-z -]*[a-z])  +", done.stdout, re.M)) >= set(COMMANDS)
 
 
 @pytest.mark.parametrize("kind", ["train", "data"])
@@ -167,6 +167,27 @@ def test_size_of_checkpoints() -> None:
 
 def test_tensor_parallel_ranks_hold_a_share_of_what_is_sharded() -> None:
     assert PartSize("x", 100, 7).on_rank(4) == 32
+
+
+def test_plan_projects_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ROOT / "launch" / "recipes" / "bart_base.yaml"
+    text = say(capsys, "plan", "--recipe", recipe, "--ranks", 12, "--tensor-parallel", 2)
+    assert "messages of one rank in one step (12 ranks, TP 2, bf16)" in text
+    gathered = re.search(r"weights after the update \(all-gather, data\) .*", text)
+    assert gathered is None, "1,024 samples cannot be shared by 6"
+    assert "the global batch cannot be shared by 6 data-parallel ranks" in text
+    whole = say(capsys, "plan", "--recipe", recipe, "--ranks", 16)
+    assert re.search(r"gradients \(all-reduce, data\) +- +280.4 MB in \d", whole)
+    assert "over the wire from one rank, by rings" in whole
+    assert "groups of 3 do not fit" in refusal(UsageError, "plan", "--ranks", 8, "--tensor-parallel", 3)
+    # Two dropout draws, and two encoder passes, cost messages under tensor parallelism.
+    options = ("plan", "--recipe", recipe, "--ranks", 8, "--tensor-parallel", 2, "--zero", 1)
+    plain = say(capsys, *options)
+    for changed in ("objective.encoder_passes=2", "objective.weight_kl_ar_ar=1"):
+        texts = (plain, say(capsys, *options, "--set", changed))
+        first, second = (re.findall(r"layers forward .*", text) for text in texts)
+        assert first
+        assert first != second, changed
 
 
 # check

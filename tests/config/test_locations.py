@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from janus_ds.cli.verify import main as verify
 from janus_ds.config.locations import checked_name, join_location
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream import index
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import DataError
-from janus_ds.tools.verify import main as verify
 from tests.support.tiny_data import make_tiny_data
 
 HOSTILE = (

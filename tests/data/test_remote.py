@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from janus_ds.cli import inspect, plan, verify
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
@@ -30,7 +31,6 @@ from janus_ds.errors import (
     UsageError,
 )
 from janus_ds.io import sha256_of_file
-from janus_ds.tools import inspect, plan, verify
 from tests.support.bad_server import serve
 from tests.support.packed_data import run_config
 from tests.support.tiny_data import make_tiny_data

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.tensors import find_weights, read_weights
+from janus_ds.cli.convert import main
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.glge import prepare_glge
 from janus_ds.data.prepare.settings import GlgeSettings, Limits, PrepareSettings
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
+from janus_ds.evaluate.evaluation import EvalRequest
+from janus_ds.evaluate.tasks import GlgeEvaluation, GlgeRequest, evaluate_glge
+from janus_ds.evaluate.timing import LatencyPlan
 from janus_ds.metrics.glge import task_named
 from janus_ds.parallel.topology import init_topology
-from janus_ds.tools.checkpoint_eval import EvalRequest
-from janus_ds.tools.convert import main
-from janus_ds.tools.glge_eval import GlgeEvaluation, GlgeRequest, evaluate_glge
-from janus_ds.tools.latency import LatencyPlan
 from tests.support.hf_folder import hub_folder
 from tests.support.hf_models import letters_tokenizer
 from tests.support.launch import run_ranks

@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 
+from janus_ds.cli.traffic import (
+    BatchShape,
+    Execution,
+    Sent,
+    agreements,
+    rank_parameters,
+    tensor_traffic,
+    zero_traffic,
+)
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.index import Manifest
 from janus_ds.parallel.topology import Topology, init_topology
-from janus_ds.tools.traffic import Execution, Sent, agreements, rank_parameters, zero_traffic
-from janus_ds.tools.traffic_tensor import BatchShape, tensor_traffic
 from tests.support.comm_counter import StepSent, counted_steps
 from tests.support.launch import run_ranks
 from tests.support.tiny_training import Run, make_inputs, train

@@ -12,8 +12,8 @@ import torch
 from janus_ds.checkpoint.average import average_weights, last_checkpoints
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
+from janus_ds.evaluate.tasks import EvalRequest, evaluate, results_table
 from janus_ds.parallel.topology import Topology, init_topology
-from janus_ds.tools.translate_eval import EvalRequest, evaluate, results_table
 from tests.support.launch import run_ranks
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 from tests.support.tiny_training import Result, Run, train

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from janus_ds.errors import UsageError
-from janus_ds.tools.decode_systems import check_systems, options_by_name
+from janus_ds.evaluate.systems import check_systems, options_by_name
 
 
 def test_names_and_options() -> None:

@@ -15,7 +15,7 @@ from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
-from janus_ds.tools.distill import DistillRequest, distill
+from janus_ds.evaluate.distill import DistillRequest, distill
 from tests.support.programs import load_program
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_pairs import prepare_tiny

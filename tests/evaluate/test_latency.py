@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from janus_ds.cli.convert import main
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
-from janus_ds.tools.convert import main
-from janus_ds.tools.glge_eval import with_best
-from janus_ds.tools.glge_latency import HfAr, LatencyReport
-from janus_ds.tools.latency import Latency, LatencyPlan, measure, spread_over
+from janus_ds.evaluate.latency import HfAr, LatencyReport
+from janus_ds.evaluate.tasks import with_best
+from janus_ds.evaluate.timing import Latency, LatencyPlan, measure, spread_over
 from tests.support.hf_folder import hub_folder
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from janus_ds.cli.convert import main
 from janus_ds.decode.generator import Generator
-from janus_ds.tools.convert import main
 from tests.support.hf_models import Shape, build_bart, letters_tokenizer
 
 pytest.importorskip("transformers")

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from janus_ds.cli import convert
 from janus_ds.config.schema import DataConfig, DecodeConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.beam_search import beam_search
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import with_decode
 from janus_ds.model.janus import JanusModel
-from janus_ds.tools import convert
 from tests.support.tiny_model import TINY, tiny_model
 from tests.support.two_stream import TOY, Conventions, Sample, make_batch
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.tensors import read_weights
+from janus_ds.cli.convert import main
 from janus_ds.config.load import fingerprint, from_dict, load_run_config, to_dict
 from janus_ds.config.presets import record_of
 from janus_ds.data.text.tokenizer import load_tokenizer
@@ -15,7 +16,6 @@ from janus_ds.decode.load import load_run
 from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
-from janus_ds.tools.convert import main
 from janus_ds.train.loop.build_run import start_from
 from tests.support.hf_folder import hub_folder
 

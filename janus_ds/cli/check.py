@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from janus_ds.cli.arguments import new_parser, recipe_path
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
 from janus_ds.config.load import add_recipe_arguments, user_path
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import TrainingError, UsageError
-from janus_ds.tools.common import count_text, new_parser, recipe_path
+from janus_ds.tables import count_text
 
 if TYPE_CHECKING:
     from janus_ds.batch import SpecialTokens, TwoStreamBatch

@@ -22,19 +22,18 @@ import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.tensors import write_tensors
+from janus_ds.cli.arguments import new_parser
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.decode.text import DICT_NAME, FairseqWords
 from janus_ds.errors import CheckpointError, DataError, UsageError
+from janus_ds.evaluate.hf_folders import REPORT_FILE, from_hf, refuse_run, to_hf, write_report
 from janus_ds.io import disk_faults
 from janus_ds.model.bart_names import ConversionReport
 from janus_ds.model.pretrained import load_fairseq, to_fairseq
 from janus_ds.observe.run_record import write_run_record
-from janus_ds.tools.common import new_parser
-from janus_ds.tools.convert_common import REPORT_FILE, refuse_run, write_report
-from janus_ds.tools.convert_hf import from_hf, to_hf
 
 __all__ = ["conventions", "from_fairseq", "main"]
 

@@ -21,14 +21,14 @@ from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
 from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.evaluate.systems import check_systems, options_by_name
+from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
 from janus_ds.io import disk_faults
 from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.scores import Scores, save_json
 from janus_ds.model.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
-from janus_ds.tools.common import table
-from janus_ds.tools.decode_systems import check_systems, options_by_name
-from janus_ds.tools.latency import LatencyPlan, measure, spread_over
+from janus_ds.tables import table
 
 __all__ = [
     "Columns",

@@ -1,34 +1,10 @@
-"""What the commands share: the default recipe, and numbers and tables as text."""
+"""Numbers and tables as text, for what commands print."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-import janus_ds
-from janus_ds.errors import UsageError
-
-__all__ = ["bytes_text", "count_text", "new_parser", "recipe_path", "table"]
-
-
-def new_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The argument parser of one command."""
-    return argparse.ArgumentParser(prog=f"python -m janus_ds {command}", description=description)
-
-
-def recipe_path(given: Path | None) -> Path:
-    """The recipe that was asked for, or the quickstart's.
-
-    Raises:
-        UsageError: none was given, and this is not a checkout of the repository.
-    """
-    if given is not None:
-        return given
-    quickstart = Path(janus_ds.__file__).parents[1] / "launch" / "recipes" / "quickstart.yaml"
-    if not quickstart.is_file():
-        raise UsageError("no recipe was given", "--recipe", "give the path of a recipe (YAML)")
-    return quickstart
+__all__ = ["bytes_text", "count_text", "table"]
 
 
 def bytes_text(count: float) -> str:

@@ -6,11 +6,11 @@ import inspect
 import textwrap
 from collections.abc import Sequence
 
+from janus_ds.cli.arguments import new_parser
 from janus_ds.config.faults import suggestion
 from janus_ds.config.fields import FieldSpec
 from janus_ds.config.schema import FIELDS, SECTIONS
 from janus_ds.errors import UsageError
-from janus_ds.tools.common import new_parser
 
 __all__ = ["explain", "main"]
 

@@ -15,17 +15,17 @@ import torch
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
 from janus_ds.errors import CheckpointError
-from janus_ds.model.inference import prepare_for_inference
-from janus_ds.tools.checkpoint_eval import (
+from janus_ds.evaluate.evaluation import (
     EvalRequest,
     Progress,
     codec_of,
     one_by_one,
     systems_of,
 )
-from janus_ds.tools.common import table
-from janus_ds.tools.convert_hf import write_hf
-from janus_ds.tools.latency import DecodeOne, Latency, LatencyPlan, measure, spread_over
+from janus_ds.evaluate.hf_folders import write_hf
+from janus_ds.evaluate.timing import DecodeOne, Latency, LatencyPlan, measure, spread_over
+from janus_ds.model.inference import prepare_for_inference
+from janus_ds.tables import table
 
 __all__ = ["HfAr", "LatencyReport", "measure_glge"]
 

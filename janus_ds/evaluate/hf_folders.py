@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from janus_ds.io import disk_faults, write_atomic
 from janus_ds.model.bart_names import ConversionReport
 from janus_ds.model.hf_bart import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
 from janus_ds.model.hf_export import export_config, export_generation, export_weights
-from janus_ds.observe.run_record import write_run_record
-from janus_ds.tools.convert_common import refuse_run, write_report
+from janus_ds.observe.run_record import RUN_FILE, write_run_record
 
-__all__ = ["from_hf", "to_hf", "write_hf"]
+__all__ = ["REPORT_FILE", "from_hf", "refuse_run", "to_hf", "write_hf", "write_report"]
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 
@@ -121,3 +121,21 @@ def _notes(loaded: LoadedRun) -> list[str]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+REPORT_FILE = "conversion.json"
+
+
+def refuse_run(folder: Path) -> None:
+    """Keep a run from being written over.
+
+    Raises:
+        UsageError: the folder holds a run.
+    """
+    if (folder / RUN_FILE).exists():
+        raise UsageError("the folder holds a run already", str(folder), "give another folder")
+
+
+def write_report(folder: Path, report: ConversionReport) -> None:
+    """Write what became of every name into `conversion.json`."""
+    write_atomic(folder / REPORT_FILE, (json.dumps(asdict(report), indent=1) + "\n").encode())

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from janus_ds.cli.arguments import new_parser, recipe_path
+from janus_ds.cli.plan_messages import (
+    Projection,
+    add_execution_arguments,
+    describe_communication,
+)
 from janus_ds.config.load import add_recipe_arguments, load_run_config
-from janus_ds.config.schema import RunConfig
+from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import UsageError
-from janus_ds.tools.common import bytes_text, count_text, new_parser, recipe_path, table
-from janus_ds.tools.model_size import PartSize, checkpoint_bytes, model_parts, state_bytes
-from janus_ds.tools.plan_communication import (
-    Projection,
-    add_machine_arguments,
-    describe_communication,
-    describe_scaling,
-)
+from janus_ds.tables import bytes_text, count_text, table
 
-__all__ = ["describe_length", "describe_memory", "describe_model", "main"]
+__all__ = [
+    "PartSize",
+    "checkpoint_bytes",
+    "describe_length",
+    "describe_memory",
+    "describe_model",
+    "main",
+    "model_parts",
+    "state_bytes",
+]
 
 _TENSOR_SIZES = (1, 2, 4)
 _ASSUMED_VOCABULARY = {"quickstart": 2000}
@@ -28,7 +36,7 @@ _BART_VOCABULARY = 50265
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print parameters, memory, checkpoint size, messages, scaling and length of a run."""
+    """Print parameters, memory, checkpoint size, messages and length of a run."""
     parsed = _parser().parse_args(arguments)
     recipe = recipe_path(parsed.recipe)
     run = load_run_config(recipe, parsed.overrides)
@@ -37,10 +45,6 @@ def main(arguments: Sequence[str]) -> int:
     vocab_size, origin = _vocabulary(run, parsed.vocab, manifest)
     if parsed.ranks < 1:
         raise UsageError(f"there cannot be {parsed.ranks} ranks", "--ranks", "give a number above 0")
-    if parsed.nodes is not None:
-        if parsed.nodes < 1:
-            raise UsageError(f"there cannot be {parsed.nodes} nodes", "--nodes", "give a number above 0")
-        parsed.ranks = parsed.nodes * parsed.devices
     projection = Projection.of(parsed, run, vocab_size, manifest)
     parts = model_parts(run.model, vocab_size)
     print(f"run {run.name} ({recipe})")
@@ -51,22 +55,17 @@ def main(arguments: Sequence[str]) -> int:
     print()
     print(describe_communication(projection))
     print()
-    if parsed.nodes is not None:
-        print(describe_scaling(projection, parsed.nodes))
-        print()
     print(describe_length(run, manifest))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = new_parser("plan", "Parameters, memory, checkpoint size, messages, scaling and length of a run.")
+    parser = new_parser("plan", "Parameters, memory, checkpoint size, messages and length of a run.")
     add_recipe_arguments(parser)
     parser.add_argument("--data", help="directory made by launch/prepare_data.py; or as data.path")
     parser.add_argument("--vocab", type=int, help="vocabulary size, where there is no data yet")
-    parser.add_argument(
-        "--ranks", type=int, default=8, help="processes of the run (default: 8, or as --nodes)"
-    )
-    add_machine_arguments(parser)
+    parser.add_argument("--ranks", type=int, default=8, help="processes of the run (default: 8)")
+    add_execution_arguments(parser)
     return parser
 
 
@@ -173,3 +172,76 @@ def _token_length(run: RunConfig, manifest: Manifest | None) -> str:
         epochs = train.max_steps * train.batch_tokens / mean / totals.samples
         lines.append(f"  = about {epochs:.1f} epochs, fewer by what is padding")
     return "\n".join(lines)
+
+
+_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_MASTER_BYTES, _ADAM_BYTES = 4, 8
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Parameters of one part: those that tensor parallelism shards, and those on every rank."""
+
+    name: str
+    sharded: int
+    replicated: int
+
+    @property
+    def total(self) -> int:
+        """Parameters of the part in the whole model."""
+        return self.sharded + self.replicated
+
+    def on_rank(self, tensor_size: int) -> int:
+        """Parameters of the part on one tensor-parallel rank."""
+        return self.sharded // tensor_size + self.replicated
+
+
+def model_parts(config: ModelConfig, vocab_size: int) -> list[PartSize]:
+    """The parts of a model with their numbers of parameters."""
+    width, norm = config.d_model, 2 * config.d_model
+    rows = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
+    # Column layers (q, k, v, fc1) shard weight and bias; row layers (out, fc2) only the weight.
+    attention = (4 * width**2 + 3 * width, width + norm)
+    feed_forward = (2 * width * config.ffn_dim + config.ffn_dim, width + norm)
+    encoder = [n * config.encoder_layers for n in _sum(attention, feed_forward)]
+    decoder = [n * config.decoder_layers for n in _sum(attention, attention, feed_forward)]
+    positions = (config.max_source_positions + config.max_target_positions) * width
+    norms = 2 * norm if config.layernorm_embedding else 0
+    classes = config.length_classes or config.max_target_positions
+    return [
+        PartSize("token embedding (tied)", rows * width, 0),
+        PartSize("positions", 0, positions + norms),
+        PartSize("encoder layers", *encoder),
+        PartSize("decoder layers", *decoder),
+        PartSize("length head", 0, classes * width),
+    ]
+
+
+def _sum(*parts: tuple[int, int]) -> tuple[int, int]:
+    return sum(part[0] for part in parts), sum(part[1] for part in parts)
+
+
+def state_bytes(parameters: int, stage: int, precision: str, data_size: int) -> float | None:
+    """Bytes of weights, gradients and AdamW states on one rank; None where it is not supported.
+
+    DeepSpeed keeps an fp32 copy of the weights beside Adam's two moments from stage 1 on, in fp32
+    as well. Stage 1 shares out these 12 bytes a parameter, stage 2 gradients too, stage 3 weights too.
+
+    Args:
+        parameters: on one tensor-parallel rank.
+        stage: ZeRO stage.
+        precision: fp32, bf16 or fp16.
+        data_size: data-parallel ranks.
+    """
+    weight = _WEIGHT_BYTES[precision]
+    if stage == 0:
+        return parameters * (2 * weight + _ADAM_BYTES) if precision == "fp32" else None
+    states = _MASTER_BYTES + _ADAM_BYTES
+    shared = {1: states, 2: states + weight, 3: states + 2 * weight}[stage]
+    whole = 2 * weight + states - shared
+    return parameters * (whole + shared / data_size)
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Bytes of one checkpoint on any ranks, in any stage and precision: weights and moments in fp32."""
+    return parameters * (_MASTER_BYTES + _ADAM_BYTES)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from janus_ds.cli.arguments import new_parser
 from janus_ds.config.load import add_override_argument, load_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
@@ -16,7 +17,7 @@ from janus_ds.data.stream.index import Manifest, ShardEntry, SplitIndex
 from janus_ds.data.stream.open_dataset import DataPlace, open_data
 from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.errors import JanusError
-from janus_ds.tools.common import bytes_text, count_text, new_parser, table
+from janus_ds.tables import bytes_text, count_text, table
 
 __all__ = ["main"]
 

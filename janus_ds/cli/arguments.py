@@ -1,4 +1,4 @@
-"""Arguments that the programs in eval/ share, and how they show what goes on."""
+"""What the commands share: parsers, options of programs that decode and score, numbers and tables as text."""
 
 from __future__ import annotations
 
@@ -9,24 +9,97 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_ds.errors import UsageError
-from janus_ds.tools.decode_arguments import (
-    BOTH_WAYS,
-    add_both_ways_arguments,
-    add_inference_arguments,
-    inference_options,
-)
+import janus_ds
+from janus_ds.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
-    from janus_ds.tools.checkpoint_eval import EvalRequest
+    from janus_ds.evaluate.evaluation import EvalRequest
+    from janus_ds.model.inference import InferenceOptions
 
 __all__ = [
+    "BOTH_WAYS",
     "ProgressBars",
+    "add_both_ways_arguments",
     "add_checkpoint_arguments",
+    "add_inference_arguments",
     "add_score_arguments",
     "checkpoint_request",
     "help_text",
+    "inference_options",
+    "new_parser",
+    "recipe_path",
 ]
+
+
+def new_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The argument parser of one command."""
+    return argparse.ArgumentParser(prog=f"janus-ds {command}", description=description)
+
+
+def recipe_path(given: Path | None) -> Path:
+    """The recipe that was asked for, or the quickstart's.
+
+    Raises:
+        UsageError: none was given, and this is not a checkout of the repository.
+    """
+    if given is not None:
+        return given
+    quickstart = Path(janus_ds.__file__).parents[1] / "launch" / "recipes" / "quickstart.yaml"
+    if not quickstart.is_file():
+        raise UsageError("no recipe was given", "--recipe", "give the path of a recipe (YAML)")
+    return quickstart
+
+
+_DTYPES = ("fp32", "bf16", "float64")
+
+
+def add_inference_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add `--dtype`, `--int8` and `--compile`."""
+    add = parser.add_argument
+    add("--dtype", choices=_DTYPES, default="fp32", help="precision of decoding (default: fp32)")
+    add("--int8", action="store_true", help="int8 weights and activations in linear layers (CPU)")
+    add("--compile", action="store_true", help="layers by torch.compile (for GPUs; a CPU is faster without)")
+
+
+BOTH_WAYS: dict[str, tuple[type, str]] = {
+    "rescore": (str, "NAR: ar lets AR score the candidates with the same weights"),
+    "rescore_weight": (float, "NAR, rescored: weight of AR's score, NAR's gets the rest"),
+    "rescore_samples": (
+        int,
+        "NAR, rescored: samples of each candidate where NAR is not sure, scored as well",
+    ),
+    "draft_width": (int, "draft: drafts of a sentence that are checked at once"),
+    "temperature": (float, "draft: above 0, exact samples of AR's distribution"),
+}
+"""Options of decoding both ways at once: fields of `DecodeConfig`, their type and help."""
+
+
+def add_both_ways_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add an option for each field of :data:`BOTH_WAYS`."""
+    for name, (kind, text) in BOTH_WAYS.items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=kind, help=f"{text} (default: as the run's recipe says)")
+
+
+def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
+    """What was chosen.
+
+    Raises:
+        MissingDependencyError: there is no compiler for the device.
+    """
+    import torch
+
+    from janus_ds.model.inference import InferenceOptions
+    from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+
+    chosen = getattr(parsed, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
+    if parsed.compile and not compiler_is_at_hand(torch.device(chosen)):
+        raise MissingDependencyError(
+            f"torch.compile finds no compiler for {chosen}",
+            "--compile",
+            "install g++ (CPU) or triton (GPU), or leave --compile out",
+        )
+    return InferenceOptions(parsed.dtype, parsed.int8, parsed.compile)
 
 
 def add_score_arguments(parser: argparse.ArgumentParser, predictions: str, references: str) -> None:
@@ -96,7 +169,7 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
             raise UsageError(f"{count} sentences cannot be taken", option, "give 0 or more")
     import torch
 
-    from janus_ds.tools.checkpoint_eval import EvalRequest
+    from janus_ds.evaluate.evaluation import EvalRequest
 
     decode = {name: getattr(parsed, name) for name in ("beam", "length_beam", *BOTH_WAYS)}
     return EvalRequest(
@@ -136,7 +209,7 @@ def _shares(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def help_text(description: str | None, program: str, example: Sequence[object]) -> str:
+def help_text(description: str | None, program: Path, example: Sequence[object]) -> str:
     """What a program prints without arguments: what it does, and an example that runs from where one is."""
     words = [os.path.relpath(word) if isinstance(word, Path) else str(word) for word in example]
     line = " ".join(["python", os.path.relpath(program), *words])

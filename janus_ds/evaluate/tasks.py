@@ -1,7 +1,6 @@
-"""Decode a split of a GLGE task with a checkpoint in several ways, score it as the official script does, and
-measure speed.
+"""Translate a split with a checkpoint in several ways, score each, and measure speed.
 
-`eval/glge.py --checkpoint RUN` is a thin front of :func:`evaluate_glge`.
+`eval/nmt.py --checkpoint RUN` is a thin front of :func:`evaluate`.
 """
 
 from __future__ import annotations
@@ -11,17 +10,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from janus_ds.checkpoint.manager import BEST_FOLDER
-from janus_ds.data.prepare.pair_files import GLGE_SPLITS, find_split, read_pairs, source_limit, task_limits
+from janus_ds.data.prepare.pair_files import (
+    GLGE_SPLITS,
+    find_split,
+    held_out_text,
+    read_pairs,
+    source_limit,
+    task_limits,
+)
 from janus_ds.data.stream.index import MANIFEST_NAME
 from janus_ds.decode.hypothesis import Hypothesis
 from janus_ds.decode.load import LoadedRun
 from janus_ds.errors import DataError, UsageError
-from janus_ds.metrics.files import TextLines
-from janus_ds.metrics.glge import Task, score_task
-from janus_ds.metrics.glge_metrics import Meteor, TaskTexts
-from janus_ds.metrics.scores import Scores, save_json
-from janus_ds.tools import checkpoint_eval
-from janus_ds.tools.checkpoint_eval import (
+from janus_ds.evaluate import evaluation as checkpoint_eval
+from janus_ds.evaluate.evaluation import (
     EvalRequest,
     EvalText,
     Progress,
@@ -31,10 +33,79 @@ from janus_ds.tools.checkpoint_eval import (
     load_checkpoint,
     run_evaluation,
 )
-from janus_ds.tools.glge_latency import LatencyReport, measure_glge
-from janus_ds.tools.latency import LatencyPlan
+from janus_ds.evaluate.latency import LatencyReport, measure_glge
+from janus_ds.evaluate.timing import LatencyPlan
+from janus_ds.metrics.files import TextLines, read_lines
+from janus_ds.metrics.glge import Task, score_task
+from janus_ds.metrics.glge_metrics import Meteor, TaskTexts
+from janus_ds.metrics.scores import Scores, save_json
+from janus_ds.metrics.translation import compare_translations, score_translations
 
-__all__ = ["GlgeEvaluation", "GlgeRequest", "evaluate_glge", "glge_table", "with_best"]
+__all__ = [
+    "EvalRequest",
+    "GlgeEvaluation",
+    "GlgeRequest",
+    "SystemResult",
+    "evaluate",
+    "evaluate_glge",
+    "glge_table",
+    "results_table",
+    "with_best",
+]
+
+_COLUMNS = (
+    ("sacrebleu", "BLEU 13a"),
+    ("tokenized_bleu", "tok. BLEU"),
+    ("compound_bleu", "compound"),
+    ("chrf", "chrF"),
+    ("repetition", "repeated %"),
+    ("length_ratio", "length %"),
+)
+
+
+def evaluate(request: EvalRequest, progress: Progress | None = None) -> list[SystemResult]:
+    """Translate, score, measure and write.
+
+    Raises:
+        UsageError: a mode or a number of iterations that cannot be.
+        CheckpointError: no such run, too few checkpoints to average, another vocabulary than the data's.
+        ConfigError: a mode that was not trained.
+        DataError: the split's text is missing.
+    """
+    request.check()
+    run = load_checkpoint(request)
+    baseline = read_lines(request.baseline) if request.baseline else None
+    return run_evaluation(request, run, _Translation(request.split, baseline), progress)
+
+
+class _Translation:
+    """Text prepared by `prepare_data.py --task nmt`, scored by BLEU and its like."""
+
+    def __init__(self, split: str, baseline: TextLines | None) -> None:
+        self._split = split
+        self._baseline = baseline
+
+    def read(self, request: EvalRequest, run: LoadedRun) -> EvalText:
+        data = request.data or (Path(run.config.data.path) if run.config.data.path else None)
+        if data is None:
+            raise UsageError("the run does not say where its data lay", str(run.folder), "give --data DIR")
+        check_vocabulary(run, data)
+        text = held_out_text(data, request.split)
+        return EvalText(text.sources, text.references, text.names)
+
+    def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: EvalText) -> Scores:
+        references = TextLines(text.names[1], text.references or [])
+        scores = score_translations(outputs, references, self._split, [h.tokens for h in found])
+        if self._baseline is None:
+            return scores
+        significance = compare_translations(outputs, references, self._baseline)
+        return replace(scores, extra={"significance": significance})
+
+
+def results_table(results: Sequence[SystemResult]) -> str:
+    """One line a system."""
+    return checkpoint_eval.results_table(results, _COLUMNS)
+
 
 _TITLES = {
     "rouge1": "R-1",

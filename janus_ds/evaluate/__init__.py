@@ -1,0 +1,1 @@
+"""Decoding and scoring a split with a run, speed, distillation."""
