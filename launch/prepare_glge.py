@@ -14,9 +14,8 @@ import os
 import sys
 from pathlib import Path
 
-from janus_ds.data.prepare.glge import prepare_glge
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, task_limits
-from janus_ds.data.prepare.pairs import PairReport
+from janus_ds.data.prepare.pairs import PairReport, prepare_glge
 from janus_ds.data.prepare.settings import GlgeSettings, Limits
 from janus_ds.errors import exit_on_error
 

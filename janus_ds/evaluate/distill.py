@@ -25,7 +25,7 @@ from janus_ds.checkpoint.average import average_weights, last_checkpoints
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
 from janus_ds.data.prepare.pairs import PairReport
-from janus_ds.data.stream.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.shards import Packing
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.decode.generator import Generator, trained_modes
@@ -91,10 +91,9 @@ def distill(request: DistillRequest, show: Show | None = None) -> PairReport:
     _check_run(run, manifest, request)
     asked = _asked(request, run, manifest, weights)
     output = request.output
-    if (output / MANIFEST_NAME).is_file():
-        return PairReport(output, finished_manifest(output, asked), already_whole=True)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError("the output is not an empty folder", str(output), "choose another output folder")
+    finished = finished_manifest(output, asked)
+    if finished is not None:
+        return PairReport(output, finished, already_whole=True)
     work = _open_work(output, asked)
     targets = _Targets(run, request, work / "portions").translate(show or (lambda done, total: None))
     whole = work / "data"
@@ -243,8 +242,7 @@ def _write(data: Path, whole: Path, manifest: Manifest, targets: Ragged, asked: 
     writer = SplitWriter(whole / _TRAIN, Packing(index.stream_dtype, **sizes), SplitState())
     for source, target, found in _blocks(data, targets):
         writer.add({"source": source, "target": _chosen(target, found, longest, counts)})
-    new_index, sha256 = writer.finish(_STREAMS)
-    totals = SplitTotals(len(new_index.shards), new_index.samples, new_index.tokens, sha256)
+    totals = writer.finish(_STREAMS)
     told = {**manifest.settings, "request": asked, "distilled": asked["distilled"]}
     told["counts"] = {**manifest.settings.get("counts", {}), _TRAIN: dict(counts)}
     made = replace(manifest, settings=told, splits={**manifest.splits, _TRAIN: totals})

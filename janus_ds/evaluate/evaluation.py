@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from janus_ds.checkpoint.average import average_weights, last_checkpoints
-from janus_ds.data.prepare.pairs import plain_ids
 from janus_ds.data.stream.index import Manifest
+from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import LoadedRun, load_run, with_decode

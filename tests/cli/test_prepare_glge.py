@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from janus_ds.config.load import load_run_config
-from janus_ds.data.prepare.glge import prepare_glge
 from janus_ds.data.prepare.pair_files import find_files, task_limits
+from janus_ds.data.prepare.pairs import prepare_glge
 from janus_ds.data.prepare.settings import GlgeSettings, Limits
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.index import Manifest

@@ -13,7 +13,7 @@ import torch
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.cli.convert import main
 from janus_ds.data.prepare.corpus import prepare
-from janus_ds.data.prepare.glge import prepare_glge
+from janus_ds.data.prepare.pairs import prepare_glge
 from janus_ds.data.prepare.settings import GlgeSettings, Limits, PrepareSettings
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run

@@ -19,7 +19,7 @@ from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.stream.shards import token_dtype
 from janus_ds.data.text.documents import DocumentReader, Position
 from janus_ds.data.text.sentences import cut_rows, split_sentences
-from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, structural, train_sentencepiece
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults
 
@@ -82,7 +82,7 @@ class BlockEncoder:
         self._tokenizer = tokenizer
         self._settings = settings
         special = tokenizer.special
-        self._forbidden = frozenset((special.bos, special.pad, special.eos, special.mask))
+        self._forbidden = structural(special)
         self._unk = special.unk
         self._dtype = np.dtype(token_dtype(special.vocab_size))
 

@@ -115,8 +115,9 @@ def prepare(
     settings.check()
     files = list_inputs(inputs)
     request = _request(files, settings)
-    if (output / MANIFEST_NAME).is_file():
-        return _finished(output, request)
+    if (output / MANIFEST_NAME).is_file() and (manifest := finished_manifest(output, request)):
+        shutil.rmtree(output / WORK_NAME, ignore_errors=True)  # left if the last act was interrupted
+        return PrepareReport(output, manifest, already_whole=True)
     times = [path.stat().st_mtime_ns for path in files]
     with Journal(output, {**request, "times": times}) as journal:
         job = _Job(files, output, settings, execution or Execution(), journal)
@@ -133,12 +134,6 @@ def _request(files: Sequence[Path], settings: PrepareSettings) -> dict[str, Any]
         "inputs": [[path.name, path.stat().st_size] for path in files],
         "tokenizer": load_tokenizer(Path(settings.tokenizer)).fingerprint if given else None,
     }
-
-
-def _finished(output: Path, request: dict[str, Any]) -> PrepareReport:
-    manifest = finished_manifest(output, request)
-    shutil.rmtree(output / WORK_NAME, ignore_errors=True)  # left if the last act was interrupted
-    return PrepareReport(output, manifest, already_whole=True)
 
 
 class _Job:
@@ -236,8 +231,7 @@ class _Job:
         for name in _SPLIT_ORDER:
             if self._writers[name].empty:
                 continue
-            index, sha256 = self._writers[name].finish(encoder.streams)
-            totals[name] = SplitTotals(len(index.shards), index.samples, index.tokens, sha256)
+            totals[name] = self._writers[name].finish(encoder.streams)
         if "train" not in totals:
             raise DataError(
                 f"none of the {counts['documents']} documents gave training text",

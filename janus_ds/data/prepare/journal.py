@@ -22,7 +22,15 @@ import numpy as np
 
 from janus_ds.config.locations import checked_name
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.stream.index import Manifest, ShardEntry, SplitIndex, shard_entry, whole_number
+from janus_ds.data.stream.index import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    SplitIndex,
+    SplitTotals,
+    shard_entry,
+    whole_number,
+)
 from janus_ds.data.stream.shards import Packing, shard_name, write_shard
 from janus_ds.data.text.documents import Position
 from janus_ds.errors import DataError
@@ -236,12 +244,12 @@ class SplitWriter:
         """Shards on disk and the samples that are not in one."""
         return SplitState(list(self._shards), self._gather() if self._parts else {})
 
-    def finish(self, streams: tuple[str, ...]) -> tuple[SplitIndex, str]:
-        """Write what is left and the index; returns it with the SHA-256 of its file."""
+    def finish(self, streams: tuple[str, ...]) -> SplitTotals:
+        """Write what is left and the index; returns what the manifest says of it."""
         if self._waiting:
             self._write(self._waiting)
         index = SplitIndex(self._packing.stream_dtype, streams, tuple(self._shards))
-        return index, index.save(self._dir)
+        return SplitTotals(len(index.shards), index.samples, index.tokens, index.save(self._dir))
 
     def _gather(self) -> dict[str, Ragged]:
         """All waiting samples as one part."""
@@ -267,12 +275,16 @@ def _samples(part: dict[str, Ragged]) -> int:
     return len(next(iter(part.values())))
 
 
-def finished_manifest(output: Path, request: dict[str, Any]) -> Manifest:
-    """The manifest of a directory that is already there.
+def finished_manifest(output: Path, request: dict[str, Any]) -> Manifest | None:
+    """The manifest of a directory that is there already; None where the output is new or empty.
 
     Raises:
-        DataError: it was made on another request.
+        DataError: it was made on another request, or holds something else.
     """
+    if not (output / MANIFEST_NAME).is_file():
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise DataError("the output is not an empty folder", str(output), "choose another output folder")
+        return None
     manifest = Manifest.load(output)
     if manifest.settings.get("request") != request:
         raise DataError(

@@ -1,49 +1,44 @@
-"""Data directories of pairs: parallel text for translation (task nmt), and what all pairs have in common.
+"""Data directories of pairs: parallel text for translation (task nmt), and the tasks of GLGE.
 
-Training pairs are cleaned, which is counted, and put into a mixed order, so that any run of members is a
-fair sample. Held-out pairs are never cleaned: their text is kept as given in `raw/` for scoring, and only
-what no loss can be computed on (an empty side, a side too long) is left out of their shards.
+Training pairs are put into a mixed order, so that any run of members is a fair sample. Of parallel text,
+training pairs are cleaned and those with a side too long left out; of GLGE (section 5.2 of the paper) long
+sides are cut; both are counted. The held-out text stays as given in `raw/` for scoring, and only what no loss
+can be computed on is left out of its shards.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from janus_ds.batch import SpecialTokens
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.blocks import hash_sample
 from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
-from janus_ds.data.prepare.pair_files import PairCleaner, PairFiles, pair_key
+from janus_ds.data.prepare.pair_files import PairCleaner, PairFiles, find_files, pair_key, read_pairs
 from janus_ds.data.prepare.pool import ordered_map
-from janus_ds.data.prepare.settings import PairSettings
-from janus_ds.data.stream.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.prepare.settings import GlgeSettings, Limits, PairSettings
+from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.data.stream.shards import Packing, token_dtype
-from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, plain_ids, structural, train_sentencepiece
 from janus_ds.data.text.word_tokenizer import train_words
 from janus_ds.errors import DataError
 from janus_ds.io import atomic_dir, disk_faults, write_atomic
 
-__all__ = [
-    "STREAMS",
-    "EncodedPairs",
-    "PairPacking",
-    "PairReport",
-    "build_whole",
-    "joined",
-    "paired",
-    "plain_ids",
-    "portions",
-    "prepare_pairs",
-    "structural",
-    "write_split",
-]
+__all__ = ["PairReport", "prepare_glge", "prepare_pairs"]
+
+_STREAMS = ("source", "target")
+_GLGE_SIDES = ("src", "tgt")
+_UNIT_PAIRS = 4000
+
+Pair = tuple[str, str]
+Show = Callable[[str, int], None]
+"""Called with the stage and the number of pairs done in it."""
 
 
 @dataclass(frozen=True)
@@ -58,114 +53,6 @@ class PairReport:
     def counts(self) -> dict[str, dict[str, int]]:
         """What was read, cut or left out and why, by split."""
         return dict(self.manifest.settings["counts"])
-
-
-def build_whole(output: Path, request: dict[str, Any], build: Callable[[Path], Manifest]) -> PairReport:
-    """Make `output`, beside its place and renamed into it when whole; return at once where it is there.
-
-    Args:
-        output: the data directory; must be new, empty, or of the same request.
-        request: what decides the bytes, as JSON; kept in the manifest's settings.
-        build: fills the folder that it is given and saves the manifest.
-
-    Raises:
-        DataError: the output folder holds something else.
-        ResourceError: full disk or missing permission.
-    """
-    if (output / MANIFEST_NAME).is_file():
-        return PairReport(output, finished_manifest(output, request), already_whole=True)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError("the output is not an empty folder", str(output), "choose another output folder")
-    with disk_faults(output), atomic_dir(output) as building:
-        manifest = build(building)
-    return PairReport(output, manifest)
-
-
-Pair = tuple[str, str]
-
-
-def portions(pairs: Iterable[Pair], size: int) -> Iterator[tuple[Sequence[Pair], int]]:
-    """Pairs in portions of `size`, each with the number of pairs up to its end; at least one portion."""
-    portion: list[Pair] = []
-    done = 0
-    for pair in pairs:
-        portion.append(pair)
-        if len(portion) == size:
-            done += size
-            yield portion, done
-            portion = []
-    if portion or not done:
-        yield portion, done + len(portion)
-
-
-def structural(special: SpecialTokens) -> frozenset[int]:
-    """Symbols that text may spell but a sample must not hold: an eos inside would mean the end."""
-    return frozenset((special.bos, special.pad, special.eos, special.mask))
-
-
-def plain_ids(ids: Sequence[int], special: SpecialTokens) -> list[int]:
-    """Tokens of a text without such symbols."""
-    dropped = structural(special)
-    return [id_ for id_ in ids if id_ not in dropped]
-
-
-STREAMS = ("source", "target")
-"""The two sides of a sample, in the order in which pairs hold them."""
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """A portion of pairs as token rows, and what was counted on the way."""
-
-    samples: dict[str, Ragged]
-    counts: Counter[str]
-
-
-@dataclass(frozen=True)
-class PairPacking:
-    """How many samples go where, and the vocabulary that decides how wide a token is stored."""
-
-    samples_per_member: int
-    members_per_shard: int
-    vocab_size: int
-
-
-def paired(sides: Sequence[Sequence[list[int]]], kept: Sequence[int], vocab_size: int) -> dict[str, Ragged]:
-    """The pairs with these numbers, of a row of tokens for each pair on each side."""
-    dtype = np.dtype(token_dtype(vocab_size))
-    return {
-        name: Ragged.from_rows([rows[i] for i in kept], dtype)
-        for name, rows in zip(STREAMS, sides, strict=True)
-    }
-
-
-def joined(parts: Sequence[dict[str, Ragged]]) -> dict[str, Ragged]:
-    """Portions put together."""
-    return {name: Ragged.concatenate([part[name] for part in parts]) for name in STREAMS}
-
-
-def write_split(folder: Path, samples: dict[str, Ragged], packing: PairPacking) -> SplitTotals:
-    """Write shards and index; training pairs are shuffled once, so that neighbours have nothing in common.
-
-    Args:
-        folder: of the split; its name is the split's.
-        samples: as :func:`joined` gives them.
-        packing: how.
-    """
-    if folder.name == "train":
-        order = shuffled(keys(0, 0, 0, Stream.MEMBER_ORDER), len(samples["target"]))
-        samples = {name: rows.take(order) for name, rows in samples.items()}
-    form = Packing(token_dtype(packing.vocab_size), packing.samples_per_member, packing.members_per_shard)
-    writer = SplitWriter(folder, form, SplitState())
-    writer.add(samples)
-    index, sha256 = writer.finish(STREAMS)
-    return SplitTotals(len(index.shards), index.samples, index.tokens, sha256)
-
-
-_UNIT_PAIRS = 4000
-
-Show = Callable[[str, int], None]
-"""Called with the stage and the number of pairs done in it."""
 
 
 def prepare_pairs(
@@ -191,18 +78,7 @@ def prepare_pairs(
         ResourceError: full disk, missing permission, a killed worker.
     """
     settings.check()
-    request = _request(files, settings)
-
-    def build(building: Path) -> Manifest:
-        job = _Job(files, building, settings, processes, show or (lambda stage, pairs: None))
-        return job.run(request)
-
-    return build_whole(output, request, build)
-
-
-def _request(files: Mapping[str, Sequence[PairFiles]], settings: PairSettings) -> dict[str, Any]:
-    """What decides the result, as JSON."""
-    return {
+    request = {
         "settings": settings.to_json(),
         "inputs": {
             split: [[path.name, path.stat().st_size] for pair in pairs for path in (pair.source, pair.target)]
@@ -211,110 +87,230 @@ def _request(files: Mapping[str, Sequence[PairFiles]], settings: PairSettings) -
         "tokenizer": load_tokenizer(Path(settings.tokenizer)).fingerprint if settings.given else None,
     }
 
+    def build(folder: Path) -> Manifest:
+        text = _ParallelText(files, settings)
+        builder = _Builder(folder, settings, processes, show)
+        languages = (settings.languages.source, settings.languages.target)
+        for split in ("valid", "test"):
+            if split in files:
+                builder.keep_raw(split, (pair for part in files[split] for pair in part.read()), languages)
+        tokenizer = text.tokenizer(builder.show)
+        for split in files:
+            counts: Counter[str] = Counter()
+            encode = _LeavingOut(tokenizer, settings.max_tokens)
+            builder.write(split, text.chosen(split, counts), encode, counts, text.nothing_left(split))
+        return builder.finish(tokenizer, request, languages, settings.lowercase)
 
-class _Job:
-    """One call of :func:`prepare_pairs`."""
+    return _build_whole(output, request, build)
+
+
+def prepare_glge(
+    folder: Path, output: Path, settings: GlgeSettings, processes: int = 1, show: Show | None = None
+) -> PairReport:
+    """Make a data directory of one task; it appears whole or not at all.
+
+    Args:
+        folder: the task's folder in GLGE's layout (`pair_files.find_files`).
+        output, processes, show: as in :func:`prepare_pairs`.
+        settings: what is made.
+
+    Raises:
+        ConfigError, DataError, ResourceError: as in :func:`prepare_pairs`; DataError: no tokenizer.
+    """
+    settings.check()
+    tokenizer = load_tokenizer(settings.tokenizer)
+    files = find_files(folder)
+    request = {
+        "settings": {**asdict(settings), "tokenizer": tokenizer.fingerprint},
+        "inputs": {s: [[p.name, p.stat().st_size] for p in pair if p] for s, pair in files.items()},
+    }
+
+    def build(building: Path) -> Manifest:
+        builder = _Builder(building, settings, processes, show)
+        for split, (source, target) in files.items():
+            if split != "train":
+                names = _GLGE_SIDES[: 1 if target is None else 2]
+                builder.keep_raw(split, read_pairs(source, target), names)
+            if target is not None:
+                nothing = DataError(
+                    f"no pair of {split} has text on both sides",
+                    f"{source} and {target}",
+                    "look at the files",
+                )
+                encode = _Cutting(tokenizer, settings.limits)
+                builder.write(
+                    split,
+                    read_pairs(source, target),
+                    encode,
+                    Counter(),
+                    DataError(what, where, "look at the files"),
+                )
+        return builder.finish(tokenizer, request, _GLGE_SIDES, lowercase=False)
+
+    return _build_whole(output, request, build)
+
+
+def _build_whole(output: Path, request: dict[str, Any], build: Callable[[Path], Manifest]) -> PairReport:
+    """Build beside the output and rename; nothing to do where it is there already."""
+    manifest = finished_manifest(output, request)
+    if manifest is not None:
+        return PairReport(output, manifest, already_whole=True)
+    with disk_faults(output), atomic_dir(output) as building:
+        return PairReport(output, build(building))
+
+
+@dataclass(frozen=True)
+class _EncodedPairs:
+    """A portion of pairs as token rows, and what was counted on the way."""
+
+    samples: dict[str, Ragged]
+    counts: Counter[str]
+
+
+class _Builder:
+    """Fills one data directory: raw text, shards and manifest."""
 
     def __init__(
-        self,
-        files: Mapping[str, Sequence[PairFiles]],
-        folder: Path,
-        settings: PairSettings,
-        processes: int,
-        show: Show,
+        self, folder: Path, settings: PairSettings | GlgeSettings, processes: int, show: Show | None
     ) -> None:
-        self._files = files
-        self._folder = folder
-        self._settings = settings
-        self._processes = processes
-        self._show = show
-        self._held_out: set[bytes] = set()
+        self._folder, self._settings, self._processes = folder, settings, processes
+        self.show = show or (lambda stage, pairs: None)
+        self._totals: dict[str, SplitTotals] = {}
+        self._counts: dict[str, dict[str, int]] = {}
 
-    def run(self, request: dict[str, Any]) -> Manifest:
-        for split in ("valid", "test"):
-            self._keep_raw(split)
-        tokenizer = self._tokenizer()
+    def keep_raw(self, split: str, pairs: Iterable[Pair], names: Sequence[str]) -> None:
+        """The text of a held-out split, as given, for scoring; a name for each side that is there."""
+        lines = list(pairs)
+        with disk_faults(self._folder):
+            (self._folder / "raw").mkdir(exist_ok=True)
+        for side, name in enumerate(names):
+            text = "".join(f"{pair[side]}\n" for pair in lines)
+            write_atomic(self._folder / "raw" / f"{split}.{name}", text.encode())
+
+    def write(
+        self,
+        split: str,
+        pairs: Iterable[Pair],
+        encode: Callable[[Sequence[Pair]], _EncodedPairs],
+        counts: Counter[str],
+        nothing: DataError,
+    ) -> None:
+        """Encode a split and write its shards and index; training pairs are shuffled once.
+
+        Args:
+            split: its name.
+            pairs: all of them.
+            encode: turns portions into tokens; called in other processes.
+            counts: what was counted of the pairs so far; counts of `encode` are added.
+            nothing: raised where no pair is left.
+        """
+        parts: list[dict[str, Ragged]] = []
+        for part, done in ordered_map(encode, _portions(pairs), self._processes):
+            counts.update(part.counts)
+            parts.append(part.samples)
+            self.show(f"writing {split}", done)
+        samples = {name: Ragged.concatenate([part[name] for part in parts]) for name in _STREAMS}
+        if not len(samples["target"]):
+            raise nothing
+        if split == "train":
+            order = shuffled(keys(0, 0, 0, Stream.MEMBER_ORDER), len(samples["target"]))
+            samples = {name: rows.take(order) for name, rows in samples.items()}
+        dtype = samples["target"].values.dtype.name
+        packing = Packing(dtype, self._settings.samples_per_member, self._settings.members_per_shard)
+        writer = SplitWriter(self._folder / split, packing, SplitState())
+        writer.add(samples)
+        self._totals[split] = writer.finish(_STREAMS)
+        self._counts[split] = dict(counts)
+
+    def finish(
+        self, tokenizer: Tokenizer, request: dict[str, Any], languages: Sequence[str], lowercase: bool
+    ) -> Manifest:
+        """Save the tokenizer and the manifest."""
         tokenizer.save(self._folder / "tokenizer")
-        counts, totals = {}, {}
-        for split in self._files:
-            totals[split], counts[split] = self._split(split, tokenizer)
-        settings = {"request": request, "counts": counts, "lowercase": self._settings.lowercase}
-        settings["languages"] = {
-            "source": self._settings.languages.source,
-            "target": self._settings.languages.target,
+        settings = {
+            "request": request,
+            "counts": self._counts,
+            "lowercase": lowercase,
+            "languages": dict(zip(_STREAMS, languages, strict=True)),
         }
         manifest = Manifest(
-            "pair", tokenizer.fingerprint, tokenizer.special.vocab_size, settings, dict(totals)
+            "pair", tokenizer.fingerprint, tokenizer.special.vocab_size, settings, self._totals
         )
         manifest.save(self._folder)
         return manifest
 
-    def _pairs(self, split: str) -> Iterator[tuple[str, str]]:
+
+def _portions(pairs: Iterable[Pair]) -> Iterator[tuple[Sequence[Pair], int]]:
+    """Pairs in portions, each with the number of pairs up to its end; at least one portion."""
+    portion: list[Pair] = []
+    done = 0
+    for pair in pairs:
+        portion.append(pair)
+        if len(portion) == _UNIT_PAIRS:
+            done += _UNIT_PAIRS
+            yield portion, done
+            portion = []
+    if portion or not done:
+        yield portion, done + len(portion)
+
+
+class _ParallelText:
+    """The pairs of each split, cleaned for training, and the tokenizer made of them."""
+
+    def __init__(self, files: Mapping[str, Sequence[PairFiles]], settings: PairSettings) -> None:
+        self._files, self._settings = files, settings
+        self._held_out = {pair_key(*pair) for split in ("valid", "test") for pair in self._pairs(split)}
+
+    def _pairs(self, split: str) -> Iterator[Pair]:
         lower = self._settings.lowercase
         for files in self._files.get(split, ()):
             for source, target in files.read():
                 yield (source.lower(), target.lower()) if lower else (source, target)
 
-    def _keep_raw(self, split: str) -> None:
-        """The text of a held-out split, as given, for scoring."""
-        if split not in self._files:
-            return
-        lines = [pair for files in self._files[split] for pair in files.read()]
-        folder = self._folder / "raw"
-        with disk_faults(folder):
-            folder.mkdir(exist_ok=True)
-        languages = (self._settings.languages.source, self._settings.languages.target)
-        for side, language in enumerate(languages):
-            text = "".join(f"{pair[side]}\n" for pair in lines)
-            write_atomic(folder / f"{split}.{language}", text.encode())
-        self._held_out |= {pair_key(*pair) for pair in self._pairs(split)}
+    def chosen(self, split: str, counts: Counter[str]) -> Iterator[Pair]:
+        """Pairs for the shards: of train those that are clean."""
+        cleaner = PairCleaner(self._settings, self._held_out, counts)
+        for pair in self._pairs(split):
+            if split != "train":
+                counts["lines"] += 1
+            if split != "train" or cleaner.keeps(*pair):
+                yield pair
 
-    def _tokenizer(self) -> Tokenizer:
+    def tokenizer(self, show: Show) -> Tokenizer:
+        """The given one, or one trained on both sides of the training pairs."""
         settings = self._settings
         if settings.given:
             return load_tokenizer(Path(settings.tokenizer))
-        self._show("reading text for the tokenizer", 0)
-        lines = (text for pair in self._cleaned(Counter()) for text in pair)
+        show("reading text for the tokenizer", 0)
+        lines = (text for pair in self.chosen("train", Counter()) for text in pair)
         if settings.trained_kind is None:
             return train_words(lines)
         sample = hash_sample(lines, settings.tokenizer_sample_mb * 1_000_000)
         if not sample:
-            self._refuse_nothing_left()
-        self._show("training the tokenizer", 0)
+            raise self.nothing_left("train")
+        show("training the tokenizer", 0)
         return train_sentencepiece(sample, settings.trained_kind, settings.vocab_size)
 
-    def _cleaned(self, counts: Counter[str]) -> Iterator[tuple[str, str]]:
-        cleaner = PairCleaner(self._settings, self._held_out, counts)
-        return (pair for pair in self._pairs("train") if cleaner.keeps(*pair))
-
-    def _split(self, split: str, tokenizer: Tokenizer) -> tuple[SplitTotals, dict[str, int]]:
-        counts: Counter[str] = Counter()
-        pairs = self._cleaned(counts) if split == "train" else _counted(self._pairs(split), counts)
-        encoder = _Encoder(tokenizer, self._settings.max_tokens)
-        parts: list[dict[str, Ragged]] = []
-        for part, more in ordered_map(encoder, portions(pairs, _UNIT_PAIRS), self._processes):
-            counts.update(part.counts)
-            parts.append(part.samples)
-            self._show(f"writing {split}", more)
-        samples = joined(parts)
-        if not len(samples["target"]):
-            self._refuse_nothing_left(split)
-        settings = self._settings
-        packing = PairPacking(
-            settings.samples_per_member, settings.members_per_shard, tokenizer.special.vocab_size
-        )
-        return write_split(self._folder / split, samples, packing), dict(counts)
-
-    def _refuse_nothing_left(self, split: str = "train") -> None:
+    def nothing_left(self, split: str) -> DataError:
+        """The error of a split without pairs."""
         places = [str(path) for pair in self._files[split] for path in (pair.source, pair.target)]
-        raise DataError(
+        return DataError(
             f"no pair is left for {split}: all are empty, too long or too unequal",
             ", ".join(places[:4]),
             "look at the files, or raise --max-tokens and --max-ratio",
         )
 
 
-class _Encoder:
+def _paired(sides: Sequence[Sequence[list[int]]], kept: Sequence[int], vocab_size: int) -> dict[str, Ragged]:
+    """The pairs with these numbers, of a row of tokens for each pair on each side."""
+    dtype = np.dtype(token_dtype(vocab_size))
+    return {
+        name: Ragged.from_rows([rows[i] for i in kept], dtype)
+        for name, rows in zip(_STREAMS, sides, strict=True)
+    }
+
+
+class _LeavingOut:
     """Pairs to tokens; leaves out what cannot be a sample."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
@@ -322,7 +318,7 @@ class _Encoder:
         self._max_tokens = max_tokens
         self._forbidden = structural(tokenizer.special)
 
-    def __call__(self, pairs: Sequence[tuple[str, str]]) -> EncodedPairs:
+    def __call__(self, pairs: Sequence[Pair]) -> _EncodedPairs:
         sides = [self._tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
         counts: Counter[str] = Counter()
         kept = []
@@ -331,11 +327,11 @@ class _Encoder:
             counts[fault or "kept"] += 1
             if fault is None:
                 kept.append(number)
-        samples = paired(sides, kept, self._tokenizer.special.vocab_size)
+        samples = _paired(sides, kept, self._tokenizer.special.vocab_size)
         for name, ragged in samples.items():
             counts[f"{name}_tokens"] += len(ragged.values)
             counts["unknown_tokens"] += int(np.count_nonzero(ragged.values == self._tokenizer.special.unk))
-        return EncodedPairs(samples, counts)
+        return _EncodedPairs(samples, counts)
 
     def _fault(self, rows: tuple[list[int], ...]) -> str | None:
         if not all(rows):
@@ -348,7 +344,29 @@ class _Encoder:
         return None
 
 
-def _counted(pairs: Iterator[tuple[str, str]], counts: Counter[str]) -> Iterator[tuple[str, str]]:
-    for pair in pairs:
-        counts["lines"] += 1
-        yield pair
+class _Cutting:
+    """Pairs to tokens, cut to the limits."""
+
+    def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
+        self._tokenizer = tokenizer
+        self._limits = (limits.source, limits.target)
+
+    def __call__(self, pairs: Sequence[Pair]) -> _EncodedPairs:
+        counts: Counter[str] = Counter(lines=len(pairs))
+        sides = [self._side(side, [pair[side] for pair in pairs], counts) for side in (0, 1)]
+        kept = [number for number, rows in enumerate(zip(*sides, strict=True)) if all(rows)]
+        counts["kept"] = len(kept)
+        counts["with_an_empty_side"] = len(pairs) - len(kept)
+        return _EncodedPairs(_paired(sides, kept, self._tokenizer.special.vocab_size), counts)
+
+    def _side(self, side: int, texts: list[str], counts: Counter[str]) -> list[list[int]]:
+        name, limit = _STREAMS[side], self._limits[side]
+        rows = []
+        for row in self._tokenizer.encode_batch(texts):
+            plain = plain_ids(row, self._tokenizer.special)
+            counts[f"{name}_special_symbols_removed"] += len(row) - len(plain)
+            counts[f"{name}_cut"] += len(plain) > limit
+            counts[f"{name}_tokens_cut"] += max(0, len(plain) - limit)
+            counts[f"{name}_tokens"] += min(len(plain), limit)
+            rows.append(plain[:limit])
+        return rows

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from janus_ds.config.locations import checked_name
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
 from janus_ds.data.text.tokenizer import SENTENCEPIECE_KINDS
 from janus_ds.errors import ConfigError, DataError
@@ -37,6 +39,29 @@ class Limits:
 
     source: int
     target: int
+
+
+def _below(settings: Any, **least: int) -> list[str]:
+    """Numbers of the settings that are too small; packing needs at least 1."""
+    return [
+        f"{name} must be at least {number}, not {getattr(settings, name)}"
+        for name, number in {**least, "samples_per_member": 1, "members_per_shard": 1}.items()
+        if getattr(settings, name) < number
+    ]
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ConfigError("; ".join(faults), "settings of the preparation", "change these settings")
+
+
+def _check_tokenizer(name: str, kinds: Sequence[str]) -> None:
+    if not Path(name).is_dir():
+        raise DataError(
+            "there is no tokenizer of this name, and no such folder",
+            f"--tokenizer {name}",
+            f"give {', '.join(kinds)}, or a folder with a tokenizer's files",
+        )
 
 
 TOKENIZER_KINDS = tuple(f"sentencepiece-{kind}" for kind in SENTENCEPIECE_KINDS)
@@ -81,32 +106,16 @@ class PrepareSettings:
             ConfigError: a number is out of range or a name is unknown.
             DataError: the tokenizer's folder does not exist.
         """
-        wholes = {
-            "vocab_size": 8,
-            "tokenizer_sample_mb": 1,
-            "block_tokens": 1,
-            "samples_per_member": 1,
-            "members_per_shard": 1,
-        }
-        faults = [
-            f"{name} must be at least {least}, not {getattr(self, name)}"
-            for name, least in wholes.items()
-            if getattr(self, name) < least
-        ]
+        faults = _below(self, vocab_size=8, tokenizer_sample_mb=1, block_tokens=1)
         if not (self.valid_share >= 0 and self.test_share >= 0 and self.valid_share + self.test_share < 1):
             faults.append("valid_share and test_share must be 0 or more and less than 1 together")
         if self.rule.format not in INPUT_FORMATS:
             faults.append(f"format must be one of {', '.join(INPUT_FORMATS)}, not {self.rule.format!r}")
         if self.rule.document not in DOCUMENT_RULES:
             faults.append(f"document must be one of {', '.join(DOCUMENT_RULES)}, not {self.rule.document!r}")
-        if faults:
-            raise ConfigError("; ".join(faults), "settings of the preparation", "change these settings")
-        if self.trained_kind is None and not Path(self.tokenizer).is_dir():
-            raise DataError(
-                "there is no tokenizer of this name, and no such folder",
-                f"--tokenizer {self.tokenizer}",
-                f"give {' or '.join(TOKENIZER_KINDS)}, or a folder with a tokenizer's files",
-            )
+        _refuse(faults)
+        if self.trained_kind is None:
+            _check_tokenizer(self.tokenizer, TOKENIZER_KINDS)
 
     def to_json(self) -> dict[str, Any]:
         """The settings for manifest and journal, without paths of this machine."""
@@ -183,27 +192,21 @@ class PairSettings:
             ConfigError: a number is out of range or a name is unknown.
             DataError: the tokenizer's folder does not exist.
         """
-        wholes = {"vocab_size": 8, "tokenizer_sample_mb": 1, "max_tokens": 1}
-        wholes |= {"samples_per_member": 1, "members_per_shard": 1}
-        faults = [
-            f"{name} must be at least {least}, not {getattr(self, name)}"
-            for name, least in wholes.items()
-            if getattr(self, name) < least
-        ]
+        faults = _below(self, vocab_size=8, tokenizer_sample_mb=1, max_tokens=1)
         if not self.max_ratio >= 1:
             faults.append(f"max_ratio must be at least 1, not {self.max_ratio}")
         if self.languages.source == self.languages.target:
             faults.append(f"source and target language are both {self.languages.source!r}")
         if self.duplicates not in ("drop", "keep"):
             faults.append(f"duplicates must be drop or keep, not {self.duplicates!r}")
-        if faults:
-            raise ConfigError("; ".join(faults), "settings of the preparation", "change these settings")
-        if self.given and not Path(self.tokenizer).is_dir():
-            raise DataError(
-                "there is no tokenizer of this name, and no such folder",
-                f"--tokenizer {self.tokenizer}",
-                f"give {', '.join(PAIR_TOKENIZERS)}, or a folder with a tokenizer's files",
-            )
+        for name in asdict(self.languages).values():
+            try:
+                checked_name(name)
+            except ValueError:
+                faults.append(f"the language {name!r} cannot be the end of a file's name")
+        _refuse(faults)
+        if self.given:
+            _check_tokenizer(self.tokenizer, PAIR_TOKENIZERS)
 
     def to_json(self) -> dict[str, Any]:
         """The settings for the manifest, without paths of this machine."""

@@ -26,6 +26,8 @@ __all__ = [
     "SentencePieceTokenizer",
     "Tokenizer",
     "load_tokenizer",
+    "plain_ids",
+    "structural",
     "train_sentencepiece",
 ]
 
@@ -84,6 +86,17 @@ class Tokenizer(Protocol):
 
     def save(self, directory: Path) -> None:
         """Write the files that :func:`load_tokenizer` reads."""
+
+
+def structural(special: SpecialTokens) -> frozenset[int]:
+    """Symbols that text may spell but a sample must not hold: an eos inside would mean the end."""
+    return frozenset((special.bos, special.pad, special.eos, special.mask))
+
+
+def plain_ids(ids: Sequence[int], special: SpecialTokens) -> list[int]:
+    """Tokens of a text without such symbols."""
+    dropped = structural(special)
+    return [id_ for id_ in ids if id_ not in dropped]
 
 
 class SentencePieceTokenizer:

@@ -12,9 +12,8 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.pair_files import PairText, held_out_text
-from janus_ds.data.prepare.pairs import plain_ids
 from janus_ds.data.stream.source import MixedSource, SampleSource
-from janus_ds.data.text.tokenizer import Tokenizer
+from janus_ds.data.text.tokenizer import Tokenizer, plain_ids
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.text import one_line
 from janus_ds.errors import ConfigError
