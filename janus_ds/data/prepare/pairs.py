@@ -132,19 +132,10 @@ def prepare_glge(
                 names = _GLGE_SIDES[: 1 if target is None else 2]
                 builder.keep_raw(split, read_pairs(source, target), names)
             if target is not None:
-                nothing = DataError(
-                    f"no pair of {split} has text on both sides",
-                    f"{source} and {target}",
-                    "look at the files",
-                )
+                what, where = f"no pair of {split} has text on both sides", f"{source} and {target}"
+                nothing = DataError(what, where, "look at the files")
                 encode = _Cutting(tokenizer, settings.limits)
-                builder.write(
-                    split,
-                    read_pairs(source, target),
-                    encode,
-                    Counter(),
-                    DataError(what, where, "look at the files"),
-                )
+                builder.write(split, read_pairs(source, target), encode, Counter(), nothing)
         return builder.finish(tokenizer, request, _GLGE_SIDES, lowercase=False)
 
     return _build_whole(output, request, build)
