@@ -1,4 +1,4 @@
-"""What all measurements share: interleaved rounds, summaries of ratios, devices, circumstances."""
+"""Shared by all benches: command line, interleaved rounds, ratios, devices, hardware, results."""
 
 from __future__ import annotations
 
@@ -11,97 +11,106 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from janus_ds.cli.arguments import new_parser
 from janus_ds.errors import ResourceError, UsageError
 from janus_ds.observe.run_record import installed_versions
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = [
-    "PRECISIONS",
-    "add_device_argument",
-    "check_device",
-    "circumstances",
+    "bench_parser",
+    "cells",
+    "choices",
     "count_calls",
     "cpu_threads",
-    "device_clock",
-    "dtype_of",
+    "finish",
+    "forward_backward",
     "interleave",
-    "launches",
+    "measure",
+    "parse",
     "positive",
     "ratio_summary",
     "summary",
     "write_json",
 ]
 
-PRECISIONS = ("float32", "bfloat16")
 _PACKAGES = ("torch", "numpy", "deepspeed", "megatron-core", "webdataset")
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 """Names of runtime calls in a profile: kernels, and what makes the host wait."""
 
 
-def interleave(
-    jobs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
-) -> dict[str, list[float]]:
-    """Seconds of each job in each round.
-
-    Every job runs once unmeasured; then the jobs take turns, so that a machine that slows down or
-    speeds up does so for all of them. Their order turns round from one round to the next.
+def bench_parser(kind: str, description: str, *options: str, rounds: int | None = None) -> Any:
+    """A parser with `--rounds`, `--json` and those of `--device`, `--precision`, `--threads` that are named.
 
     Args:
-        jobs: what to measure, by name.
-        rounds: measurements of each.
-        clock: seconds; CPU time of the process by default, which a loaded machine disturbs least.
+        kind: name of the bench.
+        description: for `--help`.
+        options: of device, precision, threads.
+        rounds: default; None: each shape has its own.
     """
-    for job in jobs.values():
-        job()
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in range(rounds):
-        for name in list(jobs)[:: 1 if number % 2 == 0 else -1]:
-            start = clock()
-            jobs[name]()
-            seconds[name].append(clock() - start)
-    return seconds
+    parser = new_parser(f"bench {kind}", description)
+    known: dict[str, dict[str, Any]] = {
+        "device": {"choices": ("cpu", "cuda"), "default": "cpu", "help": "default: cpu"},
+        "precision": {
+            "choices": ("float32", "bfloat16"), "default": "float32", "help": "default: float32"
+        },
+        "threads": {"type": positive, "default": 1, "help": "CPU threads (default: 1)"},
+    }  # fmt: skip
+    for option in options:
+        parser.add_argument(f"--{option}", **known[option])
+    text = f"measurements of each job (default: {rounds or 'by shape'})"
+    parser.add_argument("--rounds", type=positive, default=rounds, help=text)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    return parser
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a bench.
+
+    Raises:
+        UsageError: `--device cuda` without a CUDA device.
+    """
+    options = parser.parse_args(arguments)
+    if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        raise UsageError("torch sees no CUDA device here", "--device cuda", "measure with --device cpu")
+    return options
 
 
-def ratio_summary(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
-    """Summary of the ratios of two jobs, each taken within a round."""
-    return summary([a / b for a, b in zip(numerator, denominator, strict=True)])
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("give a whole number above 0")
+    return value
 
 
-def circumstances() -> dict[str, Any]:
-    """`hardware` (processor, cores, memory, graphics cards) and `versions` of what matters for speed."""
-    import torch
+def choices(names: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+    """A type for argparse: names joined by commas, each of which must be known."""
+    known = list(names)
 
-    page_bytes, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-    hardware = {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(page_bytes * pages / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-    return {"hardware": hardware, "versions": installed_versions(_PACKAGES)}
+    def parse_names(text: str) -> tuple[str, ...]:
+        chosen = tuple(text.split(","))
+        if not set(chosen) <= set(known):
+            raise argparse.ArgumentTypeError(f"give some of {', '.join(known)}")
+        return chosen
+
+    return parse_names
 
 
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def finish(result: Mapping[str, Any], text: str, file: Path | None) -> int:
+    """Print the text, write the result if a file was given, and return exit code 0."""
+    print(text)
+    if file is not None:
+        write_json(file, result)
+    return 0
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result for other programs.
+    """Write a result.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -115,11 +124,125 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
         ) from error
 
 
+def interleave(
+    jobs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Seconds of each job in each round.
+
+    Every job runs once unmeasured. Then the jobs take turns, so that a machine that slows down or
+    speeds up does so for all of them. Their order is reversed from one round to the next.
+
+    Args:
+        jobs: what to measure, by name.
+        rounds: measurements of each.
+        clock: seconds; CPU time of the process by default, which other load disturbs least.
+    """
+    for job in jobs.values():
+        job()
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for number in range(rounds):
+        for name in list(jobs)[:: 1 if number % 2 == 0 else -1]:
+            start = clock()
+            jobs[name]()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def measure(
+    jobs: Mapping[str, Callable[[], object]], rounds: int, options: argparse.Namespace | None = None
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Time jobs in interleaved rounds.
+
+    Args:
+        jobs: what to measure, by name.
+        rounds: measurements of each.
+        options: with those of device, threads, precision that the bench has; else CPU, 1, float32.
+
+    Returns:
+        Seconds of each job in each round, and what every result says: clock, device, threads, precision,
+        hardware, versions; on a GPU also `launches` of each job (:func:`count_calls`).
+    """
+    device, threads = getattr(options, "device", "cpu"), getattr(options, "threads", 1)
+    clock_name, clock = _clock(device, threads)
+    seconds = interleave(jobs, rounds, clock)
+    return seconds, {
+        "launches": {name: _launches(job) for name, job in jobs.items()} if device == "cuda" else {},
+        "clock": clock_name,
+        "device": device,
+        "threads": threads,
+        "precision": getattr(options, "precision", "float32"),
+        "hardware": _hardware(),
+        "versions": installed_versions(_PACKAGES),
+    }
+
+
+def _clock(device: str, threads: int) -> tuple[str, Callable[[], float]]:
+    """CPU time for one thread on a CPU, else wall time; on a GPU only after all queued work is done."""
+    if device == "cpu":
+        return ("cpu", time.process_time) if threads == 1 else ("wall", time.perf_counter)
+
+    def wall() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return "wall", wall
+
+
+def _hardware() -> dict[str, Any]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _launches(job: Callable[[], object]) -> dict[str, int]:
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as taken:
+        job()
+        torch.cuda.synchronize()
+    counted = count_calls(taken.key_averages())
+    # The synchronisation above is not the job's.
+    return {**counted, "waits": counted["waits"] - 1}
+
+
+def count_calls(events: Iterable[Any]) -> dict[str, int]:
+    """Kernels launched (`launches`) and calls that wait for the device (`waits`) in a profile.
+
+    Args:
+        events: averages of a profile, with `key`, a name, and `count`.
+    """
+    kinds = {"launches": _LAUNCHES, "waits": _WAITS}
+    counts = {event.key: int(event.count) for event in events}
+    return {kind: sum(counts.get(name, 0) for name in names) for kind, names in kinds.items()}
+
+
+def summary(values: Sequence[float], factor: float = 1.0) -> dict[str, float]:
+    """Median, smallest and largest, each times a factor."""
+    scaled = [factor * value for value in values]
+    return {"median": statistics.median(scaled), "min": min(scaled), "max": max(scaled)}
+
+
+def ratio_summary(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
+    """Summary of the ratios of two jobs, each taken within a round."""
+    return summary([a / b for a, b in zip(numerator, denominator, strict=True)])
+
+
+def cells(figures: Mapping[str, float], digits: int = 1) -> list[str]:
+    """Median, smallest and largest as cells of a table."""
+    return [f"{figures[name]:.{digits}f}" for name in ("median", "min", "max")]
+
+
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """So many threads of torch, and as many as before afterwards."""
-    import torch
-
+    """Set torch's CPU threads, and restore them afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -128,76 +251,11 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("give a whole number above 0")
-    return value
+def forward_backward(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """A job: clear the gradients, compute the loss, back-propagate."""
 
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss())
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`."""
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        UsageError: no CUDA device.
-    """
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch sees no CUDA device here", "--device cuda", "measure with --device cpu")
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """torch's type of a precision of :data:`PRECISIONS`."""
-    import torch
-
-    found: torch.dtype = getattr(torch, precision)
-    return found
-
-
-def device_clock(device: str, threads: int = 1) -> tuple[str, Callable[[], float]]:
-    """The clock's name and the clock: CPU time for one thread on a CPU, else time on the wall.
-
-    On a GPU it first waits for what was begun.
-    """
-    if device == "cpu":
-        return ("cpu", time.process_time) if threads == 1 else ("wall", time.perf_counter)
-
-    def wall() -> float:
-        import torch
-
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return "wall", wall
-
-
-def launches(job: Callable[[], object]) -> dict[str, int]:
-    """What one run of a job asks of a GPU: see :func:`count_calls`. The job has run before."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as taken:
-        job()
-        # Its own wait is counted below, and taken off.
-        torch.cuda.synchronize()
-    counted = count_calls(taken.key_averages())
-    return {**counted, "waits": counted["waits"] - 1}
-
-
-def count_calls(events: Iterable[Any]) -> dict[str, int]:
-    """Kernels launched, and calls that wait for the device, in averages of a profile.
-
-    Args:
-        events: with `key`, a name, and `count`.
-    """
-    kinds = {"launches": _LAUNCHES, "waits": _WAITS}
-    counts = {event.key: int(event.count) for event in events}
-    return {kind: sum(counts.get(name, 0) for name in names) for kind, names in kinds.items()}
+    return run

@@ -1,29 +1,25 @@
 """`python -m benchmarks data`: how fast one core makes batches, from the shards to tensors.
 
-Documents are random tokens, packed as launch/prepare_data.py packs them; what is measured is the loader's
-own path (order, read with checksums, mask, collate) in one process, as a worker runs it. For pairs it also
-counts which share of the rows of the translation recipes' batches is padding, over sentences of drawn or,
+Documents are random tokens in shards as `launch/prepare_data.py` writes them. Measured is the loader's own
+path (order, read with checksums, mask, collate) in one process, as a worker runs it. For pairs it also
+counts the share of padding in the rows of the translation recipes' batches, over sentences of drawn or,
 with `--data`, of real lengths.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.common import cpu_threads
-from benchmarks.padding import PaddingBench, padding_shares, write_sentences
+from benchmarks.common import bench_parser, cpu_threads, finish, parse, summary
 from janus_ds.batch import SpecialTokens
-from janus_ds.cli.arguments import new_parser
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from janus_ds.data.masking.ragged import Ragged
@@ -32,113 +28,100 @@ from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.schedule import SampleSchedule
 from janus_ds.data.stream.shards import Packing, shard_name, write_shard
-from janus_ds.data.stream.step_plan import one_source
+from janus_ds.data.stream.step_plan import RankShare, make_step_plan, one_source
+from janus_ds.stream_mask import Segment
 
-__all__ = ["DataBench", "bench_data", "main"]
+__all__ = ["bench_data", "main", "pairs_run", "sentence_lengths", "write_split"]
 
 _SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=50264, vocab_size=50265)
-
-
-@dataclass(frozen=True)
-class DataBench:
-    """What is measured."""
-
-    task: str = "denoise"
-    """denoise (documents) or pair."""
-    tokens: int = 490
-    """Mean length of a document, or of each side of a pair; lengths vary by a tenth."""
-    preset: str = "paper"
-    """Objective preset: which rows are made, and by which law tokens are masked."""
-    batch: int = 64
-    """Samples a step."""
-    rounds: int = 7
-    """Measured rounds; the median counts."""
-    samples: int = 4096
-    """Samples in the shards, and in a round."""
-    data: Path | None = None
-    """Prepared pairs whose lengths are counted for `padding_share`; None: drawn lengths."""
-
-
+_STAGES = ("order", "read", "mask", "collate")
+_PADDING_STEPS = 48
+"""Steps, spread evenly over an epoch, whose padding is counted."""
 SHAPES: dict[str, dict[str, Any]] = {
     "documents": {"task": "denoise", "tokens": 490, "batch": 64},
     # About 4,096 tokens of a side an update, as the NMT recipes have; --batch 30 is 800 tokens.
     "pairs": {"task": "pair", "tokens": 25, "batch": 150},
 }
-"""Settings by name, for `--shape`."""
+"""Defaults of the other options by `--shape`; lengths vary by a tenth."""
 
 
-def bench_data(bench: DataBench) -> dict[str, Any]:
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print, write JSON if asked."""
+    parser = bench_parser("data", "Documents a second and core: read, mask and collate.", rounds=7)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="documents", help="default: documents")
+    parser.add_argument("--task", choices=("denoise", "pair"), help="documents or pairs")
+    parser.add_argument("--tokens", type=_up_to(900), help="mean length of a document, or of each side")
+    parser.add_argument("--preset", default="paper", help="objective preset (default: paper)")
+    parser.add_argument("--batch", type=_up_to(4096), help="samples a step")
+    parser.add_argument("--samples", type=_up_to(4096), default=4096, help="in a round (default: 4096)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared pairs whose padding is counted")
+    options = parse(parser, arguments)
+    parser.set_defaults(**SHAPES[options.shape])
+    options = parse(parser, arguments)
+    figures = bench_data(options)
+    rate, stages = figures["documents_per_second_per_core"], figures["microseconds_per_document"]
+    lines = [
+        f"{options.preset} / {options.task}, about {options.tokens} tokens, {options.batch} a step",
+        f"documents/s/core: median {rate['median']:,} (min {rate['min']:,}, max {rate['max']:,})",
+        "microseconds a document: " + ", ".join(f"{name} {value}" for name, value in stages.items()),
+    ]
+    for name, shares in figures.get("padding_share", {}).items():
+        if name != "lengths":
+            lines.append(
+                f"padding, {name.replace('_', ' ')}: {shares['decoder_rows']:.1%} of the decoder rows, "
+                f"{shares['source']:.1%} of the source"
+            )
+    return finish(figures, "\n".join(lines), options.json)
+
+
+def bench_data(options: argparse.Namespace) -> dict[str, Any]:
     """Documents (or pairs) a second and core through read, mask and collate, by CPU time.
 
     Returns:
         the settings, `documents_per_second_per_core` with median, min and max over the rounds,
         `microseconds_per_document` by stage, and the wall-clock rate; for pairs `padding_share` as well.
     """
+    streams = ("source", "target") if options.task == "pair" else ("target",)
+    spread, draw = max(options.tokens // 10, 1), np.random.default_rng(1)
+    lengths = {
+        stream: np.maximum(
+            draw.integers(options.tokens - spread, options.tokens + spread + 1, options.samples), 1
+        )
+        for stream in streams
+    }
     with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
-        split = _write_split(Path(folder), bench)
-        maker = BatchMaker(split, _run(bench), _SPECIAL)
-        _round(maker, bench, epoch=0)
-        rounds = [_round(maker, bench, epoch) for epoch in range(1, bench.rounds + 1)]
-    measured = bench.samples // bench.batch * bench.batch
-    padding = {"padding_share": _padding(bench)} if bench.task == "pair" else {}
+        split = write_split(Path(folder), _SPECIAL, lengths)
+        data = DataConfig(task=options.task, block_tokens=1022)
+        maker = BatchMaker(split, _run(data, options.preset, global_batch=options.batch), _SPECIAL)
+        _round(maker, options, epoch=0)
+        rounds = [_round(maker, options, epoch) for epoch in range(1, options.rounds + 1)]
+    measured = options.samples // options.batch * options.batch
+    padding = {"padding_share": _padding(options)} if options.task == "pair" else {}
     return {
         **padding,
-        "task": bench.task,
-        "preset": bench.preset,
-        "tokens": bench.tokens,
-        "samples_a_step": bench.batch,
-        "documents_per_second_per_core": _spread([measured / r["total"] for r in rounds]),
-        "documents_per_second_wall": _spread([measured / r["wall"] for r in rounds]),
+        "task": options.task,
+        "preset": options.preset,
+        "tokens": options.tokens,
+        "samples_a_step": options.batch,
+        "documents_per_second_per_core": _rates(measured, rounds, "total"),
+        "documents_per_second_wall": _rates(measured, rounds, "wall"),
         "microseconds_per_document": {
-            stage: round(median(r[stage] for r in rounds) / measured * 1e6, 1)
-            for stage in ("order", "read", "mask", "collate")
+            stage: round(summary([r[stage] for r in rounds], 1e6 / measured)["median"], 1)
+            for stage in _STAGES
         },
     }
 
 
-def _padding(bench: DataBench) -> dict[str, Any]:
-    """Padding of batches of about 4,096 tokens, and whose lengths they are."""
-    if bench.data is not None:
-        place = open_data(str(bench.data), DataConfig())
-        counted = PaddingBench(bench.data / "train", place.tokenizer.special, bench.preset)
-        return {"lengths": bench.data.name, **padding_shares(counted)}
-    with tempfile.TemporaryDirectory() as folder:
-        split = write_sentences(Path(folder), _SPECIAL)
-        return {"lengths": "log-normal", **padding_shares(PaddingBench(split, _SPECIAL, bench.preset))}
+def _rates(measured: int, rounds: Sequence[Mapping[str, float]], clock: str) -> dict[str, int]:
+    return {name: round(value) for name, value in summary([measured / r[clock] for r in rounds]).items()}
 
 
-def _run(bench: DataBench) -> RunConfig:
-    return resolve(
-        RunConfig(
-            model=ModelConfig(max_source_positions=1024, max_target_positions=1024),
-            data=DataConfig(task=bench.task, block_tokens=1022),
-            objective=ObjectiveConfig(preset=bench.preset),
-            train=TrainConfig(global_batch=bench.batch),
-        )
-    )
-
-
-def _write_split(folder: Path, bench: DataBench) -> Path:
-    draw = np.random.default_rng(1)
-    streams = ("source", "target") if bench.task == "pair" else ("target",)
-    samples = {}
-    for stream in streams:
-        spread = max(bench.tokens // 10, 1)
-        lengths = draw.integers(bench.tokens - spread, bench.tokens + spread + 1, bench.samples)
-        values = draw.integers(5, _SPECIAL.mask, int(lengths.sum())).astype(np.uint16)
-        samples[stream] = Ragged.from_lengths(values, np.maximum(lengths, 1))
-    shard = write_shard(folder / shard_name(0), samples, Packing("uint16"), 0)
-    SplitIndex("uint16", streams, (shard,)).save(folder)
-    return folder
-
-
-def _round(maker: BatchMaker, bench: DataBench, epoch: int) -> dict[str, float]:
-    """CPU seconds of one epoch by stage, in all, and wall-clock seconds."""
-    schedule = SampleSchedule(
-        1, one_source(maker).member_sizes, maker.config.data.shuffle_window, bench.batch
-    )
-    steps = bench.samples // bench.batch
-    spent = dict.fromkeys(("order", "read", "mask", "collate"), 0.0)
+def _round(maker: BatchMaker, options: argparse.Namespace, epoch: int) -> dict[str, float]:
+    """CPU seconds of one epoch by stage, in all (`total`), and wall-clock seconds (`wall`)."""
+    sizes, window = one_source(maker).member_sizes, maker.config.data.shuffle_window
+    schedule = SampleSchedule(1, sizes, window, options.batch)
+    steps = options.samples // options.batch
+    spent = dict.fromkeys(_STAGES, 0.0)
     wall, start = time.perf_counter(), time.process_time()
     for step in range(epoch * steps, (epoch + 1) * steps):
         marks = [time.process_time()]
@@ -156,56 +139,93 @@ def _round(maker: BatchMaker, bench: DataBench, epoch: int) -> dict[str, float]:
     return {**spent, "total": total, "wall": time.perf_counter() - wall}
 
 
-def _spread(values: Sequence[float]) -> dict[str, int]:
-    return {"median": round(median(values)), "min": round(min(values)), "max": round(max(values))}
+def _run(data: DataConfig, preset: str = "paper", **train: int) -> RunConfig:
+    """A resolved run for sequences of up to 1,022 tokens."""
+    model = ModelConfig(max_source_positions=1024, max_target_positions=1024)
+    objective = ObjectiveConfig(preset=preset)
+    return resolve(RunConfig(model=model, data=data, objective=objective, train=TrainConfig(**train)))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure and print; `--json` writes the figures to a file too."""
-    parser = new_parser("bench data", "Documents a second and core: read, mask and collate.")
-    default = DataBench()
-    parser.add_argument("--shape", choices=sorted(SHAPES), help="pairs or documents: task, tokens and batch")
-    parser.add_argument("--task", choices=("denoise", "pair"), default=default.task)
-    parser.add_argument(
-        "--tokens", type=_up_to(900), default=default.tokens, help="mean length (default: 490)"
-    )
-    parser.add_argument("--preset", default=default.preset, help="objective preset (default: paper)")
-    parser.add_argument(
-        "--batch", type=_up_to(default.samples), default=default.batch, help="samples a step (default: 64)"
-    )
-    parser.add_argument(
-        "--rounds", type=_up_to(1000), default=default.rounds, help="measured rounds (default: 7)"
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared pairs whose padding is counted")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
-    parsed = parser.parse_args(arguments)
-    if parsed.shape:
-        # What the shape says is the default; options given beside it still count.
-        parser.set_defaults(**SHAPES[parsed.shape])
-        parsed = parser.parse_args(arguments)
-    bench = DataBench(
-        parsed.task, parsed.tokens, parsed.preset, parsed.batch, parsed.rounds, data=parsed.data
-    )
-    figures = bench_data(bench)
-    rate, stages = figures["documents_per_second_per_core"], figures["microseconds_per_document"]
-    print(f"{figures['preset']} / {figures['task']}, about {parsed.tokens} tokens, {parsed.batch} a step")
-    print(f"documents/s/core: median {rate['median']:,} (min {rate['min']:,}, max {rate['max']:,})")
-    print("microseconds a document: " + ", ".join(f"{name} {value}" for name, value in stages.items()))
-    for name, shares in figures.get("padding_share", {}).items():
-        if name != "lengths":
-            print(
-                f"padding, {name.replace('_', ' ')}: {shares['decoder_rows']:.1%} of the decoder rows, "
-                f"{shares['source']:.1%} of the source"
-            )
-    if parsed.json:
-        parsed.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0
+def _padding(options: argparse.Namespace) -> dict[str, Any]:
+    """Shares of padding in updates of 4,096 tokens in two groups of like length, by `data.pad_multiple`,
+    and in updates of 160 samples as they come; and whose lengths they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data is None:
+            split, special, name = Path(folder), _SPECIAL, "log-normal"
+            write_split(split, special, sentence_lengths())
+        else:
+            split, name = options.data / "train", options.data.name
+            special = open_data(str(options.data), DataConfig()).tokenizer.special
+
+        def share(batch: str, multiple: int) -> dict[str, float]:
+            maker = BatchMaker(split, pairs_run(batch, multiple, preset=options.preset), special)
+            return _padding_share(maker, 2 if batch == "tokens" else 1)
+
+        shares = {f"like_length_pad_multiple_{n}": share("tokens", n) for n in (8, 4, 2, 1)}
+        return {"lengths": name, **shares, "as_they_come": share("samples", 1)}
+
+
+def pairs_run(batch: str, pad_multiple: int, pack_rows: bool = False, preset: str = "paper") -> RunConfig:
+    """Updates of 4,096 tokens in two groups of like length, or of 160 samples as they come; resolved."""
+    rows: dict[str, Any] = {"batch": batch, "pad_multiple": pad_multiple, "pack_rows": pack_rows}
+    data = DataConfig(task="pair", block_tokens=1022, shuffle_window=1024, **rows)
+    return _run(data, preset, batch_tokens=4096, batch_groups=2, global_batch=160)
+
+
+def _padding_share(maker: BatchMaker, micro_batches: int) -> dict[str, float]:
+    """Share of padding among decoder rows and among source columns; micro-batches of a step as in a run."""
+    plan = make_step_plan(maker, RankShare(0, 1, 80, micro_batches))
+    steps = np.unique(np.linspace(0, max(plan.steps_per_epoch - 1, 0), _PADDING_STEPS).astype(int))
+    computed = needed = columns = tokens = 0
+    for step in steps.tolist():
+        for batch in maker.micro_batches(plan.parts(step)):
+            computed += batch.row_token_BR.numel()
+            needed += sum(int(batch.row_length_B(s).sum()) for s in Segment if batch.layout.width(s))
+            columns += batch.source_BS.numel()
+            tokens += batch.counts.source_tokens
+    return {
+        "decoder_rows": round(1 - needed / computed, 4),
+        "source": round(1 - tokens / columns, 4),
+        "steps": float(len(steps)),
+    }
+
+
+def sentence_lengths(samples: int = 16_384) -> dict[str, NDArray[np.int64]]:
+    """Lengths that vary as those of sentences do: log-normal, median 21, sigma .55.
+
+    The source's length is the target's, times a log-normal factor of sigma .2.
+    """
+    draw = np.random.default_rng(1)
+
+    def clipped(lengths_N: NDArray[Any]) -> NDArray[np.int64]:
+        return np.clip(np.round(lengths_N), 1, 175).astype(np.int64)
+
+    target_N = clipped(21 * np.exp(draw.normal(0, 0.55, samples)))
+    return {"source": clipped(target_N * np.exp(draw.normal(0, 0.2, samples))), "target": target_N}
+
+
+def write_split(folder: Path, special: SpecialTokens, lengths: Mapping[str, NDArray[np.int64]]) -> Path:
+    """A split of random tokens in one shard.
+
+    Args:
+        folder: gets the shard and its index.
+        special: symbols that are not drawn.
+        lengths: tokens of each sample by stream, (N,) each.
+    """
+    draw = np.random.default_rng(2)
+    samples = {}
+    for stream, lengths_N in lengths.items():
+        values = draw.integers(5, special.mask, int(lengths_N.sum())).astype(np.uint16)
+        samples[stream] = Ragged.from_lengths(values, lengths_N)
+    shard = write_shard(folder / shard_name(0), samples, Packing("uint16"), 0)
+    SplitIndex("uint16", tuple(lengths), (shard,)).save(folder)
+    return folder
 
 
 def _up_to(highest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
+    def number(text: str) -> int:
         if not text.isdecimal() or not 1 <= int(text) <= highest:
             raise argparse.ArgumentTypeError(f"give a number from 1 to {highest}")
         return int(text)
 
-    return parse
+    return number

@@ -1,45 +1,46 @@
 """`python -m benchmarks decode`: our two ways of decoding against each other and against peers.
 
 All decode the same random sources with the same random weights in one process, in turns. Every output is
-forced to one length (eos is kept out until then), so that all do the same work. Plain AR is BART's own
-decoding, and its tokens must be those of transformers.
+forced to one length (eos is forbidden until then), so that all do the same work. Plain AR is BART's own
+decoding, and its tokens must equal those of transformers.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
 
 from benchmarks.common import (
-    add_device_argument,
-    check_device,
-    circumstances,
+    bench_parser,
+    cells,
     cpu_threads,
-    device_clock,
-    interleave,
-    launches,
-    positive,
+    finish,
+    measure,
+    parse,
     ratio_summary,
     summary,
-    write_json,
 )
 from benchmarks.decode_peers import PEERS, Outputs, Peers, needed
-from janus_ds.cli.arguments import new_parser
+from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.decode.beam_search import SearchSettings
+from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.model.inference import InferenceOptions, prepare_for_inference
+from janus_ds.model.janus import JanusModel
+from janus_ds.parallel.layers import DenseLayers
 from janus_ds.tables import table
 
-if TYPE_CHECKING:
-    from janus_ds.batch import SpecialTokens
-    from janus_ds.decode.generator import Generator
-    from janus_ds.model.janus import JanusModel
-
-__all__ = ["SHAPES", "DecodeShape", "Request", "bench_decode", "main"]
+__all__ = ["SHAPES", "DecodeShape", "bench_decode", "main"]
 
 
 @dataclass(frozen=True)
@@ -81,66 +82,39 @@ _RATIOS = {
 }
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be measured.
-
-    Attributes:
-        shape: a key of :data:`SHAPES`.
-        peers: of hf and ct2.
-        batch: sentences at a time; 0: as the shape says. With more than one, sources are ragged (a
-            quarter of the full length and upward) and twice as many.
-        output_tokens: length of every output; 0: the shape's first.
-        rounds: measurements of each job; 0: as the shape says.
-        threads: CPU threads. With one, CPU time is taken, else time on the wall.
-        only: parts of names of jobs; empty: all.
-        device: cpu or cuda.
-    """
-
-    shape: str = "bart_base"
-    peers: tuple[str, ...] = tuple(PEERS)
-    batch: int = 1
-    output_tokens: int = 0
-    rounds: int = 0
-    threads: int = 1
-    only: tuple[str, ...] = field(default=())
-    device: str = "cpu"
-
-
 def main(arguments: Sequence[str]) -> int:
     """Measure one shape, print a table a case, write JSON if asked."""
-    parser = new_parser("bench decode", "Decoding, against plain AR, transformers and CTranslate2.")
+    text = "Decoding, against plain AR, transformers and CTranslate2."
+    parser = bench_parser("decode", text, "device", "threads")
     add = parser.add_argument
     add("--shape", choices=sorted(SHAPES), default="bart_base", help="model and lengths")
-    add("--peers", default="hf,ct2", help="hf, ct2, both (default), or none")
-    add("--batch", default="", help="sentences at a time, such as 1,16 (default: 1 and the shape's own)")
-    add("--output-tokens", default="", help="lengths of the outputs (default: by shape)")
-    add("--rounds", type=positive, default=0, help="measurements of each job (default: by shape)")
-    add("--threads", type=positive, default=1, help="CPU threads (default: 1)")
-    add("--only", default="", help="jobs whose names hold one of these, such as ar,janus,transformers")
-    add_device_argument(parser)
-    add("--json", type=Path, help="file for the result")
-    parsed = parser.parse_args(arguments)
-    setting = SHAPES[parsed.shape]
-    peers = () if parsed.peers == "none" else tuple(_words(parsed.peers))
-    for name in peers:
+    add("--peers", type=_words, default=tuple(PEERS), help="hf, ct2, both (default), or none")
+    add("--batch", type=_words, default=(), help="sentences at a time: 1,16 (default: 1 and the shape's)")
+    add("--output-tokens", type=_words, default=(), help="lengths of the outputs (default: by shape)")
+    add(
+        "--only", type=_words, default=(), help="jobs whose names contain one of these: ar,janus,transformers"
+    )
+    options = parse(parser, arguments)
+    shape = SHAPES[options.shape]
+    options.peers = () if options.peers == ("none",) else options.peers
+    for name in options.peers:
         needed(name)
-    only = tuple(_words(parsed.only))
     cases = []
-    for batch in _numbers(parsed.batch, "--batch") or (1, setting.batch):
-        for tokens in _numbers(parsed.output_tokens, "--output-tokens") or setting.output_tokens:
-            request = Request(
-                parsed.shape, peers, batch, tokens, parsed.rounds, parsed.threads, only, parsed.device
-            )  # fmt: skip
-            cases.append(bench_decode(request))
+    for batch in _numbers(options.batch, "--batch") or (1, shape.batch):
+        for tokens in _numbers(options.output_tokens, "--output-tokens") or shape.output_tokens:
+            cases.append(bench_decode(options, batch, tokens))
             print(_describe(cases[-1]), flush=True)
-    if parsed.json is not None:
-        write_json(parsed.json, _together(cases))
-    return 0
+    return finish(_together(cases), "", options.json)
 
 
-def bench_decode(request: Request) -> dict[str, Any]:
+def bench_decode(options: argparse.Namespace, batch: int, tokens: int) -> dict[str, Any]:
     """Measure one batch size and one output length in interleaved rounds.
+
+    Args:
+        options: of the command line.
+        batch: sentences at a time. With more than one, sources are ragged (a quarter of the full length and
+            upward) and twice as many.
+        tokens: length of every output.
 
     Returns:
         `ratios` and `milliseconds` a sentence with median, min and max, how many outputs of each job
@@ -149,133 +123,113 @@ def bench_decode(request: Request) -> dict[str, Any]:
     Raises:
         CheckpointError: plain AR gives other tokens than transformers, or an output of another length.
     """
-    check_device(request.device)
-    setting = SHAPES[request.shape]
-    tokens = request.output_tokens or setting.output_tokens[0]
-    sources = _sources(setting, request.batch)
-    with tempfile.TemporaryDirectory() as folder, cpu_threads(request.threads):
-        jobs = _jobs(request, tokens, sources, Path(folder))
-        outputs = {name: job() for name, job in jobs.items()}
-        equal = _compare(outputs, tokens)
-        clock_name, clock = device_clock(request.device, request.threads)
-        seconds = interleave(jobs, request.rounds or setting.rounds, clock)
-        on_device = {name: launches(job) for name, job in jobs.items()} if request.device == "cuda" else {}
+    shape = SHAPES[options.shape]
+    rounds, sources = options.rounds or shape.rounds, _sources(shape, batch)
+    with tempfile.TemporaryDirectory() as folder, cpu_threads(options.threads):
+        model = _random_model(shape, tokens)
+        jobs = _peer_jobs(options, model, sources, batch, Path(folder)) | _own_jobs(
+            options, model, sources, batch
+        )
+        equal = _compare({name: job() for name, job in jobs.items()}, tokens)
+        seconds, facts = measure(jobs, rounds, options)
+    del facts["precision"]
     pairs = {name: pair for name, pair in _RATIOS.items() if set(pair) <= set(seconds)}
     return {
         "bench": "decode",
-        "shape": {"name": request.shape, **asdict(setting)},
-        "batch": request.batch,
+        "shape": {"name": options.shape, **asdict(shape)},
+        "batch": batch,
         "sentences": len(sources),
         "output_tokens": tokens,
-        "rounds": request.rounds or setting.rounds,
+        "rounds": rounds,
         "ratios": {name: ratio_summary(seconds[a], seconds[b]) for name, (a, b) in pairs.items()},
-        "milliseconds": {
-            name: summary([1e3 * s / len(sources) for s in taken]) for name, taken in seconds.items()
-        },
+        "milliseconds": {name: summary(taken, 1e3 / len(sources)) for name, taken in seconds.items()},
         "outputs_equal_to_ar": equal,
-        "launches": on_device,
-        "clock": clock_name,
-        "device": request.device,
-        "threads": request.threads,
-        **circumstances(),
+        **facts,
     }
 
 
-def _jobs(
-    request: Request, tokens: int, sources: list[list[int]], folder: Path
+def _wanted(options: argparse.Namespace, name: str) -> bool:
+    return not options.only or any(part in name for part in options.only)
+
+
+def _peer_jobs(
+    options: argparse.Namespace, model: JanusModel, sources: list[list[int]], batch: int, folder: Path
 ) -> dict[str, Callable[[], Outputs]]:
-    """Everything that is measured, by name."""
-    from janus_ds.model.inference import InferenceOptions
-
-    setting = SHAPES[request.shape]
-    model = _random_model(setting, tokens)
-    plain, janus = (_run(model, name, tokens) for name in ("ar", "paper"))
     jobs: dict[str, Callable[[], Outputs]] = {}
-
-    def wanted(name: str) -> bool:
-        return not request.only or any(part in name for part in request.only)
-
-    on_gpu = request.device == "cuda"
-    peers = Peers(model, plain, folder, request.threads, request.device) if request.peers else None
-    if peers and "hf" in request.peers:
-        for name, precision in {"transformers": "float32", "transformers bf16": "bfloat16"}.items():
-            if wanted(name) and (on_gpu or precision == "float32"):
-                jobs[name] = peers.transformers(sources, request.batch, precision)
-    for kind in ("fp32", "int8"):
-        name = f"ctranslate2 {kind}"
-        if peers and "ct2" in request.peers and wanted(name):
-            jobs[name] = peers.ctranslate2(sources, request.batch, "float32" if kind == "fp32" else kind)
-    for kind in ("fp32", "bf16") if on_gpu else ("fp32", "bf16", "int8"):
-        options = InferenceOptions("bf16" if kind == "bf16" else "fp32", int8=kind == "int8")
-        own = {
-            f"ar {kind}": replace_decode(plain, mode="ar"),
-            f"janus {kind}": replace_decode(janus, mode="ar"),
-        }
-        own |= _parallel_jobs(janus, "" if kind == "fp32" else f", {kind}", kind == "int8")
-        chosen = {name: run for name, run in own.items() if wanted(name)}
-        prepared = _prepared(model, options, request.device) if chosen else model
-        jobs |= {name: _job(prepared, run, sources, request.batch) for name, run in chosen.items()}
+    if not options.peers:
+        return jobs
+    peers = Peers(model, _run(model, "ar", "ar"), folder, options.threads, options.device)
+    precisions = {"transformers": "float32", "transformers bf16": "bfloat16"}
+    for name, precision in precisions.items():
+        on_device = options.device == "cuda" or precision == "float32"
+        if "hf" in options.peers and on_device and _wanted(options, name):
+            jobs[name] = peers.transformers(sources, batch, precision)
+    for name, kind in {"ctranslate2 fp32": "float32", "ctranslate2 int8": "int8"}.items():
+        if "ct2" in options.peers and _wanted(options, name):
+            jobs[name] = peers.ctranslate2(sources, batch, kind)
     return jobs
 
 
-def _parallel_jobs(run: RunConfig, suffix: str, few: bool) -> dict[str, RunConfig]:
-    """NAR with one and with five lengths."""
-    jobs = {}
-    for iterations in (4,) if few else (0, 1, 4, 10):
-        for lengths in (1, 5):
-            name = f"nar {iterations}, {lengths} length{'s' if lengths > 1 else ''}{suffix}"
-            jobs[name] = replace_decode(run, mode="nar", iterations=iterations, length_beam=lengths)
+def _own_jobs(
+    options: argparse.Namespace, model: JanusModel, sources: list[list[int]], batch: int
+) -> dict[str, Callable[[], Outputs]]:
+    """Plain AR, JANUS's AR, and NAR with one and with five lengths, in each precision."""
+    jobs: dict[str, Callable[[], Outputs]] = {}
+    for kind in ("fp32", "bf16") if options.device == "cuda" else ("fp32", "bf16", "int8"):
+        runs = {f"ar {kind}": _run(model, "ar", "ar"), f"janus {kind}": _run(model, "paper", "ar")}
+        for iterations in (4,) if kind == "int8" else (0, 1, 4, 10):
+            for lengths, word in ((1, "1 length"), (5, "5 lengths")):
+                name = f"nar {iterations}, {word}" + ("" if kind == "fp32" else f", {kind}")
+                runs[name] = _run(model, "paper", "nar", iterations=iterations, length_beam=lengths)
+        chosen = {name: run for name, run in runs.items() if _wanted(options, name)}
+        if chosen:
+            settings = InferenceOptions("bf16" if kind == "bf16" else "fp32", int8=kind == "int8")
+            prepared = prepare_for_inference(copy.deepcopy(model).to(options.device), settings)
+            jobs |= {name: _job(prepared, run, sources, batch) for name, run in chosen.items()}
     return jobs
 
 
-def replace_decode(run: RunConfig, **changes: Any) -> RunConfig:
-    """The run with other decoding options."""
-    return replace(run, decode=replace(run.decode, **changes))
-
-
-def _run(model: JanusModel, preset: str, tokens: int) -> RunConfig:
+def _run(model: JanusModel, preset: str, mode: str, **decode: Any) -> RunConfig:
+    """A run of the model; every AR output has the length that its length head is sure of."""
+    tokens = model.length_head.tokens
     return RunConfig(
         model=model.config,
         data=DataConfig(task="pair"),
         objective=ObjectiveConfig(preset=preset, decoder_start="eos_bos"),
-        decode=DecodeConfig(mode="ar", beam=5, max_length=tokens, beam_stop="transformers"),
+        decode=DecodeConfig(mode=mode, beam=5, max_length=tokens, beam_stop="transformers", **decode),
     )
 
 
-def _prepared(model: JanusModel, options: Any, device: str) -> JanusModel:
-    from janus_ds.model.inference import prepare_for_inference
-
-    return prepare_for_inference(copy.deepcopy(model).to(device), options)
-
-
 def _job(model: JanusModel, run: RunConfig, sources: list[list[int]], batch: int) -> Callable[[], Outputs]:
-    generator = _forced(model, run, batch)
-    return lambda: [candidates[0].tokens for candidates in generator.generate_ids(sources)]
-
-
-def _forced(model: JanusModel, run: RunConfig, batch: int) -> Generator:
-    """A generator whose AR outputs all have the longest length that is allowed."""
-    from janus_ds.decode.beam_search import SearchSettings
-    from janus_ds.decode.generator import Generator
-
     class ForcedLength(Generator):
+        """A generator whose AR outputs all have the longest length that is allowed."""
+
         def _search_settings(self) -> SearchSettings:
             settings = super()._search_settings()
             # The last step forces eos all the same.
             return replace(settings, forbidden=(*settings.forbidden, settings.eos))
 
-    return ForcedLength(model, None, model.special, run, batch_sentences=batch)
+    generator = ForcedLength(model, None, model.special, run, batch_sentences=batch)
+    return lambda: [candidates[0].tokens for candidates in generator.generate_ids(sources)]
 
 
-def _random_model(setting: DecodeShape, tokens: int) -> JanusModel:
-    """Weights under which outputs are no repetition of one token, and a length head sure of its length."""
-    import torch
+class _KnownLength(torch.nn.Module):
+    """A length head that is sure of one length."""
 
-    from janus_ds.model.janus import JanusModel
-    from janus_ds.parallel.layers import DenseLayers
+    def __init__(self, classes: int, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.logits_K = -(torch.arange(classes) - tokens - 0.1).abs().float()
 
+    def forward(self, states_BSD: torch.Tensor, valid_BS: torch.Tensor) -> torch.Tensor:
+        return self.logits_K.to(states_BSD.device).expand(len(states_BSD), -1)
+
+
+def _random_model(shape: DecodeShape, tokens: int) -> JanusModel:
+    """Weights under which outputs do not repeat one token, and a length head sure of `tokens`."""
     torch.manual_seed(1)
-    model = JanusModel(ModelConfig(**setting.model), _special(setting), DenseLayers()).eval()
+    special = SpecialTokens(0, 1, 2, 3, shape.vocab_size - 1, shape.vocab_size)
+    model = JanusModel(ModelConfig(**shape.model), special, DenseLayers()).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "positions" in name:
@@ -284,30 +238,14 @@ def _random_model(setting: DecodeShape, tokens: int) -> JanusModel:
                 weight.normal_(0.0, 0.7 / weight.shape[1] ** 0.5)
             elif name.startswith("embedding"):
                 weight.normal_(0.0, 3.0 / weight.shape[1] ** 0.5)
-    classes = len(model.length_head.weight)
-    logits_K = -(torch.arange(classes) - tokens - 0.1).abs().float()
-
-    class KnownLength(torch.nn.Module):
-        def forward(self, states_BSD: torch.Tensor, valid_BS: torch.Tensor) -> torch.Tensor:
-            return logits_K.to(states_BSD.device).expand(len(states_BSD), -1)
-
-    model.length_head = KnownLength()  # type: ignore[assignment]
+    model.length_head = _KnownLength(len(model.length_head.weight), tokens)  # type: ignore[assignment]
     return model.requires_grad_(False)
 
 
-def _special(setting: DecodeShape) -> SpecialTokens:
-    from janus_ds.batch import SpecialTokens
-
-    return SpecialTokens(0, 1, 2, 3, setting.vocab_size - 1, setting.vocab_size)
-
-
-def _sources(setting: DecodeShape, batch: int) -> list[list[int]]:
-    import numpy as np
-
-    draw = np.random.default_rng(1)
-    full = setting.source_tokens
+def _sources(shape: DecodeShape, batch: int) -> list[list[int]]:
+    draw, full = np.random.default_rng(1), shape.source_tokens
     lengths = [full] if batch == 1 else sorted(draw.integers(full // 4, full + 1, 2 * batch), reverse=True)
-    return [draw.integers(4, setting.vocab_size - 1, int(length)).tolist() for length in lengths]
+    return [draw.integers(4, shape.vocab_size - 1, int(length)).tolist() for length in lengths]
 
 
 def _compare(outputs: dict[str, Outputs], tokens: int) -> dict[str, str]:
@@ -347,14 +285,15 @@ def _together(cases: list[dict[str, Any]]) -> dict[str, Any]:
     return {**{name: cases[0][name] for name in shared}, "ratios": ratios, "cases": own}
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    if not all(word.isdigit() and int(word) for word in _words(text)):
-        raise UsageError(f"{text!r} is not a list of numbers", option, "give numbers above 0, such as 1,16")
-    return tuple(int(word) for word in _words(text))
+def _numbers(words: tuple[str, ...], option: str) -> tuple[int, ...]:
+    if not all(word.isdigit() and int(word) for word in words):
+        fix = "give numbers above 0, such as 1,16"
+        raise UsageError(f"{','.join(words)!r} is not a list of numbers", option, fix)
+    return tuple(int(word) for word in words)
 
 
 def _describe(case: dict[str, Any]) -> str:
@@ -363,13 +302,11 @@ def _describe(case: dict[str, Any]) -> str:
         f"{case['shape']['source_tokens']} tokens, {case['output_tokens']} output tokens; "
         f"{case['device']}, {case['threads']} thread(s), {case['clock']} time, {case['rounds']} rounds"
     )
-    equal = case["outputs_equal_to_ar"]
     rows: list[tuple[str, ...]] = [("job", "ms/sentence", "min", "max", "tokens of plain AR")]
     for name, ms in case["milliseconds"].items():
-        rows.append((name, *(f"{ms[k]:.1f}" for k in ("median", "min", "max")), equal.get(name, "")))
+        rows.append((name, *cells(ms), case["outputs_equal_to_ar"].get(name, "")))
     rows.append(("ratio", "median", "min", "max", ""))
-    for name, ratio in case["ratios"].items():
-        rows.append((name, *(f"{ratio[k]:.2f}" for k in ("median", "min", "max")), ""))
+    rows += [(name, *cells(ratio, 2), "") for name, ratio in case["ratios"].items()]
     for name, calls in case["launches"].items():
         rows.append((f"{name}: " + ", ".join(f"{n:,} {kind}" for kind, n in calls.items()), "", "", "", ""))
     return f"{head}\n{table(rows)}\n"

@@ -7,14 +7,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.common import dtype_of
+import torch
+from safetensors.torch import save_file
+
+from janus_ds.config.schema import RunConfig
 from janus_ds.errors import MissingDependencyError, UsageError
-
-if TYPE_CHECKING:
-    from janus_ds.config.schema import RunConfig
-    from janus_ds.model.janus import JanusModel
+from janus_ds.model.hf_export import export_config, export_generation, export_weights
+from janus_ds.model.janus import JanusModel
 
 __all__ = ["PEERS", "Outputs", "Peers", "needed"]
 
@@ -67,10 +68,8 @@ class Peers:
         self, sources: Sequence[Sequence[int]], batch: int, precision: str = "float32"
     ) -> Callable[[], Outputs]:
         """Beam search by `generate`, in batches of like length, the longest first."""
-        import torch
-
         model = needed("hf").BartForConditionalGeneration.from_pretrained(self._folder / "hf").eval()
-        model = model.to(self._device, dtype_of(precision))
+        model = model.to(self._device, getattr(torch, precision))
         special, length = self._special, self._tokens + 3
         batches = [sources[i : i + batch] for i in range(0, len(sources), batch)]
 
@@ -123,10 +122,6 @@ class Peers:
 
     def _export(self, model: JanusModel, run: RunConfig) -> None:
         """A folder as transformers saves one, with a vocabulary of made-up words."""
-        from safetensors.torch import save_file
-
-        from janus_ds.model.hf_export import export_config, export_generation, export_weights
-
         folder = self._folder / "hf"
         folder.mkdir(parents=True)
         special = self._special

@@ -7,28 +7,32 @@ a softmax more for each direction of each KL pair. `ar_fused` and `ar_naive` are
 
 from __future__ import annotations
 
-import time
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.common import (
-    circumstances,
+    bench_parser,
+    cells,
     cpu_threads,
-    interleave,
-    positive,
+    finish,
+    measure,
+    parse,
     ratio_summary,
     summary,
-    write_json,
 )
 from benchmarks.shapes import SHAPES, BenchShape
-from janus_ds.cli.arguments import new_parser
 from janus_ds.config.presets import MODEL_PRESETS
+from janus_ds.objective.chunk_math import Terms
+from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
+from janus_ds.parallel.layers import DenseLayers
 from janus_ds.tables import table
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["bench_head", "main"]
 
@@ -40,8 +44,6 @@ class _Rows:
     """Hidden rows of all streams, their targets, and the table."""
 
     def __init__(self, setting: BenchShape) -> None:
-        import torch
-
         width = MODEL_PRESETS[setting.preset]["d_model"]
         self.vocab = setting.vocab_size
         self.tokens = setting.samples * setting.target_tokens
@@ -54,12 +56,6 @@ class _Rows:
 
     def fused(self, compiled: bool, aux: bool) -> Tensor:
         """Total of the fused head; the first tokens of AR are the masked ones."""
-        import torch
-
-        from janus_ds.objective.chunk_math import Terms
-        from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
-        from janus_ds.parallel.layers import DenseLayers
-
         masked, every = (torch.arange(n) for n in (self.masked, self.tokens))
         ar = 1.0 / self.tokens
         if not aux:
@@ -79,8 +75,6 @@ class _Rows:
 
     def naive(self, aux: bool) -> Tensor:
         """Total from whole logits under autograd."""
-        import torch.nn.functional as F
-
         names = ["ar", "nar", "aux"] if aux else ["ar"]
         logits = {name: F.linear(self.hidden[name], self.weight) for name in names}
         total = self.weight.new_zeros(())
@@ -97,63 +91,64 @@ class _Rows:
         return total
 
 
-def bench_head(shape: str, rounds: int = 5, compiled: bool = True) -> dict[str, Any]:
-    """Times interleaved, CPU time of one thread, and the peak of memory beyond the inputs.
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print a table, write JSON if asked."""
+    parser = bench_parser("head", "The fused head against the plain losses (CPU).", rounds=5)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="default: iwslt")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled form out")
+    options = parse(parser, arguments)
+    result = bench_head(options)
+    rows = [["head", "ms (median)", "min", "max", "peak MB"]]
+    for name, ms in result["milliseconds"].items():
+        rows.append([name, *cells(ms), f"{result['peak_megabytes'][name]:.1f}"])
+    ratios = "\n".join(f"{name} {ratio['median']:.3f}" for name, ratio in result["ratios"].items())
+    head = f"{options.shape}; the table's gradient alone is {result['table_gradient_megabytes']} MB"
+    return finish(result, f"{head}\n{table(rows)}\n{ratios}", options.json)
 
-    Args:
-        shape: a key of `shapes.SHAPES`.
-        rounds: measurements of each.
-        compiled: measure the compiled chunk mathematics too, where a compiler is at hand.
+
+def bench_head(options: argparse.Namespace) -> dict[str, Any]:
+    """Interleaved times, CPU time of one thread, and the peak of memory beyond the inputs.
 
     Returns:
         `ratios.{naive_over_fused, naive_over_compiled, fused_over_ar, head_memory_over_naive,
         head_memory_over_naive_beyond_table}` (memory: fused over naive, with the gradient of the table
-        in both, and without), `milliseconds`, `peak_megabytes`, and where it was measured.
+        in both, and without), `milliseconds`, `peak_megabytes`, hardware and versions.
     """
-    import torch
-
-    from janus_ds.objective.compiled_chunk import compiler_is_at_hand
-
-    setting = SHAPES[shape]
     with cpu_threads(1):
-        rows = _Rows(setting)
+        rows = _Rows(SHAPES[options.shape])
         losses: dict[str, Callable[[], Tensor]] = {
             "ar_naive": lambda: rows.naive(aux=False),
             "ar_fused": lambda: rows.fused(compiled=False, aux=False),
             "naive": lambda: rows.naive(aux=True),
             "fused": lambda: rows.fused(compiled=False, aux=True),
         }
-        if compiled and compiler_is_at_hand(torch.device("cpu")):
+        if not options.no_compile and compiler_is_at_hand(torch.device("cpu")):
             losses["compiled"] = lambda: rows.fused(compiled=True, aux=True)
         jobs = {name: _job(loss, rows) for name, loss in losses.items()}
-        seconds = interleave(jobs, rounds, time.process_time)
+        seconds, facts = measure(jobs, options.rounds)
         peaks = {name: _peak_bytes(job) for name, job in jobs.items()}
-    best, table = "compiled" if "compiled" in jobs else "fused", rows.weight.nbytes
+    best, table_bytes = "compiled" if "compiled" in jobs else "fused", rows.weight.nbytes
+    beyond_table = (peaks[best] - table_bytes) / (peaks["naive"] - table_bytes)
     ratios = {
         "naive_over_fused": ratio_summary(seconds["naive"], seconds["fused"]),
         "fused_over_ar": ratio_summary(seconds[best], seconds["ar_fused"]),
         "head_memory_over_naive": summary([peaks[best] / peaks["naive"]]),
-        "head_memory_over_naive_beyond_table": summary([(peaks[best] - table) / (peaks["naive"] - table)]),
+        "head_memory_over_naive_beyond_table": summary([beyond_table]),
     }
     if "compiled" in jobs:
         ratios["naive_over_compiled"] = ratio_summary(seconds["naive"], seconds["compiled"])
     return {
         "bench": "head",
-        "shape": {"name": shape, **asdict(setting), "rounds": rounds},
+        "shape": {"name": options.shape, **asdict(SHAPES[options.shape]), "rounds": options.rounds},
         "ratios": ratios,
-        "milliseconds": {name: summary([1e3 * s for s in taken]) for name, taken in seconds.items()},
+        "milliseconds": {name: summary(taken, 1e3) for name, taken in seconds.items()},
         "peak_megabytes": {name: round(peak / 1e6, 1) for name, peak in peaks.items()},
-        "table_gradient_megabytes": round(rows.weight.nbytes / 1e6, 1),
-        "clock": "cpu",
-        "precision": "float32",
-        "threads": 1,
-        **circumstances(),
+        "table_gradient_megabytes": round(table_bytes / 1e6, 1),
+        **facts,
     }
 
 
 def _job(loss: Callable[[], Tensor], rows: _Rows) -> Callable[[], None]:
-    import torch
-
     def run() -> None:
         torch.autograd.grad(loss(), [rows.weight, *rows.hidden.values()], allow_unused=True)
 
@@ -161,9 +156,7 @@ def _job(loss: Callable[[], Tensor], rows: _Rows) -> Callable[[], None]:
 
 
 def _peak_bytes(job: Callable[[], None]) -> int:
-    """Highest sum of what torch's allocator gave out while a job ran."""
-    import torch
-
+    """Largest number of bytes that torch's allocator had given out at once while a job ran."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         job()
@@ -174,24 +167,3 @@ def _peak_bytes(job: Callable[[], None]) -> int:
         live += change.nbytes()
         peak = max(peak, live)
     return peak
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Measure, print a table, write JSON if asked."""
-    parser = new_parser("bench head", "The fused head against the plain losses (CPU).")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="rows and vocabulary")
-    parser.add_argument("--rounds", type=positive, default=5, help="measurements of each (default: 5)")
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled form out")
-    parser.add_argument("--json", type=Path, help="file for the result")
-    parsed = parser.parse_args(arguments)
-    result = bench_head(parsed.shape, parsed.rounds, not parsed.no_compile)
-    rows = [["head", "ms (median)", "min", "max", "peak MB"]]
-    for name, ms in result["milliseconds"].items():
-        figures = [f"{ms[k]:.1f}" for k in ("median", "min", "max")]
-        rows.append([name, *figures, f"{result['peak_megabytes'][name]:.1f}"])
-    ratios = "\n".join(f"{name} {ratio['median']:.3f}" for name, ratio in result["ratios"].items())
-    gradient = result["table_gradient_megabytes"]
-    print(f"{parsed.shape}; the table's gradient alone is {gradient} MB\n{table(rows)}\n{ratios}")
-    if parsed.json is not None:
-        write_json(parsed.json, result)
-    return 0

@@ -1,16 +1,22 @@
-"""The shapes that the training benches measure, and their batches."""
+"""Models, batches and steps that the training benches measure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from janus_ds.config.schema import RunConfig
+import numpy as np
 
-if TYPE_CHECKING:
-    from janus_ds.batch import SpecialTokens, TwoStreamBatch
+from janus_ds.batch import SpecialTokens, TwoStreamBatch
+from janus_ds.config.schema import ObjectiveConfig, RunConfig
+from janus_ds.data.collate import Collator
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.views import Views
+from janus_ds.model.janus import JanusModel
+from janus_ds.objective.janus_objective import JanusObjective
+from janus_ds.parallel.layers import DenseLayers
+from janus_ds.train.loop.step import TrainingStep
 
-__all__ = ["SHAPES", "BenchShape", "make_batch", "special_tokens"]
+__all__ = ["SHAPES", "BenchShape", "make_batch", "special_tokens", "training_step"]
 
 
 @dataclass(frozen=True)
@@ -35,25 +41,17 @@ SHAPES: dict[str, BenchShape] = {
 
 
 def special_tokens(shape: BenchShape) -> SpecialTokens:
-    """Special symbols of the shape's made-up vocabulary."""
-    from janus_ds.batch import SpecialTokens
-
+    """Special symbols of the shape's synthetic vocabulary."""
     return SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=shape.vocab_size)
 
 
 def make_batch(shape: BenchShape, run: RunConfig) -> TwoStreamBatch:
-    """Random sentences of one length, masked at random; nothing is padded.
+    """Random sentences of one length, masked at random, without padding.
 
     Args:
         shape: how many and how long.
-        run: resolved; its objective says which rows there are.
+        run: resolved; its objective determines the decoder rows.
     """
-    import numpy as np
-
-    from janus_ds.data.collate import Collator
-    from janus_ds.data.masking.ragged import Ragged
-    from janus_ds.data.views import Views
-
     special = special_tokens(shape)
     draw = np.random.default_rng(1)
 
@@ -68,3 +66,9 @@ def make_batch(shape: BenchShape, run: RunConfig) -> TwoStreamBatch:
     views = Views(source, target, masked.reshape(-1))
     classes = run.model.length_classes or run.model.max_target_positions
     return Collator(special, run.objective, classes, pad_multiple=1)(views, np.arange(shape.samples))
+
+
+def training_step(model: JanusModel, objective: ObjectiveConfig) -> TrainingStep:
+    """The step that training runs, in training mode, on one device."""
+    head = JanusObjective(objective, model.special.vocab_size, DenseLayers())
+    return TrainingStep(model, head, objective.encoder_passes).train()

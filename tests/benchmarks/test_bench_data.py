@@ -6,12 +6,14 @@ import json
 
 import pytest
 
-from benchmarks.data import DataBench, bench_data, main
+from benchmarks.data import main
 
 
 @pytest.mark.parametrize(("task", "preset"), [("denoise", "paper"), ("pair", "cmlm")])
-def test_stages_add_up_to_the_rate(task, preset):
-    figures = bench_data(DataBench(task, 40, preset, batch=24, rounds=2, samples=100))
+def test_stages_add_up_to_the_rate(tmp_path, task, preset):
+    options = f"--task {task} --tokens 40 --preset {preset} --batch 24 --rounds 2 --samples 100".split()
+    assert main([*options, "--json", str(tmp_path / "data.json")]) == 0
+    figures = json.loads((tmp_path / "data.json").read_text())
     rate = figures["documents_per_second_per_core"]
     assert 0 < rate["min"] <= rate["median"] <= rate["max"]
     stages = figures["microseconds_per_document"]

@@ -61,7 +61,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
 def test_the_share_of_a_known_peak_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("janus_ds.observe.meters.device_peak_flops", lambda device, dtype: 1e12)
+    monkeypatch.setattr("benchmarks.train.device_peak_flops", lambda device, dtype: 1e12)
     file = tmp_path / "result.json"
     options = ["--shape", "small", "--rounds", "1", "--precision", "bfloat16", "--json", str(file)]
     assert train.main(options) == 0
