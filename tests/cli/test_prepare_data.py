@@ -7,7 +7,7 @@ import subprocess
 
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.settings import PrepareSettings
-from tests.data.test_prepare import content
+from tests.data.prepare.test_corpus import content
 from tests.support.processes import lives, wait_until
 from tests.support.programs import ROOT, python, started
 from tests.support.texts import documents

@@ -15,7 +15,7 @@ from tests.model.test_attention import LAYOUTS, batch_of, inputs, predicate_mask
 from tests.support.operations import CountedOperations
 from tests.support.tiny_model import SAMPLES
 from tests.support.two_stream import Conventions, Sample, make_batch
-from tests.train.test_step_work import WAITING
+from tests.train.loop.test_step import WAITING
 
 LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices")
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -25,7 +25,7 @@ from janus_ds.data.text.documents import DocumentRule
 from janus_ds.data.text.sentences import split_sentences
 from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
 from janus_ds.errors import ConfigError, DataError, ResourceError
-from tests.data.test_tokenizer import small_byte_level
+from tests.data.text.test_tokenizer import small_byte_level
 from tests.support.texts import documents
 
 SETTINGS = PrepareSettings(
