@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.support.warm import WarmStarter
 
 # Examples are timed by nobody here: a loaded machine must not fail a test.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 Tally = Callable[[str, str], None]
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[WarmStarter]:
+    """Starts programs without their imports; one for the fault suite and the golden tests."""
+    with WarmStarter() as warm:
+        yield warm
 
 
 @pytest.fixture
