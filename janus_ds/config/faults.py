@@ -38,16 +38,14 @@ class ConfigFaultsError(ConfigError):
             super().__init__(only.what, only.where, only.fix)
             return
         lines = [
-            f"\n  {n}. {f.what}\n       where: {f.where}\n       to do: {f.fix}" for n, f in self._numbered()
+            f"\n  {number}. {fault.what}\n       where: {fault.where}\n       to do: {fault.fix}"
+            for number, fault in enumerate(self.faults, start=1)
         ]
         super().__init__(
             f"{len(self.faults)} faults in the configuration:{''.join(lines)}",
             ", ".join(dict.fromkeys(f.where.split(":")[0] for f in self.faults)),
             "mend them all, then run `python -m janus_ds check` again",
         )
-
-    def _numbered(self) -> Iterable[tuple[int, Fault]]:
-        return enumerate(self.faults, start=1)
 
 
 @dataclass
@@ -68,13 +66,6 @@ class FaultList:
             return
         self.faults.append(Fault(what, where, fix))
         self.spoilt.update(keys)
-
-    def take(self, error: ConfigError) -> None:
-        """Add the faults of an error that another reader raised."""
-        if isinstance(error, ConfigFaultsError):
-            self.faults.extend(error.faults)
-        else:
-            self.faults.append(Fault(error.what, error.where, error.fix))
 
     def raise_if_any(self) -> None:
         """Report everything found so far.

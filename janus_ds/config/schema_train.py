@@ -135,7 +135,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DecodeConfig:
-    """How text is generated (section 4 of the method, section 3.4 of the paper)."""
+    """How text is generated (section 3.4 of the paper)."""
 
     mode: Annotated[str, OneOf("ar", "nar", "draft")] = "nar"
     """ar, nar, or draft: NAR drafts and AR checks, the output is that of AR with beam 1 (needs both)."""

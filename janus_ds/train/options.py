@@ -110,6 +110,6 @@ def refuse_faults(options: TrainOptions) -> None:
 def _data_size(environ: Mapping[str, str], tensor_size: int) -> int | None:
     """Data-parallel ranks, as launchers say; None where the ranks do not divide."""
     world_size = environ.get("WORLD_SIZE") or environ.get("SLURM_STEP_NUM_TASKS") or "1"
-    if not world_size.isdigit() or tensor_size < 1 or int(world_size) % tensor_size:
+    if not world_size.isdecimal() or tensor_size < 1 or int(world_size) % tensor_size:
         return None
     return int(world_size) // tensor_size or None

@@ -1,4 +1,4 @@
-"""What presets bundle, against the tables of the method."""
+"""What presets bundle: the settings of the paper and of its released code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import FIELDS, ObjectiveConfig, RunConfig
 
-# weight_ar, _nar, _aux, _length, kl_ar_nar, kl_ar_aux, kl_nar_aux, label_smoothing (method, section 3)
+# weight_ar, _nar, _aux, _length, kl_ar_nar, kl_ar_aux, kl_nar_aux, label_smoothing (section 3 of the paper)
 WEIGHTS = {
     ("paper", "denoise"): (1.0, 1.0, 1.0, 0.1, 0.0, 2.0, 2.0, 0.1),
     ("paper", "pair"): (1.0, 1.0, 1.0, 0.1, 0.0, 2.0, 2.0, 0.1),
@@ -116,7 +116,7 @@ def test_every_preset_resolves_for_every_task_and_resolving_twice_changes_nothin
             assert resolve(run) == run
 
 
-# layers, d, ffn, heads (method, section 5)
+# layers, d, ffn, heads (section 4 of the paper)
 SHAPES = {
     "iwslt": (6, 512, 1024, 4),
     "wmt": (6, 512, 2048, 8),
