@@ -108,7 +108,7 @@ def _take(folder: Path, lock: ExitStack) -> None:
 
 def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Liveness | None) -> Outcome:
     """Find the checkpoint to go on from, build the engine, and train."""
-    config, folder, train = run.config, run.folder, run.config.train
+    folder, train = run.folder, run.config.train
     policy = SavePolicy(train.keep_last, train.keep_every, train.max_failed_saves)
     checkpoints = CheckpointManager(folder / "checkpoints", policy, topology)
     resumed = checkpoints.latest()
