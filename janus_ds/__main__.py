@@ -27,6 +27,8 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
+    "prepare data": Command("prepare", "prepare_data", "a data directory of text, or of parallel text"),
+    "prepare glge": Command("prepare", "prepare_glge", "a data directory of one task of GLGE"),
     "pretrain": Command("train", "pretrain", "pretrain a model, or go on with a run"),
     "finetune": Command("train", "finetune", "train on pairs, from scratch or from another run"),
     "decode": Command("decode", "main", "decode text with a run, AR and NAR"),
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # difflib is imported by this alone.
         from janus_ds.config.faults import suggestion
 
-        given = f"{name} {rest[0]}" if name == "eval" and rest else name
+        given = f"{name} {rest[0]}" if name in ("eval", "prepare") and rest else name
         fix = suggestion(given, COMMANDS, f"use one of {', '.join(COMMANDS)}")
         raise UsageError(f"there is no command {given!r}", "the command line", fix)
     command = COMMANDS[name]

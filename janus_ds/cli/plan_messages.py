@@ -19,6 +19,7 @@ from janus_ds.cli.traffic import (
 )
 from janus_ds.config.deepspeed_file import solve_batch
 from janus_ds.config.schema import RunConfig
+from janus_ds.data.masking.span_laws import expected_share
 from janus_ds.data.stream.index import Manifest
 from janus_ds.errors import ConfigError, UsageError
 from janus_ds.tables import bytes_text, table
@@ -147,9 +148,6 @@ def describe_communication(projection: Projection) -> str:
     )
 
 
-_DEFAULT_SHARE = 0.5
-
-
 @dataclass(frozen=True)
 class MeanSample:
     """Tokens of a sample, bos and eos included, and where the numbers come from."""
@@ -217,8 +215,7 @@ def _layout(run: RunConfig, sample: MeanSample) -> RowLayout:
     streams = stream_names(run.objective)
     target = sample.target
     ar = target - 1 if "ar" in streams else 0
-    share = run.masking.target_share or _DEFAULT_SHARE
-    masked = round(share * (target - 2)) if {"nar", "aux"} & set(streams) else 0
+    masked = round(expected_share(run.masking) * (target - 2)) if {"nar", "aux"} & set(streams) else 0
     return RowLayout(
         arc=ar,
         vis=target - masked if masked else 0,

@@ -117,6 +117,6 @@ def test_the_program_reports(
     words = ["--task", "squadqg", "--input", task, "--tokenizer", task.parent / "tokenizer"]
     words += ["--output", tmp_path / "data", "--processes", 1]
     monkeypatch.setattr(sys, "argv", ["prepare_glge.py", *map(str, words)])
-    assert not load_program("launch/prepare_glge.py").main()
+    assert not load_program("launch/prepare_glge.py").prepare_glge()
     assert "source cut" in capsys.readouterr().out
     assert Manifest.load(tmp_path / "data").task == "pair"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from janus_ds.cli.prepare import prepare_data
 from janus_ds.data.prepare.pairs import PairReport
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.source import SampleSource
@@ -16,7 +16,6 @@ from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
 from janus_ds.evaluate.distill import DistillRequest, distill
-from tests.support.programs import load_program
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
@@ -148,35 +147,25 @@ def test_what_cannot_be_distilled_is_refused(data: Path, run: Path, tmp_path: Pa
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
 
 
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    return load_program("launch/prepare_data.py")
-
-
-def test_the_program(
-    program: ModuleType, data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_program(data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--task", "nmt", "--distill", str(run), "--output", str(tmp_path / "new"), "--device", "cpu"]
     with pytest.raises(UsageError, match="takes the pairs of a data directory"):
-        program.prepare_distilled(program.parse(asked))
-    options = program.parse([*asked, "--data", str(data), "--beam", "1", "--average", "2"])
-    program.prepare_distilled(options)
+        prepare_data(asked)
+    assert prepare_data([*asked, "--data", str(data), "--beam", "1", "--average", "2"]) == 0
     told = capsys.readouterr().out
     assert f"train            {PAIRS} pairs" in told
     assert "distilled" in told
     assert Manifest.load(tmp_path / "new").settings["distilled"]["decode"]["beam"] == 1
 
 
-def test_a_test_set_alone_is_prepared_for_a_given_tokenizer(
-    program: ModuleType, data: Path, tmp_path: Path
-) -> None:
+def test_a_test_set_alone_is_prepared_for_a_given_tokenizer(data: Path, tmp_path: Path) -> None:
     texts = [str(data / "raw" / f"test.{side}") for side in ("de", "en")]
     asked = ["--task", "nmt", "--source-lang", "de", "--target-lang", "en", "--output", str(tmp_path / "new")]
     asked += ["--test", *texts]
-    program.prepare_translation(program.parse([*asked, "--tokenizer", str(data / "tokenizer")]))
+    prepare_data([*asked, "--tokenizer", str(data / "tokenizer")])
     assert set(Manifest.load(tmp_path / "new").splits) == {"test"}
     assert rows(tmp_path / "new", "target", "test") == rows(data, "target", "test")
     with pytest.raises(UsageError, match="needs --train"):
-        program.prepare_translation(program.parse(asked))
+        prepare_data(asked)
     with pytest.raises(DataError, match="holds no training pairs"):
         go(tmp_path / "new", data, tmp_path / "other")

@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 from janus_ds.config.schema import MaskingConfig
 from janus_ds.data.masking.counter_rng import SampleKeys, Stream
 
-__all__ = ["INFILLING_LAWS", "TARGET_LAWS", "MaskDraw", "Spans", "draw_noise", "draw_target"]
+__all__ = [
+    "INFILLING_LAWS",
+    "TARGET_LAWS",
+    "MaskDraw",
+    "Spans",
+    "draw_noise",
+    "draw_target",
+    "expected_share",
+]
 
 Ints = NDArray[np.int64]
 
@@ -39,12 +47,24 @@ INFILLING_LAWS = ("infilling", "infilling_released")
 """Laws that noise the source along with the target."""
 
 _RELEASED_COIN = 0.5
+_OVERLAP = 0.8
 
 _COLUMN_BITS = np.uint64(20)
 
 _COLUMN = np.uint64(2**20 - 1)
 
 _LAST = np.uint64(2**64 - 1)
+
+
+def expected_share(masking: MaskingConfig) -> float:
+    """The share of inner tokens that is masked on average, 0 to 1; used to weigh samples before the draw.
+
+    Overlapping spans mask fewer tokens than their lengths sum to: about .56 where .7 is asked for.
+    """
+    if masking.target == "uniform":
+        return 0.5
+    share = float(masking.target_share or 0.0)
+    return share * _OVERLAP if masking.target in ("span_overlap", "infilling_released") else share
 
 
 @dataclass(frozen=True)

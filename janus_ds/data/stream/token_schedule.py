@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from janus_ds.config.schema import MaskingConfig
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
+from janus_ds.data.masking.span_laws import expected_share
 from janus_ds.errors import ConfigError, DataError
 
 __all__ = ["Bucket", "Group", "SampleCosts", "TokenSchedule", "expected_rows", "share_out"]
@@ -30,9 +31,6 @@ Ints = NDArray[np.int64]
 _MOST_SOURCE_BUCKETS = 8
 
 _GROUPS_TO_SPLIT = 4
-
-_OVERLAP = 0.8
-"""The released span law masks .56 of the target where .7 is asked for."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,7 @@ def expected_rows(inner_N: Ints, ar: int, nar: bool, aux: bool, masking: Masking
         aux: whether there are compensation and AUX rows.
         masking: resolved; gives the expected share of masked tokens.
     """
-    share = 0.5 if masking.target == "uniform" else float(masking.target_share or 0.0)
-    if masking.target in ("span_overlap", "infilling_released"):
-        share *= _OVERLAP
+    share = expected_share(masking)
     rows_N: NDArray[Any] = ar * (inner_N + 1.0)
     return rows_N + nar * (inner_N + 2.0) + aux * 2.0 * share * inner_N
 

@@ -1,0 +1,320 @@
+"""The commands that make data directories: `launch/prepare_data.py` and `launch/prepare_glge.py`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from janus_ds.data.prepare import pairs
+from janus_ds.data.prepare.corpus import PrepareProgress, PrepareReport, prepare
+from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
+from janus_ds.data.prepare.settings import (
+    TOKENIZER_KINDS,
+    Execution,
+    GlgeSettings,
+    Languages,
+    Limits,
+    PairSettings,
+    PrepareSettings,
+)
+from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
+from janus_ds.errors import UsageError
+
+__all__ = ["prepare_data", "prepare_glge"]
+
+_SPLITS = ("train", "valid", "test")
+
+_DATA = """\
+Make a data directory of text files: tokenizer, shards, index, manifest.
+
+    python launch/prepare_data.py --input TEXT... --output DIR
+    python launch/prepare_data.py --task nmt --source-lang de --target-lang en --train train.de train.en \\
+        --valid valid.de valid.en --test test.de test.en --output DIR
+    python launch/prepare_data.py --task nmt --distill RUN --data DIR --output DIR2
+
+The first makes blocks of text for pretraining. The second makes pairs for translation. The third makes other
+targets for such pairs: the translations of a run that decodes autoregressively, from which
+non-autoregressive models learn more easily. Started again after an interruption with the same arguments,
+the first and the third go on where they stopped.
+"""
+
+_GLGE = """\
+Make a data directory of one GLGE task for fine-tuning: pairs, cut to the task's limits.
+
+    python launch/prepare_glge.py --task xsum --input glge/easy/xsum_data \\
+        --tokenizer runs/bart-base/tokenizer --output data/xsum
+
+The input is the official layout, org_data/{train,dev,test}.{src,tgt}; the tokenizer that of the run to
+start from. Test sets may come without .tgt.
+"""
+
+
+def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    default = PrepareSettings()
+    parser = argparse.ArgumentParser(
+        description=_DATA, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--task", choices=("denoise", "nmt"), default="denoise", help="[%(default)s]")
+    add(
+        "--input",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="files or folders; .gz .xz .zst .bz2 too",
+    )
+    add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
+    add(
+        "--tokenizer",
+        default=default.tokenizer,
+        metavar="NAME|DIR",
+        help=f"{', '.join(TOKENIZER_KINDS)}, nmt: bpe-words (text that is BPE'd already), "
+        "or a folder with a tokenizer or with vocab.json and merges.txt [%(default)s]",
+    )
+    add(
+        "--vocab-size",
+        type=int,
+        help=f"of a trained tokenizer [{default.vocab_size}; nmt {PairSettings.vocab_size}]",
+    )
+    add(
+        "--tokenizer-sample-mb",
+        type=int,
+        default=default.tokenizer_sample_mb,
+        help="text to train it on [%(default)s]",
+    )
+    add("--block-tokens", type=int, default=default.block_tokens, help="without bos and eos [%(default)s]")
+    add("--valid-share", type=float, default=default.valid_share, help="of the documents [%(default)s]")
+    add("--test-share", type=float, default=default.test_share, help="of the documents [%(default)s]")
+    add("--format", choices=INPUT_FORMATS, default=default.rule.format, help="of the input [%(default)s]")
+    add(
+        "--document",
+        choices=DOCUMENT_RULES,
+        default=default.rule.document,
+        help="what ends a document of text: a blank line, a line end, the end of the file [%(default)s]",
+    )
+    add("--field", default=default.rule.field, help="JSON field with the text [%(default)s]")
+    add("--samples-per-member", type=int, default=default.samples_per_member, help="[%(default)s]")
+    add("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
+    add("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
+    _add_pair_options(parser.add_argument_group("--task nmt"))
+    _add_distill_options(parser.add_argument_group("--task nmt --distill"))
+    return parser.parse_args(argv)
+
+
+def _add_pair_options(group: argparse._ArgumentGroup) -> None:
+    add, default = group.add_argument, PairSettings(Languages("", ""))
+    add("--source-lang", metavar="LANG", help="such as de")
+    add("--target-lang", metavar="LANG", help="such as en")
+    for split in _SPLITS:
+        add(f"--{split}", type=Path, nargs="+", metavar="FILE", help="source and target file, in turn")
+    add("--lowercase", action="store_true", help="lower-case all text")
+    add("--max-tokens", type=int, default=default.max_tokens, help="longest side of a pair [%(default)s]")
+    add(
+        "--max-ratio",
+        type=float,
+        default=default.max_ratio,
+        help="leave out training pairs with a side of 10 words or more that is longer by this [%(default)s]",
+    )
+    add("--keep-duplicates", action="store_true", help="train on a pair as often as it stands there")
+
+
+def _add_distill_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--distill", type=Path, metavar="RUN", help="the run, or checkpoint, that translates the sources")
+    add("--data", type=Path, metavar="DIR", help="the data directory whose training set is translated")
+    add("--average", type=int, default=1, metavar="N", help="mean of the run's last N checkpoints")
+    add("--beam", type=int, help="(default: as the run's recipe says)")
+    add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
+
+
+class _ProgressLine:
+    """Shows progress: one line that is written over on a terminal, else a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._interval = 0.2 if self._terminal else 10.0
+        self._last = time.monotonic()
+        self._stage = ""
+
+    def show(self, progress: PrepareProgress) -> None:
+        """Print the line if it is time to."""
+        now = time.monotonic()
+        if now - self._last < self._interval and progress.stage == self._stage:
+            return
+        self._last, self._stage = now, progress.stage
+        text = f"{progress.stage}: {progress.share:6.1%}"
+        if progress.text_bytes:
+            text += (
+                f"  {progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB"
+                f"  {progress.megabytes_per_second:.1f} MB/s"
+            )
+        end = "\r" if self._terminal else "\n"
+        print(f"{text:<90}", end=end, file=sys.stderr, flush=True)
+
+
+def _report(report: PrepareReport) -> None:
+    """What was made, for people."""
+    if report.already_whole:
+        print(f"{report.output} is whole already, nothing to do")
+    for name, totals in report.manifest.splits.items():
+        print(
+            f"{name:<6} {totals.samples:>12,} blocks {totals.tokens:>15,} tokens {totals.shards:>6,} shards"
+        )
+    for name, count in report.counts.items():
+        print(f"{name.replace('_', ' '):<32} {count:>15,}")
+    done = report.done
+    if done.seconds:
+        print(
+            f"{done.text_bytes / 1e6:,.1f} MB, {done.documents:,} documents in {done.seconds:.1f} s: "
+            f"{done.megabytes_per_second:.1f} MB/s, {done.documents / done.seconds:,.0f} documents/s"
+        )
+
+
+def _pair_report(report: pairs.PairReport) -> None:
+    """What was made of pairs, and what was left out."""
+    if report.already_whole:
+        print(f"{report.output} is whole already, nothing to do")
+    for name, totals in report.manifest.splits.items():
+        print(f"{name:<6} {totals.samples:>12,} pairs {totals.tokens:>15,} tokens {totals.shards:>6,} shards")
+        for what, count in sorted(report.counts[name].items()):
+            print(f"  {what.replace('_', ' '):<34} {count:>12,}")
+
+
+def _prepare_text(options: argparse.Namespace) -> None:
+    """Blocks of text."""
+    if not options.input:
+        raise UsageError("no input is given", "--input", "give at least one text file or folder")
+    settings = PrepareSettings(
+        tokenizer=options.tokenizer,
+        vocab_size=options.vocab_size or PrepareSettings.vocab_size,
+        tokenizer_sample_mb=options.tokenizer_sample_mb,
+        block_tokens=options.block_tokens,
+        valid_share=options.valid_share,
+        test_share=options.test_share,
+        rule=DocumentRule(options.format, options.document, options.field),
+        samples_per_member=options.samples_per_member,
+        members_per_shard=options.members_per_shard,
+    )
+    execution = Execution(processes=options.processes)
+    report = prepare(options.input, options.output, settings, execution, _ProgressLine().show)
+    if report.resumed:
+        print("went on with an interrupted preparation")
+    _report(report)
+
+
+def _prepare_translation(options: argparse.Namespace) -> None:
+    """Pairs of sentences."""
+    # With a given tokenizer nothing is learned of the text: test sets alone can be prepared for a model.
+    held_out_alone = bool(options.valid or options.test) and Path(options.tokenizer).is_dir()
+    for name in ("source_lang", "target_lang", "train"):
+        if not getattr(options, name) and not (name == "train" and held_out_alone):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"--task nmt needs {option}",
+                "the command line",
+                "give --source-lang de --target-lang en --train train.de train.en, for example",
+            )
+    languages = Languages(options.source_lang, options.target_lang)
+    given = {split: getattr(options, split) for split in _SPLITS}
+    files = {split: pair_up(paths, languages, f"--{split}") for split, paths in given.items() if paths}
+    settings = PairSettings(
+        languages,
+        tokenizer=options.tokenizer,
+        vocab_size=options.vocab_size or PairSettings.vocab_size,
+        tokenizer_sample_mb=options.tokenizer_sample_mb,
+        lowercase=options.lowercase,
+        max_tokens=options.max_tokens,
+        max_ratio=options.max_ratio,
+        duplicates="keep" if options.keep_duplicates else "drop",
+        samples_per_member=options.samples_per_member,
+        members_per_shard=options.members_per_shard,
+    )
+    _pair_report(pairs.prepare_pairs(files, options.output, settings, options.processes, _show_pairs))
+
+
+def _prepare_distilled(options: argparse.Namespace) -> None:
+    """Pairs with a model's translations as targets."""
+    if options.data is None or options.train:
+        raise UsageError(
+            "--distill takes the pairs of a data directory",
+            "the command line",
+            "give --data DIR, made by --task nmt before, and no --train",
+        )
+    # What follows takes seconds to import, which other preparations need not pay.
+    import torch
+    from tqdm import tqdm
+
+    from janus_ds.evaluate.distill import DistillRequest, distill
+
+    request = DistillRequest(
+        options.data,
+        options.distill,
+        options.output,
+        average=options.average,
+        decode={} if options.beam is None else {"beam": options.beam},
+        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    with tqdm(desc="translating", unit=" pairs", mininterval=interval, delay=0.5) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = distill(request, show)
+    _pair_report(report)
+
+
+def _show_pairs(stage: str, pairs: int) -> None:
+    if sys.stderr.isatty():
+        print(f"{stage}: {pairs:,} pairs".ljust(79), end="\r", file=sys.stderr, flush=True)
+
+
+def prepare_data(argv: Sequence[str] | None = None) -> int:
+    """Make a data directory of text or of parallel text; see its help."""
+    options = _parse_data(argv)
+    if options.distill is not None:
+        _prepare_distilled(options)
+    elif options.task == "nmt":
+        _prepare_translation(options)
+    else:
+        _prepare_text(options)
+    return 0
+
+
+def _parse_glge(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of GLGE's preparation."""
+    parser = argparse.ArgumentParser(
+        description=_GLGE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--task", required=True, metavar="TASK", help=", ".join(GLGE_LIMITS))
+    add("--input", type=Path, required=True, metavar="DIR", help="the task's folder")
+    add("--tokenizer", type=Path, required=True, metavar="DIR", help="folder of the tokenizer")
+    add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
+    add("--source-tokens", type=int, metavar="N", help="cut sources to N tokens, bos and eos not counted")
+    add("--target-tokens", type=int, metavar="N", help="the same for targets [both: as the task's recipe]")
+    add("--samples-per-member", type=int, default=GlgeSettings.samples_per_member, help="[%(default)s]")
+    add("--members-per-shard", type=int, default=GlgeSettings.members_per_shard, help="[%(default)s]")
+    add("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
+    return parser.parse_args(argv)
+
+
+def prepare_glge(argv: Sequence[str] | None = None) -> int:
+    """Make a data directory of one task of GLGE; see its help."""
+    options = _parse_glge(argv)
+    default = task_limits(options.task)
+    limits = Limits(
+        default.source if options.source_tokens is None else options.source_tokens,
+        default.target if options.target_tokens is None else options.target_tokens,
+    )
+    settings = GlgeSettings(
+        options.task, options.tokenizer, limits, options.samples_per_member, options.members_per_shard
+    )
+    _pair_report(pairs.prepare_glge(options.input, options.output, settings, options.processes, _show_pairs))
+    return 0
