@@ -16,9 +16,9 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from janus_ds.errors import BusyError, ResourceError
 
@@ -216,31 +216,40 @@ def folder_lock(folder: Path, patience: float) -> Iterator[None]:
         BusyError: another process is in the folder.
         OSError: the lock file cannot be opened.
     """
-    deadline = time.monotonic() + patience
-    with (folder / ".lock").open("a+", encoding="utf-8", errors="replace") as file:
-        while not _locked(file.fileno()):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                raise BusyError(
-                    "another process is at work in the folder",
-                    f"{folder}: {file.read(200).strip() or 'it has not said which'}",
-                    "wait for it, stop it, or give another --output",
-                )
-            time.sleep(_LOCK_POLL_SECONDS)
+    holder, path, deadline = "", folder / ".lock", time.monotonic() + patience
+    while (file := _locked(path)) is None:
+        if time.monotonic() > deadline:
+            with suppress(OSError):
+                holder = path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+            raise BusyError(
+                "another process is at work in the folder",
+                f"{folder}: {holder or 'it has not said which'}",
+                "wait for it, stop it, or give another --output",
+            )
+        time.sleep(_LOCK_POLL_SECONDS)
+    with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
         file.flush()
-        yield
-        file.truncate(0)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def _locked(handle: int) -> bool:
-    """Try to take the lock; True as well on a file system that has none."""
+def _locked(path: Path) -> TextIO | None:
+    """The lock file, locked; None where another process has it."""
+    file = path.open("a", encoding="utf-8")
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last holder may have removed it between the two calls.
+        if os.fstat(file.fileno()).st_nlink:
+            return file
     except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return file  # a file system without locks
+    file.close()
+    return None
 
 
 def sync_tree(folder: Path) -> None:

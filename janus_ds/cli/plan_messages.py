@@ -87,9 +87,9 @@ class Projection:
         """All of them."""
         return self.execution.data_size * self.execution.tensor_size
 
-    def batches(self, growth: int = 1) -> StepBatches | None:
+    def batches(self) -> StepBatches | None:
         """What a rank works on; None where the batch cannot be shared."""
-        return step_batches(self.run, self.sample, self.execution.data_size, growth)
+        return step_batches(self.run, self.sample, self.execution.data_size)
 
     def sent(self, batches: StepBatches) -> list[Sent]:
         """All messages of a rank in a step."""
@@ -178,29 +178,22 @@ def mean_sample(run: RunConfig, manifest: Manifest | None) -> MeanSample:
     return MeanSample(length, length, "the data's mean")
 
 
-def step_batches(run: RunConfig, sample: MeanSample, data_size: int, growth: int = 1) -> StepBatches | None:
+def step_batches(run: RunConfig, sample: MeanSample, data_size: int) -> StepBatches | None:
     """Micro-batches of a rank; None where the global batch cannot be shared by so many ranks.
 
     Args:
         run: resolved.
         sample: lengths.
         data_size: data-parallel ranks.
-        growth: how many times the recipe's batch.
     """
-    train = replace(
-        run.train,
-        global_batch=run.train.global_batch * growth,
-        batch_groups=run.train.batch_groups * growth,
-        batch_tokens=run.train.batch_tokens * growth,
-    )
     try:
-        samples, accumulation = solve_batch(replace(run, train=train), data_size)
+        samples, accumulation = solve_batch(run, data_size)
     except ConfigError:
         return None
     layout = _layout(run, sample)
     if run.data.batch == "tokens":
-        cost = layout.rows if train.batch_cost == "rows" else sample.target
-        samples = max(1, round(train.batch_tokens / cost / data_size / accumulation))
+        cost = layout.rows if run.train.batch_cost == "rows" else sample.target
+        samples = max(1, round(run.train.batch_tokens / cost / data_size / accumulation))
     samples *= run.objective.dropout_draws
     masked, ahead = layout.msk, max(layout.arc - layout.msk, 0)
     shape = BatchShape(samples, sample.source, layout, masked * samples, ahead * samples)

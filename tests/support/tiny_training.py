@@ -37,9 +37,9 @@ class Run:
     stage: int = 2
     micro_batch: int | str = "auto"
     overrides: tuple[str, ...] = ()
-    mode: str | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     """Further keys of the DeepSpeed file."""
+    mode: str | None = None
 
 
 @dataclass(frozen=True)

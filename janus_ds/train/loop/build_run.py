@@ -40,7 +40,7 @@ from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 from janus_ds.train.loop.engine import TrainingEngine
-from janus_ds.train.loop.outputs import OutputScores, SampleDecoder, text_pairs
+from janus_ds.train.loop.outputs import OutputScores, SampleDecoder, WeightsHolder, text_pairs
 from janus_ds.train.loop.state import Meters, RunIdentity, read_resumable, resume
 from janus_ds.train.loop.step import TrainingStep, compile_step
 from janus_ds.train.loop.trainer import Outcome, Trainer, TrainerParts
@@ -217,7 +217,8 @@ def _train(
     raise_on_all_ranks(topology, lambda: quarantine.add(source.take_damage()))
     pairs = text_pairs(held_out[0].batch, source, tokenizer, _SHOWN_SAMPLES)
     raise_on_all_ranks(topology, lambda: _record(run, topology, step))
-    scorer = raise_on_all_ranks(topology, lambda: OutputScores.of(config, tokenizer, topology.device))
+    holder = WeightsHolder(config, tokenizer, topology.device)
+    scorer = raise_on_all_ranks(topology, lambda: OutputScores.of(holder))
     parts = TrainerParts(
         config=config,
         identity=run.identity,
@@ -229,7 +230,7 @@ def _train(
         vocab_size=tokenizer.special.vocab_size,
         signals=stops[0],
         watchdog=stops[1],
-        sampler=SampleDecoder(config, tokenizer, pairs, topology.device),
+        sampler=SampleDecoder(holder, pairs),
         scorer=scorer,
     )
     trainer = Trainer(parts, step, Meters(**state["meters"]))

@@ -1,15 +1,16 @@
-"""Scores of the validation set's outputs along a run: greedy AR, and NAR with a few iterations."""
+"""What a validation decodes: scores of the held-out outputs, and samples to look at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from janus_ds.batch import SpecialTokens, TwoStreamBatch
+from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.pair_files import PairText, held_out_text
 from janus_ds.data.stream.source import MixedSource, SampleSource
@@ -22,7 +23,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.packing import unpacked
 from janus_ds.parallel.layers import DenseLayers
 
-__all__ = ["OutputScores", "SampleDecoder", "TextPair", "scored_modes", "text_pairs"]
+__all__ = ["OutputScores", "SampleDecoder", "TextPair", "WeightsHolder", "scored_modes", "text_pairs"]
 
 
 def scored_modes(config: RunConfig) -> tuple[str, ...]:
@@ -43,6 +44,36 @@ def scored_modes(config: RunConfig) -> tuple[str, ...]:
     return asked
 
 
+class WeightsHolder:
+    """One whole model on this rank that takes given weights: the engine's may be partitioned over ranks.
+
+    Args:
+        config: the resolved run.
+        tokenizer: the run's tokenizer.
+        device: where to decode.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self._device = device
+        self._model: JanusModel | None = None
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take these weights; the model is made at the first call."""
+        if self._model is None:
+            model = JanusModel(self.config.model, self.tokenizer.special, DenseLayers())
+            self._model = model.to(self._device)
+        self._model.load_state_dict(dict(weights))
+
+    def generator(self, **decode: Any) -> Generator:
+        """A generator with the weights loaded last, the run's decoding settings, and these changes."""
+        if self._model is None:
+            raise RuntimeError("no weights have been loaded")
+        config = replace(self.config, decode=replace(self.config.decode, **decode))
+        return Generator(self._model, self.tokenizer, self.tokenizer.special, config)
+
+
 class _StoppedError(Exception):
     """Leaves a search between two batches."""
 
@@ -50,18 +81,14 @@ class _StoppedError(Exception):
 class OutputScores:
     """Decodes fixed sources with given weights and scores the outputs by the task's metric.
 
-    A whole model of its own, since the engine's weights may be partitioned over ranks.
-
     Args:
-        config: the resolved run.
-        tokenizer: the run's tokenizer.
+        holder: takes the weights.
         text: sources and references.
-        device: where to decode.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer, text: PairText, device: torch.device) -> None:
-        self._config = config
-        self._tokenizer = tokenizer
+    def __init__(self, holder: WeightsHolder, text: PairText) -> None:
+        config, tokenizer = holder.config, holder.tokenizer
+        self._holder = holder
         count = config.train.valid_bleu_samples or len(text.sources)
         self._sources = [tokenizer.encode(source) for source in text.sources[:count]]
         if text.longest_source is not None:
@@ -69,49 +96,46 @@ class OutputScores:
             longest = min(text.longest_source, config.model.max_source_positions - 2)
             self._sources = [plain_ids(row, tokenizer.special)[:longest] for row in self._sources]
         self._references = text.references[:count]
-        self._device = device
-        self._model: JanusModel | None = None
         self._modes = scored_modes(config)
         self._metric = VALIDATION_METRICS[config.train.valid_task]
 
     @classmethod
-    def of(cls, config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> OutputScores | None:
+    def of(cls, holder: WeightsHolder) -> OutputScores | None:
         """For the run's own validation text; None where no scores are asked for.
 
         Raises:
             ConfigError: a mode that is not trained; DataError: the text is missing.
         """
-        if not scored_modes(config):
+        if not scored_modes(holder.config):
             return None
-        text = held_out_text(Path(config.data.path or ""), "valid")
-        return cls(config, tokenizer, text, device)
+        return cls(holder, held_out_text(Path(holder.config.data.path or ""), "valid"))
 
     def __call__(
         self, weights: Mapping[str, Tensor], stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
         """The metric of `train.valid_task` by mode, in percent; None where `stop` was true after a batch."""
-        special = self._tokenizer.special
-        if self._model is None:
-            self._model = JanusModel(self._config.model, special, DenseLayers()).to(self._device)
-        self._model.load_state_dict(dict(weights))
+        self._holder.load(weights)
         try:
-            return {mode: self._score(self._model, mode, stop) for mode in self._modes}
+            return {mode: self._score(mode, stop) for mode in self._modes}
         except _StoppedError:
             return None
 
-    def _score(self, model: JanusModel, mode: str, stop: Callable[[], bool]) -> float:
+    def _score(self, mode: str, stop: Callable[[], bool]) -> float:
         def after_batch(done: int, count: int) -> None:
             if stop():
                 raise _StoppedError
 
-        config, train = self._config, self._config.train
-        decode = replace(config.decode, mode=mode, beam=1, iterations=train.valid_bleu_iterations)
+        config, tokenizer = self._holder.config, self._holder.tokenizer
         # An untrained model never ends a sentence.
-        longest = decode.max_length or min(config.data.block_tokens, 200)
-        decode = replace(decode, max_length=min(longest, config.model.max_target_positions - 2))
-        generator = Generator(model, self._tokenizer, self._tokenizer.special, replace(config, decode=decode))
+        longest = config.decode.max_length or min(config.data.block_tokens, 200)
+        generator = self._holder.generator(
+            mode=mode,
+            beam=1,
+            iterations=config.train.valid_bleu_iterations,
+            max_length=min(longest, config.model.max_target_positions - 2),
+        )
         found = generator.generate_ids(self._sources, after_batch)
-        outputs = [one_line(self._tokenizer.decode(candidates[0].tokens)) for candidates in found]
+        outputs = [one_line(tokenizer.decode(candidates[0].tokens)) for candidates in found]
         return self._metric.score(outputs, self._references)
 
 
@@ -126,32 +150,22 @@ class TextPair:
 class SampleDecoder:
     """Decodes fixed inputs with given weights in every mode that the model is trained for.
 
-    A whole model of its own, since the engine's weights may be partitioned over ranks.
-
     Args:
-        config: the resolved run.
-        tokenizer: the run's tokenizer.
+        holder: takes the weights.
         pairs: the inputs.
-        device: where to decode.
     """
 
-    def __init__(
-        self, config: RunConfig, tokenizer: Tokenizer, pairs: Sequence[TextPair], device: torch.device
-    ) -> None:
-        self._config = config
-        self._tokenizer = tokenizer
+    def __init__(self, holder: WeightsHolder, pairs: Sequence[TextPair]) -> None:
+        self._holder = holder
         self._pairs = pairs
-        self._device = device
-        self._model: JanusModel | None = None
 
     def __call__(self, weights: Mapping[str, Tensor]) -> str:
         """Markdown with source, reference and one output a mode."""
-        special = self._tokenizer.special
-        if self._model is None:
-            self._model = JanusModel(self._config.model, special, DenseLayers()).to(self._device)
-        self._model.load_state_dict(dict(weights))
+        self._holder.load(weights)
+        sources = [pair.source for pair in self._pairs]
         outputs = {
-            mode: self._decode(self._model, special, mode) for mode in trained_modes(self._config.objective)
+            mode: [hypothesis.text for hypothesis in self._holder.generator(mode=mode).generate(sources)]
+            for mode in trained_modes(self._holder.config.objective)
         }
         blocks = []
         for i, pair in enumerate(self._pairs):
@@ -159,11 +173,6 @@ class SampleDecoder:
             lines |= {mode: texts[i] for mode, texts in outputs.items()}
             blocks.append("\n".join(f"- **{name}**: {_escaped(text)}" for name, text in lines.items()))
         return "\n\n---\n\n".join(blocks)
-
-    def _decode(self, model: JanusModel, special: SpecialTokens, mode: str) -> list[str]:
-        config = replace(self._config, decode=replace(self._config.decode, mode=mode))
-        generator = Generator(model, self._tokenizer, special, config)
-        return [hypothesis.text for hypothesis in generator.generate([pair.source for pair in self._pairs])]
 
 
 def text_pairs(

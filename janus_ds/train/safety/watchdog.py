@@ -1,4 +1,11 @@
-"""Where the ranks of a run are, as each one tells it, and which of them the others wait for."""
+"""The watchdog checks progress, not merely that processes are alive.
+
+A rank that hangs (a read that never returns, a stopped process, a lost network) leaves the others in a
+collective, for half an hour at best. Here every rank notes what it begins to do, and its thread tells rank 0
+over the liveness connection. Where no rank at all has made progress for `train.stall_minutes`, rank 0 names
+those that are behind; all write the stacks of their threads and leave, to be started again. Work that only
+one rank does is progress of the run: the others may wait.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +29,13 @@ from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.safety.signals import parent_of
 
-__all__ = ["Place", "Report", "StalledError", "Watchdog", "behind", "frame_of", "stalled"]
+__all__ = ["RankStatus", "Report", "StalledError", "Watchdog", "behind", "frame_of", "stalled"]
 
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/", "janus_ds/parallel/topology.py")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankStatus:
     """What a rank is doing.
 
     Args:
@@ -52,8 +59,8 @@ class Place:
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, line: str) -> Place:
-        """The place that :meth:`encode` wrote."""
+    def decode(cls, line: str) -> RankStatus:
+        """The status that :meth:`encode` wrote."""
         return cls(**json.loads(line))
 
 
@@ -62,33 +69,33 @@ class Report:
     """The last word of a rank.
 
     Args:
-        place: where it was.
+        status: where it was.
         heard: seconds since that came.
         silent: it should have spoken since.
     """
 
-    place: Place
+    status: RankStatus
     heard: float
     silent: bool
 
     @property
     def age(self) -> float:
         """Seconds without progress, as far as is known."""
-        return self.place.age + self.heard
+        return self.status.age + self.heard
 
     def __str__(self) -> str:
-        place = self.place
+        status = self.status
         if self.silent:
             silent = f"silent for {self.heard:.0f} s (stopped, or its interpreter is held)"
-            return f"{silent}, last seen {place.words}"
-        at = f", at {place.frame}" if place.frame else ""
-        return f"{place.words} for {self.age:.0f} s{at}"
+            return f"{silent}, last seen {status.words}"
+        at = f", at {status.frame}" if status.frame else ""
+        return f"{status.words} for {self.age:.0f} s{at}"
 
 
 def stalled(reports: Mapping[int, Report]) -> float | None:
     """Seconds since any rank made progress, where that is more than any of them may take; else None."""
     youngest = min(report.age for report in reports.values())
-    patience = max(report.place.patience for report in reports.values())
+    patience = max(report.status.patience for report in reports.values())
     return youngest if youngest > patience else None
 
 
@@ -101,9 +108,9 @@ def behind(reports: Mapping[int, Report]) -> list[int]:
     silent = [rank for rank, report in reports.items() if report.silent]
     if silent:
         return sorted(silent)
-    first = min(report.place.number for report in reports.values())
-    earliest = [rank for rank, report in reports.items() if report.place.number == first]
-    busy = [rank for rank in earliest if not reports[rank].place.waits]
+    first = min(report.status.number for report in reports.values())
+    earliest = [rank for rank, report in reports.items() if report.status.number == first]
+    busy = [rank for rank in earliest if not reports[rank].status.waits]
     return sorted(busy or earliest)
 
 
@@ -168,7 +175,7 @@ class Watchdog:
         self._since = self._looked = self._awake = self._pulse = time.monotonic()
         self._probe: Callable[[], object] | None = None
         self._probed: object = None
-        self._heard: dict[int, tuple[float, Place]] = {}
+        self._heard: dict[int, tuple[float, RankStatus]] = {}
         self._closed = threading.Event()
         self._leaving = False
         self._thread: threading.Thread | None = None
@@ -178,10 +185,10 @@ class Watchdog:
             self._main = threading.get_ident()
             self._since = self._looked = self._awake = self._pulse = time.monotonic()
             # A rank that has not spoken yet is still starting.
-            first = Place(0, "starting", 0.0, self._patience)
+            first = RankStatus(0, "starting", 0.0, self._patience)
             self._heard = dict.fromkeys(range(self._size), (self._since, first))
             if self._liveness is not None:
-                self._liveness.listen({"at": self._hear_place, "pulse": self._hear_pulse})
+                self._liveness.listen({"at": self._hear_status, "pulse": self._hear_pulse})
                 self._liveness.listen({"stall": lambda rank, text: self._leave(None)})
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
@@ -229,43 +236,43 @@ class Watchdog:
             self._look(now)
 
     def _look(self, now: float) -> None:
-        place = self._place(now)
-        self._heard[self._rank] = (now, place)
+        status = self._status(now)
+        self._heard[self._rank] = (now, status)
         first = self._rank == 0
         if self._liveness is not None:
-            self._liveness.tell("pulse" if first else "at", place.encode())
+            self._liveness.tell("pulse" if first else "at", status.encode())
         if now - self._awake < self._limit / 2 and self._awake > self._since:
             return
         if first:
             reports = {rank: self._report(now, *heard) for rank, heard in self._heard.items()}
             seconds = stalled(reports)
         else:
-            reports = {self._rank: self._report(now, now, place)}
+            reports = {self._rank: self._report(now, now, status)}
             reports[0] = self._report(now, self._pulse, self._heard[0][1])
             # The first rank decides, unless it is the one that is silent.
             seconds = stalled(reports) if reports[0].silent else None
         if seconds is not None:
             self._leave(self._error(seconds, reports))
 
-    def _place(self, now: float) -> Place:
+    def _status(self, now: float) -> RankStatus:
         if self._probe is not None:
             with contextlib.suppress(OSError):
                 value = self._probe()
                 if value != self._probed:
                     self._probed, self._since = value, now
         frame, waits = frame_of(self._main)
-        return Place(self._number, self._words, now - self._since, self._patience, frame, waits)
+        return RankStatus(self._number, self._words, now - self._since, self._patience, frame, waits)
 
-    def _report(self, now: float, heard: float, place: Place) -> Report:
+    def _report(self, now: float, heard: float, status: RankStatus) -> Report:
         age = now - heard
-        return Report(place, age, silent=age > max(self._limit / 2, 4 * self._tick))
+        return Report(status, age, silent=age > max(self._limit / 2, 4 * self._tick))
 
-    def _hear_place(self, rank: int, text: str) -> None:
-        self._heard[rank] = (time.monotonic(), Place.decode(text))
+    def _hear_status(self, rank: int, text: str) -> None:
+        self._heard[rank] = (time.monotonic(), RankStatus.decode(text))
 
     def _hear_pulse(self, rank: int, text: str) -> None:
         self._pulse = time.monotonic()
-        self._heard[0] = (self._pulse, Place.decode(text))
+        self._heard[0] = (self._pulse, RankStatus.decode(text))
 
     def _error(self, seconds: float, reports: dict[int, Report]) -> StalledError:
         late = behind(reports)
@@ -319,8 +326,8 @@ class Watchdog:
     def _write_stacks(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f"rank{self._rank}.txt").open("w", encoding="utf-8") as file:
-            place = self._place(time.monotonic())
-            file.write(f"rank {self._rank}, process {os.getpid()}, {time.strftime('%F %T')}: {place.words} ")
-            file.write(f"for {place.age:.0f} s\n\n")
+            status = self._status(time.monotonic())
+            file.write(f"rank {self._rank}, process {os.getpid()}, {time.strftime('%F %T')}: {status.words} ")
+            file.write(f"for {status.age:.0f} s\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)

@@ -11,14 +11,14 @@ import torch
 
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.safety import watchdog
-from janus_ds.train.safety.watchdog import Place, Report, Watchdog, behind, frame_of, stalled
+from janus_ds.train.safety.watchdog import RankStatus, Report, Watchdog, behind, frame_of, stalled
 
 ALONE = Topology(torch.device("cpu"))
 
 
 def report(number: int, age: float, **values: Any) -> Report:
     heard, silent = values.pop("heard", 0.0), values.pop("silent", False)
-    return Report(Place(number, "in the forward pass of step 7", age, 60.0, **values), heard, silent)
+    return Report(RankStatus(number, "in the forward pass of step 7", age, 60.0, **values), heard, silent)
 
 
 def test_the_rank_with_the_earliest_work_is_behind() -> None:
@@ -43,14 +43,14 @@ def test_a_run_stalls_only_where_no_rank_makes_progress() -> None:
     assert stalled({0: report(9, 700), 1: report(9, 5)}) is None
     # The age of what was heard grows while nothing more comes.
     assert stalled({0: report(9, 70), 1: report(8, 5, heard=58)}) == 63
-    slow = Report(Place(9, "saving after step 7", 70, 180.0), 0.0, False)
+    slow = Report(RankStatus(9, "saving after step 7", 70, 180.0), 0.0, False)
     assert stalled({0: slow, 1: report(9, 70)}) is None
 
 
 def test_a_place_travels_as_one_line() -> None:
-    place = Place(3, 'reading "x"\nof step 7', 1.5, 60.0, "read (source.py:88)", True)
-    assert "\n" not in place.encode()
-    assert Place.decode(place.encode()) == place
+    status = RankStatus(3, 'reading "x"\nof step 7', 1.5, 60.0, "read (source.py:88)", True)
+    assert "\n" not in status.encode()
+    assert RankStatus.decode(status.encode()) == status
 
 
 def test_the_frame_of_a_thread_that_waits() -> None:
@@ -79,7 +79,7 @@ def test_without_progress_one_process_leaves_and_with_progress_it_does_not(
     monkeypatch.setattr(watchdog.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(watchdog.os, "_exit", codes.append)
     dog = Watchdog(ALONE, None, tmp_path / "stacks", 60.0)
-    dog._heard = {0: (now[0], Place(0, "starting", 0.0, 180.0))}
+    dog._heard = {0: (now[0], RankStatus(0, "starting", 0.0, 180.0))}
 
     def after(seconds: float) -> list[int]:
         for _ in range(int(seconds)):
