@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_ds.config.schema import DataConfig, DecodeConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.model.janus import JanusModel
-from tests.support.tiny_model import TINY, tiny_model
+from tests.support.tiny_model import tiny_generator, tiny_model
 from tests.support.two_stream import TOY
 
 SOURCES = [[5 + (7 * i + j) % 20 for j in range(1 + (5 * i) % 9)] for i in range(13)]
@@ -21,13 +21,7 @@ SOURCES = [[5 + (7 * i + j) % 20 for j in range(1 + (5 * i) % 9)] for i in range
 
 def generator(model: JanusModel, preset: str = "paper", batch: int = 4, **decode: Any) -> Generator:
     options = {"mode": "ar", "beam": 3, "max_length": 8, **decode}
-    run = RunConfig(
-        model=TINY,
-        data=DataConfig(task="pair"),
-        objective=ObjectiveConfig(preset=preset),
-        decode=DecodeConfig(**options),
-    )
-    return Generator(model, None, TOY, run, batch_sentences=batch)
+    return tiny_generator(model, ObjectiveConfig(preset=preset), batch, **options)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.draft import DraftedTokens, DraftRound, Sentence
 from janus_ds.decode.draft_sampling import draw
 from janus_ds.decode.generator import Generator
@@ -23,7 +23,7 @@ from janus_ds.decode.settings import search_settings
 from janus_ds.model.incremental import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
-from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
+from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
 from tests.support.two_stream import TOY
 
 OBJECTIVES = {
@@ -51,13 +51,7 @@ def peaked(seed: int, config: ModelConfig, eos: float) -> JanusModel:
 
 
 def generator(model: JanusModel, objective: ObjectiveConfig, **decode: Any) -> Generator:
-    config = RunConfig(
-        model=model.config,
-        data=DataConfig(block_tokens=12),
-        objective=objective,
-        decode=DecodeConfig(beam=1, **decode),
-    )
-    return Generator(model, None, model.special, config, batch_sentences=4)
+    return tiny_generator(model, objective, beam=1, **decode)
 
 
 def best(found: list[list[ScoredTokens]]) -> list[ScoredTokens]:

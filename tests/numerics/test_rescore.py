@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.config.schema import DataConfig, DecodeConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.rescore import ArScorer, rescore
 from janus_ds.decode.settings import search_settings
 from janus_ds.errors import ConfigError, DataError
 from janus_ds.model.incremental import ArStream
 from janus_ds.model.janus import JanusModel
-from tests.support.tiny_model import TINY, tiny_model
+from tests.support.tiny_model import TINY, tiny_generator, tiny_model
 from tests.support.two_stream import TOY
 
 SOURCES = [[9, 8, 7, 6, 5], [7], [6, 5], [15, 14, 13]]
@@ -27,14 +27,7 @@ OBJECTIVES = [
 
 
 def generator(objective: ObjectiveConfig, model: JanusModel | None = None, **decode: Any) -> Generator:
-    model = tiny_model(TINY) if model is None else model
-    config = RunConfig(
-        model=model.config,
-        data=DataConfig(block_tokens=12),
-        objective=objective,
-        decode=DecodeConfig(**decode),
-    )
-    return Generator(model, None, TOY, config)
+    return tiny_generator(model or tiny_model(TINY), objective, **decode)
 
 
 def scorer_of(made: Generator) -> ArScorer:

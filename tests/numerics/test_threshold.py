@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from janus_ds.config.load import load_run_config
-from janus_ds.config.schema import DataConfig, DecodeConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.mask_predict import MaskPredictSettings, length_candidates
 from janus_ds.decode.settings import mask_predict_settings, most_rows
 from janus_ds.errors import ConfigError
-from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
+from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
 from tests.support.two_stream import TOY
 
 SOURCES = [[9, 8, 7, 6, 5], [7], [6, 5], [15, 14, 13, 12, 11, 10, 9, 8], [20, 21, 22, 23], [28, 5, 6, 7]]
@@ -29,11 +29,8 @@ def generator(rule: str, **decode: Any) -> Generator:
     model = tiny_model(TINY_NMT if rule == "released" else TINY, seed=3)
     with torch.no_grad():
         model.embedding.weight.mul_(3.0)
-    options = DecodeConfig(mode="nar", nar_score=rule, length_beam=LENGTHS, **decode)
-    config = RunConfig(
-        model=model.config, data=DataConfig(block_tokens=12), objective=objective, decode=options
-    )
-    return Generator(model, None, TOY, config, batch_sentences=4)
+    options = {"mode": "nar", "nar_score": rule, "length_beam": LENGTHS}
+    return tiny_generator(model, objective, **options, **decode)
 
 
 @torch.no_grad()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from janus_ds.config.schema import ModelConfig
+from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.decode.generator import Generator
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
 from tests.support.two_stream import TOY, Sample
@@ -55,3 +58,16 @@ def tiny_model(config: ModelConfig = TINY, seed: int = 0) -> JanusModel:
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def tiny_generator(
+    model: JanusModel, objective: ObjectiveConfig, batch_sentences: int = 4, **decode: Any
+) -> Generator:
+    """Decodes token ids with a model; further arguments are fields of `DecodeConfig`."""
+    run = RunConfig(
+        model=model.config,
+        data=DataConfig(block_tokens=12),
+        objective=objective,
+        decode=DecodeConfig(**decode),
+    )
+    return Generator(model, None, model.special, run, batch_sentences=batch_sentences)
