@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["janus_ds", "janus_ds.*"]),
     entry_points={"console_scripts": ["janus-ds = janus_ds.__main__:console"]},
-    package_data={"janus_ds": ["assets/**/*", "py.typed"]},
+    package_data={"janus_ds": ["assets/**/*", "report/templates/*", "py.typed"]},
     install_requires=[
         "torch>=2.6,<3",
         "deepspeed==0.19.8",
@@ -33,6 +33,7 @@ setup(
         "sacrebleu>=2.4,<3",
         "safetensors>=0.4,<1",
         "numpy>=1.26,<3",
+        "jinja2>=3.1,<4",
         "PyYAML>=6,<7",
         "pydantic>=2.10,<3",
         "tqdm>=4.66,<5",

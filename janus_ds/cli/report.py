@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from janus_ds.tools.report_page import ReportRequest, write_report
+from janus_ds.report.page import ReportRequest, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -75,6 +75,22 @@ def test_one_page_holds_everything(tmp_path, capsys):
     assert "ar<1>" not in text
 
 
+def test_hostile_names_and_outputs_are_text(tmp_path):
+    """Names, notes and outputs from outside are escaped wherever they stand."""
+    evil = "<img src=x onerror=alert(1)>'\"&{{7*7}}"
+    folder = MadeUp(modes=MODES, outputs={"ar": [evil] * 3}).write(tmp_path / "<b>x{{7*7}}")
+    record = json.loads((folder / "run.json").read_text())
+    record["git_commit"] = record["recipe"]["name"] = evil
+    record["attempts"] = [{"time": evil, "command": [evil]}]
+    (folder / "run.json").write_text(json.dumps(record))
+    assert run("report", folder, "--output", tmp_path / "report") == 0
+    text, links = read_page(tmp_path / "report")
+    assert all(link.startswith("data:image/png") for link in links)
+    assert "<img src=x" not in text
+    assert "<b>x" not in text
+    assert "49" not in re.sub(r"base64,[^\"]*", "", text).partition("<h2>How this")[2]
+
+
 def test_scores_of_glge_and_runs_without_scores_make_pages(tmp_path):
     folder = tmp_path / "glge"
     folder.mkdir()
@@ -115,7 +131,7 @@ def test_faults_have_three_parts(tmp_path, capsys, monkeypatch):
         assert isinstance(fault(*arguments), UsageError)
     assert "-1 samples" in fault(good, "--samples", -1).what
     assert isinstance(fault(good, "--output", tmp_path / "file" / "x"), UsageError)
-    monkeypatch.setattr("janus_ds.tools.report_page.require_matplotlib", no_matplotlib)
+    monkeypatch.setattr("janus_ds.report.page.require_matplotlib", no_matplotlib)
     assert fault(good, "--output", tmp_path / "x").exit_code == 8
     assert not (tmp_path / "x").exists()
 

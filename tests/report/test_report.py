@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import Environment, PackageLoader
 
 from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.errors import MissingDependencyError, UsageError
-from janus_ds.tools.report_curves import thinned, trend_of
-from janus_ds.tools.report_data import RunFolder, primary_metric, read_runs, sorted_modes
-from janus_ds.tools.report_figures import draw_curve_pictures, draw_task_pictures
-from janus_ds.tools.report_rows import rows_of
-from janus_ds.tools.report_samples import marked, sample_cards
-from janus_ds.tools.report_style import looks_of, require_matplotlib
-from janus_ds.tools.report_tables import mode_tables, run_table
-from janus_ds.tools.report_tradeoff import frontier
-from janus_ds.tools.report_words import objective_text
+from janus_ds.report.figures import draw_curve_pictures, draw_task_pictures
+from janus_ds.report.page import marked, mode_table, run_table, sample_cards
+from janus_ds.report.panels import frontier
+from janus_ds.report.rows import objective_text, rows_of, thinned, trend_of
+from janus_ds.report.runs import RunFolder, primary_metric, read_runs, sorted_modes
+from janus_ds.report.style import looks_of, require_matplotlib
 from tests.support.report_runs import REFERENCES, SOURCES, MadeUp, scores_of, write_lines
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -136,14 +134,25 @@ def test_rows_hold_means_over_seeds(runs):
     assert [trend.split(" (+")[0] for trend in rows[0].trends] == ["AR still rising", "NAR still rising"]
 
 
+def part(name: str, content: object) -> str:
+    """A part of the page as HTML."""
+    environment = Environment(loader=PackageLoader("janus_ds.report"), autoescape=True)
+    template = environment.from_string(f"{{% from 'parts.html.j2' import {name} %}}{{{{ {name}(content) }}}}")
+    return template.render(content=content)
+
+
+def words(reference: str, text: str) -> str:
+    return part("words", marked(reference, text)).strip()
+
+
 def test_tables_mark_the_best_run_of_a_column(runs):
-    text = run_table(runs, "nmt")
+    text = part("run_table", run_table(runs, "nmt"))
     assert text.count('<td class="best">32.00</td>') == 1
     assert '<td class="best">30.00</td>' not in text
     # Both seeds have 28 after 10 iterations, a lone draft has no rival: nothing is the best.
     assert '<td class="best">28.00</td>' not in text
     assert text.index("NAR 0") < text.index("NAR 10") < text.index("draft")
-    modes = mode_tables(runs, "nmt")
+    modes = part("mode_table", mode_table(runs, "nmt"))
     assert '<td class="best">18.00</td>' in modes, "the fewest repetitions"
     assert '<td class="best">38</td>' in modes, "the fewest milliseconds"
     # The mean has it too, but is never marked.
@@ -152,31 +161,33 @@ def test_tables_mark_the_best_run_of_a_column(runs):
 
 
 def test_words_that_differ_are_marked():
-    assert marked("a red hat", "a red hat") == "a red hat"
-    assert marked("a red hat", "a blue hat") == "a <mark>blue</mark> hat"
-    assert marked("the red hat .", "the hat.") == 'the<del title="missing: red">‸</del> hat.'
-    assert marked("a hat", "a hat hat") == "a hat <mark>hat</mark>"
-    assert marked("< y", "<b> & y") == "&lt;<mark>b&gt; &amp;</mark> y"
-    assert marked("a", "b") == "<mark>b</mark>"
+    assert words("a red hat", "a red hat") == "a red hat"
+    assert words("a red hat", "a blue hat") == "a <mark>blue</mark> hat"
+    assert words("the red hat .", "the hat.") == 'the<del title="missing: red">‸</del> hat.'
+    assert words("a hat", "a hat hat") == "a hat <mark>hat</mark>"
+    assert words("< y", "<b> & y") == "&lt;<mark>b&gt; &amp;</mark> y"
+    assert words("a", "b") == "<mark>b</mark>"
 
 
 def test_samples_stand_side_by_side(runs, tmp_path):
-    text = sample_cards(runs, "nmt", "test", 2)
+    text = part("samples", sample_cards(runs, "nmt", "test", 2))
     assert [f"Sentence {n}" in text for n in (1, 2, 3)] == [True, False, True]
     assert SOURCES[0] in text
     assert "AR, NAR 0, NAR 10, draft" in text, "equal outputs share a line"
     assert "cmlm" not in text
-    every = sample_cards(runs, "nmt", "test", 9)
+    every = part("samples", sample_cards(runs, "nmt", "test", 9))
     assert "two dogs &lt;run&gt; &amp; play" in every
     assert "<run>" not in every
-    assert "No outputs" in sample_cards(runs[3:], "nmt", "test", 2)
+    assert "No outputs" in part("samples", sample_cards(runs[3:], "nmt", "test", 2))
     # Another test set does not stand beside this one; an empty output is said to be one.
     other = MadeUp(modes={"ar": (1.0, 1.0, 1.0)}, outputs={"ar": ["", "x", "y"]}).write(tmp_path / "other")
-    assert "<i>empty</i>" in sample_cards(read_runs([other], "test"), "nmt", "test", 3)
+    assert "<i>empty</i>" in part("samples", sample_cards(read_runs([other], "test"), "nmt", "test", 3))
     write_lines(other / "eval" / "test" / "references.txt", ["something", "else", "here"])
-    assert "other" not in sample_cards([*runs, *read_runs([other], "test")], "nmt", "test", 2)
+    assert "other" not in part(
+        "samples", sample_cards([*runs, *read_runs([other], "test")], "nmt", "test", 2)
+    )
     (runs[0].folder / "eval" / "test" / "sources.txt").unlink()
-    assert "sources are not at hand" in sample_cards(runs[:1], "nmt", "test", 1)
+    assert "sources are not at hand" in part("samples", sample_cards(runs[:1], "nmt", "test", 1))
 
 
 def test_epochs_and_sources_come_from_the_data_beside_the_run(runs, monkeypatch):

@@ -28,9 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": LOW | {"config"} | MIDDLE,
     "train": LOW | {"config", "checkpoint"} | MIDDLE,
     "tables": set(),
-    "tools": LOW | {"config", "checkpoint", "train"} | MIDDLE,
+    "report": LOW | {"config"} | MIDDLE,
     "evaluate": LOW | {"config", "checkpoint", "tables"} | MIDDLE,
-    "cli": LOW | {"config", "checkpoint", "train", "evaluate", "tables", "tools"} | MIDDLE,
+    "cli": LOW | {"config", "checkpoint", "train", "evaluate", "tables", "report"} | MIDDLE,
     "__main__": {"errors", "config", "cli"},
     "__init__": LOW | {"config", "checkpoint", "train"} | MIDDLE,
 }
@@ -52,7 +52,7 @@ DOORS = {
     "tokenizers": {"data/text/tokenizer.py"},
     "matplotlib": {
         "cli/inspect.py",
-        *(f"tools/report_{part}.py" for part in ("style", "figures", "losses", "tradeoff")),
+        *(f"report/{part}.py" for part in ("style", "figures", "panels")),
     },
 }
 # These take long to import and must not be paid by who does not use them.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from janus_ds.errors import MissingDependencyError
-from janus_ds.tools.report_data import RunFolder
+from janus_ds.report.runs import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from janus_ds.tools.report_data import RunFolder, System, iterations_of, primary_metric
-from janus_ds.tools.report_losses import draw_losses
-from janus_ds.tools.report_style import INK, Picture, looks_of, new_figure, png_of, styled
-from janus_ds.tools.report_tradeoff import draw_tradeoff
-from janus_ds.tools.report_words import metric_title, mode_title
+from janus_ds.report.panels import draw_losses, draw_tradeoff
+from janus_ds.report.rows import metric_title, mode_title
+from janus_ds.report.runs import RunFolder, System, iterations_of, primary_metric
+from janus_ds.report.style import INK, Picture, looks_of, new_figure, png_of, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,1 @@
+"""One page about several runs: what is read of them, tables, pictures, samples."""

@@ -1,0 +1,349 @@
+"""One self-contained HTML page about runs: tables, pictures, samples, and how all of it was made.
+
+The page is `templates/page.html.j2`; this module gathers what stands on it. jinja2 escapes every text.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from janus_ds import __version__
+from janus_ds.errors import JanusError, UsageError
+from janus_ds.io import disk_faults, write_atomic
+from janus_ds.metrics.files import read_lines
+from janus_ds.report.figures import draw_curve_pictures, draw_task_pictures
+from janus_ds.report.rows import Row, best_of, metric_title, metrics_of, mode_title, rows_of
+from janus_ds.report.runs import RunFolder, primary_metric, read_runs, sorted_modes
+from janus_ds.report.style import Picture, require_matplotlib
+
+__all__ = [
+    "PAGE",
+    "ReportRequest",
+    "marked",
+    "mode_table",
+    "render",
+    "run_table",
+    "sample_cards",
+    "write_report",
+]
+
+PAGE = "index.html"
+_DPI = 150
+_SMALL = 10.0
+_WORDS = re.compile(r"(\s*)(\w+|[^\w\s])")
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """What is to be reported.
+
+    Attributes:
+        runs: run folders.
+        output: folder of the page and its pictures.
+        split: whose scores.
+        samples: test sentences shown; 0: none.
+        command: the command line, for the foot of the page.
+    """
+
+    runs: Sequence[Path]
+    output: Path
+    split: str = "test"
+    samples: int = 6
+    command: Sequence[str] = ()
+
+
+def write_report(request: ReportRequest) -> list[Path]:
+    """Write index.html and the PNGs; returns their paths, the page first.
+
+    Raises:
+        UsageError: no run, a folder that is none, a negative number of samples.
+        MissingDependencyError: matplotlib is not installed.
+        ResourceError: the output cannot be written.
+    """
+    if request.samples < 0:
+        raise UsageError(f"{request.samples} samples cannot be shown", "--samples", "give 0 or more")
+    in_the_way = [path for path in (request.output, *request.output.parents) if path.is_file()]
+    if in_the_way:
+        raise UsageError(
+            "a file is where the report's folder should be", str(in_the_way[0]), "name another --output"
+        )
+    require_matplotlib()
+    runs = read_runs(request.runs, request.split)
+    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
+    by_task = {task: draw_task_pictures(runs, task, _DPI) for task in tasks}
+    curves = draw_curve_pictures(runs, _DPI)
+    page = render(_content(request, runs, by_task, curves))
+    with disk_faults(request.output):
+        request.output.mkdir(parents=True, exist_ok=True)
+    written = [request.output / PAGE]
+    write_atomic(written[0], f"{page}\n".encode())
+    for picture in [*(p for found in by_task.values() for p in found), *curves]:
+        if picture.png is not None:
+            written.append(request.output / f"{picture.name}.png")
+            write_atomic(written[-1], picture.png)
+    return written
+
+
+def render(content: dict[str, Any], template: str = "page.html.j2") -> str:
+    """A template of `janus_ds/report/templates` with its content, every text escaped."""
+    # A tenth of a second, which other commands need not pay.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("janus_ds.report"), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template(template).render(content)
+
+
+def _content(
+    request: ReportRequest,
+    runs: Sequence[RunFolder],
+    by_task: dict[str, list[Picture]],
+    curves: Sequence[Picture],
+) -> dict[str, Any]:
+    notes = [(run.label, note) for run in runs for note in dict.fromkeys(run.notes)]
+    tasks = [
+        {
+            "name": task,
+            "run_table": run_table(runs, task),
+            "mode_table": mode_table(runs, task),
+            "pictures": [_picture(picture) for picture in pictures],
+            "samples": sample_cards(runs, task, request.split, request.samples) if request.samples else None,
+        }
+        for task, pictures in by_task.items()
+    ]
+    return {
+        "title": f"Runs {', '.join(run.label for run in runs)}",
+        "subtitle": _subtitle(request, runs),
+        "notes": notes,
+        "tasks": tasks,
+        "no_scores": run_table(runs, "nmt"),
+        "curves": [_picture(picture) for picture in curves],
+        "now": _now(),
+        "version": __version__,
+        "command": shlex.join(request.command),
+        "making": [_making(run) for run in runs],
+        "signatures": list(dict.fromkeys(line for task in by_task for line in _signatures(runs, task))),
+    }
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    encoded = None if picture.png is None else base64.b64encode(picture.png).decode("ascii")
+    return {**asdict(picture), "base64": encoded}
+
+
+def _subtitle(request: ReportRequest, runs: Sequence[RunFolder]) -> str:
+    counts = {
+        f"{task} {request.split}, n = {system.scores.get('n', '?')}"
+        for run in runs
+        for task, systems in run.tasks.items()
+        for system in systems.values()
+    }
+    told = "; ".join(sorted(counts)) or f"no scores of split {request.split}"
+    return f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}; {told}; made {_now()}"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+
+
+def _making(run: RunFolder) -> dict[str, Any]:
+    starts = [dict(start) for start in run.record.get("attempts") or []]
+    commands = dict.fromkeys(shlex.join(map(str, start.get("command", ()))) for start in starts)
+    return {
+        "label": run.label,
+        "circumstances": _circumstances(run),
+        "starts": len(starts),
+        "first": str(starts[0].get("time", "?")) if starts else "",
+        "commands": list(commands),
+    }
+
+
+def _circumstances(run: RunFolder) -> str:
+    """Folder, machine, versions, commit, and which weights were scored, as far as told."""
+    parts = [str(run.folder)]
+    hardware, versions = run.record.get("hardware"), run.record.get("versions")
+    if isinstance(hardware, dict):
+        gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
+        parts.append(f"{hardware.get('machine', '?')}, {hardware.get('cpus', '?')} CPUs, {gpus}")
+    if isinstance(versions, dict):
+        parts += [f"{name} {versions[name]}" for name in ("torch", "deepspeed") if versions.get(name)]
+    if run.record.get("git_commit"):
+        parts.append(f"commit {str(run.record['git_commit'])[:12]}")
+    weights = {
+        f"scored: {system.scores['checkpoint']}, mean of {system.scores.get('average', 1)} checkpoint(s)"
+        for systems in run.tasks.values()
+        for system in systems.values()
+        if system.scores.get("checkpoint")
+    }
+    return "; ".join([*parts, *sorted(weights)])
+
+
+def _signatures(runs: Sequence[RunFolder], task: str) -> Iterator[str]:
+    """How each metric was computed, and what the scores' makers warn of."""
+    for run in runs:
+        for system in run.tasks.get(task, {}).values():
+            for name, text in dict(system.scores.get("signatures") or {}).items():
+                yield f"{metric_title(name)}: {text}"
+            for text in system.scores.get("warnings") or []:
+                yield f"warning: {text}"
+
+
+# Tables
+
+
+def run_table(runs: Sequence[RunFolder], task: str) -> dict[str, Any]:
+    """One row a run: objective, updates, and the quality of every mode (the paper's Tables 1 and 6)."""
+    rows = rows_of(runs, task)
+    modes = sorted_modes([run.tasks.get(task, {}) for run in runs])
+    metric = primary_metric([system for run in runs for system in run.tasks.get(task, {}).values()])
+    best = {mode: _best(rows, mode, metric) for mode in modes}
+    return {
+        "quality": metric_title(metric),
+        "modes": [mode_title(mode) for mode in modes],
+        "rows": [(row, [_cell(row, mode, metric, best[mode]) for mode in modes]) for row in rows],
+    }
+
+
+def mode_table(runs: Sequence[RunFolder], task: str) -> dict[str, Any]:
+    """All metrics and speeds, runs under the mode that they are compared in (Table 3 among them)."""
+    rows = rows_of(runs, task)
+    metrics = metrics_of(rows)
+    modes = []
+    for mode in sorted_modes([run.tasks.get(task, {}) for run in runs]):
+        found = [row for row in rows if mode in row.modes]
+        best = {metric: _best(found, mode, metric) for metric in metrics}
+        cells = [(row, [_cell(row, mode, metric, best[metric]) for metric in metrics]) for row in found]
+        modes.append((mode_title(mode), cells))
+    return {"metrics": [metric_title(metric) for metric in metrics], "modes": modes}
+
+
+def _best(rows: Sequence[Row], mode: str, metric: str) -> str | None:
+    """The best value as it is printed, so that values printed alike are marked alike."""
+    values = [
+        row.modes[mode][metric] for row in rows if not row.is_mean and metric in row.modes.get(mode, {})
+    ]
+    best = best_of(metric, values)
+    alike = len({_number(metric, value) for value in values}) == 1
+    return None if best is None or alike else _number(metric, best)
+
+
+def _number(metric: str, value: float) -> str:
+    if metric in ("sentences_per_second", "ms_per_sentence_batch_1"):
+        return f"{value:.1f}" if value < _SMALL else f"{value:,.0f}"
+    return f"{value:.2f}"
+
+
+def _cell(row: Row, mode: str, metric: str, best: str | None) -> dict[str, Any] | None:
+    value = row.modes.get(mode, {}).get(metric)
+    if value is None:
+        return None
+    text = _number(metric, value)
+    return {"text": text, "best": text == best and not row.is_mean}
+
+
+# Samples
+
+
+def sample_cards(runs: Sequence[RunFolder], task: str, split: str, count: int) -> dict[str, Any]:
+    """`count` test sentences, taken at equal distances, with every run's output in every mode.
+
+    Args:
+        runs: runs whose outputs lie beside their scores.
+        task: whose outputs.
+        split: of the test set, to find the sources.
+        count: how many sentences.
+    """
+    references = next((found for path in _outputs_of(runs, task) if (found := _references(path))), [])
+    outputs = {
+        (run.label, mode): lines
+        for run in runs
+        for mode in sorted_modes([run.tasks.get(task, {})])
+        if (lines := _comparable(run.tasks[task][mode].hypotheses, references))
+    }
+    if not references or not outputs:
+        return {"sentences": [], "has_sources": False}
+    sources = next((s for run in runs if (s := run.sources(split, references))), None)
+    length = min([len(references), *(len(lines) for lines in outputs.values())])
+    number = min(count, length)
+    places = [(2 * i + 1) * length // (2 * number) for i in range(number)]
+    return {
+        "has_sources": sources is not None,
+        "sentences": [
+            {
+                "number": place + 1,
+                "source": None if sources is None else sources[place],
+                "reference": references[place],
+                "runs": _alike(place, references[place], outputs),
+            }
+            for place in places
+        ],
+    }
+
+
+def _outputs_of(runs: Sequence[RunFolder], task: str) -> Iterator[Path]:
+    for run in runs:
+        for system in run.tasks.get(task, {}).values():
+            if system.hypotheses is not None:
+                yield system.hypotheses
+
+
+def _references(path: Path) -> list[str]:
+    return _lines(path.parent / "references.txt")
+
+
+def _comparable(path: Path | None, references: Sequence[str]) -> list[str]:
+    """Outputs; none where they are of another test set, or of another order of it."""
+    if path is None or _references(path)[: len(references)] != list(references)[: len(_references(path))]:
+        return []
+    return _lines(path)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_lines(path).lines
+    except JanusError:
+        return []
+
+
+def _alike(
+    place: int, reference: str, outputs: dict[tuple[str, str], list[str]]
+) -> list[tuple[str, list[tuple[str, list[dict[str, str]]]]]]:
+    """By run, its outputs of one sentence; modes with equal outputs share a line."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for (run, mode), lines in outputs.items():
+        found.setdefault(run, {}).setdefault(lines[place], []).append(mode_title(mode))
+    return [
+        (run, [(", ".join(modes), marked(reference, text)) for text, modes in texts.items()])
+        for run, texts in found.items()
+    ]
+
+
+def marked(reference: str, text: str) -> list[dict[str, str]]:
+    """A text in parts that say where it differs from the reference, word by word; empty for no text.
+
+    A part is "same", "other" (words that the reference does not have there) or "missing" (words of the
+    reference). Punctuation counts as words; what is compared is the longest common sequence of `difflib`.
+    """
+    words = _WORDS.findall(text.strip())
+    expected = [word for _, word in _WORDS.findall(reference)]
+    matcher = SequenceMatcher(None, expected, [word for _, word in words], autojunk=False)
+    parts = []
+    for what, first, last, begin, end in matcher.get_opcodes() if words else ():
+        found = "".join(space + word for space, word in words[begin:end])
+        if what == "delete":
+            parts.append({"kind": "missing", "text": " ".join(expected[first:last])})
+        elif what == "equal":
+            parts.append({"kind": "same", "text": found})
+        else:
+            bare = found.lstrip()
+            parts.append({"kind": "other", "text": bare, "space": found[: len(found) - len(bare)]})
+    return parts
