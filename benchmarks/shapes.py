@@ -8,9 +8,9 @@ import numpy as np
 
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
-from janus_ds.data.collate import Collator
+from janus_ds.data.masking.collate import Collator
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.views import Views
+from janus_ds.data.masking.views import Views
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import DenseLayers

@@ -19,7 +19,7 @@ from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.source import MixedSource
 from janus_ds.data.text.tokenizer import Tokenizer
-from janus_ds.data.views import Views
+from janus_ds.data.masking.views import Views
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.stream_mask import Segment, dense_mask
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
-from janus_ds.data.collate import Collator
+from janus_ds.data.masking.collate import Collator
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.views import Views
+from janus_ds.data.masking.views import Views
 from janus_ds.model import layers
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective

@@ -13,7 +13,7 @@ from janus_ds.data.masking.span_laws import (
     draw_noise,
     draw_target,
 )
-from janus_ds.data.views import make_views
+from janus_ds.data.masking.views import make_views
 from tests.support.packed_data import SPECIAL
 
 CONFIGS = {

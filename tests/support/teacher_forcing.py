@@ -6,9 +6,9 @@ import numpy as np
 from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
-from janus_ds.data.collate import Collator
+from janus_ds.data.masking.collate import Collator
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.views import Views
+from janus_ds.data.masking.views import Views
 from janus_ds.decode.load import LoadedRun
 
 __all__ = ["ar_batch"]

@@ -10,9 +10,9 @@ import torch
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
-from janus_ds.data.collate import Collator
+from janus_ds.data.masking.collate import Collator
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.views import Views
+from janus_ds.data.masking.views import Views
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import unpacked
 from janus_ds.parallel.layers import DenseLayers

@@ -14,7 +14,7 @@ from janus_ds.data.masking.span_laws import (
     MaskDraw,
     draw_noise,
 )
-from janus_ds.data.views import check_masking, make_views
+from janus_ds.data.masking.views import check_masking, make_views
 from janus_ds.errors import ConfigError
 from tests.support.maskings import CONFIGS, every_law, noise, sample_keys, views_of
 from tests.support.packed_data import SPECIAL, random_rows

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
-from janus_ds.data.collate import Collator, RowKinds
+from janus_ds.data.masking.collate import Collator, RowKinds
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.views import Views
+from janus_ds.data.masking.views import Views
 from janus_ds.errors import ConfigError
 from janus_ds.stream_mask import Segment, dense_mask
 from tests.support.packed_data import run_config

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from janus_ds.batch import BatchCounts, RowLayout, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
-from janus_ds.data.views import Views
+from janus_ds.data.masking.views import Views
 from janus_ds.errors import ConfigError
 from janus_ds.packing import pack
 from janus_ds.stream_mask import Segment
