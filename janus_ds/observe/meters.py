@@ -91,8 +91,8 @@ class StepMeter:
 def step_flops(model: ModelConfig, objective: ObjectiveConfig, vocab_size: int, counts: BatchCounts) -> float:
     """FLOPs of the matrix products of one update: 2 a multiply-add, backward twice the forward.
 
-    Counts the rows that the one-pass step needs (section 1 of the work count): content rows give
-    keys and values, the last layer computes predicted rows only, so does the vocabulary.
+    Counts the rows that the one-pass step needs (`stream_mask.py`): content rows give keys and values, the
+    last layer and the output projection compute predicted rows only.
     """
     D, F = model.d_model, model.ffn_dim
     query_stream = objective.ar_stream == "query"

@@ -1,4 +1,4 @@
-"""Ranks, groups and agreement: who computes what, and how all ranks come to one answer.
+"""Ranks, their groups, and collective decisions.
 
 Works without torch.distributed in one process. Tensor-parallel ranks are neighbours (they talk
 most), data-parallel ranks are `tensor_size` apart. Values that live on the host (counts, decisions,

@@ -1,4 +1,4 @@
-"""The door to DeepSpeed: the only caller of `deepspeed.initialize`.
+"""Wrapper around DeepSpeed; the only caller of `deepspeed.initialize`.
 
 What the rest of the package sees: forward a micro-batch, go backward, update, save, load, whole
 weights. Dropout is seeded before each micro-batch from (seed, step, micro-batch, rank), so a step is
@@ -61,7 +61,7 @@ class TrainingEngine:
         step: model and objective, with the weights to start from, equal on all data-parallel ranks.
         optim: the optimizer's settings.
         execution: how it is executed.
-        topology: this rank's place.
+        topology: the ranks.
         parallel: the layers that the model was built from.
     """
 

@@ -1,8 +1,8 @@
 """The optimizer's state inside DeepSpeed, seen as whole tensors under the parameters' names.
 
-ZeRO keeps the fp32 weights and Adam's moments in flat buffers, cut over the data-parallel ranks at
-places that depend on their number, the stage and the padding. Here each rank knows which pieces of
-which parameters lie where in its buffers; from that the whole is gathered, and any whole can be
+ZeRO keeps the fp32 weights and Adam's moments in flat buffers, partitioned over the data-parallel ranks
+in a way that depends on their number, the stage and the padding. Here each rank maps every piece of its
+buffers to a parameter and an offset; from that whole tensors are gathered, and any whole tensor can be
 put back on any other ranks.
 """
 
@@ -22,7 +22,7 @@ from janus_ds.parallel.topology import Topology
 __all__ = ["MasterState"]
 
 _BUCKET = 1 << 25
-"""Numbers gathered at a time: 128 MB on the device."""
+"""Gather bucket size: 2^25 fp32 elements (128 MB)."""
 _SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, and whether a new start may continue it.
+"""`state.json`: what a checkpoint records of its run, and whether a new start may continue it.
 
 Everything needed to continue: weights and the optimizer's state, whole, the step, and the meters
 below. Order of data, masks, dropout and learning rate are functions of the step. The ranks, ZeRO

@@ -1,4 +1,12 @@
-"""One micro-batch as one module call, so that DeepSpeed's hooks see model and objective together."""
+"""One micro-batch as one module call, and what of it is compiled (`train.compile`).
+
+DeepSpeed's hooks see model and objective together. `head` compiles the chunk mathematics of the loss
+(`objective.compiled_chunk`). `model` compiles forward and backward of encoder and decoder as well; shapes
+come in buckets (`data.pad_multiple`), and the compiler takes them as unknown from the second one on, so
+their number does not matter. `graphs` replays the compiled parts as CUDA graphs, one a shape: for small
+models, whose steps wait for launches. None of this changes what is computed but for rounding, and dropout,
+which compiled code draws by another rule.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on held-out samples, the same numbers on any number of ranks."""
+"""Validation: held-out losses, equal on any number of ranks, and the best weights so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to stop: signals, a time limit, a launcher that is gone.
+"""Requests to stop: signals, a time limit, a launcher that has ended.
 
 Light to import, so that a program can take over the handlers before its slow imports: a signal that
 comes a second after the start must count as well.
