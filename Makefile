@@ -85,7 +85,7 @@ heavy-test: install-dev
 	$(PYTEST) tests
 
 gpu-test: install-dev
-	$(PYTEST) -m "" tests/model/test_flex_rows.py tests/train/loop/test_compiling.py tests/numerics/test_fused_head.py
+	$(PYTEST) -m "" tests/model/test_attention_flex.py tests/train/loop/test_compiling.py tests/numerics/test_fused_head.py
 
 golden: install-dev
 	JANUS_UPDATE_GOLDEN=1 $(PYTEST) tests/golden

@@ -35,7 +35,7 @@ from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, Object
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.model.inference import InferenceOptions, prepare_for_inference
+from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.tables import table

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import MissingDependencyError, UsageError
-from janus_ds.model.hf_export import export_config, export_generation, export_weights
+from janus_ds.model.formats.hf_export import export_config, export_generation, export_weights
 from janus_ds.model.janus import JanusModel
 
 __all__ = ["PEERS", "Outputs", "Peers", "needed"]

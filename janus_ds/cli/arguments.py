@@ -14,7 +14,7 @@ from janus_ds.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from janus_ds.evaluate.evaluation import EvalRequest
-    from janus_ds.model.inference import InferenceOptions
+    from janus_ds.model.decoding.inference import InferenceOptions
 
 __all__ = [
     "BOTH_WAYS",
@@ -89,7 +89,7 @@ def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
     """
     import torch
 
-    from janus_ds.model.inference import InferenceOptions
+    from janus_ds.model.decoding.inference import InferenceOptions
     from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 
     chosen = getattr(parsed, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")

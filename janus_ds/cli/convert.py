@@ -31,8 +31,8 @@ from janus_ds.decode.text import DICT_NAME, FairseqWords
 from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate.hf_folders import REPORT_FILE, from_hf, refuse_run, to_hf, write_report
 from janus_ds.io import disk_faults
-from janus_ds.model.bart_names import ConversionReport
-from janus_ds.model.pretrained import load_fairseq, to_fairseq
+from janus_ds.model.formats.bart_names import ConversionReport
+from janus_ds.model.formats.fairseq import load_fairseq, to_fairseq
 from janus_ds.observe.run_record import write_run_record
 
 __all__ = ["conventions", "from_fairseq", "main"]

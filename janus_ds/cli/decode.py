@@ -29,7 +29,7 @@ from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, read_lines
 from janus_ds.io import disk_faults
-from janus_ds.model.inference import prepare_for_inference
+from janus_ds.model.decoding.inference import prepare_for_inference
 
 MODES = ("ar", "nar", "draft")
 DEMO_SENTENCES = (

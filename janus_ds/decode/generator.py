@@ -26,18 +26,22 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
 from janus_ds.decode.beam_search import SearchSettings, beam_search
 from janus_ds.decode.draft import draft_search
-from janus_ds.decode.draft_sampling import SamplingJudge
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import load_run
 from janus_ds.decode.mask_predict import length_candidates, mask_predict
-from janus_ds.decode.model_drafts import ModelDrafts, draft_plan
-from janus_ds.decode.model_steps import CachedSteps, CandidateRows
+from janus_ds.decode.model_drafts import ModelDrafts, SamplingJudge, draft_plan
+from janus_ds.decode.model_steps import (
+    CachedSteps,
+    NarDecoder,
+    mask_predict_settings,
+    most_rows,
+    search_settings,
+)
 from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
-from janus_ds.decode.settings import mask_predict_settings, most_rows, search_settings
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, DataError
-from janus_ds.model.incremental import ArStream, Memory
-from janus_ds.model.inference import InferenceOptions, prepare_for_inference
+from janus_ds.model.decoding.cache import ArStream, EncoderOutput
+from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel
 
 __all__ = ["Generator", "Progress", "trained_modes"]
@@ -234,7 +238,7 @@ class Generator:
         memory = self.model.encode(*self._pad(sources[:places]))
         begun = memory.sentences
 
-        def encode_next(count: int) -> Memory:
+        def encode_next(count: int) -> EncoderOutput:
             nonlocal begun
             begun += count
             report(count)
@@ -251,7 +255,7 @@ class Generator:
     def _search_settings(self) -> SearchSettings:
         return search_settings(self.config, self.special)
 
-    def _parallel(self, memory: Memory) -> list[list[ScoredTokens]]:
+    def _parallel(self, memory: EncoderOutput) -> list[list[ScoredTokens]]:
         decode, convention = self.config.decode, self.config.objective.length_convention or "inner"
         settings = mask_predict_settings(self.config, self.special)
         length_BC = length_candidates(
@@ -261,17 +265,17 @@ class Generator:
             convention,
             most_rows(self.config),
         )
-        found = mask_predict(CandidateRows(self.model, memory), length_BC, settings)
+        found = mask_predict(NarDecoder(self.model, memory), length_BC, settings)
         if decode.rescore is None:
             return found
         if decode.rescore_samples:
-            rows = CandidateRows(self.model, memory)
+            rows = NarDecoder(self.model, memory)
             found = sampled_variants(rows, found, settings, decode.rescore_samples, decode.seed)
         stream = ArStream.of(self.config.objective, self.special)
         scorer = ArScorer(self.model, stream, search_settings(self.config, self.special))
         return rescore(scorer, memory, found, decode.rescore_weight)
 
-    def _drafted(self, memory: Memory, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
+    def _drafted(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
         plan, decode = draft_plan(self.config, self.special), self.config.decode
         stream = ArStream.of(self.config.objective, self.special)
         sampler = SamplingJudge(plan.search, decode.temperature, decode.seed) if decode.temperature else None

@@ -22,7 +22,7 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, TextCodec
 from janus_ds.errors import CheckpointError
-from janus_ds.model.inference import model_from_file
+from janus_ds.model.decoding.inference import model_from_file
 from janus_ds.model.janus import JanusModel
 
 __all__ = ["DEMO", "LoadedRun", "demo_folder", "find_run", "load_run", "with_decode"]

@@ -1,4 +1,4 @@
-"""A model as the two searches ask for it: step by step, or all rows at once.
+"""A model and its recipe as the two searches ask for them: step by step, or all rows at once.
 
 Shape letters: B sentences, K beams, C length candidates, R = B * C rows, L target tokens, P picked rows,
 X rows of a chunk, D width, V vocabulary.
@@ -11,10 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from janus_ds.model.incremental import ArCache, Memory
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import RunConfig
+from janus_ds.decode.beam_search import SearchSettings
+from janus_ds.decode.mask_predict import MaskPredictSettings
+from janus_ds.model.decoding.cache import EncoderOutput, KVCache
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["CachedSteps", "CandidateRows"]
+__all__ = ["CachedSteps", "NarDecoder", "mask_predict_settings", "most_rows", "search_settings"]
 
 
 class CachedSteps:
@@ -30,8 +34,8 @@ class CachedSteps:
     def __init__(
         self,
         model: JanusModel,
-        cache: ArCache,
-        encode_next: Callable[[int], Memory] | None = None,
+        cache: KVCache,
+        encode_next: Callable[[int], EncoderOutput] | None = None,
         before: int | None = None,
     ) -> None:
         self._model = model
@@ -57,10 +61,10 @@ class CachedSteps:
             self._cache.refill(place_X, self._encode_next(len(place_X)))
 
 
-class CandidateRows:
+class NarDecoder:
     """The decoder of mask-predict: all length candidates of all sentences in one pass."""
 
-    def __init__(self, model: JanusModel, memory: Memory) -> None:
+    def __init__(self, model: JanusModel, memory: EncoderOutput) -> None:
         self._model = model
         self._memory = memory
 
@@ -82,3 +86,45 @@ class CandidateRows:
     def keep(self, sentence_B: Tensor) -> None:
         """See :class:`janus_ds.decode.mask_predict.RowDecoder`."""
         self._memory = self._memory.select(sentence_B)
+
+
+def search_settings(config: RunConfig, special: SpecialTokens) -> SearchSettings:
+    """For AR: beam search, and the checks of a draft."""
+    decode, bart = config.decode, config.objective.decoder_start == "eos_bos"
+    # Content rows stand at positions 0 .. T - 1; without bos among them, the last position is eos's.
+    steps = config.model.max_target_positions - (0 if bart else 1)
+    if decode.max_length:
+        steps = min(steps, decode.max_length + (2 if bart else 1))
+    return SearchSettings(
+        beam=decode.beam,
+        max_steps=steps,
+        start=special.eos if bart else special.bos,
+        eos=special.eos,
+        forbidden=tuple({special.bos, special.pad, special.unk, special.mask}),
+        forced_first=special.bos if bart else None,
+        stop=decode.beam_stop,
+        early_stopping=decode.early_stopping,
+        length_penalty=decode.length_penalty,
+    )
+
+
+def mask_predict_settings(config: RunConfig, special: SpecialTokens) -> MaskPredictSettings:
+    """For NAR, as the recipe says."""
+    decode, rule = config.decode, config.decode.nar_score or "paper"
+    specials = (special.bos, special.pad, special.eos, special.unk, special.mask)
+    return MaskPredictSettings(
+        iterations=decode.iterations,
+        bos=special.bos,
+        eos=special.eos,
+        pad=special.pad,
+        mask=special.unk if config.objective.mask_symbol == "unk" else special.mask,
+        forbidden=() if rule == "released" else tuple(set(specials)),
+        score=rule,
+        threshold=decode.threshold,
+    )
+
+
+def most_rows(config: RunConfig) -> int:
+    """Most NAR rows of a sentence, bos and eos included."""
+    rows, longest = config.model.max_target_positions, config.decode.max_length
+    return min(rows, longest + 2) if longest else rows

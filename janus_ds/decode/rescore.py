@@ -19,8 +19,8 @@ from torch import Tensor
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.mask_predict import MaskPredictSettings
-from janus_ds.decode.model_steps import CandidateRows
-from janus_ds.model.incremental import ArStream, Memory
+from janus_ds.decode.model_steps import NarDecoder
+from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
 __all__ = ["ArScorer", "RescoreSettings", "rescore", "sampled_variants"]
@@ -61,7 +61,7 @@ class ArScorer:
     stream: ArStream
     search: SearchSettings
 
-    def logits(self, memory: Memory, outputs: Sequence[Sequence[Sequence[int]]]) -> list[list[Tensor]]:
+    def logits(self, memory: EncoderOutput, outputs: Sequence[Sequence[Sequence[int]]]) -> list[list[Tensor]]:
         """Logits for every token of each output and the eos behind it, (N + 1, V) each.
 
         Args:
@@ -84,7 +84,7 @@ class ArScorer:
             for b, group in enumerate(rows)
         ]
 
-    def scores(self, memory: Memory, outputs: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+    def scores(self, memory: EncoderOutput, outputs: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
         """AR's score of each output, as a beam search gives it (without a forced first token)."""
         found = []
         for group, parts in zip(outputs, self.logits(memory, outputs), strict=True):
@@ -103,7 +103,7 @@ class ArScorer:
 
 
 def rescore(
-    scorer: ArScorer, memory: Memory, found: Sequence[Sequence[ScoredTokens]], weight: float = 1.0
+    scorer: ArScorer, memory: EncoderOutput, found: Sequence[Sequence[ScoredTokens]], weight: float = 1.0
 ) -> list[list[ScoredTokens]]:
     """The candidates with AR's score, or a mixture of AR's and their own, best first.
 
@@ -127,7 +127,7 @@ def rescore(
 
 
 def sampled_variants(
-    decoder: CandidateRows,
+    decoder: NarDecoder,
     found: Sequence[Sequence[ScoredTokens]],
     nar: MaskPredictSettings,
     samples: int,

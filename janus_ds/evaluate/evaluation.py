@@ -26,7 +26,7 @@ from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
 from janus_ds.io import disk_faults
 from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.scores import Scores, save_json
-from janus_ds.model.inference import InferenceOptions, prepare_for_inference
+from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
 from janus_ds.tables import table
 

@@ -17,9 +17,9 @@ from janus_ds.data.text.tokenizer import ByteLevelBPE
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.errors import UsageError
 from janus_ds.io import disk_faults, write_atomic
-from janus_ds.model.bart_names import ConversionReport
-from janus_ds.model.hf_bart import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
-from janus_ds.model.hf_export import export_config, export_generation, export_weights
+from janus_ds.model.formats.bart_names import ConversionReport
+from janus_ds.model.formats.hf_export import export_config, export_generation, export_weights
+from janus_ds.model.formats.hf_import import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
 from janus_ds.observe.run_record import RUN_FILE, write_run_record
 
 __all__ = ["REPORT_FILE", "from_hf", "refuse_run", "to_hf", "write_hf", "write_report"]

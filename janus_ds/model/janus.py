@@ -1,4 +1,4 @@
-"""JANUS: one encoder, one decoder, both ways of decoding (method section 1).
+"""JANUS: one encoder, one decoder, both ways of decoding (Figure 2 of the paper).
 
 In training, one pass over all decoder rows gives the hidden rows of AR, NAR and AUX; the objective turns
 them into losses, so that nothing of vocabulary size exists here. In decoding, the same layers run on the
@@ -20,19 +20,12 @@ from torch import Tensor, nn
 from janus_ds.batch import PredictedRows, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import ConfigError, DataError
-from janus_ds.model.attention import RowsOfBatch, additive_mask
-from janus_ds.model.candidate_rows import CandidateRows, PickedRows
-from janus_ds.model.incremental import (
-    ArCache,
-    ArStream,
-    BlockRows,
-    CachedRows,
-    Memory,
-    new_cache,
-)
-from janus_ds.model.layers import Recompute, recompute_with
-from janus_ds.model.length import LengthHead
-from janus_ds.model.prepared import PreparedProduct
+from janus_ds.model.attention import additive_mask
+from janus_ds.model.batch_attention import RowsOfBatch
+from janus_ds.model.decoding.cache import ArStream, EncoderOutput, KVCache, new_cache
+from janus_ds.model.decoding.cpu_kernels import PreparedProduct
+from janus_ds.model.decoding.steps import BlockRows, CachedRows, CandidateAttention, PickedRows
+from janus_ds.model.layers import LengthHead, Recompute, recompute_with
 from janus_ds.model.transformer import Decoder, Encoder, padding_mask
 from janus_ds.model.weights import padded_vocab
 from janus_ds.packing import GridPlaces, source_part
@@ -50,20 +43,26 @@ class JanusModel(nn.Module):
         special: special symbols and vocabulary size.
         parallel: layers of the tensor-parallel group.
         recompute: activation checkpointing of every layer (non-reentrant).
+        attention_backend: of decoder rows in training, see `train.attention_backend`.
 
     Raises:
         ConfigError: a shape that cannot be built.
     """
 
     def __init__(
-        self, config: ModelConfig, special: SpecialTokens, parallel: ParallelLayers, recompute: bool = False
+        self,
+        config: ModelConfig,
+        special: SpecialTokens,
+        parallel: ParallelLayers,
+        recompute: bool = False,
+        attention_backend: str = "auto",
     ) -> None:
         super().__init__()
         _check_shape(config, parallel)
         self.config = config
         self.special = special
         self.padded_vocab = padded_vocab(config, special.vocab_size)
-        self.attention_backend = "auto"
+        self.attention_backend = attention_backend
         self._vocabulary: PreparedProduct | None = None
         self._parallel = parallel
         self._recompute: Recompute | None = recompute_with(parallel) if recompute else None
@@ -123,7 +122,7 @@ class JanusModel(nn.Module):
 
     # Decoding. The caller puts the model into eval mode and switches gradients off.
 
-    def encode(self, source_BS: Tensor, source_length_B: Tensor) -> Memory:
+    def encode(self, source_BS: Tensor, source_length_B: Tensor) -> EncoderOutput:
         """Encode a batch of sources once for all that follows.
 
         Args:
@@ -136,15 +135,15 @@ class JanusModel(nn.Module):
         mask = None if bool(valid_BS.all()) else padding_mask(valid_BS, embedded_BSD.dtype)
         states_BSD = self.encoder(embedded_BSD, mask)
         source = tuple(layer.kept_keys_values(states_BSD) for layer in self.decoder.decoder_layers())
-        return Memory(states_BSD, valid_BS, mask, source)
+        return EncoderOutput(states_BSD, valid_BS, mask, source)
 
-    def length_logits(self, memory: Memory) -> Tensor:
+    def length_logits(self, memory: EncoderOutput) -> Tensor:
         """Logits of the length head, shape (B, classes)."""
         logits: Tensor = self.length_head(memory.states_BSD, memory.valid_BS)
         return logits
 
     def nar_rows(
-        self, memory: Memory, token_BNL: Tensor, length_BN: Tensor, picked_P: Tensor | None = None
+        self, memory: EncoderOutput, token_BNL: Tensor, length_BN: Tensor, picked_P: Tensor | None = None
     ) -> Tensor:
         """One mask-predict pass over N length candidates of each sentence.
 
@@ -166,7 +165,7 @@ class JanusModel(nn.Module):
         position_L = position_L.clamp_max(self.config.max_target_positions - 1)
         embedded = self.embedding(token_BNL.flatten(1))
         mask = additive_mask(valid[:, None, None], embedded.dtype)
-        rows = CandidateRows(mask, candidates * width, candidates)
+        rows = CandidateAttention(candidates * width, 0, mask, candidates)
         x = self.decoder.input_rows(embedded, position_L.repeat(candidates))
         *layers, last = zip(self.decoder.decoder_layers(), memory.source, strict=True)
         for layer, source in layers:
@@ -178,7 +177,7 @@ class JanusModel(nn.Module):
         hidden: Tensor = x.view(sentences, candidates, width, -1) if picked is None else x.flatten(0, 1)
         return hidden if picked is None else hidden[picked.place_P]
 
-    def start_cache(self, memory: Memory, stream: ArStream, beams: int, max_steps: int) -> ArCache:
+    def start_cache(self, memory: EncoderOutput, stream: ArStream, beams: int, max_steps: int) -> KVCache:
         """An empty cache for a search of at most `max_steps` tokens with K beams a sentence.
 
         Raises:
@@ -188,17 +187,17 @@ class JanusModel(nn.Module):
         _check_table(last, self.config.max_target_positions, "target")
         return new_cache(memory, stream, beams, max_steps)
 
-    def ar_step(self, cache: ArCache, token_BK: Tensor, parent_BK: Tensor | None = None) -> Tensor:
+    def ar_step(self, cache: KVCache, token_BK: Tensor, parent_BK: Tensor | None = None) -> Tensor:
         """:meth:`ar_block` for one token a beam: hidden rows, (B, K, D), that predict the next one."""
         return self.ar_block(cache, token_BK[:, :, None], parent_BK)[:, :, 0]
 
-    def ar_block(self, cache: ArCache, token_BKT: Tensor, parent_BK: Tensor | None = None) -> Tensor:
+    def ar_block(self, cache: KVCache, token_BKT: Tensor, parent_BK: Tensor | None = None) -> Tensor:
         """Append a block of tokens to every beam and give the hidden rows that predict what follows each.
 
         The content row of a sentence's token t stands at position t. A step of a two-stream model is one
         pass over K x T content rows and K x T query rows; the last layer computes the query rows only.
         Sentences may stand at different points, and a ragged block is padded with any tokens: call
-        :meth:`ArCache.accept` afterwards with the number of tokens that each sentence keeps (for one
+        :meth:`KVCache.accept` afterwards with the number of tokens that each sentence keeps (for one
         beam; beams of a sentence keep equally many).
 
         Args:
@@ -219,7 +218,7 @@ class JanusModel(nn.Module):
         last = len(self.decoder.layers) - 1
         for number, layer in enumerate(self.decoder.decoder_layers()):
             first = rows.content if cache.stream.two_stream and number == last else 0
-            cached = CachedRows(cache.keys[number], cache.values[number], rows, first)
+            cached = CachedRows(rows.content, first, cache.keys[number], cache.values[number], rows)
             x = layer(x, cached, (cache.memory.source[number],), cache.memory.mask_B11S)
         cache.advance(block)
         hidden: Tensor = x.view(sentences, block, beams, -1).transpose(1, 2)
@@ -234,14 +233,12 @@ class JanusModel(nn.Module):
                 "decode from a checkpoint in one process: its weights are whole",
             )
         weight = self.output_weight[: self.special.vocab_size]
-        return (
-            F.linear(hidden, weight)
-            if self._vocabulary is None
-            else self._vocabulary(hidden, [weight], [None])
-        )
+        if self._vocabulary is None:
+            return F.linear(hidden, weight)
+        return self._vocabulary(hidden, [weight], [None])
 
-    def prepare_vocabulary(self, int8: bool = False) -> None:
-        """Let :meth:`logits` use a weight packed for the CPU; see `janus_ds.model.prepared`."""
+    def prepare_products(self, int8: bool) -> None:
+        """Let :meth:`logits` use a packed weight; called by `decoding.cpu_kernels.prepare`."""
         self._vocabulary = PreparedProduct(int8)
 
     def _embed_together(self, source_BS: Tensor, row_BR: Tensor) -> tuple[Tensor, Tensor]:

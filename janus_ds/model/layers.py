@@ -1,6 +1,6 @@
-"""Parts of a layer: embeddings with positions, the feed-forward block, and recomputation.
+"""Parts of the model: embeddings with positions, the feed-forward block, the length head, recomputation.
 
-Shape letters: B samples, T rows, D width.
+Shape letters: B samples, T rows, S source tokens, D width, K length classes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from janus_ds.config.schema import ModelConfig
-from janus_ds.model.prepared import PreparedLinear
+from janus_ds.model.decoding.cpu_kernels import PreparedLinear
 from janus_ds.parallel.layers import ParallelLayers
 
-__all__ = ["InputRows", "Recompute", "TransformerLayer", "recompute_with"]
+__all__ = ["InputRows", "LengthHead", "Recompute", "TransformerLayer", "recompute_with"]
 
 Recompute = Callable[..., Tensor]
 """Calls a function with the arguments that follow it, now or once more in the backward pass."""
@@ -97,3 +97,27 @@ class TransformerLayer(nn.Module):
             with self._sharded_rng():
                 inner = F.dropout(inner, self.activation_dropout)
         return self.residual(x_BTD, self.fc2(inner), self.ffn_norm)
+
+
+class LengthHead(nn.Module):
+    """Mean of the encoder states over real source tokens, then a linear layer without bias.
+
+    What the classes mean (inner length, or length with specials) is the objective's convention.
+    """
+
+    def __init__(self, d_model: int, classes: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, d_model).normal_(0.0, std))
+
+    def forward(self, states_BSD: Tensor, valid_BS: Tensor) -> Tensor:
+        """Logits over the classes, shape (B, K).
+
+        Args:
+            states_BSD: encoder output.
+            valid_BS: False for padding.
+        """
+        share_BS = valid_BS.to(states_BSD.dtype)
+        # Dividing first keeps the sum inside the range of fp16.
+        share_BS = share_BS / share_BS.sum(1, keepdim=True).clamp_min(1.0)
+        pooled_BD = torch.bmm(share_BS[:, None], states_BSD).squeeze(1)
+        return nn.functional.linear(pooled_BD, self.weight)

@@ -1,6 +1,6 @@
 """Encoder and two-stream decoder, post-norm, as in BART and in the NMT Transformer.
 
-The decoder makes one pass over all rows (method section 1): content rows give keys and values, query
+The decoder makes one pass over all rows (Figure 2 of the paper): content rows give keys and values, query
 rows queries alone, and the last layer computes only the rows that something is predicted from.
 
 Shape letters: B samples, S source tokens, R decoder rows, T computed rows, D width, H heads, E width of
@@ -16,23 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from janus_ds.config.schema import ModelConfig
-from janus_ds.model.attention import (
-    MultiHeadAttention,
-    PackedRows,
-    RowAttention,
-    RowsOfBatch,
-    additive_mask,
-    attend_draws,
-)
+from janus_ds.model.attention import KeysValues, MultiHeadAttention, RowAttention, additive_mask
+from janus_ds.model.batch_attention import RowsOfBatch, attend_packed_source
 from janus_ds.model.layers import InputRows, Recompute, TransformerLayer
-from janus_ds.model.packed_rows import attend_source_rows
 from janus_ds.packing import GridPlaces
 from janus_ds.parallel.layers import ParallelLayers
 
-__all__ = ["Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "KeysValues", "padding_mask"]
-
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of the encoder states for one layer, each (B, H, S, E)."""
+__all__ = ["Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "padding_mask"]
 
 
 def padding_mask(valid_BS: Tensor, dtype: torch.dtype) -> Tensor:
@@ -67,7 +57,7 @@ class EncoderLayer(TransformerLayer):
         if places is None:
             out = attention.kernel(*projected, mask_B11S)
         else:
-            out = attend_source_rows(places, attention.kernel, projected, mask_B11S)
+            out = attend_packed_source(places, attention.kernel, projected, mask_B11S)
         x_BSD = self.residual(x_BSD, attention.merge(out), self.self_attention_norm)
         return self.feed_forward(x_BSD)
 
@@ -97,7 +87,7 @@ class DecoderLayer(TransformerLayer):
             rows: which rows are computed, and what they see of the content rows.
             sources: :meth:`source_keys_values` of the encoder states; with two dropout draws, of both.
             source_mask: additive mask of source padding, (B, 1, 1, S).
-            runs: with two draws, how the computed rows alternate between them (:func:`attend_draws`).
+            runs: with two draws, how the computed rows alternate between them (`RowAttention.attend_source`).
         """
         attention, x_BTD = self.self_attention, x_BRD
         if rows.content_rows == x_BRD.shape[1] and not rows.first_row:
@@ -109,11 +99,7 @@ class DecoderLayer(TransformerLayer):
         out = rows.attend(attention.kernel, *projected)
         x_BTD = self.residual(x_BTD, attention.merge(out), self.self_attention_norm)
         cross = self.cross_attention
-        q_BHTE = cross.queries(x_BTD)
-        if isinstance(rows, PackedRows):
-            out = rows.attend_source(cross.kernel, q_BHTE, sources, source_mask, runs)
-        else:
-            out = attend_draws(cross.kernel, q_BHTE, sources, source_mask, runs)
+        out = rows.attend_source(cross.kernel, cross.queries(x_BTD), sources, source_mask, runs)
         x_BTD = self.residual(x_BTD, cross.merge(out), self.cross_attention_norm)
         return self.feed_forward(x_BTD)
 

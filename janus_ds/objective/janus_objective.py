@@ -1,4 +1,4 @@
-"""The JANUS objective: named sums over global counts (eq. 5 of the paper, section 3 of the method)."""
+"""The JANUS objective: named sums over global counts (equations 1 to 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_ds.batch import BatchCounts, PredictedRows, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.objective.chunk_math import Terms
 from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
-from janus_ds.objective.losses import length_cross_entropy
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 
-__all__ = ["JanusObjective", "LossReport"]
+__all__ = ["JanusObjective", "LossReport", "length_cross_entropy", "ramp_factors"]
 
 _STREAMS = ("ar", "nar", "aux")
 _PAIRS = (("ar", "nar"), ("ar", "aux"), ("nar", "aux"))
@@ -168,3 +168,24 @@ def _own_count(name: str, counts: BatchCounts) -> int:
         # A pair of draws counts once.
         return _own_count(name.split("_")[1], counts) // 2
     return counts.ar_tokens if name in ("ar", "ar_nll") else counts.masked_tokens
+
+
+def length_cross_entropy(logits_BK: Tensor, class_B: Tensor) -> Tensor:
+    """Cross-entropy of the length head, without smoothing; shape (B,)."""
+    return F.cross_entropy(
+        logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float(), class_B, reduction="none"
+    )
+
+
+def ramp_factors(config: ObjectiveConfig, step: int) -> dict[str, float]:
+    """Factors between 0 and 1 by loss term, for update `step`, counted from 0; terms without a ramp are 1.
+
+    Before `ramp_start` a ramped term has factor 0; the first update of a ramp of n has 1/n, the n-th 1.
+    """
+    steps = {
+        "nar": config.ramp_nar_steps,
+        "aux": config.ramp_aux_steps,
+        **{f"kl_{pair}": config.ramp_kl_steps for pair in ("ar_nar", "ar_aux", "nar_aux")},
+    }
+    done = max(step + 1 - config.ramp_start, 0)
+    return {term: min(done / length, 1.0) for term, length in steps.items() if length}

@@ -13,14 +13,8 @@ from torch import Tensor
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
-from janus_ds.model.attention import (
-    DENSE_ROW_LIMIT,
-    DenseRows,
-    GroupedRows,
-    MultiHeadAttention,
-    RowsOfBatch,
-    additive_mask,
-)
+from janus_ds.model.attention import DenseRows, GroupedRows, MultiHeadAttention, additive_mask
+from janus_ds.model.batch_attention import DENSE_ROW_LIMIT, RowsOfBatch
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.stream_mask import Segment, dense_mask
 from tests.support.tiny_model import SAMPLES

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError, ConfigError, DataError
-from janus_ds.model.incremental import ArStream
+from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights, padded_vocab, parameter_shapes
 from janus_ds.parallel.layers import DenseLayers

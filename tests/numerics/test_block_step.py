@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.config.schema import ObjectiveConfig
-from janus_ds.model.incremental import ArCache, ArStream
+from janus_ds.model.decoding.cache import ArStream, KVCache
 from janus_ds.model.janus import JanusModel
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY
@@ -31,7 +31,7 @@ def case(request: Any) -> tuple[JanusModel, ArStream]:
     return tiny_model(config), ArStream.of(objective, TOY)
 
 
-def start(case: tuple[JanusModel, ArStream], beams: int = 1, rows: Any = slice(None)) -> ArCache:
+def start(case: tuple[JanusModel, ArStream], beams: int = 1, rows: Any = slice(None)) -> KVCache:
     model, stream = case
     memory = model.encode(SOURCES[rows], LENGTHS[rows])
     return model.start_cache(memory, stream, beams, 12)
@@ -83,7 +83,7 @@ def test_sentences_stand_at_their_own_points_and_rejected_rows_are_dropped(
     assert distance(model.ar_block(cache.select(torch.tensor([0, 2])), again), whole) < EXACT
 
 
-def start_with(case: tuple[JanusModel, ArStream], tokens: Tensor) -> ArCache:
+def start_with(case: tuple[JanusModel, ArStream], tokens: Tensor) -> KVCache:
     cache = start(case)
     case[0].ar_block(cache, tokens[:, None])
     return cache
@@ -133,7 +133,7 @@ def test_a_refilled_place_is_a_new_sentence(case: tuple[JanusModel, ArStream]) -
 @torch.no_grad()
 def test_the_pool_grows_and_forgets_nothing(case: tuple[JanusModel, ArStream], monkeypatch: Any) -> None:
     expected = single_steps(case, TOKENS)
-    monkeypatch.setattr("janus_ds.model.incremental._FIRST_STEPS", 2)
+    monkeypatch.setattr("janus_ds.model.decoding.cache._FIRST_STEPS", 2)
     cache = start(case)
     widths = []
     found = []

@@ -14,13 +14,12 @@ import torch
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.draft import DraftedTokens, DraftRound, Sentence
-from janus_ds.decode.draft_sampling import draw
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.model_drafts import tails
+from janus_ds.decode.model_drafts import draw, tails
+from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer
-from janus_ds.decode.settings import search_settings
-from janus_ds.model.incremental import ArStream
+from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model

@@ -13,7 +13,7 @@ from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.convert import main
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run
-from janus_ds.model.incremental import ArStream
+from janus_ds.model.decoding.cache import ArStream
 from tests.support.hf_models import SHAPES, build_bart, padded_sources
 from tests.support.teacher_forcing import ar_batch
 

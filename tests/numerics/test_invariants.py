@@ -11,7 +11,7 @@ from torch import Tensor
 
 from janus_ds.batch import PredictedRows, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
-from janus_ds.model.incremental import ArStream
+from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.stream_mask import Segment
 from tests.support.tiny_model import SAMPLES, TINY, TINY_NMT, tiny_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from janus_ds.objective.losses import label_smoothed_cross_entropy, length_cross_entropy, symmetric_kl
+from janus_ds.objective.janus_objective import length_cross_entropy
 from tests.support.literal_losses import (
     AR,
     AR_TARGET,
@@ -16,6 +16,7 @@ from tests.support.literal_losses import (
     NAR,
     PRINTED,
 )
+from tests.support.plain_losses import label_smoothed_cross_entropy, symmetric_kl
 
 
 def mean(values: torch.Tensor) -> float:

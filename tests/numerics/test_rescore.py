@@ -10,10 +10,10 @@ import torch
 
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer, rescore
-from janus_ds.decode.settings import search_settings
 from janus_ds.errors import ConfigError, DataError
-from janus_ds.model.incremental import ArStream
+from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from tests.support.tiny_model import TINY, tiny_generator, tiny_model
 from tests.support.two_stream import TOY

@@ -13,7 +13,7 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.model.hf_export import export_config, export_generation, export_weights
+from janus_ds.model.formats.hf_export import export_config, export_generation, export_weights
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
 from tests.support.hf_models import letters_tokenizer

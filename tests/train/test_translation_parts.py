@@ -16,7 +16,7 @@ from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.prepare.pair_files import held_out_text
 from janus_ds.errors import ConfigError, DataError, ResourceError
-from janus_ds.objective.ramps import ramp_factors
+from janus_ds.objective.janus_objective import ramp_factors
 from tests.support.programs import python
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_pairs import prepare_tiny

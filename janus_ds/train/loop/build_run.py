@@ -170,8 +170,10 @@ def build_engine(run: Run, topology: Topology) -> TrainingEngine:
     config, special, parallel = run.config, run.tokenizer.special, make_layers(topology.tensor_size)
     # The same draw on all ranks, whatever they draw later.
     parallel.seed_rng(config.train.seed)
-    model = JanusModel(config.model, special, parallel, config.train.activation_checkpointing)
-    model.attention_backend = config.train.attention_backend
+    train = config.train
+    model = JanusModel(
+        config.model, special, parallel, train.activation_checkpointing, train.attention_backend
+    )
     if config.init is not None:
         new_head = config.init_length_head == "new"
         start_from(model, config.init, run.tokenizer, parallel, new_head)

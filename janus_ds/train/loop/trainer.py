@@ -18,7 +18,7 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.loader import StepData
 from janus_ds.errors import JanusError
 from janus_ds.metrics.validation import VALIDATION_METRICS
-from janus_ds.objective.ramps import ramp_factors
+from janus_ds.objective.janus_objective import ramp_factors
 from janus_ds.train.loop.engine import TrainingEngine, Update
 from janus_ds.train.loop.reporting import Reporter, StepResult
 from janus_ds.train.loop.schedule import learning_rate

@@ -13,7 +13,7 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError
-from janus_ds.model.bart_names import (
+from janus_ds.model.formats.bart_names import (
     LAYER,
     POSITION_OFFSET,
     POSITION_TABLES,
@@ -25,7 +25,7 @@ from janus_ds.model.bart_names import (
     refuse_untied,
     their_names,
 )
-from janus_ds.model.foreign_files import read_torch_file
+from janus_ds.model.formats.foreign_files import read_torch_file
 from janus_ds.model.weights import check_weights, load_weights, parameter_shapes
 
 __all__ = ["ConversionReport", "load_fairseq", "load_weights", "to_fairseq"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from janus_ds.model import few_rows as module
 from janus_ds.model.attention import MultiHeadAttention
-from janus_ds.model.few_rows import attend_few, by_columns, few_rows, stored_by_columns
+from janus_ds.model.decoding import cpu_kernels
+from janus_ds.model.decoding.cpu_kernels import attend_few, by_columns, few_rows, stored_by_columns
 from janus_ds.parallel.layers import DenseLayers
 
 
@@ -51,7 +51,7 @@ def test_the_kernel_takes_this_way_where_it_is_faster_only(monkeypatch: pytest.M
         return attend_few(*parts)
 
     monkeypatch.setattr("janus_ds.model.attention.attend_few", counted)
-    monkeypatch.setattr(module, "_MOST_PRODUCTS", {torch.get_num_threads(): 5 * 40 * 8})
+    monkeypatch.setattr(cpu_kernels, "_MOST_PRODUCTS", {torch.get_num_threads(): 5 * 40 * 8})
     for rows, columns, taken in ((5, True, True), (5, False, False), (6, True, False)):
         q, k, v = _random(rows, 40)
         calls.clear()
@@ -61,5 +61,5 @@ def test_the_kernel_takes_this_way_where_it_is_faster_only(monkeypatch: pytest.M
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     q, k, v = _random(5, 40)
     assert not few_rows(q.requires_grad_(), by_columns(k))
-    monkeypatch.setattr(module, "_MOST_PRODUCTS", {})
+    monkeypatch.setattr(cpu_kernels, "_MOST_PRODUCTS", {})
     assert not few_rows(q.detach(), by_columns(k))

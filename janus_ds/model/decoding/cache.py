@@ -10,13 +10,12 @@ own (`taken_B`): a place whose sentence is finished takes the next one, and of a
 drafted the rows that are not accepted are dropped again.
 
 Shape letters: B sentences, K beams, T tokens of a block, R = T x K content rows of a step (row t x K + k),
-N columns of the pool (content token t of slot k is column t x K + k), S source tokens, L target tokens,
-D width, H heads, E width of a head, Q query rows.
+N columns of the pool (content token t of slot k is column t x K + k), S source tokens, D width, H heads,
+E width of a head.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,16 +24,13 @@ from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ObjectiveConfig
-from janus_ds.model.attention import Kernel, additive_mask
-from janus_ds.model.few_rows import by_columns, wants_columns
-from janus_ds.model.transformer import KeysValues
+from janus_ds.model.attention import KeysValues, additive_mask
+from janus_ds.model.decoding.cpu_kernels import by_columns, wants_columns
 
 __all__ = [
-    "ArCache",
     "ArStream",
-    "BlockRows",
-    "CachedRows",
-    "Memory",
+    "EncoderOutput",
+    "KVCache",
     "new_cache",
 ]
 
@@ -43,7 +39,7 @@ _FIRST_STEPS = 32
 
 
 @dataclass(frozen=True)
-class Memory:
+class EncoderOutput:
     """An encoded batch of sources."""
 
     states_BSD: Tensor
@@ -58,21 +54,21 @@ class Memory:
         """B."""
         return self.states_BSD.shape[0]
 
-    def select(self, sentence_B: Tensor) -> Memory:
+    def select(self, sentence_B: Tensor) -> EncoderOutput:
         """The memory of some sentences only, by index, in any order."""
         mask = self.mask_B11S
-        return Memory(
+        return EncoderOutput(
             self.states_BSD[sentence_B],
             self.valid_BS[sentence_B],
             None if mask is None else mask[sentence_B],
             tuple((k[sentence_B], v[sentence_B]) for k, v in self.source),
         )
 
-    def for_few_rows(self) -> Memory:
+    def for_few_rows(self) -> EncoderOutput:
         """The same memory with its keys stored as a search reads them fastest."""
         return replace(self, source=tuple((_stored(k), v) for k, v in self.source))
 
-    def replaced(self, place_X: Tensor, other: Memory) -> Memory:
+    def replaced(self, place_X: Tensor, other: EncoderOutput) -> EncoderOutput:
         """The memory with other sentences at some places; as wide as the longest source that is left.
 
         Args:
@@ -97,7 +93,7 @@ class Memory:
             for (k, v), (other_k, other_v) in zip(self.source, other.source, strict=True)
         )
         mask = None if bool(valid_BS.all()) else additive_mask(valid_BS[:, None, None], states_BSD.dtype)
-        return Memory(states_BSD, valid_BS, mask, source)
+        return EncoderOutput(states_BSD, valid_BS, mask, source)
 
 
 @dataclass(frozen=True)
@@ -122,10 +118,10 @@ class ArStream:
 
 
 @dataclass
-class ArCache:
+class KVCache:
     """State of an AR search: `JanusModel.ar_block` appends a block of content rows per beam to it."""
 
-    memory: Memory
+    memory: EncoderOutput
     stream: ArStream
     beams: int
     keys: list[Tensor]
@@ -156,7 +152,7 @@ class ArCache:
         self._block = 0
         self._measure()
 
-    def select(self, sentence_B: Tensor) -> ArCache:
+    def select(self, sentence_B: Tensor) -> KVCache:
         """The cache of some sentences only, by index (the finished ones need no more steps)."""
         chosen = replace(
             self,
@@ -170,7 +166,7 @@ class ArCache:
             chosen._measure()
         return chosen
 
-    def refill(self, place_X: Tensor, memory: Memory) -> None:
+    def refill(self, place_X: Tensor, memory: EncoderOutput) -> None:
         """Let new sentences begin at some places, whose sentences are finished.
 
         Args:
@@ -203,100 +199,6 @@ class ArCache:
         self.reach, self.even = int(last), bool(first == last)
 
 
-@dataclass(frozen=True)
-class BlockRows:
-    """The rows of one AR step: R content rows and, in a two-stream model, as many query rows."""
-
-    token_BQ: Tensor
-    position_Q: Tensor
-    """Positions, (Q,) where all sentences stand at one point, else (B, Q)."""
-    column_BR: Tensor | None
-    """Columns of the pool that the content rows take; None: those that end at `end`, in order."""
-    mask_B1QN: Tensor | None
-    """Additive; None where every row sees all columns."""
-    content: int
-    """R."""
-    end: int
-    """Columns of the pool that anything is in."""
-
-    @classmethod
-    def build(cls, cache: ArCache, token_BKT: Tensor, positions: int, dtype: torch.dtype) -> BlockRows:
-        """Rows for the next tokens of every beam; marks them as the past of their beam.
-
-        Args:
-            cache: at the point where the tokens go on.
-            token_BKT: the tokens.
-            positions: rows of the position table. What stands beyond it can only pad a ragged block.
-            dtype: of the mask.
-        """
-        beams, block, stream = cache.beams, token_BKT.shape[2], cache.stream
-        cache.reserve(block)
-        content, end = beams * block, (cache.reach + block) * beams
-        step_T = torch.arange(block, device=token_BKT.device)
-        start = torch.full_like(step_T[:1], cache.reach) if cache.even else cache.taken_B[:, None]
-        place = (start + step_T)[..., None]
-        column = (place * beams + torch.arange(beams, device=place.device)).flatten(-2)
-        own_KR = torch.eye(beams, dtype=torch.bool, device=place.device).repeat(1, block)
-        if cache.even:
-            cache.past_BKN[:, :, end - content : end] = own_KR
-        else:
-            index_BKR = column[:, None].expand(-1, beams, -1)
-            cache.past_BKN.scatter_(2, index_BKR, own_KR.expand(index_BKR.shape))
-        mask = _block_mask(cache, place, end, dtype)
-        position = place.expand(*place.shape[:-1], beams).flatten(-2)
-        token_BQ = token_BKT.transpose(1, 2).flatten(1)
-        if stream.two_stream:
-            token_BQ = torch.cat([token_BQ, torch.full_like(token_BQ, stream.query_token)], 1)
-            position = torch.cat([position, position + stream.query_offset], -1)
-            mask = None if mask is None else mask.repeat(1, 1, 2, 1)
-        position = position.clamp_max(positions - 1)
-        return cls(token_BQ, position, None if cache.even else column, mask, content, end)
-
-
-def _block_mask(cache: ArCache, place: Tensor, end: int, dtype: torch.dtype) -> Tensor | None:
-    """Which columns the content rows see, (B, 1, R, end): the past of their beam and no later token."""
-    beams, block = cache.beams, place.shape[-2]
-    if cache.even and block == 1:
-        if beams == 1:
-            return None
-        seen = cache.past_BKN[:, :, :end]
-    else:
-        column_N = torch.arange(end, device=place.device)
-        until = column_N < (place + 1) * beams
-        past_B1KN = cache.past_BKN[:, None, :, :end]
-        # (B or 1, T, 1, N) and (B, 1, K, N) -> (B, T x K, N)
-        seen = (until.view(-1, block, 1, end) & past_B1KN).flatten(1, 2)
-    zero = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return zero.masked_fill_(~seen, -math.inf)[:, None]
-
-
-@dataclass(frozen=True)
-class CachedRows:
-    """Self-attention of the rows of one AR step, in one layer, over the cached past of their beam."""
-
-    keys: Tensor
-    values: Tensor
-    rows: BlockRows
-    first_row: int
-
-    @property
-    def content_rows(self) -> int:
-        """R."""
-        return self.rows.content
-
-    def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHRE: Tensor, v_BHRE: Tensor) -> Tensor:
-        """See :class:`janus_ds.model.attention.RowAttention`."""
-        end, mask = self.rows.end, self.rows.mask_B1QN
-        for pool, new in ((self.keys, k_BHRE), (self.values, v_BHRE)):
-            if self.rows.column_BR is None:
-                pool.narrow(2, end - self.rows.content, self.rows.content).copy_(new)
-            else:
-                sentence_B1 = torch.arange(len(pool), device=pool.device)[:, None]
-                pool[sentence_B1, :, self.rows.column_BR] = new.transpose(1, 2)
-        mask = mask[:, :, self.first_row :] if mask is not None and self.first_row else mask
-        return kernel(q_BHTE, self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end), mask)
-
-
 def _stored(k_BHNE: Tensor) -> Tensor:
     return by_columns(k_BHNE) if wants_columns(k_BHNE) else k_BHNE
 
@@ -310,11 +212,11 @@ def _fit(x: Tensor, width: int, dim: int) -> Tensor:
     return torch.cat([x, x.new_zeros(shape)], dim)
 
 
-def new_cache(memory: Memory, stream: ArStream, beams: int, max_steps: int) -> ArCache:
+def new_cache(memory: EncoderOutput, stream: ArStream, beams: int, max_steps: int) -> KVCache:
     """A cache without rows for at most `max_steps` tokens a beam; its pool grows as it is filled."""
     sentences, columns = memory.sentences, beams * min(max_steps, _FIRST_STEPS)
     values = [k.new_zeros(sentences, k.shape[1], columns, k.shape[3]) for k, _ in memory.source]
     past = memory.valid_BS.new_zeros(sentences, beams, columns)
     taken = torch.zeros(sentences, dtype=torch.long, device=past.device)
     keys = [_stored(torch.zeros_like(v)) for v in values]
-    return ArCache(memory.for_few_rows(), stream, beams, keys, values, past, taken)
+    return KVCache(memory.for_few_rows(), stream, beams, keys, values, past, taken)

@@ -12,8 +12,8 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.errors import CheckpointError
-from janus_ds.model.bart_names import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
-from janus_ds.model.hf_bart import BIAS, PREFIX, SHARED
+from janus_ds.model.formats.bart_names import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
+from janus_ds.model.formats.hf_import import BIAS, PREFIX, SHARED
 
 __all__ = ["export_config", "export_generation", "export_weights"]
 

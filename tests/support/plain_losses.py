@@ -1,6 +1,6 @@
 """The loss terms in their plain form, for rows of whole logits.
 
-These are the reference that the fused head is held against, and what evaluation of a few rows uses.
+These are the reference that the fused head is held against, sums excluded.
 Softmax runs in float32 at least; float64 stays float64. Shapes: N rows, V vocabulary, K classes.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["at_least_float32", "label_smoothed_cross_entropy", "length_cross_entropy", "symmetric_kl"]
+__all__ = ["at_least_float32", "label_smoothed_cross_entropy", "symmetric_kl"]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -36,8 +36,3 @@ def symmetric_kl(first_NV: Tensor, second_NV: Tensor) -> Tensor:
     log_q = F.log_softmax(at_least_float32(second_NV), dim=-1)
     # The sum of both directions: (p - q)(log p - log q).
     return 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
-
-
-def length_cross_entropy(logits_BK: Tensor, class_B: Tensor) -> Tensor:
-    """Cross-entropy of the length head, without smoothing; shape (B,)."""
-    return F.cross_entropy(at_least_float32(logits_BK), class_B, reduction="none")

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError, ConfigError
+from janus_ds.model.decoding.cpu_kernels import can_quantize, prepare
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.layers import TransformerLayer
-from janus_ds.model.prepared import can_quantize, prepare
 from janus_ds.model.transformer import EncoderLayer
 from janus_ds.model.weights import load_weights
 from janus_ds.parallel.layers import DenseLayers
@@ -76,7 +76,6 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
         _compile_layers(model)
     elif device == "cpu":
         prepare(model, options.int8)
-        model.prepare_vocabulary(options.int8)
     return model
 
 

@@ -10,10 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_ds.errors import ConfigError
-from janus_ds.model import prepared
 from janus_ds.model.attention import MultiHeadAttention
-from janus_ds.model.inference import InferenceOptions, prepare_for_inference
-from janus_ds.model.prepared import PreparedLinear, PreparedProduct, can_pack, can_quantize, prepare
+from janus_ds.model.decoding import cpu_kernels
+from janus_ds.model.decoding.cpu_kernels import (
+    PreparedLinear,
+    PreparedProduct,
+    can_pack,
+    can_quantize,
+    prepare,
+)
+from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 from janus_ds.parallel.layers import DenseLayers
 from tests.support.tiny_model import tiny_model
@@ -42,7 +48,7 @@ def test_few_activations_are_quantized_as_many_are(rows: int) -> None:
     x[0, :3] = torch.tensor([127.0, 0.5, 1.5])
     x[-1, 3:] = 0
     x.requires_grad_()
-    for ours, theirs in zip(prepared._few_codes(x), prepared._codes(x), strict=True):
+    for ours, theirs in zip(cpu_kernels._few_codes(x), cpu_kernels._codes(x), strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
 
@@ -110,9 +116,9 @@ def test_without_the_operators_linear_stays(monkeypatch: pytest.MonkeyPatch) -> 
     def missing(*_: Any) -> Any:
         raise AttributeError("no such operator")
 
-    prepared._works.cache_clear()
-    monkeypatch.setattr(prepared, "_packed_product", missing)
-    monkeypatch.setattr(prepared, "_int8_product", missing)
+    cpu_kernels._works.cache_clear()
+    monkeypatch.setattr(cpu_kernels, "_packed_product", missing)
+    monkeypatch.setattr(cpu_kernels, "_int8_product", missing)
     try:
         plain, x = layer()
         assert not can_pack(torch.float32)
@@ -120,7 +126,7 @@ def test_without_the_operators_linear_stays(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(ConfigError, match="int8 needs"):
             prepare_for_inference(tiny_model().float(), InferenceOptions(int8=True))
     finally:
-        prepared._works.cache_clear()
+        cpu_kernels._works.cache_clear()
 
 
 def test_precisions_that_cannot_be_are_refused() -> None:

@@ -9,8 +9,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
-from janus_ds.model.attention import RowsOfBatch, fitting
-from janus_ds.model.flex_rows import FlexRows
+from janus_ds.model.attention_flex import FlexRows
+from janus_ds.model.batch_attention import RowsOfBatch, fitting
 from tests.model.test_attention import LAYOUTS, batch_of, inputs, predicate_mask, valid_rows
 from tests.support.operations import CountedOperations
 from tests.support.tiny_model import SAMPLES

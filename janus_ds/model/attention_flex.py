@@ -1,4 +1,4 @@
-"""Self-attention of decoder rows by torch's FlexAttention: one fused call, blocks without pairs skipped.
+"""Experimental: self-attention of decoder rows by torch's FlexAttention, one call that skips empty blocks.
 
 Which blocks of (rows x keys) hold visible pairs is worked out in closed form, on the batch's device and
 without waiting for it: the keys that a row sees are at most three stretches of columns (:func:`_stretches`),
@@ -8,7 +8,7 @@ arithmetic, where `create_block_mask` evaluates rows x keys. Inside of partly vi
 one shape need no new compilation.
 
 No dropout of attention weights, and on a CPU no gradients: torch has neither. Meant for GPUs, where it has
-not been measured yet, so that nothing chooses it by itself. Shape letters as in `row_attention`; N key
+not been measured yet, so that nothing chooses it by itself. Shape letters as in `attention`; N key
 blocks.
 """
 
@@ -26,7 +26,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.errors import ConfigError
-from janus_ds.model.row_attention import Kernel
+from janus_ds.model.attention import Kernel, RowAttention
 from janus_ds.stream_mask import Segment, visible
 
 __all__ = ["BLOCK", "FlexRows", "MaskRule"]
@@ -60,11 +60,10 @@ class MaskRule:
 
 
 @dataclass(frozen=True)
-class FlexRows:
+class FlexRows(RowAttention):
     """One call over all rows."""
 
     batch: TwoStreamBatch
-    first_row: int
     rule: MaskRule
     blocks: BlockMask
 
@@ -86,17 +85,13 @@ class FlexRows:
         kinds = [torch.full((layout.width(s),), s.value, device=device) for s in Segment]
         segment_R = torch.cat(kinds)
         rule = MaskRule(segment_R, batch.row_rank_BR, batch.content_valid_BC())
-        return cls(batch, 0, rule, _blocks(batch, rule, block))
-
-    @property
-    def content_rows(self) -> int:
-        """C: rows that give keys and values."""
-        return self.batch.layout.content_rows
+        return cls(layout.content_rows, 0, batch, rule, _blocks(batch, rule, block))
 
     def from_row(self, first_row: int) -> FlexRows:
         """The same attention for the rows [first_row, R)."""
         rule = MaskRule(self.rule.segment_R, self.rule.rank_BR, self.rule.valid_BC, first_row)
-        return FlexRows(self.batch, first_row, rule, _blocks(self.batch, rule, self.blocks.BLOCK_SIZE[0]))
+        blocks = _blocks(self.batch, rule, self.blocks.BLOCK_SIZE[0])
+        return FlexRows(self.content_rows, first_row, self.batch, rule, blocks)
 
     def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHCE: Tensor, v_BHCE: Tensor) -> Tensor:
         """See :class:`RowAttention`; `kernel` is not used."""

@@ -17,14 +17,14 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import DecodeConfig, ModelConfig
 from janus_ds.errors import CheckpointError
-from janus_ds.model.bart_names import (
+from janus_ds.model.formats.bart_names import (
     TABLE,
     ConversionReport,
     fill_up,
     our_names,
     refuse_untied,
 )
-from janus_ds.model.foreign_files import read_json, read_state_dict
+from janus_ds.model.formats.foreign_files import read_json, read_state_dict
 from janus_ds.model.weights import parameter_shapes, weight_faults
 
 __all__ = ["BIAS", "CONFIG_FILE", "GENERATION_FILE", "PREFIX", "SHARED", "HfBart", "load_hf_bart"]

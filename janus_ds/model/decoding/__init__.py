@@ -1,0 +1,1 @@
+"""Decoding with a trained model: key-value cache, rows of a step, CPU kernels, inference set-up."""
