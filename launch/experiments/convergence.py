@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Any
 
 from driver import (
@@ -167,8 +167,8 @@ def page(content: dict[str, Any]) -> Iterator[str]:
         "Made by `make results-convergence` (launch/experiments/convergence.py) of the runs that are there. "
         "Lower-cased, joint vocabulary of 5,000, d 128, 4+4 layers, dropout .3, 4,096 tokens an update; "
         "sacreBLEU 13a. A run is flat when neither validation score (1,014 sentences; AR greedy, NAR with 4 "
-        "iterations) has risen for 10 validations, one every 500 updates. It stops then, or after 22,000 "
-        "updates (about 200 epochs). CPU hours are those of training steps alone. Yardstick: the text-only "
+        "iterations) has risen for 10 validations, one every 500 updates. It stops then, or after its last "
+        "update, 22,000 by default. CPU hours are those of training steps alone. Yardstick: the text-only "
         "Transformer-Tiny of this setting is published with about 41.0 BLEU (tokenised, lower-cased) on "
         "test_2016_flickr."
     )
@@ -176,8 +176,13 @@ def page(content: dict[str, Any]) -> Iterator[str]:
         yield from ("", "No run has begun.")
         return
     yield from ("", "## Training", "")
-    head = ["run", "state", "updates", "epochs", "CPU h", "best valid AR (update, CPU h)", "best valid NAR 4"]
+    head = ["run", "state", "updates", "epochs", "CPU h"]
+    for mode in ("AR", "NAR 4"):
+        head += [f"best valid {mode}", "at update", "epoch", "CPU h"]
     yield from table(head, [_training_row(name, run) for name, run in runs.items()])
+    for name, run in runs.items():
+        if not state_of(run).startswith("flat"):
+            yield from ("", _not_flat(name, run))
     if content["not_begun"]:
         yield from ("", f"Not begun: {', '.join(content['not_begun'])}.")
     yield from _scores(runs)
@@ -224,14 +229,37 @@ def _best(run: Mapping[str, Any], mode: str) -> Mapping[str, Any] | None:
     return max(points, key=lambda point: point[f"bleu_{mode}"], default=None)
 
 
-def _training_row(name: str, run: Mapping[str, Any]) -> list[str]:
-    hours = [f"{(run['cpu_seconds'] or 0) / 3600:.2f}"]
-    cells = [name, state_of(run), f"{run['updates']:,}", f"{(run['samples'] or 0) / TRAIN_PAIRS:.0f}", *hours]
-    ar, nar = _best(run, "ar"), _best(run, "nar")
-    cells.append(
-        f"{ar['bleu_ar']:.2f} ({ar['step']:,}, {ar.get('cpu_seconds_total', 0) / 3600:.2f})" if ar else ""
+def _not_flat(name: str, run: Mapping[str, Any]) -> str:
+    """One sentence: what of a run's figures may still rise, and how far it may go."""
+    train, seen = run["recipe"]["train"], run["samples"] or 0
+    limit = f"{train['max_steps']:,} updates"
+    if run["updates"] and seen:
+        limit += f" ({_epochs(seen) * train['max_steps'] / run['updates']:.0f} epochs)"
+    stale = stale_validations(run["held_out"])
+    return (
+        f"**{name} is not flat**: {stale} of the {train['patience'] or 10} validations without a better "
+        f"score that end a run have passed at update {run['updates']:,}; its last update is {limit}. "
+        "Its scores may still rise."
     )
-    return [*cells, f"{nar['bleu_nar']:.2f} ({nar['step']:,})" if nar else ""]
+
+
+def _epochs(samples: float) -> float:
+    return samples / TRAIN_PAIRS
+
+
+def _training_row(name: str, run: Mapping[str, Any]) -> list[str]:
+    cells = [name, state_of(run), f"{run['updates']:,}", f"{_epochs(run['samples'] or 0):.0f}"]
+    cells.append(f"{(run['cpu_seconds'] or 0) / 3600:.2f}")
+    for mode in ("ar", "nar"):
+        best = _best(run, mode)
+        if best is None:
+            cells += [""] * 4
+            continue
+        samples, seconds = best.get("samples_total"), best.get("cpu_seconds_total")
+        cells += [f"{best[f'bleu_{mode}']:.2f}", f"{best['step']:,}"]
+        cells.append("" if samples is None else f"{_epochs(samples):.0f}")
+        cells.append("" if seconds is None else f"{seconds / 3600:.2f}")
+    return cells
 
 
 def _scores(runs: Mapping[str, Any]) -> Iterator[str]:
@@ -249,9 +277,10 @@ def _scores(runs: Mapping[str, Any]) -> Iterator[str]:
         seeds = [run for name, run in done.items() if name.rpartition("-s")[0] == variant]
         if len(seeds) > 1:
             found = [[float(v) for run in seeds if (v := _metric(run, s, "sacrebleu"))] for s in SYSTEMS]
-            cells = [f"{mean(v):.2f} ± {pstdev(v):.2f}" if v else "" for v in found]
+            cells = [f"{mean(v):.2f} ± {stdev(v):.2f}" if len(v) > 1 else "" for v in found]
             rows.append([f"**{title}, {len(seeds)} seeds**", *cells, ""])
     yield from table(["run", "AR", "NAR 0", "1", "4", "10", "repeated %, NAR 0 / 1 / 4 / 10"], rows)
+    yield from ("", "±: standard deviation over seeds (n - 1).")
 
 
 def _metric(run: Mapping[str, Any], system: str, metric: str) -> str:
