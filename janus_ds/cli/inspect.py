@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.cli.arguments import new_parser, recipe_path
 from janus_ds.config.load import add_recipe_arguments, load_run_config
+from janus_ds.data.masking.views import Views
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.source import MixedSource
 from janus_ds.data.text.tokenizer import Tokenizer
-from janus_ds.data.masking.views import Views
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.stream_mask import Segment, dense_mask
 

@@ -13,9 +13,9 @@ from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
 from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.masking.views import Views, check_masking, make_views
 from janus_ds.data.stream.open_dataset import MixedSplit, SplitPlace
 from janus_ds.data.stream.source import MixedSource, SampleSource
-from janus_ds.data.masking.views import Views, check_masking, make_views
 from janus_ds.errors import ConfigError, DataError
 
 __all__ = ["BatchMaker"]
