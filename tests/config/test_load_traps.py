@@ -126,6 +126,7 @@ def test_a_run_cannot_be_named_as_a_path(tmp_path: Path, name: str) -> None:
         (b"train: !!float abc\n", "not valid YAML"),
         (b"train: !!timestamp abc\n", "not valid YAML"),
         (b"train: !!bool abc\n", "not valid YAML"),
+        (b"train: !!int\n", "not valid YAML"),
         (b"name: \x00\n", "not valid YAML"),
         (b"\xff\xfen\x00a\x00", "not UTF-8"),
         (b"#" * (1 << 20) + b"#\n", "larger than"),

@@ -1,0 +1,52 @@
+"""Recipes, DeepSpeed files and run records with bytes changed: read, or refused in words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from janus_ds.config.deepspeed import read_setup
+from janus_ds.config.load import from_dict, load_run_config, to_dict
+from janus_ds.errors import ConfigError
+from tests.support.launch import ROOT
+
+RECIPE = (ROOT / "launch" / "recipes" / "nmt_iwslt.yaml").read_bytes()
+ENGINE = (ROOT / "ds_configs" / "zero2_bf16.json").read_bytes()
+RECORD = json.dumps(to_dict(load_run_config(None))).encode()
+PIECES = [b"", b"-", b"1e999", b"!!int ", b"&a ", b"*a", b"[", b"{", b": ", b"\n", b"\xff", b"\0", b"9" * 30]
+CHANGES = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 9), st.sampled_from(PIECES)), max_size=4)
+
+
+def changed(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
+    """Bytes with pieces in place of others."""
+    for place, length, piece in changes:
+        place %= len(data) + 1
+        data = data[:place] + piece + data[place + length :]
+    return data
+
+
+@given(recipe=CHANGES, engine=CHANGES)
+def test_changed_files_of_settings(
+    tmp_path_factory: pytest.TempPathFactory,
+    recipe: list[tuple[int, int, bytes]],
+    engine: list[tuple[int, int, bytes]],
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "recipe.yaml").write_bytes(changed(RECIPE, recipe))
+    (folder / "engine.json").write_bytes(changed(ENGINE, engine))
+    with contextlib.suppress(ConfigError):
+        read_setup(folder / "recipe.yaml", [], folder / "engine.json", 2)
+
+
+@given(CHANGES)
+def test_changed_records(changes: list[tuple[int, int, bytes]]) -> None:
+    try:
+        values = json.loads(changed(RECORD, changes))
+    except ValueError:
+        return
+    with contextlib.suppress(ConfigError):
+        from_dict(values)
