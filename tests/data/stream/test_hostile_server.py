@@ -16,6 +16,7 @@ from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import DamagedDataError, DataError
+from tests.data.stream.test_hostile_data import memory_below
 from tests.support.tiny_data import make_tiny_data
 
 MB = 1 << 20
