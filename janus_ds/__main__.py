@@ -6,7 +6,6 @@ Commands are imported on demand, so that help and a misspelt name cost nothing.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -85,20 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.argv = before
 
 
-def _main() -> int:
-    try:
-        code = main(sys.argv[1:])
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # `... | head` has read enough. What is still buffered goes nowhere, without a second complaint.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
 def console() -> None:
     """The console script `janus-ds`."""
-    exit_on_error(_main)
+    exit_on_error(lambda: main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

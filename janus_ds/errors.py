@@ -7,6 +7,10 @@ without a stack trace and exit with the class's code; `launch/*.py` and `eval/*.
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -122,15 +126,41 @@ class BusyError(JanusError):
 def exit_on_error(main: Callable[[], int | None]) -> None:
     """Run `main` and leave the process with its exit code.
 
-    A :class:`JanusError` is printed to standard error without a stack trace; any other exception
-    keeps its stack, since it is a fault of ours.
+    A :class:`JanusError` is printed to standard error without a stack trace, as is standard output on a full
+    disk; any other exception keeps its stack, since it is a fault of ours. A reader of standard output that
+    has seen enough (`... | head`) is no fault.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Text from outside must not end a program because a terminal cannot show it.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except JanusError as error:
         print(error, file=sys.stderr, flush=True)
         code = error.exit_code
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            code = 0
+        elif error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            fault = ResourceError(
+                f"the output cannot be written ({error.strerror})", "standard output", "free some space"
+            )
+            print(fault, file=sys.stderr, flush=True)
+            code = fault.exit_code
+        else:
+            raise
+        # What is still buffered goes nowhere, without a second complaint at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("stopped from the keyboard", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code or 0)
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -42,10 +42,15 @@ _LOCK_POLL_SECONDS = 0.2
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
     errno.EACCES,
+    errno.EEXIST,
+    errno.EFBIG,
     errno.EISDIR,
     errno.ELOOP,
     errno.ENAMETOOLONG,
+    errno.ENODEV,
+    errno.ENOENT,
     errno.ENOTDIR,
+    errno.ENXIO,
     errno.EPERM,
     errno.EROFS,
 }
@@ -138,7 +143,8 @@ def check_writable(folder: Path) -> None:
 def atomic_file(path: Path, *, unique: bool = False) -> Iterator[BinaryIO]:
     """A new file, open for writing, that takes the name `path` at the end of the block.
 
-    On an exception the file is removed and `path` stays as it was.
+    On an exception the file is removed and `path` stays as it was. A device or a FIFO, such as /dev/stdout,
+    is not replaced but written to.
 
     Args:
         path: the file to write.
@@ -147,6 +153,10 @@ def atomic_file(path: Path, *, unique: bool = False) -> Iterator[BinaryIO]:
     Raises:
         OSError: full disk or missing permission.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     owner = f".{os.getpid()}-{threading.get_ident()}" if unique else ""
     temporary = path.with_name(f"{path.name}{owner}.part")
     try:

@@ -13,6 +13,7 @@ of every name in the file.
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ from janus_ds.decode.load import load_run
 from janus_ds.decode.text import DICT_NAME, FairseqWords
 from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate.hf_folders import REPORT_FILE, from_hf, refuse_run, to_hf, write_report
-from janus_ds.io import disk_faults
+from janus_ds.io import atomic_dir, disk_faults, write_atomic
 from janus_ds.model.formats.bart_names import ConversionReport
 from janus_ds.model.formats.fairseq import load_fairseq, to_fairseq
 from janus_ds.observe.run_record import write_run_record
@@ -85,14 +86,14 @@ def from_fairseq(
 
     Args:
         path: the checkpoint.
-        folder: the run folder; must not hold a run yet.
+        folder: the run folder to make; it appears whole or not at all.
         text: a `dict.txt` or a tokenizer folder; None: the run decodes token ids.
         heads: attention heads, for files that do not tell.
 
     Raises:
         CheckpointError: the file is damaged or of another kind of model.
         DataError: the tokenizer is not the model's.
-        UsageError: the folder holds a run already.
+        UsageError: the folder is not empty.
     """
     refuse_run(folder)
     symbols = load_tokenizer(text).special.vocab_size if text is not None and text.is_dir() else None
@@ -100,13 +101,12 @@ def from_fairseq(
     config = conventions(model, "length_head.weight" not in report.added, str(path))
     config = replace(config, name=folder.name)
     fingerprint = ""
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with disk_faults(folder), atomic_dir(folder) as new:
         if text is not None:
-            fingerprint = _copy_text(text, folder / _TOKENIZER, special)
-        write_tensors(folder / _WEIGHTS, weights)
-        write_report(folder, report)
-        write_run_record(folder, config, special, fingerprint, {"converted_from": path.name}, 0)
+            fingerprint = _copy_text(text, new / _TOKENIZER, special)
+        write_tensors(new / _WEIGHTS, weights)
+        write_report(new, report)
+        write_run_record(new, config, special, fingerprint, {"converted_from": path.name}, 0)
     return report
 
 
@@ -188,8 +188,11 @@ def _to_fairseq(run: Path, file: Path) -> ConversionReport:
         activation_dropout=model.activation_dropout,
         no_scale_embedding=not model.scale_embedding,
     )
+    # In memory first: torch's writer answers a full disk with an error of its own.
+    content = io.BytesIO()
+    torch.save({"args": settings, "model": to_fairseq(weights, loaded.special)}, content)
     with disk_faults(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"args": settings, "model": to_fairseq(weights, loaded.special)}, file)
+        write_atomic(file, content.getvalue())
     left_out = tuple(name for name in names if name not in weights)
     return ConversionReport(tuple(weights), left_out, (), ("unused rows of the position tables are zeros",))

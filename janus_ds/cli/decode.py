@@ -13,6 +13,7 @@ a few sentences of its own.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from janus_ds.config.faults import suggestion
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.load import DEMO, LoadedRun, load_run, with_decode
-from janus_ds.decode.text import IdText, TextCodec
+from janus_ds.decode.text import IdText, TextCodec, one_line
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, read_lines
 from janus_ds.io import disk_faults
@@ -156,7 +157,7 @@ def _check(parsed: argparse.Namespace) -> None:
 
 def _no_input(name: str) -> bool:
     """Whether nothing waits to be decoded: no file is named and nobody has put anything into the pipe."""
-    return name == "-" and (sys.stdin.isatty() or not sys.stdin.buffer.peek(1))  # type: ignore[union-attr]
+    return name == "-" and (sys.stdin is None or sys.stdin.isatty() or not sys.stdin.buffer.peek(1))  # type: ignore[union-attr]
 
 
 def _check_beam(modes: Sequence[str], beam: int | None) -> None:
@@ -205,7 +206,7 @@ def _progress(done: int, total: int) -> None:
 
 def _as_lines(found: dict[str, list[ScoredTokens]], text: TextCodec) -> list[str]:
     (only,) = found.values()
-    return [text.decode(item.tokens) for item in only]
+    return [one_line(text.decode(item.tokens)) for item in only]
 
 
 def _as_blocks(
@@ -218,7 +219,7 @@ def _as_blocks(
             rows["reference"] = passage.reference
         for mode, items in found.items():
             item = items[number]
-            rows[f"{mode.upper()} {item.score:.3f}"] = text.decode(item.tokens)
+            rows[f"{mode.upper()} {item.score:.3f}"] = one_line(text.decode(item.tokens))
         width = max(12, *(len(name) + 2 for name in rows))
         lines += [f"[{number + 1}]", *(f"{name:<{width}}{value}" for name, value in rows.items()), ""]
     return lines
@@ -227,7 +228,9 @@ def _as_blocks(
 def _write(output: Path | None, lines: list[str]) -> None:
     content = "".join(f"{line}\n" for line in lines)
     if output is None:
-        sys.stdout.write(content)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        print(content, end="")
         return
     with disk_faults(output):
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -122,4 +122,4 @@ def _log_to_stderr() -> None:
 
 
 def _is_first_rank() -> bool:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"

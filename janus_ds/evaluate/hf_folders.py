@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
@@ -16,7 +14,7 @@ from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenize
 from janus_ds.data.text.tokenizer import ByteLevelBPE
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.errors import UsageError
-from janus_ds.io import disk_faults, write_atomic
+from janus_ds.io import atomic_dir, disk_faults, write_atomic
 from janus_ds.model.formats.bart_names import ConversionReport
 from janus_ds.model.formats.hf_export import export_config, export_generation, export_weights
 from janus_ds.model.formats.hf_import import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
@@ -32,25 +30,24 @@ def from_hf(path: Path, folder: Path) -> ConversionReport:
 
     Args:
         path: a folder with `config.json`, weights, and tokenizer files.
-        folder: the run folder; must not hold a run yet.
+        folder: the run folder to make; it appears whole or not at all.
 
     Raises:
         CheckpointError: files are missing, damaged, of another kind of model, or do not belong together.
         DataError: the tokenizer is damaged or of another kind.
-        UsageError: the folder holds a run already.
+        UsageError: the folder is not empty.
     """
     refuse_run(folder)
     tokenizer = read_hf_tokenizer(path)
     bart = load_hf_bart(path, None if tokenizer is None else tokenizer.special)
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with disk_faults(folder), atomic_dir(folder) as new:
         if tokenizer is not None:
-            tokenizer.save(folder / _TOKENIZER)
-        write_tensors(folder / _WEIGHTS, bart.weights)
-        write_report(folder, bart.report)
+            tokenizer.save(new / _TOKENIZER)
+        write_tensors(new / _WEIGHTS, bart.weights)
+        write_report(new, bart.report)
         fingerprint = "" if tokenizer is None else tokenizer.fingerprint
         converted = {"converted_from": path.resolve().name}
-        write_run_record(folder, _as_run(bart, folder.name), bart.special, fingerprint, converted, 0)
+        write_run_record(new, _as_run(bart, folder.name), bart.special, fingerprint, converted, 0)
     return bart.report
 
 
@@ -59,14 +56,13 @@ def to_hf(run: Path, folder: Path) -> ConversionReport:
 
     Args:
         run: a run folder or one of its checkpoints.
-        folder: must not hold a model yet.
+        folder: the folder to make; it appears whole or not at all.
 
     Raises:
         CheckpointError: the run cannot be read, or its shape is none of Hugging Face's BART.
-        UsageError: the folder holds a model already.
+        UsageError: the folder is not empty.
     """
-    if (folder / CONFIG_FILE).exists():
-        raise UsageError("the folder holds a model already", str(folder), "give another folder to --output")
+    _refuse_full(folder, CONFIG_FILE, "a model")
     return write_hf(load_run(run), folder)
 
 
@@ -80,14 +76,12 @@ def write_hf(loaded: LoadedRun, folder: Path) -> ConversionReport:
     config = export_config(loaded.config, loaded.special)
     generation = export_generation(loaded.config, loaded.special)
     state = export_weights(weights, loaded.config.model, loaded.special.vocab_size)
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / CONFIG_FILE, config)
-        _write_json(folder / GENERATION_FILE, generation)
-        save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
-        (folder / "model.safetensors").chmod(0o644)
+    with disk_faults(folder), atomic_dir(folder) as new:
+        _write_json(new / CONFIG_FILE, config)
+        _write_json(new / GENERATION_FILE, generation)
+        write_tensors(new / "model.safetensors", state)
         if isinstance(loaded.text, ByteLevelBPE):
-            write_hf_tokenizer(loaded.text, folder, config["max_position_embeddings"])
+            write_hf_tokenizer(loaded.text, new, config["max_position_embeddings"])
     used = tuple(name for name in weights if name != "length_head.weight")
     return ConversionReport(used, ("length_head.weight",), ("final_logits_bias",), tuple(_notes(loaded)))
 
@@ -127,13 +121,21 @@ REPORT_FILE = "conversion.json"
 
 
 def refuse_run(folder: Path) -> None:
-    """Keep a run from being written over.
+    """Keep a run, or anything else, from being written over.
 
     Raises:
-        UsageError: the folder holds a run.
+        UsageError: the folder is not empty.
     """
-    if (folder / RUN_FILE).exists():
-        raise UsageError("the folder holds a run already", str(folder), "give another folder")
+    _refuse_full(folder, RUN_FILE, "a run")
+
+
+def _refuse_full(folder: Path, file: str, thing: str) -> None:
+    if (folder / file).exists():
+        raise UsageError(f"the folder holds {thing} already", str(folder), "give another folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError("the folder is not empty", str(folder), "give another folder")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("a file is where the folder should be", str(folder), "give another folder")
 
 
 def write_report(folder: Path, report: ConversionReport) -> None:

@@ -47,6 +47,8 @@ def read_lines(name: str) -> list[str]:
         DataError: no such file, not UTF-8 (the line is named), or nothing in it.
     """
     where = "standard input" if name == STDIN else name
+    if name == STDIN and sys.stdin is None:
+        raise DataError("there is no input", f"{where}, which is closed", "give a file to --input")
     try:
         data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
     except OSError as error:

@@ -179,6 +179,7 @@ def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
         found["RANK"] = environ.get("SLURM_PROCID", "0")
         found["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
         found["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
+    _check_launched(found)
     missing = [name for name in names if name not in found]
     if int(found.get("WORLD_SIZE", "1")) > 1 and missing:
         raise MissingDependencyError(
@@ -187,6 +188,26 @@ def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
             "start with `deepspeed` or `torchrun`; for srun, export MASTER_ADDR (first node) and MASTER_PORT",
         )
     return found
+
+
+def _check_launched(found: Mapping[str, str]) -> None:
+    """Refuse numbers of ranks that cannot be.
+
+    Raises:
+        UsageError: on this rank alone, which may not know of the others.
+    """
+    for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
+        text = found.get(name, str(least))
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            reason = f"{name} is {text!r}"
+        elif name == "RANK" and int(text) >= int(found.get("WORLD_SIZE", "1")):
+            reason = f"RANK is {text} of {found.get('WORLD_SIZE', '1')} processes"
+        else:
+            continue
+        fix = "start with `deepspeed`, `torchrun` or `srun`, or unset RANK, LOCAL_RANK and WORLD_SIZE"
+        error = UsageError(f"{reason}, which no launcher sets", "the environment", fix)
+        error.local = True  # type: ignore[misc]
+        raise error
 
 
 def _pick_device(local_rank: int) -> torch.device:
