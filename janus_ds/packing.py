@@ -1,7 +1,8 @@
 """Packed batches: the rows of all samples one after the other, without padding between them.
 
-Projections, norms, feed-forward and losses treat rows one by one, so that they need no padding. Attention
-does: for it alone rows are spread into the grid of a padded batch and taken out again (:class:`GridPlaces`).
+Only attention distinguishes samples in a packed batch: projections, norms, feed-forward and losses treat rows
+one by one. For attention rows are spread into the grid of a padded batch and taken out again
+(:class:`GridPlaces`).
 
 Shape letters: B samples, B x R the grid of a padded batch, T packed rows, X width of a row, W rows of a part
 and sample.

@@ -1,4 +1,4 @@
-"""Who may see whom in the two-stream decoder: one predicate on (segment, rank).
+"""Attention visibility rules of the two-stream decoder: one predicate on (segment, rank).
 
 The decoder works on six segments of rows for each sample (paper, section 3.1 and Figure 2):
 

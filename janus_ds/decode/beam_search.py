@@ -1,8 +1,8 @@
 """Autoregressive greedy and beam search over any step function (section 3.4 of the paper).
 
-The search knows nothing of models: it asks a step function for logits and keeps the books. All
-books are tensors of fixed shapes on the device of the logits, so that a step needs no answer from
-the device; whether the search may end is asked every few steps only.
+The search is model-independent: it calls a step function for logits and tracks hypotheses. Its state is
+tensors of fixed shapes on the device of the logits, so that a step waits for no value from the device;
+whether the search may end is asked every few steps only.
 
 Two rules say when a sentence is finished and which hypotheses are kept:
 
@@ -161,7 +161,7 @@ def beam_search(
 
 
 class _Search:
-    """The books of one call of :func:`beam_search`."""
+    """The state of one call of :func:`beam_search`."""
 
     def __init__(self, sentences: int, settings: SearchSettings, device: torch.device) -> None:
         shape = (sentences, settings.beam)

@@ -82,7 +82,7 @@ class Proposal:
 
 @dataclass
 class Sentence:
-    """The books of one sentence.
+    """The state of one sentence.
 
     Attributes:
         number: which sentence of the call it is.
@@ -108,7 +108,7 @@ class Sentence:
         return not self.pending
 
     def settle(self, proposal: Proposal, verdict: Verdict, settings: SearchSettings) -> None:
-        """Enter a verdict into the books."""
+        """Record a verdict."""
         passes, draft = proposal.passes + 1, proposal.drafts[verdict.draft]
         self.rounds.append(DraftRound(len(self.inner), len(draft), verdict.accepted, passes))
         self.passes += passes
@@ -194,9 +194,9 @@ def draft_search(
         For each sentence what greedy search finds, with AR's score.
     """
     first = [] if settings.forced_first is None else [settings.forced_first]
-    books = [Sentence(number, [settings.start, *first], steps=len(first)) for number in numbers]
+    sentences = [Sentence(number, [settings.start, *first], steps=len(first)) for number in numbers]
     judge = judge or GreedyJudge(settings)
-    going, parents = list(books), None
+    going, parents = list(sentences), None
     while going:
         chosen = _round(decoder, going, parents, judge, settings)
         left = [place for place, sentence in enumerate(going) if not sentence.closed]
@@ -204,7 +204,7 @@ def draft_search(
             decoder.keep(torch.tensor(left))
         going = [going[place] for place in left]
         parents = torch.tensor([chosen[place] for place in left])
-    return [_result(sentence, settings) for sentence in books]
+    return [_result(sentence, settings) for sentence in sentences]
 
 
 def _round(

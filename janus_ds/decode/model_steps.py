@@ -1,4 +1,4 @@
-"""A model and its recipe as the two searches ask for them: step by step, or all rows at once.
+"""Adapts a model and its recipe to the beam-search and mask-predict interfaces.
 
 Shape letters: B sentences, K beams, C length candidates, R = B * C rows, L target tokens, P picked rows,
 X rows of a chunk, D width, V vocabulary.

@@ -23,28 +23,13 @@ from janus_ds.decode.model_steps import NarDecoder
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["ArScorer", "RescoreSettings", "rescore", "sampled_variants"]
+__all__ = ["ArScorer", "rescore", "sampled_variants"]
 
 _WIDEST_BLOCK = 512
 """Rows of a block: its mask is square."""
 _CHUNK_ROWS = 1024
 _UNSURE = 0.5
 """Positions that NAR gives its token a lower probability are drawn anew."""
-
-
-@dataclass(frozen=True)
-class RescoreSettings:
-    """How AR's and NAR's scores are put together.
-
-    Attributes:
-        weight: of AR's score; NAR's gets the rest.
-        samples: further candidates made of each one.
-        seed: of the samples.
-    """
-
-    weight: float = 1.0
-    samples: int = 0
-    seed: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What must hold whatever the weights are (method section 1, end), in double precision."""
+"""What must hold whatever the weights are, in double precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain loss terms against the literal figures of the method (section 3) and their definitions."""
+"""Plain loss terms against literal figures and their definitions (equations 1 to 5)."""
 
 from __future__ import annotations
 

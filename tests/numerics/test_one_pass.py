@@ -1,4 +1,4 @@
-"""One pass over all rows against separate passes written from the method: losses and every gradient."""
+"""One pass over all rows against separate passes written from the paper: losses and every gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fairseq files in and out: NMT JANUS and BART (method section 7)."""
+"""fairseq files in and out: NMT JANUS and BART."""
 
 from __future__ import annotations
 
