@@ -10,6 +10,7 @@ VERSION = next(
     for line in (HERE / "janus_ds/__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
+DATA = {"janus_ds.recipes": "launch/recipes", "janus_ds.ds_configs": "ds_configs"}
 
 setup(
     name="janus_ds",
@@ -19,9 +20,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["janus_ds", "janus_ds.*"]),
+    # Recipes and DeepSpeed files lie at the top of a checkout and beside the modules of an installation.
+    packages=[*find_packages(include=["janus_ds", "janus_ds.*"]), *DATA],
+    package_dir=DATA,
     entry_points={"console_scripts": ["janus-ds = janus_ds.__main__:console"]},
-    package_data={"janus_ds": ["assets/**/*", "report/templates/*", "py.typed"]},
+    package_data={
+        "janus_ds": ["assets/**/*", "report/templates/*", "py.typed"],
+        **{name: ["*.yaml", "*.json", "*.md"] for name in DATA},
+    },
     install_requires=[
         "torch>=2.6,<3",
         "deepspeed==0.19.8",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import janus_ds
+from janus_ds.config.packaged import packaged_folder
 from janus_ds.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -37,17 +37,8 @@ def new_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def recipe_path(given: Path | None) -> Path:
-    """The recipe that was asked for, or the quickstart's.
-
-    Raises:
-        UsageError: none was given, and this is not a checkout of the repository.
-    """
-    if given is not None:
-        return given
-    quickstart = Path(janus_ds.__file__).parents[1] / "launch" / "recipes" / "quickstart.yaml"
-    if not quickstart.is_file():
-        raise UsageError("no recipe was given", "--recipe", "give the path of a recipe (YAML)")
-    return quickstart
+    """The recipe that was asked for, or the quickstart's."""
+    return given or packaged_folder("recipes") / "quickstart.yaml"
 
 
 _DTYPES = ("fp32", "bf16", "float64")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from janus_ds.cli.arguments import new_parser, recipe_path
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
-from janus_ds.config.load import add_recipe_arguments, user_path
+from janus_ds.config.load import add_recipe_arguments
+from janus_ds.config.packaged import deepspeed_file
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import TrainingError, UsageError
 from janus_ds.tables import count_text
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--deepspeed_config",
         "--deepspeed-config",
-        type=user_path,
+        type=deepspeed_file,
         required=True,
         metavar="JSON",
         help="how it runs",

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from janus_ds.config.packaged import packaged_folder
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError
 from janus_ds.train.options import FOLLOWER_DELAY, TrainOptions, parse_options, refuse_faults
 from janus_ds.train.safety.signals import StopSignals
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["finetune", "pretrain", "train_and_exit"]
 
-_RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 _NEWS_SECONDS = 3.0
 """Time for the news of a lost rank to come after a collective has failed."""
 
 
 def pretrain(argv: Sequence[str] | None = None) -> int:
     """Pretrain a model: `deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json`."""
-    return _main(argv, _RECIPES / "quickstart.yaml", "Pretrain a JANUS model.")
+    return _main(argv, packaged_folder("recipes") / "quickstart.yaml", "Pretrain a JANUS model.")
 
 
 def finetune(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def finetune(argv: Sequence[str] | None = None) -> int:
     deepspeed launch/finetune.py --recipe launch/recipes/nmt_iwslt.yaml --data data/de-en \\
         --deepspeed_config ds_configs/zero1.json [--init RUN] [--set objective.preset=ar ...]
     """
-    recipe = _RECIPES / "nmt_multi30k.yaml"
+    recipe = packaged_folder("recipes") / "nmt_multi30k.yaml"
     return _main(argv, recipe, "Train a JANUS model on pairs, such as translations.")
 
 

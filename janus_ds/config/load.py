@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from janus_ds.config.faults import FaultList
 from janus_ds.config.locations import SECRET_KEYS, public_location
+from janus_ds.config.packaged import recipe_file
 from janus_ds.config.presets import MODEL_PRESETS, follow_init, resolve
 from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
 from janus_ds.config.rules import check_name, check_run
@@ -32,7 +33,6 @@ __all__ = [
     "load_run_config",
     "read_run_config",
     "to_dict",
-    "user_path",
 ]
 
 
@@ -142,11 +142,6 @@ def _get(run: RunConfig, key: str) -> Any:
 # Command lines
 
 
-def user_path(text: str) -> Path:
-    """A path from the command line; a leading ~ is the user's home, also in `--option=~/file`."""
-    return Path(os.path.expanduser(text))
-
-
 def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
     """`--recipe` and `--set` (as `overrides`).
 
@@ -155,8 +150,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None =
         default: the recipe where none is given; None: the program looks for the quickstart's.
     """
     shown = f"launch/recipes/{default.name}" if default else "launch/recipes/quickstart.yaml"
-    help_line = f"what is trained (default: {shown})"
-    parser.add_argument("--recipe", type=user_path, default=default, metavar="YAML", help=help_line)
+    help_line = f"what is trained: a file, or a name such as iwslt (default: {shown})"
+    parser.add_argument("--recipe", type=recipe_file, default=default, metavar="YAML", help=help_line)
     add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
 
 

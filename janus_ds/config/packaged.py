@@ -1,0 +1,41 @@
+"""Recipes and DeepSpeed files that come with the package: by path, or by name (`--recipe iwslt`)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["deepspeed_file", "packaged_folder", "recipe_file", "user_path"]
+
+_PACKAGE = Path(__file__).parents[1]
+_IN_CHECKOUT = {"recipes": "launch/recipes", "ds_configs": "ds_configs"}
+_PREFIXES = ("", "nmt_", "glge_")
+
+
+def user_path(text: str) -> Path:
+    """A path from the command line; a leading ~ is the user's home, also in `--option=~/file`."""
+    return Path(os.path.expanduser(text))
+
+
+def packaged_folder(kind: str) -> Path:
+    """The folder of "recipes" or "ds_configs": beside the modules if installed, else in the checkout."""
+    installed = _PACKAGE / kind
+    return installed if installed.is_dir() else _PACKAGE.parent / _IN_CHECKOUT[kind]
+
+
+def recipe_file(text: str) -> Path:
+    """The recipe that is meant: a path, or a name such as quickstart, iwslt or xsum."""
+    return _named(text, "recipes", ".yaml")
+
+
+def deepspeed_file(text: str) -> Path:
+    """The DeepSpeed file that is meant: a path, or a name such as zero2."""
+    return _named(text, "ds_configs", ".json")
+
+
+def _named(text: str, kind: str, suffix: str) -> Path:
+    path = user_path(text)
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return path
+    files = (packaged_folder(kind) / f"{prefix}{text}{suffix}" for prefix in _PREFIXES)
+    return next((file for file in files if file.is_file()), path)
