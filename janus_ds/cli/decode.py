@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # --seed says which words are hidden, and how tokens are drawn.
     options["seed"] = parsed.seed
     _check_beam(modes, parsed.beam)
-    run = load_run(parsed.checkpoint, options, _device(parsed.device))
+    device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    run = load_run(parsed.checkpoint, options, device)
     prepare_for_inference(run.model, inference_options(parsed))
     text = _text(run, parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
@@ -167,18 +168,6 @@ def _check_beam(modes: Sequence[str], beam: int | None) -> None:
             "--mode draft --beam",
             "leave --beam out; for a beam use --mode ar",
         )
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"there is no device {name!r} ({reason})", "--device", "leave the option out, or give cpu"
-        ) from None
 
 
 def _text(run: LoadedRun, ids: bool) -> TextCodec:

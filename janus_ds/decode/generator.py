@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ def trained_modes(objective: ObjectiveConfig) -> tuple[str, ...]:
     ar = bool(objective.weight_ar) or aux
     nar = (bool(objective.weight_nar) or aux) and bool(objective.weight_length)
     return ("ar",) * ar + ("nar",) * nar
+
+
+def _checked_texts(texts: Sequence[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        DataError: one is no string, or holds half a character.
+    """
+    checked = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(checked, 1):
+        try:
+            text.encode("utf-8")
+        except (AttributeError, UnicodeEncodeError):
+            what = "has a lone surrogate" if isinstance(text, str) else f"is of type {type(text).__name__}"
+            raise DataError(
+                f"the text {what}", f"line {number} of the input", "give Unicode text as a string"
+            ) from None
+    return checked
 
 
 class Generator:
@@ -132,10 +151,10 @@ class Generator:
         return cls(prepare_for_inference(run.model, inference), text, run.special, run.config)
 
     def generate(self, texts: Sequence[str], progress: Progress | None = None) -> list[Hypothesis]:
-        """The best hypothesis of each text, in the order of the texts.
+        """The best hypothesis of each text, in the order of the texts; a string is one text.
 
         Raises:
-            DataError: a text is longer than the position table; the line is named.
+            DataError: a text is longer than the position table, or no Unicode text; the line is named.
         """
         return [candidates[0] for candidates in self.generate_nbest(texts, progress)]
 
@@ -148,6 +167,7 @@ class Generator:
                 "this generator has no tokenizer", "Generator", "use generate_ids, or give it a tokenizer"
             )
         mode, decode = self.config.decode.mode, self.text.decode
+        texts = _checked_texts(texts)
         found = self.generate_ids([self.text.encode(text) for text in texts], progress)
         return [
             [
@@ -189,13 +209,20 @@ class Generator:
         return found
 
     def _check_lengths(self, sources: Sequence[Sequence[int]]) -> None:
-        table = self.config.model.max_source_positions
+        table, size = self.config.model.max_source_positions, self.special.vocab_size
         for number, source in enumerate(sources, 1):
             if len(source) + 2 > table:
                 raise DataError(
                     f"the text has {len(source) + 2} tokens with bos and eos; the model reads up to {table}",
                     f"line {number} of the input",
                     "cut the line into shorter ones",
+                )
+            wrong = [id_ for id_ in source if not isinstance(id_, Integral) or not 0 <= id_ < size]
+            if wrong:
+                raise DataError(
+                    f"{str(wrong[0])[:40]} is not a token id",
+                    f"line {number} of the input",
+                    f"give whole numbers from 0 to {size - 1}",
                 )
 
     def _decode(

@@ -21,11 +21,11 @@ from janus_ds.config.load import from_dict, to_dict
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, TextCodec
-from janus_ds.errors import CheckpointError
+from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.model.decoding.inference import model_from_file
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["DEMO", "LoadedRun", "demo_folder", "find_run", "load_run", "with_decode"]
+__all__ = ["DEMO", "LoadedRun", "demo_folder", "find_run", "load_run", "usable_device", "with_decode"]
 
 RUN_FORMAT_VERSION = 1
 """Newest `run.json` that this version reads."""
@@ -72,7 +72,9 @@ def load_run(
         CheckpointError: nothing is there, something is damaged or of a newer format, or parts of the
             folder belong to different runs.
         ConfigError: a decoding option that does not exist or cannot have its value.
+        UsageError: there is no such device.
     """
+    device = usable_device(device)
     folder, weights = find_run(Path(path))
     record = _read_record(folder / _RUN_FILE)
     config = from_dict(record["recipe"], str(folder / _RUN_FILE))
@@ -81,6 +83,21 @@ def load_run(
     text = _load_text(folder / "tokenizer", special, record["tokenizer_fingerprint"])
     model = model_from_file(config.model, special, weights, device)
     return LoadedRun(model, text, special, config, folder, weights)
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        UsageError: this machine, or this build of torch, has none.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"there is no device {str(name)!r} ({reason})", "--device", "leave the option out, or give cpu"
+        ) from None
 
 
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:

@@ -1,0 +1,151 @@
+"""Inputs, outputs and environments that cannot be: three parts and an exit code, never a stack."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from janus_ds.cli import convert, decode
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import load_run
+from janus_ds.errors import DataError, JanusError, ResourceError, UsageError
+from janus_ds.io import disk_faults, write_atomic
+from janus_ds.parallel.topology import init_topology
+from tests.support.hf_folder import hub_folder
+from tests.support.programs import ROOT
+
+FULL = Path("/dev/full")
+SENTENCE = "Guten Morgen."
+
+
+@pytest.fixture(scope="module")
+def demo() -> Generator:
+    return Generator.from_checkpoint("demo", mode="nar", device="cpu", iterations=0)
+
+
+def fails(kind: type[JanusError], *arguments: object) -> JanusError:
+    with pytest.raises(kind) as caught:
+        decode.main(["--demo", "--mode", "nar", "--iterations", "0", "--device", "cpu", *map(str, arguments)])
+    assert str(caught.value).count("\n") == 2
+    return caught.value
+
+
+def test_outputs_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, file, dangling = (tmp_path / name for name in ("in.txt", "file", "dangling"))
+    source.write_text(SENTENCE)
+    file.write_text("kept")
+    dangling.symlink_to(tmp_path / "nowhere" / "file")
+    assert "full" in fails(ResourceError, "--input", source, "--output", FULL).what
+    for output in (file / "below", dangling):
+        assert "cannot be written" in fails(ResourceError, "--input", source, "--output", output).what
+    assert "folder" in fails(UsageError, "--input", source, "--output", tmp_path).what
+    assert file.read_text() == "kept"
+    assert FULL.is_char_device()
+
+
+def test_a_device_is_written_to_and_not_replaced() -> None:
+    with pytest.raises(ResourceError, match="full"):
+        write_atomic(FULL, b"text")
+    assert FULL.is_char_device()
+    with pytest.raises(ResourceError, match="cannot be written"), disk_faults(Path("x")):
+        Path("/dev/null/file").mkdir()
+
+
+@pytest.mark.parametrize("program", ["eval/nmt.py", "janus_ds/__main__.py"])
+def test_a_full_standard_output_is_no_stack(program: str, tmp_path: Path) -> None:
+    sample = str(ROOT / "eval/samples/nmt/reference.en")
+    words = ["--predictions", sample, "--references", sample] if "nmt" in program else ["explain"]
+    with FULL.open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / program), *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+    assert done.returncode == ResourceError.exit_code, done.stderr
+    assert done.stderr.startswith("error: the output cannot be written")
+    assert done.stderr.count("\n") == 3
+
+
+def test_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert decode.main(["--demo", "--mode", "nar", "--iterations", "0", "--device", "cpu"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(decode.DEMO_SENTENCES)
+    with pytest.raises(DataError, match="there is no input"):
+        decode.read_lines("-")
+
+
+def test_texts_and_ids_that_cannot_be(demo: Generator, tmp_path: Path) -> None:
+    one, same = demo.generate(SENTENCE), demo.generate([SENTENCE])
+    assert [item.text for item in one] == [item.text for item in same]
+    assert len(one) == 1
+    bad: Any
+    for bad in (["a", "Guten \ud83d Morgen"], ["a", None], ["a", b"Guten"]):
+        with pytest.raises(DataError, match=r"lone surrogate|of type") as caught:
+            demo.generate(bad)
+        assert caught.value.where == "line 2 of the input"
+    for bad in (10**6, -1, 5.5, "7"):
+        with pytest.raises(DataError, match="not a token id"):
+            demo.generate_ids([[5], [5, bad]])
+    (tmp_path / "in.txt").write_bytes(b"a\nGuten \xed\xa0\xbd\n")
+    assert fails(DataError, "--input", tmp_path / "in.txt").where.endswith("line 2")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there() -> None:
+    for start in (Generator.from_checkpoint, load_run):
+        with pytest.raises(UsageError, match="there is no device 'cuda'"):
+            start("demo", device="cuda")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"WORLD_SIZE": "0"}, {"WORLD_SIZE": "x"}, {"WORLD_SIZE": "-1"}, {"RANK": "1"}, {"LOCAL_RANK": "²"}],
+    ids=str,
+)
+def test_ranks_that_cannot_be(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=next(iter(environment))) as caught:
+        init_topology()
+    assert caught.value.local
+
+
+def test_conversion_leaves_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full within the weights: nothing under the name, and the same command works again."""
+    hub, run, back, file = (tmp_path / name for name in ("hub", "run", "back", "model.pt"))
+    hub_folder(hub)
+    file.write_text("older")
+    steps = [
+        (["--from", "hf", str(hub), "--to", str(run)], run),
+        (["--to", "hf", str(run), "--output", str(back)], back),
+        (["--to", "fairseq", str(run), "--output", str(file)], file),
+    ]
+    for command, made in steps:
+        before = sorted(path.name for path in tmp_path.iterdir())
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", _no_space)
+            with pytest.raises(ResourceError, match="full"):
+                convert.main(command)
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        assert made != file or file.read_text() == "older"
+        assert convert.main(command) == 0
+    blocked = tmp_path / "blocked"
+    blocked.write_text("kept")
+    with pytest.raises(UsageError, match="a file is where"):
+        convert.main(["--to", "hf", str(run), "--output", str(blocked)])
+    with pytest.raises(UsageError, match="not empty"):
+        convert.main(["--to", "hf", str(run), "--output", str(tmp_path)])
+
+
+def _no_space(handle: int) -> None:
+    raise OSError(28, "No space left on device")
