@@ -75,16 +75,7 @@ def test_from_text_to_scores(installed: Path, tmp_path: Path) -> None:
     small = ["model.d_model=16", "model.ffn_dim=16", "model.heads=2", "train.max_steps=2", "data.workers=0"]
     small += ["train.valid_bleu=none", "train.keep_best=none", "train.batch_tokens=200"]
     env = {**os.environ, "PYTHONPATH": str(installed), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    torchrun = [
-        sys.executable,
-        "-P",
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "0",
-    ]
+    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     train = ["-m", "janus_ds", "finetune", "--data", "data", "--deepspeed_config", "zero2", "--output", "run"]
     subprocess.run([*torchrun, *train, "--set", *small], cwd=tmp_path, env=env, check=True)
     decoded = say(installed, tmp_path, "decode", "--checkpoint", "run", "--mode", "ar", "--input", "test.de")
