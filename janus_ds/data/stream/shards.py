@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 TAR_BLOCK_BYTES = 512
+_LOOK_FIRST_BYTES = 16 << 20
 _NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
 _OFFSET_DTYPE = "<u4"
@@ -332,9 +333,11 @@ class ShardReader:
 
 
 def _read(descriptor: int, blob: BlobEntry) -> bytes:
-    """The bytes of a blob, fewer where the file ends before; no more memory than the file has bytes."""
-    left = os.fstat(descriptor).st_size - blob.offset
-    return os.pread(descriptor, min(blob.size, left), blob.offset) if left > 0 else b""
+    """The bytes of a blob, fewer where the file ends before; memory is bounded by the file's size."""
+    size = blob.size
+    if size > _LOOK_FIRST_BYTES:
+        size = max(0, min(size, os.fstat(descriptor).st_size - blob.offset))
+    return os.pread(descriptor, size, blob.offset)
 
 
 def _lengths(
