@@ -26,11 +26,9 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "prepare data": Command("prepare", "prepare_data", "a data directory of text, or of parallel text"),
-    "prepare glge": Command("prepare", "prepare_glge", "a data directory of one task of GLGE"),
     "init": Command("init", "main", "copy the package's recipes and DeepSpeed files into a folder"),
     "prepare": Command("prepare", "prepare_data", "make a data directory: tokenizer, shards, index"),
-    "prepare-glge": Command("prepare", "prepare_glge", "make a data directory of a task of GLGE"),
+    "prepare glge": Command("prepare", "prepare_glge", "make a data directory of a task of GLGE"),
     "pretrain": Command("train", "pretrain", "pretrain a model, or go on with a run"),
     "finetune": Command("train", "finetune", "train on pairs, from scratch or from another run"),
     "decode": Command("decode", "main", "decode text with a run, AR and NAR"),
