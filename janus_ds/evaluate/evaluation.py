@@ -1,6 +1,6 @@
 """Decode a split with a checkpoint in several ways, score each, write what was found.
 
-What translation and GLGE share; `translate_eval.py` and `glge_eval.py` say what is read and how it is scored.
+What translation and GLGE share; `tasks.py` says what is read and how it is scored.
 """
 
 from __future__ import annotations
