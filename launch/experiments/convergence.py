@@ -169,8 +169,8 @@ def page(content: dict[str, Any]) -> Iterator[str]:
         "sacreBLEU 13a. A run is flat when neither validation score (1,014 sentences; AR greedy, NAR with 4 "
         "iterations) has risen for 10 validations, one every 500 updates. It stops then, or after its last "
         "update, 30,600 (200 epochs) by default. CPU hours are those of training steps alone. Yardstick: the "
-        "text-only Transformer-Tiny of this setting is published with about 41.0 BLEU (tokenised, lower-cased) on "
-        "test_2016_flickr."
+        "text-only Transformer-Tiny of this setting is published with about 41.0 BLEU (tokenised, "
+        "lower-cased) on test_2016_flickr."
     )
     if not runs:
         yield from ("", "No run has begun.")
