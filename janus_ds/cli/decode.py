@@ -5,31 +5,29 @@
     python eval/decode.py --checkpoint RUN --mode ar,nar --mask-share 0.3 --input passages.txt
     python eval/decode.py --demo                         the model of the package: German to English
 
-Lines in, lines out, in order. With several modes, `--show-source` or `--heldout`, each output comes as a
-block: source, reference where there is one, and what each mode made of it. --demo without input translates
-a few sentences of its own.
+Lines in, lines out, in order, as they come: each line is written when it is decoded. An input that is too
+long for the model is cut, and their number told at the end (--on-long). With several modes, `--show-source`
+or `--heldout`, each output comes as a block: source, reference where there is one, and what each mode made
+of it. --demo without input translates a few sentences of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from janus_ds.cli.arguments import BOTH_WAYS, add_inference_arguments, inference_options
+from janus_ds.cli.decode_lines import Found, LongInputs, Output, Progress, as_blocks, as_lines
 from janus_ds.config.faults import suggestion
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.load import DEMO, LoadedRun, load_run, with_decode
-from janus_ds.decode.text import IdText, TextCodec, one_line
+from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, read_lines
-from janus_ds.io import disk_faults
+from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, line_windows
 from janus_ds.model.decoding.inference import prepare_for_inference
 
 MODES = ("ar", "nar", "draft")
@@ -40,6 +38,10 @@ DEMO_SENTENCES = (
     "Kannst du mir bitte das Fenster öffnen?",
     "Er fragte mich, ob ich morgen ins Kino gehen möchte.",
     "Das Wetter war so schön, dass wir den ganzen Tag draußen blieben.",
+)
+ON_LONG = (
+    "inputs longer than the encoder's positions: cut them, skip them (an empty output line), or stop there "
+    "(default: cut)"
 )
 DECODE_OPTIONS = {
     "iterations": (int, "NAR: refinements after the first pass"),
@@ -71,16 +73,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_for_inference(run.model, inference_options(parsed))
     text = _text(run, parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
-    generators = {mode: _generator(run, text, mode) for mode in modes or (run.config.decode.mode,)}
-    if parsed.heldout:
-        passages = heldout_passages(run.config, run.special, text, parsed.heldout, parsed.data)
-    else:
-        lines = list(DEMO_SENTENCES) if parsed.demo and _no_input(parsed.input) else read_lines(parsed.input)
-        passages = line_passages(lines, text, parsed.mask_share, parsed.seed)
-    found = {mode: _best(generator, passages) for mode, generator in generators.items()}
-    blocks = parsed.show_source or parsed.heldout or len(found) > 1
-    _write(parsed.output, _as_blocks(passages, found, text) if blocks else _as_lines(found, text))
+    generators = {
+        mode: _generator(run, text, mode, parsed.batch_tokens) for mode in modes or (run.config.decode.mode,)
+    }
+    long = LongInputs(run.config.model.max_source_positions, parsed.on_long)
+    progress = Progress(parsed.progress_seconds, parsed.output is not None or not _on_terminal())
+    output = Output(parsed.output)
+    try:
+        for passages in _windows(parsed, run, text):
+            first = long.total
+            passages = long.fit(passages)
+            found = _found(passages, first, generators, progress)
+            if parsed.show_source or parsed.heldout or len(found) > 1:
+                output.write(as_blocks(passages, first + 1, found, text))
+            else:
+                output.write(as_lines(found, text))
+            if long.fault is not None:
+                raise long.fault
+    finally:
+        output.close()
+        progress.end(long.total)
+        long.warn()
     return 0
+
+
+def _windows(parsed: argparse.Namespace, run: LoadedRun, text: TextCodec) -> Iterator[list[Passage]]:
+    """The inputs, as many at a time as have come."""
+    if parsed.heldout:
+        yield heldout_passages(run.config, run.special, text, parsed.heldout, parsed.data)
+        return
+    shown = parsed.demo and _no_input(parsed.input)
+    # Sentences of like lengths are decoded together: a window has several batches to choose from.
+    largest = max(256, (parsed.batch_tokens or 0) // 16)
+    first = 0
+    for lines in [list(DEMO_SENTENCES)] if shown else line_windows(parsed.input, largest):
+        yield line_passages(lines, text, parsed.mask_share, parsed.seed, first)
+        first += len(lines)
+
+
+def _found(
+    passages: Sequence[Passage], first: int, generators: Mapping[str, Generator], progress: Progress
+) -> Found:
+    """What every mode makes of some inputs."""
+    sources, found = [passage.ids for passage in passages], {}
+    for number, (mode, generator) in enumerate(generators.items(), 1):
+        show = (lambda done, total: progress(first + done)) if number == len(generators) else None
+        found[mode] = generator.generate_ids(sources, show)
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", help="ar, nar, draft, or several, as ar,nar (default: as the run's recipe says)")
     add("--input", default="-", help="text file, one input a line (default: standard input)")
     add("--output", type=Path, help="file to write (default: standard output)")
+    add("--on-long", choices=("cut", "skip", "stop"), default="cut", help=ON_LONG)
+    batch = "tokens of a batch, padding included (default: 4096, and 32 sentences at most)"
+    add("--batch-tokens", type=int, metavar="N", help=batch)
+    seconds = "seconds between two lines about progress where standard error is no terminal; 0: none"
+    add("--progress-seconds", type=float, default=30.0, metavar="S", help=f"{seconds} (default: 30)")
     add("--show-source", action="store_true", help="print the sources beside the outputs")
     add("--heldout", type=int, default=0, metavar="N", help="decode N samples of the run's validation split")
     add("--data", type=Path, help="data directory for --heldout (default: where it lay in training)")
@@ -154,11 +198,21 @@ def _check(parsed: argparse.Namespace) -> None:
         )
     if parsed.output is not None and parsed.output.is_dir():
         raise UsageError("the output is a folder", str(parsed.output), "give a file to --output")
+    files = [path for path in (parsed.output, Path(parsed.input)) if path is not None and path.is_file()]
+    if len(files) == 2 and files[0].samefile(files[1]):
+        raise UsageError("input and output are one file", str(parsed.output), "give another file to --output")
+    if parsed.batch_tokens is not None and parsed.batch_tokens < 1:
+        what = f"a batch cannot have {parsed.batch_tokens} tokens"
+        raise UsageError(what, "--batch-tokens", "give 1 or more")
 
 
 def _no_input(name: str) -> bool:
     """Whether nothing waits to be decoded: no file is named and nobody has put anything into the pipe."""
     return name == "-" and (sys.stdin is None or sys.stdin.isatty() or not sys.stdin.buffer.peek(1))  # type: ignore[union-attr]
+
+
+def _on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _check_beam(modes: Sequence[str], beam: int | None) -> None:
@@ -180,47 +234,8 @@ def _text(run: LoadedRun, ids: bool) -> TextCodec:
     return run.text
 
 
-def _generator(run: LoadedRun, text: TextCodec, mode: str) -> Generator:
-    return Generator(run.model, text, run.special, with_decode(run.config, {"mode": mode}))
-
-
-def _best(generator: Generator, passages: Sequence[Passage]) -> list[ScoredTokens]:
-    return [found[0] for found in generator.generate_ids([p.ids for p in passages], _progress)]
-
-
-def _progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\rdecoded {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-
-def _as_lines(found: dict[str, list[ScoredTokens]], text: TextCodec) -> list[str]:
-    (only,) = found.values()
-    return [one_line(text.decode(item.tokens)) for item in only]
-
-
-def _as_blocks(
-    passages: Sequence[Passage], found: dict[str, list[ScoredTokens]], text: TextCodec
-) -> list[str]:
-    lines = []
-    for number, passage in enumerate(passages):
-        rows: dict[str, Any] = {"source": passage.source}
-        if passage.reference is not None:
-            rows["reference"] = passage.reference
-        for mode, items in found.items():
-            item = items[number]
-            rows[f"{mode.upper()} {item.score:.3f}"] = one_line(text.decode(item.tokens))
-        width = max(12, *(len(name) + 2 for name in rows))
-        lines += [f"[{number + 1}]", *(f"{name:<{width}}{value}" for name, value in rows.items()), ""]
-    return lines
-
-
-def _write(output: Path | None, lines: list[str]) -> None:
-    content = "".join(f"{line}\n" for line in lines)
-    if output is None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8")
-        print(content, end="")
-        return
-    with disk_faults(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(content, encoding="utf-8")
+def _generator(run: LoadedRun, text: TextCodec, mode: str, batch_tokens: int | None) -> Generator:
+    config = with_decode(run.config, {"mode": mode})
+    if batch_tokens is None:
+        return Generator(run.model, text, run.special, config)
+    return Generator(run.model, text, run.special, config, batch_tokens, batch_tokens)

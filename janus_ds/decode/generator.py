@@ -50,8 +50,6 @@ __all__ = ["Generator", "Progress", "trained_modes"]
 Progress = Callable[[int, int], None]
 """Called after each batch with the number of finished inputs and of all."""
 
-_BATCH_TOKENS = 4096
-
 
 def trained_modes(objective: ObjectiveConfig) -> tuple[str, ...]:
     """The modes that a model trained with these weights can decode in.
@@ -65,7 +63,7 @@ def trained_modes(objective: ObjectiveConfig) -> tuple[str, ...]:
     return ("ar",) * ar + ("nar",) * nar
 
 
-def _checked_texts(texts: Sequence[str]) -> list[str]:
+def _checked_texts(texts: str | Sequence[str]) -> list[str]:
     """The texts as a list.
 
     Raises:
@@ -92,6 +90,7 @@ class Generator:
         special: special symbols.
         config: the run; its `decode` and `objective` say how.
         batch_sentences: sentences that are decoded at a time, at most.
+        batch_tokens: source tokens that are decoded at a time, padding included; one sentence may have more.
 
     Raises:
         ConfigError: the model was not trained for `config.decode.mode`.
@@ -104,6 +103,7 @@ class Generator:
         special: SpecialTokens,
         config: RunConfig,
         batch_sentences: int = 32,
+        batch_tokens: int = 4096,
     ) -> None:
         config = resolve(config)
         _check_mode(config)
@@ -112,6 +112,7 @@ class Generator:
         self.special = special
         self.config = config
         self.batch_sentences = batch_sentences
+        self.batch_tokens = batch_tokens
 
     @classmethod
     def from_checkpoint(
@@ -150,7 +151,7 @@ class Generator:
             )
         return cls(prepare_for_inference(run.model, inference), text, run.special, run.config)
 
-    def generate(self, texts: Sequence[str], progress: Progress | None = None) -> list[Hypothesis]:
+    def generate(self, texts: str | Sequence[str], progress: Progress | None = None) -> list[Hypothesis]:
         """The best hypothesis of each text, in the order of the texts; a string is one text.
 
         Raises:
@@ -159,7 +160,7 @@ class Generator:
         return [candidates[0] for candidates in self.generate_nbest(texts, progress)]
 
     def generate_nbest(
-        self, texts: Sequence[str], progress: Progress | None = None
+        self, texts: str | Sequence[str], progress: Progress | None = None
     ) -> list[list[Hypothesis]]:
         """All hypotheses that the search found for each text (beams or length candidates), best first."""
         if self.text is None:
@@ -188,7 +189,8 @@ class Generator:
         found = [[ScoredTokens((), 0.0)] for _ in sources]
         filled = [i for i, source in enumerate(sources) if len(source)]
         done = len(sources) - len(filled)
-        batches = list(_batches({i: len(sources[i]) + 2 for i in filled}, self.batch_sentences))
+        lengths = {i: len(sources[i]) + 2 for i in filled}
+        batches = list(_batches(lengths, self.batch_sentences, self.batch_tokens))
         places = len(batches[0]) if batches else 0
         if self.config.decode.mode == "ar" and batches:
             # One search over all: the first batch begins, the others take the places that become free.
@@ -333,12 +335,12 @@ def _both_ways_option(mode: str) -> str:
     return "mode 'draft'" if mode == "draft" else "--rescore ar"
 
 
-def _batches(lengths: Mapping[int, int], most: int) -> Iterator[list[int]]:
+def _batches(lengths: Mapping[int, int], most: int, most_tokens: int) -> Iterator[list[int]]:
     """Indices in batches of like lengths, the longest first (memory runs out at once or never)."""
     batch: list[int] = []
     for index in sorted(lengths, key=lambda i: -lengths[i]):
         width = lengths[batch[0]] if batch else 0
-        if batch and (len(batch) == most or (len(batch) + 1) * width > _BATCH_TOKENS):
+        if batch and (len(batch) == most or (len(batch) + 1) * width > most_tokens):
             yield batch
             batch = []
         batch.append(index)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.errors import DataError
 
-__all__ = ["DICT_NAME", "FairseqWords", "IdText", "TextCodec", "one_line"]
+__all__ = ["DICT_NAME", "FairseqWords", "IdText", "TextCodec", "cut_sources", "cut_warning", "one_line"]
 
 DICT_NAME = "dict.txt"
 _FIRST_WORDS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -19,10 +20,37 @@ _JOIN = "@@ "
 _OVERWRITE = " #fairseq:overwrite"
 
 
+_CONTROL = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def one_line(text: str) -> str:
-    """Decoded text for a file of one output a line: byte-level vocabularies have line ends, and models may
-    write them."""
-    return text.replace("\r", " ").replace("\n", " ").strip()
+    """Decoded text for a file of one output a line, whatever a model writes.
+
+    Line ends and other control characters (tabs stay) become spaces, lone surrogates U+FFFD.
+    """
+    return _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text)).strip()
+
+
+def cut_sources(sources: Iterable[Sequence[int]], table: int) -> tuple[list[list[int]], list[int]]:
+    """Sources without what does not fit into the encoder, and the numbers (from 1) of those that were cut.
+
+    Args:
+        sources: token ids without bos and eos.
+        table: positions of the encoder, bos and eos included.
+    """
+    rows = [list(source) for source in sources]
+    return [row[: table - 2] for row in rows], [i for i, row in enumerate(rows, 1) if len(row) > table - 2]
+
+
+def cut_warning(numbers: Sequence[int], total: int, table: int, what: str = "cut") -> str:
+    """What is said about inputs that were too long: how many, which ones, what became of them."""
+    few = len(numbers) == 1
+    lines = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+    return (
+        f"warning: {len(numbers):,} of {total:,} inputs {'is' if few else 'are'} longer than the {table} "
+        f"positions of the encoder and {'was' if few else 'were'} {what} (line{'s' * (not few)} {lines})"
+    )
 
 
 class TextCodec(Protocol):

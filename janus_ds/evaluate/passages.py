@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -19,10 +23,12 @@ from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError
 
-__all__ = ["Passage", "heldout_passages", "infill", "line_passages", "read_lines"]
+__all__ = ["Passage", "heldout_passages", "infill", "line_passages", "line_windows"]
 
 STDIN = "-"
 _MEAN_SPAN = 2.0
+_FIRST_WINDOW = 16
+_PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -40,38 +46,90 @@ class Passage:
     reference: str | None = None
 
 
-def read_lines(name: str) -> list[str]:
-    """The lines of a UTF-8 file, or of standard input under the name "-".
+def line_windows(name: str, largest: int = 256) -> Iterator[list[str]]:
+    """The lines of a UTF-8 file, or of standard input under the name "-", some at a time.
+
+    A window has the lines that have come, at most 16 at first, and up to `largest` later: the first outputs
+    appear soon, and a program that writes line by line gets its answers line by line.
 
     Raises:
         DataError: no such file, not UTF-8 (the line is named), or nothing in it.
     """
-    where = "standard input" if name == STDIN else name
+    where, most, number, blank = ("standard input" if name == STDIN else name), _FIRST_WINDOW, 0, True
+    window: list[str] = []
+    for data in _pieces(name, where):
+        if data:
+            number += 1
+            window.append(_decoded(data, number, where))
+            blank = blank and not window[-1].strip()
+        # Nothing is given out before something stands on a line: a file of blank lines is no input.
+        if window and not blank and (not data or len(window) >= most):
+            yield window
+            window, most = [], min(2 * most, largest)
+    if blank:
+        raise DataError("the input is empty", where, "give at least one line of text")
+    if window:
+        yield window
+
+
+def _decoded(data: bytes, number: int, where: str) -> str:
+    try:
+        text = data.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the input is not UTF-8 text ({error.reason})", f"{where}, line {number}", "convert it to UTF-8"
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _pieces(name: str, where: str) -> Iterator[bytes]:
+    """Each line with its end (the last one may have none); b"" where no further one has come yet."""
     if name == STDIN and sys.stdin is None:
         raise DataError("there is no input", f"{where}, which is closed", "give a file to --input")
     try:
-        data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        with _opened(name) as file:
+            rest = b""
+            while piece := file.read1(_PIECE_BYTES):
+                *lines, rest = (rest + piece).split(b"\n")
+                yield from (line + b"\n" for line in lines)
+                if not _more_has_come(file):
+                    yield b""
+            if rest:
+                yield rest
     except OSError as error:
         raise DataError(
             f"the input cannot be read: {error.strerror}", where, "check the path given to --input"
         ) from None
+
+
+def _opened(name: str) -> AbstractContextManager[BufferedIOBase]:
+    if name == STDIN:
+        return nullcontext(cast(BufferedIOBase, sys.stdin.buffer))
+    return Path(name).open("rb")
+
+
+def _more_has_come(file: BufferedIOBase) -> bool:
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"the input is not UTF-8 text ({error.reason})", f"{where}, line {line}", "convert it to UTF-8"
-        ) from None
-    if not text.strip():
-        raise DataError("the input is empty", where, "give at least one line of text")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        return bool(select.select([file], [], [], 0)[0])
+    except (OSError, ValueError):
+        return True
 
 
-def line_passages(lines: Sequence[str], text: TextCodec, mask_share: float, seed: int) -> list[Passage]:
-    """Lines as sources; with a share of their words to hide, the lines are the references."""
+def line_passages(
+    lines: Sequence[str], text: TextCodec, mask_share: float, seed: int, first: int = 0
+) -> list[Passage]:
+    """Lines as sources; with a share of their words to hide, the lines are the references.
+
+    Args:
+        lines: the texts.
+        text: the run's tokenizer.
+        mask_share: share of the words to hide.
+        seed: with the number of the line, of which words.
+        first: number of the first line.
+    """
     if not mask_share:
         return [Passage(text.encode(line), line) for line in lines]
-    hidden = [infill(line, mask_share, f"{seed}:{number}") for number, line in enumerate(lines)]
+    hidden = [infill(line, mask_share, f"{seed}:{number}") for number, line in enumerate(lines, first)]
     return [Passage(text.encode(source), source, line) for source, line in zip(hidden, lines, strict=True)]
 
 

@@ -79,7 +79,7 @@ def test_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert decode.main(["--demo", "--mode", "nar", "--iterations", "0", "--device", "cpu"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(decode.DEMO_SENTENCES)
     with pytest.raises(DataError, match="there is no input"):
-        decode.read_lines("-")
+        next(decode.line_windows("-"))
 
 
 def test_texts_and_ids_that_cannot_be(demo: Generator, tmp_path: Path) -> None:

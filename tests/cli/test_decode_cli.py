@@ -181,7 +181,7 @@ def test_bad_input(
 ) -> None:
     feed(monkeypatch, data)
     with pytest.raises(DataError, match=text) as caught:
-        program.main(["--checkpoint", str(run), "--mode", "nar"])
+        program.main(["--checkpoint", str(run), "--mode", "nar", "--on-long", "stop"])
     assert caught.value.where == where
 
 

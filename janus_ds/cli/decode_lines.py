@@ -1,0 +1,162 @@
+"""What goes into and comes out of `janus-ds decode`: over-long inputs, outputs as they are made, progress."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.text import TextCodec, cut_warning, one_line
+from janus_ds.errors import DataError
+from janus_ds.evaluate.passages import Passage
+from janus_ds.io import disk_faults
+
+__all__ = ["Found", "LongInputs", "Output", "Progress", "as_blocks", "as_lines"]
+
+Found = Mapping[str, Sequence[Sequence[ScoredTokens]]]
+"""By mode, the hypotheses of each input, best first."""
+
+
+class LongInputs:
+    """Cuts, skips or refuses inputs that the encoder has no positions for.
+
+    Args:
+        table: positions of the encoder, bos and eos included.
+        action: cut, skip (the output is an empty line) or stop.
+    """
+
+    def __init__(self, table: int, action: str) -> None:
+        self._table, self._action = table, action
+        self._numbers: list[int] = []
+        self.total = 0
+        self.fault: DataError | None = None
+        """What stops decoding once the inputs before are done."""
+
+    def fit(self, passages: Sequence[Passage]) -> list[Passage]:
+        """The next inputs as they are decoded; to `stop`, those before the first over-long one."""
+        fitting: list[Passage] = []
+        for passage in passages:
+            self.total += 1
+            length = len(passage.ids) + 2
+            if length > self._table:
+                if self._action == "stop":
+                    self.fault = DataError(
+                        f"the text has {length} tokens with bos and eos; the model reads up to {self._table}",
+                        f"line {self.total} of the input",
+                        "cut the line into shorter ones, or choose --on-long cut or --on-long skip",
+                    )
+                    return fitting
+                self._numbers.append(self.total)
+                kept = passage.ids[: self._table - 2] if self._action == "cut" else []
+                passage = replace(passage, ids=kept)
+            fitting.append(passage)
+        return fitting
+
+    def warn(self) -> None:
+        """Say on standard error how many inputs were too long, if any."""
+        if self._numbers:
+            what = "cut" if self._action == "cut" else "skipped"
+            _say(cut_warning(self._numbers, self.total, self._table, what))
+
+
+class Output:
+    """A file, or standard output, as UTF-8; what is written is there at once."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: io.TextIOWrapper | None = None
+        if path is None and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Write lines; the file begins with the first ones.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        content = "".join(f"{line}\n" for line in lines)
+        if self._path is None:
+            print(content, end="", flush=True)
+            return
+        with disk_faults(self._path):
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("w", encoding="utf-8", newline="\n")
+            self._file.write(content)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; what was written is there already."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+
+class Progress:
+    """Finished inputs on standard error: one line that changes on a terminal, or else a dated one at times.
+
+    Args:
+        seconds: between dated lines; 0: none.
+        shown: whether a terminal is free for it (outputs do not go there).
+    """
+
+    def __init__(self, seconds: float, shown: bool) -> None:
+        self._seconds = seconds
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._shown = shown if self._terminal else seconds > 0
+        self._start = self._last = time.monotonic()
+        self._said = False
+
+    def __call__(self, done: int) -> None:
+        """So many inputs are done."""
+        now = time.monotonic()
+        if self._shown and (self._terminal or now - self._last >= self._seconds):
+            self._say(done, now)
+
+    def end(self, done: int) -> None:
+        """All are done; said where something was said before."""
+        if self._said:
+            self._say(done, time.monotonic())
+        if self._said and self._terminal:
+            _say("")
+
+    def _say(self, done: int, now: float) -> None:
+        rate = done / max(now - self._start, 1e-9)
+        text = f"decoded {done:,} lines, {rate:.1f} a second"
+        if self._terminal:
+            print(f"\r{text}", end="", file=sys.stderr, flush=True)
+        else:
+            _say(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}")
+        self._last, self._said = now, True
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def as_lines(found: Found, text: TextCodec) -> list[str]:
+    """The best output of the only mode, one line for each input."""
+    (only,) = found.values()
+    return [one_line(text.decode(candidates[0].tokens)) for candidates in only]
+
+
+def as_blocks(passages: Sequence[Passage], first: int, found: Found, text: TextCodec) -> list[str]:
+    """Source, reference and the best output of each mode below each other; `first` is the first's number."""
+    lines = []
+    for number, passage in enumerate(passages):
+        rows: dict[str, Any] = {"source": passage.source}
+        if passage.reference is not None:
+            rows["reference"] = passage.reference
+        for mode, items in found.items():
+            item = items[number][0]
+            rows[f"{mode.upper()} {item.score:.3f}"] = one_line(text.decode(item.tokens))
+        width = max(12, *(len(name) + 2 for name in rows))
+        lines += [f"[{first + number}]", *(f"{name:<{width}}{value}" for name, value in rows.items()), ""]
+    return lines

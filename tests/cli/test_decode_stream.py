@@ -1,0 +1,118 @@
+"""`janus-ds decode` as a tool in a pipe: lines appear as they are decoded, one for each input, in UTF-8."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from janus_ds.cli import decode
+from janus_ds.cli.decode_lines import Progress
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.text import one_line
+from janus_ds.errors import DataError, UsageError
+from tests.support.programs import ROOT
+
+FAST = ["--demo", "--mode", "nar", "--iterations", "0", "--device", "cpu"]
+LONG = "nein " * 200
+
+
+def lines_of(path: Path, *arguments: object) -> list[str]:
+    assert decode.main([*FAST, "--output", str(path), *map(str, arguments)]) == 0
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def test_lines_are_there_while_decoding_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that stays open gets its answer; after an interruption the finished lines are in the file."""
+    out = tmp_path / "out.txt"
+    run = subprocess.Popen(
+        [sys.executable, str(ROOT / "eval/decode.py"), *FAST],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"},
+    )
+    assert run.stdin is not None
+    assert run.stdout is not None
+    try:
+        for _ in range(2):
+            run.stdin.write("Können Sie das Fenster öffnen…?\n".encode())
+            run.stdin.flush()
+            assert select.select([run.stdout], [], [], 60)[0]
+            assert run.stdout.readline().strip()
+    finally:
+        run.kill()
+        run.communicate()
+
+    many, done = tmp_path / "in.txt", 0
+    many.write_text("Guten Morgen.\n" * 100)
+
+    def interrupt(self: Generator, *arguments: object) -> object:
+        nonlocal done
+        done += 1
+        if done == 3:
+            raise KeyboardInterrupt
+        return generate_ids(self, *arguments)  # type: ignore[arg-type]
+
+    generate_ids = Generator.generate_ids
+    monkeypatch.setattr(Generator, "generate_ids", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        lines_of(out, "--input", many)
+    assert len(out.read_text().split("\n")) == 16 + 32 + 1
+
+
+def test_batches_and_windows_change_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    sentences = ["Guten Morgen.", "Wie geht es dir heute?", "", "Das Wetter ist schön, und wir gehen."]
+    source.write_text("".join(f"{line}\n" for line in sentences * 15), encoding="utf-8")
+    found = lines_of(tmp_path / "out.txt", "--input", source)
+    assert found == lines_of(tmp_path / "out2.txt", "--input", source, "--batch-tokens", 30)
+    assert found[:4] * 15 == found
+    assert found[2] == ""
+    for count in ("0", "-3"):
+        with pytest.raises(UsageError, match="a batch cannot have"):
+            lines_of(tmp_path / "out.txt", "--input", source, "--batch-tokens", count)
+    with pytest.raises(UsageError, match="one file"):
+        lines_of(source, "--input", source)
+    assert source.read_text(encoding="utf-8").startswith("Guten")
+
+
+def test_inputs_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text(f"Guten Morgen.\n{LONG}\nWie geht es dir?\n")
+    cut = lines_of(out, "--input", source)
+    assert "1 of 3 inputs is longer" in capsys.readouterr().err
+    skipped = lines_of(out, "--input", source, "--on-long", "skip")
+    assert "was skipped (line 2)" in capsys.readouterr().err
+    assert cut[1]
+    assert skipped == [cut[0], "", cut[2]]
+    with pytest.raises(DataError, match="the model reads up to") as caught:
+        lines_of(out, "--input", source, "--on-long", "stop")
+    assert caught.value.where == "line 2 of the input"
+    assert out.read_text().split("\n") == [cut[0], ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a\nb\r\nc", "a b  c"),
+        ("a\u2028b\x85c\x0bd\x1ce\x00f", "a b c d e f"),
+        ("half \ud83d of it", "half \ufffd of it"),
+        (" tab\tstays, ½… as well ", "tab\tstays, ½… as well"),
+    ],
+)
+def test_one_line_whatever_a_model_writes(text: str, line: str) -> None:
+    assert one_line(text) == line
+    assert len(line.encode().decode().splitlines()) == 1
+
+
+def test_dated_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    quiet, often = Progress(30.0, True), Progress(1e-9, True)
+    for progress in (quiet, often):
+        progress(1)
+        progress.end(2)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 2)[2].split(",")[0] for line in said] == ["decoded 1 lines", "decoded 2 lines"]
