@@ -124,7 +124,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
         "--modes",
         dest="modes",
         default="",
-        help="ar, ar-greedy, nar, draft, or several, as ar,nar (default: ar and nar, as the run was trained)",
+        help="ar, ar-greedy, nar, draft, aux, or several (default: ar and nar, as the run was trained)",
     )
     threshold = "NAR: settle every token likelier than this in a pass; one system each, as 0.9,0.99"
     add("--threshold", default="", metavar="P", help=threshold)

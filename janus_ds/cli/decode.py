@@ -30,7 +30,7 @@ from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, line_windows
 from janus_ds.model.decoding.inference import prepare_for_inference
 
-MODES = ("ar", "nar", "draft")
+MODES = ("ar", "nar", "draft", "aux")
 DEMO_SENTENCES = (
     "Guten Morgen! Wie geht es dir?",
     "Ich habe heute keine Zeit, weil ich arbeiten muss.",
@@ -45,7 +45,7 @@ ON_LONG = (
 )
 DECODE_OPTIONS = {
     "iterations": (int, "NAR: refinements after the first pass"),
-    "length_beam": (int, "NAR: length candidates"),
+    "length_beam": (int, "NAR and aux: length candidates"),
     "nar_score": (str, "NAR: paper or released"),
     "beam": (int, "AR: beam; 1 is greedy"),
     "beam_stop": (str, "AR: fairseq or transformers"),
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a run folder, one of its checkpoints, or demo")
     add("--demo", action="store_true", help="the model of the package, German to English, in both modes")
-    add("--mode", help="ar, nar, draft, or several, as ar,nar (default: as the run's recipe says)")
+    add("--mode", help="ar, nar, draft, aux, or several, as ar,nar (default: as the run's recipe says)")
     add("--input", default="-", help="text file, one input a line (default: standard input)")
     add("--output", type=Path, help="file to write (default: standard output)")
     add("--on-long", choices=("cut", "skip", "stop"), default="cut", help=ON_LONG)
@@ -159,7 +159,7 @@ def _modes(given: str | None) -> tuple[str, ...]:
             raise UsageError(
                 f"there is no mode {mode!r}",
                 "--mode",
-                suggestion(mode, MODES, "use ar, nar, draft, or several, as ar,nar"),
+                suggestion(mode, MODES, "use ar, nar, draft, aux, or several, as ar,nar"),
             )
     return tuple(dict.fromkeys(modes))
 
@@ -221,6 +221,12 @@ def _check_beam(modes: Sequence[str], beam: int | None) -> None:
             f"mode draft gives the output of greedy search, but the beam is {beam}",
             "--mode draft --beam",
             "leave --beam out; for a beam use --mode ar",
+        )
+    if "aux" in modes and "ar" not in modes and (beam or 1) > 1:
+        raise UsageError(
+            f"mode aux has no beam, but the beam is {beam}",
+            "--mode aux --beam",
+            "leave --beam out; several lengths are tried with --length-beam",
         )
 
 

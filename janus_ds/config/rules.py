@@ -248,3 +248,15 @@ def _decode(run: RunConfig, refuse: _Refuse) -> None:
             f"decode.beam is {run.decode.beam}, but mode draft gives the output of greedy search",
             "leave the beam out or give 1; for a beam use mode ar",
         )
+    if run.decode.mode == "aux" and run.decode.beam > 1:
+        refuse(
+            "decode.beam decode.mode",
+            f"decode.beam is {run.decode.beam}, but mode aux has no beam",
+            "leave the beam out or give 1; several lengths are tried with decode.length_beam",
+        )
+    if run.decode.mode == "aux" and run.decode.temperature:
+        refuse(
+            "decode.temperature decode.mode",
+            f"decode.temperature is {run.decode.temperature:g}, but mode aux draws no samples",
+            "leave the temperature out, or use mode draft",
+        )

@@ -137,10 +137,14 @@ class TrainConfig:
 class DecodeConfig:
     """How text is generated (section 3.4 of the paper)."""
 
-    mode: Annotated[str, OneOf("ar", "nar", "draft")] = "nar"
-    """ar, nar, or draft: NAR drafts and AR checks, the output is that of AR with beam 1 (needs both)."""
+    mode: Annotated[str, OneOf("ar", "nar", "draft", "aux")] = "nar"
+    """ar, nar, draft or aux.
+
+    draft: NAR drafts and AR checks, the output is that of AR with beam 1 (needs both). aux: NAR drafts and
+    AUX checks, the output is what AUX writes token by token (needs AUX).
+    """
     beam: Count = 5
-    """AR beam; 1 is greedy. Mode draft knows no other."""
+    """AR beam; 1 is greedy. Modes draft and aux know no other."""
     beam_stop: Annotated[str, OneOf("fairseq", "transformers")] = "fairseq"
     """fairseq or transformers: when the search ends and how scores are normalised."""
     early_stopping: bool = False
@@ -152,7 +156,7 @@ class DecodeConfig:
     iterations: Whole | None = 4
     """NAR refinement iterations; decoder passes are one more. None, with `threshold` only: no limit."""
     length_beam: Count = 5
-    """NAR length candidates."""
+    """Length candidates of NAR and of mode aux."""
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """NAR: a pass settles every token of a higher probability, and at least one, until none is masked.
 

@@ -1,4 +1,4 @@
-"""Text from a trained model, in either way of decoding.
+"""Text from a trained model, in any of its ways of decoding.
 
     generator = Generator.from_checkpoint("runs/quickstart", mode="nar", iterations=4)
     for hypothesis in generator.generate(["The old man <mask> home ."]):
@@ -25,6 +25,7 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
+from janus_ds.decode.aux_search import aux_search
 from janus_ds.decode.beam_search import SearchSettings, beam_search
 from janus_ds.decode.draft import draft_search
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
@@ -32,8 +33,10 @@ from janus_ds.decode.load import load_run
 from janus_ds.decode.mask_predict import length_candidates, mask_predict
 from janus_ds.decode.model_drafts import ModelDrafts, SamplingJudge, draft_plan
 from janus_ds.decode.model_steps import (
+    AuxDecoder,
     CachedSteps,
     NarDecoder,
+    draft_settings,
     mask_predict_settings,
     most_rows,
     search_settings,
@@ -130,7 +133,7 @@ class Generator:
         Args:
             path: RUN, RUN/checkpoints/step-NNNNNNNN, or "demo": the model that the package ships, German
                 to English.
-            mode: "ar" or "nar"; None: as the run's recipe says.
+            mode: "ar", "nar", "draft" or "aux"; None: as the run's recipe says.
             device: None: the first GPU, or else the CPU.
             ids: texts are token ids written as numbers; for runs without a tokenizer.
             inference: precision and preparation of the weights; None: fp32, packed on a CPU.
@@ -240,6 +243,8 @@ class Generator:
                 found = self._autoregressive(sources, places, report)
             elif mode == "nar":
                 found = self._parallel(self.model.encode(*self._pad(sources)))
+            elif mode == "aux":
+                found = self._by_aux(self.model.encode(*self._pad(sources)))
             else:
                 found = self._drafted(self.model.encode(*self._pad(sources)), numbers)
         if not all(candidates and math.isfinite(candidates[0].score) for candidates in found):
@@ -284,16 +289,21 @@ class Generator:
     def _search_settings(self) -> SearchSettings:
         return search_settings(self.config, self.special)
 
-    def _parallel(self, memory: EncoderOutput) -> list[list[ScoredTokens]]:
+    def _lengths(self, memory: EncoderOutput) -> Tensor:
+        """Candidate lengths with bos and eos, (B, C)."""
         decode, convention = self.config.decode, self.config.objective.length_convention or "inner"
+        rule, longest = decode.nar_score or "paper", most_rows(self.config)
+        logits_BK = self.model.length_logits(memory)
+        return length_candidates(logits_BK, rule, decode.length_beam, convention, longest)
+
+    def _by_aux(self, memory: EncoderOutput) -> list[list[ScoredTokens]]:
+        settings = draft_settings(self.config, self.special)
+        decoder = AuxDecoder(self.model, memory, settings.mask)
+        return aux_search(decoder, self._lengths(memory).clamp_min(3), settings)
+
+    def _parallel(self, memory: EncoderOutput) -> list[list[ScoredTokens]]:
+        decode, length_BC = self.config.decode, self._lengths(memory)
         settings = mask_predict_settings(self.config, self.special)
-        length_BC = length_candidates(
-            self.model.length_logits(memory),
-            settings.score,
-            decode.length_beam,
-            convention,
-            most_rows(self.config),
-        )
         found = mask_predict(NarDecoder(self.model, memory), length_BC, settings)
         if decode.rescore is None:
             return found
@@ -314,6 +324,9 @@ class Generator:
 
 def _check_mode(config: RunConfig) -> None:
     mode, trained = config.decode.mode, trained_modes(config.objective)
+    if mode == "aux":
+        _check_aux(config.objective, trained)
+        return
     needed = ("ar", "nar") if mode == "draft" or (mode == "nar" and config.decode.rescore) else (mode,)
     missing = [name for name in needed if name not in trained]
     if not missing:
@@ -327,6 +340,17 @@ def _check_mode(config: RunConfig) -> None:
     raise ConfigError(
         f"the model was not trained to decode {what} ({', '.join(untrained)})",
         "decode.mode" if mode in missing or mode == "draft" else "decode.rescore",
+        f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
+    )
+
+
+def _check_aux(objective: ObjectiveConfig, trained: tuple[str, ...]) -> None:
+    if objective.weight_aux and objective.weight_length:
+        return
+    raise ConfigError(
+        f"the model was not trained to decode in mode 'aux' (objective.weight_aux is {objective.weight_aux}, "
+        f"objective.weight_length is {objective.weight_length})",
+        "decode.mode",
         f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
     )
 

@@ -30,8 +30,9 @@ class Hypothesis:
         text: the decoded text.
         tokens: the ids behind the text, without bos and eos.
         score: AR: sum of log-probabilities / number of generated tokens ** length penalty (eos is a
-            generated token). NAR: average log-probability of a token (`decode.nar_score`).
-        mode: "ar", "nar" or "draft".
+            generated token). NAR: average log-probability of a token (`decode.nar_score`). Mode aux: the
+            same, by AUX.
+        mode: "ar", "nar", "draft" or "aux".
         passes: see :class:`ScoredTokens`.
     """
 

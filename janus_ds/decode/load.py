@@ -103,15 +103,15 @@ def usable_device(name: torch.device | str) -> torch.device:
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     """The same run with other decoding options.
 
-    Mode draft is greedy: a beam that only the run's recipe names is not taken over. Nor is its number of
-    iterations by a threshold that is asked for.
+    Modes draft and aux know no beam: one that only the run's recipe names is not taken over. Nor is its
+    number of iterations by a threshold that is asked for.
 
     Raises:
         ConfigError: an option that does not exist or cannot have its value; all faults are named.
     """
     values = to_dict(config)
     values["decode"] |= decode
-    if decode.get("mode") == "draft" and "beam" not in decode:
+    if decode.get("mode") in ("draft", "aux") and "beam" not in decode:
         values["decode"]["beam"] = 1
     if decode.get("threshold") is not None and "iterations" not in decode:
         values["decode"]["iterations"] = None

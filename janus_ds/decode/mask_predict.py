@@ -37,7 +37,14 @@ from torch import Tensor
 
 from janus_ds.decode.hypothesis import ScoredTokens
 
-__all__ = ["MaskPredictSettings", "RowDecoder", "length_candidates", "mask_predict", "remask_counts"]
+__all__ = [
+    "MaskPredictSettings",
+    "RowDecoder",
+    "TargetRows",
+    "length_candidates",
+    "mask_predict",
+    "remask_counts",
+]
 
 _CHUNK_ROWS = 1024
 """Rows that are projected to the vocabulary at a time, so that logits take a bounded memory."""
@@ -133,7 +140,7 @@ def mask_predict(
     Raises:
         ValueError: neither a number of iterations nor a threshold.
     """
-    rows, threshold, passes = _Rows(length_BC, settings), settings.threshold, settings.iterations
+    rows, threshold, passes = TargetRows(length_BC, settings), settings.threshold, settings.iterations
     if threshold is None and passes is None:
         raise ValueError("mask-predict needs a number of iterations, or a threshold")
     for step in count():
@@ -146,8 +153,8 @@ def mask_predict(
     return rows.result()
 
 
-class _Rows:
-    """Tokens and their log-probabilities during one call of :func:`mask_predict`."""
+class TargetRows:
+    """Tokens and their log-probabilities during one search over length candidates."""
 
     def __init__(self, length_BC: Tensor, settings: MaskPredictSettings) -> None:
         self.settings = settings
@@ -176,7 +183,7 @@ class _Rows:
         open_R = masked_RL.any(1)
         self.passes_B += open_R.view(-1, self.candidates).any(1)
         again_R = (self.token_RL == self.given_RL).all(1)
-        row_X = self._rows_to_compute(decoder, open_R, open_R & ~again_R)
+        row_X = self.rows_to_compute(decoder, open_R, open_R & ~again_R)
         self.given_RL = self.token_RL
         self.token_RL = torch.where((open_R & again_R)[:, None], self.filled_RL, self.token_RL)
         if len(row_X):
@@ -185,14 +192,14 @@ class _Rows:
             masked_XL = masked_RL[row_X, :width]
             picked_P = masked_XL.flatten().nonzero().squeeze(1)
             hidden_PD = decoder.hidden(self.given_RL[row_X, :width], self.length_R[row_X], picked_P)
-            token_P, score_P = self._predict(decoder, hidden_PD)
+            token_P, score_P = self.predict(decoder, hidden_PD)
             place_P = row_X[picked_P // width], picked_P % width
             self.token_RL = self.token_RL.index_put(place_P, token_P)
             self.score_RL = self.score_RL.to(score_P.dtype).index_put(place_P, score_P)
         self.filled_RL = self.token_RL
         return bool(open_R.any())
 
-    def _rows_to_compute(self, decoder: RowDecoder, open_R: Tensor, wanted_R: Tensor) -> Tensor:
+    def rows_to_compute(self, decoder: RowDecoder, open_R: Tensor, wanted_R: Tensor) -> Tensor:
         """Rows of the next pass, equally many of each sentence that the decoder holds, in order.
 
         Sentences with no open row are given up, once they are many enough to be worth it.
@@ -209,7 +216,7 @@ class _Rows:
         chosen_HX = chosen_HX.sort(dim=1).values
         return (self.held_B[:, None] * self.candidates + chosen_HX).flatten()
 
-    def _predict(self, decoder: RowDecoder, hidden_PD: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, decoder: RowDecoder, hidden_PD: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest token of each hidden row and its log-probability."""
         forbidden = self.settings.forbidden
         if self.settings.threshold is not None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.draft import Proposal, Sentence, Verdict
 from janus_ds.decode.mask_predict import MaskPredictSettings, mask_predict
-from janus_ds.decode.model_steps import NarDecoder, mask_predict_settings, search_settings
+from janus_ds.decode.model_steps import NarDecoder, draft_settings, search_settings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
@@ -181,17 +181,9 @@ def tails(sentence: Sentence, most: int, room: int) -> list[list[int]]:
 def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
     """As a run's recipe says."""
     decode, objective = config.decode, config.objective
-    specials = {special.bos, special.pad, special.eos, special.unk, special.mask}
-    nar = replace(
-        mask_predict_settings(config, special),
-        iterations=0,
-        forbidden=tuple(specials),
-        score="paper",
-        threshold=None,
-    )
     return DraftPlan(
         search=search_settings(config, special),
-        nar=nar,
+        nar=draft_settings(config, special),
         # A best draft among several would not be a sample any more.
         width=1 if decode.temperature else decode.draft_width,
         specials=2 if objective.length_convention == "with_specials" else 0,

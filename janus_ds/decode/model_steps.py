@@ -1,4 +1,4 @@
-"""Adapts a model and its recipe to the beam-search and mask-predict interfaces.
+"""Adapts a model and its recipe to the interfaces of beam search, mask-predict and AUX search.
 
 Shape letters: B sentences, K beams, C length candidates, R = B * C rows, L target tokens, P picked rows,
 X rows of a chunk, D width, V vocabulary.
@@ -7,6 +7,7 @@ X rows of a chunk, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +19,15 @@ from janus_ds.decode.mask_predict import MaskPredictSettings
 from janus_ds.model.decoding.cache import EncoderOutput, KVCache
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["CachedSteps", "NarDecoder", "mask_predict_settings", "most_rows", "search_settings"]
+__all__ = [
+    "AuxDecoder",
+    "CachedSteps",
+    "NarDecoder",
+    "draft_settings",
+    "mask_predict_settings",
+    "most_rows",
+    "search_settings",
+]
 
 
 class CachedSteps:
@@ -88,6 +97,27 @@ class NarDecoder:
         self._memory = self._memory.select(sentence_B)
 
 
+class AuxDecoder(NarDecoder):
+    """The decoder of AUX search: NAR's pass, and passes of AUX rows.
+
+    Args:
+        model: in evaluation mode.
+        memory: the encoded sources.
+        mask: what stands for an unknown token.
+    """
+
+    def __init__(self, model: JanusModel, memory: EncoderOutput, mask: int) -> None:
+        super().__init__(model, memory)
+        self._mask = mask
+
+    def judged(self, token_RL: Tensor, draft_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
+        """See :class:`janus_ds.decode.aux_search.JudgedRows`."""
+        shape = (self._memory.sentences, -1)
+        token_BCL, draft_BCL = (x.view(*shape, x.shape[1]) for x in (token_RL, draft_RL))
+        length_BC = length_R.view(shape)
+        return self._model.aux_rows(self._memory, token_BCL, draft_BCL, length_BC, picked_P, self._mask)
+
+
 def search_settings(config: RunConfig, special: SpecialTokens) -> SearchSettings:
     """For AR: beam search, and the checks of a draft."""
     decode, bart = config.decode, config.objective.decoder_start == "eos_bos"
@@ -121,6 +151,17 @@ def mask_predict_settings(config: RunConfig, special: SpecialTokens) -> MaskPred
         forbidden=() if rule == "released" else tuple(set(specials)),
         score=rule,
         threshold=decode.threshold,
+    )
+
+
+def draft_settings(config: RunConfig, special: SpecialTokens) -> MaskPredictSettings:
+    """For a draft that is judged: one NAR pass, in which no special symbol is predicted."""
+    return replace(
+        mask_predict_settings(config, special),
+        iterations=0,
+        forbidden=tuple({special.bos, special.pad, special.eos, special.unk, special.mask}),
+        score="paper",
+        threshold=None,
     )
 
 

@@ -61,7 +61,7 @@ class EvalRequest:
     Attributes:
         checkpoint: a run folder, or one of its checkpoints.
         average: mean of the run's last N checkpoints; 1: the newest, or the one named.
-        modes: of ar, ar-greedy, nar and draft; empty: all that the run was trained for.
+        modes: of ar, ar-greedy, nar, draft and aux; empty: all that the run was trained for.
         iterations: NAR refinements, one system each.
         thresholds: probabilities above which NAR settles a token in a pass, one system each.
         split: name of the split.
@@ -254,11 +254,14 @@ def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any
     names = {
         "nar": ("iterations", "threshold", "rescore"),
         "draft": ("draft_width",),
+        "aux": (),
         "ar": ("beam",),
     }
     own = {name: getattr(decode, name) for name in names[decode.mode] if getattr(decode, name) is not None}
     asked = {
-        k: v for k, v in request.decode.items() if k != "rescore" and (k, decode.mode) != ("beam", "draft")
+        k: v
+        for k, v in request.decode.items()
+        if k != "rescore" and not (k == "beam" and decode.mode in ("draft", "aux"))
     }
     return {**asked, "mode": decode.mode, **own}
 

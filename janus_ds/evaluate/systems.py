@@ -11,7 +11,7 @@ __all__ = ["MODES", "check_systems", "options_by_name"]
 
 GREEDY = "ar-greedy"
 """AR with one beam, beside AR with the beam that was asked for."""
-MODES = ("ar", GREEDY, "nar", "draft")
+MODES = ("ar", GREEDY, "nar", "draft", "aux")
 
 
 def check_systems(
@@ -23,7 +23,8 @@ def check_systems(
     """Refuse what cannot be, before anything is loaded.
 
     Raises:
-        UsageError: a mode, a number of iterations or a threshold that does not exist, or drafts with a beam.
+        UsageError: a mode, a number of iterations or a threshold that does not exist, or a beam where none is
+            known.
     """
     for mode in modes:
         if mode not in MODES:
@@ -49,6 +50,12 @@ def check_systems(
             "--mode draft --beam",
             "leave --beam out; for a beam use --mode ar",
         )
+    if "aux" in modes and "ar" not in modes and beam > 1:
+        raise UsageError(
+            f"mode aux has no beam, but the beam is {beam}",
+            "--mode aux --beam",
+            "leave --beam out; several lengths are tried with --length-beam",
+        )
 
 
 def options_by_name(
@@ -57,7 +64,7 @@ def options_by_name(
     thresholds: Sequence[float],
     decode: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Fields of `DecodeConfig` by system: ar, ar-greedy, nar-0, nar-4-rescored, nar-t0.9, draft, ...
+    """Fields of `DecodeConfig` by system: ar, ar-greedy, nar-0, nar-4-rescored, nar-t0.9, draft, aux, ...
 
     Each threshold is one system, whose passes have no limit. Where AR rescores, NAR systems come
     with and without.
@@ -78,9 +85,9 @@ def options_by_name(
                 systems[name] = {**plain, "mode": "nar", **way}
                 if decode.get("rescore") is not None:
                     systems[f"{name}-rescored"] = {**systems[name], "rescore": decode["rescore"]}
-        elif mode == "draft":
+        elif mode in ("draft", "aux"):
             # A beam is meant for AR beside it.
-            systems["draft"] = {**{k: v for k, v in plain.items() if k != "beam"}, "mode": "draft"}
+            systems[mode] = {**{k: v for k, v in plain.items() if k != "beam"}, "mode": mode}
         elif mode == GREEDY:
             systems[mode] = {**plain, "mode": "ar", "beam": 1}
         else:

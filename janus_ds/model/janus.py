@@ -2,8 +2,8 @@
 
 In training, one pass over all decoder rows gives the hidden rows of AR, NAR and AUX; the objective turns
 them into losses, so that nothing of vocabulary size exists here. In decoding, the same layers run on the
-rows of one step: :meth:`JanusModel.encode`, then :meth:`ar_block` or :meth:`nar_rows`, then
-:meth:`logits`.
+rows of one step: :meth:`JanusModel.encode`, then :meth:`ar_block`, :meth:`nar_rows` or
+:meth:`aux_rows`, then :meth:`logits`.
 
 Shape letters: B samples, S source tokens, R decoder rows, C content rows, D width, K beams, T tokens of a
 block, N length candidates, L target tokens, P picked rows, V vocabulary.
@@ -22,6 +22,7 @@ from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import ConfigError, DataError
 from janus_ds.model.attention import additive_mask
 from janus_ds.model.batch_attention import RowsOfBatch
+from janus_ds.model.decoding.aux_rows import AuxRows
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput, KVCache, new_cache
 from janus_ds.model.decoding.cpu_kernels import PreparedProduct
 from janus_ds.model.decoding.steps import BlockRows, CachedRows, CandidateAttention, PickedRows
@@ -176,6 +177,41 @@ class JanusModel(nn.Module):
         x = last[0](x, rows, (last[1],), memory.mask_B11S)
         hidden: Tensor = x.view(sentences, candidates, width, -1) if picked is None else x.flatten(0, 1)
         return hidden if picked is None else hidden[picked.place_P]
+
+    def aux_rows(
+        self,
+        memory: EncoderOutput,
+        token_BNL: Tensor,
+        draft_BNL: Tensor,
+        length_BN: Tensor,
+        picked_P: Tensor,
+        mask: int | None = None,
+    ) -> Tensor:
+        """One AUX pass over N candidates of each sentence (section 3.1 of the paper).
+
+        Args:
+            memory: the encoded sources.
+            token_BNL: the original part, targets with bos and eos in target order, masked where to be
+                predicted; padded at the end.
+            draft_BNL: the same with tokens at the masked places; AUX row j sees those before it.
+            length_BN: tokens of each candidate, bos and eos included.
+            picked_P: flat indices (b x N + n) x L + l of the rows wanted, ascending: of each candidate the
+                last so many masked places, or none.
+            mask: what stands for an unknown token; None: the mask symbol.
+
+        Returns:
+            hidden rows, (P, D): give them to :meth:`logits`.
+        """
+        mask = self.special.mask if mask is None else mask
+        dtype = memory.states_BSD.dtype
+        rows = AuxRows.build(token_BNL, draft_BNL, length_BN, picked_P, mask, dtype)
+        position_BR = rows.position_BR.clamp_max(self.config.max_target_positions - 1)
+        x = self.decoder.input_rows(self.embedding(rows.token_BR), position_BR)
+        *layers, last = zip(self.decoder.decoder_layers(), memory.source, strict=True)
+        for layer, source in layers:
+            x = layer(x, rows.attention, (source,), memory.mask_B11S)
+        x = last[0](x, rows.attention.of_queries(), (last[1],), memory.mask_B11S)
+        return cast(Tensor, x.flatten(0, 1)[rows.place_P])
 
     def start_cache(self, memory: EncoderOutput, stream: ArStream, beams: int, max_steps: int) -> KVCache:
         """An empty cache for a search of at most `max_steps` tokens with K beams a sentence.

@@ -21,7 +21,7 @@ from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, Run
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import RUN_FORMAT_VERSION
-from janus_ds.errors import CheckpointError, ConfigError, DataError
+from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
 from janus_ds.evaluate.passages import infill
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe import run_record
@@ -130,6 +130,10 @@ def test_both_ways_at_once(
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     made = Generator.from_checkpoint(run, "nar", device="cpu", max_length=12, **options)
     assert lines("--mode", "nar", *flags) == [item.text for item in made.generate(SENTENCES)]
+    by_aux = Generator.from_checkpoint(run, "aux", device="cpu", max_length=12)
+    assert lines("--mode", "aux") == [item.text for item in by_aux.generate(SENTENCES)]
+    with pytest.raises(UsageError, match="mode aux has no beam, but the beam is 4"):
+        lines("--mode", "aux", "--beam", "4")
     with pytest.raises(ConfigError, match=r"decode\.beam is 4, but mode draft"):
         Generator.from_checkpoint(run, "draft", device="cpu", beam=4)
 

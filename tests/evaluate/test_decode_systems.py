@@ -12,7 +12,10 @@ from janus_ds.evaluate.systems import check_systems, options_by_name
 
 def test_names_and_options() -> None:
     found = options_by_name(
-        ("ar", "ar-greedy", "nar", "draft"), (0, 4), (0.5,), {"beam": 3, "rescore": "ar", "length_beam": 5}
+        ("ar", "ar-greedy", "nar", "draft", "aux"),
+        (0, 4),
+        (0.5,),
+        {"beam": 3, "rescore": "ar", "length_beam": 5},
     )
     assert list(found) == [
         "ar",
@@ -24,6 +27,7 @@ def test_names_and_options() -> None:
         "nar-t0.5",
         "nar-t0.5-rescored",
         "draft",
+        "aux",
     ]
     assert found["ar"] == {"beam": 3, "length_beam": 5, "mode": "ar"}
     assert found["ar-greedy"] == {"beam": 1, "length_beam": 5, "mode": "ar"}
@@ -36,6 +40,7 @@ def test_names_and_options() -> None:
     assert found["nar-4-rescored"] == {**found["nar-4"], "rescore": "ar"}
     # A draft is greedy; the beam is AR's.
     assert found["draft"] == {"length_beam": 5, "mode": "draft"}
+    assert found["aux"] == {"length_beam": 5, "mode": "aux"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,7 @@ def test_names_and_options() -> None:
         (("nar",), (1,), (0.0,), {}, "0.0 is no probability"),
         (("nar",), (1,), (float("nan"),), {}, "nan is no probability"),
         (("draft",), (), (), {"beam": 5}, "the beam is 5"),
+        (("aux",), (), (), {"beam": 5}, "mode aux has no beam"),
     ],
 )
 def test_what_cannot_be(
@@ -60,4 +66,4 @@ def test_what_cannot_be(
         check_systems(modes, iterations, thresholds, decode)
     assert caught.value.where
     assert caught.value.fix
-    check_systems(("ar", "nar", "draft"), (0, 1), (0.5, 1.0), {"beam": 5})
+    check_systems(("ar", "nar", "draft", "aux"), (0, 1), (0.5, 1.0), {"beam": 5})
