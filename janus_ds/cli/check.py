@@ -48,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     print(f"{recipe} and {parsed.deepspeed_config} are sound")
     print(_describe(run, execution, parsed.tensor_parallel))
+    if execution.advice:
+        print(f"  advice: {execution.advice}")
     if run.data.path is None:
         print("no data was given (--data DIR), so there is no dry batch")
         return 0

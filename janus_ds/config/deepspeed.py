@@ -51,6 +51,22 @@ class ExecutionConfig:
     source: str
     """The file, for messages."""
 
+    @property
+    def sums_in_16_bits(self) -> bool:
+        """Whether gradients of several micro-batches are added up in bf16 or fp16, which loses small ones."""
+        summed = self.engine.get("data_types", {}).get("grad_accum_dtype", self.precision)
+        return self.accumulation > 1 and summed != "fp32"
+
+    @property
+    def advice(self) -> str:
+        """What to say of :attr:`sums_in_16_bits`; empty where it is not so."""
+        if not self.sums_in_16_bits:
+            return ""
+        return (
+            f"gradients of {self.accumulation} micro-batches are added up in {self.precision}, which loses "
+            f'small ones: set "data_types": {{"grad_accum_dtype": "fp32"}} in {self.source}'
+        )
+
 
 def load_setup(
     recipe: Path | None,

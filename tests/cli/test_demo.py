@@ -15,6 +15,7 @@ import torch
 from demo_asset import MOST_BYTES, folder_bytes, ship
 
 from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
+from janus_ds.cli.decode import DEMO_SENTENCES
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import demo_folder, load_run
 from janus_ds.errors import CheckpointError, UsageError
@@ -97,9 +98,9 @@ def test_the_name_demo_means_the_shipped_folder(
     standard_input("")
     assert program.main(["--demo", "--device", "cpu"]) == 0
     told = capsys.readouterr().out
-    count = len(program.DEMO_SENTENCES)
+    count = len(DEMO_SENTENCES)
     assert (told.count("\nAR "), told.count("\nNAR "), told.count("source ")) == (count, count, count)
-    assert program.DEMO_SENTENCES[0] in told
+    assert DEMO_SENTENCES[0] in told
     standard_input("der mann sieht nichts .\nein kind kennt drei briefe .\n")
     assert program.main(["--demo", "--mode", "nar", "--device", "cpu"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2

@@ -38,7 +38,7 @@ SOME = [("fp32", 0), ("fp32", 3), ("bf16", 2), ("fp16", 2)]
 ALL = [
     (name, stage) for name in ("fp32", "bf16", "fp16") for stage in (0, 1, 2, 3) if name == "fp32" or stage
 ]
-ALL += [("offload", 2), ("sums", 1)]
+ALL += [("offload", 2), ("sums", 1), ("sums", 2)]
 MICRO_BATCHES = 2
 LOSS, GRADIENT, WEIGHT = 1, 3, 5
 """The steps, from 0, at which something is wrong."""

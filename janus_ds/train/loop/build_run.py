@@ -122,6 +122,8 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
     if topology.agree(int(signals.name is not None)):
         logger.warning("asked to stop (%s) before the first step", signals.name)
         return Outcome.STOPPED
+    if run.execution.advice and topology.is_main:
+        logger.warning(run.execution.advice)
     engine = build_engine(run, topology)
     if resumed is not None:
         resume(engine, resumed, state, run.identity)
