@@ -5,6 +5,7 @@ What translation and GLGE share; `tasks.py` says what is read and how it is scor
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
-from janus_ds.decode.text import TextCodec, one_line
+from janus_ds.decode.text import TextCodec, cut_sources, cut_warning, one_line
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.systems import check_systems, options_by_name
 from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
@@ -267,12 +268,17 @@ def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any
 
 
 def encode_sources(run: LoadedRun, text: EvalText) -> list[list[int]]:
-    """Token ids of the sources, without bos and eos."""
+    """Token ids of the sources, without bos and eos; what the encoder has no positions for is cut off, and
+    the number of such sources is told on standard error."""
     codec = codec_of(run)
     rows = [codec.encode(source) for source in text.sources]
-    if text.longest is None:
-        return rows
-    return [plain_ids(row, run.special)[: text.longest] for row in rows]
+    if text.longest is not None:
+        rows = [plain_ids(row, run.special)[: text.longest] for row in rows]
+    table = run.config.model.max_source_positions
+    rows, cut = cut_sources(rows, table)
+    if cut:
+        sys.stderr.write(cut_warning(cut, len(rows), table) + "\n")
+    return rows
 
 
 def _decode(

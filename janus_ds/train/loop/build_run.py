@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -223,6 +224,8 @@ def _train(
     raise_on_all_ranks(topology, lambda: _record(run, topology, step))
     holder = WeightsHolder(config, tokenizer, topology.device)
     scorer = raise_on_all_ranks(topology, lambda: OutputScores.of(holder))
+    if scorer is not None and scorer.warning and topology.rank == 0:
+        sys.stderr.write(f"{scorer.warning}, for train.valid_bleu\n")
     parts = TrainerParts(
         config=config,
         identity=run.identity,

@@ -16,7 +16,7 @@ from janus_ds.data.prepare.pair_files import PairText, held_out_text
 from janus_ds.data.stream.source import MixedSource, SampleSource
 from janus_ds.data.text.tokenizer import Tokenizer, plain_ids
 from janus_ds.decode.generator import Generator, trained_modes
-from janus_ds.decode.text import one_line
+from janus_ds.decode.text import cut_sources, cut_warning, one_line
 from janus_ds.errors import ConfigError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.model.janus import JanusModel
@@ -95,6 +95,10 @@ class OutputScores:
             # As the training sources were cut.
             longest = min(text.longest_source, config.model.max_source_positions - 2)
             self._sources = [plain_ids(row, tokenizer.special)[:longest] for row in self._sources]
+        table = config.model.max_source_positions
+        self._sources, cut = cut_sources(self._sources, table)
+        self.warning = cut_warning(cut, len(self._sources), table) if cut else None
+        """What is to be said about sources that were too long for the model and were cut."""
         self._references = text.references[:count]
         self._modes = scored_modes(config)
         self._metric = VALIDATION_METRICS[config.train.valid_task]
@@ -162,10 +166,13 @@ class SampleDecoder:
     def __call__(self, weights: Mapping[str, Tensor]) -> str:
         """Markdown with source, reference and one output a mode."""
         self._holder.load(weights)
-        sources = [pair.source for pair in self._pairs]
+        config, tokenizer = self._holder.config, self._holder.tokenizer
+        rows = [tokenizer.encode(pair.source) for pair in self._pairs]
+        sources, _ = cut_sources(rows, config.model.max_source_positions)
         outputs = {
-            mode: [hypothesis.text for hypothesis in self._holder.generator(mode=mode).generate(sources)]
-            for mode in trained_modes(self._holder.config.objective)
+            mode: [tokenizer.decode(found[0].tokens) for found in generator.generate_ids(sources)]
+            for mode in trained_modes(config.objective)
+            for generator in [self._holder.generator(mode=mode)]
         }
         blocks = []
         for i, pair in enumerate(self._pairs):
