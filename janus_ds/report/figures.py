@@ -231,10 +231,7 @@ def _draw_bleu(runs: Sequence[RunFolder]) -> Figure | None:
     panels[0].set_ylabel("BLEU, validation")
     panels[0].set_ylim(bottom=0)
     panels[0].set_xlim(left=0)
-    named = {
-        label: handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    # Not get_legend_handles_labels: it leaves out names that begin with an underscore.
+    named = {line.get_label(): line for axes in panels for line in axes.get_lines()}
     figure.legend(named.values(), named, loc="outside right upper")
     return figure
