@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, TextCodec
 from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.io import read_bounded
 from janus_ds.model.decoding.inference import model_from_file
 from janus_ds.model.janus import JanusModel
 
@@ -33,6 +34,7 @@ RUN_FORMAT_VERSION = 1
 DEMO = "demo"
 """The name of the demonstration model that the package ships (German to English)."""
 
+_MOST_RECORD_BYTES = 64 << 20
 _RUN_FILE, _WEIGHTS = "run.json", "weights.safetensors"
 _KEYS = ("recipe", "special_tokens", "tokenizer_fingerprint")
 
@@ -78,7 +80,7 @@ def load_run(
     folder, weights = find_run(Path(path))
     record = _read_record(folder / _RUN_FILE)
     config = from_dict(record["recipe"], str(folder / _RUN_FILE))
-    special = SpecialTokens(**record["special_tokens"])
+    special = _special_tokens(record["special_tokens"], str(folder / _RUN_FILE))
     config = with_decode(config, decode or {})
     text = _load_text(folder / "tokenizer", special, record["tokenizer_fingerprint"])
     model = model_from_file(config.model, special, weights, device)
@@ -167,9 +169,9 @@ def _check_whole(checkpoint: Path) -> None:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_bounded(path, _MOST_RECORD_BYTES))
         version = int(record["format_version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"run.json cannot be read ({type(error).__name__}: {error})",
             str(path),
@@ -187,6 +189,25 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"run.json lacks {', '.join(missing)}", str(path), "restore the file, or take another run"
         )
     return dict(record)
+
+
+def _special_tokens(values: Any, where: str) -> SpecialTokens:
+    """The special symbols of a record.
+
+    Raises:
+        CheckpointError: ids that are missing, no numbers, or beyond the vocabulary.
+    """
+    names = {field.name for field in fields(SpecialTokens)}
+    is_whole = isinstance(values, dict) and all(type(value) is int for value in values.values())
+    if is_whole and values.keys() == names:
+        special = SpecialTokens(**values)
+        if all(0 <= value < special.vocab_size for name, value in values.items() if name != "vocab_size"):
+            return special
+    raise CheckpointError(
+        f"special_tokens does not hold {', '.join(sorted(names))}, with ids below vocab_size",
+        where,
+        "restore the file, or take another run",
+    )
 
 
 def _load_text(folder: Path, special: SpecialTokens, fingerprint: str) -> TextCodec | None:

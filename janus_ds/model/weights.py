@@ -14,7 +14,15 @@ from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError
 from janus_ds.parallel.layers import ParallelLayers, shard_dims, take_shard
 
-__all__ = ["check_weights", "load_weights", "padded_vocab", "parameter_shapes", "weight_faults"]
+__all__ = [
+    "check_shapes",
+    "check_weights",
+    "load_weights",
+    "padded_vocab",
+    "parameter_shapes",
+    "refuse_too_many_layers",
+    "weight_faults",
+]
 
 _NAMED_AT_MOST = 6
 
@@ -55,6 +63,40 @@ def parameter_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[in
             shapes |= _under(f"{side}.layers.{number}", layer)
     shapes["length_head.weight"] = (config.length_classes or config.max_target_positions, width)
     return shapes
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], config: ModelConfig, vocab_size: int, where: str
+) -> None:
+    """Hold a file's header against a model's sizes, before anything of either size is allocated.
+
+    Args:
+        found: name and shape of every tensor in the file.
+        config: the model's shape.
+        vocab_size: symbols of its vocabulary.
+        where: the file, for error messages.
+
+    Raises:
+        CheckpointError: they differ; the differences are named.
+    """
+    refuse_too_many_layers(config, len(found), where)
+    header = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
+    check_weights(header, parameter_shapes(config, vocab_size), where)
+
+
+def refuse_too_many_layers(config: ModelConfig, tensors: int, where: str) -> None:
+    """Refuse a model of more layers than a file has tensors, whose names alone could fill the memory.
+
+    Raises:
+        CheckpointError: that is so.
+    """
+    layers = config.encoder_layers + config.decoder_layers
+    if layers > tensors:
+        raise CheckpointError(
+            f"the model has {layers:,} layers, the file {tensors:,} tensors",
+            where,
+            "take the model's sizes and the weights from one model",
+        )
 
 
 def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -220,7 +220,7 @@ def _read_scores(run: RunFolder, split: str) -> None:
 def _take_scores(run: RunFolder, path: Path, split: str) -> None:
     try:
         content = _mapping(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         run.notes.append(f"{path.name} cannot be read as JSON")
         return
     default = "predictions" if path.name == "scores.json" else path.name.removesuffix(".scores.json")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from janus_ds.batch import SpecialTokens
@@ -19,7 +19,7 @@ from janus_ds.model.decoding.cpu_kernels import can_quantize, prepare
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.layers import TransformerLayer
 from janus_ds.model.transformer import EncoderLayer
-from janus_ds.model.weights import load_weights
+from janus_ds.model.weights import check_shapes, load_weights
 from janus_ds.parallel.layers import DenseLayers
 
 __all__ = ["DTYPES", "InferenceOptions", "model_from_file", "prepare_for_inference"]
@@ -102,6 +102,9 @@ def model_from_file(
         CheckpointError: the file cannot be read, is of another shape, or holds values that are not finite.
     """
     try:
+        with safe_open(str(path), framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        check_shapes(shapes, config, special.vocab_size, str(path))
         weights = load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

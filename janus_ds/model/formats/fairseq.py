@@ -25,8 +25,8 @@ from janus_ds.model.formats.bart_names import (
     refuse_untied,
     their_names,
 )
-from janus_ds.model.formats.foreign_files import read_torch_file
-from janus_ds.model.weights import check_weights, load_weights, parameter_shapes
+from janus_ds.model.formats.foreign_files import read_torch_file, refuse_expanded, unknown_forms
+from janus_ds.model.weights import check_weights, load_weights, parameter_shapes, refuse_too_many_layers
 
 __all__ = ["ConversionReport", "load_fairseq", "load_weights", "to_fairseq"]
 
@@ -50,8 +50,15 @@ def load_fairseq(
     Raises:
         CheckpointError: the file is missing, damaged, wants code to be run, or holds another kind of model.
     """
+    with unknown_forms(str(path)):
+        return _convert(Path(path), heads, vocab_size)
+
+
+def _convert(
+    path: Path, heads: int | None, vocab_size: int | None
+) -> tuple[ModelConfig, SpecialTokens, dict[str, Tensor], ConversionReport]:
     where = str(path)
-    state, settings = _read(Path(path))
+    state, settings = _read(path)
     _refuse_other_kinds(state, settings, where)
     bart = "encoder.layernorm_embedding.weight" in state
     rows = state[TABLE].shape[0]
@@ -60,6 +67,7 @@ def load_fairseq(
     special = SpecialTokens(0, _PAD, 2, _UNK, symbols - 1 if bart else _UNK, symbols)
     notes: list[str] = []
     config = _shape(state, settings, heads or _heads(state, settings, where, notes))
+    refuse_too_many_layers(config, len(state), where)
     weights, used = our_names(state)
     added = fill_up(weights, config, special, notes)
     check_weights(weights, parameter_shapes(config, special.vocab_size), where)
@@ -87,7 +95,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     loaded = read_torch_file(path)
     loaded = loaded if isinstance(loaded, dict) else {}
     state = loaded.get("model", loaded)
-    state = {name: x for name, x in state.items() if isinstance(x, Tensor)} if isinstance(state, dict) else {}
+    state = state if isinstance(state, dict) else {}
+    state = {name: x for name, x in state.items() if isinstance(name, str) and isinstance(x, Tensor)}
+    refuse_expanded(state, path)
     settings = _mapping(loaded.get("args")) or _mapping(_mapping(loaded.get("cfg")).get("model"))
     return state, settings
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from janus_ds.errors import CheckpointError
+from janus_ds.io import open_regular, read_bounded
 
-__all__ = ["read_json", "read_state_dict", "read_torch_file"]
+__all__ = ["read_json", "read_state_dict", "read_torch_file", "refuse_expanded", "unknown_forms"]
 
 _AGAIN = "fetch or copy the file again"
+_MOST_JSON_BYTES = 64 << 20
+_MOST_COPIES = 4
+"""BART's tied table may stand under as many names, all on one storage."""
 _SAFETENSORS, _PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
@@ -33,15 +41,29 @@ def read_torch_file(path: Path) -> Any:
         CheckpointError: the file is missing or damaged, or wants code to be run.
     """
     try:
+        _refuse_inflated(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError("there is no such file", str(path), "check the path") from None
     except pickle.UnpicklingError as error:
         raise _refused(error, path) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"the file cannot be read: {reason}", str(path), _AGAIN) from None
+
+
+def _refuse_inflated(path: Path) -> None:
+    """Refuse an archive whose members grow when they are read; `torch.save` compresses nothing.
+
+    Raises:
+        OSError, ValueError: it is such a file, or none that can be read.
+    """
+    os.close(open_regular(path))
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its members are larger than the file")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,16 +73,34 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, cut, or holds something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path, _MOST_JSON_BYTES))
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no {path.name}", str(path), "give a folder that holds it; nothing is downloaded"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the file is not JSON ({error})", str(path), _AGAIN) from None
     if not isinstance(values, dict):
         raise CheckpointError("the file does not hold a JSON object", str(path), _AGAIN)
     return values
+
+
+@contextmanager
+def unknown_forms(where: str) -> Iterator[None]:
+    """Turn what settings or tensors of an unforeseen form lead to into an error that names the file.
+
+    Raises:
+        CheckpointError: in place of Python's error, which it quotes.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise CheckpointError(
+            f"settings or tensors are not of the known form ({type(error).__name__}: {reason[:200]})",
+            where,
+            _AGAIN,
+        ) from error
 
 
 def read_state_dict(folder: Path) -> tuple[dict[str, Tensor], str]:
@@ -123,7 +163,31 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     loaded = read_torch_file(path)
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError("the file is no dictionary of tensors", str(path), "give a model's own file")
+    refuse_expanded(loaded, path)
     return loaded
+
+
+def refuse_expanded(state: dict[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are larger than the file they came from, before they are copied.
+
+    Views of one number, or of one another, take no room in a file and any room in memory.
+
+    Raises:
+        CheckpointError: there are such tensors, or some that are not dense.
+    """
+    odd = [name for name, value in state.items() if value.layout != torch.strided or value.is_meta]
+    total = 0
+    for name, value in state.items() if not odd else ():
+        size = value.numel() * value.element_size()
+        total += size
+        if size > value.untyped_storage().nbytes():
+            odd.append(name)
+    if odd or total > _MOST_COPIES * path.stat().st_size:
+        raise CheckpointError(
+            f"the file holds tensors larger than itself{', first ' + odd[0] if odd else ''}",
+            str(path),
+            "give a model's own file",
+        )
 
 
 def _refused(error: Exception, path: Path) -> CheckpointError:

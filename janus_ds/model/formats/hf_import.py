@@ -24,8 +24,8 @@ from janus_ds.model.formats.bart_names import (
     our_names,
     refuse_untied,
 )
-from janus_ds.model.formats.foreign_files import read_json, read_state_dict
-from janus_ds.model.weights import parameter_shapes, weight_faults
+from janus_ds.model.formats.foreign_files import read_json, read_state_dict, unknown_forms
+from janus_ds.model.weights import parameter_shapes, refuse_too_many_layers, weight_faults
 
 __all__ = ["BIAS", "CONFIG_FILE", "GENERATION_FILE", "PREFIX", "SHARED", "HfBart", "load_hf_bart"]
 
@@ -66,6 +66,11 @@ def load_hf_bart(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
         CheckpointError: files are missing or damaged, the model is no BART, config and weights disagree,
             or the tokenizer has more symbols than the embedding table.
     """
+    with unknown_forms(str(folder / CONFIG_FILE)):
+        return _convert(folder, tokenizer)
+
+
+def _convert(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
     settings = read_json(folder / CONFIG_FILE)
     where = str(folder / CONFIG_FILE)
     _refuse_other_kinds(settings, where)
@@ -145,11 +150,23 @@ def _shape(settings: dict[str, Any], where: str) -> ModelConfig:
         max_target_positions=settings["max_position_embeddings"],
         layernorm_embedding=True,
         scale_embedding=bool(settings.get("scale_embedding", False)),
-        dropout=float(settings.get("dropout", 0.1)),
-        attention_dropout=float(settings.get("attention_dropout", 0.0)),
-        activation_dropout=float(settings.get("activation_dropout", 0.0)),
-        init_std=float(settings.get("init_std", 0.02)),
+        dropout=_rate(settings, "dropout", 0.1, where),
+        attention_dropout=_rate(settings, "attention_dropout", 0.0, where),
+        activation_dropout=_rate(settings, "activation_dropout", 0.0, where),
+        init_std=_rate(settings, "init_std", 0.02, where),
     )
+
+
+def _rate(settings: dict[str, Any], name: str, default: float, where: str) -> float:
+    """A number from 0 to 1.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    value = settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise CheckpointError(f"{name} is no number from 0 to 1", where, "copy the file again")
+    return float(value)
 
 
 def _full_name(name: str, raw: Mapping[str, Tensor]) -> str:
@@ -184,6 +201,7 @@ def _fairseq_names(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
 def _refuse_disagreement(
     weights: dict[str, Tensor], model: ModelConfig, settings: dict[str, Any], where: str
 ) -> None:
+    refuse_too_many_layers(model, len(weights), where)
     expected = parameter_shapes(replace(model, vocab_multiple=1), settings["vocab_size"])
     del expected["length_head.weight"]
     faults = weight_faults(weights, expected)

@@ -1,0 +1,212 @@
+"""Folders and files of models that lie: taken, or refused in words, before anything large is allocated."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from janus_ds.decode.load import demo_folder, load_run
+from janus_ds.errors import CheckpointError, JanusError
+from janus_ds.model.formats.fairseq import load_fairseq
+from janus_ds.model.formats.hf_import import load_hf_bart
+from tests.support.hf_folder import hub_folder, hub_state
+
+EXAMPLES = int(os.environ.get("JANUS_ATTACK_EXAMPLES", "30"))
+"""Mutated files of each kind; `make attack-test` tries 500."""
+GB = 1 << 30
+TRAPS = ["[" * 200_000, '{"a":' * 100_000, "9" * 6000, "[]", '"x"', "null", "\0", "\xff"]
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**30), 10**30),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["../x", "a\0b", "9" * 400, 10**6, 10**9, [1], {"a": 1}, [], {}]),
+)
+PATHS = st.lists(st.integers(0, 1 << 16), min_size=1, max_size=5)
+
+
+@contextmanager
+def room(most: int) -> Iterator[None]:
+    """Let the process grow by `most` bytes of address space."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def mutated(value: Any, path: list[int], odd: Any) -> Any:
+    """The value with what lies at the end of a path replaced, or left out where `odd` is [1]."""
+    if not path or not isinstance(value, dict | list) or not value:
+        return odd
+    copy: Any = value.copy()
+    key: Any = sorted(value)[path[0] % len(value)] if isinstance(value, dict) else path[0] % len(value)
+    if odd == [1] and len(path) == 1:
+        del copy[key]
+    else:
+        copy[key] = mutated(value[key], path[1:], odd)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(demo_folder(), tmp_path_factory.mktemp("demo") / "run"))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hub_folder(tmp_path_factory.mktemp("hub") / "hub", tokenizer=None)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "encoder_layers", 10**6),
+        ("model", "decoder_layers", 10**9),
+        ("model", "d_model", 10**7),
+        ("model", "ffn_dim", 10**9),
+        ("model", "max_target_positions", 10**9),
+        ("special_tokens", "vocab_size", 10**9),
+        ("special_tokens", "mask", 10**6),
+        ("special_tokens", "bos", -1),
+        ("special_tokens", "eos", "2"),
+    ],
+)
+def test_sizes_of_a_record_are_held_against_the_weights_first(
+    demo: Path, section: str, key: str, value: object
+) -> None:
+    original = (demo_folder() / "run.json").read_text()
+    record = json.loads(original)
+    (record if section == "special_tokens" else record["recipe"])[section][key] = value
+    (demo / "run.json").write_text(json.dumps(record))
+    with room(GB), pytest.raises(JanusError):
+        load_run(demo)
+
+
+@pytest.mark.parametrize("text", TRAPS)
+def test_files_of_another_shape_are_refused(demo: Path, tmp_path: Path, text: str) -> None:
+    (demo / "run.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        load_run(demo)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        load_hf_bart(tmp_path, None)
+
+
+@settings(max_examples=EXAMPLES, deadline=5000, suppress_health_check=list(HealthCheck))
+@given(path=PATHS, odd=ODD)
+def test_a_mutated_record_is_taken_or_refused(demo: Path, path: list[int], odd: object) -> None:
+    record = json.loads((demo_folder() / "run.json").read_text())
+    (demo / "run.json").write_text(json.dumps(mutated(record, path, odd)))
+    with room(GB), suppress(JanusError):
+        load_run(demo)
+
+
+@settings(max_examples=EXAMPLES, deadline=5000, suppress_health_check=list(HealthCheck))
+@given(path=PATHS, odd=ODD)
+def test_a_mutated_configuration_is_taken_or_refused(hub: Path, path: list[int], odd: object) -> None:
+    name = "config.json" if path[0] % 4 else "generation_config.json"
+    original = (hub / name).read_text()
+    (hub / name).write_text(json.dumps(mutated(json.loads(original), path, odd)))
+    try:
+        with room(GB), suppress(JanusError):
+            load_hf_bart(hub, None)
+    finally:
+        (hub / name).write_text(original)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dropout", "much"),
+        ("dropout", [0.1]),
+        ("attention_dropout", None),
+        ("activation_dropout", 1e999),
+        ("init_std", -1),
+        ("num_beams", "many"),
+        ("length_penalty", {}),
+        ("encoder_layers", 10**6),
+        ("vocab_size", 10**9),
+        ("d_model", 10**7),
+        ("activation_function", []),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, key: str, value: object) -> None:
+    hub = hub_folder(tmp_path / "hub", changes={key: value}, tokenizer=None)
+    generation = json.loads((hub / "generation_config.json").read_text())
+    if key in generation:
+        (hub / "generation_config.json").write_text(json.dumps(generation | {key: value}))
+    with room(GB), pytest.raises(CheckpointError):
+        load_hf_bart(hub, None)
+
+
+def expanded() -> dict[str, torch.Tensor]:
+    """A few bytes that mean 4 TB."""
+    return hub_state() | {"model.shared.weight": torch.zeros(1).expand(10**6, 10**6)}
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    hub = hub_folder(tmp_path / "hub", tokenizer=None)
+    (hub / "model.safetensors").unlink()
+    torch.save(expanded(), hub / "pytorch_model.bin")
+    assert (hub / "pytorch_model.bin").stat().st_size < 1 << 20
+    with room(GB), pytest.raises(CheckpointError, match=r"larger than itself, first model\.shared\.weight"):
+        load_hf_bart(hub, None)
+    torch.save(
+        {"model": {"encoder.embed_tokens.weight": torch.zeros(1).expand(10**6, 10**6)}}, tmp_path / "f.pt"
+    )
+    with room(GB), pytest.raises(CheckpointError, match="larger than itself"):
+        load_fairseq(tmp_path / "f.pt")
+    one = torch.zeros(1000)
+    torch.save({f"t{number}": one for number in range(100)}, tmp_path / "many.pt")
+    with pytest.raises(CheckpointError, match="larger than itself"):
+        load_fairseq(tmp_path / "many.pt")
+
+
+def test_a_compressed_archive_is_not_blown_up(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(1 << 22)}, tmp_path / "plain.pt")
+    plain = zipfile.ZipFile(tmp_path / "plain.pt")
+    small = zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED)
+    with plain, small:
+        for member in plain.infolist():
+            small.writestr(member.filename, plain.read(member))
+    with pytest.raises(CheckpointError, match="members are larger than the file"):
+        load_fairseq(tmp_path / "small.pt")
+
+
+def test_a_layer_number_is_not_believed(tmp_path: Path) -> None:
+    names = (
+        "encoder.embed_tokens.weight",
+        "encoder.embed_positions.weight",
+        "decoder.embed_positions.weight",
+    )
+    state = {name: torch.zeros(8, 4) for name in names}
+    state |= {"decoder.layers.0.encoder_attn.q_proj.weight": torch.zeros(4, 4)}
+    state |= {
+        "encoder.layers.0.fc1.weight": torch.zeros(4, 4),
+        "encoder.layers.99999999.fc1.bias": torch.zeros(4),
+    }
+    torch.save({"model": state}, tmp_path / "far.pt")
+    with room(GB), pytest.raises(CheckpointError, match="100,000,001 layers"):
+        load_fairseq(tmp_path / "far.pt", heads=1)
+
+
+def test_a_pipe_in_place_of_a_model_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        load_fairseq(tmp_path / "model.pt")
