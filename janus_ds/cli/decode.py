@@ -15,13 +15,25 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from janus_ds.cli.arguments import BOTH_WAYS, add_inference_arguments, inference_options
-from janus_ds.cli.decode_lines import Found, LongInputs, Output, Progress, as_blocks, as_lines
+from janus_ds.cli.decode_lines import (
+    Found,
+    FoundBy,
+    LongInputs,
+    Output,
+    Progress,
+    as_blocks,
+    as_json,
+    as_lines,
+    as_nbest,
+)
 from janus_ds.config.faults import suggestion
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import DEMO, LoadedRun, load_run, with_decode
@@ -53,7 +65,20 @@ DECODE_OPTIONS = {
     "max_length": (int, "longest output in tokens"),
     "threshold": (float, "NAR: settle every token likelier than this in a pass, instead of a fixed schedule"),
     **BOTH_WAYS,
+    "top_k": (int, "AR, sampled: draw from so many of the likeliest tokens"),
+    "top_p": (float, "AR, sampled: draw from the likeliest tokens that have this probability together"),
 }
+USED_BY = {
+    **dict.fromkeys(("iterations", "nar_score", "threshold", "rescore"), ("nar",)),
+    **dict.fromkeys(("rescore_weight", "rescore_samples"), ("nar",)),
+    **dict.fromkeys(("beam", "beam_stop", "length_penalty"), ("ar", "draft", "nar, rescored by AR")),
+    **dict.fromkeys(("top_k", "top_p", "early_stopping"), ("ar",)),
+    "temperature": ("ar", "draft"),
+    "draft_width": ("draft",),
+    "length_beam": ("nar", "aux"),
+    "nbest": ("ar", "nar"),
+}
+"""Modes that an option has an effect on; it is refused where none of them is asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,16 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping")}
     options = {name: value for name, value in given.items() if value is not None}
     # --seed says which words are hidden, and how tokens are drawn.
-    options["seed"] = parsed.seed
+    options["seed"] = 1 if parsed.seed is None else parsed.seed
     _check_beam(modes, parsed.beam)
     device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
     run = load_run(parsed.checkpoint, options, device)
+    modes = modes or (run.config.decode.mode,)
+    _check_used(parsed, modes)
     prepare_for_inference(run.model, inference_options(parsed))
     text = _text(run, parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
-    generators = {
-        mode: _generator(run, text, mode, parsed.batch_tokens) for mode in modes or (run.config.decode.mode,)
-    }
+    generators = {mode: _generator(run, text, mode, parsed) for mode in modes}
     long = LongInputs(run.config.model.max_source_positions, parsed.on_long)
     progress = Progress(parsed.progress_seconds, parsed.output is not None or not _on_terminal())
     output = Output(parsed.output)
@@ -84,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             first = long.total
             passages = long.fit(passages)
             found = _found(passages, first, generators, progress)
-            if parsed.show_source or parsed.heldout or len(found) > 1:
+            if parsed.jsonl or parsed.nbest:
+                form = as_json if parsed.jsonl else as_nbest
+                output.write(form(passages, first, found, text, parsed.nbest or 1))
+            elif parsed.show_source or parsed.heldout or len(found) > 1:
                 output.write(as_blocks(passages, first + 1, found, text))
             else:
                 output.write(as_lines(found, text))
@@ -107,7 +135,7 @@ def _windows(parsed: argparse.Namespace, run: LoadedRun, text: TextCodec) -> Ite
     largest = max(256, (parsed.batch_tokens or 0) // 16)
     first = 0
     for lines in [list(DEMO_SENTENCES)] if shown else line_windows(parsed.input, largest):
-        yield line_passages(lines, text, parsed.mask_share, parsed.seed, first)
+        yield line_passages(lines, text, parsed.mask_share, 1 if parsed.seed is None else parsed.seed, first)
         first += len(lines)
 
 
@@ -118,7 +146,9 @@ def _found(
     sources, found = [passage.ids for passage in passages], {}
     for number, (mode, generator) in enumerate(generators.items(), 1):
         show = (lambda done, total: progress(first + done)) if number == len(generators) else None
-        found[mode] = generator.generate_ids(sources, show)
+        start = time.perf_counter()
+        items = generator.generate_ids(sources, show, first)
+        found[mode] = FoundBy(items, (time.perf_counter() - start) / max(1, len(sources)))
     return found
 
 
@@ -141,7 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--heldout", type=int, default=0, metavar="N", help="decode N samples of the run's validation split")
     add("--data", type=Path, help="data directory for --heldout (default: where it lay in training)")
     add("--mask-share", type=float, default=0.0, metavar="S", help="hide this share of each line's words")
-    add("--seed", type=int, default=1, help="which words --mask-share hides; draws of samples")
+    add("--seed", type=int, help="which words --mask-share hides; draws of samples (default: 1)")
+    nbest = "AR: beams or samples, NAR: length candidates: N of each input, as `number ||| text ||| score`"
+    add("--nbest", type=int, metavar="N", help=nbest)
+    add("--jsonl", action="store_true", help="one JSON object an output: text, score, passes, seconds, ...")
     add("--ids", action="store_true", help="inputs and outputs are token ids")
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
     add_inference_arguments(parser)
@@ -196,6 +229,10 @@ def _check(parsed: argparse.Namespace) -> None:
             "--ids, --mask-share",
             "put the mask's id into the input",
         )
+    if parsed.beam is not None and parsed.temperature and "draft" not in (parsed.mode or ""):
+        raise UsageError(
+            "samples have no beam", "--beam, --temperature", "leave --beam out; --nbest N draws N"
+        )
     if parsed.output is not None and parsed.output.is_dir():
         raise UsageError("the output is a folder", str(parsed.output), "give a file to --output")
     files = [path for path in (parsed.output, Path(parsed.input)) if path is not None and path.is_file()]
@@ -240,8 +277,46 @@ def _text(run: LoadedRun, ids: bool) -> TextCodec:
     return run.text
 
 
-def _generator(run: LoadedRun, text: TextCodec, mode: str, batch_tokens: int | None) -> Generator:
-    config = with_decode(run.config, {"mode": mode})
+def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
+    """Refuse, by name, what would have no effect.
+
+    Raises:
+        UsageError: no mode that is asked for uses an option, or another option is missing for it.
+    """
+    doing = [*modes, *["nar, rescored by AR"] * ("nar" in modes and parsed.rescore is not None)]
+    for name, users in USED_BY.items():
+        option = f"--{name.replace('_', '-')}"
+        if getattr(parsed, name) is not None and not set(users) & set(doing):
+            what = f"mode {','.join(modes)} does not use {option}"
+            raise UsageError(what, option, f"leave it out, or decode in mode {' or '.join(users)}")
+    needs = {
+        "top_k": ("--temperature", parsed.temperature),
+        "top_p": ("--temperature", parsed.temperature),
+        "rescore_weight": ("--rescore ar", parsed.rescore),
+        "rescore_samples": ("--rescore ar", parsed.rescore),
+        "seed": (
+            "--mask-share, --temperature or --rescore-samples",
+            parsed.mask_share or parsed.temperature or parsed.rescore_samples,
+        ),
+    }
+    for name, (needed, value) in needs.items():
+        if getattr(parsed, name) is not None and not value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} has no effect without {needed}", option, f"add {needed}")
+    if parsed.nbest is not None and parsed.nbest < 1:
+        raise UsageError(f"{parsed.nbest} outputs cannot be given", "--nbest", "give 1 or more")
+
+
+def _generator(run: LoadedRun, text: TextCodec, mode: str, parsed: argparse.Namespace) -> Generator:
+    asked: dict[str, Any] = {"mode": mode}
+    if parsed.nbest is not None:
+        # So many are looked for at least; samples are drawn as many as are wanted.
+        size = "beam" if mode == "ar" else "length_beam"
+        least = 1 if mode == "ar" and parsed.temperature else getattr(run.config.decode, size)
+        asked[size] = max(parsed.nbest, least)
+    elif mode == "ar" and parsed.temperature:
+        asked["beam"] = 1
+    config, batch_tokens = with_decode(run.config, asked), parsed.batch_tokens
     if batch_tokens is None:
         return Generator(run.model, text, run.special, config)
     return Generator(run.model, text, run.special, config, batch_tokens, batch_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.text import TextCodec, cut_warning, one_line
@@ -18,10 +19,29 @@ from janus_ds.errors import DataError
 from janus_ds.evaluate.passages import Passage
 from janus_ds.io import disk_faults
 
-__all__ = ["Found", "LongInputs", "Output", "Progress", "as_blocks", "as_lines"]
+__all__ = [
+    "Found",
+    "FoundBy",
+    "LongInputs",
+    "Output",
+    "Progress",
+    "as_blocks",
+    "as_json",
+    "as_lines",
+    "as_nbest",
+]
 
-Found = Mapping[str, Sequence[Sequence[ScoredTokens]]]
-"""By mode, the hypotheses of each input, best first."""
+
+class FoundBy(NamedTuple):
+    """What one mode found: the hypotheses of each input, best first (samples as drawn), and its time."""
+
+    items: Sequence[Sequence[ScoredTokens]]
+    seconds: float
+    """An input, averaged over those that were decoded together."""
+
+
+Found = Mapping[str, FoundBy]
+"""By mode."""
 
 
 class LongInputs:
@@ -144,7 +164,7 @@ def _say(text: str) -> None:
 def as_lines(found: Found, text: TextCodec) -> list[str]:
     """The best output of the only mode, one line for each input."""
     (only,) = found.values()
-    return [one_line(text.decode(candidates[0].tokens)) for candidates in only]
+    return [one_line(text.decode(candidates[0].tokens)) for candidates in only.items]
 
 
 def as_blocks(passages: Sequence[Passage], first: int, found: Found, text: TextCodec) -> list[str]:
@@ -155,8 +175,38 @@ def as_blocks(passages: Sequence[Passage], first: int, found: Found, text: TextC
         if passage.reference is not None:
             rows["reference"] = passage.reference
         for mode, items in found.items():
-            item = items[number][0]
+            item = items.items[number][0]
             rows[f"{mode.upper()} {item.score:.3f}"] = one_line(text.decode(item.tokens))
         width = max(12, *(len(name) + 2 for name in rows))
         lines += [f"[{first + number}]", *(f"{name:<{width}}{value}" for name, value in rows.items()), ""]
+    return lines
+
+
+def as_nbest(passages: Sequence[Passage], first: int, found: Found, text: TextCodec, count: int) -> list[str]:
+    """`number ||| text ||| score`, as Moses writes n-best lists; numbers begin with `first`, which is 0."""
+    return [
+        f"{first + number} ||| {one_line(text.decode(item.tokens))} ||| {item.score:.4f}"
+        for number in range(len(passages))
+        for by in found.values()
+        for item in by.items[number][:count]
+    ]
+
+
+def as_json(passages: Sequence[Passage], first: int, found: Found, text: TextCodec, count: int) -> list[str]:
+    """One object for each output: what it is of, and how it came about.
+
+    `line` and `rank` begin with 1. `passes` (of the decoder) and `token_scores` are there where they are
+    known; `seconds` is the mean of the inputs that were decoded together.
+    """
+    lines = []
+    for number, passage in enumerate(passages):
+        for mode, by in found.items():
+            for rank, item in enumerate(by.items[number][:count], 1):
+                row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": mode}
+                row |= {"text": one_line(text.decode(item.tokens)), "score": item.score}
+                row |= {"passes": item.passes} if item.passes else {}
+                row |= {"token_scores": item.token_scores} if item.token_scores else {}
+                row |= {"seconds": round(by.seconds, 6), "source": passage.source}
+                row |= {} if passage.reference is None else {"reference": passage.reference}
+                lines.append(json.dumps(row, ensure_ascii=False))
     return lines

@@ -177,6 +177,13 @@ class DecodeConfig:
     draft_width: Count = 3
     """Mode draft: drafts of a sentence that AR checks at once (lengths, or ways to go on)."""
     temperature: NotNegative = 0.0
-    """Mode draft: above 0, exact samples of AR's distribution at this temperature (rejection sampling)."""
+    """Modes ar and draft: above 0, exact samples of AR's distribution at this temperature.
+
+    Mode ar draws `beam` samples of each input token by token, draft one by rejection sampling.
+    """
+    top_k: Whole = 0
+    """Samples of mode ar: draw from so many of the likeliest tokens; 0: from all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Samples of mode ar: draw from the likeliest tokens that have this probability together."""
     seed: Whole = 1
     """Of the samples."""

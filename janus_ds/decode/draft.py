@@ -257,7 +257,7 @@ def log_softmax(logits_XV: Tensor) -> Tensor:
 
 def _result(sentence: Sentence, settings: SearchSettings) -> DraftedTokens:
     score = sentence.total / sentence.steps**settings.length_penalty
-    return DraftedTokens(tuple(sentence.inner), score, sentence.passes, tuple(sentence.rounds))
+    return DraftedTokens(tuple(sentence.inner), score, sentence.passes, rounds=tuple(sentence.rounds))
 
 
 class GreedyJudge:

@@ -42,6 +42,7 @@ from janus_ds.decode.model_steps import (
     search_settings,
 )
 from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
+from janus_ds.decode.sample import Sampling, sample_search
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
@@ -182,11 +183,12 @@ class Generator:
         ]
 
     def generate_ids(
-        self, sources: Sequence[Sequence[int]], progress: Progress | None = None
+        self, sources: Sequence[Sequence[int]], progress: Progress | None = None, first: int = 0
     ) -> list[list[ScoredTokens]]:
         """As :meth:`generate_nbest`, for sources that are token ids without bos and eos.
 
-        An empty source gives an empty hypothesis.
+        An empty source gives an empty hypothesis. Samples are drawn by the number of a source, counted from
+        `first`.
         """
         self._check_lengths(sources)
         found = [[ScoredTokens((), 0.0)] for _ in sources]
@@ -195,7 +197,7 @@ class Generator:
         lengths = {i: len(sources[i]) + 2 for i in filled}
         batches = list(_batches(lengths, self.batch_sentences, self.batch_tokens))
         places = len(batches[0]) if batches else 0
-        if self.config.decode.mode == "ar" and batches:
+        if self.config.decode.mode == "ar" and batches and not self.config.decode.temperature:
             # One search over all: the first batch begins, the others take the places that become free.
             batches = [[i for batch in batches for i in batch]]
 
@@ -207,7 +209,8 @@ class Generator:
 
         for batch in batches:
             before = done
-            results = self._decode([sources[i] for i in batch], batch, places, report)
+            numbers = [first + i for i in batch]
+            results = self._decode([sources[i] for i in batch], numbers, places, report)
             for index, candidates in zip(batch, results, strict=True):
                 found[index] = candidates
             report(len(batch) - (done - before))
@@ -239,7 +242,9 @@ class Generator:
     ) -> list[list[ScoredTokens]]:
         mode = self.config.decode.mode
         with _evaluating(self.model):
-            if mode == "ar":
+            if mode == "ar" and self.config.decode.temperature:
+                found = self._sampled(self.model.encode(*self._pad(sources)), numbers)
+            elif mode == "ar":
                 found = self._autoregressive(sources, places, report)
             elif mode == "nar":
                 found = self._parallel(self.model.encode(*self._pad(sources)))
@@ -285,6 +290,14 @@ class Generator:
         steps = CachedSteps(self.model, cache, encode_next, before)
         device, waiting = memory.states_BSD.device, len(sources) - begun
         return beam_search(steps, begun, settings, device, waiting)
+
+    def _sampled(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
+        decode, settings = self.config.decode, self._search_settings()
+        stream = ArStream.of(self.config.objective, self.special)
+        cache = self.model.start_cache(memory, stream, settings.beam, settings.max_steps)
+        sampling = Sampling(decode.temperature, decode.top_k, decode.top_p, decode.seed)
+        steps, device = CachedSteps(self.model, cache), memory.states_BSD.device
+        return sample_search(steps, numbers, settings, sampling, device)
 
     def _search_settings(self) -> SearchSettings:
         return search_settings(self.config, self.special)

@@ -19,7 +19,9 @@ class ScoredTokens:
     tokens: tuple[int, ...]
     score: float
     passes: int = field(default=0, compare=False)
-    """Decoder passes that its sentence took part in, where the search counts them (not in AR)."""
+    """Decoder passes that its sentence took part in, where they are counted (not in beam search)."""
+    token_scores: tuple[float, ...] = field(default=(), compare=False)
+    """Log-probability of each token, where they cost nothing (samples of AR)."""
 
 
 @dataclass(frozen=True)

@@ -105,15 +105,16 @@ def usable_device(name: torch.device | str) -> torch.device:
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     """The same run with other decoding options.
 
-    Modes draft and aux know no beam: one that only the run's recipe names is not taken over. Nor is its
-    number of iterations by a threshold that is asked for.
+    Modes draft and aux know no beam, and samples are drawn one by one: a beam that only the run's recipe
+    names is not taken over. Nor is its number of iterations by a threshold that is asked for.
 
     Raises:
         ConfigError: an option that does not exist or cannot have its value; all faults are named.
     """
     values = to_dict(config)
     values["decode"] |= decode
-    if decode.get("mode") in ("draft", "aux") and "beam" not in decode:
+    sampled = values["decode"]["mode"] == "ar" and decode.get("temperature")
+    if (decode.get("mode") in ("draft", "aux") or sampled) and "beam" not in decode:
         values["decode"]["beam"] = 1
     if decode.get("threshold") is not None and "iterations" not in decode:
         values["decode"]["iterations"] = None

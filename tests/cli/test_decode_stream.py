@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import subprocess
@@ -116,3 +117,53 @@ def test_dated_progress(capsys: pytest.CaptureFixture[str]) -> None:
         progress.end(2)
     said = capsys.readouterr().err.splitlines()
     assert [line.split(" ", 2)[2].split(",")[0] for line in said] == ["decoded 1 lines", "decoded 2 lines"]
+
+
+def test_samples_and_what_is_known_of_outputs(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("Guten Morgen.\nWie geht es dir?\n")
+
+    def lines(*arguments: str) -> list[str]:
+        flags = ["--demo", "--device", "cpu", "--input", str(source), "--output", str(out)]
+        assert decode.main([*flags, "--max-length", "10", *arguments]) == 0
+        return out.read_text(encoding="utf-8").splitlines()
+
+    hot = ["--mode", "ar", "--temperature", "1.5", "--top-p", "0.95", "--top-k", "50"]
+    assert lines(*hot, "--seed", "3") == lines(*hot, "--seed", "3") != lines(*hot, "--seed", "4")
+    rows = [json.loads(line) for line in lines(*hot, "--nbest", "2", "--jsonl")]
+    assert [(row["line"], row["rank"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    for row in rows:
+        assert row["mode"] == "ar"
+        assert len(row["token_scores"]) == row["passes"] - 1
+        assert row["seconds"] > 0
+    nbest = [line.split(" ||| ") for line in lines("--mode", "nar", "--nbest", "3", "--iterations", "1")]
+    assert [number for number, _, _ in nbest] == ["0"] * 3 + ["1"] * 3
+    scores = [float(score) for _, _, score in nbest]
+    assert scores[:3] == sorted(scores[:3], reverse=True)
+    both = [json.loads(line) for line in lines("--mode", "ar,nar", "--jsonl", "--beam", "2")]
+    assert [row["mode"] for row in both] == ["ar", "nar"] * 2
+    assert both[1]["passes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "named"),
+    [
+        ("ar", ["--iterations", "2"], "--iterations"),
+        ("ar,draft", ["--length-beam", "2"], "--length-beam"),
+        ("nar", ["--beam", "2"], "--beam"),
+        ("nar", ["--temperature", "1"], "--temperature"),
+        ("nar", ["--early-stopping"], "--early-stopping"),
+        ("draft", ["--temperature", "1", "--top-k", "3"], "--top-k"),
+        ("draft", ["--nbest", "3"], "--nbest"),
+        ("ar", ["--draft-width", "3"], "--draft-width"),
+        ("ar", ["--top-p", "0.9"], "--top-p"),
+        ("nar", ["--rescore-samples", "2"], "--rescore-samples"),
+        ("ar", ["--seed", "2"], "--seed"),
+        ("ar", ["--nbest", "0"], "--nbest"),
+        ("ar", ["--temperature", "1", "--beam", "2"], "--beam, --temperature"),
+    ],
+)
+def test_an_option_without_effect_is_refused_by_name(mode: str, options: list[str], named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        decode.main(["--demo", "--device", "cpu", "--mode", mode, *options])
+    assert caught.value.where == named

@@ -1,0 +1,146 @@
+"""Sampling from AR: each token is drawn from the model's distribution, or from the likeliest part of it.
+
+Every sentence has random numbers of its own, from the seed and its number in the input, so that a sample
+does not depend on the batch that it was drawn in.
+
+Shape letters: B sentences, K samples of a sentence, V vocabulary, X rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from janus_ds.decode.beam_search import SearchSettings, StepFunction
+from janus_ds.decode.hypothesis import ScoredTokens
+
+__all__ = ["Sampling", "draw_rows", "sample_search", "token_shares"]
+
+_DEAD = float("-inf")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What tokens are drawn from.
+
+    Attributes:
+        temperature: logits are divided by it; above 0.
+        top_k: the likeliest k tokens only; 0: all.
+        top_p: the likeliest tokens only, as few as have this probability together; 1: all.
+        seed: of all numbers.
+    """
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 1
+
+
+def token_shares(logits_XV: Tensor, forbidden: Sequence[int], sampling: Sampling) -> Tensor:
+    """Probabilities of the next tokens in float64: temperature, then top_k, then top_p, each renormalised."""
+    blocked = torch.tensor(list(forbidden), dtype=torch.long, device=logits_XV.device)
+    scaled_XV = (logits_XV.double() / sampling.temperature).index_fill(1, blocked, _DEAD)
+    if not sampling.top_k and sampling.top_p >= 1:
+        return scaled_XV.softmax(1)
+    sorted_XV, token_XV = scaled_XV.sort(dim=1, descending=True, stable=True)
+    if sampling.top_k:
+        sorted_XV[:, sampling.top_k :] = _DEAD
+    share_XV = sorted_XV.softmax(1)
+    before_XV = share_XV.cumsum(1) - share_XV
+    # The likeliest token is kept whatever top_p is.
+    share_XV[:, 1:].masked_fill_(before_XV[:, 1:] >= sampling.top_p, 0.0)
+    share_XV = share_XV / share_XV.sum(1, keepdim=True)
+    return torch.zeros_like(share_XV).scatter_(1, token_XV, share_XV)
+
+
+def draw_rows(share_XV: Tensor, uniform_X: Tensor) -> Tensor:
+    """The token of each row at which the cumulated shares pass a number from [0, 1)."""
+    cumulated_XV = share_XV.cumsum(1)
+    target_X1 = (uniform_X * cumulated_XV[:, -1])[:, None]
+    found_X = torch.searchsorted(cumulated_XV, target_X1, right=True)[:, 0]
+    # Rounding may carry the number past the last token that has a share.
+    last_X = share_XV.shape[1] - 1 - (share_XV > 0).flip(1).int().argmax(1)
+    return torch.minimum(found_X, last_X)
+
+
+def sample_search(
+    step_function: StepFunction,
+    numbers: Sequence[int],
+    settings: SearchSettings,
+    sampling: Sampling,
+    device: torch.device | str = "cpu",
+) -> list[list[ScoredTokens]]:
+    """Draw K outputs of each sentence, K = `settings.beam`, in the order drawn.
+
+    Args:
+        step_function: gives the logits of the next tokens.
+        numbers: a name for each sentence, by which numbers are drawn.
+        settings: symbols and limits; the rules of a search are not used.
+        sampling: what is drawn from.
+        device: where `step_function` wants its tokens.
+
+    Returns:
+        Scores are the model's own (temperature 1, nothing left out), as those of a search.
+    """
+    draws = [torch.Generator().manual_seed(_mixed(sampling.seed, number)) for number in numbers]
+    K, going = settings.beam, list(range(len(numbers)))
+    tokens: list[list[list[int]]] = [[[] for _ in range(K)] for _ in numbers]
+    gains: list[list[list[float]]] = [[[] for _ in range(K)] for _ in numbers]
+    token_BK = torch.full((len(going), K), settings.start, device=device)
+    parent_BK: Tensor | None = None
+    for step in range(settings.max_steps):
+        logits_BKV = step_function(token_BK, parent_BK, step)
+        chosen_BK = _choose(logits_BKV, step, settings, sampling, [draws[i] for i in going])
+        gain_BKV = logits_BKV.double().log_softmax(2)
+        gain_BK = gain_BKV.gather(2, chosen_BK[..., None])[..., 0]
+        if step == 0 and settings.forced_first is not None and settings.stop == "transformers":
+            gain_BK = torch.zeros_like(gain_BK)
+        for i, row, gain in zip(going, chosen_BK.tolist(), gain_BK.tolist(), strict=True):
+            for k in range(K):
+                if not tokens[i][k] or tokens[i][k][-1] != settings.eos:
+                    tokens[i][k].append(row[k])
+                    gains[i][k].append(gain[k])
+        left = [b for b, i in enumerate(going) if any(said[-1] != settings.eos for said in tokens[i])]
+        if not left:
+            break
+        if len(left) < len(going):
+            left_B = torch.tensor(left, device=chosen_BK.device)
+            step_function.keep(left_B)
+            chosen_BK, going = chosen_BK[left_B], [going[b] for b in left]
+        token_BK, parent_BK = chosen_BK, torch.arange(K, device=chosen_BK.device).expand(len(going), K)
+    return [
+        [_result(*item, settings) for item in zip(tokens[i], gains[i], strict=True)]
+        for i in range(len(numbers))
+    ]
+
+
+def _choose(
+    logits_BKV: Tensor,
+    step: int,
+    settings: SearchSettings,
+    sampling: Sampling,
+    draws: Sequence[torch.Generator],
+) -> Tensor:
+    """The next token of each sample; what is forced uses no random numbers."""
+    shape = logits_BKV.shape[:2]
+    if step == settings.max_steps - 1:
+        return torch.full(shape, settings.eos, device=logits_BKV.device)
+    if step == 0 and settings.forced_first is not None:
+        return torch.full(shape, settings.forced_first, device=logits_BKV.device)
+    share_XV = token_shares(logits_BKV.flatten(0, 1), settings.forbidden, sampling)
+    uniform_BK = torch.stack([torch.rand(shape[1], generator=draw, dtype=torch.float64) for draw in draws])
+    return draw_rows(share_XV, uniform_BK.flatten().to(share_XV.device)).view(shape)
+
+
+def _result(tokens: Sequence[int], gains: Sequence[float], settings: SearchSettings) -> ScoredTokens:
+    skip = 0 if settings.forced_first is None else 1
+    score = sum(gains) / len(tokens) ** settings.length_penalty
+    return ScoredTokens(tuple(tokens[skip:-1]), score, len(tokens), tuple(gains[skip:-1]))
+
+
+def _mixed(seed: int, number: int) -> int:
+    """Seeds side by side would give like first numbers: they are mixed."""
+    return (seed * 0x9E3779B97F4A7C15 + (number + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
