@@ -20,7 +20,7 @@ ACTIVATED := PATH="$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(DEVICE_ENV)
 FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install install-dev pretrain test lint types unit fault-test slurm-test heavy-test golden bench \
+.PHONY: help install install-dev pretrain test lint types unit fault-test attack-test slurm-test heavy-test golden bench \
     bench-bart bench-decode gpu-test bench-gpu results-convergence results-glge clean
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test         install with development extras, then lint, types and tests"
 	@echo "make install      the environment alone (.venv)"
 	@echo "make fault-test   the long suite of kills, signals, damage and resumes; ends with a table"
+	@echo "make attack-test  every attack on data, checkpoints and ports, with 500 mutated files each; ends with a table"
 	@echo "make slurm-test   the job scripts under a real Slurm on this machine; INSTALL=1 installs it"
 	@echo "make heavy-test   every test, the long ones included"
 	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
@@ -77,6 +78,14 @@ fault-test: install-dev
 
 # INSTALL=1 installs Debian's Slurm if there is none; without one, the tests are skipped visibly.
 INSTALL ?=
+# What others send: mutated files, hostile servers, strangers at the ports; JANUS_ATTACK_EXAMPLES files of each kind.
+attack-test: install-dev
+	JANUS_ATTACK_EXAMPLES=500 $(PYTEST) --timeout 1800 tests/model/test_hostile_models.py \
+	    tests/data/stream/test_hostile_data.py tests/data/stream/test_hostile_server.py \
+	    tests/data/stream/test_hostile_cache.py tests/config/test_mutated_files.py tests/config/test_load_traps.py \
+	    tests/config/test_locations.py tests/train/loop/test_state.py tests/checkpoint/test_manifest.py \
+	    tests/parallel/test_liveness.py tests/fault/test_run_folder.py tests/cli/test_bad_streams.py
+
 slurm-test: install-dev
 	@INSTALL="$(INSTALL)" bash tests/slurm/install.sh
 	$(PYTEST) tests/slurm

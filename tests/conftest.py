@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import settings
 from tests.support.warm import WarmStarter
 
 # Examples are timed by nobody here: a loaded machine must not fail a test.
-settings.register_profile("untimed", deadline=None)
+ATTACKS = int(os.environ.get("JANUS_ATTACK_EXAMPLES", "0"))
+"""Mutated files a test; given by `make attack-test`, which then lists every attack in the table."""
+settings.register_profile("untimed", deadline=None, max_examples=ATTACKS or 100)
 settings.load_profile("untimed")
 
 Tally = Callable[[str, str], None]
@@ -32,6 +35,14 @@ def tally(record_property: Callable[[str, object], None]) -> Tally:
         record_property("tally", (check, count))
 
     return note
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every attack stands in the table of `make attack-test`, with the files that it mutates."""
+    for item in items if ATTACKS else []:
+        is_property = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+        count = f"up to {ATTACKS} mutated files" if is_property else "1 attack"
+        item.user_properties.append(("tally", (item.name[:100], count)))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -171,9 +171,9 @@ def as_blocks(passages: Sequence[Passage], first: int, found: Found, text: TextC
     """Source, reference and the best output of each mode below each other; `first` is the first's number."""
     lines = []
     for number, passage in enumerate(passages):
-        rows: dict[str, Any] = {"source": passage.source}
+        rows: dict[str, Any] = {"source": one_line(passage.source)}
         if passage.reference is not None:
-            rows["reference"] = passage.reference
+            rows["reference"] = one_line(passage.reference)
         for mode, items in found.items():
             item = items.items[number][0]
             rows[f"{mode.upper()} {item.score:.3f}"] = one_line(text.decode(item.tokens))

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Protocol
 from janus_ds.data.stream.fetch import Expected, RemoteFolder
 from janus_ds.data.stream.index import ShardEntry
 from janus_ds.errors import DamagedDataError, DataError, JanusError, ResourceError
-from janus_ds.io import disk_faults, sha256_of_file
+from janus_ds.io import disk_faults, open_regular, sha256_of_file
 
 __all__ = ["ReadAhead", "RemoteShards", "ShardCache", "logger"]
 
@@ -104,9 +104,17 @@ class ShardCache:
 
     def _open_whole(self, path: Path, size: int) -> int | None:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular(path)
         except FileNotFoundError:
             return None
+        # The folder's owner is trusted as well: on a network disk that may be how the system shows ourselves.
+        if os.fstat(descriptor).st_uid not in (os.geteuid(), 0, self.folder.stat().st_uid):
+            os.close(descriptor)
+            raise DataError(
+                "a shard in the cache belongs to another user, who could change it",
+                str(path),
+                "give data.cache_dir a folder of your own",
+            )
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         status = os.fstat(descriptor)
         # Removed between the two calls, or cut by a full disk or a crash of the machine.

@@ -31,6 +31,8 @@ from janus_ds.errors import DamagedDataError, DataError, JanusError
 from tests.support.tiny_data import make_tiny_data
 
 MB = 1 << 20
+ATTACKS = int(os.environ.get("JANUS_ATTACK_EXAMPLES", "0"))
+"""Mutated files of each kind, where `make attack-test` asks for more."""
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,11 @@ def mutated(value: Any, where: random.Random, odd: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", [Manifest, SplitIndex])
-@settings(max_examples=250, deadline=5000, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=ATTACKS or 250,
+    deadline=5000,
+    suppress_health_check=list(HealthCheck),
+)
 @given(seed=st.integers(0, 2**32), odd=ODD)
 def test_mutated_files_are_accepted_or_refused_in_words(tiny, tmp_path, kind, seed, odd):
     name = "manifest.json" if kind is Manifest else "train/index.json"
@@ -122,7 +128,11 @@ def test_mutated_files_are_accepted_or_refused_in_words(tiny, tmp_path, kind, se
         kind.load(tmp_path)
 
 
-@settings(max_examples=100, deadline=5000, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=ATTACKS or 100,
+    deadline=5000,
+    suppress_health_check=list(HealthCheck),
+)
 @given(seed=st.integers(0, 2**32), odd=ODD)
 def test_a_mutated_journal_starts_anew_or_goes_on(tmp_path_factory, seed, odd):
     folder = tmp_path_factory.mktemp("journal")
