@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from janus_ds.cli.arguments import new_parser
 from janus_ds.config.faults import suggestion
 from janus_ds.config.fields import FieldSpec
+from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.config.schema import FIELDS, SECTIONS
 from janus_ds.errors import UsageError
 
@@ -62,4 +63,8 @@ def _whole(spec: FieldSpec) -> str:
     lines = [spec.key, f"  type     {spec.type_name}", f"  default  {_default(spec)}"]
     if spec.choices:
         lines.append(f"  values   {', '.join(spec.choices)}")
+    section, _, name = spec.key.partition(".")
+    presets = {preset: values[name] for preset, values in OBJECTIVE_PRESETS.items() if name in values}
+    if section == "objective" and presets:
+        lines.append("  presets  " + "\n           ".join(f"{p}: {value}" for p, value in presets.items()))
     return "\n".join([*lines, "", textwrap.indent(spec.text, "  ")])
