@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import count
+from time import perf_counter
 from typing import Protocol, cast
 
 import torch
@@ -143,6 +144,7 @@ def beam_search(
             continue
         closed_B = search.closed_B()
         free = [place for place, closed in enumerate(closed_B.tolist()) if closed]
+        search.note_finished(free)
         if waiting and _FREE_SHARE * len(free) >= len(closed_B):
             place_X = torch.tensor(free[:waiting], device=parent_BK.device)
             cast(RefillableSteps, step_function).refill(place_X)
@@ -171,6 +173,11 @@ class _Search:
         """The number of the sentence at each place."""
         self.steps = [0] * sentences
         """Steps that were made at each place."""
+        self.began = [perf_counter()] * sentences
+        self.cost: dict[int, tuple[int, float]] = {}
+        """Passes and seconds of each sentence whose search has ended."""
+        self.fed = [int(settings.fed_first and settings.forced_first is not None)] * sentences
+        """Steps at each place that took no pass of their own."""
         self.last_BK = torch.full(shape, settings.start, device=device)
         room = min(settings.max_steps, _FIRST_STEPS)
         self.token_BKT = torch.zeros((*shape, room), dtype=torch.long, device=device)
@@ -209,6 +216,7 @@ class _Search:
         self.found += [[] for _ in places]
         for number, place in enumerate(places, first):
             self.sentences[place], self.steps[place] = number, 0
+            self.began[place], self.fed[place] = perf_counter(), 0
         self.last_BK[place_X] = self.settings.start
         self.score_BK[place_X] = _DEAD
         self.score_BK[place_X, 0] = 0.0
@@ -244,9 +252,17 @@ class _Search:
         self.write_down(range(len(self.sentences)))
         self.sentences = [self.sentences[b] for b in sentence_B.tolist()]
         self.steps = [self.steps[b] for b in sentence_B.tolist()]
+        self.began = [self.began[b] for b in sentence_B.tolist()]
+        self.fed = [self.fed[b] for b in sentence_B.tolist()]
         self.last_BK, self.score_BK = self.last_BK[sentence_B], self.score_BK[sentence_B]
         self.token_BKT = self.token_BKT[sentence_B]
         self.pool.keep(sentence_B)
+
+    def note_finished(self, places: Iterable[int]) -> None:
+        """Keep what the sentences at these places cost, unless that is known already."""
+        for place in places:
+            spent = self.steps[place] - self.fed[place], perf_counter() - self.began[place]
+            self.cost.setdefault(self.sentences[place], spent)
 
     def write_down(self, places: Iterable[int]) -> None:
         """Put the finished hypotheses at some places into `found`, best first."""
@@ -263,8 +279,14 @@ class _Search:
             strict=True,
         )
         for place, order, scores, lengths, tokens in rows:
-            self.found[self.sentences[place]] = [
-                ScoredTokens(tuple(tokens[k][skip : lengths[k] - 1]), scores[k]) for k in order if lengths[k]
+            number = self.sentences[place]
+            passes, seconds = self.cost.get(number, (0, 0.0))
+            self.found[number] = [
+                ScoredTokens(
+                    tuple(tokens[k][skip : lengths[k] - 1]), scores[k], passes=passes, seconds=seconds
+                )
+                for k in order
+                if lengths[k]
             ]
 
     def _make_room(self) -> None:

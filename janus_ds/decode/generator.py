@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -176,7 +177,7 @@ class Generator:
         found = self.generate_ids([self.text.encode(text) for text in texts], progress)
         return [
             [
-                Hypothesis(decode(item.tokens), item.tokens, item.score, mode, item.passes)
+                Hypothesis(decode(item.tokens), item.tokens, item.score, mode, item.passes, item.seconds)
                 for item in candidates
             ]
             for candidates in found
@@ -208,11 +209,12 @@ class Generator:
                 progress(done, len(sources))
 
         for batch in batches:
-            before = done
+            before, began = done, perf_counter()
             numbers = [first + i for i in batch]
             results = self._decode([sources[i] for i in batch], numbers, places, report)
             for index, candidates in zip(batch, results, strict=True):
-                found[index] = candidates
+                seconds = perf_counter() - began
+                found[index] = [replace(item, seconds=item.seconds or seconds) for item in candidates]
             report(len(batch) - (done - before))
         return found
 

@@ -19,9 +19,11 @@ class ScoredTokens:
     tokens: tuple[int, ...]
     score: float
     passes: int = field(default=0, compare=False)
-    """Decoder passes that its sentence took part in, where they are counted (not in beam search)."""
+    """Decoder passes that its sentence took part in; in AR, steps until its search ended."""
     token_scores: tuple[float, ...] = field(default=(), compare=False)
     """Log-probability of each token, where they cost nothing (samples of AR)."""
+    seconds: float = field(default=0.0, compare=False)
+    """From the start of its batch (in AR, of its sentence) to the end, in wall time."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Hypothesis:
             generated token). NAR: average log-probability of a token (`decode.nar_score`). Mode aux: the
             same, by AUX.
         mode: "ar", "nar", "draft" or "aux".
-        passes: see :class:`ScoredTokens`.
+        passes, seconds: see :class:`ScoredTokens`.
     """
 
     text: str
@@ -43,3 +45,4 @@ class Hypothesis:
     score: float
     mode: str
     passes: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)

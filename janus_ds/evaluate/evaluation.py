@@ -326,7 +326,7 @@ def one_by_one(generator: Generator, ids: Sequence[int]) -> int:
 def _hypothesis(generator: Generator, item: ScoredTokens) -> Hypothesis:
     text = "" if generator.text is None else generator.text.decode(item.tokens)
     mode = generator.config.decode.mode
-    return Hypothesis(one_line(text), item.tokens, item.score, mode, item.passes)
+    return Hypothesis(one_line(text), item.tokens, item.score, mode, item.passes, item.seconds)
 
 
 def _origin(run: LoadedRun, request: EvalRequest) -> dict[str, Any]:

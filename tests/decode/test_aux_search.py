@@ -140,3 +140,23 @@ def test_options_that_aux_does_not_know(decode: dict[str, Any], told: str) -> No
     assert caught.value.fix
     # A beam that the recipe names is AR's.
     assert with_decode(RunConfig(), {"mode": "aux"}).decode.beam == 1
+
+
+def test_every_hypothesis_says_what_it_cost() -> None:
+    """Passes are those of the sentence alone, in a batch as well."""
+    run = load_run("demo", {"beam": 1, "length_beam": 1, "iterations": 2})
+    assert run.text is not None
+    texts = ["Er wohnt in Berlin.", "Ja!", "Ich habe heute keine Zeit.", ""]
+    for mode in ("ar", "nar", "draft", "aux"):
+        found = []
+        for batch in (1, 4):
+            config = with_decode(run.config, {"mode": mode})
+            generator = Generator(run.model, run.text, run.special, config, batch_sentences=batch)
+            found.append(generator.generate(texts))
+        for one, other in zip(*found, strict=True):
+            assert one.mode == other.mode == mode
+            assert one.passes == other.passes
+            assert (one.seconds > 0) == (one.passes > 0) == bool(one.tokens)
+        if mode == "ar":
+            # One pass a token, eos included.
+            assert [item.passes for item in found[0]][:3] == [len(i.tokens) + 1 for i in found[0]][:3]
