@@ -64,6 +64,8 @@ class StopSignals:
         reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        # A forked child shares the socket: a signal to the child must not be heard as one to this process.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         launchers = find_launchers(os.getppid())
         if not launchers and _has_launcher(os.environ):
             self.ask("the launcher is gone")

@@ -133,3 +133,25 @@ def test_only_a_rank_that_was_asked_tells_the_others() -> None:
             signal.signal(number, handler)
     assert told == ["SIGTERM"]
     assert heard.name == "rank 0: SIGTERM"
+
+
+def test_a_signal_to_a_forked_child_is_not_one_to_this_process() -> None:
+    requests = StopSignals()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        requests.install()
+        requests.watch()
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)  # its handler, inherited, only sets a flag
+            os._exit(7 if requests.name == "SIGTERM" else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        time.sleep(0.5)
+        assert requests.name is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_until(requests.asked, 20, "the request")
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert requests.name == "SIGUSR1"
