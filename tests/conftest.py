@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.support.hostile import ATTACKS
 from tests.support.warm import WarmStarter
 
 # Examples are timed by nobody here: a loaded machine must not fail a test.
-ATTACKS = int(os.environ.get("JANUS_ATTACK_EXAMPLES", "0"))
-"""Mutated files a test; given by `make attack-test`, which then lists every attack in the table."""
 settings.register_profile("untimed", deadline=None, max_examples=ATTACKS or 100)
 settings.load_profile("untimed")
 

@@ -11,22 +11,14 @@ import pytest
 
 from janus_ds.__main__ import COMMANDS, main
 from janus_ds.metrics.meteor import JAR_VARIABLE
+from tests.support.commands import SMALL, ZERO2, say
 from tests.support.programs import python
 from tests.support.tiny_data import make_tiny_data
-
-ROOT = Path(__file__).parents[2]
-ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
-SMALL = ["model.d_model=16", "model.ffn_dim=24", "model.heads=2", "train.global_batch=8"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_data(tmp_path_factory.mktemp("data"))
-
-
-def say(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

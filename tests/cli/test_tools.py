@@ -23,32 +23,18 @@ from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import FIELDS
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.text.tokenizer import train_sentencepiece
-from janus_ds.errors import DataError, JanusError, MissingDependencyError, UsageError
+from janus_ds.errors import DataError, MissingDependencyError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import DenseLayers
 from janus_ds.stream_mask import Segment, visible
+from tests.support.commands import ROOT, SMALL, ZERO2, refusal, say
 from tests.support.programs import python
 from tests.support.tiny_data import make_tiny_data
-
-ROOT = Path(__file__).parents[2]
-ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
-SMALL = ["model.d_model=16", "model.ffn_dim=24", "model.heads=2", "train.global_batch=8"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_data(tmp_path_factory.mktemp("data"))
-
-
-def say(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
-
-
-def refusal(kind: type[JanusError], *arguments: object) -> str:
-    with pytest.raises(kind) as caught:
-        main([str(argument) for argument in arguments])
-    return str(caught.value)
 
 
 # The command itself

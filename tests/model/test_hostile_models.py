@@ -10,32 +10,19 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from janus_ds.decode.load import demo_folder, load_run
 from janus_ds.errors import CheckpointError, JanusError
 from janus_ds.model.formats.fairseq import load_fairseq
 from janus_ds.model.formats.hf_import import load_hf_bart
 from tests.support.hf_folder import hub_folder, hub_state
+from tests.support.hostile import ODD, PATHS, TRAPS, attacks, mutated
 
-EXAMPLES = int(os.environ.get("JANUS_ATTACK_EXAMPLES", "30"))
-"""Mutated files of each kind; `make attack-test` tries 500."""
 GB = 1 << 30
-TRAPS = ["[" * 200_000, '{"a":' * 100_000, "9" * 6000, "[]", '"x"', "null", "\0", "\xff"]
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(10**30), 10**30),
-    st.floats(),
-    st.text(max_size=8),
-    st.sampled_from(["../x", "a\0b", "9" * 400, 10**6, 10**9, [1], {"a": 1}, [], {}]),
-)
-PATHS = st.lists(st.integers(0, 1 << 16), min_size=1, max_size=5)
 
 
 @contextmanager
@@ -48,19 +35,6 @@ def room(most: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def mutated(value: Any, path: list[int], odd: Any) -> Any:
-    """The value with what lies at the end of a path replaced, or left out where `odd` is [1]."""
-    if not path or not isinstance(value, dict | list) or not value:
-        return odd
-    copy: Any = value.copy()
-    key: Any = sorted(value)[path[0] % len(value)] if isinstance(value, dict) else path[0] % len(value)
-    if odd == [1] and len(path) == 1:
-        del copy[key]
-    else:
-        copy[key] = mutated(value[key], path[1:], odd)
-    return copy
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +82,7 @@ def test_files_of_another_shape_are_refused(demo: Path, tmp_path: Path, text: st
         load_hf_bart(tmp_path, None)
 
 
-@settings(max_examples=EXAMPLES, deadline=5000, suppress_health_check=list(HealthCheck))
+@attacks(30)
 @given(path=PATHS, odd=ODD)
 def test_a_mutated_record_is_taken_or_refused(demo: Path, path: list[int], odd: object) -> None:
     record = json.loads((demo_folder() / "run.json").read_text())
@@ -117,7 +91,7 @@ def test_a_mutated_record_is_taken_or_refused(demo: Path, path: list[int], odd: 
         load_run(demo)
 
 
-@settings(max_examples=EXAMPLES, deadline=5000, suppress_health_check=list(HealthCheck))
+@attacks(30)
 @given(path=PATHS, odd=ODD)
 def test_a_mutated_configuration_is_taken_or_refused(hub: Path, path: list[int], odd: object) -> None:
     name = "config.json" if path[0] % 4 else "generation_config.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.journal import Journal, Progress
@@ -28,11 +26,10 @@ from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.data.text.text_files import TextFile
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DamagedDataError, DataError, JanusError
+from tests.support.hostile import ODD, PATHS, TRAPS, attacks, mutated
 from tests.support.tiny_data import make_tiny_data
 
 MB = 1 << 20
-ATTACKS = int(os.environ.get("JANUS_ATTACK_EXAMPLES", "0"))
-"""Mutated files of each kind, where `make attack-test` asks for more."""
 
 
 @pytest.fixture(scope="module")
@@ -82,43 +79,14 @@ def test_the_language_of_raw_text_is_a_name(tiny, tmp_path):
     assert source_limit({"request": {"settings": {"limits": {"source": "5"}}}}) is None
 
 
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(10**30), 10**30),
-    st.floats(),
-    st.text(max_size=8),
-    st.sampled_from(["../x", "a\0b", "9" * 400]),
-    st.lists(st.integers(), max_size=2),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-)
-
-
-def mutated(value: Any, where: random.Random, odd: Any) -> Any:
-    """The value with one of its leaves or branches replaced or left out."""
-    if isinstance(value, dict | list) and value and where.random() < 0.9:
-        copy = value.copy()
-        key = where.choice(sorted(value)) if isinstance(value, dict) else where.randrange(len(value))
-        if where.random() < 0.1:
-            del copy[key]
-        else:
-            copy[key] = mutated(value[key], where, odd)
-        return copy
-    return odd
-
-
 @pytest.mark.parametrize("kind", [Manifest, SplitIndex])
-@settings(
-    max_examples=ATTACKS or 250,
-    deadline=5000,
-    suppress_health_check=list(HealthCheck),
-)
-@given(seed=st.integers(0, 2**32), odd=ODD)
-def test_mutated_files_are_accepted_or_refused_in_words(tiny, tmp_path, kind, seed, odd):
+@attacks(250)
+@given(path=PATHS, odd=ODD)
+def test_mutated_files_are_accepted_or_refused_in_words(tiny, tmp_path, kind, path, odd):
     name = "manifest.json" if kind is Manifest else "train/index.json"
 
     def change(body: dict[str, Any]) -> None:
-        new = mutated(body, random.Random(seed), odd)
+        new = mutated(body, path, odd)
         body.clear()
         body.update(new if isinstance(new, dict) else {"value": new})
 
@@ -128,22 +96,18 @@ def test_mutated_files_are_accepted_or_refused_in_words(tiny, tmp_path, kind, se
         kind.load(tmp_path)
 
 
-@settings(
-    max_examples=ATTACKS or 100,
-    deadline=5000,
-    suppress_health_check=list(HealthCheck),
-)
-@given(seed=st.integers(0, 2**32), odd=ODD)
-def test_a_mutated_journal_starts_anew_or_goes_on(tmp_path_factory, seed, odd):
+@attacks(100)
+@given(path=PATHS, odd=ODD)
+def test_a_mutated_journal_starts_anew_or_goes_on(tmp_path_factory, path, odd):
     folder = tmp_path_factory.mktemp("journal")
     with Journal(folder, {}) as journal:
         journal.commit(Progress())
-        path = folder / ".prepare" / "state.json"
-        path.write_text(json.dumps(mutated(json.loads(path.read_text()), random.Random(seed), odd)))
+        file = folder / ".prepare" / "state.json"
+        file.write_text(json.dumps(mutated(json.loads(file.read_text()), path, odd)))
         assert isinstance(journal.load(), Progress)
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 100_000, "9" * 6000, "[]", '"x"', "\0"])
+@pytest.mark.parametrize("text", TRAPS)
 def test_files_of_another_shape_are_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     (tmp_path / "vocab.json").write_text(text)
