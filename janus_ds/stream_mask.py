@@ -7,12 +7,13 @@ name    rows                            rank of a row              token, positi
 ======  ==============================  =========================  ==============================
 ARC     AR content                      0 .. A-1                   the tokens fed to AR
 VIS     NAR content, not masked         0 .. V-1 (target order)    target tokens that are shown
-CMP     compensation                    0 .. M-1                   the M gold tokens
+CMP     compensation                    0 .. M-1 (AUX order)       the M gold tokens
 MSK     NAR content, masked             0 .. M-1                   MASK
 ARQ     AR query                        0 .. A-1                   MASK, one a predicted token
 QRY     AUX query                       0 .. M-1                   MASK
 ======  ==============================  =========================  ==============================
 
+The AUX order is the target order, unless `masking.aux_order` is random; CMP, MSK and QRY share it.
 VIS and MSK together are the paper's "original part". Keys and values come from content rows
 (ARC, VIS, CMP, MSK) only. The rule is four comparisons on two integers a row, so neither a loop
 over samples nor a three-dimensional matrix is needed (the paper's section on limitations names
@@ -50,8 +51,9 @@ CONTENT_SEGMENTS = (Segment.ARC, Segment.VIS, Segment.CMP, Segment.MSK)
 def visible(query_segment: Any, query_rank: Any, key_segment: Any, key_rank: Any) -> Any:
     """Whether a query row may attend to a content row, padding aside.
 
-    Works on integers, numpy arrays and tensors alike, with broadcasting. The rank of a query row
-    in ARQ is the number of AR content rows strictly before the token that it predicts, minus one.
+    ARC and ARQ row i: ARC 0 .. i; ARQ row i predicts the token after that of ARC row i. VIS and MSK: each
+    other. CMP row i: VIS, MASK j for j > i, gold j for j <= i. QRY row i: VIS, MASK j for j >= i, gold j
+    for j < i. Works on integers, numpy arrays and tensors alike, with broadcasting.
 
     Returns:
         boolean, of the broadcast shape.
@@ -60,11 +62,9 @@ def visible(query_segment: Any, query_rank: Any, key_segment: Any, key_rank: Any
     ar = ((q == _ARC) | (q == _ARQ)) & (k == _ARC) & (key_rank <= query_rank)
     original_key = (k == _VIS) | (k == _MSK)
     original = ((q == _VIS) | (q == _MSK)) & original_key
-    # Compensation row i: unmasked tokens, MASK j for j > i, gold j for j <= i.
     compensation = (q == _CMP) & (
         (k == _VIS) | ((k == _MSK) & (key_rank > query_rank)) | ((k == _CMP) & (key_rank <= query_rank))
     )
-    # AUX query row i: unmasked tokens, MASK j for j >= i, gold j for j < i.
     auxiliary = (q == _QRY) & (
         (k == _VIS) | ((k == _MSK) & (key_rank >= query_rank)) | ((k == _CMP) & (key_rank < query_rank))
     )

@@ -2,7 +2,8 @@
 
 The state is gathered to rank 0's memory while training waits; what takes long, writing it, happens in a
 thread beside the next steps. A save goes into a folder with a name that no reader looks at, is brought
-to disk, gets its `complete.json`, and is published by one rename. Old checkpoints are renamed away before
+to disk, gets its `complete.json`, and is published by one rename (two where the step is there already; a
+kill between them is repaired at the next start). Old checkpoints are renamed away before
 they are removed, so a folder with a checkpoint's name is complete or damaged by something else; the
 second is noticed by checksum, and the next older one is taken with a warning.
 

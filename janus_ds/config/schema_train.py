@@ -144,7 +144,7 @@ class DecodeConfig:
     AUX checks, the output is what AUX writes token by token (needs AUX).
     """
     beam: Count = 5
-    """AR beam; 1 is greedy. Modes draft and aux know no other."""
+    """AR beam; 1 is greedy, as the modes draft and aux always are."""
     beam_stop: Annotated[str, OneOf("fairseq", "transformers")] = "fairseq"
     """fairseq or transformers: when the search ends and how scores are normalised."""
     early_stopping: bool = False

@@ -14,7 +14,7 @@ Two rules say when a sentence is finished and which hypotheses are kept:
 Sentences that wait take the places of finished ones, so that a step is full as long as there is work;
 each place counts its own steps.
 
-Both take 2K candidates a step, let a hypothesis end only where its eos is among the best K, and
+Both rules take 2K candidates a step, let a hypothesis end only where its eos is among the best K, and
 divide a score by (number of generated tokens, eos included) ** length penalty.
 
 Shape letters: B sentences, K beams, C = 2K candidates, V vocabulary, T steps.
@@ -49,7 +49,7 @@ class StepFunction(Protocol):
         """
 
     def keep(self, sentence_B: Tensor) -> None:
-        """Go on with these sentences only, by index; the others are finished."""
+        """Go on with these sentences only, by their index among those held now; the others are finished."""
 
 
 class RefillableSteps(StepFunction, Protocol):
@@ -75,7 +75,8 @@ class SearchSettings:
 
     Attributes:
         beam: K; 1 is greedy search.
-        max_steps: most tokens that a hypothesis generates, eos (and a forced first token) included.
+        max_steps: most tokens that a hypothesis generates, eos (and a forced first token) included;
+            the last one is forced to be eos.
         start: the token that the decoder is fed first.
         eos: the token that ends a hypothesis.
         forbidden: tokens that are never generated.

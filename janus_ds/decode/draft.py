@@ -5,7 +5,7 @@ the drafted ones behind it; the query row of each gives AR's own choice for the 
 prefix of the draft that equals these choices is accepted, and one more token is known for certain: AR's
 choice where the draft differs, or behind its end. So a round settles at least one token, and by induction
 every settled token is what AR decoding one by one would have chosen: the output is that of greedy search
-(or, under a temperature, a sample of AR's distribution: `draft_sampling.py`). Several drafts of a sentence
+(or, under a temperature, a sample of AR's distribution: `model_drafts.py`). Several drafts of a sentence
 are checked at once, as beams; the one of which most is accepted counts.
 
 Sentences of a batch stand at points of their own. Rejected rows are dropped from the cache.

@@ -63,7 +63,7 @@ class RowDecoder(Protocol):
         """Logits over the vocabulary, shape (X, V)."""
 
     def keep(self, sentence_B: Tensor) -> None:
-        """Go on with these sentences only, by index; the others are finished."""
+        """Go on with these sentences only, by their index among those held now; the others are finished."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,9 @@ def remask_counts(inner_R: Tensor, step: int, steps: int) -> Tensor:
         inner_R: inner tokens n of each row.
         step: the pass just made, from 0.
         steps: T, passes in all.
+
+    Returns:
+        int64, shape (R,).
     """
     share = torch.tensor(1.0 - (step + 1) / steps, dtype=torch.float32)
     return (inner_R.float() * share.to(inner_R.device)).long()
@@ -126,7 +129,7 @@ def length_candidates(logits_BK: Tensor, rule: str, beam: int, convention: str, 
 def mask_predict(
     decoder: RowDecoder, length_BC: Tensor, settings: MaskPredictSettings
 ) -> list[list[ScoredTokens]]:
-    """Fill all rows, in at most I + 1 passes.
+    """Fill all rows, in at most I + 1 passes; with a threshold and no I, until nothing is masked.
 
     Args:
         decoder: the model on its encoded sources.
@@ -140,16 +143,16 @@ def mask_predict(
     Raises:
         ValueError: neither a number of iterations nor a threshold.
     """
-    rows, threshold, passes = TargetRows(length_BC, settings), settings.threshold, settings.iterations
-    if threshold is None and passes is None:
+    rows, threshold, iterations = TargetRows(length_BC, settings), settings.threshold, settings.iterations
+    if threshold is None and iterations is None:
         raise ValueError("mask-predict needs a number of iterations, or a threshold")
     for step in count():
-        if not rows.fill(decoder) or step == passes:
+        if not rows.fill(decoder) or step == iterations:
             break  # With nothing masked now, nothing is masked later.
         if threshold is not None:
             rows.mask_unsure(threshold)
-        elif passes is not None:
-            rows.mask_again(remask_counts(rows.inner_R, step, passes + 1))
+        elif iterations is not None:
+            rows.mask_again(remask_counts(rows.inner_R, step, iterations + 1))
     return rows.result()
 
 

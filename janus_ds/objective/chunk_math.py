@@ -3,13 +3,13 @@
 G streams predict the same n tokens (AR, NAR, AUX; or AR alone), z_GnV are their logits over this
 rank's V vocabulary rows, p the softmax over the whole vocabulary, eps the smoothing:
 
-    LS_g = log s_g - (1 - eps) z_g[target] - eps mean(z_g)             z shifted by its maximum
+    LS_g = log s_g - (1 - eps) z_g[target] - eps mean(z_g)    z shifted by its maximum, s_g = sum_v exp z_g[v]
     K_gh = 1/2 (E_g[z_g - z_h] + E_h[z_h - z_g])                       E_g: expectation under p_g
     dLS_g/dz_g = p_g - (1 - eps) onehot - eps / vocabulary
     dK_gh/dz_g = 1/2 (p_g (1 + z_g - z_h - E_g[z_g - z_h]) - p_h)
 
 Under tensor parallelism two collectives a chunk make every sum one over the whole vocabulary: the
-maximum of G floats a token, then the sum of 3 G + 2 floats a pair.
+maximum of G floats a token, then the sum of 3 G + 2 P floats a token for P pairs.
 """
 
 from __future__ import annotations

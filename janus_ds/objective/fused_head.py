@@ -5,8 +5,8 @@ in the forward pass; then dH = dZ W and dW += dZ^T H. Nothing of vocabulary widt
 nothing is computed twice; the weight itself is not needed in the backward pass (which ZeRO-3 likes).
 Tokens that AR, NAR and AUX all predict go as one group, since the KL terms pair their rows.
 
-Exact: loss and gradients equal those of `losses.py` under autograd. Logits, softmax and all
-accumulation are float32 at least; for 16-bit inputs the operands of the products are 16-bit.
+Exact: loss and gradients equal those of `tests/support/plain_losses.py` under autograd. Logits, softmax
+and all accumulation are float32 at least; for 16-bit inputs the operands of the products are 16-bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The JANUS objective: named sums over global counts (equations 1 to 5 of the paper)."""
+"""The JANUS objective: named sums over global counts (equations 1 to 5 of the paper).
+
+    total = sum_g w_g LS_g / N_g + sum_gh w_gh K_gh / M + w_length CE_length / B
+
+N_g counts the tokens that stream g predicts, M the masked tokens, B the samples, each in the whole step.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +36,9 @@ class LossReport:
         total: the weighted loss, with gradient, 0-dim.
         terms: "ar", "nar", "aux" (label-smoothed), "ar_nll", "nar_nll", "aux_nll", "length",
             "kl_ar_nar", "kl_ar_aux", "kl_nar_aux", and between two dropout draws "kl_ar_ar", "kl_nar_nar",
-            "kl_aux_aux": those that are trained, and in evaluation the losses
-            of all streams that have rows; unweighted, without gradient,
-            float64, each divided by its own global count: their sum over micro-batches and ranks is
-            the mean over the step.
+            "kl_aux_aux". In training those with a weight; in evaluation also the losses of all streams
+            that have rows. In nats, unweighted, without gradient, float64, each divided by its own
+            global count: the sum over micro-batches and ranks is the mean over the step.
     """
 
     total: Tensor

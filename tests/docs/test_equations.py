@@ -63,6 +63,23 @@ def rows() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_functions_and_links_exist(document: str) -> None:
+    wrong = names_that_are_not_there(document)
+    for place, line in lines(document):
+        for link in LINK.findall(line):
+            if not (ROOT / document).parent.joinpath(link).exists():
+                wrong.append(f"{place}: the link {link} leads nowhere")
+    assert not wrong, "fix these lines:\n" + "\n".join(wrong)
+
+
+def test_files_that_the_package_names_exist() -> None:
+    wrong = [
+        text for file in python_files() if "janus_ds/" in file for text in names_that_are_not_there(file)
+    ]
+    assert not wrong, "fix these lines:\n" + "\n".join(wrong)
+
+
+def names_that_are_not_there(document: str) -> list[str]:
+    """Files and their members, in backticks, that the project does not have."""
     wrong = []
     for place, line in lines(document):
         for name, member in PATH.findall(line):
@@ -74,10 +91,7 @@ def test_files_functions_and_links_exist(document: str) -> None:
         for name in SHORT.findall(line):
             if not any(f"/{path}".endswith(f"/{name}") for path in python_files()):
                 wrong.append(f"{place}: there is no {name}")
-        for link in LINK.findall(line):
-            if not (ROOT / document).parent.joinpath(link).exists():
-                wrong.append(f"{place}: the link {link} leads nowhere")
-    assert not wrong, "fix these lines:\n" + "\n".join(wrong)
+    return wrong
 
 
 def test_each_row_names_code_a_test_and_its_results() -> None:

@@ -246,7 +246,7 @@ class ShardReader:
 
         Raises:
             DamagedDataError: the shard is missing, cut, swapped or changed; names shard and member.
-            DataError: it cannot be fetched.
+            DataError: it cannot be fetched, or opened (rights, too many open files).
         """
         entry = self._index.shards[shard].members[member]
         return self._use(shard, member, lambda read, where: unpack_member(entry, self._index, read, where))
@@ -317,9 +317,7 @@ class ShardReader:
         except FileNotFoundError:
             raise DamagedDataError("the shard is missing", where, _VERIFY) from None
         except OSError as error:
-            kind = (
-                DataError if error.errno in (errno.EACCES, errno.EMFILE, errno.ENFILE) else DamagedDataError
-            )
+            kind = DataError if error.errno in _NO_DAMAGE else DamagedDataError
             raise kind(f"the shard cannot be opened ({error.strerror})", where, _VERIFY) from None
         size = os.fstat(descriptor).st_size
         if size != entry.size and not self._cut_shards:

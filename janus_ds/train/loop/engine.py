@@ -1,8 +1,8 @@
 """Wrapper around DeepSpeed; the only caller of `deepspeed.initialize`.
 
 What the rest of the package sees: forward a micro-batch, go backward, update, save, load, whole
-weights. Dropout is seeded before each micro-batch from (seed, step, micro-batch, rank), so a step is
-a function of weights and step number, and a checkpoint needs no random state.
+weights. Dropout is seeded before each micro-batch from (seed, step, micro-batch, data-parallel rank), so a
+step is a function of weights and step number, and a checkpoint needs no random state.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Update:
     """What one optimizer step did."""
 
     applied: bool
-    """False where DeepSpeed found a gradient that is not finite, and left all weights alone."""
+    """False where a gradient is not finite, so that all weights are as before."""
     grad_norm: float
     """Global norm before clipping, without loss scale."""
     loss_scale: float
@@ -123,7 +123,7 @@ class TrainingEngine:
 
     @property
     def largest_gradient(self) -> Tensor | None:
-        """The largest number in this rank's gradient of the table, from the last micro-batch alone.
+        """The largest absolute value in this rank's gradient of the table, from the last micro-batch alone.
 
         Not finite where anything in that backward pass was not; a scalar on the device.
         """

@@ -132,7 +132,10 @@ class MasterState:
         return whole if self._topology.is_main else None
 
     def _joined(self, names: list[str], moment: str | None) -> Iterable[Tensor]:
-        """This rank's tensor-parallel shards of some parameters, joined over the data-parallel ranks."""
+        """This rank's tensor-parallel shards of some parameters, whole.
+
+        Joined on the first data-parallel rank; elsewhere undefined.
+        """
         parameters = [self._parameters[name] for name in names]
         if moment is None and self._stage < 3 and parameters[0].dtype == torch.float32:
             return [parameter.detach() for parameter in parameters]

@@ -56,6 +56,10 @@ class TrainerParts:
         config: the resolved recipe.
         identity: goes into every checkpoint.
         run: the run folder.
+        engine: model, optimizer and their state.
+        validator: losses and outputs of the validation set.
+        checkpoints: saves and finds them.
+        memory: watches what the device holds.
         vocab_size: of the tokenizer, for the work count.
         signals: stop requests of this process.
         watchdog: is told what goes on.

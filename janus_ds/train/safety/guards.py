@@ -1,11 +1,11 @@
-"""Collective decision to apply, skip or abort an update: the only place where a step is made not to count.
+"""Collective decision to apply, skip or abort an update: where it is decided that a step does not count.
 
 All ranks decide together, since a rank that decides alone leaves the others waiting in a collective.
 The guard works in three phases:
 
 - observe: the losses and gradients of this rank's micro-batches (`veto`, `after_backward`). If any rank
   saw a loss that is not finite, `veto` turns the last micro-batch's loss into NaN on all ranks, so that
-  DeepSpeed drops the accumulated gradient in any ZeRO stage and precision;
+  the accumulated gradient is dropped: by DeepSpeed under ZeRO, else by the engine;
 - decide: whether the step counted, was skipped, or was one skip too many (`judge`);
 - explain: the cause, the samples to blame, and the error that ends a run (`error`).
 """
@@ -195,11 +195,11 @@ class StepGuard:
         return bool(self._topology.agree(int(self._signals.name is not None)))
 
     def weigh(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
-        """Factors of the loss terms in this step and in the one before."""
+        """Forget what losses were like if the factors of their terms change with this step, as in a ramp."""
         self._spikes.weigh(now, before)
 
     def veto(self, loss: Tensor, *, last: bool) -> Tensor:
-        """The loss to go backward from: itself, or NaN where the step must not count.
+        """The loss to go backward from, 0-dim: itself, or NaN where the step must not count. Collective.
 
         With the last micro-batch, all ranks agree whether any of them saw a loss that is not finite,
         and whether the step's loss is a spike that is not to count. The agreement stays on the device:
@@ -223,11 +223,11 @@ class StepGuard:
         return loss * torch.where(vetoed, torch.nan, 1.0)
 
     def after_backward(self, largest: Tensor | None) -> None:
-        """Note the largest number in a part of this micro-batch's own gradient, or that there is none."""
+        """Note the largest absolute value in a part of this micro-batch's gradient; None: there is none."""
         self._seen.gradients.append(largest)
 
     def judge(self, step: int, update: Update, sample_ids: Sequence[Sequence[int]]) -> Verdict:
-        """After the update: whether the step counted, was skipped, or was one skip too many.
+        """After the update: whether the step counted, was skipped, or was one skip too many. Collective.
 
         Args:
             step: number of the step, from 0.
