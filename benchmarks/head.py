@@ -71,7 +71,7 @@ class _Rows:
             ]
             hidden = self.hidden
         plan = HeadPlan(tuple(groups), self.vocab, DenseLayers(), compiled=compiled)
-        return fused_head(hidden, self.weight, None, plan)[0]
+        return fused_head(hidden, self.weight, plan)[0]
 
     def naive(self, aux: bool) -> Tensor:
         """Total from whole logits under autograd."""

@@ -205,5 +205,3 @@ class PredictedRows:
     length_logits_BK: Tensor | None
     output_weight: Tensor
     """The tied output embedding, (V, D), or this rank's rows of it under tensor parallelism."""
-    output_bias: Tensor | None = None
-    """Optional logit bias of width V (BART's `final_logits_bias`), sharded like the weight."""

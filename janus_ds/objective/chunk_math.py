@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from janus_ds.parallel.tensor_parallel import ParallelLayers
+from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["ChunkResult", "Terms", "VocabSlice", "chunk_losses", "logit_gradient", "row_maximum"]
 

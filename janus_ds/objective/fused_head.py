@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_losses, logit_gradient
 from janus_ds.objective.compiled_chunk import chunk_gradient
-from janus_ds.parallel.tensor_parallel import ParallelLayers
+from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["HeadPlan", "RowGroup", "fused_head", "rows_per_chunk"]
 
@@ -67,23 +67,21 @@ class HeadPlan:
 
 
 def fused_head(
-    hidden: Mapping[str, Tensor], weight_VD: Tensor, bias_V: Tensor | None, plan: HeadPlan
+    hidden: Mapping[str, Tensor], weight_VD: Tensor, plan: HeadPlan
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted total of all groups, with gradients to hidden rows, weight and bias.
+    """Weighted total of all groups, with gradients to hidden rows and weight.
 
     Args:
         hidden: hidden rows of each stream, (N, D) each; replicated under tensor parallelism.
         weight_VD: output table, or this rank's rows of it; rows beyond the vocabulary are padding.
-        bias_V: bias of the logits, sharded as the table, or None.
         plan: what to compute.
 
     Returns:
         the total (0-dim, float32 at least) and the sums by name, float64 without gradient.
     """
-    inputs = [*hidden.values(), weight_VD, *([] if bias_V is None else [bias_V])]
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (*hidden.values(), weight_VD))
     apply: Callable[..., tuple[Tensor, ...]] = _FusedHead.apply
-    total, *group_sums = apply(plan, tuple(hidden), wanted, bias_V, weight_VD, *hidden.values())
+    total, *group_sums = apply(plan, tuple(hidden), wanted, weight_VD, *hidden.values())
     sums: dict[str, Tensor] = {}
     for group, values in zip(plan.groups, group_sums, strict=True):
         for name, value in zip(group.sum_names(), values.unbind(), strict=True):
@@ -109,20 +107,18 @@ class _FusedHead(torch.autograd.Function):
         plan: HeadPlan,
         names: tuple[str, ...],
         wanted: bool,
-        bias_V: Tensor | None,
         weight_VD: Tensor,
         *hidden: Tensor,
     ) -> tuple[Tensor, ...]:
         operand = _operand_dtype(hidden[0])
         with torch.autocast(weight_VD.device.type, enabled=False):
             rows = dict(zip(names, hidden, strict=True))
-            head = _Head(plan, (weight_VD, bias_V), rows, operand, wanted)
+            head = _Head(plan, weight_VD, rows, operand, wanted)
             sums = [head.run(group) for group in plan.groups]
             total = sum(_weighted(s, group.terms) for s, group in zip(sums, plan.groups, strict=True))
             if wanted:
                 ctx.save_for_backward(*head.gradients())
                 ctx.dtypes = [x.dtype for x in (weight_VD, *hidden)]
-                ctx.bias_dtype = None if bias_V is None else bias_V.dtype
         ctx.mark_non_differentiable(*sums)
         ctx.set_materialize_grads(False)
         return torch.as_tensor(total).to(head.dtype), *sums
@@ -131,12 +127,11 @@ class _FusedHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad_total is None:
-            return (None,) * (4 + len(ctx.dtypes))
+            return (None,) * (3 + len(ctx.dtypes))
         # Still in at least float32: the loss scale of float16 comes in here, before the cast. In
         # place, to save a copy of the table: a second backward fails on autograd's version check.
-        bias_gradient, *others = (gradient.mul_(grad_total) for gradient in ctx.saved_tensors)
-        bias = None if ctx.bias_dtype is None else bias_gradient.to(ctx.bias_dtype)
-        return None, None, None, bias, *(g.to(dtype) for g, dtype in zip(others, ctx.dtypes, strict=True))
+        gradients = (gradient.mul_(grad_total) for gradient in ctx.saved_tensors)
+        return None, None, None, *(g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
 
 
 class _Head:
@@ -145,12 +140,11 @@ class _Head:
     def __init__(
         self,
         plan: HeadPlan,
-        table: tuple[Tensor, Tensor | None],
+        weight_VD: Tensor,
         hidden: dict[str, Tensor],
         operand: torch.dtype,
         wanted: bool,
     ) -> None:
-        weight_VD, bias_V = table
         rows, first = weight_VD.shape[0], plan.parallel.rank * weight_VD.shape[0]
         count = min(max(plan.vocab_size - first, 0), rows)
         self.dtype = torch.float64 if operand == torch.float64 else torch.float32
@@ -159,7 +153,6 @@ class _Head:
         self._operand = operand
         self._product = operand if weight_VD.is_cuda else self.dtype
         self._weight_VD = self._rounded(weight_VD.detach()[:count])
-        self._bias_V = None if bias_V is None else bias_V.detach()[:count].to(self.dtype)
         self._wanted = wanted
         self._compiled = plan.compiled and wanted and count > 0
         # By the rows of the table here, padding included: all ranks must cut the same chunks.
@@ -174,7 +167,6 @@ class _Head:
             parts = torch.split(self._hidden_gradient, lengths)
             self._hidden_gradients = dict(zip(hidden, parts, strict=True))
             self._weight_gradient = torch.zeros_like(weight_VD, dtype=self.dtype)
-            self._bias_gradient = weight_VD.new_zeros(0 if bias_V is None else rows, dtype=self.dtype)
 
     def run(self, group: RowGroup) -> Tensor:
         """Sums of one group's terms; adds to the gradients, in units of the largest coefficient."""
@@ -202,23 +194,19 @@ class _Head:
         return sums
 
     def gradients(self) -> list[Tensor]:
-        """Of the bias (empty without one), the table and each stream's hidden rows."""
-        for gradient in (self._bias_gradient, self._weight_gradient, self._hidden_gradient):
+        """Of the table and each stream's hidden rows."""
+        for gradient in (self._weight_gradient, self._hidden_gradient):
             gradient.mul_(self._gradient_unit)
         self._vocab.parallel.all_reduce_sum(self._hidden_gradient)
-        return [self._bias_gradient, self._weight_gradient, *self._hidden_gradients.values()]
+        return [self._weight_gradient, *self._hidden_gradients.values()]
 
     def _logits(self, h_ND: Tensor) -> Tensor:
         if self._product == self.dtype:
-            z_NV = torch.mm(h_ND, self._weight_VD.t(), out=self._buffer("logits", len(h_ND)))
-        else:
-            z_NV = torch.mm(h_ND, self._weight_VD.t(), out_dtype=self.dtype)
-        return z_NV if self._bias_V is None else z_NV.add_(self._bias_V)
+            return torch.mm(h_ND, self._weight_VD.t(), out=self._buffer("logits", len(h_ND)))
+        return torch.mm(h_ND, self._weight_VD.t(), out_dtype=self.dtype)
 
     def _accumulate(self, dz_NV: Tensor, h_ND: Tensor, names: tuple[str, ...], rows: list[Tensor]) -> None:
         count = self._vocab.count
-        if self._bias_V is not None:
-            self._bias_gradient[:count] += dz_NV.sum(0)
         dz_NV = self._rounded(dz_NV)
         if self._product == self.dtype:
             dh_ND = torch.mm(dz_NV, self._weight_VD)

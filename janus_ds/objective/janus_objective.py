@@ -18,7 +18,7 @@ from janus_ds.batch import BatchCounts, PredictedRows, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.objective.chunk_math import Terms
 from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
-from janus_ds.parallel.tensor_parallel import ParallelLayers
+from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["JanusObjective", "LossReport", "length_cross_entropy", "ramp_factors"]
 
@@ -90,7 +90,7 @@ class JanusObjective(nn.Module):
         scales = self._scales(counts, factors or {})
         groups = self._groups(batch, tuple(hidden), scales)
         plan = HeadPlan(groups, self._vocab_size, self._parallel, compiled=self.compiled_head)
-        total, sums = fused_head(hidden, rows.output_weight, rows.output_bias, plan)
+        total, sums = fused_head(hidden, rows.output_weight, plan)
         if rows.length_logits_BK is not None:
             length = length_cross_entropy(rows.length_logits_BK, batch.length_target_B).sum()
             sums["length"] = length.detach().double()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +13,10 @@ __all__ = [
     "SEED_LIMIT",
     "DenseLayers",
     "ParallelLayers",
-    "mark_sharded",
     "merge_shards",
     "shard_dims",
     "take_shard",
 ]
-
-
-def mark_sharded(parameter: nn.Parameter, dim: int) -> None:
-    """Mark a parameter that a model sharded by hand along `dim`.
-
-    DeepSpeed counts unmarked parameters on the group's first rank only when it takes the gradient
-    norm, so a shard without this mark makes clipping wrong.
-    """
-    marks: Any = parameter
-    marks.tensor_model_parallel = True
-    marks.partition_dim = dim
-    marks.partition_stride = 1
 
 
 def shard_dims(model: nn.Module) -> dict[str, int | None]:
@@ -68,28 +54,16 @@ class ParallelLayers(ABC):
     rank: int = 0
 
     @abstractmethod
-    def column_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
+    def column_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
         """Linear layer whose output features are sharded: (..., in) -> (..., out / size)."""
 
     @abstractmethod
-    def row_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
+    def row_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
         """Linear layer whose input features are sharded: (..., in / size) -> (..., out)."""
 
     @abstractmethod
     def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
         """Embedding whose rows are sharded; `rows` must divide by `size`. Output replicated."""
-
-    @abstractmethod
-    def copy_to_region(self, x: Tensor) -> Tensor:
-        """Identity; the gradient is summed over the group."""
-
-    @abstractmethod
-    def reduce_from_region(self, x: Tensor) -> Tensor:
-        """Sum over the group; the gradient passes unchanged."""
 
     @abstractmethod
     def all_reduce_max(self, x: Tensor) -> Tensor:
@@ -123,30 +97,19 @@ class ParallelLayers(ABC):
 class DenseLayers(ParallelLayers):
     """Size 1: torch.nn and identities; nothing but torch is imported."""
 
-    def column_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
-        layer = nn.Linear(in_features, out_features, bias, device="meta").to_empty(device="cpu")
+    def column_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
+        layer = nn.Linear(in_features, out_features, device="meta").to_empty(device="cpu")
         nn.init.normal_(layer.weight, 0.0, std)
-        if bias:
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(layer.bias)
         return layer
 
-    def row_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
-        return self.column_linear(in_features, out_features, bias, std=std)
+    def row_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
+        return self.column_linear(in_features, out_features, std=std)
 
     def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
         table = nn.Embedding(rows, dim, device="meta").to_empty(device="cpu")
         nn.init.normal_(table.weight, 0.0, std)
         return table
-
-    def copy_to_region(self, x: Tensor) -> Tensor:
-        return x
-
-    def reduce_from_region(self, x: Tensor) -> Tensor:
-        return x
 
     def all_reduce_max(self, x: Tensor) -> Tensor:
         return x

@@ -1,6 +1,6 @@
 """Tensor parallelism: the layers a model is built from, and everything that knows of shards.
 
-`make_layers(1)` gives plain `torch.nn` layers and identity regions and imports nothing else;
+`make_layers(1)` gives plain `torch.nn` layers and imports nothing else;
 `make_layers(n)` gives megatron-core's layers under the same parameter names. This is the only
 module that imports megatron.core, and it does so on first use (5-12 s).
 
@@ -8,9 +8,7 @@ Rules for a model:
 
 - `column_linear` takes a replicated input and gives the sharded output features; it sums the
   gradient of its input over the ranks itself. `row_linear` takes sharded features and gives a
-  replicated output. No region function is wanted around a column -> row pair.
-- `copy_to_region` (identity forward, sum of gradients backward) stands before hand-made use of a
-  sharded weight; `reduce_from_region` (sum forward, identity backward) after it.
+  replicated output.
 - A replicated activation drops out under the default generator, which is equal on all ranks of a
   tensor group; a sharded one inside `with layers.sharded_rng():`, whose stream differs by rank.
 - Weights are drawn from N(0, std) on the CPU as whole matrices and then cut, biases are zero: the
@@ -31,27 +29,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from janus_ds.errors import ConfigError
-from janus_ds.parallel.layers import (
-    INIT_STD,
-    SEED_LIMIT,
-    DenseLayers,
-    ParallelLayers,
-    mark_sharded,
-    merge_shards,
-    shard_dims,
-    take_shard,
-)
+from janus_ds.parallel.layers import INIT_STD, SEED_LIMIT, DenseLayers, ParallelLayers, merge_shards
 
-__all__ = [
-    "ParallelLayers",
-    "deepspeed_mpu",
-    "init_model_parallel",
-    "make_layers",
-    "mark_sharded",
-    "merge_shards",
-    "shard_dims",
-    "take_shard",
-]
+__all__ = ["deepspeed_mpu", "init_model_parallel", "make_layers"]
 
 _RNG_NAME = "model-parallel-rng"
 _SEED_OFFSET = 2718
@@ -78,18 +58,14 @@ class _MegatronLayers(ParallelLayers):
             params_dtype=torch.float32,
         )
 
-    def column_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
+    def column_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
         self._check_divides(out_features, "output features of a column-parallel layer")
-        options = {"config": self._config, "init_method": _normal(std), "bias": bias, "gather_output": False}
+        options = {"config": self._config, "init_method": _normal(std), "bias": True, "gather_output": False}
         return _without_extra_state(self._classes["column"](in_features, out_features, **options))
 
-    def row_linear(
-        self, in_features: int, out_features: int, bias: bool = True, *, std: float = INIT_STD
-    ) -> nn.Module:
+    def row_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
         self._check_divides(in_features, "input features of a row-parallel layer")
-        options = {"config": self._config, "init_method": _normal(std), "bias": bias}
+        options = {"config": self._config, "init_method": _normal(std), "bias": True}
         layer = self._classes["row"](
             in_features, out_features, input_is_parallel=True, skip_bias_add=False, **options
         )
@@ -109,14 +85,6 @@ class _MegatronLayers(ParallelLayers):
                 "--tensor-parallel",
                 "take a size that divides heads, ffn_dim and the padded vocabulary (model.vocab_multiple)",
             )
-
-    def copy_to_region(self, x: Tensor) -> Tensor:
-        copied: Tensor = self._tensor_parallel.copy_to_tensor_model_parallel_region(x)
-        return copied
-
-    def reduce_from_region(self, x: Tensor) -> Tensor:
-        total: Tensor = self._tensor_parallel.reduce_from_tensor_model_parallel_region(x)
-        return total
 
     def all_reduce_max(self, x: Tensor) -> Tensor:
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self._group)

@@ -156,11 +156,6 @@ def raise_on_all_ranks(topology: Topology, action: Callable[[], Anything]) -> An
     return result  # type: ignore[return-value]
 
 
-_NORMAL = 1.4826
-"""Median absolute deviation -> standard deviation, for normal noise."""
-_LEAST_SHARE = 0.01
-
-
 def close_topology() -> None:
     """End torch.distributed, where it runs; without it, NCCL warns at exit."""
     if dist.is_initialized():

@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from janus_ds.errors import ConfigError
 from janus_ds.objective.fused_head import fused_head
-from janus_ds.parallel.layers import mark_sharded, merge_shards, shard_dims, take_shard
-from janus_ds.parallel.tensor_parallel import ParallelLayers, deepspeed_mpu, make_layers
+from janus_ds.parallel.layers import ParallelLayers, merge_shards, shard_dims, take_shard
+from janus_ds.parallel.tensor_parallel import deepspeed_mpu, make_layers
 from janus_ds.parallel.topology import Topology, close_topology, init_topology
 from tests.support.head_cases import CASES, HeadInputs, gradients, make_inputs, make_plan, reference
 from tests.support.launch import run_ranks
@@ -87,10 +87,6 @@ def layer_facts(layers: ParallelLayers) -> dict[str, Any]:
     dense_loss, dense_grads = loss_and_gradients(dense)
     merged = {n: layers.gather_shards(p.detach(), dims[n]) for n, p in block.named_parameters()}
     exact = dict(dense.named_parameters())
-    own = nn.Parameter(torch.zeros(2, 2))
-    mark_sharded(own, 1)
-    holder = nn.Module()
-    holder.register_parameter("own", own)
     return {
         "dims": dims,
         "loss": float((loss - dense_loss).abs()),
@@ -102,8 +98,6 @@ def layer_facts(layers: ParallelLayers) -> dict[str, Any]:
         "state": sorted(block.state_dict()),
         "reload": str(block.load_state_dict(block.state_dict(), strict=True)),
         "types": (type(block.fc1(torch.zeros(2, 6).double())), block.fc1(torch.zeros(2, 6).double()).shape),
-        "marked": shard_dims(holder),
-        "reduced": layers.reduce_from_region(torch.tensor([layers.rank + 1.0])).tolist(),
     }
 
 
@@ -144,12 +138,10 @@ def shard_inputs(whole: HeadInputs, layers: ParallelLayers) -> HeadInputs:
     def cut(x: Tensor) -> Tensor:
         return take_shard(x.detach(), 0, layers.rank, layers.size).clone().requires_grad_()
 
-    bias = None if whole.bias_V is None else cut(whole.bias_V)
     hidden = {name: x.detach().clone().requires_grad_() for name, x in whole.hidden.items()}
     return HeadInputs(
         hidden,
         cut(whole.weight_VD),
-        bias,
         whole.index,
         whole.target_T,
         whole.unmasked_U,
@@ -162,13 +154,12 @@ def head_error(number: int, layers: ParallelLayers) -> float:
     case, whole = CASES[number], make_inputs(CASES[number])
     inputs = shard_inputs(whole, layers)
     plan = make_plan(case, inputs, layers, chunk_rows=4)
-    total, sums = fused_head(inputs.hidden, inputs.weight_VD, inputs.bias_V, plan)
+    total, sums = fused_head(inputs.hidden, inputs.weight_VD, plan)
     wanted, wanted_sums = reference(case, whole)
     errors = [float(abs(total - wanted)), *(float(abs(sums[n] - wanted_sums[n])) for n in sums)]
     exact = gradients(2.0 * wanted, whole)
     for name, gradient in gradients(2.0 * total, inputs).items():
-        cut = name in ("weight", "bias")
-        part = take_shard(exact[name], 0 if cut else None, layers.rank, layers.size)
+        part = take_shard(exact[name], 0 if name == "weight" else None, layers.rank, layers.size)
         errors.append(float((gradient - part).abs().max()))
     return max(errors)
 
@@ -182,9 +173,9 @@ def padding_only_error(layers: ParallelLayers) -> float:
     inputs = shard_inputs(whole, layers)
     plan = make_plan(case, inputs, layers, chunk_rows=4)
     plan = type(plan)(plan.groups, small, layers, 4)
-    total, _ = fused_head(inputs.hidden, inputs.weight_VD, inputs.bias_V, plan)
+    total, _ = fused_head(inputs.hidden, inputs.weight_VD, plan)
     plan = type(plan)(plan.groups, small, make_layers(1), None)
-    wanted, _ = fused_head(whole.hidden, whole.weight_VD, whole.bias_V, plan)
+    wanted, _ = fused_head(whole.hidden, whole.weight_VD, plan)
     exact, found = gradients(wanted, whole), gradients(total, inputs)
     shards = (float(abs(total - wanted)), *(float((found[n] - exact[n]).abs().max()) for n in whole.hidden))
     return max(shards)
@@ -240,8 +231,6 @@ def check_layers(found: dict[str, Any]) -> None:
     assert found["state"] == sorted(found["dims"])
     assert "All keys matched" in found["reload"]
     assert found["types"] == (torch.Tensor, torch.Size([2, 4]))
-    assert found["marked"] == {"own": 1}
-    assert found["reduced"] == [3.0]
 
 
 def test_merge_is_the_inverse_of_take() -> None:

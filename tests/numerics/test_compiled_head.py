@@ -33,16 +33,14 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_compiled_equals_autograd_of_the_plain_losses(case: HeadCase, chunk_rows: int | None) -> None:
     inputs = make_inputs(case)
     plan = make_plan(case, inputs, DenseLayers(), chunk_rows, compiled=True)
-    total, sums = fused_head(inputs.hidden, inputs.weight_VD, inputs.bias_V, plan)
+    total, sums = fused_head(inputs.hidden, inputs.weight_VD, plan)
     expected, expected_sums = reference(case, inputs)
     assert abs(float(total - expected)) < 1e-12
     for name, value in expected_sums.items():
         assert abs(float(sums[name] - value)) < 1e-12, name
     found, wanted = gradients(total, inputs), gradients(expected, inputs)
     for name, gradient in wanted.items():
-        difference = (
-            found[name][:29] - gradient[:29] if name in ("weight", "bias") else found[name] - gradient
-        )
+        difference = found[name][:29] - gradient[:29] if name == "weight" else found[name] - gradient
         assert float(difference.abs().max()) < 1e-12, name
 
 
@@ -57,7 +55,7 @@ def test_a_compiler_that_fails_is_told_and_the_head_goes_on(
     monkeypatch.setattr(compiled_chunk, "_functions", lambda: functions)
     inputs = make_inputs(CASES[0])
     plan = make_plan(CASES[0], inputs, DenseLayers(), 4, compiled=True)
-    total, _ = fused_head(inputs.hidden, inputs.weight_VD, None, plan)
+    total, _ = fused_head(inputs.hidden, inputs.weight_VD, plan)
     assert abs(float(total - reference(CASES[0], inputs)[0])) < 1e-12
     assert caplog.text.count("runs uncompiled: file too short") == 2, "once for each function"
 

@@ -31,7 +31,7 @@ def run_head(
     case: HeadCase, inputs: HeadInputs, chunk_rows: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     plan = make_plan(case, inputs, DENSE, chunk_rows)
-    return fused_head(inputs.hidden, inputs.weight_VD, inputs.bias_V, plan)
+    return fused_head(inputs.hidden, inputs.weight_VD, plan)
 
 
 class Recorder(TorchDispatchMode):
@@ -70,7 +70,6 @@ def test_padding_of_the_table_gets_no_gradient_and_unused_rows_neither() -> None
     inputs = make_inputs(CASES[1])
     found = gradients(run_head(CASES[1], inputs)[0], inputs)
     assert found["weight"][VOCAB:].abs().max() == 0
-    assert found["bias"][VOCAB:].abs().max() == 0
     unused = set(range(len(found["nar"]))) - set(inputs.index["nar"].tolist())
     assert found["nar"][sorted(unused)].abs().max() == 0
 
@@ -97,7 +96,6 @@ def test_no_more_than_a_chunk_of_logits_exists_at_a_time() -> None:
     inputs = HeadInputs(
         hidden,
         torch.randn(vocab, width, generator=generator).requires_grad_(),
-        None,
         dict.fromkeys(case.ce, rows),
         target,
         rows + tokens,
@@ -106,7 +104,7 @@ def test_no_more_than_a_chunk_of_logits_exists_at_a_time() -> None:
     plan = make_plan(case, inputs, DENSE, chunk_rows)
     plan = type(plan)(plan.groups, vocab, DENSE, chunk_rows)
     with Recorder() as recorder:
-        total, _ = fused_head(hidden, inputs.weight_VD, None, plan)
+        total, _ = fused_head(hidden, inputs.weight_VD, plan)
         total.backward()
     wide = [s for s in recorder.shapes if s and s[-1] >= vocab]
     assert wide, "the recorder saw no logits"

@@ -85,7 +85,6 @@ def test_dense_layers_draw_their_weights_and_zero_their_biases() -> None:
     assert linear.get_parameter("weight").std().item() == pytest.approx(0.5, rel=0.02)
     assert linear.get_parameter("bias").abs().max() == 0
     assert table.get_parameter("weight").std().item() == pytest.approx(0.1, rel=0.02)
-    assert [name for name, _ in layers.row_linear(2, 2, bias=False).named_parameters()] == ["weight"]
 
 
 def test_ranks_that_do_not_come_are_waited_for_in_words() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from janus_ds.objective.chunk_math import Terms
 from janus_ds.objective.fused_head import HeadPlan, RowGroup
-from janus_ds.parallel.tensor_parallel import ParallelLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.plain_losses import label_smoothed_cross_entropy, symmetric_kl
 
 VOCAB, TABLE_ROWS, WIDTH, ROWS = 29, 32, 6, 11
@@ -27,7 +27,6 @@ class HeadCase:
     smoothing: float
     unmasked: bool = True
     """Whether AR has further rows of its own."""
-    bias: bool = False
 
 
 CASES = [
@@ -42,18 +41,16 @@ CASES = [
         {"ar": 1 / 9, "nar": 0.1, "aux": 0.1},
         {("ar", "nar"): 0.2, ("ar", "aux"): 0.6, ("nar", "aux"): 0.2},
         0.1,
-        bias=True,
     ),
     HeadCase(
         "released-pretraining",
         dict.fromkeys(("ar", "nar", "aux"), 0.5 / 14),
         {("ar", "aux"): 0.5 / 14, ("nar", "aux"): 0.5 / 14},
         0.0,
-        bias=True,
     ),
     HeadCase("joint", {"ar": 1.0, "nar": 0.25}, {("ar", "nar"): 1.0}, 0.1),
     HeadCase("kl-alone", {"nar": 0.0, "aux": 0.0}, {("nar", "aux"): 1.0}, 0.1, unmasked=False),
-    HeadCase("ar", {"ar": 0.125}, {}, 0.1, bias=True),
+    HeadCase("ar", {"ar": 0.125}, {}, 0.1),
     HeadCase("cmlm", {"nar": 0.125}, {}, 0.1, unmasked=False),
 ]
 
@@ -64,7 +61,6 @@ class HeadInputs:
 
     hidden: dict[str, Tensor]
     weight_VD: Tensor
-    bias_V: Tensor | None
     index: dict[str, Tensor]
     target_T: Tensor
     unmasked_U: Tensor
@@ -72,8 +68,7 @@ class HeadInputs:
 
     def leaves(self) -> dict[str, Tensor]:
         """All tensors with gradients, by name."""
-        bias = {} if self.bias_V is None else {"bias": self.bias_V}
-        return {**self.hidden, "weight": self.weight_VD, **bias}
+        return {**self.hidden, "weight": self.weight_VD}
 
 
 def make_inputs(case: HeadCase, dtype: torch.dtype = torch.float64, device: str = "cpu") -> HeadInputs:
@@ -83,15 +78,13 @@ def make_inputs(case: HeadCase, dtype: torch.dtype = torch.float64, device: str 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64) * 1.5
 
-    table, bias = draw(TABLE_ROWS, WIDTH), draw(TABLE_ROWS)
+    table = draw(TABLE_ROWS, WIDTH)
     table[VOCAB:] = torch.nan
-    bias[VOCAB:] = torch.nan
     order = torch.randperm(ROWS, generator=generator).to(device)
     streams = {name: draw(ROWS, WIDTH) for name in ("ar", "nar", "aux")}
     return HeadInputs(
         hidden={name: streams[name].to(device, dtype).requires_grad_() for name in case.ce},
         weight_VD=table.to(device, dtype).requires_grad_(),
-        bias_V=bias.to(device, dtype).requires_grad_() if case.bias else None,
         index={"ar": order[:5], "nar": order.flip(0)[:5], "aux": order.flip(0)[:5]},
         target_T=torch.tensor([0, 28, 3, 14, 16], device=device),
         unmasked_U=order[5:9],
@@ -124,12 +117,12 @@ def make_plan(
 
 def reference(case: HeadCase, inputs: HeadInputs) -> tuple[Tensor, dict[str, Tensor]]:
     """Total and sums from whole logits, for autograd."""
-    table, bias = inputs.weight_VD[:VOCAB], 0.0 if inputs.bias_V is None else inputs.bias_V[:VOCAB]
-    logits = {name: inputs.hidden[name][inputs.index[name]] @ table.T + bias for name in case.ce}
+    table = inputs.weight_VD[:VOCAB]
+    logits = {name: inputs.hidden[name][inputs.index[name]] @ table.T for name in case.ce}
     sums = dict.fromkeys((*case.ce, *(f"{name}_nll" for name in case.ce)), inputs.weight_VD.new_zeros(()))
     jobs = [(name, z, inputs.target_T) for name, z in logits.items()]
     if case.unmasked:
-        z = inputs.hidden["ar"][inputs.unmasked_U] @ table.T + bias
+        z = inputs.hidden["ar"][inputs.unmasked_U] @ table.T
         jobs.append(("ar", z, inputs.unmasked_target_U))
     for name, z, target in jobs:
         smoothed, nll = label_smoothed_cross_entropy(z, target, case.smoothing)
@@ -143,6 +136,6 @@ def reference(case: HeadCase, inputs: HeadInputs) -> tuple[Tensor, dict[str, Ten
 
 
 def gradients(total: Tensor, inputs: HeadInputs) -> dict[str, Tensor]:
-    """Gradient of the total by leaf name, padding rows of table and bias included."""
+    """Gradient of the total by leaf name, padding rows of the table included."""
     leaves = inputs.leaves()
     return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
