@@ -13,9 +13,6 @@ from it; the page includes it.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,17 +22,20 @@ from driver import (
     EVALUATE,
     ROOT,
     TRAIN,
-    Driver,
-    engine_config,
-    environment,
     experiment_parser,
     prepare_pairs_command,
+    product,
+    run_experiment,
+    run_logged,
     shared_text,
+    training_command,
 )
-from results import circumstances, collect, significance, table, write_results
+from results import circumstances, collect, significance, significance_table, table, write_results
 
 from janus_ds.config.load import load_run_config
 from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
+from janus_ds.io import write_atomic
+from janus_ds.report.style import COLOURS, INK, new_figure, png_of, styled
 
 RECIPE = ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml"
 TRAIN_PAIRS = 29_000
@@ -107,20 +107,11 @@ class Convergence:
         """The product's own programs."""
         run, options = self.folder / name, self._options
         if stage == TRAIN:
-            return [
-                sys.executable,
-                str(ROOT / "launch" / "finetune.py"),
-                *("--recipe", str(RECIPE), "--deepspeed_config", str(engine_config(self.folder))),
-                *("--data", str(self.folder / "data"), "--output", str(run)),
-                *("--set", f"name={name}", *overrides_of(name), f"train.max_steps={options.steps}"),
-                *options.overrides,
-            ]
-        return [
-            sys.executable,
-            str(ROOT / "eval" / "nmt.py"),
-            *("--checkpoint", str(run), "--average", str(options.average), "--split", "test"),
-            *("--limit", str(options.limit)),
-        ]
+            own = (f"name={name}", *overrides_of(name), f"train.max_steps={options.steps}")
+            data = self.folder / "data"
+            return training_command("finetune", RECIPE, data, run, "--set", *own, *options.overrides)
+        given = ("--checkpoint", run, "--average", options.average, "--split", "test")
+        return product("eval/nmt.py", *given, "--limit", options.limit)
 
     def report(self) -> None:
         """Make JSON, Markdown and pictures of what is there."""
@@ -186,14 +177,7 @@ def page(content: dict[str, Any]) -> Iterator[str]:
     if content["not_begun"]:
         yield from ("", f"Not begun: {', '.join(content['not_begun'])}.")
     yield from _scores(runs)
-    if content["significance"]:
-        yield from ("", "Paired bootstrap on the test set:", "")
-        rows = [
-            [item["what"], *(f"{item['sacrebleu'][k]:.2f}" for k in ("score", "baseline")), f"{p:.4f}"]
-            for item in content["significance"]
-            for p in [item["sacrebleu"]["p_sacrebleu"]]
-        ]
-        yield from table(["comparison", "BLEU", "against", "p"], rows)
+    yield from significance_table(content["significance"])
     yield from _losses(runs)
     for picture in content["pictures"]:
         yield from ("", f"![{picture['title']}]({picture['file']})", "", picture["title"])
@@ -306,54 +290,47 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
     Raises:
         MissingDependencyError: there is no matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependencyError(
-            "pictures need matplotlib", "the environment", "pip install 'janus_ds[plots]'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     folder.mkdir(parents=True, exist_ok=True)
-    colours = {name: f"C{number}" for number, name in enumerate(VARIANTS)}
     pictures = []
     for file, title, panels in (
         ("convergence_bleu", "Validation BLEU: AR greedy, NAR with 4 iterations", ("bleu_ar", "bleu_nar")),
         ("convergence_losses", "Held-out losses, nats a token", ("ar_nll", "nar_nll", "aux_nll")),
         ("convergence_kl", "KL terms of training, nats a token", ("kl_ar_aux", "kl_nar_aux", "kl_ar_ar")),
     ):
-        figure, axes = pyplot.subplots(2, len(panels), figsize=(4.2 * len(panels), 6.2), squeeze=False)
-        for column, key in enumerate(panels):
-            for row, (along, scale) in enumerate((("step", 1.0), ("cpu_seconds_total", 3600.0))):
-                for name, run in runs.items():
-                    points = run["training" if key.startswith("kl_") else "held_out"]
-                    shown = [p for p in points if p.get(key) is not None and p.get(along) is not None]
-                    if shown:
-                        variant, _, seed = name.rpartition("-s")
-                        axes[row][column].plot(
-                            [p[along] / scale for p in shown],
-                            [p[key] for p in shown],
-                            color=colours.get(variant.split("+")[0], "black"),
-                            linestyle=("-", "--", ":")[(int(seed) - 1) % 3],
-                            label=name,
-                        )
-                axes[row][column].set_xlabel("updates" if row == 0 else "CPU hours of training")
-                axes[row][column].set_title(key, fontsize=9)
-                axes[row][column].grid(alpha=0.3)
-        axes[0][0].legend(fontsize=7)
-        figure.tight_layout()
-        figure.savefig(folder / f"{file}.png", dpi=70)
-        pyplot.close(figure)
+        with styled():
+            figure = new_figure(4.2 * len(panels), 6.2)
+            axes = figure.subplots(2, len(panels), squeeze=False)
+            for row, (along, label, scale) in enumerate(
+                (("step", "updates", 1.0), ("cpu_seconds_total", "CPU hours of training", 3600.0))
+            ):
+                for panel, key in zip(axes[row], panels, strict=True):
+                    for name, run in runs.items():
+                        points = run["training" if key.startswith("kl_") else "held_out"]
+                        shown = [p for p in points if p.get(key) is not None and p.get(along) is not None]
+                        if shown:
+                            values = [p[along] / scale for p in shown], [p[key] for p in shown]
+                            panel.plot(*values, label=name, **_look(name))
+                    panel.set_xlabel(label)
+                    panel.set_title(key)
+            axes[0][0].legend(fontsize=7)
+            write_atomic(folder / f"{file}.png", png_of(figure, 70))
         pictures.append({"file": f"figures/{file}.png", "title": f"{title}, by updates and by cost."})
     return pictures
 
 
-def prepare(options: argparse.Namespace) -> None:
-    """The data directory, unless it is there."""
+def _look(name: str) -> dict[str, str]:
+    """A colour for each variant, a line style for each seed."""
+    variant, _, seed = name.rpartition("-s")
+    colours = dict(zip(VARIANTS, COLOURS, strict=False))
+    style = ("-", "--", ":")[(int(seed) - 1) % 3]
+    return {"color": colours.get(variant.split("+")[0], INK), "linestyle": style}
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """The data directory, unless it is there; the exit code."""
     folder = options.root / "en-de"
     if (folder / "data" / "manifest.json").is_file():
-        return
+        return 0
     text = shared_text("multi30k", "Multi30k", "train, val and test_2016_flickr, .de and .en")
 
     def pair(stem: str) -> list[str]:
@@ -366,19 +343,15 @@ def prepare(options: argparse.Namespace) -> None:
         *("--lowercase", "--vocab-size", "5000", "--max-tokens", "126", "--tokenizer", "sentencepiece-bpe"),
         *("--train", *pair("train"), "--valid", *pair("val"), "--test", *pair("test_2016_flickr")),
     )
-    subprocess.run(command, env=environment(), check=True)
+    return run_logged(folder, "data", command)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = experiment_parser(__doc__, "convergence")
+    parser = experiment_parser(__doc__, "convergence", RUNS)
     add = parser.add_argument
-    add("--only", default=",".join(RUNS), help="runs, in this order [%(default)s]")
     add("--steps", type=int, default=30_600, help="most updates of each run [%(default)s]")
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time [%(default)s]")
     add("--average", type=int, default=10, help="checkpoints averaged for the scores [%(default)s]")
-    add("--limit", type=int, default=0, help="test sentences, for a trial; 0: all")
-    add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
     options = parser.parse_args(arguments)
     options.only = [name for name in options.only.split(",") if name]
     for name in options.only:
@@ -391,13 +364,7 @@ def main() -> int:
     options = parse()
     # Before an hour is spent: overrides that cannot be meant are refused here.
     load_run_config(RECIPE, options.overrides)
-    options.root = options.root.resolve()
-    plan = Convergence(options)
-    if options.report:
-        plan.report()
-        return 0
-    prepare(options)
-    return Driver(plan, options.only, options.jobs).run()
+    return run_experiment(options, Convergence(options), prepare)
 
 
 if __name__ == "__main__":

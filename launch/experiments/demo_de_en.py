@@ -11,13 +11,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from demo_asset import folder_bytes, ship
 from demo_scores import score_all, write_page
 from demo_text import split_pairs, write_splits
-from driver import ROOT, TRAIN, Driver, engine_config, prepare_pairs_command, run_logged, shared_text
+from driver import (
+    ROOT,
+    TRAIN,
+    Driver,
+    experiment_parser,
+    prepare_pairs_command,
+    run_logged,
+    shared_text,
+    training_command,
+)
 
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.config.load import load_run_config
@@ -93,14 +101,11 @@ class Demo:
         """The product's own program."""
         root = self.folder
         overrides = [f"train.max_steps={self.goal(name, stage)['steps']}", *(AR if name == "ar" else ())]
-        return [
-            sys.executable,
-            str(ROOT / "launch" / "finetune.py"),
-            *("--recipe", str(RECIPE), "--deepspeed_config", str(engine_config(root))),
-            *("--data", str(root / "data"), "--output", str(root / name)),
-            *(("--init", str(root / "ar")) if name == "janus" else ()),
+        return training_command(
+            *("finetune", RECIPE, root / "data", root / name),
+            *(("--init", root / "ar") if name == "janus" else ()),
             *("--set", f"name=demo-de-en-{name}", *overrides, *self._options.overrides),
-        ]
+        )
 
     def report(self) -> None:
         """Nothing is reported before `--ship`."""
@@ -139,25 +144,18 @@ def _ar_steps(run: Path) -> int:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = experiment_parser(__doc__, "demo-de-en")
     add = parser.add_argument
-    add("--root", type=Path, default=Path("runs", "demo-de-en"), help="where all of it lies [%(default)s]")
     add("--ar-steps", type=int, default=5_000, help="updates of the first run [%(default)s]")
     add("--janus-steps", type=int, default=7_000, help="updates of the second run [%(default)s]")
     add("--vocab", type=int, default=5_000, help="symbols of the joint vocabulary [%(default)s]")
     add("--valid", type=int, default=1_000, help="held-out pairs for validation [%(default)s]")
     add("--test", type=int, default=2_000, help="held-out pairs for the test [%(default)s]")
     add("--joined", type=float, default=0.1, help="share of training pairs made of several [%(default)s]")
-    add(
-        "--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, both runs"
-    )
     add("--ship", action="store_true", help="only make the asset and its scores of what is trained so far")
     add("--asset", type=Path, default=ROOT / "janus_ds" / "assets" / "demo", help="where the asset goes")
     add("--page", type=Path, default=ROOT / "docs" / "results" / "demo_de_en.md", help="the results page")
     add("--average", type=int, default=8, help="last checkpoints averaged for the asset [%(default)s]")
-    add("--limit", type=int, default=0, help="sentences of each test, for a trial; 0: all")
     return parser.parse_args(arguments)
 
 
@@ -166,7 +164,6 @@ def main() -> int:
     options = parse()
     # Before an hour is spent: overrides that cannot be meant are refused here.
     load_run_config(RECIPE, options.overrides)
-    options.root = options.root.resolve()
     options.root.mkdir(parents=True, exist_ok=True)
     if options.ship:
         return make_asset(options)

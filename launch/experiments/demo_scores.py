@@ -9,12 +9,11 @@ them with the official references.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from driver import ROOT, prepare_pairs_command, run_logged, shared_text
+from driver import prepare_pairs_command, product, run_logged, shared_text
 from moses import moses_detokenize, moses_tokenize
 
 from janus_ds.data.text.tokenizer import load_tokenizer
@@ -50,8 +49,10 @@ def score_all(asset: Path, root: Path, limit: int) -> int:
         data, output = folder / f"{name}-data", folder / name
         given = ("--tokenizer", str(asset / "tokenizer"), "--test", *map(str, files))
         code = run_logged(folder, f"prepare-{name}", prepare_pairs_command(("de", "en"), data, *given))
-        options = ("--data", str(data), "--output", str(output), "--limit", str(limit))
-        code = code or run_logged(folder, f"score-{name}", nmt("--checkpoint", str(asset), *options))
+        options = ("--data", data, "--output", output, "--limit", limit)
+        code = code or run_logged(
+            folder, f"score-{name}", product("eval/nmt.py", "--checkpoint", asset, *options)
+        )
         if code:
             return code
         found[name] = _compact(json.loads((output / "scores.json").read_text(encoding="utf-8"))["systems"])
@@ -65,11 +66,6 @@ def score_all(asset: Path, root: Path, limit: int) -> int:
     found["iwslt14_test"] = _compact(systems, leave_out=("sacrebleu", "chrf"))
     write_atomic(asset / "scores.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
     return 0
-
-
-def nmt(*options: str) -> list[str]:
-    """The command of eval/nmt.py."""
-    return [sys.executable, str(ROOT / "eval" / "nmt.py"), *options]
 
 
 def _compact(systems: dict[str, Any], leave_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -100,16 +96,17 @@ def _score_iwslt(asset: Path, folder: Path, limit: int) -> int:
     _write(folder / "reference.en", reference[:count])
     for name, mode in SYSTEMS.items():
         raw, output = folder / f"{name}.pieces.en", folder / f"{name}.en"
-        files = ("--input", str(folder / "pieces.de"), "--output", str(raw))
-        decode = [sys.executable, str(ROOT / "eval" / "decode.py"), "--checkpoint", str(asset)]
-        code = run_logged(folder, "decode-iwslt14", [*decode, *mode, *files])
+        files = ("--input", folder / "pieces.de", "--output", raw)
+        decode = product("eval/decode.py", "--checkpoint", asset, *mode, *files)
+        code = run_logged(folder, "decode-iwslt14", decode)
         if code:
             return code
         translated = iter(read_lines(raw).lines)
         joined = [" ".join(next(translated) for _ in line) for line in pieces]
         _write(output, [moses_tokenize(line).lower() for line in joined])
-        compared = ("--predictions", str(output), "--references", str(folder / "reference.en"))
-        code = run_logged(folder, "score-iwslt14", nmt(*compared, "--output", str(folder / f"{name}.json")))
+        compared = ("--predictions", output, "--references", folder / "reference.en")
+        score = product("eval/nmt.py", *compared, "--output", folder / f"{name}.json")
+        code = run_logged(folder, "score-iwslt14", score)
         if code:
             return code
     return 0

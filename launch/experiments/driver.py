@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,12 +29,13 @@ __all__ = [
     "TRAINED",
     "Driver",
     "Plan",
-    "engine_config",
-    "environment",
     "experiment_parser",
     "prepare_pairs_command",
+    "product",
+    "run_experiment",
     "run_logged",
     "shared_text",
+    "training_command",
 ]
 
 TRAINED, FINISHED = "trained.json", "finished.json"
@@ -47,21 +48,49 @@ ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
 
 
-def experiment_parser(description: str | None, root: str) -> argparse.ArgumentParser:
-    """A command line with what all experiments take: where runs lie, where tables go, tables alone.
+def experiment_parser(
+    description: str | None, root: str, runs: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """A command line with what all experiments take.
 
     Args:
         description: the driver's docstring.
         root: name of the default folder below runs/.
+        runs: their names, where some can be chosen, run at the same time, and put into tables.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--root", type=Path, default=Path("runs", root), help="where runs lie [%(default)s]")
-    add("--results", type=Path, default=ROOT / "docs" / "results", help="where tables go")
-    add("--report", action="store_true", help="only make the tables of what is there")
+    add("--root", type=_absolute, default=f"runs/{root}", help="where runs lie [%(default)s]")
+    add("--limit", type=int, default=0, help="test sentences, for a trial; 0: all")
+    add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
+    if runs:
+        add("--results", type=Path, default=ROOT / "docs" / "results", help="where tables go")
+        add("--report", action="store_true", help="only make the tables of what is there")
+        add("--only", default=",".join(runs), help="runs, with what they start from [%(default)s]")
+        add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time [%(default)s]")
     return parser
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).resolve()
+
+
+def run_experiment(
+    options: argparse.Namespace, plan: Plan, prepare: Callable[[argparse.Namespace], int]
+) -> int:
+    """Make the tables alone, or prepare the data (which gives an exit code) and run; the exit code."""
+    if options.report:
+        plan.report()
+        return 0
+    options.root.mkdir(parents=True, exist_ok=True)
+    return prepare(options) or Driver(plan, options.only, options.jobs).run()
+
+
+def product(program: str, *options: object) -> list[str]:
+    """The command of a program of this repository, such as eval/nmt.py."""
+    return [sys.executable, str(ROOT / program), *map(str, options)]
 
 
 def environment() -> dict[str, str]:
@@ -70,12 +99,13 @@ def environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", **env}
 
 
-def engine_config(folder: Path) -> Path:
-    """A DeepSpeed file for one rank: nothing is partitioned."""
-    path = folder / "deepspeed.json"
-    if not path.is_file():
-        path.write_text('{"zero_optimization": {"stage": 0}}\n', encoding="utf-8")
-    return path
+def training_command(program: str, recipe: Path, data: Path, run: Path, *options: object) -> list[str]:
+    """The command of one training on one rank; its DeepSpeed file beside the run, partitions nothing."""
+    engine = run.parent / "deepspeed.json"
+    if not engine.is_file():
+        engine.write_text('{"zero_optimization": {"stage": 0}}\n', encoding="utf-8")
+    given = ("--recipe", recipe, "--deepspeed_config", engine, "--data", data, "--output", run)
+    return product(f"launch/{program}.py", *given, *options)
 
 
 def shared_text(name: str, what: str, holds: str) -> Path:
@@ -96,14 +126,8 @@ def shared_text(name: str, what: str, holds: str) -> Path:
 
 def prepare_pairs_command(languages: tuple[str, str], output: Path, *options: str) -> list[str]:
     """The command that makes a data directory of pairs."""
-    source, target = languages
-    return [
-        sys.executable,
-        str(ROOT / "launch" / "prepare_data.py"),
-        *("--task", "nmt", "--source-lang", source, "--target-lang", target),
-        *options,
-        *("--output", str(output)),
-    ]
+    sides = ("--source-lang", languages[0], "--target-lang", languages[1])
+    return product("launch/prepare_data.py", "--task", "nmt", *sides, *options, "--output", output)
 
 
 def run_logged(folder: Path, name: str, command: Sequence[str]) -> int:

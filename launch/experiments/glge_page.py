@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from results import circumstances, table
+from results import circumstances, significance_table, table
 
 __all__ = ["render_page"]
 
@@ -15,7 +15,6 @@ _STARTS = {
     "pre-janus": "JANUS (`paper`)",
     None: "none (random weights)",
 }
-_METEORS = {"meteor": "METEOR"}
 
 
 def render_page(content: dict[str, Any]) -> Iterator[str]:
@@ -43,7 +42,7 @@ def render_page(content: dict[str, Any]) -> Iterator[str]:
     if tuned:
         yield from _scores_table(tuned, content["data"])
         yield from _starts_table(tuned)
-        yield from _significance(content["significance"])
+        yield from significance_table(content["significance"])
     yield from _pretraining_table({name: run for name, run in runs.items() if not run["systems"]})
     yield from _text_facts(content["data"])
     yield from _samples_table(content["samples"])
@@ -54,16 +53,20 @@ def render_page(content: dict[str, Any]) -> Iterator[str]:
 
 def _scores_table(runs: dict[str, Any], data: dict[str, Any]) -> Iterator[str]:
     systems = [scores for run in runs.values() for scores in run["systems"].values()]
-    meteors = [name for name in _METEORS if any(name in scores["metrics"] for scores in systems)]
-    titles = ["ROUGE-L", "BLEU-4", *(_METEORS[name] for name in meteors), "OVERALL"]
+    titles = {"rougeL": "ROUGE-L", "bleu4": "BLEU-4", "meteor": "METEOR", "overall": "OVERALL"}
+    if not any("meteor" in scores["metrics"] for scores in systems):
+        del titles["meteor"]
+    rows = [
+        [
+            *(name, _STARTS.get(run["start"], str(run["start"])), system),
+            *(_number(scores, metric) for metric in titles),
+            f"{run['seconds'] / 60:.0f}",
+        ]
+        for name, run in runs.items()
+        for system, scores in run["systems"].items()
+    ]
     yield from ("", "## Scores on the official test set", "")
-    yield f"| run | pretrained as | decoding | {' | '.join(titles)} | training min |"
-    yield f"| --- | --- | --- |{' --- |' * (len(titles) + 1)}"
-    for name, run in runs.items():
-        for system, scores in run["systems"].items():
-            cells = [_number(scores, metric) for metric in ("rougeL", "bleu4", *meteors, "overall")]
-            minutes = f"{run['seconds'] / 60:.0f}"
-            yield f"| {' | '.join([name, _start(run), system, *cells, minutes])} |"
+    yield from table(["run", "pretrained as", "decoding", *titles.values(), "training min"], rows)
     lines = ", ".join(sorted({f"{scores['n']:,}" for scores in systems}))
     warnings = dict.fromkeys(text for scores in systems for text in scores.get("warnings", ()))
     yield ""
@@ -77,29 +80,30 @@ def _starts_table(runs: dict[str, Any]) -> Iterator[str]:
     """Tables 7 and 8: NAR without refinement from different starts, and AR beside it."""
     yield from ("", "## From which weights", "")
     yield "OVERALL; in brackets the mean of ROUGE-L and BLEU-4, where METEOR could not be run:"
-    yield from ("", "| pretrained as | AR | NAR-0 | NAR-1 | NAR-4 | NAR-10 |")
-    yield "| --- | --- | --- | --- | --- | --- |"
-    columns = ("ar", "nar-0", "nar-1", "nar-4", "nar-10")
+    columns, rows = ("ar", "nar-0", "nar-1", "nar-4", "nar-10"), []
     for start, title in _STARTS.items():
         found = [run["systems"] for run in runs.values() if run["start"] == start]
         merged = {system: scores for systems in found for system, scores in systems.items()}
         if merged:
-            cells = [_overall(merged[column]) if column in merged else "" for column in columns]
-            yield f"| {title} | {' | '.join(cells)} |"
+            rows.append(
+                [title, *(_overall(merged[column]) if column in merged else "" for column in columns)]
+            )
+    yield ""
+    yield from table(["pretrained as", *(column.upper() for column in columns)], rows)
 
 
 def _pretraining_table(runs: dict[str, Any]) -> Iterator[str]:
     if not runs:
         return
     yield from ("", "## Pretraining", "")
-    yield "| run | starts from | objective | updates | million tokens | held out: AR nll | NAR nll | min |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    rows = []
     for name, run in runs.items():
         losses = [_loss(run["held_out"][-1] if run["held_out"] else {}, key) for key in ("ar_nll", "nar_nll")]
         preset = run["recipe"]["objective"]["preset"]
         cells = [name, run["start"] or "random weights", preset, str(run["updates"])]
-        tokens, minutes = f"{run['tokens'] / 1e6:.1f}", f"{run['seconds'] / 60:.0f}"
-        yield f"| {' | '.join([*cells, tokens, *losses, minutes])} |"
+        rows.append([*cells, f"{run['tokens'] / 1e6:.1f}", *losses, f"{run['seconds'] / 60:.0f}"])
+    head = ["run", "starts from", "objective", "updates", "million tokens"]
+    yield from table([*head, "held out: AR nll", "NAR nll", "min"], rows)
 
 
 def _text_facts(data: dict[str, Any]) -> Iterator[str]:
@@ -130,22 +134,6 @@ def _samples_table(samples: list[dict[str, Any]]) -> Iterator[str]:
         yield ""
         yield from (f"- {what}: {_quoted(text)}" for what, text in sample.items() if what != "line")
         yield ""
-
-
-def _significance(comparisons: list[dict[str, Any]]) -> Iterator[str]:
-    if not comparisons:
-        return
-    yield from ("", "Paired bootstrap (sacreBLEU):", "")
-    rows = []
-    for item in comparisons:
-        part = item["sacrebleu"]
-        figures = [f"{part['score']:.2f}", f"{part['baseline']:.2f}", f"{part['p_sacrebleu']:.4f}"]
-        rows.append([item["what"], *figures])
-    yield from table(["comparison", "BLEU", "against", "p"], rows)
-
-
-def _start(run: dict[str, Any]) -> str:
-    return _STARTS.get(run["start"], str(run["start"]))
 
 
 def _number(scores: dict[str, Any], metric: str) -> str:

@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +23,12 @@ from driver import (
     EVALUATE,
     ROOT,
     TRAIN,
-    Driver,
-    engine_config,
-    environment,
     experiment_parser,
+    product,
+    run_experiment,
+    run_logged,
     shared_text,
+    training_command,
 )
 from glge_page import render_page
 from results import collect, significance, write_results
@@ -140,29 +138,21 @@ class SquadQuestions:
 
     def _training(self, name: str) -> list[str]:
         options, run = self._options, RUNS[name]
-        program = "finetune.py" if run.mode else "pretrain.py"
-        return [
-            sys.executable,
-            str(ROOT / "launch" / program),
-            *("--recipe", str(FINE_TUNING if run.mode else PRETRAINING)),
+        kind = ("finetune", FINE_TUNING, "squadqg") if run.mode else ("pretrain", PRETRAINING, "wikipedia")
+        program, recipe, data = kind
+        return training_command(
+            *(program, recipe, self.folder / data, self.folder / name),
             *(("--mode", run.mode) if run.mode else ()),
-            *("--deepspeed_config", str(engine_config(self.folder))),
-            *("--data", str(self.folder / ("squadqg" if run.mode else "wikipedia"))),
-            *(("--init", str(self.folder / run.start)) if run.start else ()),
-            *("--output", str(self.folder / name)),
+            *(("--init", self.folder / run.start) if run.start else ()),
             *("--set", f"name={name}", f"train.seed={options.seed}", f"train.max_steps={self._steps(name)}"),
             *(*run.overrides, *options.overrides),
-        ]
+        )
 
     def _evaluation(self, name: str) -> list[str]:
         mode = "nar" if (RUNS[name].mode or "").startswith("nar") else "ar"
-        return [
-            sys.executable,
-            str(ROOT / "eval" / "glge.py"),
-            *("--task", "squadqg", "--checkpoint", str(self.folder / name), "--mode", mode),
-            *("--iterations", "0,1,4,10", "--split", "test"),
-            *("--limit", str(self._options.limit), "--latency-samples", str(self._options.latency)),
-        ]
+        given = ("--task", "squadqg", "--checkpoint", self.folder / name, "--mode", mode)
+        given += ("--iterations", "0,1,4,10", "--split", "test", "--limit", self._options.limit)
+        return product("eval/glge.py", *given, "--latency-samples", self._options.latency)
 
 
 def _text_facts(folder: Path) -> dict[str, Any]:
@@ -199,8 +189,8 @@ def _samples(folder: Path, runs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"line": number + 1, **shown}
 
 
-def prepare(options: argparse.Namespace) -> None:
-    """Text and data directories, unless they are there."""
+def prepare(options: argparse.Namespace) -> int:
+    """Text and data directories, unless they are there; the exit code."""
     shared = shared_text("squadqg", "SQuAD question generation", "du2017.dev, du2017.test, reqa_train").parent
     shared_text("pretrain_wikipedia_en", "Wikipedia text", "wiki.txt.xz")
     text, made = options.root / "text", options.root / "text" / "counts.json"
@@ -208,39 +198,31 @@ def prepare(options: argparse.Namespace) -> None:
         counts = write_squadqg(shared, text / "squadqg_data")
         counts["articles"] = write_wikipedia(shared, text / "wikipedia.txt", options.megabytes)
         write_atomic(made, f"{json.dumps({**counts, 'megabytes': options.megabytes})}\n".encode())
-    length = str(load_run_config(PRETRAINING).data.block_tokens)
-    target = str(load_run_config(FINE_TUNING).data.block_tokens)
+    length, target = (load_run_config(recipe).data.block_tokens for recipe in (PRETRAINING, FINE_TUNING))
     data = options.root / "wikipedia"
-    for command in (
-        [
-            *("prepare_data.py", "--input", text / "wikipedia.txt", "--output", data),
-            *("--tokenizer", "sentencepiece-bpe", "--vocab-size", "4000", "--tokenizer-sample-mb", "8"),
-            *("--block-tokens", length, "--processes", "1"),
-        ],
-        [
-            *("prepare_glge.py", "--task", "squadqg", "--input", text / "squadqg_data"),
-            *("--tokenizer", data / "tokenizer", "--output", options.root / "squadqg"),
-            *("--source-tokens", length, "--target-tokens", target, "--processes", "1"),
-        ],
-    ):
-        program = [sys.executable, str(ROOT / "launch" / str(command[0]))]
-        subprocess.run([*program, *map(str, command[1:])], env=environment(), check=True)
+    wikipedia = product(
+        *("launch/prepare_data.py", "--input", text / "wikipedia.txt", "--output", data),
+        *("--tokenizer", "sentencepiece-bpe", "--vocab-size", 4000, "--tokenizer-sample-mb", 8),
+        *("--block-tokens", length, "--processes", 1),
+    )
+    questions = product(
+        *("launch/prepare_glge.py", "--task", "squadqg", "--input", text / "squadqg_data"),
+        *("--tokenizer", data / "tokenizer", "--output", options.root / "squadqg"),
+        *("--source-tokens", length, "--target-tokens", target, "--processes", 1),
+    )
+    return run_logged(options.root, "data", wikipedia) or run_logged(options.root, "data", questions)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = experiment_parser(__doc__, "results-glge")
+    parser = experiment_parser(__doc__, "results-glge", list(RUNS))
     add = parser.add_argument
-    add("--only", default=",".join(RUNS), help="runs; what they start from is added [%(default)s]")
     add("--megabytes", type=int, default=24, help="of Wikipedia text [%(default)s]")
     add("--base-steps", type=int, default=2_500, help="updates of the first pretraining [%(default)s]")
     add("--second-steps", type=int, default=1_000, help="updates of each second stage [%(default)s]")
     add("--tune-steps", type=int, default=1_500, help="updates of each fine-tuning [%(default)s]")
     add("--seed", type=int, default=1, help="of all runs [%(default)s]")
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time [%(default)s]")
-    add("--limit", type=int, default=0, help="test lines, for a trial; 0: all")
     add("--latency", type=int, default=0, help="test lines decoded one by one for ms/sample [%(default)s]")
-    add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
     options = parser.parse_args(arguments)
     options.only = with_starts([name for name in options.only.split(",") if name])
     return options
@@ -273,13 +255,7 @@ def main() -> int:
     # Before an hour is spent: overrides that cannot be meant are refused here.
     load_run_config(PRETRAINING, options.overrides)
     load_run_config(FINE_TUNING, options.overrides, mode="nar")
-    options.root = options.root.resolve()
-    plan = SquadQuestions(options)
-    if options.report:
-        plan.report()
-        return 0
-    prepare(options)
-    return Driver(plan, options.only, options.jobs).run()
+    return run_experiment(options, SquadQuestions(options), prepare)
 
 
 if __name__ == "__main__":

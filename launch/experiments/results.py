@@ -19,7 +19,7 @@ from janus_ds.metrics.translation import compare_translations
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics
 
-__all__ = ["circumstances", "collect", "collect_run", "significance", "table", "write_results"]
+__all__ = ["circumstances", "collect", "significance", "significance_table", "table", "write_results"]
 
 _CURVE_KEYS = ("samples_total", "tokens_total", "cpu_seconds_total", "seconds_total")
 
@@ -34,7 +34,7 @@ def collect(folder: Path, names: Sequence[str], placeholder: str) -> dict[str, A
     """
     begun = sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
     order = list(dict.fromkeys([*names, *begun]))
-    found = {name: collect_run(folder, name, placeholder) for name in order}
+    found = {name: _collect_run(folder, name, placeholder) for name in order}
     runs = {name: run for name, run in found.items() if run is not None}
     return {
         "order": list(runs),
@@ -44,7 +44,7 @@ def collect(folder: Path, names: Sequence[str], placeholder: str) -> dict[str, A
     }
 
 
-def collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | None:
+def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | None:
     """One run; None where training has not written a figure yet."""
     run, record = folder / name, read_run_record(folder / name)
     metrics = run / "metrics.jsonl"
@@ -139,6 +139,18 @@ def significance(
             references = read_lines(files[0].parent / "references.txt")
             found.append({"what": what, **compare_translations(ours, references, theirs)})
     return found
+
+
+def significance_table(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The same as lines of a page; nothing where nothing was compared."""
+    if comparisons:
+        yield from ("", "Paired bootstrap on the test set (sacreBLEU):", "")
+        parts = [(item["what"], item["sacrebleu"]) for item in comparisons]
+        rows = [
+            [what, f"{p['score']:.2f}", f"{p['baseline']:.2f}", f"{p['p_sacrebleu']:.4f}"]
+            for what, p in parts
+        ]
+        yield from table(["comparison", "BLEU", "against", "p"], rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
