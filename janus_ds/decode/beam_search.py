@@ -40,7 +40,7 @@ class StepFunction(Protocol):
     """What the search asks for logits: a model with its cache."""
 
     def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
-        """Logits of the next tokens, shape (B, K, V).
+        """Logits of the next tokens, shape (B, K, V), in float32 at least.
 
         Args:
             token_BK: the last token of each beam (the start symbol at step 0).
@@ -301,7 +301,6 @@ class _Search:
     def _candidates(self, logits_BKV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best 2K continuations: score, token and parent, each (B, C), best first."""
         settings = self.settings
-        logits_BKV = logits_BKV if logits_BKV.dtype == torch.float64 else logits_BKV.float()
         K, V = logits_BKV.shape[1:]
         # The best 2K of all are among the best 2K of each beam, and so many that are allowed among these.
         token_BKC = _largest(logits_BKV, min(2 * K + len(settings.forbidden), V))

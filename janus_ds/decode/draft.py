@@ -36,9 +36,6 @@ __all__ = [
     "draft_search",
 ]
 
-_CHUNK_ROWS = 1024
-"""Rows that are projected to the vocabulary at a time."""
-
 
 @dataclass(frozen=True)
 class DraftRound:
@@ -139,7 +136,7 @@ class DraftDecoder(Protocol):
         """
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
-        """Logits over the vocabulary, (X, V)."""
+        """Logits over the vocabulary, (X, V), in float32 at least."""
 
     def accept(self, kept_B: Tensor) -> None:
         """Keep the first rows of the last block only."""
@@ -232,8 +229,7 @@ def _round(
         for row in range(len(sentence.pending) - 1, len(block))
     ]
     hidden_PD = hidden_BKTD.flatten(0, 2)[torch.tensor(rows, device=hidden_BKTD.device)]
-    parts = [decoder.logits(hidden_PD[i : i + _CHUNK_ROWS]) for i in range(0, len(rows), _CHUNK_ROWS)]
-    verdicts = judge(parts[0] if len(parts) == 1 else torch.cat(parts), going, proposals)
+    verdicts = judge(decoder.logits(hidden_PD), going, proposals)
     kept = [len(s.pending) + verdict.accepted for s, verdict in zip(going, verdicts, strict=True)]
     for sentence, proposal, verdict in zip(going, proposals, verdicts, strict=True):
         sentence.settle(proposal, verdict, settings)
@@ -247,12 +243,8 @@ def _forced_gains(
     """Log-probabilities of forced first tokens, in the first round of a search that counts them."""
     if settings.forced_first is None or settings.stop == "transformers" or going[0].passes:
         return [0.0] * len(going)
-    return log_softmax(decoder.logits(hidden_BKTD[:, 0, 0]))[:, settings.forced_first].tolist()
-
-
-def log_softmax(logits_XV: Tensor) -> Tensor:
-    """Log-probabilities in at least float32."""
-    return (logits_XV if logits_XV.dtype == torch.float64 else logits_XV.float()).log_softmax(-1)
+    logits_BV = decoder.logits(hidden_BKTD[:, 0, 0])
+    return logits_BV.log_softmax(1)[:, settings.forced_first].tolist()
 
 
 def _result(sentence: Sentence, settings: SearchSettings) -> DraftedTokens:
@@ -271,7 +263,6 @@ class GreedyJudge:
     ) -> list[Verdict]:
         """See :class:`Judge`."""
         settings = self._settings
-        logits_PV = logits_PV if logits_PV.dtype == torch.float64 else logits_PV.float()
         total_P = logits_PV.logsumexp(1)
         forbidden = torch.tensor(settings.forbidden, dtype=torch.long, device=logits_PV.device)
         # Two, as a search with one beam asks for: of equal logits, topk must give the same one here.

@@ -243,17 +243,12 @@ class Generator:
         report: Callable[[int], None],
     ) -> list[list[ScoredTokens]]:
         mode = self.config.decode.mode
+        ways = {"ar": self._sampled, "nar": self._parallel, "aux": self._by_aux, "draft": self._drafted}
         with _evaluating(self.model):
-            if mode == "ar" and self.config.decode.temperature:
-                found = self._sampled(self.model.encode(*self._pad(sources)), numbers)
-            elif mode == "ar":
+            if mode == "ar" and not self.config.decode.temperature:
                 found = self._autoregressive(sources, places, report)
-            elif mode == "nar":
-                found = self._parallel(self.model.encode(*self._pad(sources)))
-            elif mode == "aux":
-                found = self._by_aux(self.model.encode(*self._pad(sources)))
             else:
-                found = self._drafted(self.model.encode(*self._pad(sources)), numbers)
+                found = ways[mode](self.model.encode(*self._pad(sources)), numbers)
         if not all(candidates and math.isfinite(candidates[0].score) for candidates in found):
             raise CheckpointError(
                 "the model gives values that are not finite",
@@ -275,7 +270,6 @@ class Generator:
     ) -> list[list[ScoredTokens]]:
         """Search sources, the longest first, at so many places at a time; `report` counts finished ones."""
         settings = self._search_settings()
-        stream = ArStream.of(self.config.objective, self.special)
         memory = self.model.encode(*self._pad(sources[:places]))
         begun = memory.sentences
 
@@ -285,7 +279,7 @@ class Generator:
             report(count)
             return self.model.encode(*self._pad(sources[begun - count : begun]))
 
-        cache = self.model.start_cache(memory, stream, settings.beam, settings.max_steps)
+        cache = self.model.start_cache(memory, self._stream, settings.beam, settings.max_steps)
         free = settings.forced_first is not None and settings.stop == "transformers"
         settings = replace(settings, fed_first=free and settings.max_steps > 1)
         before = settings.start if settings.fed_first else None
@@ -295,14 +289,17 @@ class Generator:
 
     def _sampled(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
         decode, settings = self.config.decode, self._search_settings()
-        stream = ArStream.of(self.config.objective, self.special)
-        cache = self.model.start_cache(memory, stream, settings.beam, settings.max_steps)
+        cache = self.model.start_cache(memory, self._stream, settings.beam, settings.max_steps)
         sampling = Sampling(decode.temperature, decode.top_k, decode.top_p, decode.seed)
         steps, device = CachedSteps(self.model, cache), memory.states_BSD.device
         return sample_search(steps, numbers, settings, sampling, device)
 
     def _search_settings(self) -> SearchSettings:
         return search_settings(self.config, self.special)
+
+    @property
+    def _stream(self) -> ArStream:
+        return ArStream.of(self.config.objective, self.special)
 
     def _lengths(self, memory: EncoderOutput) -> Tensor:
         """Candidate lengths with bos and eos, (B, C)."""
@@ -311,12 +308,12 @@ class Generator:
         logits_BK = self.model.length_logits(memory)
         return length_candidates(logits_BK, rule, decode.length_beam, convention, longest)
 
-    def _by_aux(self, memory: EncoderOutput) -> list[list[ScoredTokens]]:
+    def _by_aux(self, memory: EncoderOutput, _: Sequence[int]) -> list[list[ScoredTokens]]:
         settings = draft_settings(self.config, self.special)
         decoder = AuxDecoder(self.model, memory, settings.mask)
         return aux_search(decoder, self._lengths(memory).clamp_min(3), settings)
 
-    def _parallel(self, memory: EncoderOutput) -> list[list[ScoredTokens]]:
+    def _parallel(self, memory: EncoderOutput, _: Sequence[int]) -> list[list[ScoredTokens]]:
         decode, length_BC = self.config.decode, self._lengths(memory)
         settings = mask_predict_settings(self.config, self.special)
         found = mask_predict(NarDecoder(self.model, memory), length_BC, settings)
@@ -325,15 +322,14 @@ class Generator:
         if decode.rescore_samples:
             rows = NarDecoder(self.model, memory)
             found = sampled_variants(rows, found, settings, decode.rescore_samples, decode.seed)
-        stream = ArStream.of(self.config.objective, self.special)
-        scorer = ArScorer(self.model, stream, search_settings(self.config, self.special))
+        scorer = ArScorer(self.model, self._stream, self._search_settings())
         return rescore(scorer, memory, found, decode.rescore_weight)
 
     def _drafted(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
         plan, decode = draft_plan(self.config, self.special), self.config.decode
-        stream = ArStream.of(self.config.objective, self.special)
-        sampler = SamplingJudge(plan.search, decode.temperature, decode.seed) if decode.temperature else None
-        drafts = ModelDrafts(self.model, memory, stream, plan, sampler)
+        sampling = Sampling(decode.temperature, seed=decode.seed)
+        sampler = SamplingJudge(plan.search, sampling) if decode.temperature else None
+        drafts = ModelDrafts(self.model, memory, self._stream, plan, sampler)
         return [[item] for item in draft_search(drafts, numbers, plan.search, sampler)]
 
 

@@ -60,7 +60,7 @@ class RowDecoder(Protocol):
         """One decoder pass: hidden rows at the flat indices `picked_P` = r * L + l, shape (P, D)."""
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
-        """Logits over the vocabulary, shape (X, V)."""
+        """Logits over the vocabulary, shape (X, V), in float32 at least."""
 
     def keep(self, sentence_B: Tensor) -> None:
         """Go on with these sentences only, by their index among those held now; the others are finished."""
@@ -269,7 +269,6 @@ class TargetRows:
 
 def _best(logits_XV: Tensor, forbidden: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """The likeliest allowed token of each position and its log-probability over the whole vocabulary."""
-    logits_XV = logits_XV if logits_XV.dtype == torch.float64 else logits_XV.float()
     total_X = logits_XV.logsumexp(dim=1)
     blocked = torch.tensor(forbidden, dtype=torch.long, device=logits_XV.device)
     best_X, token_X = logits_XV.index_fill(1, blocked, float("-inf")).max(dim=1)

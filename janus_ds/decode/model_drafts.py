@@ -28,12 +28,13 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.draft import Proposal, Sentence, Verdict
-from janus_ds.decode.mask_predict import MaskPredictSettings, mask_predict
+from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows, mask_predict
 from janus_ds.decode.model_steps import NarDecoder, draft_settings, search_settings
+from janus_ds.decode.sample import Sampling, draw_rows, random_of, token_shares
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["DraftPlan", "ModelDrafts", "SamplingJudge", "draft_plan", "draw", "shares", "tails"]
+__all__ = ["DraftPlan", "ModelDrafts", "SamplingJudge", "draft_plan", "tails"]
 
 _SHIFTS = (0, 1, -1)
 
@@ -104,21 +105,15 @@ class ModelDrafts:
         sampler: SamplingJudge,
     ) -> list[Proposal]:
         """One draft a sentence, every token drawn from NAR's distribution at its position."""
-        nar, width, device = self._plan.nar, max(lengths) + 2, decoder.device
-        length_B = torch.tensor(lengths, device=device) + 2
-        column_L = torch.arange(width, device=device)
-        inner_BL = (column_L > 0) & (column_L < length_B[:, None] - 1)
-        token_BL = torch.full((len(lengths), width), nar.pad, device=device).masked_fill(inner_BL, nar.mask)
-        token_BL[:, 0] = nar.bos
-        token_BL.scatter_(1, length_B[:, None] - 1, nar.eos)
-        picked_P = inner_BL.flatten().nonzero().squeeze(1)
-        logits_PV = decoder.logits(decoder.hidden(token_BL, length_B, picked_P))
-        share_PV = shares(logits_PV, nar.forbidden, sampler.temperature)
+        nar, length_B = self._plan.nar, torch.tensor(lengths, device=decoder.device) + 2
+        blank = TargetRows(length_B[:, None], nar)
+        picked_P = blank.inner_RL.flatten().nonzero().squeeze(1)
+        logits_PV = decoder.logits(decoder.hidden(blank.token_RL, length_B, picked_P))
+        share_PV = token_shares(logits_PV, nar.forbidden, sampler.sampling)
         proposals = []
         for sentence, share_MV in zip(sentences, share_PV.split(list(lengths)), strict=True):
-            chances = sampler.uniform(sentence, len(share_MV))
-            draft = [draw(row, chance) for row, chance in zip(share_MV, chances, strict=True)]
-            proposals.append(Proposal([draft], 1, share_MV))
+            chance_M = sampler.uniform(sentence, len(share_MV)).to(share_MV.device)
+            proposals.append(Proposal([draw_rows(share_MV, chance_M).tolist()], 1, share_MV))
         return proposals
 
     def lengths(self, sentences: Sequence[Sentence]) -> list[list[int]]:
@@ -190,51 +185,30 @@ def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
     )
 
 
-def shares(logits_PV: Tensor, forbidden: Sequence[int], temperature: float) -> Tensor:
-    """Probabilities at a temperature, in float64, zero for forbidden tokens."""
-    blocked = torch.tensor(list(forbidden), dtype=torch.long, device=logits_PV.device)
-    return (logits_PV.double() / temperature).index_fill(1, blocked, -math.inf).softmax(1)
-
-
-def draw(share_V: Tensor, uniform: float) -> int:
-    """The token at which the cumulated shares pass a number between 0 and 1."""
-    cumulated_V = share_V.cumsum(0)
-    target = cumulated_V.new_tensor(uniform * float(cumulated_V[-1]))
-    index = int(torch.searchsorted(cumulated_V, target, right=True))
-    # Rounding may carry the number past the last token that has a share.
-    return min(index, int(share_V.nonzero()[-1]))
-
-
 class SamplingJudge:
     """Accepts drafts so that outputs are samples.
 
     Args:
         settings: as for the greedy judge.
-        temperature: above 0.
-        seed: of all numbers.
+        sampling: what is sampled.
     """
 
-    def __init__(self, settings: SearchSettings, temperature: float, seed: int) -> None:
+    def __init__(self, settings: SearchSettings, sampling: Sampling) -> None:
         self._settings = settings
-        self.temperature = temperature
-        self._seed = seed
+        self.sampling = sampling
         self._random: dict[int, torch.Generator] = {}
 
-    def uniform(self, sentence: Sentence, count: int) -> list[float]:
-        """The next numbers of a sentence."""
+    def uniform(self, sentence: Sentence, count: int) -> Tensor:
+        """The next numbers of a sentence, float64 on the host."""
         if sentence.number not in self._random:
-            # Seeds side by side would give like first numbers: they are mixed.
-            mixed = (self._seed * 0x9E3779B97F4A7C15 + (sentence.number + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
-            self._random[sentence.number] = torch.Generator().manual_seed(mixed)
-        random = self._random[sentence.number]
-        found: list[float] = torch.rand(count, generator=random, dtype=torch.float64).tolist()
-        return found
+            self._random[sentence.number] = random_of(self.sampling.seed, sentence.number)
+        return torch.rand(count, generator=self._random[sentence.number], dtype=torch.float64)
 
     def __call__(
         self, logits_PV: Tensor, sentences: Sequence[Sentence], proposals: Sequence[Proposal]
     ) -> list[Verdict]:
         """See :class:`janus_ds.decode.draft.Judge`; each sentence has one draft."""
-        share_PV = shares(logits_PV, self._settings.forbidden, self.temperature)
+        share_PV = token_shares(logits_PV, self._settings.forbidden, self.sampling)
         gain_PV = logits_PV.double().log_softmax(1)
         verdicts, start = [], 0
         for sentence, proposal in zip(sentences, proposals, strict=True):
@@ -245,8 +219,8 @@ class SamplingJudge:
 
     def _judge(self, share_TV: Tensor, gain_TV: Tensor, sentence: Sentence, proposal: Proposal) -> Verdict:
         draft, last = proposal.drafts[0], len(proposal.drafts[0])
-        chance = self.uniform(sentence, last + 1)
-        accepted = 0
+        chance_T = self.uniform(sentence, last + 1)
+        chance, accepted = chance_T.tolist(), 0
         while accepted < last:
             p, q = float(share_TV[accepted, draft[accepted]]), 1.0
             if proposal.drawn_MV is not None:
@@ -257,7 +231,7 @@ class SamplingJudge:
         left_V = share_TV[accepted]
         if accepted < last:
             left_V = _rest(left_V, draft[accepted], proposal.drawn_MV, accepted)
-        following = draw(left_V, chance[last])
+        following = int(draw_rows(left_V[None], chance_T[last:].to(left_V.device)))
         if accepted == last == sentence.room(self._settings):
             following = self._settings.eos
         tokens = [*draft[:accepted], following]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.mask_predict import MaskPredictSettings
+from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows
 from janus_ds.decode.model_steps import NarDecoder
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
@@ -27,7 +27,6 @@ __all__ = ["ArScorer", "rescore", "sampled_variants"]
 
 _WIDEST_BLOCK = 512
 """Rows of a block: its mask is square."""
-_CHUNK_ROWS = 1024
 _UNSURE = 0.5
 """Positions that NAR gives its token a lower probability are drawn anew."""
 
@@ -65,7 +64,7 @@ class ArScorer:
             hidden.append(self.model.ar_block(cache, block_BKT))
         hidden_BCTD = torch.cat(hidden, 1)
         return [
-            [self._project(hidden_BCTD[b, c, len(first) : len(row)]) for c, row in enumerate(group)]
+            [self.model.logits(hidden_BCTD[b, c, len(first) : len(row)]) for c, row in enumerate(group)]
             for b, group in enumerate(rows)
         ]
 
@@ -80,11 +79,6 @@ class ArScorer:
                 scores.append(float(gain_T.sum()) / len(target_T) ** self.search.length_penalty)
             found.append(scores)
         return found
-
-    def _project(self, hidden_TD: Tensor) -> Tensor:
-        parts = [self.model.logits(part) for part in hidden_TD.split(_CHUNK_ROWS)]
-        logits_TV = torch.cat(parts)
-        return logits_TV if logits_TV.dtype == torch.float64 else logits_TV.float()
 
 
 def rescore(
@@ -131,26 +125,24 @@ def sampled_variants(
         seed: of the draws.
     """
     rows = [item for group in found for item in group]
-    width = max(len(item.tokens) for item in rows) + 2
-    tokens = [[nar.bos, *item.tokens, nar.eos] + [nar.pad] * (width - 2 - len(item.tokens)) for item in rows]
-    token_RL = torch.tensor(tokens, device=decoder.device)
-    length_R = torch.tensor([len(item.tokens) + 2 for item in rows], device=decoder.device)
-    column_L = torch.arange(width, device=decoder.device)
-    inner_RL = (column_L > 0) & (column_L < length_R[:, None] - 1)
-    picked_P = inner_RL.flatten().nonzero().squeeze(1)
+    device = decoder.device
+    length_R = torch.tensor([len(item.tokens) + 2 for item in rows], device=device)
+    blank = TargetRows(length_R[:, None], nar)
+    own_P = torch.tensor([token for item in rows for token in item.tokens], dtype=torch.long, device=device)
+    token_RL = blank.token_RL.masked_scatter(blank.inner_RL, own_P)
+    picked_P = blank.inner_RL.flatten().nonzero().squeeze(1)
     logits_PV = decoder.logits(decoder.hidden(token_RL, length_R, picked_P)).float()
-    forbidden = torch.tensor(nar.forbidden, dtype=torch.long, device=decoder.device)
+    forbidden = torch.tensor(nar.forbidden, dtype=torch.long, device=device)
     share_PV = logits_PV.index_fill(1, forbidden, -math.inf).softmax(1)
-    own_P = token_RL.flatten()[picked_P]
     sure_P = share_PV.gather(1, own_P[:, None]).squeeze(1) >= _UNSURE
-    random = torch.Generator(device=decoder.device).manual_seed(seed)
+    random = torch.Generator(device=device).manual_seed(seed)
     results = [list(group) for group in found]
     candidates = len(found[0])
     for _ in range(samples):
         drawn_P = torch.where(sure_P, own_P, share_PV.multinomial(1, generator=random).squeeze(1))
         score_P = share_PV.gather(1, drawn_P[:, None]).squeeze(1).log()
         drawn_RL = token_RL.flatten().index_put((picked_P,), drawn_P).view(token_RL.shape)
-        total_R = torch.zeros(token_RL.numel(), device=decoder.device).index_put((picked_P,), score_P)
+        total_R = torch.zeros(token_RL.numel(), device=device).index_put((picked_P,), score_P)
         mean_R = total_R.view(token_RL.shape).sum(1) / (length_R - 2).clamp(min=1)
         for number, (row, item, score) in enumerate(
             zip(drawn_RL.tolist(), rows, mean_R.tolist(), strict=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from janus_ds.decode.beam_search import SearchSettings, StepFunction
 from janus_ds.decode.hypothesis import ScoredTokens
 
-__all__ = ["Sampling", "draw_rows", "sample_search", "token_shares"]
+__all__ = ["Sampling", "draw_rows", "random_of", "sample_search", "token_shares"]
 
 _DEAD = float("-inf")
 
@@ -37,6 +37,13 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 1
+
+
+def random_of(seed: int, number: int) -> torch.Generator:
+    """The random numbers of one sentence."""
+    # Seeds side by side would give like first numbers: they are mixed.
+    mixed = (seed * 0x9E3779B97F4A7C15 + (number + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
+    return torch.Generator().manual_seed(mixed)
 
 
 def token_shares(logits_XV: Tensor, forbidden: Sequence[int], sampling: Sampling) -> Tensor:
@@ -85,7 +92,7 @@ def sample_search(
     Returns:
         Scores are the model's own (temperature 1, nothing left out), as those of a search.
     """
-    draws = [torch.Generator().manual_seed(_mixed(sampling.seed, number)) for number in numbers]
+    draws = [random_of(sampling.seed, number) for number in numbers]
     K, going = settings.beam, list(range(len(numbers)))
     tokens: list[list[list[int]]] = [[[] for _ in range(K)] for _ in numbers]
     gains: list[list[list[float]]] = [[[] for _ in range(K)] for _ in numbers]
@@ -139,8 +146,3 @@ def _result(tokens: Sequence[int], gains: Sequence[float], settings: SearchSetti
     skip = 0 if settings.forced_first is None else 1
     score = sum(gains) / len(tokens) ** settings.length_penalty
     return ScoredTokens(tuple(tokens[skip:-1]), score, len(tokens), tuple(gains[skip:-1]))
-
-
-def _mixed(seed: int, number: int) -> int:
-    """Seeds side by side would give like first numbers: they are mixed."""
-    return (seed * 0x9E3779B97F4A7C15 + (number + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)

@@ -261,7 +261,7 @@ class JanusModel(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits over the vocabulary without its padding rows, (..., V)."""
+        """Logits over the vocabulary without its padding rows, (..., V), in float32 at least."""
         if self._parallel.size > 1:
             raise ConfigError(
                 "text is not decoded under tensor parallelism",
@@ -269,9 +269,9 @@ class JanusModel(nn.Module):
                 "decode from a checkpoint in one process: its weights are whole",
             )
         weight = self.output_weight[: self.special.vocab_size]
-        if self._vocabulary is None:
-            return F.linear(hidden, weight)
-        return self._vocabulary(hidden, [weight], [None])
+        product = self._vocabulary
+        logits = F.linear(hidden, weight) if product is None else product(hidden, [weight], [None])
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def prepare_products(self, int8: bool) -> None:
         """Let :meth:`logits` use a packed weight; called by `decoding.cpu_kernels.prepare`."""

@@ -46,8 +46,8 @@ def test_shares_by_hand() -> None:
     # top_p is of what top_k has left: 5/7 of two tokens is enough.
     assert shares(top_k=2, top_p=0.7) == [1, 0, 0, 0]
     assert token_shares(logits, (0,), Sampling(1.0))[0].tolist() == pytest.approx([0, 0.4, 0.4, 0.2])
-    shares_XV = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).double().expand(3, 4)
-    assert draw_rows(shares_XV, torch.tensor([0.0, 0.5, 1.0]).double()).tolist() == [1, 2, 2]
+    shares_XV = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).double().expand(5, 5)
+    assert draw_rows(shares_XV, torch.tensor([0.0, 0.2, 0.25, 0.9, 1.0]).double()).tolist() == [1, 1, 3, 3, 3]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.7, top_k=2), Sampling(1.3, top_p=0.8)])

@@ -16,7 +16,7 @@ from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.draft import DraftedTokens, DraftRound, Sentence
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.model_drafts import draw, tails
+from janus_ds.decode.model_drafts import tails
 from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer
 from janus_ds.model.decoding.cache import ArStream
@@ -201,8 +201,3 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     assert found == [item.tokens for item in best(two.generate_ids(SOURCES))]
     other = generator(peaked(2, TINY, 1.0), OBJECTIVES["query"], **{**options, "seed": 4})
     assert found != [item.tokens for item in best(other.generate_ids(SOURCES))]
-
-
-def test_draws() -> None:
-    shares = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0], dtype=torch.float64)
-    assert [draw(shares, u) for u in (0.0, 0.2, 0.25, 0.9, 1.0)] == [1, 1, 3, 3, 3]
