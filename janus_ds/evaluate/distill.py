@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from janus_ds.checkpoint.average import average_weights, last_checkpoints
+from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
 from janus_ds.data.prepare.pairs import PairReport

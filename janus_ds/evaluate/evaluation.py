@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from janus_ds.checkpoint.average import average_weights, last_checkpoints
+from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator, trained_modes

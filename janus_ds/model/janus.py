@@ -22,12 +22,10 @@ from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import ConfigError, DataError
 from janus_ds.model.attention import additive_mask
 from janus_ds.model.batch_attention import RowsOfBatch
-from janus_ds.model.decoding.aux_rows import AuxRows
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput, KVCache, new_cache
 from janus_ds.model.decoding.cpu_kernels import PreparedProduct
-from janus_ds.model.decoding.steps import BlockRows, CachedRows, CandidateAttention, PickedRows
-from janus_ds.model.layers import LengthHead, Recompute, recompute_with
-from janus_ds.model.transformer import Decoder, Encoder, padding_mask
+from janus_ds.model.decoding.steps import AuxRows, BlockRows, CachedRows, CandidateAttention, PickedRows
+from janus_ds.model.transformer import Decoder, Encoder, LengthHead, Recompute, padding_mask, recompute_with
 from janus_ds.model.weights import padded_vocab
 from janus_ds.packing import GridPlaces, source_part
 from janus_ds.parallel.layers import ParallelLayers

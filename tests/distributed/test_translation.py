@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.checkpoint.average import average_weights, last_checkpoints
-from janus_ds.checkpoint.tensors import read_weights
+from janus_ds.checkpoint.tensors import average_weights, last_checkpoints, read_weights
 from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
 from janus_ds.evaluate.tasks import EvalRequest, evaluate, results_table
 from janus_ds.parallel.topology import Topology, init_topology

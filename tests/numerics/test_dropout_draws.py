@@ -20,7 +20,7 @@ from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.data.masking.collate import Collator
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
-from janus_ds.model import layers
+from janus_ds.model import transformer
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
@@ -168,7 +168,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         return x * state.factor[:, -x.shape[1] :] if training else x
 
-    monkeypatch.setattr(layers.F, "dropout", dropout)
+    monkeypatch.setattr(transformer.F, "dropout", dropout)
     return state
 
 

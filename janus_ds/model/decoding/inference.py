@@ -17,8 +17,7 @@ from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.model.decoding.cpu_kernels import can_quantize, prepare
 from janus_ds.model.janus import JanusModel
-from janus_ds.model.layers import TransformerLayer
-from janus_ds.model.transformer import EncoderLayer
+from janus_ds.model.transformer import EncoderLayer, TransformerLayer
 from janus_ds.model.weights import check_shapes, load_weights
 from janus_ds.parallel.layers import DenseLayers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +15,13 @@ from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manager import CheckpointManager
-from janus_ds.config.schema import RunConfig
+from janus_ds.config.schema import OptimConfig, RunConfig
 from janus_ds.data.stream.loader import StepData
 from janus_ds.errors import JanusError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.objective.janus_objective import ramp_factors
 from janus_ds.train.loop.engine import TrainingEngine, Update
 from janus_ds.train.loop.reporting import Reporter, StepResult
-from janus_ds.train.loop.schedule import learning_rate
 from janus_ds.train.loop.state import Meters, RunIdentity
 from janus_ds.train.loop.validation import BestWeights, Validator, add_terms, global_counts
 from janus_ds.train.safety.guards import Decision, StepGuard, Verdict
@@ -29,7 +29,7 @@ from janus_ds.train.safety.memory import MemoryGuard
 from janus_ds.train.safety.signals import StopSignals
 from janus_ds.train.safety.watchdog import Watchdog
 
-__all__ = ["Outcome", "OutputScorer", "Sampler", "Trainer", "TrainerParts"]
+__all__ = ["Outcome", "OutputScorer", "Sampler", "Trainer", "TrainerParts", "learning_rate"]
 
 OutputScorer = Callable[[Mapping[str, Tensor], Callable[[], bool]], dict[str, float] | None]
 """Scores validation outputs by mode from the weights, or None where it was told to stop; on rank 0."""
@@ -308,6 +308,23 @@ class Trainer:
         root = self._parts.run / "checkpoints"
         probe = (lambda: _bytes_of_saves(root)) if self._engine.topology.is_main else None
         self._parts.watchdog.enter(f"saving after step {self._progress.step}", slow=True, probe=probe)
+
+
+def learning_rate(config: OptimConfig, max_steps: int, step: int) -> float:
+    """The rate of update `step`, counted from 0, as a pure function: nothing is counted or kept.
+
+    All schedules rise linearly from `warmup_init_lr` at step 0 to `lr` at `warmup_steps`. Then
+    `inverse_sqrt` gives lr * sqrt(warmup / step), as the NMT runs of the paper have it, `polynomial`
+    falls linearly to zero at `max_steps`, as its pretraining has it, and `constant` stays.
+    """
+    warmup = config.warmup_steps
+    if step < warmup:
+        return config.warmup_init_lr + (config.lr - config.warmup_init_lr) * step / warmup
+    if config.schedule == "inverse_sqrt":
+        return config.lr * math.sqrt(max(warmup, 1) / max(step, 1))
+    if config.schedule == "polynomial":
+        return config.lr * max(max_steps - step, 0) / max(max_steps - warmup, 1)
+    return config.lr
 
 
 def _bytes_of_saves(root: Path) -> int:

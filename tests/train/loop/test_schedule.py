@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from janus_ds.config.schema import OptimConfig
-from janus_ds.train.loop.schedule import SCHEDULES, learning_rate
+from janus_ds.train.loop.trainer import learning_rate
+
+SCHEDULES = ("inverse_sqrt", "polynomial", "constant")
 
 
 def config(schedule: str, **changes: float) -> OptimConfig:
