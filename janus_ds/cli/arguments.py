@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from janus_ds.config.packaged import packaged_folder
 from janus_ds.errors import MissingDependencyError, UsageError
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 __all__ = [
     "BOTH_WAYS",
     "ProgressBars",
-    "add_both_ways_arguments",
     "add_checkpoint_arguments",
+    "add_decode_arguments",
     "add_inference_arguments",
     "add_score_arguments",
     "checkpoint_request",
     "help_text",
     "inference_options",
     "new_parser",
+    "program_parser",
     "recipe_path",
 ]
 
@@ -36,11 +37,19 @@ def new_parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"janus-ds {command}", description=description)
 
 
+def program_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a command that is a program of launch/ or eval/ too; its description stays as it is."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
 def recipe_path(given: Path | None) -> Path:
     """The recipe that was asked for, or the quickstart's."""
     return given or packaged_folder("recipes") / "quickstart.yaml"
 
 
+_Number = TypeVar("_Number", int, float)
 _DTYPES = ("fp32", "bf16", "float64")
 
 
@@ -65,9 +74,11 @@ BOTH_WAYS: dict[str, tuple[type, str]] = {
 """Options of decoding both ways at once: fields of `DecodeConfig`, their type and help."""
 
 
-def add_both_ways_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add an option for each field of :data:`BOTH_WAYS`."""
-    for name, (kind, text) in BOTH_WAYS.items():
+def add_decode_arguments(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, options: Mapping[str, tuple[type, str]]
+) -> None:
+    """Add an option for each of these fields of `DecodeConfig`, with its type and help."""
+    for name, (kind, text) in options.items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=kind, help=f"{text} (default: as the run's recipe says)")
 
@@ -78,13 +89,12 @@ def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
     Raises:
         MissingDependencyError: there is no compiler for the device.
     """
-    import torch
-
+    from janus_ds.decode.load import usable_device
     from janus_ds.model.decoding.inference import InferenceOptions
     from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 
-    chosen = getattr(parsed, "device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
-    if parsed.compile and not compiler_is_at_hand(torch.device(chosen)):
+    chosen = usable_device(parsed.device)
+    if parsed.compile and not compiler_is_at_hand(chosen):
         raise MissingDependencyError(
             f"torch.compile finds no compiler for {chosen}",
             "--compile",
@@ -142,7 +152,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
         help="sentences decoded one by one for ms/sentence; 0: none (default: 50)",
     )
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
-    add_both_ways_arguments(group)
+    add_decode_arguments(group, BOTH_WAYS)
     add_inference_arguments(group)
     return group
 
@@ -154,12 +164,14 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
     Raises:
         UsageError: the iterations are no numbers, or a number is below 0.
     """
-    iterations = _numbers(parsed.iterations)
+    iterations = _listed(parsed.iterations, int, "--iterations", "0 or more, such as 0,1,4,10")
+    thresholds = _listed(
+        parsed.threshold, float, "--threshold", "shares above 0 and up to 1, such as 0.9,0.99"
+    )
     for option, count in (("--limit", parsed.limit), ("--latency-samples", parsed.latency)):
         if count < 0:
             raise UsageError(f"{count} sentences cannot be taken", option, "give 0 or more")
-    import torch
-
+    from janus_ds.decode.load import usable_device
     from janus_ds.evaluate.evaluation import EvalRequest
 
     decode = {name: getattr(parsed, name) for name in ("beam", "length_beam", *BOTH_WAYS)}
@@ -168,36 +180,23 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
         average=parsed.average,
         modes=tuple(dict.fromkeys(mode.strip() for mode in parsed.modes.split(",") if mode.strip())),
         iterations=iterations,
-        thresholds=_shares(parsed.threshold),
+        thresholds=thresholds,
         split=parsed.split,
         data=parsed.data,
         output=parsed.output,
         decode={name: value for name, value in decode.items() if value is not None},
         limit=parsed.limit,
         latency_sentences=parsed.latency,
-        device=parsed.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=usable_device(parsed.device),
         inference=inference_options(parsed),
     )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _listed(text: str, kind: type[_Number], option: str, wanted: str) -> tuple[_Number, ...]:
     try:
-        return tuple(dict.fromkeys(int(word) for word in text.split(",") if word.strip()))
+        return tuple(dict.fromkeys(kind(word) for word in text.split(",") if word.strip()))
     except ValueError:
-        raise UsageError(
-            f"{text!r} is not a list of numbers", "--iterations", "give 0 or more, such as 0,1,4,10"
-        ) from None
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(dict.fromkeys(float(word) for word in text.split(",") if word.strip()))
-    except ValueError:
-        raise UsageError(
-            f"{text!r} is not a list of numbers",
-            "--threshold",
-            "give shares above 0 and up to 1, such as 0.9,0.99",
-        ) from None
+        raise UsageError(f"{text!r} is not a list of numbers", option, f"give {wanted}") from None
 
 
 def help_text(description: str | None, program: Path, example: Sequence[object]) -> str:

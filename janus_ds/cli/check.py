@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from janus_ds.cli.arguments import new_parser, recipe_path
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
-from janus_ds.config.load import add_recipe_arguments
-from janus_ds.config.packaged import deepspeed_file
+from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import TrainingError, UsageError
 from janus_ds.tables import count_text
@@ -60,14 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser("check", "All faults of a run's configuration at once, then one dry batch.")
     add_recipe_arguments(parser)
-    parser.add_argument(
-        "--deepspeed_config",
-        "--deepspeed-config",
-        type=deepspeed_file,
-        required=True,
-        metavar="JSON",
-        help="how it runs",
-    )
+    add_deepspeed_argument(parser)
     parser.add_argument("--data", metavar="DIR", help="made by launch/prepare_data.py; or as data.path")
     parser.add_argument("--ranks", type=int, default=1, help="processes of the run (default: 1)")
     parser.add_argument(

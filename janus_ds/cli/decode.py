@@ -20,9 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from janus_ds.cli.arguments import BOTH_WAYS, add_inference_arguments, inference_options
+from janus_ds.cli.arguments import (
+    BOTH_WAYS,
+    add_decode_arguments,
+    add_inference_arguments,
+    inference_options,
+    program_parser,
+)
 from janus_ds.cli.decode_lines import (
     Found,
     FoundBy,
@@ -40,6 +44,7 @@ from janus_ds.decode.load import DEMO, LoadedRun, load_run, with_decode
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, line_windows
+from janus_ds.evaluate.systems import check_beam
 from janus_ds.model.decoding.inference import prepare_for_inference
 
 MODES = ("ar", "nar", "draft", "aux")
@@ -92,9 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     # --seed says which words are hidden, and how tokens are drawn.
     options["seed"] = 1 if parsed.seed is None else parsed.seed
-    _check_beam(modes, parsed.beam)
-    device = parsed.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    run = load_run(parsed.checkpoint, options, device)
+    check_beam(modes, parsed.beam)
+    run = load_run(parsed.checkpoint, options, parsed.device)
     modes = modes or (run.config.decode.mode,)
     _check_used(parsed, modes)
     prepare_for_inference(run.model, inference_options(parsed))
@@ -153,9 +157,7 @@ def _found(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = program_parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a run folder, one of its checkpoints, or demo")
     add("--demo", action="store_true", help="the model of the package, German to English, in both modes")
@@ -178,8 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ids", action="store_true", help="inputs and outputs are token ids")
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
     add_inference_arguments(parser)
-    for name, (kind, text) in DECODE_OPTIONS.items():
-        add("--" + name.replace("_", "-"), type=kind, help=f"{text} (default: as the run's recipe says)")
+    add_decode_arguments(parser, DECODE_OPTIONS)
     stop_early = "AR, transformers: stop at `beam` finished hypotheses (default: as the run's recipe says)"
     add("--early-stopping", action=argparse.BooleanOptionalAction, help=stop_early)
     return parser
@@ -250,21 +251,6 @@ def _no_input(name: str) -> bool:
 
 def _on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
-
-
-def _check_beam(modes: Sequence[str], beam: int | None) -> None:
-    if "draft" in modes and "ar" not in modes and (beam or 1) > 1:
-        raise UsageError(
-            f"mode draft gives the output of greedy search, but the beam is {beam}",
-            "--mode draft --beam",
-            "leave --beam out; for a beam use --mode ar",
-        )
-    if "aux" in modes and "ar" not in modes and (beam or 1) > 1:
-        raise UsageError(
-            f"mode aux has no beam, but the beam is {beam}",
-            "--mode aux --beam",
-            "leave --beam out; several lengths are tried with --length-beam",
-        )
 
 
 def _text(run: LoadedRun, ids: bool) -> TextCodec:

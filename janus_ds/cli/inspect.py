@@ -20,10 +20,11 @@ from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.source import MixedSource
 from janus_ds.data.text.tokenizer import Tokenizer
-from janus_ds.errors import MissingDependencyError, UsageError
+from janus_ds.errors import UsageError
+from janus_ds.report.style import new_figure, require_matplotlib
 from janus_ds.stream_mask import Segment, dense_mask
 
-__all__ = ["RowPicture", "describe_views", "main", "picture_of"]
+__all__ = ["main", "picture_of"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -168,16 +169,10 @@ class RowPicture:
         Raises:
             MissingDependencyError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise MissingDependencyError(
-                "pictures need matplotlib, which is not installed",
-                "--png",
-                "pip install matplotlib, or leave --png out: the picture is printed as text",
-            ) from None
+        fix = "pip install matplotlib, or leave --png out: the picture is printed as text"
+        require_matplotlib("--png", fix)
         rows, columns = self.seen_RC.shape
-        figure = Figure(figsize=(2 + columns * 0.16, 1 + rows * 0.16))
+        figure = new_figure(2 + columns * 0.16, 1 + rows * 0.16)
         axes = figure.add_subplot()
         axes.imshow(self.seen_RC, cmap="Blues", vmin=0, vmax=1.4, interpolation="none")
         self._label(axes, columns)

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from janus_ds.cli.arguments import new_parser, recipe_path
-from janus_ds.cli.plan_messages import (
-    Projection,
-    add_execution_arguments,
-    describe_communication,
-)
+from janus_ds.cli.plan_messages import Projection, add_execution_arguments, describe_communication
+from janus_ds.cli.traffic import SHARDED
 from janus_ds.config.load import add_recipe_arguments, load_run_config
 from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import UsageError
+from janus_ds.model.weights import parameter_shapes
 from janus_ds.tables import bytes_text, count_text, table
 
-__all__ = [
-    "PartSize",
-    "checkpoint_bytes",
-    "describe_length",
-    "describe_memory",
-    "describe_model",
-    "main",
-    "model_parts",
-    "state_bytes",
-]
+__all__ = ["PartSize", "checkpoint_bytes", "main", "model_parts", "state_bytes"]
 
 _TENSOR_SIZES = (1, 2, 4)
+_PARTS = {
+    "embedding": "token embedding (tied)",
+    "encoder.positions": "positions",
+    "encoder.embedding_norm": "positions",
+    "decoder.positions": "positions",
+    "decoder.embedding_norm": "positions",
+    "encoder.layers": "encoder layers",
+    "decoder.layers": "decoder layers",
+    "length_head": "length head",
+}
+"""Parts of a model by the start of a parameter's name."""
 _ASSUMED_VOCABULARY = {"quickstart": 2000}
 _BART_VOCABULARY = 50265
 
@@ -107,17 +108,8 @@ def describe_model(parts: list[PartSize], vocab_size: int, origin: str) -> str:
 def describe_memory(parts: list[PartSize], keep_last: int, ranks: int) -> str:
     """Memory of one rank by precision, tensor-parallel size and ZeRO stage; size of checkpoints."""
     lines = [f"memory a rank for weights, gradients and AdamW states, on {ranks} ranks"]
-    rows: list[tuple[str, ...]] = [
-        (
-            "  precision",
-            "TP",
-            "ranks on data",
-            "ZeRO 0",
-            "ZeRO 1",
-            "ZeRO 2",
-            "ZeRO 3",
-        )
-    ]
+    head = ("  precision", "TP", "ranks on data", "ZeRO 0", "ZeRO 1", "ZeRO 2", "ZeRO 3")
+    rows: list[tuple[str, ...]] = [head]
     total = sum(part.total for part in parts)
     for precision in ("fp32", "bf16", "fp16"):
         for tensor_size in (size for size in _TENSOR_SIZES if ranks % size == 0):
@@ -198,27 +190,11 @@ class PartSize:
 
 def model_parts(config: ModelConfig, vocab_size: int) -> list[PartSize]:
     """The parts of a model with their numbers of parameters."""
-    width, norm = config.d_model, 2 * config.d_model
-    rows = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
-    # Column layers (q, k, v, fc1) shard weight and bias; row layers (out, fc2) only the weight.
-    attention = (4 * width**2 + 3 * width, width + norm)
-    feed_forward = (2 * width * config.ffn_dim + config.ffn_dim, width + norm)
-    encoder = [n * config.encoder_layers for n in _sum(attention, feed_forward)]
-    decoder = [n * config.decoder_layers for n in _sum(attention, attention, feed_forward)]
-    positions = (config.max_source_positions + config.max_target_positions) * width
-    norms = 2 * norm if config.layernorm_embedding else 0
-    classes = config.length_classes or config.max_target_positions
-    return [
-        PartSize("token embedding (tied)", rows * width, 0),
-        PartSize("positions", 0, positions + norms),
-        PartSize("encoder layers", *encoder),
-        PartSize("decoder layers", *decoder),
-        PartSize("length head", 0, classes * width),
-    ]
-
-
-def _sum(*parts: tuple[int, int]) -> tuple[int, int]:
-    return sum(part[0] for part in parts), sum(part[1] for part in parts)
+    sizes = {part: [0, 0] for part in _PARTS.values()}
+    for name, shape in parameter_shapes(config, vocab_size).items():
+        part = next(_PARTS[start] for start in _PARTS if name.startswith(start))
+        sizes[part][not name.endswith(SHARDED)] += math.prod(shape)
+    return [PartSize(part, sharded, replicated) for part, (sharded, replicated) in sizes.items()]
 
 
 def state_bytes(parameters: int, stage: int, precision: str, data_size: int) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
-from janus_ds.batch import BatchCounts, RowLayout
+from janus_ds.batch import RowLayout
 from janus_ds.cli.traffic import (
     BatchShape,
     Execution,
@@ -24,18 +24,9 @@ from janus_ds.data.stream.index import Manifest
 from janus_ds.errors import ConfigError, UsageError
 from janus_ds.tables import bytes_text, table
 
-__all__ = [
-    "MeanSample",
-    "Projection",
-    "StepBatches",
-    "add_execution_arguments",
-    "describe_communication",
-    "mean_sample",
-    "step_batches",
-]
+__all__ = ["Projection", "add_execution_arguments", "describe_communication"]
 
 _STAGES = range(4)
-_MARK = "projected"
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,6 @@ class Projection:
                 "give a size that divides the ranks",
             )
         execution = Execution(
-            stage=parsed.zero,
             precision=parsed.precision,
             data_size=ranks // tensor,
             tensor_size=tensor,
@@ -72,29 +62,14 @@ class Projection:
         )
         return cls(run, vocab_size, mean_sample(run, manifest), execution)
 
-    def on(self, ranks: int, stage: int | None = None) -> Projection:
-        """The same on other ranks, or in another ZeRO stage."""
-        execution = self.execution
-        changed = replace(
-            execution,
-            data_size=ranks // execution.tensor_size,
-            stage=execution.stage if stage is None else stage,
-        )
-        return replace(self, execution=changed)
-
-    @property
-    def ranks(self) -> int:
-        """All of them."""
-        return self.execution.data_size * self.execution.tensor_size
-
     def batches(self) -> StepBatches | None:
         """What a rank works on; None where the batch cannot be shared."""
         return step_batches(self.run, self.sample, self.execution.data_size)
 
-    def sent(self, batches: StepBatches) -> list[Sent]:
-        """All messages of a rank in a step."""
+    def sent(self, batches: StepBatches, stage: int) -> list[Sent]:
+        """All messages of a rank in a step, in one ZeRO stage."""
         run = self.run
-        execution = replace(self.execution, micro_batches=batches.micro_batches)
+        execution = replace(self.execution, micro_batches=batches.micro_batches, stage=stage)
         parameters = rank_parameters(run.model, self.vocab_size, execution.tensor_size)
         shapes = [batches.shape] * batches.micro_batches
         return [
@@ -109,7 +84,6 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, help="ranks that share a model (default: 1)"
     )
-    parser.add_argument("--zero", type=int, default=2, choices=tuple(_STAGES), help="ZeRO stage (default: 2)")
     parser.add_argument(
         "--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="(default: bf16)"
     )
@@ -118,7 +92,8 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
 def describe_communication(projection: Projection) -> str:
     """Bytes of one rank in one step, by kind, in every ZeRO stage."""
     batches, execution = projection.batches(), projection.execution
-    place = f"{projection.ranks} ranks, TP {execution.tensor_size}, {execution.precision}"
+    ranks = execution.data_size * execution.tensor_size
+    place = f"{ranks} ranks, TP {execution.tensor_size}, {execution.precision}"
     head = f"messages of one rank in one step ({place})"
     if batches is None:
         return f"{head}: the global batch cannot be shared by {execution.data_size} data-parallel ranks"
@@ -128,14 +103,14 @@ def describe_communication(projection: Projection) -> str:
         if stage == 0 and execution.precision != "fp32":
             wires.append("refused")
             continue
-        sents = projection.on(projection.ranks, stage).sent(batches)
+        sents = projection.sent(batches, stage)
         for sent in sents:
             row = kinds.setdefault(f"  {sent.what} ({sent.operation}, {sent.group})", ["-"] * len(_STAGES))
             row[stage] = f"{bytes_text(sent.bytes)} in {sent.calls}"
         wires.append(bytes_text(sum(wire_bytes(sent, execution) for sent in sents)))
     rows = [("  kind", *(f"ZeRO {stage}" for stage in _STAGES), "")]
-    rows += [(kind, *cells, _MARK) for kind, cells in kinds.items()]
-    rows.append(("  over the wire from one rank, by rings", *wires, _MARK))
+    rows += [(kind, *cells, "projected") for kind, cells in kinds.items()]
+    rows.append(("  over the wire from one rank, by rings", *wires, "projected"))
     shape, sample = batches.shape, projection.sample
     return "\n".join(
         [
@@ -163,8 +138,6 @@ class StepBatches:
 
     micro_batches: int
     shape: BatchShape
-    counts: BatchCounts
-    """Of the whole step, over all ranks."""
 
 
 def mean_sample(run: RunConfig, manifest: Manifest | None) -> MeanSample:
@@ -197,11 +170,7 @@ def step_batches(run: RunConfig, sample: MeanSample, data_size: int) -> StepBatc
     samples *= run.objective.dropout_draws
     masked, ahead = layout.msk, max(layout.arc - layout.msk, 0)
     shape = BatchShape(samples, sample.source, layout, masked * samples, ahead * samples)
-    whole = samples * accumulation * data_size
-    counts = BatchCounts(
-        whole, whole * sample.source, whole * sample.target, whole * layout.arc, whole * layout.msk
-    )
-    return StepBatches(accumulation, shape, counts)
+    return StepBatches(accumulation, shape)
 
 
 def _layout(run: RunConfig, sample: MeanSample) -> RowLayout:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from janus_ds.cli.arguments import program_parser
 from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import PrepareProgress, PrepareReport, prepare
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
@@ -56,9 +57,7 @@ start from. Test sets may come without .tgt.
 def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     default = PrepareSettings()
-    parser = argparse.ArgumentParser(
-        description=_DATA, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = program_parser(_DATA)
     add = parser.add_argument
     add("--task", choices=("denoise", "nmt"), default="denoise", help="[%(default)s]")
     add(
@@ -246,9 +245,9 @@ def _prepare_distilled(options: argparse.Namespace) -> None:
             "give --data DIR, made by --task nmt before, and no --train",
         )
     # What follows takes seconds to import, which other preparations need not pay.
-    import torch
     from tqdm import tqdm
 
+    from janus_ds.decode.load import usable_device
     from janus_ds.evaluate.distill import DistillRequest, distill
 
     request = DistillRequest(
@@ -257,7 +256,7 @@ def _prepare_distilled(options: argparse.Namespace) -> None:
         options.output,
         average=options.average,
         decode={} if options.beam is None else {"beam": options.beam},
-        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=usable_device(options.device),
     )
     interval = 0.2 if sys.stderr.isatty() else 30.0
     with tqdm(desc="translating", unit=" pairs", mininterval=interval, delay=0.5) as bar:
@@ -289,9 +288,7 @@ def prepare_data(argv: Sequence[str] | None = None) -> int:
 
 def _parse_glge(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line of GLGE's preparation."""
-    parser = argparse.ArgumentParser(
-        description=_GLGE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = program_parser(_GLGE)
     add = parser.add_argument
     add("--task", required=True, metavar="TASK", help=", ".join(GLGE_LIMITS))
     add("--input", type=Path, required=True, metavar="DIR", help="the task's folder")

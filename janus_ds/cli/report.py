@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from janus_ds.cli.arguments import program_parser
 from janus_ds.report.page import ReportRequest, write_report
 
 
@@ -32,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = program_parser(__doc__)
     add = parser.add_argument
     add("runs", type=Path, nargs="*", metavar="RUN", help="run folders")
     add("--output", type=Path, default=Path("report"), metavar="DIR", help="where to write [%(default)s]")

@@ -21,6 +21,7 @@ name the samples), validations and saves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -32,9 +33,9 @@ from janus_ds.model.weights import padded_vocab, parameter_shapes
 from janus_ds.objective.fused_head import rows_per_chunk
 
 __all__ = [
+    "SHARDED",
     "BatchShape",
     "Execution",
-    "Parameter",
     "Sent",
     "agreements",
     "rank_parameters",
@@ -49,17 +50,11 @@ _ALIGNMENT = 2
 """DeepSpeed pads flat groups of stages 1 and 2 to multiples of this times the ranks."""
 _UNPARTITIONED_BUCKET = 500_000_000
 """Numbers that stage 0 sums at a time."""
-_SHARDED: tuple[str, ...] = (
-    ".q.weight",
-    ".k.weight",
-    ".v.weight",
-    ".fc1.weight",
-    ".q.bias",
-    ".k.bias",
-    ".v.bias",
-    ".fc1.bias",
+SHARDED = (
+    *(f".{layer}.{kind}" for layer in ("q", "k", "v", "fc1") for kind in ("weight", "bias")),
+    *(".out.weight", ".fc2.weight", "embedding.weight"),
 )
-_SHARDED += (".out.weight", ".fc2.weight", "embedding.weight")
+"""Ends of names of parameters of which each tensor-parallel rank holds a part."""
 _COUNTS = len(fields(BatchCounts))
 
 
@@ -109,7 +104,7 @@ class Execution:
         recompute: `train.activation_checkpointing`.
     """
 
-    stage: int
+    stage: int = 0
     precision: str = "fp32"
     micro_batches: int = 1
     data_size: int = 1
@@ -130,11 +125,8 @@ def rank_parameters(model: ModelConfig, vocab_size: int, tensor_size: int = 1) -
     """The parameters of one rank, in no order that matters."""
     found = []
     for name, shape in parameter_shapes(model, vocab_size).items():
-        numel = 1
-        for size in shape:
-            numel *= size
-        share = tensor_size if name.endswith(_SHARDED) else 1
-        found.append(Parameter(name, numel // share, len(shape) > 1))
+        share = tensor_size if name.endswith(SHARDED) else 1
+        found.append(Parameter(name, math.prod(shape) // share, len(shape) > 1))
     return found
 
 

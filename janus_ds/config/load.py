@@ -19,13 +19,14 @@ from pydantic import ValidationError
 
 from janus_ds.config.faults import FaultList
 from janus_ds.config.locations import SECRET_KEYS, public_location
-from janus_ds.config.packaged import recipe_file
+from janus_ds.config.packaged import deepspeed_file, recipe_file
 from janus_ds.config.presets import MODEL_PRESETS, follow_init, resolve
 from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
 from janus_ds.config.rules import check_name, check_run
 from janus_ds.config.schema import FIELDS, LATER_FIELDS, SECTIONS, RunConfig
 
 __all__ = [
+    "add_deepspeed_argument",
     "add_override_argument",
     "add_recipe_arguments",
     "fingerprint",
@@ -153,6 +154,18 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None =
     help_line = f"what is trained: a file, or a name such as iwslt (default: {shown})"
     parser.add_argument("--recipe", type=recipe_file, default=default, metavar="YAML", help=help_line)
     add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
+
+
+def add_deepspeed_argument(parser: argparse.ArgumentParser) -> None:
+    """`--deepspeed_config`, which every run needs."""
+    parser.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=deepspeed_file,
+        required=True,
+        metavar="JSON",
+        help="how the run is executed, such as ds_configs/zero2.json, or a name, such as zero2",
+    )
 
 
 def add_override_argument(parser: argparse.ArgumentParser, help_line: str) -> None:

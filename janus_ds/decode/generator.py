@@ -146,7 +146,7 @@ class Generator:
             ConfigError: an option that does not exist, or a mode that was not trained.
         """
         options = decode | ({} if mode is None else {"mode": mode})
-        run = load_run(path, options, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        run = load_run(path, options, device)
         text = IdText(run.special) if ids else run.text
         if text is None:
             raise CheckpointError(

@@ -61,14 +61,14 @@ class LoadedRun:
 
 
 def load_run(
-    path: str | Path, decode: Mapping[str, Any] | None = None, device: torch.device | str = "cpu"
+    path: str | Path, decode: Mapping[str, Any] | None = None, device: torch.device | str | None = "cpu"
 ) -> LoadedRun:
     """Load a run folder or one of its checkpoints.
 
     Args:
         path: RUN, RUN/checkpoints/step-NNNNNNNN, or "demo".
         decode: fields of `DecodeConfig` that replace the run's own.
-        device: where the model is wanted.
+        device: where the model is wanted; None: see :func:`usable_device`.
 
     Raises:
         CheckpointError: nothing is there, something is damaged or of a newer format, or parts of the
@@ -87,14 +87,14 @@ def load_run(
     return LoadedRun(model, text, special, config, folder, weights)
 
 
-def usable_device(name: torch.device | str) -> torch.device:
-    """The device of this name.
+def usable_device(name: torch.device | str | None) -> torch.device:
+    """The device of this name; for None the first GPU, or else the CPU.
 
     Raises:
         UsageError: this machine, or this build of torch, has none.
     """
     try:
-        return torch.empty(0, device=name).device
+        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from janus_ds.errors import UsageError
 
-__all__ = ["MODES", "check_systems", "options_by_name"]
+__all__ = ["check_beam", "check_systems", "options_by_name"]
 
 GREEDY = "ar-greedy"
 """AR with one beam, beside AR with the beam that was asked for."""
@@ -43,14 +43,24 @@ def check_systems(
                 "--threshold",
                 "give shares above 0 and up to 1, such as 0.9,0.99",
             )
-    beam = decode.get("beam") or 1
-    if "draft" in modes and "ar" not in modes and beam > 1:
+    check_beam(modes, decode.get("beam"))
+
+
+def check_beam(modes: Sequence[str], beam: int | None) -> None:
+    """Refuse a beam that no mode has; beside AR it is meant for AR.
+
+    Raises:
+        UsageError: so it is.
+    """
+    if "ar" in modes or (beam or 1) <= 1:
+        return
+    if "draft" in modes:
         raise UsageError(
             f"mode draft gives the output of greedy search, but the beam is {beam}",
             "--mode draft --beam",
             "leave --beam out; for a beam use --mode ar",
         )
-    if "aux" in modes and "ar" not in modes and beam > 1:
+    if "aux" in modes:
         raise UsageError(
             f"mode aux has no beam, but the beam is {beam}",
             "--mode aux --beam",

@@ -78,6 +78,14 @@ def evaluate(request: EvalRequest, progress: Progress | None = None) -> list[Sys
     return run_evaluation(request, run, _Translation(request.split, baseline), progress)
 
 
+def _data_of(request: EvalRequest, run: LoadedRun) -> Path:
+    """The data directory that is asked for, or else the one of training."""
+    data = request.data or run.config.data.path
+    if not data:
+        raise UsageError("the run does not say where its data lay", str(run.folder), "give --data DIR")
+    return Path(data)
+
+
 class _Translation:
     """Text prepared by `prepare_data.py --task nmt`, scored by BLEU and its like."""
 
@@ -86,9 +94,7 @@ class _Translation:
         self._baseline = baseline
 
     def read(self, request: EvalRequest, run: LoadedRun) -> EvalText:
-        data = request.data or (Path(run.config.data.path) if run.config.data.path else None)
-        if data is None:
-            raise UsageError("the run does not say where its data lay", str(run.folder), "give --data DIR")
+        data = _data_of(request, run)
         check_vocabulary(run, data)
         text = held_out_text(data, request.split)
         return EvalText(text.sources, text.references, text.names)
@@ -195,9 +201,7 @@ class _GlgeSplit:
         self._meteor = meteor
 
     def read(self, request: EvalRequest, run: LoadedRun) -> EvalText:
-        data = request.data or (Path(run.config.data.path) if run.config.data.path else None)
-        if data is None:
-            raise UsageError("the run does not say where its data lay", str(run.folder), "give --data DIR")
+        data = _data_of(request, run)
         longest = run.config.model.max_source_positions - 2
         if (data / MANIFEST_NAME).is_file():
             files, limit = self._prepared(data, run)

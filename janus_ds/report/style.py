@@ -115,8 +115,14 @@ def looks_of(runs: Sequence[RunFolder]) -> dict[str, Look]:
     return found
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(
+    where: str = "the report", fix: str = 'pip install "janus_ds[plots]", or pip install matplotlib'
+) -> None:
     """See that pictures can be drawn, before anything is read.
+
+    Args:
+        where: what asks for them.
+        fix: what to do if they cannot.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -124,11 +130,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise MissingDependencyError(
-            "pictures need matplotlib, which is not installed",
-            "the report",
-            'pip install "janus_ds[plots]", or pip install matplotlib',
-        ) from None
+        raise MissingDependencyError("pictures need matplotlib, which is not installed", where, fix) from None
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from janus_ds.config.deepspeed import read_setup
-from janus_ds.config.load import add_recipe_arguments
-from janus_ds.config.packaged import deepspeed_file, user_path
+from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments
+from janus_ds.config.packaged import user_path
 from janus_ds.errors import JanusError
 
 __all__ = ["FOLLOWER_DELAY", "TrainOptions", "parse_options", "refuse_faults"]
@@ -47,14 +47,7 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
         program: one line for --help.
     """
     parser = argparse.ArgumentParser(description=program, allow_abbrev=False)
-    parser.add_argument(
-        "--deepspeed_config",
-        "--deepspeed-config",
-        type=deepspeed_file,
-        required=True,
-        metavar="JSON",
-        help="how the run is executed, such as ds_configs/zero2.json, or a name, such as zero2",
-    )
+    add_deepspeed_argument(parser)
     add_recipe_arguments(parser, recipe)
     parser.add_argument(
         "--data",

@@ -167,7 +167,7 @@ def test_plan_projects_messages(capsys: pytest.CaptureFixture[str]) -> None:
     assert "over the wire from one rank, by rings" in whole
     assert "groups of 3 do not fit" in refusal(UsageError, "plan", "--ranks", 8, "--tensor-parallel", 3)
     # Two dropout draws, and two encoder passes, cost messages under tensor parallelism.
-    options = ("plan", "--recipe", recipe, "--ranks", 8, "--tensor-parallel", 2, "--zero", 1)
+    options = ("plan", "--recipe", recipe, "--ranks", 8, "--tensor-parallel", 2)
     plain = say(capsys, *options)
     for changed in ("objective.encoder_passes=2", "objective.weight_kl_ar_ar=1"):
         texts = (plain, say(capsys, *options, "--set", changed))

@@ -50,10 +50,7 @@ DOORS = {
     "torch.utils.tensorboard": {"observe/writers.py"},
     "sentencepiece": {"data/text/tokenizer.py"},
     "tokenizers": {"data/text/tokenizer.py"},
-    "matplotlib": {
-        "cli/inspect.py",
-        *(f"report/{part}.py" for part in ("style", "figures", "panels")),
-    },
+    "matplotlib": {f"report/{part}.py" for part in ("style", "figures", "panels")},
 }
 # These take long to import and must not be paid by who does not use them.
 LAZY = {"fsspec", "megatron", "tensorboard", "torch.utils.tensorboard", "matplotlib"}
