@@ -16,8 +16,8 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,43 +82,6 @@ class SavePolicy:
         ]
 
 
-class _Background:
-    """Runs one action at a time in a thread of its own.
-
-    The thread is no daemon: a program that ends, by an error too, ends after the action.
-    """
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._fault: BaseException | None = None
-
-    def start(self, action: Callable[[], None]) -> None:
-        """Begin an action; the one before must have been waited for."""
-        if self._thread is not None:
-            raise RuntimeError("the action before has not been waited for")
-        self._thread = threading.Thread(target=self._run, args=(action,), name="checkpoint")
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Wait for the action, if there is one.
-
-        Raises:
-            BaseException: what the action raised.
-        """
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
-        fault, self._fault = self._fault, None
-        if fault is not None:
-            raise fault
-
-    def _run(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except BaseException as fault:
-            self._fault = fault
-
-
 class CheckpointManager:
     """The checkpoints of one run, in `root`/step-NNNNNNNN.
 
@@ -132,7 +95,9 @@ class CheckpointManager:
         self._root = root
         self._policy = policy
         self._topology = topology
-        self._background = _Background()
+        # No daemon: a program that ends, by an error too, ends after the save.
+        self._executor = ThreadPoolExecutor(1, "checkpoint")
+        self._future: Future[None] | None = None
         self._writing = False
         self._failed = 0
 
@@ -159,7 +124,7 @@ class CheckpointManager:
         snapshot = engine.snapshot()
         if snapshot is not None:
             whole = {**state, "optimizer": dict(snapshot.optimizer)}
-            self._background.start(lambda: self._write(step, snapshot, whole))
+            self._future = self._executor.submit(self._write, step, snapshot, whole)
         self._writing = True
         return True
 
@@ -230,7 +195,8 @@ class CheckpointManager:
 
     def _outcome(self) -> str | None:
         try:
-            self._background.wait()
+            if self._future is not None:
+                self._future.result()
         except Exception as error:
             return str(error)
         return None

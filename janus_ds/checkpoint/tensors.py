@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,12 @@ __all__ = [
     "MOMENTS",
     "OPTIMIZER_FILE",
     "WEIGHTS_FILE",
-    "SavedTensors",
+    "ReadTensor",
     "Snapshot",
-    "TensorReader",
     "average_weights",
     "find_weights",
     "last_checkpoints",
     "open_saved",
-    "open_tensors",
     "read_weights",
     "snapshot_bytes",
     "write_tensors",
@@ -49,54 +47,19 @@ _ALIGNMENT = 8
 _CHUNK = 1 << 24
 
 
-class TensorReader:
-    """Tensors of an open file, read one at a time when they are asked for."""
-
-    def __init__(self, path: Path, file: Any) -> None:
-        self._path = path
-        self._file = file
-
-    @property
-    def names(self) -> set[str]:
-        """What the file holds."""
-        return set(self._file.keys())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
-        return tuple(self._file.get_slice(name).get_shape())
-
-    def read(self, name: str) -> Tensor:
-        """One tensor.
-
-        Raises:
-            CheckpointError: the file does not hold it.
-        """
-        try:
-            tensor: Tensor = self._file.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"the tensor {name} cannot be read ({error})",
-                str(self._path),
-                "take another checkpoint of the run",
-            ) from error
-        return tensor
-
-
 @contextmanager
-def open_tensors(path: Path) -> Iterator[TensorReader]:
-    """Open a file for reading.
+def _readable(path: Path, what: str) -> Iterator[None]:
+    """Turn a fault in reading a file into words.
 
     Raises:
-        CheckpointError: it is missing or is no safetensors file.
+        CheckpointError: in place of the library's error.
     """
     try:
-        opened = safe_open(str(path), framework="pt")
+        yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"the tensors cannot be read ({error})", str(path), "take another checkpoint of the run"
+            f"the {what} cannot be read ({error})", str(path), "take another checkpoint of the run"
         ) from error
-    with opened as file:
-        yield TensorReader(path, file)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -135,12 +98,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it cannot be read.
     """
-    try:
+    with _readable(path, "weights"):
         return load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the weights cannot be read ({error})", str(path), "take another checkpoint of the run"
-        ) from error
 
 
 def find_weights(source: Path) -> Path:
@@ -216,6 +175,9 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's running means of the gradient and of its square."""
 
+ReadTensor = Callable[[str, str | None], Tensor]
+"""Gives a weight by name (second argument None) or the moment of it named second, whole, in fp32."""
+
 _BYTES_PER_PARAMETER = 4 * (1 + len(MOMENTS))
 
 
@@ -243,27 +205,29 @@ class Snapshot:
         write_tensors(folder / OPTIMIZER_FILE, self.moments)
 
 
-@dataclass(frozen=True)
-class SavedTensors:
-    """The tensors of a checkpoint, read one at a time."""
-
-    weights: TensorReader
-    moments: TensorReader
-
-    def read(self, name: str, moment: str | None) -> Tensor:
-        """A weight (`moment` None) or one of its moments, whole, in fp32."""
-        return self.weights.read(name) if moment is None else self.moments.read(f"{moment}.{name}")
-
-
 @contextmanager
-def open_saved(folder: Path) -> Iterator[SavedTensors]:
-    """Open the tensors of a checkpoint.
+def open_saved(folder: Path) -> Iterator[ReadTensor]:
+    """Open the tensors of a checkpoint, to be read one at a time.
 
     Raises:
-        CheckpointError: they are missing or cannot be read.
+        CheckpointError: a file is missing or cannot be read, or does not hold the tensor that is asked for.
     """
-    with open_tensors(folder / WEIGHTS_FILE) as weights, open_tensors(folder / OPTIMIZER_FILE) as moments:
-        yield SavedTensors(weights, moments)
+    with ExitStack() as stack:
+
+        def opened(path: Path) -> Any:
+            with _readable(path, "tensors"):
+                return stack.enter_context(safe_open(str(path), framework="pt"))
+
+        weights, moments = opened(folder / WEIGHTS_FILE), opened(folder / OPTIMIZER_FILE)
+
+        def read(name: str, moment: str | None) -> Tensor:
+            file, key = (weights, name) if moment is None else (moments, f"{moment}.{name}")
+            path = folder / (WEIGHTS_FILE if moment is None else OPTIMIZER_FILE)
+            with _readable(path, f"tensor {key}"):
+                tensor: Tensor = file.get_tensor(key)
+            return tensor
+
+        yield read
 
 
 def snapshot_bytes(parameters: int) -> int:

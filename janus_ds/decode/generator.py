@@ -334,40 +334,23 @@ class Generator:
 
 
 def _check_mode(config: RunConfig) -> None:
-    mode, trained = config.decode.mode, trained_modes(config.objective)
-    if mode == "aux":
-        _check_aux(config.objective, trained)
-        return
-    needed = ("ar", "nar") if mode == "draft" or (mode == "nar" and config.decode.rescore) else (mode,)
-    missing = [name for name in needed if name not in trained]
+    mode, objective, trained = config.decode.mode, config.objective, trained_modes(config.objective)
+    both = mode == "draft" or (mode == "nar" and bool(config.decode.rescore))
+    aux = ("aux",) * bool(objective.weight_aux and objective.weight_length)
+    missing = [name for name in (("ar", "nar") if both else (mode,)) if name not in trained + aux]
     if not missing:
         return
-    objective, untrained = config.objective, []
-    for name in missing:
-        untrained.append(f"objective.weight_{name} is {getattr(objective, f'weight_{name}', None)}")
-        if name == "nar":
-            untrained.append(f"objective.weight_length is {objective.weight_length}")
-    what = f"in mode {mode!r}" if needed == (mode,) else f"both ways, as {_both_ways_option(mode)} needs"
+    terms = [term for name in missing for term in ((name,) if name == "ar" else (name, "length"))]
+    untrained = ", ".join(
+        f"objective.weight_{term} is {getattr(objective, f'weight_{term}')}" for term in terms
+    )
+    option = "mode 'draft'" if mode == "draft" else "--rescore ar"
+    what = f"both ways, as {option} needs" if both else f"in mode {mode!r}"
     raise ConfigError(
-        f"the model was not trained to decode {what} ({', '.join(untrained)})",
+        f"the model was not trained to decode {what} ({untrained})",
         "decode.mode" if mode in missing or mode == "draft" else "decode.rescore",
         f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
     )
-
-
-def _check_aux(objective: ObjectiveConfig, trained: tuple[str, ...]) -> None:
-    if objective.weight_aux and objective.weight_length:
-        return
-    raise ConfigError(
-        f"the model was not trained to decode in mode 'aux' (objective.weight_aux is {objective.weight_aux}, "
-        f"objective.weight_length is {objective.weight_length})",
-        "decode.mode",
-        f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
-    )
-
-
-def _both_ways_option(mode: str) -> str:
-    return "mode 'draft'" if mode == "draft" else "--rescore ar"
 
 
 def _batches(lengths: Mapping[int, int], most: int, most_tokens: int) -> Iterator[list[int]]:

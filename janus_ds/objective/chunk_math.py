@@ -22,7 +22,15 @@ from torch import Tensor
 
 from janus_ds.parallel.layers import ParallelLayers
 
-__all__ = ["ChunkResult", "Terms", "VocabSlice", "chunk_losses", "logit_gradient", "row_maximum"]
+__all__ = [
+    "ChunkResult",
+    "Terms",
+    "VocabSlice",
+    "chunk_losses",
+    "logit_gradient",
+    "row_maximum",
+    "targets_here",
+]
 
 _CPU_BLOCK = 8192
 """Vocabulary columns whose temporaries stay in the cache."""
@@ -77,9 +85,7 @@ def chunk_losses(
     """
     z_GnV.sub_(row_maximum(z_GnV, vocab))
     streams, pairs = len(terms.ce), len(terms.pairs)
-    column_n1 = (target_n - vocab.first).clamp(0, max(vocab.count - 1, 0))[:, None]
-    inside = (target_n >= vocab.first) & (target_n < vocab.first + vocab.count)
-    here_n1 = inside[:, None].to(z_GnV.dtype)
+    column_n1, here_n1 = targets_here(target_n, vocab, z_GnV.dtype)
 
     packed = z_GnV.new_zeros(3 * streams + 2 * pairs, len(target_n))
     normaliser_Gn, target_logit_Gn, logit_sum_Gn = packed[: 3 * streams].view(3, streams, len(target_n))
@@ -164,6 +170,13 @@ def _column_blocks(z_GnV: Tensor, p_GnV: Tensor) -> Iterator[tuple[Tensor, Tenso
     step = z_GnV.shape[-1] if z_GnV.is_cuda else _CPU_BLOCK
     step = max(step, 1)
     yield from zip(torch.split(z_GnV, step, -1), torch.split(p_GnV, step, -1), strict=True)
+
+
+def targets_here(target_n: Tensor, vocab: VocabSlice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Column of each target here, and 1 where this rank holds it, else 0; both of shape (n, 1)."""
+    column_n1 = (target_n - vocab.first).clamp(0, max(vocab.count - 1, 0))[:, None]
+    inside = (target_n >= vocab.first) & (target_n < vocab.first + vocab.count)
+    return column_n1, inside[:, None].to(dtype)
 
 
 def row_maximum(z_GnV: Tensor, vocab: VocabSlice) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_ds.objective.chunk_math import Terms, VocabSlice, row_maximum
+from janus_ds.objective.chunk_math import Terms, VocabSlice, row_maximum, targets_here
 
 __all__ = ["chunk_gradient", "compiler_is_at_hand"]
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Pairs = tuple[tuple[int, int], ...]
 Target = tuple[Tensor, Tensor]
-"""Column of each target here, and 1 where this rank holds it, else 0; both of shape (n, 1)."""
+"""See :func:`janus_ds.objective.chunk_math.targets_here`."""
 
 
 def compiler_is_at_hand(device: torch.device) -> bool:
@@ -45,23 +45,21 @@ def chunk_gradient(z_GnV: Tensor, target_n: Tensor, terms: Terms, vocab: VocabSl
         sums as in `chunk_math.ChunkResult.sums`.
     """
     maximum_Gn1 = row_maximum(z_GnV, vocab)
-    column_n1 = (target_n - vocab.first).clamp(0, vocab.count - 1)[:, None]
-    inside = (target_n >= vocab.first) & (target_n < vocab.first + vocab.count)
-    here_n1 = inside[:, None].to(z_GnV.dtype)
+    target = targets_here(target_n, vocab, z_GnV.dtype)
     pairs = tuple((g, h) for g, h, _ in terms.pairs)
     for x in (z_GnV, maximum_Gn1):
         torch._dynamo.maybe_mark_dynamic(x, 1)
-    for x in (column_n1, here_n1):
+    for x in target:
         torch._dynamo.maybe_mark_dynamic(x, 0)
     functions = _functions()
-    packed = functions.run("statistics", z_GnV, maximum_Gn1, (column_n1, here_n1), pairs)
+    packed = functions.run("statistics", z_GnV, maximum_Gn1, target, pairs)
     vocab.parallel.all_reduce_sum(packed)
     coefficients = torch.tensor(
         [*terms.ce, *(k for _, _, k in terms.pairs), terms.smoothing, 1.0 / vocab.size],
         dtype=z_GnV.dtype,
         device=z_GnV.device,
     )
-    return functions.run("gradient", z_GnV, maximum_Gn1, packed, (column_n1, here_n1), coefficients, pairs)
+    return functions.run("gradient", z_GnV, maximum_Gn1, packed, target, coefficients, pairs)
 
 
 class _Functions:

@@ -1,4 +1,4 @@
-"""What is installed."""
+"""`run.json`: what a run is, how and where it was started, and what decoding needs beside the weights."""
 
 from __future__ import annotations
 

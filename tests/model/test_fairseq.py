@@ -14,8 +14,9 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError
-from janus_ds.model.formats.fairseq import load_fairseq, load_weights, to_fairseq
+from janus_ds.model.formats.fairseq import load_fairseq, to_fairseq
 from janus_ds.model.janus import JanusModel
+from janus_ds.model.weights import load_weights
 from janus_ds.parallel.layers import DenseLayers
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY

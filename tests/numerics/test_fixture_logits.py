@@ -12,8 +12,9 @@ import torch
 
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
-from janus_ds.model.formats.fairseq import load_fairseq, load_weights
+from janus_ds.model.formats.fairseq import load_fairseq
 from janus_ds.model.janus import JanusModel
+from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import DenseLayers
 from tests.support.two_stream import Conventions, Sample, make_batch

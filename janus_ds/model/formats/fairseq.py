@@ -26,9 +26,9 @@ from janus_ds.model.formats.bart_names import (
     their_names,
 )
 from janus_ds.model.formats.foreign_files import read_torch_file, refuse_expanded, unknown_forms
-from janus_ds.model.weights import check_weights, load_weights, parameter_shapes, refuse_too_many_layers
+from janus_ds.model.weights import check_weights, parameter_shapes, refuse_too_many_layers
 
-__all__ = ["ConversionReport", "load_fairseq", "load_weights", "to_fairseq"]
+__all__ = ["load_fairseq", "to_fairseq"]
 
 _PAD, _UNK = 1, 3
 _BART_HEAD_WIDTH = 64

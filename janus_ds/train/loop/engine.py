@@ -177,8 +177,8 @@ class TrainingEngine:
             optimizer: what its snapshot's `optimizer` was.
             step: updates done.
         """
-        with torch.no_grad(), open_saved(folder) as saved:
-            self._master.restore(saved.read, optimizer)
+        with torch.no_grad(), open_saved(folder) as read:
+            self._master.restore(read, optimizer)
         self._engine.global_steps = step
         self._engine.global_samples = step * self._engine.train_batch_size()
 

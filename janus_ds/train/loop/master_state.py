@@ -8,14 +8,14 @@ put back on any other ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from janus_ds.checkpoint.tensors import MOMENTS
+from janus_ds.checkpoint.tensors import MOMENTS, ReadTensor
 from janus_ds.parallel.layers import ParallelLayers, shard_dims, take_shard
 from janus_ds.parallel.topology import Topology
 
@@ -100,11 +100,11 @@ class MasterState:
             whole |= {f"{moment}.{name}": tensor for name, tensor in (found or {}).items()}
         return whole if self._topology.is_main else None
 
-    def restore(self, read: Callable[[str, str | None], Tensor], counters: dict[str, Any]) -> None:
+    def restore(self, read: ReadTensor, counters: dict[str, Any]) -> None:
         """Put a saved state in the place of the present one; all ranks together.
 
         Args:
-            read: gives a whole weight by name, or the moment named second.
+            read: of the saved state.
             counters: as :attr:`counters`.
         """
         if self._stage == 3:
@@ -161,7 +161,7 @@ class MasterState:
         state = self._adam.state.get(piece.owner)
         return piece.within(state[moment]) if state else None
 
-    def _put(self, name: str, moment: str | None, read: Callable[[str, str | None], Tensor]) -> None:
+    def _put(self, name: str, moment: str | None, read: ReadTensor) -> None:
         pieces = self._pieces[name]
         if not pieces:
             return
