@@ -43,7 +43,7 @@ from janus_ds.decode.model_steps import (
     search_settings,
 )
 from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
-from janus_ds.decode.sample import Sampling, sample_search
+from janus_ds.decode.sample import Sampling, random_of, sample_search
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
@@ -313,15 +313,15 @@ class Generator:
         decoder = AuxDecoder(self.model, memory, settings.mask)
         return aux_search(decoder, self._lengths(memory).clamp_min(3), settings)
 
-    def _parallel(self, memory: EncoderOutput, _: Sequence[int]) -> list[list[ScoredTokens]]:
+    def _parallel(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
         decode, length_BC = self.config.decode, self._lengths(memory)
         settings = mask_predict_settings(self.config, self.special)
         found = mask_predict(NarDecoder(self.model, memory), length_BC, settings)
         if decode.rescore is None:
             return found
         if decode.rescore_samples:
-            rows = NarDecoder(self.model, memory)
-            found = sampled_variants(rows, found, settings, decode.rescore_samples, decode.seed)
+            rows, random = NarDecoder(self.model, memory), [random_of(decode.seed, i) for i in numbers]
+            found = sampled_variants(rows, found, settings, decode.rescore_samples, random)
         scorer = ArScorer(self.model, self._stream, self._search_settings())
         return rescore(scorer, memory, found, decode.rescore_weight)
 

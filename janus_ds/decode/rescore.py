@@ -20,6 +20,7 @@ from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows
 from janus_ds.decode.model_steps import NarDecoder
+from janus_ds.decode.sample import draw_rows
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
@@ -110,7 +111,7 @@ def sampled_variants(
     found: Sequence[Sequence[ScoredTokens]],
     nar: MaskPredictSettings,
     samples: int,
-    seed: int,
+    random: Sequence[torch.Generator],
 ) -> list[list[ScoredTokens]]:
     """The candidates, and samples of each one at the positions that NAR is not sure of.
 
@@ -122,7 +123,7 @@ def sampled_variants(
         found: equally many candidates of each sentence.
         nar: symbols and forbidden tokens.
         samples: wanted of each candidate.
-        seed: of the draws.
+        random: numbers of each sentence, so that its samples do not depend on the batch.
     """
     rows = [item for group in found for item in group]
     device = decoder.device
@@ -135,11 +136,14 @@ def sampled_variants(
     forbidden = torch.tensor(nar.forbidden, dtype=torch.long, device=device)
     share_PV = logits_PV.index_fill(1, forbidden, -math.inf).softmax(1)
     sure_P = share_PV.gather(1, own_P[:, None]).squeeze(1) >= _UNSURE
-    random = torch.Generator(device=device).manual_seed(seed)
+    count_B = [sum(len(item.tokens) for item in group) for group in found]
     results = [list(group) for group in found]
     candidates = len(found[0])
     for _ in range(samples):
-        drawn_P = torch.where(sure_P, own_P, share_PV.multinomial(1, generator=random).squeeze(1))
+        uniform_P = torch.cat(
+            [torch.rand(count, generator=own) for count, own in zip(count_B, random, strict=True)]
+        )
+        drawn_P = torch.where(sure_P, own_P, draw_rows(share_PV, uniform_P.to(share_PV)))
         score_P = share_PV.gather(1, drawn_P[:, None]).squeeze(1).log()
         drawn_RL = token_RL.flatten().index_put((picked_P,), drawn_P).view(token_RL.shape)
         total_R = torch.zeros(token_RL.numel(), device=device).index_put((picked_P,), score_P)

@@ -1,8 +1,9 @@
 """What each way of decoding makes of 100 German sentences, by the model that the package ships.
 
-Written by commit 5c5119c through `eval/decode.py`. `make golden` writes it anew, as the losses. In float64 no
-other machine's rounding changes a word; in lower precisions, few sentences may differ, unless
-JANUS_GOLDEN_EXACT=1 asks for all of them.
+Written by commit 5c5119c through `eval/decode.py`, but for "nar 4 sampled", whose draws have since belonged
+to the sentence, not to its batch. `make golden` writes it anew, as the losses. In float64 no other machine's
+rounding changes a word; in lower precisions, few sentences may differ, unless JANUS_GOLDEN_EXACT=1 asks for
+all of them.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def decodes(starter: WarmStarter, folder: Path, modes: Iterable[str]) -> Decodes
 
 def compare(found: Decodes, golden: Decodes) -> None:
     """Texts and scores found against the committed ones."""
+    wrong = {}
     for mode, pairs in found.items():
         assert len(golden[mode]) == len(pairs) == 100
         alike = [
@@ -68,7 +70,9 @@ def compare(found: Decodes, golden: Decodes) -> None:
             for (score, text), (expected_score, expected) in zip(pairs, golden[mode], strict=True)
         ]
         rounded = "float64" not in MODES[mode] and not os.environ.get("JANUS_GOLDEN_EXACT")
-        assert sum(alike) >= (90 if rounded else 100), mode
+        if sum(alike) < (90 if rounded else 100):
+            wrong[mode] = sum(alike)
+    assert not wrong, f"sentences as committed, of 100: {wrong}"
 
 
 def test_the_main_modes_decode_as_committed(starter: WarmStarter, tmp_path: Path) -> None:

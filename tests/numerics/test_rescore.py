@@ -90,6 +90,10 @@ def test_sampled_candidates_are_further_ones_and_reproducible() -> None:
         assert more[0].score >= less[0].score - 1e-9
         assert {len(item.tokens) for item in more} == {len(item.tokens) for item in less}
     assert any(len(more) > len(less) for less, more in zip(few, many[0], strict=True))
+    one_by_one = generator(NMT, **options, rescore_samples=3, seed=7)
+    one_by_one.batch_sentences = 1
+    for one, more in zip(one_by_one.generate_ids(SOURCES), many[0], strict=True):
+        assert [item.tokens for item in one] == [item.tokens for item in more]
 
 
 @torch.no_grad()
