@@ -1,7 +1,7 @@
-"""Decode and score translations; see `janus_ds/cli/eval_nmt.py`."""
+"""Decode and score translations; see `janus_ds/cli/evaluate.py`."""
 
-from janus_ds.cli.eval_nmt import main
+from janus_ds.cli.evaluate import evaluate_nmt
 from janus_ds.errors import exit_on_error
 
 if __name__ == "__main__":
-    exit_on_error(main)
+    exit_on_error(evaluate_nmt)

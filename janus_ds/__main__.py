@@ -26,18 +26,20 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "init": Command("init", "main", "copy the package's recipes and DeepSpeed files into a folder"),
+    "init": Command("recipes", "copy_files", "copy the package's recipes and DeepSpeed files into a folder"),
     "prepare": Command("prepare", "prepare_data", "make a data directory: tokenizer, shards, index"),
     "prepare glge": Command("prepare", "prepare_glge", "make a data directory of a task of GLGE"),
     "pretrain": Command("train", "pretrain", "pretrain a model, or go on with a run"),
     "finetune": Command("train", "finetune", "train on pairs, from scratch or from another run"),
     "decode": Command("decode", "main", "decode text with a run, AR and NAR"),
-    "eval nmt": Command("eval_nmt", "main", "decode and score translations"),
-    "eval glge": Command("eval_glge", "main", "decode and score tasks of GLGE"),
+    "eval nmt": Command("evaluate", "evaluate_nmt", "decode and score translations"),
+    "eval glge": Command("evaluate", "evaluate_glge", "decode and score tasks of GLGE"),
     "report": Command("report", "main", "one page about several runs: tables, curves, samples"),
     "plan": Command("plan", "main", "parameters, memory, messages, checkpoint size and length of a run"),
     "check": Command("check", "main", "all faults of recipe and DeepSpeed file at once, then a dry batch"),
-    "explain": Command("explain", "main", "what a field of the recipe means, its type and default"),
+    "explain": Command(
+        "recipes", "print_explanation", "what a field of the recipe means, its type and default"
+    ),
     "inspect": Command("inspect", "main", "a sample as the model sees it: masked views, rows, visibility"),
     "verify": Command("verify", "main", "every damaged shard and member of a data directory"),
     "convert": Command("convert", "main", "models of Hugging Face and fairseq into runs, and back"),

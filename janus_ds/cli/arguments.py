@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +23,6 @@ __all__ = [
     "add_inference_arguments",
     "add_score_arguments",
     "checkpoint_request",
-    "help_text",
     "inference_options",
     "new_parser",
     "program_parser",
@@ -197,13 +195,6 @@ def _listed(text: str, kind: type[_Number], option: str, wanted: str) -> tuple[_
         return tuple(dict.fromkeys(kind(word) for word in text.split(",") if word.strip()))
     except ValueError:
         raise UsageError(f"{text!r} is not a list of numbers", option, f"give {wanted}") from None
-
-
-def help_text(description: str | None, program: Path, example: Sequence[object]) -> str:
-    """What a program prints without arguments: what it does, and an example that runs from where one is."""
-    words = [os.path.relpath(word) if isinstance(word, Path) else str(word) for word in example]
-    line = " ".join(["python", os.path.relpath(program), *words])
-    return f"{(description or '').strip()}\n\nTry it:\n    {line}\n\nAll options: --help"
 
 
 class ProgressBars:

@@ -5,29 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from janus_ds.__main__ import main
 from janus_ds.cli.convert import main as convert
 from janus_ds.errors import ConfigError, DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.meteor import JAR_VARIABLE
 from tests.support.hf_folder import hub_folder
 from tests.support.metric_fixtures import metric_cases
-from tests.support.programs import load_program
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "eval" / "samples"
 NMT = SAMPLES / "nmt"
 
 
-def program(name: str) -> ModuleType:
-    return load_program(f"eval/{name}.py")
-
-
 def run(name: str, *arguments: object) -> int:
-    code: int = program(name).main([str(argument) for argument in arguments])
-    return code
+    return main(["eval", name, *map(str, arguments)])
 
 
 def write(path: Path, lines: list[str]) -> Path:

@@ -1,22 +1,48 @@
-"""`python -m janus_ds explain [KEY]`: what a field of the recipe means."""
+"""`janus-ds init DIR` and `janus-ds explain [KEY]`: recipes to be changed, and what their fields mean."""
 
 from __future__ import annotations
 
 import inspect
+import shutil
 import textwrap
 from collections.abc import Sequence
 
 from janus_ds.cli.arguments import new_parser
 from janus_ds.config.faults import suggestion
 from janus_ds.config.fields import FieldSpec
+from janus_ds.config.packaged import packaged_folder, user_path
 from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.config.schema import FIELDS, SECTIONS
 from janus_ds.errors import UsageError
+from janus_ds.io import disk_faults
 
-__all__ = ["explain", "main"]
+__all__ = ["copy_files", "explain", "print_explanation"]
 
 
-def main(arguments: Sequence[str]) -> int:
+def copy_files(arguments: Sequence[str] | None = None) -> int:
+    """Copy DIR/recipes and DIR/ds_configs; files that are there already are never written over."""
+    parser = new_parser("init", "Copy the package's recipes and DeepSpeed files into a folder.")
+    parser.add_argument("folder", type=user_path, metavar="DIR", help="folder to copy them to")
+    folder = parser.parse_args(arguments).folder
+    copies = [
+        (file, folder / kind / file.name)
+        for kind in ("recipes", "ds_configs")
+        for file in sorted(packaged_folder(kind).iterdir())
+        if file.is_file() and file.suffix in (".yaml", ".json", ".md")
+    ]
+    there = [target for _, target in copies if target.exists()]
+    if there:
+        raise UsageError(f"{len(there)} of the files are there already", str(there[0]), "give another folder")
+    for file, target in copies:
+        with disk_faults(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    example = folder / "recipes" / "quickstart.yaml"
+    print(f"copied {len(copies)} files; try: janus-ds check --recipe {example} --deepspeed_config zero2")
+    return 0
+
+
+def print_explanation(arguments: Sequence[str]) -> int:
     """Print the text of a key, of a section, or of everything."""
     parser = new_parser("explain", "What a field of the recipe means, its type and default.")
     parser.add_argument(
@@ -45,13 +71,9 @@ def explain(key: str | None) -> str:
 
 
 def _default(spec: FieldSpec) -> str:
-    return (
-        "null"
-        if spec.default is None
-        else str(spec.default).lower()
-        if spec.type is bool
-        else str(spec.default)
-    )
+    if spec.default is None:
+        return "null"
+    return str(spec.default).lower() if spec.type is bool else str(spec.default)
 
 
 def _one_line(spec: FieldSpec) -> str:

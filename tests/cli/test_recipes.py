@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from janus_ds.cli.explain import explain
+from janus_ds.cli.recipes import explain
 
 
 def test_values_of_the_presets_are_shown() -> None:

@@ -1,0 +1,264 @@
+"""`eval nmt` and `eval glge`: decode with a checkpoint and score, or score files that are there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from janus_ds.cli.arguments import (
+    ProgressBars,
+    add_checkpoint_arguments,
+    add_score_arguments,
+    checkpoint_request,
+    program_parser,
+)
+from janus_ds.errors import UsageError
+from janus_ds.metrics.files import check_same_length, read_lines
+from janus_ds.metrics.glge import Task, combine, find_predictions, read_texts, score_task, task_named
+from janus_ds.metrics.glge_metrics import Meteor, TaskTexts, choose_meteor
+from janus_ds.metrics.scores import Scores, render, save_json
+from janus_ds.metrics.translation import compare_translations, score_translations
+
+if TYPE_CHECKING:
+    from janus_ds.evaluate.evaluation import SystemResult
+
+__all__ = ["evaluate_glge", "evaluate_nmt"]
+
+_PROGRAMS = Path(__file__).parents[2] / "eval"
+_ALL = "all"
+_NMT = """\
+Translate with a checkpoint and score, or score translations that are there.
+
+    python eval/nmt.py --checkpoint RUN [--average 5] [--modes ar,nar] [--iterations 0,1,4,10] [--split test]
+    python eval/nmt.py --predictions FILE --references FILE [--baseline FILE] [--output scores.json]
+
+The first writes hypotheses and scores to RUN/eval/SPLIT (or --output DIR) and prints one table. Files have
+one sentence a line; lines of subword-nmt ("@@ ") are joined. Without arguments: help and an example.
+"""
+_GLGE = """\
+Decode and score GLGE's tasks as the official scripts do, or score prediction files that are there.
+
+    python eval/glge.py --task xsum --checkpoint RUN [--mode ar,nar] [--iterations 0,1,4,10] [--data FOLDER]
+    python eval/glge.py --task xsum --predictions FILE --references FILE [--sources FILE] [--output JSON]
+    python eval/glge.py --task xsum --predictions FILE --data glge/easy
+    python eval/glge.py --task all  --predictions FOLDER --data glge/easy
+
+Tasks: cnndm, gigaword, xsum, msnews, squadqg, msqg, coqa, personachat. The first form writes hypotheses and
+scores.json to RUN/eval/SPLIT (or --output DIR), takes the best checkpoint where training kept one, and
+measures milliseconds a sample one by one; its --data is a prepared directory or a folder in the official
+layout (default: where the data lay in training). In the others --data is the folder of one level in the
+official layout (xsum_data/org_data/test.tgt); the files of a folder are named as in submissions
+(xsum.easy.test). Question generation needs the sources, or else every line counts as an item. METEOR needs
+Java and pycocoevalcap. Without arguments: help and an example.
+"""
+
+
+def evaluate_nmt(arguments: Sequence[str] | None = None) -> int:
+    """Translate and score, or score translations that are there; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given:
+        samples = _PROGRAMS / "samples" / "nmt"
+        sides = {"predictions": "system", "references": "reference", "baseline": "baseline"}
+        files = [part for side, name in sides.items() for part in (f"--{side}", samples / f"{name}.en")]
+        return _help(_NMT, "nmt.py", files)
+    parser = program_parser(_NMT)
+    add_score_arguments(parser, "translations to score, one a line", "reference translations, one for each")
+    baseline = "another system's translations: paired bootstrap"
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help=baseline)
+    data = "data directory (default: where it lay in training)"
+    add_checkpoint_arguments(parser).add_argument("--data", type=Path, metavar="DIR", help=data)
+    parsed = parser.parse_args(given)
+    if parsed.checkpoint is not None:
+        return _decode_nmt(parsed)
+    scores = _score_translations(parsed)
+    print("\n".join([render(scores), *_significance_lines(scores)]))
+    if parsed.output is not None:
+        save_json(parsed.output, scores.as_dict())
+    return 0
+
+
+def evaluate_glge(arguments: Sequence[str] | None = None) -> int:
+    """Decode and score a task of GLGE, or score predictions that are there; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given:
+        samples = _PROGRAMS / "samples"
+        files = ["--predictions", samples / "submission", "--data", samples / "glge"]
+        return _help(_GLGE, "glge.py", ["--task", _ALL, *files])
+    parsed = _glge_parser().parse_args(given)
+    if parsed.checkpoint is not None:
+        return _decode_glge(parsed)
+    found = _score_folder(parsed) if parsed.task == _ALL else [_score_task(parsed)]
+    scores = combine(found, parsed.split) if parsed.task == _ALL else found[0]
+    print("\n\n".join(render(part) for part in ([*found, scores] if parsed.task == _ALL else found)))
+    if parsed.output is not None:
+        save_json(parsed.output, scores.as_dict())
+    return 0
+
+
+def _help(text: str, program: str, example: Sequence[object]) -> int:
+    """Print what a program does, and an example that runs from where one is."""
+    words = [os.path.relpath(word) if isinstance(word, Path) else str(word) for word in example]
+    line = " ".join(["python", os.path.relpath(_PROGRAMS / program), *words])
+    print(f"{text.strip()}\n\nTry it:\n    {line}\n\nAll options: --help")
+    return 0
+
+
+def _decode_nmt(parsed: argparse.Namespace) -> int:
+    """With a checkpoint: what is imported for it takes seconds, which scoring files need not pay."""
+    from janus_ds.evaluate.tasks import evaluate, results_table
+
+    request = replace(checkpoint_request(parsed), baseline=parsed.baseline)
+    results = evaluate(request, ProgressBars())
+    signatures = {result.scores.signatures["sacrebleu"] for result in results}
+    lines = [results_table(results), *(f"sacreBLEU: {signature}" for signature in sorted(signatures))]
+    compared = [(result.name, _significance_lines(result.scores)) for result in results]
+    return _tell(results, lines, [f"{name} " + "\n".join(found) for name, found in compared if found])
+
+
+def _tell(results: Sequence[SystemResult], lines: Iterable[str], further: Iterable[str]) -> int:
+    """Print what an evaluation found: lines, warnings, further lines, and where all of it lies."""
+    if not results:
+        print("nothing to decode")
+        return 0
+    warnings = dict.fromkeys(text for result in results for text in result.scores.warnings)
+    print("\n".join([*lines, *(f"warning: {text}" for text in warnings), *further]))
+    print(f"hypotheses and scores are in {results[0].file.parent}")
+    return 0
+
+
+def _score_translations(parsed: argparse.Namespace) -> Scores:
+    """Score-only mode: files in, scores out."""
+    if parsed.predictions is None or parsed.references is None:
+        missing = "--predictions" if parsed.predictions is None else "--references"
+        raise UsageError(
+            f"{missing} is missing", "the command line", "give --predictions FILE and --references FILE"
+        )
+    predictions, references = read_lines(parsed.predictions), read_lines(parsed.references)
+    scores = score_translations(predictions, references, parsed.split)
+    if parsed.baseline is None:
+        return scores
+    significance = compare_translations(predictions, references, read_lines(parsed.baseline))
+    return replace(scores, extra={"significance": significance})
+
+
+def _significance_lines(scores: Scores) -> list[str]:
+    found: dict[str, Any] = scores.extra.get("significance", {})
+    parts = {name: part for name, part in found.items() if isinstance(part, dict)}
+    lines = [
+        f"  {name:<14}  {part['score']:.2f} against {part['baseline']:.2f}  "
+        f"p = {part['p_moses']:.3f} (Moses), {part['p_sacrebleu']:.4f} (sacreBLEU)"
+        for name, part in parts.items()
+    ]
+    if not lines:
+        return []
+    draws = f"paired bootstrap, {found['samples']} samples, seed {found['seed']}"
+    return [f"against {found['baseline']}: {draws}", *lines]
+
+
+def _glge_parser() -> argparse.ArgumentParser:
+    parser = program_parser(_GLGE)
+    add = parser.add_argument
+    add("--task", help="a task's name, or all")
+    add_score_arguments(
+        parser, "one prediction a line; a folder for --task all", "one reference for each prediction"
+    )
+    add("--sources", type=Path, metavar="FILE", help="the inputs, which question generation groups by")
+    add("--data", type=Path, metavar="FOLDER", help="references and sources; see above")
+    add(
+        "--meteor",
+        choices=("auto", "require", "skip"),
+        default="auto",
+        help="what to do about METEOR: take it if it can be run (default), stop if not, or leave it out",
+    )
+    group = add_checkpoint_arguments(parser)
+    ar = "run whose AR is the 1.0x of the speed-ups (default: this run, if it was trained for AR)"
+    group.add_argument("--ar-checkpoint", type=Path, metavar="RUN", help=ar)
+    return parser
+
+
+def _task(parsed: argparse.Namespace) -> Task:
+    if parsed.task is None:
+        raise UsageError("--task is missing", "the command line", "give --task xsum, or another task, or all")
+    return task_named(parsed.task)
+
+
+def _decode_glge(parsed: argparse.Namespace) -> int:
+    """The same for a task of GLGE."""
+    task = _task(parsed)
+    if parsed.predictions is not None or parsed.references is not None:
+        raise UsageError(
+            "predictions are made with --checkpoint, not given",
+            "--checkpoint, --predictions, --references",
+            "leave --predictions and --references out, or --checkpoint",
+        )
+    request = checkpoint_request(parsed)
+    meteor = _meteor([task], parsed)
+
+    from janus_ds.evaluate.tasks import GlgeRequest, evaluate_glge, glge_table, with_best
+    from janus_ds.evaluate.timing import LatencyPlan
+
+    request = replace(request, checkpoint=with_best(parsed.checkpoint, parsed.average))
+    plan = LatencyPlan(parsed.latency) if parsed.latency else None
+    found = evaluate_glge(GlgeRequest(task, request, meteor, plan, parsed.ar_checkpoint), ProgressBars())
+    scores = [result.scores for result in found.results][:1]
+    lines = [f"{task.name}, {first.split}, {first.n} lines, weights {found.checkpoint}" for first in scores]
+    lines.append(glge_table(task, found.results))
+    lines += [f"  {name}: {how}" for first in scores for name, how in first.signatures.items()]
+    return _tell(found.results, lines, [] if found.latency is None else ["", *found.latency.lines()])
+
+
+def _score_task(parsed: argparse.Namespace) -> Scores:
+    """Score-only mode for one task: files in, scores out."""
+    task = _task(parsed)
+    if parsed.predictions is None:
+        raise UsageError(
+            "--predictions is missing", "the command line", "give --predictions FILE, or --checkpoint RUN"
+        )
+    texts = _read(task, parsed)
+    return score_task(task, texts, parsed.split, _meteor([task], parsed))
+
+
+def _read(task: Task, parsed: argparse.Namespace) -> TaskTexts:
+    if parsed.references is None and parsed.data is None:
+        raise UsageError(
+            "the references are missing", "the command line", "give --references FILE, or --data glge/easy"
+        )
+    if parsed.references is not None and parsed.data is not None:
+        raise UsageError("two places for the references", "--references, --data", "give one of the two")
+    if parsed.references is None:
+        return read_texts(task, parsed.predictions, parsed.data, parsed.split)
+    sources = read_lines(parsed.sources) if parsed.sources is not None else None
+    return TaskTexts(read_lines(parsed.predictions), read_lines(parsed.references), sources)
+
+
+def _score_folder(parsed: argparse.Namespace) -> list[Scores]:
+    """Score-only mode for all tasks that a folder has predictions for."""
+    if parsed.predictions is None or parsed.data is None or parsed.references is not None:
+        raise UsageError(
+            "--task all takes folders",
+            "the command line",
+            "give --predictions FOLDER --data FOLDER, and no --references",
+        )
+    files = find_predictions(parsed.predictions, parsed.split)
+    tasks = {task_named(name): path for name, path in files.items()}
+    # All files first: one that is missing or cut is told before minutes of scoring.
+    texts = {task.name: read_texts(task, path, parsed.data, parsed.split) for task, path in tasks.items()}
+    for found in texts.values():
+        check_same_length(found.predictions, found.references)
+    meteor = _meteor(list(tasks), parsed)
+    return [score_task(task, texts[task.name], parsed.split, meteor) for task in tasks]
+
+
+def _meteor(tasks: Sequence[Task], parsed: argparse.Namespace) -> Meteor:
+    """METEOR if a task needs it; that it is missing is told at once, not only beside the scores."""
+    if not any("meteor" in task.columns for task in tasks):
+        return Meteor(None)
+    meteor = choose_meteor(parsed.meteor)
+    if meteor.program is None:
+        print(f"note: METEOR will be missing: {meteor.why_not}", file=sys.stderr, flush=True)
+    return meteor
