@@ -37,7 +37,7 @@ from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.tables import table
 
 __all__ = ["SHAPES", "DecodeShape", "bench_decode", "main"]
@@ -229,7 +229,7 @@ def _random_model(shape: DecodeShape, tokens: int) -> JanusModel:
     """Weights under which outputs do not repeat one token, and a length head sure of `tokens`."""
     torch.manual_seed(1)
     special = SpecialTokens(0, 1, 2, 3, shape.vocab_size - 1, shape.vocab_size)
-    model = JanusModel(ModelConfig(**shape.model), special, DenseLayers()).eval()
+    model = JanusModel(ModelConfig(**shape.model), special, ParallelLayers()).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "positions" in name:

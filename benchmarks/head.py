@@ -31,7 +31,7 @@ from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.objective.chunk_math import Terms
 from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.tables import table
 
 __all__ = ["bench_head", "main"]
@@ -70,7 +70,7 @@ class _Rows:
                 RowGroup(("ar",), (every[self.masked :],), target_U, Terms((ar,), (), _SMOOTHING)),
             ]
             hidden = self.hidden
-        plan = HeadPlan(tuple(groups), self.vocab, DenseLayers(), compiled=compiled)
+        plan = HeadPlan(tuple(groups), self.vocab, ParallelLayers(), compiled=compiled)
         return fused_head(hidden, self.weight, plan)[0]
 
     def naive(self, aux: bool) -> Tensor:

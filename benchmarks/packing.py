@@ -34,7 +34,7 @@ from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.step_plan import RankShare, make_step_plan
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.tables import table
 
 __all__ = ["bench_packing", "main"]
@@ -70,7 +70,7 @@ def bench_packing(options: argparse.Namespace) -> dict[str, Any]:
     ratios, rows, facts = {}, {}, {}
     torch.manual_seed(1)
     sizes = {**MODEL_PRESETS[options.model], "attention_dropout": 0.0}
-    model = JanusModel(ModelConfig(preset=options.model, **sizes), _SPECIAL, DenseLayers())
+    model = JanusModel(ModelConfig(preset=options.model, **sizes), _SPECIAL, ParallelLayers())
     with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
         split = write_split(Path(folder), _SPECIAL, sentence_lengths(options.samples))
         for name in options.only:

@@ -23,7 +23,7 @@ from janus_ds.checkpoint.tensors import Snapshot
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.parallel.topology import Topology
 from janus_ds.tables import bytes_text
 
@@ -89,7 +89,7 @@ class _State:
 
     def __init__(self, shape: str, device: str) -> None:
         special = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=_VOCABULARIES[shape])
-        model = JanusModel(ModelConfig(preset=shape, **MODEL_PRESETS[shape]), special, DenseLayers())
+        model = JanusModel(ModelConfig(preset=shape, **MODEL_PRESETS[shape]), special, ParallelLayers())
         self._weights = {name: p.detach().to(device) for name, p in model.named_parameters()}
         self._moments = {
             f"{moment}.{name}": torch.rand_like(weight)

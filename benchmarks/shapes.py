@@ -13,7 +13,7 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.step import TrainingStep
 
 __all__ = ["SHAPES", "BenchShape", "make_batch", "special_tokens", "training_step"]
@@ -70,5 +70,5 @@ def make_batch(shape: BenchShape, run: RunConfig) -> TwoStreamBatch:
 
 def training_step(model: JanusModel, objective: ObjectiveConfig) -> TrainingStep:
     """The step that training runs, in training mode, on one device."""
-    head = JanusObjective(objective, model.special.vocab_size, DenseLayers())
+    head = JanusObjective(objective, model.special.vocab_size, ParallelLayers())
     return TrainingStep(model, head, objective.encoder_passes).train()

@@ -33,7 +33,7 @@ from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.meters import device_peak_flops, step_flops
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.tables import table
 
 __all__ = ["OBJECTIVES", "bench_train", "describe", "main"]
@@ -113,7 +113,7 @@ def _steps(
 ) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
     """Forward and backward of all steps on one model, and the decoder rows of ours."""
     torch.manual_seed(1)
-    model = JanusModel(runs["janus"].model, special_tokens(shape), DenseLayers())
+    model = JanusModel(runs["janus"].model, special_tokens(shape), ParallelLayers())
     model = model.to(options.device, getattr(torch, options.precision))
     steps, rows = {}, {}
 

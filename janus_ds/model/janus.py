@@ -333,7 +333,3 @@ def _check_shape(config: ModelConfig, parallel: ParallelLayers) -> None:
             "--tensor-parallel",
             "choose a size that divides model.heads",
         )
-    if config.activation not in ("relu", "gelu"):
-        raise ConfigError(
-            f"model.activation={config.activation!r} is not known", "model.activation", "use relu or gelu"
-        )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "INIT_STD",
     "SEED_LIMIT",
-    "DenseLayers",
     "ParallelLayers",
     "merge_shards",
     "shard_dims",
@@ -38,12 +35,13 @@ def take_shard(whole: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
     return whole if dim is None else whole.chunk(size, dim)[rank].contiguous()
 
 
-INIT_STD = 0.02
 SEED_LIMIT = 2**63
 
 
-class ParallelLayers(ABC):
-    """Factory of layers and collectives of one tensor-parallel group.
+class ParallelLayers:
+    """Factory of layers and collectives of one tensor-parallel group; this class is a group of one rank.
+
+    It needs torch alone. `tensor_parallel` has the class for larger groups, which overrides all of it.
 
     Attributes:
         size: ranks in the group.
@@ -53,78 +51,47 @@ class ParallelLayers(ABC):
     size: int = 1
     rank: int = 0
 
-    @abstractmethod
-    def column_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
+    def column_linear(self, in_features: int, out_features: int, *, std: float) -> nn.Module:
         """Linear layer whose output features are sharded: (..., in) -> (..., out / size)."""
+        layer = nn.Linear(in_features, out_features, device="meta").to_empty(device="cpu")
+        nn.init.normal_(layer.weight, 0.0, std)
+        nn.init.zeros_(layer.bias)
+        return layer
 
-    @abstractmethod
-    def row_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
+    def row_linear(self, in_features: int, out_features: int, *, std: float) -> nn.Module:
         """Linear layer whose input features are sharded: (..., in / size) -> (..., out)."""
+        return self.column_linear(in_features, out_features, std=std)
 
-    @abstractmethod
-    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
+    def vocab_embedding(self, rows: int, dim: int, *, std: float) -> nn.Module:
         """Embedding whose rows are sharded; `rows` must divide by `size`. Output replicated."""
+        table = nn.Embedding(rows, dim, device="meta").to_empty(device="cpu")
+        nn.init.normal_(table.weight, 0.0, std)
+        return table
 
-    @abstractmethod
     def all_reduce_max(self, x: Tensor) -> Tensor:
         """Maximum over the group, in place, without gradient."""
+        return x
 
-    @abstractmethod
     def all_reduce_sum(self, x: Tensor) -> Tensor:
         """Sum over the group, in place, without gradient."""
+        return x
 
-    @abstractmethod
     def gather_shards(self, x: Tensor, dim: int | None) -> Tensor:
         """The whole of a parameter from its shards, on every rank; `dim` as in :func:`shard_dims`."""
+        return x
 
-    @abstractmethod
     def sharded_rng(self) -> AbstractContextManager[None]:
         """Context whose random draws differ between the ranks of the group."""
+        return nullcontext()
 
-    @abstractmethod
     def seed_rng(self, seed: int) -> None:
         """Seed the default generators equally on all ranks of the group, and the sharded stream by rank."""
+        torch.manual_seed(seed % SEED_LIMIT)
 
-    @abstractmethod
     def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """`context_fn` for `torch.utils.checkpoint(use_reentrant=False)`.
 
         The checkpoint restores the default generators only; without this, recomputation draws other
         dropout masks for sharded activations and silently gives wrong gradients.
         """
-
-
-class DenseLayers(ParallelLayers):
-    """Size 1: torch.nn and identities; nothing but torch is imported."""
-
-    def column_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
-        layer = nn.Linear(in_features, out_features, device="meta").to_empty(device="cpu")
-        nn.init.normal_(layer.weight, 0.0, std)
-        nn.init.zeros_(layer.bias)
-        return layer
-
-    def row_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
-        return self.column_linear(in_features, out_features, std=std)
-
-    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
-        table = nn.Embedding(rows, dim, device="meta").to_empty(device="cpu")
-        nn.init.normal_(table.weight, 0.0, std)
-        return table
-
-    def all_reduce_max(self, x: Tensor) -> Tensor:
-        return x
-
-    def all_reduce_sum(self, x: Tensor) -> Tensor:
-        return x
-
-    def gather_shards(self, x: Tensor, dim: int | None) -> Tensor:
-        return x
-
-    def sharded_rng(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def seed_rng(self, seed: int) -> None:
-        torch.manual_seed(seed % SEED_LIMIT)
-
-    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), nullcontext()

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from janus_ds.errors import ConfigError
-from janus_ds.parallel.layers import INIT_STD, SEED_LIMIT, DenseLayers, ParallelLayers, merge_shards
+from janus_ds.parallel.layers import SEED_LIMIT, ParallelLayers, merge_shards
 
 __all__ = ["deepspeed_mpu", "init_model_parallel", "make_layers"]
 
@@ -58,12 +58,12 @@ class _MegatronLayers(ParallelLayers):
             params_dtype=torch.float32,
         )
 
-    def column_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
+    def column_linear(self, in_features: int, out_features: int, *, std: float) -> nn.Module:
         self._check_divides(out_features, "output features of a column-parallel layer")
         options = {"config": self._config, "init_method": _normal(std), "bias": True, "gather_output": False}
         return _without_extra_state(self._classes["column"](in_features, out_features, **options))
 
-    def row_linear(self, in_features: int, out_features: int, *, std: float = INIT_STD) -> nn.Module:
+    def row_linear(self, in_features: int, out_features: int, *, std: float) -> nn.Module:
         self._check_divides(in_features, "input features of a row-parallel layer")
         options = {"config": self._config, "init_method": _normal(std), "bias": True}
         layer = self._classes["row"](
@@ -71,7 +71,7 @@ class _MegatronLayers(ParallelLayers):
         )
         return _without_extra_state(layer)
 
-    def vocab_embedding(self, rows: int, dim: int, *, std: float = INIT_STD) -> nn.Module:
+    def vocab_embedding(self, rows: int, dim: int, *, std: float) -> nn.Module:
         self._check_divides(rows, "rows of the vocabulary-parallel embedding")
         table = self._tensor_parallel.VocabParallelEmbedding(
             rows, dim, init_method=_normal(std), config=self._config
@@ -120,7 +120,7 @@ def make_layers(tp_size: int) -> ParallelLayers:
 
     Sizes above 1 need `init_topology(tp_size)` before.
     """
-    return DenseLayers() if tp_size == 1 else _MegatronLayers(tp_size)
+    return ParallelLayers() if tp_size == 1 else _MegatronLayers(tp_size)
 
 
 def init_model_parallel(tp_size: int) -> None:

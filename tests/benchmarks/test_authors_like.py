@@ -16,7 +16,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 37, 1)
 MODEL = ModelConfig(
@@ -43,9 +43,11 @@ def test_the_loss_and_all_gradients_are_ours(task: str) -> None:
     shape = replace(SHAPE, task=task)
     batch = make_batch(shape, run)
     torch.manual_seed(0)
-    model = JanusModel(MODEL, special_tokens(shape), DenseLayers()).double()
+    model = JanusModel(MODEL, special_tokens(shape), ParallelLayers()).double()
     model(batch)
-    ours = JanusObjective(run.objective, shape.vocab_size, DenseLayers())(model(batch), batch, batch.counts)
+    ours = JanusObjective(run.objective, shape.vocab_size, ParallelLayers())(
+        model(batch), batch, batch.counts
+    )
     theirs = AuthorsLikeStep(model, run.objective)(batch)
     assert abs(float(ours.total - theirs)) < 1e-12
     parameters = dict(model.named_parameters())

@@ -25,7 +25,7 @@ from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
 from janus_ds.evaluate.passages import infill
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe import run_record
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.programs import load_program
 from tests.support.tiny_data import make_tiny_data
 
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = DataConfig(path=str(folder / "data"), block_tokens=48)
     config = resolve(RunConfig(name="tiny", model=model, data=data))
     torch.manual_seed(0)
-    weights = JanusModel(config.model, tokenizer.special, DenseLayers()).state_dict()
+    weights = JanusModel(config.model, tokenizer.special, ParallelLayers()).state_dict()
     run = folder / "run"
     tokenizer.save(run / "tokenizer")
     run_record.write_run_record(run, config, tokenizer.special, tokenizer.fingerprint, {}, 0)

@@ -25,7 +25,7 @@ from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.text.tokenizer import train_sentencepiece
 from janus_ds.errors import DataError, MissingDependencyError, UsageError
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
 from tests.support.commands import ROOT, SMALL, ZERO2, refusal, say
 from tests.support.programs import python
@@ -91,7 +91,7 @@ def meta_model(monkeypatch: pytest.MonkeyPatch) -> Any:
         config = load_run_config(None, overrides).model
         special = SpecialTokens(0, 1, 2, 3, 4, vocab_size)
         with torch.device("meta"):
-            return JanusModel(config, special, DenseLayers())
+            return JanusModel(config, special, ParallelLayers())
 
     return build
 

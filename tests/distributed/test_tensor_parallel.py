@@ -183,7 +183,7 @@ def padding_only_error(layers: ParallelLayers) -> float:
 
 def misfit(layers: ParallelLayers) -> str:
     try:
-        layers.column_linear(4, 7)
+        layers.column_linear(4, 7, std=STD)
     except ConfigError as error:
         return str(error)
     return "accepted"

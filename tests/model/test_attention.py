@@ -15,7 +15,7 @@ from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import DenseRows, GroupedRows, MultiHeadAttention, additive_mask
 from janus_ds.model.batch_attention import DENSE_ROW_LIMIT, RowsOfBatch
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment, dense_mask
 from tests.support.tiny_model import SAMPLES
 from tests.support.two_stream import Conventions, make_batch
@@ -170,7 +170,7 @@ def test_an_additive_mask_leaves_no_row_blind() -> None:
     assert mask.tolist() == [[0.0, -torch.inf], [0.0, 0.0]]
 
 
-class CountingLayers(DenseLayers):
+class CountingLayers(ParallelLayers):
     """Counts how often the sharded random stream is entered."""
 
     entered = 0

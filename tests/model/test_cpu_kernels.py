@@ -21,7 +21,7 @@ from janus_ds.model.decoding.cpu_kernels import (
 )
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.objective.compiled_chunk import compiler_is_at_hand
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.tiny_model import tiny_model
 
 packs = pytest.mark.skipif(not can_pack(torch.float32), reason="torch cannot pack weights here")
@@ -96,7 +96,7 @@ def test_an_activation_goes_along_with_the_product(name: str, function: Any, int
 
 @torch.no_grad()
 def test_queries_keys_and_values_of_one_input_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention, x = MultiHeadAttention(24, 3, 0.0, 0.3, DenseLayers()), layer()[1]
+    attention, x = MultiHeadAttention(24, 3, 0.0, 0.3, ParallelLayers()), layer()[1]
     expected = [attention.queries(x), *attention.keys_values(x)]
     prepare(attention)
     calls: list[int] = []

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from janus_ds.model.attention import MultiHeadAttention
 from janus_ds.model.decoding import cpu_kernels
 from janus_ds.model.decoding.cpu_kernels import attend_few, by_columns, few_rows, stored_by_columns
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 
 
 def _random(rows: int, keys: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,7 +43,7 @@ def test_a_part_of_a_wider_pool_is_taken_as_it_stands() -> None:
 
 
 def test_the_kernel_takes_this_way_where_it_is_faster_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = MultiHeadAttention(24, 3, 0.0, 0.02, DenseLayers())
+    attention = MultiHeadAttention(24, 3, 0.0, 0.02, ParallelLayers())
     calls: list[int] = []
 
     def counted(*parts: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from janus_ds.errors import CheckpointError
 from janus_ds.model.formats.fairseq import load_fairseq, to_fairseq
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY
 
@@ -78,7 +78,7 @@ def test_an_nmt_file_comes_back_whole(tmp_path: Path, kind: str) -> None:
     again = to_fairseq(found, special)
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], state[name]) for name in state)
-    load_weights(JanusModel(config, special, DenseLayers()), found)
+    load_weights(JanusModel(config, special, ParallelLayers()), found)
 
 
 def test_a_bart_file_gets_a_length_head_and_its_own_mask(tmp_path: Path) -> None:

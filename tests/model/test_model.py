@@ -16,7 +16,7 @@ from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights, padded_vocab, parameter_shapes
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.tiny_model import SAMPLES, TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY, Conventions, Sample, make_batch
 
@@ -30,7 +30,7 @@ def shapes_seen(module: nn.Module) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("config", [TINY, TINY_NMT, replace(TINY, vocab_multiple=64)])
 def test_names_and_shapes_are_those_announced(config: ModelConfig) -> None:
-    model = JanusModel(config, TOY, DenseLayers())
+    model = JanusModel(config, TOY, ParallelLayers())
     found = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert found == parameter_shapes(config, TOY.vocab_size)
     assert found.keys() == model.state_dict().keys(), "weights alone make a checkpoint"
@@ -41,7 +41,7 @@ def test_names_and_shapes_are_those_announced(config: ModelConfig) -> None:
 def test_weights_start_normal_biases_and_padding_rows_at_zero() -> None:
     config = ModelConfig(d_model=64, ffn_dim=96, heads=2)
     torch.manual_seed(0)
-    model = JanusModel(config, replace(TOY, vocab_size=509), DenseLayers())
+    model = JanusModel(config, replace(TOY, vocab_size=509), ParallelLayers())
     assert model.padded_vocab == padded_vocab(config, 509) == 512
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
@@ -106,8 +106,8 @@ def gradients(model: JanusModel, seed: int) -> dict[str, Tensor]:
 def test_recomputation_draws_the_same_dropout_and_gives_the_same_gradients() -> None:
     config = replace(TINY, dropout=0.2, attention_dropout=0.2, activation_dropout=0.2)
     torch.manual_seed(0)
-    plain = JanusModel(config, TOY, DenseLayers()).double().train()
-    saving = JanusModel(config, TOY, DenseLayers(), recompute=True).double().train()
+    plain = JanusModel(config, TOY, ParallelLayers()).double().train()
+    saving = JanusModel(config, TOY, ParallelLayers(), recompute=True).double().train()
     saving.load_state_dict(plain.state_dict())
     passes = shapes_seen(saving.decoder.layers[0].fc2)
     expected, found = gradients(plain, 3), gradients(saving, 3)
@@ -155,7 +155,7 @@ def test_what_does_not_fit_the_position_tables_is_refused_in_words() -> None:
 
 def test_shapes_that_cannot_be_built_are_refused() -> None:
     def build(**fields: Any) -> Callable[[], JanusModel]:
-        return lambda: JanusModel(replace(TINY, **fields), TOY, DenseLayers())
+        return lambda: JanusModel(replace(TINY, **fields), TOY, ParallelLayers())
 
     raises(ConfigError, build(heads=3), "model.heads=3", "model.d_model=16")
 
@@ -176,5 +176,5 @@ def test_loading_names_what_differs() -> None:
         "length_head.weight has shape (3, 16), the model (16, 16)",
     )
     huge = SpecialTokens(0, 1, 2, 3, 4, 1000)
-    other = JanusModel(TINY_NMT, huge, DenseLayers())
+    other = JanusModel(TINY_NMT, huge, ParallelLayers())
     raises(CheckpointError, lambda: load_weights(other, weights), "and", "more")

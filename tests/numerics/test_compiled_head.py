@@ -11,7 +11,7 @@ from janus_ds.objective import compiled_chunk
 from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_losses, logit_gradient
 from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 from janus_ds.objective.fused_head import fused_head
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.head_cases import CASES, HeadCase, gradients, make_inputs, make_plan, reference
 
 NEEDS_COMPILER = pytest.mark.skipif(
@@ -32,7 +32,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_is_compiled_equals_autograd_of_the_plain_losses(case: HeadCase, chunk_rows: int | None) -> None:
     inputs = make_inputs(case)
-    plan = make_plan(case, inputs, DenseLayers(), chunk_rows, compiled=True)
+    plan = make_plan(case, inputs, ParallelLayers(), chunk_rows, compiled=True)
     total, sums = fused_head(inputs.hidden, inputs.weight_VD, plan)
     expected, expected_sums = reference(case, inputs)
     assert abs(float(total - expected)) < 1e-12
@@ -54,7 +54,7 @@ def test_a_compiler_that_fails_is_told_and_the_head_goes_on(
     functions = compiled_chunk._Functions()
     monkeypatch.setattr(compiled_chunk, "_functions", lambda: functions)
     inputs = make_inputs(CASES[0])
-    plan = make_plan(CASES[0], inputs, DenseLayers(), 4, compiled=True)
+    plan = make_plan(CASES[0], inputs, ParallelLayers(), 4, compiled=True)
     total, _ = fused_head(inputs.hidden, inputs.weight_VD, plan)
     assert abs(float(total - reference(CASES[0], inputs)[0])) < 1e-12
     assert caplog.text.count("runs uncompiled: file too short") == 2, "once for each function"
@@ -65,7 +65,7 @@ def test_a_compiler_that_fails_is_told_and_the_head_goes_on(
 def test_the_compiled_chunk_equals_the_eager_one_and_is_compiled_once() -> None:
     torch.manual_seed(0)
     terms = Terms((0.5, 0.25, 1.0), ((0, 2, 2.0), (1, 2, 0.5)), 0.1)
-    vocab = VocabSlice(50, 0, 50, DenseLayers())
+    vocab = VocabSlice(50, 0, 50, ParallelLayers())
     torch._dynamo.utils.counters.clear()
     for number, tokens in enumerate((7, 5, 12)):
         z_GnV = torch.randn(3, tokens, 50, dtype=torch.float64)

@@ -21,7 +21,7 @@ from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
 from tests.support.two_stream import TOY
 
@@ -136,7 +136,7 @@ SMALL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=8)
 def small_model(seed: int = 3) -> JanusModel:
     torch.manual_seed(seed)
     config = replace(TINY, init_std=0.25, encoder_layers=1)
-    model = JanusModel(config, SMALL, DenseLayers()).double().eval()
+    model = JanusModel(config, SMALL, ParallelLayers()).double().eval()
     with torch.no_grad():
         model.embedding.weight.mul_(2.0)
     return model

@@ -24,7 +24,7 @@ from janus_ds.model import transformer
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.step import TrainingStep
 from tests.support.naive_reference import NaiveJanus, NaiveShape, nll, smoothed, symmetric_kl
 from tests.support.packed_data import run_config
@@ -208,7 +208,7 @@ def test_the_training_step_equals_naive_passes_of_each_draw(
     model.train()
     model.attention_backend = backend
     hook_draws(model, batch, packs, drawn)
-    head = JanusObjective(objective, TOY.vocab_size, DenseLayers())
+    head = JanusObjective(objective, TOY.vocab_size, ParallelLayers())
     step = TrainingStep(model, head, objective.encoder_passes)
     total, _ = step(pack(batch, TOY.pad, 2) if packs else batch, batch.counts)
     total.backward()
@@ -228,7 +228,7 @@ def test_a_second_encoder_pass_changes_nothing_without_dropout(preset: str) -> N
         batch = batch_of(objective, SAMPLES)
         for training in (True, False):
             step = TrainingStep(
-                tiny_model(TINY), JanusObjective(objective, TOY.vocab_size, DenseLayers()), passes
+                tiny_model(TINY), JanusObjective(objective, TOY.vocab_size, ParallelLayers()), passes
             ).train(training)
             losses.append(float(step(batch, batch.counts)[0].detach()))
     assert max(losses) - min(losses) < TOLERANCE
@@ -243,8 +243,8 @@ def test_recomputation_draws_the_same_dropout(objective: str) -> None:
     gradients = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        model = JanusModel(dropping, TOY, DenseLayers(), recompute).double().train()
-        head = JanusObjective(config, TOY.vocab_size, DenseLayers())
+        model = JanusModel(dropping, TOY, ParallelLayers(), recompute).double().train()
+        head = JanusObjective(config, TOY.vocab_size, ParallelLayers())
         torch.manual_seed(1)
         TrainingStep(model, head, config.encoder_passes)(batch, batch.counts)[0].backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})

@@ -16,7 +16,7 @@ from janus_ds.model.formats.fairseq import load_fairseq
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.two_stream import Conventions, Sample, make_batch
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "janus_tiny_fixture.pt"
@@ -42,7 +42,7 @@ def model(fixture: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     assert (config.d_model, config.ffn_dim, config.heads, special.vocab_size) == (32, 64, 2, 28)
     assert config.length_classes == 256
     assert report.added == ()
-    built = JanusModel(config, special, DenseLayers()).double().eval()
+    built = JanusModel(config, special, ParallelLayers()).double().eval()
     load_weights(built, weights)
     return built
 
@@ -92,7 +92,7 @@ def test_losses_and_gradient_norm_equal_those_of_the_released_code(
     model: JanusModel, fixture: dict[str, Any]
 ) -> None:
     run = RunConfig(data=DataConfig(task="pair"), objective=ObjectiveConfig(preset="released"))
-    objective = JanusObjective(resolve(run).objective, 28, DenseLayers())
+    objective = JanusObjective(resolve(run).objective, 28, ParallelLayers())
     expect = fixture["expect"]
     batch = make_batch(fixture_samples(fixture), RELEASED)
     batch = replace(batch, length_target_B=expect["length_target"])

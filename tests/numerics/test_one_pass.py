@@ -12,7 +12,7 @@ from janus_ds.batch import PredictedRows, TwoStreamBatch
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.naive_reference import NaiveJanus, NaiveShape, nll, smoothed, symmetric_kl
 from tests.support.tiny_model import SAMPLES, TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY, Conventions, ar_rows, make_batch
@@ -158,7 +158,7 @@ def test_the_training_step_equals_separate_passes(case: Case) -> None:
     config = ObjectiveConfig(
         label_smoothing=EPS, normalise="per_term", **{f"weight_{k}": v for k, v in case.weights.items()}
     )
-    objective = JanusObjective(config, TOY.vocab_size, DenseLayers())
+    objective = JanusObjective(config, TOY.vocab_size, ParallelLayers())
     batches = [make_batch(SAMPLES[:2], case.how), make_batch(SAMPLES[2:], case.how)]
     counts = batches[0].counts + batches[1].counts
     total = torch.zeros((), dtype=torch.float64)

@@ -16,7 +16,7 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.naive_reference import NaiveJanus, NaiveShape, nll, smoothed, symmetric_kl
 from tests.support.packed_data import run_config
 from tests.support.tiny_model import SAMPLES, TINY, TINY_NMT, tiny_model
@@ -110,7 +110,7 @@ def test_the_step_equals_the_reference(
     model.attention_backend = backend
     batches = [collated(samples, objective, packs) for samples in (SOME[:3], SOME[3:])]
     counts = sum((batch.counts for batch in batches), BatchCounts())
-    head = JanusObjective(objective, TOY.vocab_size, DenseLayers())
+    head = JanusObjective(objective, TOY.vocab_size, ParallelLayers())
     reports = [head(model(batch), batch, counts) for batch in batches]
     total = sum((report.total for report in reports), torch.zeros((), dtype=torch.float64))
     total.backward()

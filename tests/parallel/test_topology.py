@@ -42,7 +42,7 @@ def test_size_one_does_not_import_megatron(monkeypatch: pytest.MonkeyPatch) -> N
     # None makes every import of it fail.
     monkeypatch.setitem(sys.modules, "megatron", None)
     layers = make_layers(1)
-    layers.column_linear(2, 2)
+    layers.column_linear(2, 2, std=1.0)
     layers.seed_rng(1)
     with layers.sharded_rng():
         torch.rand(1)

@@ -15,7 +15,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.formats.hf_export import export_config, export_generation, export_weights
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.hf_models import letters_tokenizer
 
 __all__ = ["VOCAB_SIZE", "hub_folder", "hub_state"]
@@ -32,7 +32,7 @@ _RUN = resolve(RunConfig(model=_MODEL, objective=ObjectiveConfig(preset="ar")))
 def hub_state() -> dict[str, Tensor]:
     """Random weights under Hugging Face's names."""
     torch.manual_seed(3)
-    weights = JanusModel(_RUN.model, _SPECIAL, DenseLayers()).state_dict()
+    weights = JanusModel(_RUN.model, _SPECIAL, ParallelLayers()).state_dict()
     return {name: value.clone() for name, value in export_weights(weights, _MODEL, VOCAB_SIZE).items()}
 
 

@@ -9,7 +9,7 @@ import torch
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from tests.support.two_stream import TOY, Sample
 
 TINY = ModelConfig(
@@ -52,7 +52,7 @@ SAMPLES = [
 def tiny_model(config: ModelConfig = TINY, seed: int = 0) -> JanusModel:
     """A model in double precision and eval mode, biases and norms away from their start values."""
     torch.manual_seed(seed)
-    model = JanusModel(config, TOY, DenseLayers()).double().eval()
+    model = JanusModel(config, TOY, ParallelLayers()).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

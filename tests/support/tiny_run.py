@@ -14,7 +14,7 @@ from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, Object
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.run_record import write_run_record
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["make_run"]
 
@@ -38,7 +38,7 @@ def make_run(folder: Path, data: Path, preset: str, positions: int = 48) -> Path
     )
     config = resolve(replace(config, decode=DecodeConfig(mode="ar", beam=2, max_length=9)))
     torch.manual_seed(3)
-    weights = JanusModel(config.model, tokenizer.special, DenseLayers()).state_dict()
+    weights = JanusModel(config.model, tokenizer.special, ParallelLayers()).state_dict()
     tokenizer.save(folder / "tokenizer")
     write_run_record(folder, config, tokenizer.special, tokenizer.fingerprint, {}, 0)
     for step in (5, 10):

@@ -15,7 +15,7 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import unpacked
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment
 from janus_ds.train.loop.step import TrainingStep
 from tests.support.operations import CountedOperations
@@ -84,7 +84,7 @@ def test_samples_without_masked_tokens_are_no_fault(multiple: int) -> None:
     losses = {}
     for packs in (False, True):
         batch = batch_of(packs, multiple, unmasked=[1, 3])
-        head = JanusObjective(FULL, TOY.vocab_size, DenseLayers())
+        head = JanusObjective(FULL, TOY.vocab_size, ParallelLayers())
         losses[packs] = float(TrainingStep(tiny_model(TINY), head)(batch, batch.counts)[0].detach())
     assert losses[True] == pytest.approx(losses[False], rel=1e-12)
 
@@ -104,7 +104,7 @@ def test_targets_follow_their_rows() -> None:
 
 def test_the_step_asks_the_device_nothing_and_makes_fewer_products() -> None:
     """Counted: values that a step waits for, and rows that go through its products."""
-    head = JanusObjective(FULL, TOY.vocab_size, DenseLayers())
+    head = JanusObjective(FULL, TOY.vocab_size, ParallelLayers())
     step = TrainingStep(tiny_model(TINY), head).train()
     rows, losses, asked = {}, {}, {}
     for packs in (False, True):

@@ -19,7 +19,7 @@ from janus_ds.model.decoding.cpu_kernels import can_quantize, prepare
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.transformer import EncoderLayer, TransformerLayer
 from janus_ds.model.weights import check_shapes, load_weights
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["DTYPES", "InferenceOptions", "model_from_file", "prepare_for_inference"]
 
@@ -116,6 +116,6 @@ def model_from_file(
             str(path),
             "take an earlier checkpoint of the run",
         )
-    model = JanusModel(config, special, DenseLayers())
+    model = JanusModel(config, special, ParallelLayers())
     load_weights(model, weights, str(path))
     return model.to(device).eval()

@@ -21,7 +21,7 @@ from janus_ds.errors import ConfigError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.model.janus import JanusModel
 from janus_ds.packing import unpacked
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["OutputScores", "SampleDecoder", "TextPair", "WeightsHolder", "scored_modes", "text_pairs"]
 
@@ -62,7 +62,7 @@ class WeightsHolder:
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take these weights; the model is made at the first call."""
         if self._model is None:
-            model = JanusModel(self.config.model, self.tokenizer.special, DenseLayers())
+            model = JanusModel(self.config.model, self.tokenizer.special, ParallelLayers())
             self._model = model.to(self._device)
         self._model.load_state_dict(dict(weights))
 

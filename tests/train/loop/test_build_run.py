@@ -15,7 +15,7 @@ from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.build_run import start_from
 from tests.support.hf_folder import hub_folder
 
@@ -48,9 +48,9 @@ def test_the_length_head_is_taken_over_or_drawn_anew(bart: Path) -> None:
     heads = {}
     for new in (False, True):
         torch.manual_seed(5)
-        model = JanusModel(record.config.model, record.special, DenseLayers())
+        model = JanusModel(record.config.model, record.special, ParallelLayers())
         drawn = model.length_head.weight.detach().clone()
-        start_from(model, str(bart), tokenizer, DenseLayers(), new)
+        start_from(model, str(bart), tokenizer, ParallelLayers(), new)
         weights = model.state_dict()
         heads[new] = weights.pop("length_head.weight")
         assert all(torch.equal(value, start[name]) for name, value in weights.items())

@@ -17,7 +17,7 @@ from janus_ds.objective import compiled_chunk
 from janus_ds.objective.compiled_chunk import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop import step as compiling
 from janus_ds.train.loop.step import TrainingStep, compile_step
 
@@ -51,8 +51,8 @@ def make_step(device: str = "cpu") -> tuple[TrainingStep, RunConfig]:
         RunConfig(model=MODEL, data=DataConfig(task="pair"), objective=ObjectiveConfig(preset="paper"))
     )
     torch.manual_seed(0)
-    model = JanusModel(MODEL, special_tokens(SHAPE), DenseLayers()).to(device)
-    return TrainingStep(model, JanusObjective(run.objective, 32, DenseLayers())), run
+    model = JanusModel(MODEL, special_tokens(SHAPE), ParallelLayers()).to(device)
+    return TrainingStep(model, JanusObjective(run.objective, 32, ParallelLayers())), run
 
 
 def result_of(

@@ -14,7 +14,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.step import TrainingStep
 
 SCALE = 8
@@ -62,8 +62,8 @@ def step_of(preset: str) -> tuple[TrainingStep, TwoStreamBatch]:
     goal = ObjectiveConfig(preset=preset)
     run = resolve(RunConfig(model=MODEL, data=DataConfig(task="denoise"), objective=goal))
     torch.manual_seed(0)
-    model = JanusModel(MODEL, special_tokens(SHAPE), DenseLayers())
-    step = TrainingStep(model, JanusObjective(run.objective, SHAPE.vocab_size, DenseLayers()))
+    model = JanusModel(MODEL, special_tokens(SHAPE), ParallelLayers())
+    step = TrainingStep(model, JanusObjective(run.objective, SHAPE.vocab_size, ParallelLayers()))
     return step.train(), make_batch(SHAPE, run)
 
 

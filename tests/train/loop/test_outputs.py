@@ -15,7 +15,7 @@ from janus_ds.decode.load import load_run
 from janus_ds.decode.text import cut_sources, cut_warning
 from janus_ds.evaluate.evaluation import EvalText, encode_sources
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.outputs import OutputScores, SampleDecoder, TextPair, WeightsHolder
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 
@@ -30,7 +30,7 @@ def test_a_validation_survives_a_line_that_is_too_long(tmp_path: Path) -> None:
     scorer = OutputScores(holder, PairText(["nichts .", LONG], ["nothing .", "a"], ("valid.de", "valid.en")))
     assert scorer.warning
     assert "1 of 2 inputs is longer than the 48 positions" in scorer.warning
-    weights = JanusModel(holder.config.model, tokenizer.special, DenseLayers()).state_dict()
+    weights = JanusModel(holder.config.model, tokenizer.special, ParallelLayers()).state_dict()
     scores = scorer(weights)
     assert scores is not None
     assert set(scores) == {"ar", "nar"}

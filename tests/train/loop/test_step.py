@@ -12,7 +12,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import DenseLayers
+from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.step import TrainingStep
 from tests.support.operations import CountedOperations
 
@@ -51,8 +51,8 @@ def step_calls(preset: str, shape: BenchShape, layers: int = 2) -> Counted:
     run = resolve(RunConfig(model=model_config, data=DataConfig(task="pair"), objective=goal))
     batch = make_batch(shape, run)
     torch.manual_seed(0)
-    model = JanusModel(model_config, special_tokens(shape), DenseLayers())
-    step = TrainingStep(model, JanusObjective(run.objective, shape.vocab_size, DenseLayers())).train()
+    model = JanusModel(model_config, special_tokens(shape), ParallelLayers())
+    step = TrainingStep(model, JanusObjective(run.objective, shape.vocab_size, ParallelLayers())).train()
     with Counted() as counted:
         total, _ = step(batch, batch.counts)
         torch.autograd.backward(total)
