@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from janus_ds.__main__ import main
 from janus_ds.errors import JanusError, MissingDependencyError, UsageError
-from tests.cli.test_eval_scores import run
 from tests.support.report_runs import MadeUp
 
 MODES = {"ar": (30.0, 50.0, 40.0), "nar-0": (20.0, 300.0, 5.0), "nar-10": (28.0, 40.0, 44.0)}
 VOID = {"meta", "img", "br"}
+
+
+def run(*arguments: object) -> int:
+    """`janus-ds` in this process."""
+    return main([str(argument) for argument in arguments])
 
 
 class Balanced(HTMLParser):
