@@ -28,8 +28,7 @@ from benchmarks.common import (
 )
 from benchmarks.shapes import SHAPES, BenchShape
 from janus_ds.config.presets import MODEL_PRESETS
-from janus_ds.objective.chunk_math import Terms
-from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+from janus_ds.objective.chunk_math import Terms, compiler_is_at_hand
 from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.tables import table

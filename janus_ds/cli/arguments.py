@@ -89,7 +89,7 @@ def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
     """
     from janus_ds.decode.load import usable_device
     from janus_ds.model.decoding.inference import InferenceOptions
-    from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+    from janus_ds.objective.chunk_math import compiler_is_at_hand
 
     chosen = usable_device(parsed.device)
     if parsed.compile and not compiler_is_at_hand(chosen):

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_losses, logit_gradient
-from janus_ds.objective.compiled_chunk import chunk_gradient
+from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_gradient, chunk_losses, logit_gradient
 from janus_ds.parallel.layers import ParallelLayers
 
 __all__ = ["HeadPlan", "RowGroup", "fused_head", "rows_per_chunk"]

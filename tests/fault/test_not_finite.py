@@ -39,7 +39,6 @@ ALL = [
     (name, stage) for name in ("fp32", "bf16", "fp16") for stage in (0, 1, 2, 3) if name == "fp32" or stage
 ]
 ALL += [("offload", 2), ("sums", 1), ("sums", 2)]
-MICRO_BATCHES = 2
 LOSS, GRADIENT, WEIGHT = 1, 3, 5
 """The steps, from 0, at which something is wrong."""
 FAULTS = {LOSS * 2: "nan", GRADIENT * 2 + 1: "gradient", WEIGHT * 2: "weight"}

@@ -20,7 +20,7 @@ from janus_ds.model.decoding.cpu_kernels import (
     prepare,
 )
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
-from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.parallel.layers import ParallelLayers
 from tests.support.tiny_model import tiny_model
 

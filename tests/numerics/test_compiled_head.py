@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from janus_ds.objective import compiled_chunk
-from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_losses, logit_gradient
-from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+from janus_ds.objective import chunk_math
+from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_losses, compiler_is_at_hand, logit_gradient
 from janus_ds.objective.fused_head import fused_head
 from janus_ds.parallel.layers import ParallelLayers
 from tests.support.head_cases import CASES, HeadCase, gradients, make_inputs, make_plan, reference
@@ -23,8 +22,8 @@ NEEDS_COMPILER = pytest.mark.skipif(
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions as they are written, without a compiler."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    functions = compiled_chunk._Functions()
-    monkeypatch.setattr(compiled_chunk, "_functions", lambda: functions)
+    functions = chunk_math._Functions()
+    monkeypatch.setattr(chunk_math, "_functions", lambda: functions)
 
 
 @pytest.mark.usefixtures("eager")
@@ -51,8 +50,8 @@ def test_a_compiler_that_fails_is_told_and_the_head_goes_on(
         raise torch._dynamo.exc.TorchDynamoException("file too short")
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
-    functions = compiled_chunk._Functions()
-    monkeypatch.setattr(compiled_chunk, "_functions", lambda: functions)
+    functions = chunk_math._Functions()
+    monkeypatch.setattr(chunk_math, "_functions", lambda: functions)
     inputs = make_inputs(CASES[0])
     plan = make_plan(CASES[0], inputs, ParallelLayers(), 4, compiled=True)
     total, _ = fused_head(inputs.hidden, inputs.weight_VD, plan)
@@ -75,7 +74,7 @@ def test_the_compiled_chunk_equals_the_eager_one_and_is_compiled_once() -> None:
         expected_z = z_GnV.clone()
         result = chunk_losses(expected_z, target_n, now, vocab, torch.empty_like(z_GnV))
         expected = logit_gradient(expected_z, result, now, vocab)
-        sums = compiled_chunk.chunk_gradient(z_GnV, target_n, now, vocab)
+        sums = chunk_math.chunk_gradient(z_GnV, target_n, now, vocab)
         assert float((sums - result.sums).abs().max()) < 1e-12
         assert float((z_GnV - expected).abs().max()) < 1e-12
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2

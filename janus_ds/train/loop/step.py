@@ -1,7 +1,7 @@
 """One micro-batch as one module call, and what of it is compiled (`train.compile`).
 
 DeepSpeed's hooks see model and objective together. `head` compiles the chunk mathematics of the loss
-(`objective.compiled_chunk`). `model` compiles forward and backward of encoder and decoder as well; shapes
+(`objective.chunk_math`). `model` compiles forward and backward of encoder and decoder as well; shapes
 come in buckets (`data.pad_multiple`), and the compiler takes them as unknown from the second one on, so
 their number does not matter. `graphs` replays the compiled parts as CUDA graphs, one a shape: for small
 models, whose steps wait for launches. None of this changes what is computed but for rounding, and dropout,
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
-from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective
 
 __all__ = ["TrainingStep", "compile_step"]

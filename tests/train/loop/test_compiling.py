@@ -13,8 +13,8 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
-from janus_ds.objective import compiled_chunk
-from janus_ds.objective.compiled_chunk import compiler_is_at_hand
+from janus_ds.objective import chunk_math
+from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
 from janus_ds.parallel.layers import ParallelLayers
@@ -42,7 +42,7 @@ class _Written:
     """Stands in for the compiled functions of the head."""
 
     def run(self, name: str, *arguments: object) -> torch.Tensor:
-        result: torch.Tensor = getattr(compiled_chunk, name)(*arguments)
+        result: torch.Tensor = getattr(chunk_math, name)(*arguments)
         return result
 
 
@@ -90,7 +90,7 @@ def test_the_captured_model_gives_the_same_losses_and_is_captured_few_times(
 ) -> None:
     # The model is captured and differentiated ahead of time, but no code is generated: that takes long.
     monkeypatch.setattr(compiling, "compiler_is_at_hand", lambda device: True)
-    monkeypatch.setattr(compiled_chunk, "_functions", _Written)
+    monkeypatch.setattr(chunk_math, "_functions", _Written)
     # Four shapes, encoder and decoder: one graph each for the first, few once shapes are taken as unknown.
     assert 2 <= assert_same("aot_eager", "model", packs=packs) <= 8
 
