@@ -156,14 +156,21 @@ class _ProgressLine:
         print(f"{text:<90}", end=end, file=sys.stderr, flush=True)
 
 
-def _report(report: PrepareReport) -> None:
-    """What was made, for people."""
+def _split_report(report: PrepareReport | pairs.PairReport, unit: str) -> None:
+    """What was made, and of pairs what was left out."""
     if report.already_whole:
         print(f"{report.output} is whole already, nothing to do")
     for name, totals in report.manifest.splits.items():
-        print(
-            f"{name:<6} {totals.samples:>12,} blocks {totals.tokens:>15,} tokens {totals.shards:>6,} shards"
-        )
+        sizes = f"{totals.samples:>12,} {unit} {totals.tokens:>15,} tokens {totals.shards:>6,} shards"
+        print(f"{name:<6} {sizes}")
+        if isinstance(report, pairs.PairReport):
+            for what, count in sorted(report.counts[name].items()):
+                print(f"  {what.replace('_', ' '):<34} {count:>12,}")
+
+
+def _block_report(report: PrepareReport) -> None:
+    """What was made of text, and how fast."""
+    _split_report(report, "blocks")
     for name, count in report.counts.items():
         print(f"{name.replace('_', ' '):<32} {count:>15,}")
     done = report.done
@@ -172,16 +179,6 @@ def _report(report: PrepareReport) -> None:
             f"{done.text_bytes / 1e6:,.1f} MB, {done.documents:,} documents in {done.seconds:.1f} s: "
             f"{done.megabytes_per_second:.1f} MB/s, {done.documents / done.seconds:,.0f} documents/s"
         )
-
-
-def _pair_report(report: pairs.PairReport) -> None:
-    """What was made of pairs, and what was left out."""
-    if report.already_whole:
-        print(f"{report.output} is whole already, nothing to do")
-    for name, totals in report.manifest.splits.items():
-        print(f"{name:<6} {totals.samples:>12,} pairs {totals.tokens:>15,} tokens {totals.shards:>6,} shards")
-        for what, count in sorted(report.counts[name].items()):
-            print(f"  {what.replace('_', ' '):<34} {count:>12,}")
 
 
 def _prepare_text(options: argparse.Namespace) -> None:
@@ -203,7 +200,7 @@ def _prepare_text(options: argparse.Namespace) -> None:
     report = prepare(options.input, options.output, settings, execution, _ProgressLine().show)
     if report.resumed:
         print("went on with an interrupted preparation")
-    _report(report)
+    _block_report(report)
 
 
 def _prepare_translation(options: argparse.Namespace) -> None:
@@ -233,7 +230,8 @@ def _prepare_translation(options: argparse.Namespace) -> None:
         samples_per_member=options.samples_per_member,
         members_per_shard=options.members_per_shard,
     )
-    _pair_report(pairs.prepare_pairs(files, options.output, settings, options.processes, _show_pairs))
+    report = pairs.prepare_pairs(files, options.output, settings, options.processes, _show_pairs)
+    _split_report(report, "pairs")
 
 
 def _prepare_distilled(options: argparse.Namespace) -> None:
@@ -266,7 +264,7 @@ def _prepare_distilled(options: argparse.Namespace) -> None:
             bar.update(done - bar.n)
 
         report = distill(request, show)
-    _pair_report(report)
+    _split_report(report, "pairs")
 
 
 def _show_pairs(stage: str, pairs: int) -> None:
@@ -313,5 +311,6 @@ def prepare_glge(argv: Sequence[str] | None = None) -> int:
     settings = GlgeSettings(
         options.task, options.tokenizer, limits, options.samples_per_member, options.members_per_shard
     )
-    _pair_report(pairs.prepare_glge(options.input, options.output, settings, options.processes, _show_pairs))
+    report = pairs.prepare_glge(options.input, options.output, settings, options.processes, _show_pairs)
+    _split_report(report, "pairs")
     return 0

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
 from janus_ds.data.prepare.pairs import PairReport
@@ -29,10 +28,10 @@ from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.shards import Packing
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.decode.generator import Generator, trained_modes
-from janus_ds.decode.load import LoadedRun, load_run, with_decode
+from janus_ds.decode.load import LoadedRun, with_decode
 from janus_ds.errors import CheckpointError, DataError
+from janus_ds.evaluate.evaluation import load_mean
 from janus_ds.io import disk_faults, sha256_of_file, write_atomic
-from janus_ds.model.weights import load_weights
 
 __all__ = ["DistillRequest", "distill"]
 
@@ -87,7 +86,7 @@ def distill(request: DistillRequest, show: Show | None = None) -> PairReport:
             str(request.data),
             "give a directory made by launch/prepare_data.py --task nmt --train ...",
         )
-    run, weights = _load(request)
+    run, weights = load_mean(request.checkpoint, request.average, request.device)
     _check_run(run, manifest, request)
     asked = _asked(request, run, manifest, weights)
     output = request.output
@@ -104,15 +103,6 @@ def distill(request: DistillRequest, show: Show | None = None) -> PairReport:
         whole.rename(output)
     shutil.rmtree(work, ignore_errors=True)
     return PairReport(output, made)
-
-
-def _load(request: DistillRequest) -> tuple[LoadedRun, list[Path]]:
-    run = load_run(request.checkpoint, None, request.device)
-    if request.average == 1:
-        return run, [run.weights]
-    weights = last_checkpoints(run.folder, request.average)
-    load_weights(run.model, average_weights(weights), str(weights[-1]))
-    return run, weights
 
 
 def _check_run(run: LoadedRun, manifest: Manifest, request: DistillRequest) -> None:

@@ -26,30 +26,26 @@ from janus_ds.evaluate.systems import check_systems, options_by_name
 from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
 from janus_ds.io import disk_faults
 from janus_ds.metrics.files import TextLines
-from janus_ds.metrics.scores import Scores, save_json
+from janus_ds.metrics.scores import METRIC_TITLES, Scores, save_json
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
 from janus_ds.tables import table
 
 __all__ = [
-    "Columns",
     "EvalRequest",
     "EvalText",
-    "Evaluation",
     "Progress",
     "SystemResult",
     "check_vocabulary",
     "codec_of",
     "encode_sources",
     "load_checkpoint",
+    "load_mean",
     "one_by_one",
     "results_table",
     "run_evaluation",
     "systems_of",
 ]
-
-Columns = Sequence[tuple[str, str]]
-"""Metrics of a table with their titles."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the system, and the numbers of finished sentences and of all."""
@@ -189,19 +185,33 @@ def load_checkpoint(request: EvalRequest) -> LoadedRun:
         UsageError: a mean is wanted, but a single checkpoint is named.
         CheckpointError: no such run, too few checkpoints to average, or no tokenizer.
     """
-    run = load_run(request.checkpoint, None, request.device)
-    if request.average != 1:
-        if not (request.checkpoint / "run.json").is_file():
-            raise UsageError(
-                f"--average {request.average} needs a run, but one of its checkpoints is named",
-                str(request.checkpoint),
-                f"give the run folder {run.folder}, or leave --average out",
-            )
-        paths = last_checkpoints(run.folder, request.average)
-        load_weights(run.model, average_weights(paths), str(paths[-1]))
+    run, _ = load_mean(request.checkpoint, request.average, request.device)
     codec_of(run)
     prepare_for_inference(run.model, request.inference)
     return run
+
+
+def load_mean(
+    checkpoint: Path, average: int, device: torch.device | str | None
+) -> tuple[LoadedRun, list[Path]]:
+    """A run with the mean of its last checkpoints, and their files; 1: with the newest, or the one named.
+
+    Raises:
+        UsageError: a mean is wanted, but a single checkpoint is named.
+        CheckpointError: no such run, or too few checkpoints to average.
+    """
+    run = load_run(checkpoint, None, device)
+    if average == 1:
+        return run, [run.weights]
+    if not (checkpoint / "run.json").is_file():
+        raise UsageError(
+            f"--average {average} needs a run, but one of its checkpoints is named",
+            str(checkpoint),
+            f"give the run folder {run.folder}, or leave --average out",
+        )
+    paths = last_checkpoints(run.folder, average)
+    load_weights(run.model, average_weights(paths), str(paths[-1]))
+    return run, paths
 
 
 def codec_of(run: LoadedRun) -> TextCodec:
@@ -302,7 +312,9 @@ def _decode(
     if passes:
         speed["decoder_passes"] = sum(passes) / len(passes)
     if passes and generator.config.decode.mode == "nar":
-        speed["iterations"] = speed["decoder_passes"] - 1 - _judging_passes(generator)
+        # Rescoring adds a pass to those of mask-predict.
+        judging = generator.config.decode.rescore is not None
+        speed["iterations"] = speed["decoder_passes"] - 1 - judging
     alone = [sources[i] for i in spread_over(len(sources), request.latency_sentences)]
     if alone:
         # The whole split was decoded just now: there is nothing left to warm up.
@@ -310,12 +322,6 @@ def _decode(
         times = measure({name: lambda ids: one_by_one(generator, ids)}, alone, plan, request.device)
         speed["ms_per_sentence_batch_1"] = times[name].mean
     return found, speed
-
-
-def _judging_passes(generator: Generator) -> int:
-    """Passes that rescoring adds to those of mask-predict."""
-    decode = generator.config.decode
-    return 0 if decode.rescore is None else 1
 
 
 def one_by_one(generator: Generator, ids: Sequence[int]) -> int:
@@ -343,15 +349,15 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def results_table(results: Sequence[SystemResult], columns: Columns) -> str:
+def results_table(results: Sequence[SystemResult], columns: Sequence[str]) -> str:
     """One line a system: the metrics asked for, sentences a second, and ms a sentence where measured."""
     timed = any("ms_per_sentence_batch_1" in result.speed for result in results)
     counted = any("decoder_passes" in result.speed for result in results)
     further = (("ms/sent.",) if timed else ()) + (("passes",) if counted else ())
-    rows = [("system", *(title for _, title in columns), "sent./s", *further)]
+    rows = [("system", *(METRIC_TITLES[name][1] for name in columns), "sent./s", *further)]
     for result in results:
         metrics = result.scores.metrics
-        cells = [f"{metrics[name]:.2f}" if name in metrics else "-" for name, _ in columns]
+        cells = [f"{metrics[name]:.2f}" if name in metrics else "-" for name in columns]
         cells.append(f"{result.speed['sentences_per_second']:.1f}")
         if timed:
             cells.append(f"{result.speed.get('ms_per_sentence_batch_1', 0.0):.1f}")

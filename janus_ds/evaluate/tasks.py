@@ -53,14 +53,7 @@ __all__ = [
     "with_best",
 ]
 
-_COLUMNS = (
-    ("sacrebleu", "BLEU 13a"),
-    ("tokenized_bleu", "tok. BLEU"),
-    ("compound_bleu", "compound"),
-    ("chrf", "chrF"),
-    ("repetition", "repeated %"),
-    ("length_ratio", "length %"),
-)
+_COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetition", "length_ratio")
 
 
 def evaluate(request: EvalRequest, progress: Progress | None = None) -> list[SystemResult]:
@@ -111,21 +104,6 @@ class _Translation:
 def results_table(results: Sequence[SystemResult]) -> str:
     """One line a system."""
     return checkpoint_eval.results_table(results, _COLUMNS)
-
-
-_TITLES = {
-    "rouge1": "R-1",
-    "rouge2": "R-2",
-    "rougeL": "R-L",
-    "bleu1": "B-1",
-    "bleu2": "B-2",
-    "bleu4": "B-4",
-    "meteor": "METEOR",
-    "distinct1": "D-1",
-    "distinct2": "D-2",
-    "f1": "F1",
-    "overall": "overall",
-}
 
 
 @dataclass(frozen=True)
@@ -245,5 +223,4 @@ class _GlgeSplit:
 
 def glge_table(task: Task, results: Sequence[SystemResult]) -> str:
     """One line a system with the official metrics of the task."""
-    wanted = [*task.columns, "overall"]
-    return checkpoint_eval.results_table(results, [(name, _TITLES[name]) for name in wanted])
+    return checkpoint_eval.results_table(results, [*task.columns, "overall"])

@@ -10,7 +10,30 @@ from typing import Any
 
 from janus_ds.errors import ResourceError
 
-__all__ = ["ScoreSheet", "Scores", "render", "save_json"]
+__all__ = ["METRIC_TITLES", "ScoreSheet", "Scores", "render", "save_json"]
+
+METRIC_TITLES = {
+    "sacrebleu": ("BLEU", "BLEU 13a"),
+    "tokenized_bleu": ("tokenised BLEU", "tok. BLEU"),
+    "compound_bleu": ("compound-split BLEU", "compound"),
+    "chrf": ("chrF", "chrF"),
+    "repetition": ("repeated tokens, %", "repeated %"),
+    "repetition_words": ("repeated words, %", "rep. words %"),
+    "reference_repetition_words": ("repeated words in the references, %", "ref. rep. %"),
+    "length_ratio": ("length, % of references", "length %"),
+    "rouge1": ("ROUGE-1", "R-1"),
+    "rouge2": ("ROUGE-2", "R-2"),
+    "rougeL": ("ROUGE-L", "R-L"),
+    "bleu1": ("BLEU-1", "B-1"),
+    "bleu2": ("BLEU-2", "B-2"),
+    "bleu4": ("BLEU-4", "B-4"),
+    "meteor": ("METEOR", "METEOR"),
+    "distinct1": ("Distinct-1", "D-1"),
+    "distinct2": ("Distinct-2", "D-2"),
+    "f1": ("F1", "F1"),
+    "overall": ("overall", "overall"),
+}
+"""How metrics are written in a report, and in a table on the terminal."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from janus_ds.config.presets import OBJECTIVE_PRESETS
+from janus_ds.metrics.scores import METRIC_TITLES
 from janus_ds.report.runs import RunFolder, System, iterations_of
 
 __all__ = [
@@ -191,34 +192,17 @@ def thinned(points: Sequence[tuple[float, float]], count: int) -> list[tuple[flo
     return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
 
 
-_TITLES = {
-    "sacrebleu": "BLEU",
-    "tokenized_bleu": "tokenised BLEU",
-    "compound_bleu": "compound-split BLEU",
-    "chrf": "chrF",
-    "repetition": "repeated tokens, %",
-    "repetition_words": "repeated words, %",
-    "reference_repetition_words": "repeated words in the references, %",
-    "length_ratio": "length, % of references",
+_SPEED_TITLES = {
     "sentences_per_second": "sentences/s, in batches",
     "ms_per_sentence_batch_1": "ms/sentence, one by one",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "bleu1": "BLEU-1",
-    "bleu2": "BLEU-2",
-    "bleu4": "BLEU-4",
-    "meteor": "METEOR",
-    "distinct1": "Distinct-1",
-    "distinct2": "Distinct-2",
-    "f1": "F1",
-    "overall": "overall",
 }
 
 
 def metric_title(name: str) -> str:
     """How a metric is written for readers; unknown ones as they are."""
-    return _TITLES.get(name, name.replace("_", " "))
+    if name in METRIC_TITLES:
+        return METRIC_TITLES[name][0]
+    return _SPEED_TITLES.get(name, name.replace("_", " "))
 
 
 def mode_title(mode: str) -> str:

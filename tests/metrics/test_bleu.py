@@ -19,8 +19,14 @@ from janus_ds.metrics.bleu import (
 )
 from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.rouge import perl_draws
-from janus_ds.metrics.significance import bleu_statistics, bootstrap_draws, compare, corpus_bleu
-from janus_ds.metrics.translation import compare_translations, score_translations
+from janus_ds.metrics.translation import (
+    bleu_statistics,
+    bootstrap_draws,
+    compare,
+    compare_translations,
+    corpus_bleu,
+    score_translations,
+)
 from tests.support.metric_fixtures import metric_cases
 
 ORIGINS = ["own", "real"]
