@@ -21,7 +21,7 @@ from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.source import MixedSource
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import UsageError
-from janus_ds.report.style import new_figure, require_matplotlib
+from janus_ds.report.figures import new_figure, require_matplotlib
 from janus_ds.stream_mask import Segment, dense_mask
 
 __all__ = ["main", "picture_of"]

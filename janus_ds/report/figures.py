@@ -1,28 +1,91 @@
-"""The pictures of a report: BLEU and speed against iterations, BLEU against updates, quality against time."""
+"""The pictures of a report: scores and speed against NAR iterations (Figure 4 of the paper), scores against
+time, validation BLEU against updates (Figure 5), loss terms against epochs (Figure 6).
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart. Colour and marker stand for a kind of
+run; seeds of a kind differ in line style.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from janus_ds.report.panels import draw_losses, draw_tradeoff
-from janus_ds.report.rows import metric_title, mode_title
-from janus_ds.report.runs import RunFolder, System, iterations_of, primary_metric
-from janus_ds.report.style import INK, Picture, looks_of, new_figure, png_of, styled
+import numpy as np
+
+from janus_ds.errors import MissingDependencyError
+from janus_ds.report.rows import metric_title, mode_title, term_title
+from janus_ds.report.runs import RunFolder, System, iterations_of, primary_metric, sorted_modes
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import AbstractPathEffect
 
-__all__ = ["draw_curve_pictures", "draw_task_pictures"]
+__all__ = [
+    "COLOURS",
+    "INK",
+    "Picture",
+    "draw_curve_pictures",
+    "draw_task_pictures",
+    "frontier",
+    "looks_of",
+    "new_figure",
+    "png_of",
+    "require_matplotlib",
+    "styled",
+    "thinned",
+]
 
-_QUALITY, _SPEED = "#0072B2", "#D55E00"
-_CURVE = "valid/bleu_"
-_WIDE = 6.0
-_CLOSE = 0.2
-"""Lines nearer than this share of their height are named together."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#8B6914")
+INK = "#333333"
+_MARKERS = "os^DvPX*"
+_LINES = ("-", "--", ":", "-.")
+_MODE_MARKERS = "D^PXv*h<>p"
+_SETTINGS: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    # A run folder may be called what it likes.
+    "text.parse_math": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.markersize": 4.5,
+    "lines.linewidth": 1.4,
+}
+_COLUMNS = 3
+_TRAINING_POINTS = 120
+_TERMS = ("ar", "nar", "aux", "kl_ar_nar", "kl_ar_aux", "kl_nar_aux", "length")
+_CLOCKS = {
+    "ms_per_sentence_batch_1": ("One by one (batch 1)", lambda value: value),
+    "sentences_per_second": ("In batches", lambda value: 1000 / value),
+}
+"""Speeds that systems may have: their title, and what makes them milliseconds a sentence."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the report, or why there is none.
+
+    Attributes:
+        name: stem of its file.
+        title: its heading.
+        caption: how to read it; where there is no picture, why.
+        png: the image; None if there was nothing to draw.
+    """
+
+    name: str
+    title: str
+    caption: str
+    png: bytes | None
 
 
 def draw_task_pictures(runs: Sequence[RunFolder], task: str, dpi: int) -> list[Picture]:
@@ -39,15 +102,15 @@ def draw_task_pictures(runs: Sequence[RunFolder], task: str, dpi: int) -> list[P
             lambda: _draw_iterations(scored, task, metric),
             (f"{task}_iterations", f"{title} and speed against NAR iterations (Figure 4)"),
             f"Left scale, circles: {title}. Right scale, squares: sentences/s in batches. Horizontal "
-            "lines: AR decoding. All panels have the same scales.",
+            "line: AR decoding of the same run. All panels have the same scales.",
             "No run has scores of NAR decoding.",
             dpi,
         ),
         _picture(
-            lambda: draw_tradeoff(scored, task, metric),
+            lambda: _draw_tradeoff(scored, task, metric),
             (f"{task}_time", f"{title} against time, all modes of all runs"),
             "Up and to the left is better; the time axis is logarithmic. The grey steps are the best that "
-            "can be had in at most this time. Numbers: NAR iterations, over the best run of each.",
+            "can be had in at most this time. Numbers: NAR iterations.",
             "No run has measured speeds.",
             dpi,
         ),
@@ -60,9 +123,13 @@ def draw_curve_pictures(runs: Sequence[RunFolder], dpi: int) -> list[Picture]:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
+    start = "valid/bleu_"
+    modes = sorted({key for run in runs for line in run.lines for key in line if key.startswith(start)})
+    scores = [(mode_title(key.removeprefix(start)), "", key) for key in modes]
+    terms = [(term_title(term), term, f"valid/{term}") for term in _TERMS]
     return [
         _picture(
-            lambda: _draw_bleu(runs),
+            lambda: _draw_curves(runs, scores, epochs=False),
             ("validation_bleu", "Validation BLEU against updates (Figure 5)"),
             "Greedy AR and NAR with few iterations, on as many validation sentences as the recipe says: not "
             "to be compared with test scores, and with the scatter of few sentences.",
@@ -70,14 +137,80 @@ def draw_curve_pictures(runs: Sequence[RunFolder], dpi: int) -> list[Picture]:
             dpi,
         ),
         _picture(
-            lambda: draw_losses(runs),
+            lambda: _draw_curves(runs, terms, epochs=True),
             ("losses", "Loss terms against epochs (Figure 6)"),
-            "Only terms that a run trains, before their weights; label smoothing included. Rows share one "
-            "scale over all runs.",
+            "Only terms that a run trains, before their weights, in nats; label smoothing included. Thin: "
+            "training. Markers: held-out data. Updates where the size of a run's data is not known.",
             "No run has a metrics.jsonl with loss terms.",
             dpi,
         ),
     ]
+
+
+def looks_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, Any]]:
+    """For each run's label, what `Axes.plot` draws it with: colour, marker and line style."""
+    kinds: dict[str, list[str]] = {}
+    for run in runs:
+        kinds.setdefault(run.group, []).append(run.label)
+    found = {}
+    for number, labels in enumerate(kinds.values()):
+        # The markers move on after a round of colours, so that no look comes twice in 64 kinds.
+        marker = _MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)]
+        for seed, label in enumerate(labels):
+            line = _LINES[seed % len(_LINES)]
+            found[label] = {"color": COLOURS[number % len(COLOURS)], "marker": marker, "linestyle": line}
+    return found
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(ms, quality) of the points that no faster point equals, from fast to slow."""
+    best: list[tuple[float, float]] = []
+    for ms, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or quality > best[-1][1]:
+            best.append((ms, quality))
+    return best
+
+
+def require_matplotlib(
+    where: str = "the report", fix: str = 'pip install "janus_ds[plots]", or pip install matplotlib'
+) -> None:
+    """See that pictures can be drawn, before anything is read.
+
+    Args:
+        where: what asks for them.
+        fix: what to do if they cannot.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("pictures need matplotlib, which is not installed", where, fix) from None
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Inside, figures are made in the report's style; the caller's settings stay as they are."""
+    require_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, whose parts arrange themselves. No window system is asked."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png_of(figure: Figure, dpi: int) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format="png", metadata={"Software": None})
+    return drawn.getvalue()
 
 
 def _picture(
@@ -89,149 +222,156 @@ def _picture(
     return Picture(*names, caption if png else nothing, png)
 
 
-def _nar_points(systems: Mapping[str, System], metric: str) -> list[tuple[int, System]]:
-    numbered = [(iterations_of(mode), system) for mode, system in systems.items() if metric in system.metrics]
-    return sorted(((n, system) for n, system in numbered if n is not None), key=lambda pair: pair[0])
+def _panels(count: int, **sharing: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of panels in rows of three."""
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
+    figure = new_figure(max(3.3 * columns, 5.0), 2.6 * rows + 0.5)
+    grid = list(figure.subplots(rows, columns, squeeze=False, **sharing).flat)
+    for axes in grid[count:]:
+        axes.set_axis_off()
+    return figure, grid[:count]
 
 
 def _draw_iterations(runs: Sequence[RunFolder], task: str, metric: str) -> Figure | None:
     """One panel a run, two scales each."""
-    shown = [run for run in runs if _nar_points(run.tasks[task], metric)]
+    shown = {run.label: found for run in runs if (found := _nar_points(run.tasks[task], metric))}
     if not shown:
         return None
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = new_figure(max(3.1 * columns, 4.8), 2.4 * rows + 0.4)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    ar = {run.label: _value(run.tasks[task].get("ar"), metric) for run in runs}
-    plain = max((ar[run.label] or 0.0 for run in runs if run.objective == "ar"), default=0.0)
-    points = [point for run in shown for point in _nar_points(run.tasks[task], metric)]
-    top = max([system.metrics[metric] for _, system in points] + [value or 0 for value in ar.values()])
-    fastest = max([system.speed.get("sentences_per_second", 0.0) for _, system in points])
-    ticks = sorted({number for number, _ in points})
-    for place, axes in enumerate(grid.flat):
-        if place >= len(shown):
-            axes.set_axis_off()
-            continue
-        run = shown[place]
-        found = _nar_points(run.tasks[task], metric)
-        axes.set_title(run.label)
-        right = _speed_line(axes, found, fastest)
-        _ar_lines(axes, ar[run.label], plain, ticks)
-        _quality_line(axes, [(n, s.metrics[metric]) for n, s in found], top)
-        axes.set_xticks(ticks)
-        axes.margins(x=0.09)
+    figure, panels = _panels(len(shown), sharey=True)
+    speeds = {
+        label: [(n, s.speed["sentences_per_second"]) for n, s in found if "sentences_per_second" in s.speed]
+        for label, found in shown.items()
+    }
+    fastest = max((speed for points in speeds.values() for _, speed in points), default=0.0)
+    for axes, (label, found) in zip(panels, shown.items(), strict=True):
+        axes.set_title(label)
         axes.set_xlabel("NAR iterations")
-        if place % columns == 0:
-            axes.set_ylabel(metric_title(metric), color=_QUALITY)
-        if right is not None and (place % columns == columns - 1 or place == len(shown) - 1):
-            right.set_ylabel("sentences/s, in batches", color=_SPEED)
-    _iterations_legend(figure, metric, any(value is not None for value in ar.values()))
+        axes.set_ylabel(metric_title(metric), color=COLOURS[0])
+        points = [(number, system.metrics[metric]) for number, system in found]
+        axes.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o")
+        axes.set_xticks([number for number, _ in found])
+        ar = next(run for run in runs if run.label == label).tasks[task].get("ar")
+        if ar is not None and metric in ar.metrics:
+            axes.axhline(ar.metrics[metric], color=INK, linestyle=":", linewidth=1.1)
+        if speeds[label]:
+            right = axes.twinx()
+            right.plot(*zip(*speeds[label], strict=True), color=COLOURS[1], marker="s", linestyle="--")
+            right.set_ylim(0, 1.1 * fastest)
+            right.set_ylabel("sentences/s, in batches", color=COLOURS[1])
+            right.grid(visible=False)
+    # Last, since the panels share the scale of all their lines.
+    panels[0].set_ylim(bottom=0)
     return figure
 
 
-def _value(system: System | None, metric: str) -> float | None:
-    return system.metrics.get(metric) if system is not None else None
+def _nar_points(systems: dict[str, System], metric: str) -> list[tuple[int, System]]:
+    numbered = [(iterations_of(mode), system) for mode, system in systems.items() if metric in system.metrics]
+    return sorted(((n, system) for n, system in numbered if n is not None), key=lambda pair: pair[0])
 
 
-def _halo() -> list[AbstractPathEffect]:
-    """White around letters, so that they can be read on lines."""
-    from matplotlib.patheffects import withStroke
-
-    return [withStroke(linewidth=2.2, foreground="white")]
-
-
-def _quality_line(axes: Axes, points: Sequence[tuple[int, float]], top: float) -> None:
-    axes.plot(*zip(*points, strict=True), color=_QUALITY, marker="o", zorder=4)
-    axes.set_ylim(0, top * 1.18)
-    axes.tick_params(axis="y", labelcolor=_QUALITY)
-    for number, value in points:
-        axes.annotate(
-            f"{value:.1f}", (number, value), (0, -6), textcoords="offset points", ha="center", va="top",
-            fontsize=7.5, color=_QUALITY, zorder=6, path_effects=_halo(),
-        )  # fmt: skip
-
-
-def _ar_lines(axes: Axes, own: float | None, plain: float, ticks: Sequence[int]) -> None:
-    """Lines named in the widest gap between iterations, where no point stands."""
-    gaps = [(after - before, (before + after) / 2) for before, after in pairwise(ticks)]
-    middle = max(gaps)[1] if gaps else ticks[0]
-    lines = [(own, "-", f"own AR {own:.1f}")] if own is not None else []
-    lines += [(plain, ":", f"plain AR {plain:.1f}")] if plain and plain != own else []
-    lines.sort(reverse=True)
-    for value, style, _ in lines:
-        axes.axhline(value, color=INK, linestyle=style, linewidth=1.1, zorder=2)
-    if len(lines) > 1 and lines[0][0] - lines[1][0] < _CLOSE * lines[0][0]:
-        lines = [(lines[0][0], "", f"{lines[0][2]}, {lines[1][2]}")]
-    for value, _, name in lines:
-        axes.annotate(
-            name, (middle, value), (0, 3), textcoords="offset points", ha="center", va="bottom",
-            fontsize=7.5, color=INK, zorder=6, path_effects=_halo(),
-        )  # fmt: skip
-
-
-def _speed_line(axes: Axes, found: Sequence[tuple[int, System]], fastest: float) -> Axes | None:
-    points = [(n, s.speed["sentences_per_second"]) for n, s in found if "sentences_per_second" in s.speed]
-    if not points:
+def _draw_tradeoff(runs: Sequence[RunFolder], task: str, metric: str) -> Figure | None:
+    """A panel for single sentences and one for batches; None where no time was measured."""
+    clocks = [clock for clock in _CLOCKS if any(_timed(run, task, metric, clock) for run in runs)]
+    if not clocks:
         return None
-    right = axes.twinx()
-    right.plot(
-        *zip(*points, strict=True), color=_SPEED, marker="s", linestyle="--", linewidth=1.0, markersize=4
-    )
-    right.set_ylim(0, fastest * 1.18)
-    right.spines["right"].set_visible(True)
-    right.tick_params(axis="y", labelcolor=_SPEED)
-    right.grid(visible=False)
-    # Quality lies above speed.
-    axes.set_zorder(right.get_zorder() + 1)
-    axes.patch.set_visible(False)
-    return right
-
-
-def _iterations_legend(figure: Figure, metric: str, has_ar: bool) -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    handles = [
-        Line2D([], [], color=_QUALITY, marker="o", label=f"{metric_title(metric)} (left)"),
-        Line2D([], [], color=_SPEED, marker="s", linestyle="--", label="sentences/s (right)"),
-    ]
-    if has_ar:
-        handles += [
-            Line2D([], [], color=INK, label="AR of the same run"),
-            Line2D([], [], color=INK, linestyle=":", label="best plain AR run"),
-        ]
-    narrow = figure.get_figwidth() < _WIDE
-    figure.legend(handles=handles, loc="outside upper left", ncols=2 if narrow else 4)
-
-
-def _draw_bleu(runs: Sequence[RunFolder]) -> Figure | None:
-    """One panel a mode, one line a run."""
-    modes = sorted({key for run in runs for line in run.lines for key in line if key.startswith(_CURVE)})
-    modes = [key for key in modes if any(run.points(key) for run in runs)]
-    if not modes:
-        return None
+    modes = sorted_modes([run.tasks[task] for run in runs])
+    others = [mode for mode in modes if mode != "ar" and iterations_of(mode) is None]
+    markers = {mode: _MODE_MARKERS[i % len(_MODE_MARKERS)] for i, mode in enumerate(others)} | {"ar": "s"}
     looks = looks_of(runs)
-    figure = new_figure(max(3.9 * len(modes), 5.2), 3.4)
-    panels = figure.subplots(1, len(modes), squeeze=False, sharey=True, sharex=True)[0]
-    for axes, key in zip(panels, modes, strict=True):
-        steps = {run.recipe("train", "valid_bleu_iterations") for run in runs if run.points(key)} - {None}
-        mode = key.removeprefix(_CURVE)
-        few = f", {'/'.join(map(str, sorted(steps)))} iterations" if mode == "nar" and steps else ""
-        axes.set_title(f"{mode_title(mode)}{few}")
+    figure, panels = _panels(len(clocks), sharey=True)
+    for axes, clock in zip(panels, clocks, strict=True):
+        axes.set_title(_CLOCKS[clock][0])
+        axes.set_xscale("log")
+        every = [point for run in runs for point in _timed(run, task, metric, clock)]
+        edge = frontier([(ms, quality) for _, ms, quality in every])
+        edge.append((max(ms for _, ms, _ in every), edge[-1][1]))
+        axes.step(*zip(*edge, strict=True), where="post", color="#d0d0d0", linewidth=4, zorder=1)
         for run in runs:
-            points = run.points(key)
-            if points:
-                look = looks[run.label]
-                axes.plot(
-                    *zip(*points, strict=True), **look.marks(), linestyle=look.line, label=run.label,
-                    markevery=max(1, len(points) // 12),
-                )  # fmt: skip
-        axes.set_xlabel("updates")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    panels[0].set_ylabel("BLEU, validation")
-    panels[0].set_ylim(bottom=0)
-    panels[0].set_xlim(left=0)
-    # Not get_legend_handles_labels: it leaves out names that begin with an underscore.
-    named = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+            look = looks[run.label]
+            found = _timed(run, task, metric, clock)
+            chain = [(ms, quality) for mode, ms, quality in found if iterations_of(mode) is not None]
+            if chain:
+                axes.plot(*zip(*chain, strict=True), color=look["color"], linestyle=look["linestyle"])
+            for mode, ms, quality in found:
+                axes.plot([ms], [quality], color=look["color"], marker=markers.get(mode, "o"))
+                if mode not in markers:
+                    axes.annotate(str(iterations_of(mode)), (ms, quality), (3, 4), textcoords="offset points")
+        axes.set_xlabel("ms/sentence")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_ylabel(metric_title(metric))
+    handles = [
+        Line2D([], [], color=look["color"], linestyle=look["linestyle"], label=label)
+        for label, look in looks.items()
+    ]
+    shapes = {mode_title(mode) if mode in markers else "NAR": markers.get(mode, "o") for mode in modes}
+    handles += [
+        Line2D([], [], color=INK, linestyle="", marker=shape, label=name) for name, shape in shapes.items()
+    ]
+    figure.legend(handles=handles, loc="outside right upper")
+    return figure
+
+
+def _timed(run: RunFolder, task: str, metric: str, clock: str) -> list[tuple[str, float, float]]:
+    """(mode, ms, quality) of what was timed, in the order of modes."""
+    systems = run.tasks[task]
+    return [
+        (mode, _CLOCKS[clock][1](systems[mode].speed[clock]), systems[mode].metrics[metric])
+        for mode in sorted_modes([systems])
+        if clock in systems[mode].speed and metric in systems[mode].metrics
+    ]
+
+
+def _draw_curves(
+    runs: Sequence[RunFolder], panels: Sequence[tuple[str, str, str]], epochs: bool
+) -> Figure | None:
+    """A panel for each (title, key in training, key of held-out data), a line for each run."""
+    looks, scales = looks_of(runs), [run.epochs() if epochs else None for run in runs]
+    known = None not in scales
+
+    def lines(training: str, held_out: str) -> Iterator[tuple[RunFolder, list[tuple[float, float]], Any]]:
+        for run, scale in zip(runs, scales, strict=True):
+            if not _trains(run, training):
+                continue
+            look = looks[run.label]
+            for key, style in ((training, {**look, "marker": "", "linewidth": 0.7}), (held_out, look)):
+                points: list[tuple[float, float]] = [*run.points(key)]
+                if known and scale is not None:
+                    points = [(scale[step], value) for step, value in run.points(key) if step in scale]
+                if points:
+                    yield run, thinned(points, _TRAINING_POINTS) if key == training else points, style
+
+    drawn = {title: found for title, *keys in panels if (found := list(lines(*keys)))}
+    if not drawn:
+        return None
+    figure, grid = _panels(len(drawn))
+    named: dict[str, Artist] = {}
+    for axes, (title, found) in zip(grid, drawn.items(), strict=True):
+        axes.set_title(title)
+        axes.set_xlabel("epochs" if known else "updates")
+        for run, points, style in found:
+            every = max(1, len(points) // 12)
+            (named[run.label],) = axes.plot(*zip(*points, strict=True), **style, markevery=every)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
     figure.legend(named.values(), named, loc="outside right upper")
     return figure
+
+
+def thinned(points: Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
+    """At most `count` points: means of equally many neighbours, so that a noisy curve can be read."""
+    if len(points) <= count:
+        return list(points)
+    parts = np.array_split(np.array(points, dtype=np.float64), count)
+    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
+
+
+def _trains(run: RunFolder, term: str) -> bool:
+    """Whether the run trains a loss term; a weight that is not told counts."""
+    weights = run.recipe("objective")
+    return not isinstance(weights, dict) or weights.get(f"weight_{term}") != 0

@@ -19,25 +19,14 @@ from janus_ds import __version__
 from janus_ds.errors import JanusError, UsageError
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.files import read_lines
-from janus_ds.report.figures import draw_curve_pictures, draw_task_pictures
-from janus_ds.report.rows import Row, best_of, metric_title, metrics_of, mode_title, rows_of
-from janus_ds.report.runs import RunFolder, primary_metric, read_runs, sorted_modes
-from janus_ds.report.style import Picture, require_matplotlib
+from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pictures, require_matplotlib
+from janus_ds.report.rows import metric_title, mode_table, mode_title, run_table
+from janus_ds.report.runs import RunFolder, read_runs, sorted_modes
 
-__all__ = [
-    "PAGE",
-    "ReportRequest",
-    "marked",
-    "mode_table",
-    "render",
-    "run_table",
-    "sample_cards",
-    "write_report",
-]
+__all__ = ["PAGE", "ReportRequest", "marked", "render", "sample_cards", "write_report"]
 
 PAGE = "index.html"
 _DPI = 150
-_SMALL = 10.0
 _WORDS = re.compile(r"(\s*)(\w+|[^\w\s])")
 
 
@@ -116,7 +105,7 @@ def _content(
             "run_table": run_table(runs, task),
             "mode_table": mode_table(runs, task),
             "pictures": [_picture(picture) for picture in pictures],
-            "samples": sample_cards(runs, task, request.split, request.samples) if request.samples else None,
+            "samples": sample_cards(runs, task, request.samples) if request.samples else None,
         }
         for task, pictures in by_task.items()
     ]
@@ -157,13 +146,12 @@ def _now() -> str:
 
 def _making(run: RunFolder) -> dict[str, Any]:
     starts = [dict(start) for start in run.record.get("attempts") or []]
-    commands = dict.fromkeys(shlex.join(map(str, start.get("command", ()))) for start in starts)
     return {
         "label": run.label,
         "circumstances": _circumstances(run),
         "starts": len(starts),
         "first": str(starts[0].get("time", "?")) if starts else "",
-        "commands": list(commands),
+        "commands": list(dict.fromkeys(shlex.join(map(str, start.get("command", ()))) for start in starts)),
     }
 
 
@@ -180,8 +168,7 @@ def _circumstances(run: RunFolder) -> str:
         parts.append(f"commit {str(run.record['git_commit'])[:12]}")
     weights = {
         f"scored: {system.scores['checkpoint']}, mean of {system.scores.get('average', 1)} checkpoint(s)"
-        for systems in run.tasks.values()
-        for system in systems.values()
+        for system in run.systems
         if system.scores.get("checkpoint")
     }
     return "; ".join([*parts, *sorted(weights)])
@@ -197,90 +184,40 @@ def _signatures(runs: Sequence[RunFolder], task: str) -> Iterator[str]:
                 yield f"warning: {text}"
 
 
-# Tables
-
-
-def run_table(runs: Sequence[RunFolder], task: str) -> dict[str, Any]:
-    """One row a run: objective, updates, and the quality of every mode (the paper's Tables 1 and 6)."""
-    rows = rows_of(runs, task)
-    modes = sorted_modes([run.tasks.get(task, {}) for run in runs])
-    metric = primary_metric([system for run in runs for system in run.tasks.get(task, {}).values()])
-    best = {mode: _best(rows, mode, metric) for mode in modes}
-    return {
-        "quality": metric_title(metric),
-        "modes": [mode_title(mode) for mode in modes],
-        "rows": [(row, [_cell(row, mode, metric, best[mode]) for mode in modes]) for row in rows],
-    }
-
-
-def mode_table(runs: Sequence[RunFolder], task: str) -> dict[str, Any]:
-    """All metrics and speeds, runs under the mode that they are compared in (Table 3 among them)."""
-    rows = rows_of(runs, task)
-    metrics = metrics_of(rows)
-    modes = []
-    for mode in sorted_modes([run.tasks.get(task, {}) for run in runs]):
-        found = [row for row in rows if mode in row.modes]
-        best = {metric: _best(found, mode, metric) for metric in metrics}
-        cells = [(row, [_cell(row, mode, metric, best[metric]) for metric in metrics]) for row in found]
-        modes.append((mode_title(mode), cells))
-    return {"metrics": [metric_title(metric) for metric in metrics], "modes": modes}
-
-
-def _best(rows: Sequence[Row], mode: str, metric: str) -> str | None:
-    """The best value as it is printed, so that values printed alike are marked alike."""
-    values = [
-        row.modes[mode][metric] for row in rows if not row.is_mean and metric in row.modes.get(mode, {})
-    ]
-    best = best_of(metric, values)
-    alike = len({_number(metric, value) for value in values}) == 1
-    return None if best is None or alike else _number(metric, best)
-
-
-def _number(metric: str, value: float) -> str:
-    if metric in ("sentences_per_second", "ms_per_sentence_batch_1"):
-        return f"{value:.1f}" if value < _SMALL else f"{value:,.0f}"
-    return f"{value:.2f}"
-
-
-def _cell(row: Row, mode: str, metric: str, best: str | None) -> dict[str, Any] | None:
-    value = row.modes.get(mode, {}).get(metric)
-    if value is None:
-        return None
-    text = _number(metric, value)
-    return {"text": text, "best": text == best and not row.is_mean}
-
-
-# Samples
-
-
-def sample_cards(runs: Sequence[RunFolder], task: str, split: str, count: int) -> dict[str, Any]:
+def sample_cards(runs: Sequence[RunFolder], task: str, count: int) -> dict[str, Any]:
     """`count` test sentences, taken at equal distances, with every run's output in every mode.
 
     Args:
-        runs: runs whose outputs lie beside their scores.
+        runs: runs whose outputs lie beside their scores, with references.txt and sources.txt.
         task: whose outputs.
-        split: of the test set, to find the sources.
         count: how many sentences.
     """
-    references = next((found for path in _outputs_of(runs, task) if (found := _references(path))), [])
-    outputs = {
-        (run.label, mode): lines
+    files = {
+        (run.label, mode): path
         for run in runs
         for mode in sorted_modes([run.tasks.get(task, {})])
-        if (lines := _comparable(run.tasks[task][mode].hypotheses, references))
+        if (path := run.tasks[task][mode].hypotheses) is not None
     }
+    references = next(filter(None, (_lines(path, "references.txt") for path in files.values())), [])
+    # Outputs of another test set, or of another order of it, are not compared.
+    comparable = {
+        system: path
+        for system, path in files.items()
+        if (own := _lines(path, "references.txt"))[: len(references)] == references[: len(own)]
+    }
+    sources = next(filter(None, (_lines(path, "sources.txt") for path in comparable.values())), [])
+    outputs = {system: lines for system, path in comparable.items() if (lines := _lines(path, path.name))}
     if not references or not outputs:
         return {"sentences": [], "has_sources": False}
-    sources = next((s for run in runs if (s := run.sources(split, references))), None)
     length = min([len(references), *(len(lines) for lines in outputs.values())])
     number = min(count, length)
     places = [(2 * i + 1) * length // (2 * number) for i in range(number)]
     return {
-        "has_sources": sources is not None,
+        "has_sources": bool(sources),
         "sentences": [
             {
                 "number": place + 1,
-                "source": None if sources is None else sources[place],
+                "source": sources[place] if place < len(sources) else None,
                 "reference": references[place],
                 "runs": _alike(place, references[place], outputs),
             }
@@ -289,27 +226,10 @@ def sample_cards(runs: Sequence[RunFolder], task: str, split: str, count: int) -
     }
 
 
-def _outputs_of(runs: Sequence[RunFolder], task: str) -> Iterator[Path]:
-    for run in runs:
-        for system in run.tasks.get(task, {}).values():
-            if system.hypotheses is not None:
-                yield system.hypotheses
-
-
-def _references(path: Path) -> list[str]:
-    return _lines(path.parent / "references.txt")
-
-
-def _comparable(path: Path | None, references: Sequence[str]) -> list[str]:
-    """Outputs; none where they are of another test set, or of another order of it."""
-    if path is None or _references(path)[: len(references)] != list(references)[: len(_references(path))]:
-        return []
-    return _lines(path)
-
-
-def _lines(path: Path) -> list[str]:
+def _lines(outputs: Path, name: str) -> list[str]:
+    """The lines of a file beside a system's outputs; none where it cannot be read."""
     try:
-        return read_lines(path).lines
+        return read_lines(outputs.with_name(name)).lines
     except JanusError:
         return []
 

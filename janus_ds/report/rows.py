@@ -1,9 +1,9 @@
-"""The rows of a report's tables: runs, means over seeds, trends, best values; names for readers."""
+"""The tables of a report: runs, means over seeds, trends, best values; names for readers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,26 +11,32 @@ import numpy as np
 
 from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.metrics.scores import METRIC_TITLES
-from janus_ds.report.runs import RunFolder, System, iterations_of
+from janus_ds.report.runs import RunFolder, iterations_of, primary_metric, sorted_modes
 
 __all__ = [
     "Row",
-    "Trend",
-    "best_of",
-    "closeness",
     "metric_title",
-    "metrics_of",
+    "mode_table",
     "mode_title",
     "objective_text",
     "rows_of",
-    "thinned",
+    "run_table",
+    "term_title",
     "trend_of",
-    "values_of",
 ]
 
 _FIRST = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf")
 _LAST = ("repetition", "repetition_words", "length_ratio", "sentences_per_second", "ms_per_sentence_batch_1")
-_HIDDEN = ("reference_repetition_words",)
+_SPEED_TITLES = {
+    "sentences_per_second": "sentences/s, in batches",
+    "ms_per_sentence_batch_1": "ms/sentence, one by one",
+}
+_SEED = re.compile(r"[-_]?s(eed)?\d+$")
+_FLAT_BLEU = 0.3
+"""A rise over the last third that counts as none."""
+_SURE_BLEU = 1.0
+"""Two standard errors beyond this tell nothing."""
+_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -52,150 +58,144 @@ class Row:
     seed: str
     updates: str
     modes: dict[str, dict[str, float]]
-    trends: tuple[str, ...]
+    trends: tuple[str, ...] = ()
     is_mean: bool = False
 
 
 def rows_of(runs: Sequence[RunFolder], task: str) -> list[Row]:
     """A row for each run in the order given, means after the last run of their kind."""
-    groups: dict[str, list[RunFolder]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    rows = []
+    rows: list[Row] = []
+    kinds: dict[str, list[Row]] = {}
+    last = {run.group: run for run in runs}
     for run in runs:
         rows.append(_row(run, task))
-        kind = groups[run.group]
-        scored = [other for other in kind if task in other.tasks]
-        if run is kind[-1] and len(scored) > 1:
-            rows.append(_mean(scored, task))
+        kind = kinds.setdefault(run.group, [])
+        if task in run.tasks:
+            kind.append(rows[-1])
+        if run is last[run.group] and len(kind) > 1:
+            rows.append(_mean(kind))
     return rows
 
 
 def _row(run: RunFolder, task: str) -> Row:
-    asked = run.recipe("train", "max_steps")
+    asked, seed = run.recipe("train", "max_steps"), run.recipe("train", "seed")
     updates = "?" if run.updates is None else f"{run.updates:,}"
     if isinstance(asked, int) and run.updates is not None and run.updates < asked:
         updates += f" of {asked:,}"
+    curves = dict.fromkeys(key for line in run.lines for key in line if key.startswith("valid/bleu_"))
+    trends = {mode_title(key.removeprefix("valid/bleu_")): trend_of(run.points(key)) for key in curves}
     return Row(
         run.label,
         objective_text(run.objective, run.recipe("objective") or {}, run.recipe("data", "task")),
-        "?" if run.seed is None else str(run.seed),
+        "?" if seed is None else str(seed),
         updates,
-        {mode: values_of(system) for mode, system in run.tasks.get(task, {}).items()},
-        tuple(_trends(run)) or ("too short to say",),
+        {
+            mode: {k: v for k, v in system.metrics.items() if not k.startswith("reference_")} | system.speed
+            for mode, system in run.tasks.get(task, {}).items()
+        },
+        tuple(f"{mode} {trend}" for mode, trend in trends.items() if trend) or ("too short to say",),
     )
 
 
-def _trends(run: RunFolder) -> Iterator[str]:
-    for key in dict.fromkeys(key for line in run.lines for key in line if key.startswith("valid/bleu_")):
-        trend = trend_of(run.points(key))
-        if trend is not None:
-            yield f"{mode_title(key.removeprefix('valid/bleu_'))} {trend}"
-
-
-def _mean(runs: Sequence[RunFolder], task: str) -> Row:
-    rows = [_row(run, task) for run in runs]
-    modes = [mode for mode in rows[0].modes if all(mode in row.modes for row in rows)]
+def _mean(rows: Sequence[Row]) -> Row:
     means = {
         mode: {
             metric: sum(row.modes[mode][metric] for row in rows) / len(rows)
-            for metric in rows[0].modes[mode]
+            for metric in values
             if all(metric in row.modes[mode] for row in rows)
         }
-        for mode in modes
+        for mode, values in rows[0].modes.items()
+        if all(mode in row.modes for row in rows)
     }
-    updates = dict.fromkeys(row.updates for row in rows)
-    label = f"{runs[0].group_label}: mean"
-    return Row(label, rows[0].objective, f"{len(rows)} seeds", " / ".join(updates), means, (), is_mean=True)
+    updates = " / ".join(dict.fromkeys(row.updates for row in rows))
+    label = _SEED.sub("", rows[0].label) or rows[0].label
+    return Row(f"{label}: mean", rows[0].objective, f"{len(rows)} seeds", updates, means, is_mean=True)
 
 
-def values_of(system: System) -> dict[str, float]:
-    """Metrics and speeds of a system by name."""
-    return {**{k: v for k, v in system.metrics.items() if k not in _HIDDEN}, **system.speed}
-
-
-def metrics_of(rows: Sequence[Row]) -> list[str]:
-    """All metrics of the rows: BLEU first, speeds last, others between in their own order."""
-    found = list(dict.fromkeys(m for row in rows for values in row.modes.values() for m in values))
-    first = [name for name in _FIRST if name in found]
-    last = [name for name in _LAST if name in found]
-    return [*first, *(name for name in found if name not in (*first, *last)), *last]
-
-
-def best_of(metric: str, values: Sequence[float]) -> float | None:
-    """The best value of a column; None where there is nothing to compare, or no better side."""
-    ranked = [(closeness(metric, value), value) for value in values]
-    known = [(rank, value) for rank, value in ranked if rank is not None]
-    return max(known)[1] if len(set(values)) > 1 and known else None
-
-
-_FLAT_BLEU = 0.3
-"""A rise over the last third that counts as none."""
-_SURE_BLEU = 1.0
-"""Two standard errors beyond this tell nothing."""
-_FEWEST = 4
-
-
-@dataclass(frozen=True)
-class Trend:
-    """The course of the end of a curve.
-
-    Attributes:
-        rise: what a line fitted to it gains, from its first update to its last.
-        error: the standard error of that gain, from the scatter around the line.
-    """
-
-    rise: float
-    error: float
-
-    @property
-    def word(self) -> str:
-        """rising, falling, flat, or unclear where the scatter hides it."""
-        if abs(self.rise) > max(_FLAT_BLEU, 2 * self.error):
-            return "still rising" if self.rise > 0 else "falling"
-        return "flat" if abs(self.rise) <= _FLAT_BLEU and 2 * self.error <= _SURE_BLEU else "unclear"
-
-    def __str__(self) -> str:
-        return f"{self.word} ({self.rise:+.1f} ± {2 * self.error:.1f})"
-
-
-def trend_of(points: Sequence[tuple[int, float]]) -> Trend | None:
-    """The trend of the last third of the updates, by least squares; of four points at least.
+def trend_of(points: Sequence[tuple[int, float]]) -> str | None:
+    """The trend of the last third of the updates: rising, falling, flat, or unclear where scatter hides it.
 
     Two single points would do for a difference, but validation BLEU of a few hundred sentences scatters by
-    half a point or more; a fitted line uses all points, and its residuals say how far to believe it.
+    half a point or more; a line fitted by least squares uses all points, and their scatter around it says
+    how far to believe it.
 
     Args:
         points: (update, value).
 
     Returns:
-        None where fewer than four points lie in the last half: too short to say.
+        In words, with the gain of the line and two standard errors: "still rising (+1.2 ± 0.4)". None where
+        fewer than four points lie in the last half: too short to say.
     """
     ordered = sorted(points)
     end = ordered[-1][0] if ordered else 0
     third = [point for point in ordered if point[0] >= end * 2 / 3]
-    last = np.array(third if len(third) >= _FEWEST else ordered[-_FEWEST:], dtype=np.float64)
-    if len(last) < _FEWEST or last[0, 0] < end / 2 or last[0, 0] == last[-1, 0]:
+    last = third if len(third) >= _FEWEST else ordered[-_FEWEST:]
+    if len(last) < _FEWEST or last[0][0] < end / 2 or last[0][0] == end:
         return None
-    x = (last[:, 0] - last[:, 0].mean()) / (last[-1, 0] - last[0, 0])
-    y = last[:, 1] - last[:, 1].mean()
-    rise = float(x @ y / (x @ x))
-    scatter = float(((y - rise * x) ** 2).sum()) / (len(last) - 2)
-    return Trend(rise, math.sqrt(scatter / float(x @ x)))
+    x, y = np.array(last, dtype=np.float64).T
+    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
+    rise, doubt = slope * (x[-1] - x[0]), 2 * np.sqrt(covariance[0, 0]) * (x[-1] - x[0])
+    word = "flat" if abs(rise) <= _FLAT_BLEU and doubt <= _SURE_BLEU else "unclear"
+    if abs(rise) > max(_FLAT_BLEU, doubt):
+        word = "still rising" if rise > 0 else "falling"
+    return f"{word} ({rise:+.1f} ± {doubt:.1f})"
 
 
-def thinned(points: Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
-    """At most `count` points: means of equally many neighbours, so that a noisy curve can be read."""
-    if len(points) <= count:
-        return list(points)
-    parts = np.array_split(np.array(points, dtype=np.float64), count)
-    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
+def run_table(runs: Sequence[RunFolder], task: str) -> dict[str, Any]:
+    """One row a run: objective, updates, and the quality of every mode (the paper's Tables 1 and 6)."""
+    rows = rows_of(runs, task)
+    modes = sorted_modes([run.tasks.get(task, {}) for run in runs])
+    metric = primary_metric([system for run in runs for system in run.tasks.get(task, {}).values()])
+    columns = [_column(rows, mode, metric) for mode in modes]
+    return {
+        "quality": metric_title(metric),
+        "modes": [mode_title(mode) for mode in modes],
+        "rows": [(row, [column[number] for column in columns]) for number, row in enumerate(rows)],
+    }
 
 
-_SPEED_TITLES = {
-    "sentences_per_second": "sentences/s, in batches",
-    "ms_per_sentence_batch_1": "ms/sentence, one by one",
-}
+def mode_table(runs: Sequence[RunFolder], task: str) -> dict[str, Any]:
+    """All metrics and speeds, runs under the mode that they are compared in (Table 3 among them)."""
+    rows = rows_of(runs, task)
+    names = dict.fromkeys(m for row in rows for values in row.modes.values() for m in values)
+    others = [name for name in names if name not in (*_FIRST, *_LAST)]
+    metrics = [m for m in _FIRST if m in names] + others + [m for m in _LAST if m in names]
+    modes = []
+    for mode in sorted_modes([run.tasks.get(task, {}) for run in runs]):
+        found = [row for row in rows if mode in row.modes]
+        columns = [_column(found, mode, metric) for metric in metrics]
+        cells = [(row, [column[number] for column in columns]) for number, row in enumerate(found)]
+        modes.append((mode_title(mode), cells))
+    return {"metrics": [metric_title(metric) for metric in metrics], "modes": modes}
+
+
+def _column(rows: Sequence[Row], mode: str, metric: str) -> list[dict[str, Any] | None]:
+    """A metric of each row as text; the best run is marked, where not all are printed alike."""
+    values = [row.modes.get(mode, {}).get(metric) for row in rows]
+    texts = [None if value is None else _number(metric, value) for value in values]
+    ranked = [
+        (_goodness(metric, value), text)
+        for row, value, text in zip(rows, values, texts, strict=True)
+        if value is not None and not row.is_mean
+    ]
+    best = max(ranked)[1] if len({text for _, text in ranked}) > 1 else None
+    return [
+        None if text is None else {"text": text, "best": text == best and not row.is_mean}
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
+def _number(metric: str, value: float) -> str:
+    if metric in _SPEED_TITLES:
+        return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+    return f"{value:.2f}"
+
+
+def _goodness(metric: str, value: float) -> float:
+    """A number that is larger the better the value is."""
+    if metric == "length_ratio":
+        return -abs(value - 100)
+    return -value if metric.startswith(("repetition", "ms_")) else value
 
 
 def metric_title(name: str) -> str:
@@ -211,15 +211,10 @@ def mode_title(mode: str) -> str:
     return f"NAR {number}" if number is not None else mode.upper() if mode in ("ar", "nar") else mode
 
 
-def closeness(metric: str, value: float) -> float | None:
-    """A number that is larger the better the value is; None for metrics without a better side."""
-    if metric.startswith("reference_"):
-        return None
-    if metric == "length_ratio":
-        return -abs(value - 100)
-    if metric.startswith(("repetition", "ms_")):
-        return -value
-    return value
+def term_title(term: str) -> str:
+    """How a term of the loss is written for readers: AR, K(AR, NAR), length."""
+    pair = term.removeprefix("kl_").upper().replace("_", ", ")
+    return f"K({pair})" if term.startswith("kl_") else term if term == "length" else term.upper()
 
 
 def objective_text(preset: str, objective: Mapping[str, Any], task: str | None) -> str:
@@ -236,15 +231,10 @@ def objective_text(preset: str, objective: Mapping[str, Any], task: str | None) 
         for name, value in weights.items()
         if name.startswith("weight_") and objective.get(name, value) != value
     }
-    left_out = [_term_title(term) for term, weight in changed.items() if weight == 0]
+    left_out = [term_title(term) for term, weight in changed.items() if weight == 0]
     divergences = [term for term in weights if term.startswith("weight_kl_") and weights[term]]
     if divergences and all(objective.get(term) == 0 for term in divergences):
         left_out = [*(title for title in left_out if not title.startswith("K(")), "K"]
-    others = [f"{_term_title(term)} x {weight:g}" for term, weight in changed.items() if weight]
+    others = [f"{term_title(term)} x {weight:g}" for term, weight in changed.items() if weight]
     without = f"{preset} without {', '.join(left_out)}" if left_out else preset
     return ", ".join([without, *others])
-
-
-def _term_title(term: str) -> str:
-    pair = term.removeprefix("kl_").upper().replace("_", ", ")
-    return f"K({pair})" if term.startswith("kl_") else term if term == "length" else term.upper()

@@ -1,7 +1,7 @@
 """What a report is made of: run folders, their curves, their scores. Missing pieces are noted, never fatal.
 
 A run folder holds `run.json` and `metrics.jsonl` (training) and `eval/SPLIT/` (scores.json, one text a line
-for each way of decoding, references.txt). Scores of `eval/glge.py` may also lie in the folder itself.
+for each way of decoding, references.txt, sources.txt). Scores of `eval/glge.py` may also lie in the folder.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.config.faults import suggestion
-from janus_ds.data.prepare.pair_files import held_out_text
-from janus_ds.data.stream.index import Manifest
+from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.errors import JanusError, UsageError
-from janus_ds.metrics.files import read_lines
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics
 
 __all__ = ["RunFolder", "System", "iterations_of", "primary_metric", "read_runs", "sorted_modes"]
 
 _NAR = re.compile(r"nar-(\d+)$")
-_SEED = re.compile(r"[-_]?s(eed)?\d+$")
 _PRIMARY = ("sacrebleu", "overall", "rougeL", "f1", "bleu4", "bleu1")
 
 
@@ -84,16 +81,15 @@ class RunFolder:
         return found
 
     @property
-    def objective(self) -> str:
-        """The preset of the objective; "?" if unknown."""
-        systems = [system for found in self.tasks.values() for system in found.values()]
-        told = [system.scores["objective"] for system in systems if system.scores.get("objective")]
-        return str(self.recipe("objective", "preset") or (told[0] if told else "?"))
+    def systems(self) -> list[System]:
+        """Of all tasks."""
+        return [system for found in self.tasks.values() for system in found.values()]
 
     @property
-    def seed(self) -> int | None:
-        """The seed of training."""
-        return self.recipe("train", "seed")
+    def objective(self) -> str:
+        """The preset of the objective; "?" if unknown."""
+        told = [self.recipe("objective", "preset"), *(s.scores.get("objective") for s in self.systems)]
+        return str(next(filter(None, told), "?"))
 
     @property
     def updates(self) -> int | None:
@@ -110,54 +106,25 @@ class RunFolder:
         recipe["train"] = {k: v for k, v in _mapping(recipe.get("train")).items() if k != "seed"}
         return json.dumps(recipe, sort_keys=True)
 
-    @property
-    def group_label(self) -> str:
-        """The label without its seed."""
-        return _SEED.sub("", self.label) or self.label
-
     def points(self, key: str) -> list[tuple[int, float]]:
         """(update, value) of a key of metrics.jsonl, where it is a number."""
         return [(line["step"], float(line[key])) for line in self.lines if _is_number(line.get(key))]
 
-    def samples_in_training(self) -> int | None:
-        """Training samples in the data; None if the data is not at hand."""
-        for data in self._data_folders():
+    def epochs(self) -> dict[int, float] | None:
+        """Epochs by update; None where the size of the data, or the count of samples, is not at hand."""
+        named, totals = self.recipe("data", "path"), self.points("samples_total")
+        for data in (Path(named) if named else None, self.folder.parent / "data"):
+            if data is None or not (data / MANIFEST_NAME).is_file():
+                continue
             try:
-                return Manifest.load(data).splits["train"].samples
+                manifest = Manifest.load(data)
+                samples = manifest.splits["train"].samples
             except (JanusError, KeyError):
                 continue
+            expected = self.record.get("tokenizer_fingerprint", manifest.tokenizer_fingerprint)
+            if manifest.tokenizer_fingerprint == expected and samples and totals:
+                return {step: total / samples for step, total in totals}
         return None
-
-    def sources(self, split: str, references: Sequence[str]) -> list[str] | None:
-        """The sources that belong to these references; None if they are not at hand."""
-        for system in (s for found in self.tasks.values() for s in found.values()):
-            path = system.hypotheses.parent / "sources.txt" if system.hypotheses else None
-            if path is not None and path.is_file():
-                return read_lines(path).lines
-        for data in self._data_folders():
-            try:
-                text = held_out_text(data, split)
-            except JanusError:
-                continue
-            count = len(references)
-            # References that differ tell that this is another test set than the one decoded.
-            if text.references[:count] == list(references):
-                return text.sources[:count]
-        return None
-
-    def _data_folders(self) -> Iterator[Path]:
-        """Where the data may lie: as in training, or beside the run."""
-        named = self.recipe("data", "path")
-        for data in (Path(named) if named else None, self.folder.parent / "data"):
-            if data is not None and (data / "manifest.json").is_file() and self._is_ours(data):
-                yield data
-
-    def _is_ours(self, data: Path) -> bool:
-        expected = self.record.get("tokenizer_fingerprint")
-        try:
-            return expected is None or Manifest.load(data).tokenizer_fingerprint == expected
-        except JanusError:
-            return False
 
 
 def read_runs(folders: Sequence[Path], split: str) -> list[RunFolder]:
@@ -193,8 +160,7 @@ def _read_run(folder: Path, label: str, split: str) -> RunFolder:
         near = sorted(p.name for p in folder.parent.glob("*") if p.is_dir()) if folder.parent.is_dir() else []
         advice = suggestion(folder.name, near, "give folders that launch/ or eval/ programs wrote")
         raise UsageError("there is no such run folder", str(folder), advice)
-    raw = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)]
-    lines = sorted((line for line in raw if isinstance(line.get("step"), int)), key=lambda x: x["step"])
+    lines = sorted(read_metrics(folder / "metrics.jsonl"), key=lambda line: line["step"])
     run = RunFolder(folder, label, dict(_mapping(read_run_record(folder))), lines)
     _read_scores(run, split)
     if not run.record and not run.lines and not run.tasks:

@@ -35,7 +35,7 @@ from results import circumstances, collect, significance, significance_table, ta
 from janus_ds.config.load import load_run_config
 from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
 from janus_ds.io import write_atomic
-from janus_ds.report.style import COLOURS, INK, new_figure, png_of, styled
+from janus_ds.report.figures import COLOURS, INK, new_figure, png_of, styled
 
 RECIPE = ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml"
 TRAIN_PAIRS = 29_000
