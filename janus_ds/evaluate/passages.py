@@ -17,8 +17,6 @@ import numpy as np
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.stream.batch_maker import BatchMaker
-from janus_ds.data.stream.loader import VALIDATION_EPOCH
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError
@@ -169,6 +167,10 @@ def heldout_passages(
     Raises:
         DataError: the directory is not there any more, or is damaged.
     """
+    # Reading shards takes more to import than decoding of lines.
+    from janus_ds.data.stream.batch_maker import BatchMaker
+    from janus_ds.data.stream.loader import VALIDATION_EPOCH
+
     folder = data or (Path(config.data.path) if config.data.path else None)
     split = folder / "valid" if folder else None
     if data is None and config.data.valid_path:

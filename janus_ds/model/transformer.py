@@ -23,7 +23,7 @@ from janus_ds.model.attention import KeysValues, MultiHeadAttention, RowAttentio
 from janus_ds.model.batch_attention import RowsOfBatch, attend_packed_source
 from janus_ds.model.decoding.cpu_kernels import PreparedLinear
 from janus_ds.packing import GridPlaces
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.layers import ParallelLayers, drawn_embedding
 
 __all__ = [
     "Decoder",
@@ -46,13 +46,6 @@ def recompute_with(parallel: ParallelLayers) -> Recompute:
     return partial(checkpoint, use_reentrant=False, context_fn=parallel.recompute_contexts)
 
 
-def position_table(rows: int, d_model: int, std: float) -> nn.Embedding:
-    """Learned absolute positions, 0-based, replicated over tensor-parallel ranks."""
-    table = nn.Embedding(rows, d_model, device="meta").to_empty(device="cpu")
-    nn.init.normal_(table.weight, 0.0, std)
-    return table
-
-
 def _as_it_is(x: Tensor) -> Tensor:
     return x
 
@@ -65,7 +58,8 @@ class InputRows(nn.Module):
 
     def __init__(self, config: ModelConfig, positions: int) -> None:
         super().__init__()
-        self.positions = position_table(positions, config.d_model, config.init_std)
+        # Learned, absolute, from 0; the same on all tensor-parallel ranks.
+        self.positions = drawn_embedding(positions, config.d_model, config.init_std)
         self.embedding_norm = nn.LayerNorm(config.d_model) if config.layernorm_embedding else None
         self.scale = config.d_model**0.5 if config.scale_embedding else 1.0
         self.dropout = config.dropout

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 __all__ = [
     "SEED_LIMIT",
     "ParallelLayers",
+    "drawn_embedding",
     "merge_shards",
     "shard_dims",
     "take_shard",
@@ -38,6 +39,23 @@ def take_shard(whole: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
 SEED_LIMIT = 2**63
 
 
+class _BlankLinear(nn.Linear):
+    """A linear layer without torch's own draw of its weights; ours alone moves the generator.
+
+    Building it on the meta device would do as well, and import torch's compiler: a second.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are."""
+
+
+def drawn_embedding(rows: int, dim: int, std: float) -> nn.Embedding:
+    """An embedding whose weights are drawn from a normal distribution, once."""
+    table = nn.Embedding(rows, dim, _weight=torch.empty(rows, dim))
+    nn.init.normal_(table.weight, 0.0, std)
+    return table
+
+
 class ParallelLayers:
     """Factory of layers and collectives of one tensor-parallel group; this class is a group of one rank.
 
@@ -53,7 +71,7 @@ class ParallelLayers:
 
     def column_linear(self, in_features: int, out_features: int, *, std: float) -> nn.Module:
         """Linear layer whose output features are sharded: (..., in) -> (..., out / size)."""
-        layer = nn.Linear(in_features, out_features, device="meta").to_empty(device="cpu")
+        layer = _BlankLinear(in_features, out_features)
         nn.init.normal_(layer.weight, 0.0, std)
         nn.init.zeros_(layer.bias)
         return layer
@@ -64,9 +82,7 @@ class ParallelLayers:
 
     def vocab_embedding(self, rows: int, dim: int, *, std: float) -> nn.Module:
         """Embedding whose rows are sharded; `rows` must divide by `size`. Output replicated."""
-        table = nn.Embedding(rows, dim, device="meta").to_empty(device="cpu")
-        nn.init.normal_(table.weight, 0.0, std)
-        return table
+        return drawn_embedding(rows, dim, std)
 
     def all_reduce_max(self, x: Tensor) -> Tensor:
         """Maximum over the group, in place, without gradient."""

@@ -6,12 +6,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from janus_ds.__main__ import COMMANDS, main
 from janus_ds.batch import SpecialTokens
@@ -82,23 +80,17 @@ def test_explain_lists_everything_or_a_section(capsys: pytest.CaptureFixture[str
 # plan
 
 
-@pytest.fixture
-def meta_model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Builds models without memory."""
-    monkeypatch.setattr(nn.Module, "to_empty", lambda self, *, device, recurse=True: self)
-
-    def build(overrides: list[str], vocab_size: int) -> JanusModel:
-        config = load_run_config(None, overrides).model
-        special = SpecialTokens(0, 1, 2, 3, 4, vocab_size)
-        with torch.device("meta"):
-            return JanusModel(config, special, ParallelLayers())
-
-    return build
+def meta_model(overrides: list[str], vocab_size: int) -> JanusModel:
+    """A model without memory."""
+    config = load_run_config(None, overrides).model
+    special = SpecialTokens(0, 1, 2, 3, 4, vocab_size)
+    with torch.device("meta"):
+        return JanusModel(config, special, ParallelLayers())
 
 
 @pytest.mark.parametrize("preset", sorted(MODEL_PRESETS))
 @pytest.mark.parametrize("extra", [[], ["objective.preset=released", "model.decoder_layers=3"]])
-def test_planned_parameters_are_the_models(preset: str, extra: list[str], meta_model: Any) -> None:
+def test_planned_parameters_are_the_models(preset: str, extra: list[str]) -> None:
     overrides = [f"model.preset={preset}", *extra]
     model = meta_model(overrides, 50265)
     parts = {part.name: part for part in model_parts(load_run_config(None, overrides).model, 50265)}
