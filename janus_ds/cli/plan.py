@@ -7,14 +7,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from janus_ds.batch import RowLayout
 from janus_ds.cli.arguments import new_parser, recipe_path
-from janus_ds.cli.plan_messages import Projection, add_execution_arguments, describe_communication
-from janus_ds.cli.traffic import SHARDED
+from janus_ds.cli.traffic import (
+    SHARDED,
+    BatchShape,
+    Execution,
+    agreements,
+    rank_parameters,
+    stream_names,
+    tensor_traffic,
+    wire_bytes,
+    zero_traffic,
+)
+from janus_ds.config.deepspeed_file import solve_batch
 from janus_ds.config.load import add_recipe_arguments, load_run_config
 from janus_ds.config.schema import ModelConfig, RunConfig
+from janus_ds.data.masking.span_laws import expected_share
 from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.data.stream.open_dataset import open_data
-from janus_ds.errors import UsageError
+from janus_ds.errors import ConfigError, UsageError
 from janus_ds.model.weights import parameter_shapes
 from janus_ds.tables import bytes_text, count_text, table
 
@@ -44,9 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     data = parsed.data or run.data.path
     manifest = _manifest(data, run) if data else None
     vocab_size, origin = _vocabulary(run, parsed.vocab, manifest)
-    if parsed.ranks < 1:
-        raise UsageError(f"there cannot be {parsed.ranks} ranks", "--ranks", "give a number above 0")
-    projection = Projection.of(parsed, run, vocab_size, manifest)
+    execution = _execution(parsed, run)
     parts = model_parts(run.model, vocab_size)
     print(f"run {run.name} ({recipe})")
     print(f"objective {run.objective.preset}\n")
@@ -54,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     print()
     print(describe_memory(parts, run.train.keep_last, parsed.ranks))
     print()
-    print(describe_communication(projection))
+    print(describe_communication(run, vocab_size, execution, manifest))
     print()
     print(describe_length(run, manifest))
     return 0
@@ -66,8 +76,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="directory made by launch/prepare_data.py; or as data.path")
     parser.add_argument("--vocab", type=int, help="vocabulary size, where there is no data yet")
     parser.add_argument("--ranks", type=int, default=8, help="processes of the run (default: 8)")
-    add_execution_arguments(parser)
+    add = parser.add_argument
+    add("--tensor-parallel", type=int, default=1, help="ranks that share a model (default: 1)")
+    add("--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="(default: bf16)")
     return parser
+
+
+def _execution(parsed: argparse.Namespace, run: RunConfig) -> Execution:
+    ranks, tensor = parsed.ranks, parsed.tensor_parallel
+    if ranks < 1:
+        raise UsageError(f"there cannot be {ranks} ranks", "--ranks", "give a number above 0")
+    if tensor < 1 or ranks % tensor:
+        what = f"groups of {tensor} do not fit {ranks} ranks"
+        raise UsageError(what, "--tensor-parallel", "give a size that divides the ranks")
+    return Execution(
+        precision=parsed.precision,
+        data_size=ranks // tensor,
+        tensor_size=tensor,
+        recompute=run.train.activation_checkpointing,
+    )
 
 
 def _manifest(location: str, run: RunConfig) -> Manifest:
@@ -129,6 +156,80 @@ def describe_memory(parts: list[PartSize], keep_last: int, ranks: int) -> str:
     return "\n".join(lines)
 
 
+def describe_communication(
+    run: RunConfig, vocab_size: int, execution: Execution, manifest: Manifest | None
+) -> str:
+    """Bytes that one rank sends in one step, by kind, in every ZeRO stage."""
+    ranks = execution.data_size * execution.tensor_size
+    place = f"{ranks} ranks, TP {execution.tensor_size}, {execution.precision}"
+    head = f"messages of one rank in one step ({place})"
+    try:
+        samples, accumulation = solve_batch(run, execution.data_size)
+    except ConfigError:
+        return f"{head}: the global batch cannot be shared by {execution.data_size} data-parallel ranks"
+    length, origin = _mean_length(run, manifest)
+    shape = _batch_shape(run, length, samples, execution.data_size * accumulation)
+    parameters = rank_parameters(run.model, vocab_size, execution.tensor_size)
+    kinds: dict[str, list[str]] = {}
+    wires = []
+    for stage in range(4):
+        if stage == 0 and execution.precision != "fp32":
+            wires.append("refused")
+            continue
+        staged = replace(execution, micro_batches=accumulation, stage=stage)
+        sents = [
+            *zero_traffic(parameters, staged),
+            *tensor_traffic(run.model, vocab_size, run.objective, [shape] * accumulation, staged),
+            *agreements(run.objective, staged),
+        ]
+        for sent in sents:
+            row = kinds.setdefault(f"  {sent.what} ({sent.operation}, {sent.group})", ["-"] * 4)
+            row[stage] = f"{bytes_text(sent.bytes)} in {sent.calls}"
+        wires.append(bytes_text(sum(wire_bytes(sent, staged) for sent in sents)))
+    rows = [("  kind", *(f"ZeRO {stage}" for stage in range(4)), "")]
+    rows += [(kind, *cells, "projected") for kind, cells in kinds.items()]
+    rows.append(("  over the wire from one rank, by rings", *wires, "projected"))
+    return "\n".join(
+        [
+            head,
+            f"  {accumulation} micro-batches of {shape.samples} samples, {length} source and "
+            f"{length} target tokens ({origin})",
+            table(rows),
+            "  A message is as large as the whole tensor. ZeRO 3 sends more in the first two steps.",
+        ]
+    )
+
+
+def _mean_length(run: RunConfig, manifest: Manifest | None) -> tuple[int, str]:
+    """Tokens of a side of a sample, bos and eos included, and where the number comes from."""
+    totals = manifest.splits.get("train") if manifest else None
+    if totals is None or not totals.samples:
+        return run.data.block_tokens + 2, "full blocks; give --data to know the data's mean"
+    sides = 2 if run.data.task == "pair" else 1
+    return round(totals.tokens / totals.samples / sides) + 2, "the data's mean"
+
+
+def _batch_shape(run: RunConfig, length: int, samples: int, parts: int) -> BatchShape:
+    """A micro-batch of samples with this many tokens on each side; of token batches, one of `parts`."""
+    streams = stream_names(run.objective)
+    ar = length - 1 if "ar" in streams else 0
+    masked = round(expected_share(run.masking) * (length - 2)) if {"nar", "aux"} & set(streams) else 0
+    aux = masked if "aux" in streams else 0
+    layout = RowLayout(
+        arc=ar,
+        vis=length - masked if masked else 0,
+        cmp=aux,
+        msk=masked,
+        arq=ar if run.objective.ar_stream == "query" else 0,
+        qry=aux,
+    )
+    if run.data.batch == "tokens":
+        cost = layout.rows if run.train.batch_cost == "rows" else length
+        samples = max(1, round(run.train.batch_tokens / cost / parts))
+    samples *= run.objective.dropout_draws
+    return BatchShape(samples, length, layout, masked * samples, max(ar - masked, 0) * samples)
+
+
 def describe_length(run: RunConfig, manifest: Manifest | None) -> str:
     """Steps, samples, target tokens and epochs of a run."""
     if run.data.batch == "tokens":
@@ -166,7 +267,6 @@ def _token_length(run: RunConfig, manifest: Manifest | None) -> str:
     return "\n".join(lines)
 
 
-_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _MASTER_BYTES, _ADAM_BYTES = 4, 8
 
 
@@ -209,7 +309,7 @@ def state_bytes(parameters: int, stage: int, precision: str, data_size: int) -> 
         precision: fp32, bf16 or fp16.
         data_size: data-parallel ranks.
     """
-    weight = _WEIGHT_BYTES[precision]
+    weight = 4 if precision == "fp32" else 2
     if stage == 0:
         return parameters * (2 * weight + _ADAM_BYTES) if precision == "fp32" else None
     states = _MASTER_BYTES + _ADAM_BYTES

@@ -21,13 +21,14 @@ name the samples), validations and saves.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 
-from janus_ds.batch import BatchCounts, RowLayout, TwoStreamBatch
+from janus_ds.batch import BatchCounts, RowLayout
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.model.weights import padded_vocab, parameter_shapes
 from janus_ds.objective.fused_head import rows_per_chunk
@@ -78,16 +79,6 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A parameter as one tensor-parallel rank holds it."""
-
-    name: str
-    numel: int
-    decays: bool
-    """Matrices decay, vectors do not: two groups of the optimizer."""
-
-
-@dataclass(frozen=True)
 class Execution:
     """What of the DeepSpeed file and the launch decides about messages.
 
@@ -121,20 +112,22 @@ class Execution:
         return _BYTES[self.precision]
 
 
-def rank_parameters(model: ModelConfig, vocab_size: int, tensor_size: int = 1) -> list[Parameter]:
-    """The parameters of one rank, in no order that matters."""
-    found = []
-    for name, shape in parameter_shapes(model, vocab_size).items():
-        share = tensor_size if name.endswith(SHARDED) else 1
-        found.append(Parameter(name, math.prod(shape) // share, len(shape) > 1))
-    return found
+def rank_parameters(model: ModelConfig, vocab_size: int, tensor_size: int = 1) -> list[tuple[int, bool]]:
+    """Size of each parameter of one tensor-parallel rank, and whether it decays: matrices do."""
+    return [
+        (math.prod(shape) // (tensor_size if name.endswith(SHARDED) else 1), len(shape) > 1)
+        for name, shape in parameter_shapes(model, vocab_size).items()
+    ]
 
 
-def zero_traffic(parameters: Sequence[Parameter], execution: Execution) -> list[Sent]:
-    """Gradients, weights and norms of one step."""
-    found = [*_gradients(parameters, execution), *_weights(parameters, execution), *_norms(execution)]
-    sizes = {"data": execution.data_size, "tensor": execution.tensor_size}
-    return [sent for sent in found if sizes[sent.group] > 1]
+def zero_traffic(parameters: Sequence[tuple[int, bool]], execution: Execution) -> list[Sent]:
+    """Gradients, weights and norms of one step; `parameters` as from :func:`rank_parameters`."""
+    sizes = [size for size, _ in parameters]
+    # Two groups of the optimizer.
+    groups = [sum(size for size, decays in parameters if decays == which) for which in (True, False)]
+    found = [*_gradients(sizes, execution), *_weights(sizes, groups, execution), *_norms(execution)]
+    ranks = {"data": execution.data_size, "tensor": execution.tensor_size}
+    return [sent for sent in found if ranks[sent.group] > 1]
 
 
 def agreements(objective: ObjectiveConfig, execution: Execution) -> list[Sent]:
@@ -145,36 +138,34 @@ def agreements(objective: ObjectiveConfig, execution: Execution) -> list[Sent]:
         found.append(Sent("bad losses, and their sum", "all-reduce", "world", 1, 16))
     if execution.data_size > 1:
         found.append(Sent("counts of the step", "all-reduce", "data", 1, 8 * _COUNTS))
-        found.append(Sent("figures of the step", "all-reduce", "data", 1, 8 * _figures(objective)))
+        # Total, length, and of each stream the loss with and without smoothing, and the KL terms.
+        pairs = len(_pairs(objective)) + len(_repeated(objective))
+        figures = 2 + 2 * len(stream_names(objective)) + pairs
+        found.append(Sent("figures of the step", "all-reduce", "data", 1, 8 * figures))
     return found
+
+
+_STREAMS = ("ar", "nar", "aux")
 
 
 def stream_names(objective: ObjectiveConfig) -> list[str]:
     """Streams that some weight asks for, AR first."""
-    asked = [name for name in ("ar", "nar", "aux") if getattr(objective, f"weight_{name}")]
-    paired = {name for pair in pair_names(objective) for name in pair}
-    return [name for name in ("ar", "nar", "aux") if name in asked or name in paired]
+    paired = {name for pair in _pairs(objective) for name in pair}
+    return [name for name in _STREAMS if name in paired or getattr(objective, f"weight_{name}")]
 
 
-def pair_names(objective: ObjectiveConfig) -> list[tuple[str, str]]:
+def _pairs(objective: ObjectiveConfig) -> list[tuple[str, str]]:
     """Pairs of streams with a KL term."""
-    pairs = (("ar", "nar"), ("ar", "aux"), ("nar", "aux"))
+    pairs = itertools.combinations(_STREAMS, 2)
     return [pair for pair in pairs if getattr(objective, f"weight_kl_{pair[0]}_{pair[1]}")]
 
 
-def repeated_names(objective: ObjectiveConfig) -> list[str]:
+def _repeated(objective: ObjectiveConfig) -> list[str]:
     """Streams with a KL term between two dropout draws."""
-    return [name for name in ("ar", "nar", "aux") if getattr(objective, f"weight_kl_{name}_{name}")]
+    return [name for name in _STREAMS if getattr(objective, f"weight_kl_{name}_{name}")]
 
 
-def _figures(objective: ObjectiveConfig) -> int:
-    """Total, length, and of each stream the loss with and without smoothing, and the KL terms."""
-    pairs = len(pair_names(objective)) + len(repeated_names(objective))
-    return 2 + 2 * len(stream_names(objective)) + pairs
-
-
-def _gradients(parameters: Sequence[Parameter], execution: Execution) -> Iterator[Sent]:
-    sizes = [parameter.numel for parameter in parameters]
+def _gradients(sizes: Sequence[int], execution: Execution) -> Iterator[Sent]:
     passes = execution.micro_batches if execution.stage >= 2 else 1
     if execution.stage == 3:
         padded = [_padded(size, execution.data_size) for size in sizes]
@@ -187,21 +178,17 @@ def _gradients(parameters: Sequence[Parameter], execution: Execution) -> Iterato
     yield Sent("gradients", "all-reduce", "data", calls, passes * sum(sizes) * execution.element)
 
 
-def _weights(parameters: Sequence[Parameter], execution: Execution) -> Iterator[Sent]:
+def _weights(sizes: Sequence[int], groups: Sequence[int], execution: Execution) -> Iterator[Sent]:
     if execution.stage in (1, 2):
         unit = _ALIGNMENT * execution.data_size
-        groups = [sum(p.numel for p in parameters if p.decays == decays) for decays in (True, False)]
         size = sum(_padded(group, unit) for group in groups) * execution.element
         yield Sent("weights after the update", "all-gather", "data", len(groups), size)
-    if execution.stage == 3:
-        yield from _partitioned_weights(parameters, execution)
-
-
-def _partitioned_weights(parameters: Sequence[Parameter], execution: Execution) -> Iterator[Sent]:
-    fetched = [p.numel for p in parameters if p.numel > execution.persistence]
-    kept = [p.numel for p in parameters if p.numel <= execution.persistence]
+    if execution.stage < 3:
+        return
+    fetched = [size for size in sizes if size > execution.persistence]
+    kept = [size for size in sizes if size <= execution.persistence]
     # Each is used in forward and backward; what lies in between is at most twice all of them.
-    times = 1 if 2 * sum(p.numel for p in parameters) <= execution.reuse else 2
+    times = 1 if 2 * sum(sizes) <= execution.reuse else 2
     if fetched:
         padded = sum(_padded(size, execution.data_size) for size in fetched)
         # The first module's own, then what is fetched ahead of use.
@@ -259,18 +246,6 @@ class BatchShape:
     layout: RowLayout
     masked: int
     unmasked: int
-
-    @classmethod
-    def of(cls, batch: TwoStreamBatch) -> BatchShape:
-        """The shape of a batch."""
-        samples, source = batch.source_BS.shape
-        return cls(
-            samples,
-            source,
-            batch.layout.packed or batch.layout,
-            len(batch.masked_T),
-            len(batch.ar_unmasked_U),
-        )
 
 
 def tensor_traffic(
@@ -331,8 +306,8 @@ def _losses(
     chunk = rows_per_chunk(padded_vocab(model, vocab_size) // execution.tensor_size, torch.device(device))
     masked = [name for name in streams if name != "ar"]
     # Streams, KL pairs and tokens of each group of rows that predict the same tokens.
-    draws, repeated = objective.dropout_draws, repeated_names(objective)
-    pairs = draws * len(pair_names(objective)) + len(repeated)
+    draws, repeated = objective.dropout_draws, _repeated(objective)
+    pairs = draws * len(_pairs(objective)) + len(repeated)
     groups = [(draws * len(streams), pairs, batch.masked // draws)] if masked else []
     if "ar" in streams:
         tokens = batch.unmasked + (0 if masked else batch.masked)

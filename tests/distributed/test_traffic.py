@@ -110,7 +110,16 @@ def counted(step: StepSent, topology: Topology) -> Counted:
         key = (message.operation, groups[message.ranks])
         calls, size = found.get(key, (0, 0))
         found[key] = (calls + times, size + times * message.bytes)
-    return Counted(found, [BatchShape.of(batch) for batch in step.batches])
+    shapes = [
+        BatchShape(
+            *batch.source_BS.shape,
+            batch.layout.packed or batch.layout,
+            len(batch.masked_T),
+            len(batch.ar_unmasked_U),
+        )
+        for batch in step.batches
+    ]
+    return Counted(found, shapes)
 
 
 def predicted(case: Case, config: RunConfig, vocab_size: int, shapes: list[BatchShape]) -> list[Sent]:
