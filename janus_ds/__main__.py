@@ -15,8 +15,6 @@ from typing import NamedTuple
 from janus_ds import __version__
 from janus_ds.errors import UsageError, exit_on_error
 
-__all__ = ["COMMANDS", "Command", "console", "main"]
-
 
 class Command(NamedTuple):
     """A command: where its function stands, and one line of help."""

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from janus_ds.stream_mask import CONTENT_SEGMENTS, Segment
 
-__all__ = ["BatchCounts", "PredictedRows", "RowLayout", "SpecialTokens", "TwoStreamBatch"]
-
 
 @dataclass(frozen=True)
 class SpecialTokens:

@@ -15,22 +15,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-__all__ = [
-    "PREEMPTED_EXIT_CODE",
-    "STALLED_EXIT_CODE",
-    "BusyError",
-    "CheckpointError",
-    "ConfigError",
-    "DamagedDataError",
-    "DataError",
-    "JanusError",
-    "MissingDependencyError",
-    "ResourceError",
-    "TrainingError",
-    "UsageError",
-    "exit_on_error",
-]
-
 PREEMPTED_EXIT_CODE = 75
 """Exit code of a run that was asked to stop, has saved, and wants to be started again."""
 

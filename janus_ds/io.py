@@ -22,21 +22,6 @@ from typing import BinaryIO, TextIO
 
 from janus_ds.errors import BusyError, ResourceError
 
-__all__ = [
-    "atomic_dir",
-    "atomic_file",
-    "check_writable",
-    "disk_faults",
-    "fingerprint_of",
-    "folder_lock",
-    "open_regular",
-    "read_bounded",
-    "sha256_of_file",
-    "sync_path",
-    "sync_tree",
-    "write_atomic",
-]
-
 _CHUNK_BYTES = 1 << 20
 _LOCK_POLL_SECONDS = 0.2
 _FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -23,8 +23,6 @@ from torch import Tensor
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.stream_mask import Segment
 
-__all__ = ["GridPlaces", "Part", "pack", "segment_parts", "source_part", "unpacked"]
-
 Array = NDArray[Any]
 
 

@@ -28,8 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CONTENT_SEGMENTS", "Segment", "dense_mask", "visible"]
-
 
 class Segment(IntEnum):
     """Row segments in the order in which rows are laid out."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["bytes_text", "count_text", "table"]
-
 
 def bytes_text(count: float) -> str:
     """A number of bytes, in decimal units: 1.2 GB."""

@@ -37,9 +37,6 @@ from janus_ds.checkpoint.tensors import WEIGHTS_FILE, Snapshot, snapshot_bytes, 
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology
 
-__all__ = ["BEST_FOLDER", "CheckpointManager", "SavePolicy", "Saveable", "save_best"]
-
-
 _SAVING, _REMOVING, _REPLACED = ".saving-", ".removing-", ".replaced-"
 _LEFTOVER = re.compile(r"\.saving-\d+|\.removing-.*|\.replaced-.*")
 BEST_FOLDER = "best"

@@ -17,22 +17,6 @@ from typing import Any
 from janus_ds.errors import CheckpointError
 from janus_ds.io import atomic_file, sync_path, sync_tree
 
-__all__ = [
-    "COMPLETE",
-    "FORMAT_VERSION",
-    "STATE_FILE",
-    "STEP_PREFIX",
-    "FileRecord",
-    "check_version",
-    "fault_of",
-    "publish",
-    "read_json",
-    "read_state",
-    "step_of",
-    "write_json",
-    "write_manifest",
-]
-
 COMPLETE = "complete.json"
 STATE_FILE = "state.json"
 STEP_PREFIX = "step-"

@@ -28,21 +28,6 @@ from janus_ds.checkpoint.manifest import fault_of, step_of
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import atomic_file
 
-__all__ = [
-    "MOMENTS",
-    "OPTIMIZER_FILE",
-    "WEIGHTS_FILE",
-    "ReadTensor",
-    "Snapshot",
-    "average_weights",
-    "find_weights",
-    "last_checkpoints",
-    "open_saved",
-    "read_weights",
-    "snapshot_bytes",
-    "write_tensors",
-]
-
 _ALIGNMENT = 8
 _CHUNK = 1 << 24
 

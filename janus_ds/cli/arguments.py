@@ -15,20 +15,6 @@ if TYPE_CHECKING:
     from janus_ds.evaluate.evaluation import EvalRequest
     from janus_ds.model.decoding.inference import InferenceOptions
 
-__all__ = [
-    "BOTH_WAYS",
-    "ProgressBars",
-    "add_checkpoint_arguments",
-    "add_decode_arguments",
-    "add_inference_arguments",
-    "add_score_arguments",
-    "checkpoint_request",
-    "inference_options",
-    "new_parser",
-    "program_parser",
-    "recipe_path",
-]
-
 
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
     """The argument parser of one command."""

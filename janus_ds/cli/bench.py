@@ -7,8 +7,6 @@ from importlib import import_module
 
 from janus_ds.errors import UsageError
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run one measurement.

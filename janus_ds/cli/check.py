@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from janus_ds.batch import SpecialTokens, TwoStreamBatch
     from janus_ds.objective.janus_objective import LossReport
 
-__all__ = ["main"]
-
 _DRY_SAMPLES = 2
 
 

@@ -36,8 +36,6 @@ from janus_ds.model.formats.bart_names import ConversionReport
 from janus_ds.model.formats.fairseq import load_fairseq, to_fairseq
 from janus_ds.observe.run_record import write_run_record
 
-__all__ = ["conventions", "from_fairseq", "main"]
-
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 _KINDS = ("hf", "fairseq")
 

@@ -19,18 +19,6 @@ from janus_ds.errors import DataError
 from janus_ds.evaluate.passages import Passage
 from janus_ds.io import disk_faults
 
-__all__ = [
-    "Found",
-    "FoundBy",
-    "LongInputs",
-    "Output",
-    "Progress",
-    "as_blocks",
-    "as_json",
-    "as_lines",
-    "as_nbest",
-]
-
 
 class FoundBy(NamedTuple):
     """What one mode found: the hypotheses of each input, best first (samples as drawn), and its time."""

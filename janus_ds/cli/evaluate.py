@@ -27,8 +27,6 @@ from janus_ds.metrics.translation import compare_translations, score_translation
 if TYPE_CHECKING:
     from janus_ds.evaluate.evaluation import SystemResult
 
-__all__ = ["evaluate_glge", "evaluate_nmt"]
-
 _PROGRAMS = Path(__file__).parents[2] / "eval"
 _ALL = "all"
 _NMT = """\

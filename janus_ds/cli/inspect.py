@@ -24,8 +24,6 @@ from janus_ds.errors import UsageError
 from janus_ds.report.figures import new_figure, require_matplotlib
 from janus_ds.stream_mask import Segment, dense_mask
 
-__all__ = ["main", "picture_of"]
-
 
 def main(arguments: Sequence[str]) -> int:
     """Print tokens, both masked views and the rows of one sample."""

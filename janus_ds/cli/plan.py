@@ -30,8 +30,6 @@ from janus_ds.errors import ConfigError, UsageError
 from janus_ds.model.weights import parameter_shapes
 from janus_ds.tables import bytes_text, count_text, table
 
-__all__ = ["PartSize", "checkpoint_bytes", "main", "model_parts", "state_bytes"]
-
 _TENSOR_SIZES = (1, 2, 4)
 _PARTS = {
     "embedding": "token embedding (tied)",

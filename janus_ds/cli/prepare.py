@@ -25,8 +25,6 @@ from janus_ds.data.prepare.settings import (
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
 from janus_ds.errors import UsageError
 
-__all__ = ["prepare_data", "prepare_glge"]
-
 _SPLITS = ("train", "valid", "test")
 
 _DATA = """\

@@ -16,8 +16,6 @@ from janus_ds.config.schema import FIELDS, SECTIONS
 from janus_ds.errors import UsageError
 from janus_ds.io import disk_faults
 
-__all__ = ["copy_files", "explain", "print_explanation"]
-
 
 def copy_files(arguments: Sequence[str] | None = None) -> int:
     """Copy DIR/recipes and DIR/ds_configs; files that are there already are never written over."""

@@ -33,19 +33,6 @@ from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.model.weights import padded_vocab, parameter_shapes
 from janus_ds.objective.fused_head import rows_per_chunk
 
-__all__ = [
-    "SHARDED",
-    "BatchShape",
-    "Execution",
-    "Sent",
-    "agreements",
-    "rank_parameters",
-    "stream_names",
-    "tensor_traffic",
-    "wire_bytes",
-    "zero_traffic",
-]
-
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _ALIGNMENT = 2
 """DeepSpeed pads flat groups of stages 1 and 2 to multiples of this times the ranks."""

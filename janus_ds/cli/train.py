@@ -25,8 +25,6 @@ from janus_ds.train.safety.signals import StopSignals
 if TYPE_CHECKING:
     from janus_ds.train.loop.trainer import Outcome
 
-__all__ = ["finetune", "pretrain", "train_and_exit"]
-
 _NEWS_SECONDS = 3.0
 """Time for the news of a lost rank to come after a collective has failed."""
 

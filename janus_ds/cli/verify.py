@@ -19,8 +19,6 @@ from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.errors import JanusError
 from janus_ds.tables import bytes_text, count_text, table
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str]) -> int:
     """Print a line for each shard and every fault; 0 if the data is whole.

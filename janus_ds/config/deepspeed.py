@@ -20,14 +20,6 @@ from janus_ds.config.load import read_run_config
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
 
-__all__ = [
-    "ExecutionConfig",
-    "check_on_this_machine",
-    "load_setup",
-    "read_deepspeed_config",
-    "read_setup",
-]
-
 _NEVER = 10**12
 
 

@@ -17,16 +17,6 @@ from janus_ds.config.fields import shown
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
 
-__all__ = [
-    "AUTO_TARGET_TOKENS",
-    "KNOWN",
-    "REFUSED",
-    "SECTIONS",
-    "TOKEN_VALIDATION_SAMPLES",
-    "DeepSpeedFile",
-    "solve_batch",
-]
-
 TOKEN_VALIDATION_SAMPLES = 64
 """Samples of a validation batch where training batches are counted in tokens."""
 

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from janus_ds.errors import ConfigError
 
-__all__ = ["ConfigFaultsError", "Fault", "FaultList", "nearest", "read_text", "suggestion"]
-
 _MOST_BYTES = 1 << 20
 
 

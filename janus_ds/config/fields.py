@@ -18,20 +18,6 @@ from pydantic_core import core_schema
 
 from janus_ds.config.faults import suggestion
 
-__all__ = [
-    "STRICT",
-    "Count",
-    "FieldSpec",
-    "NotNegative",
-    "OneOf",
-    "Positive",
-    "Rate",
-    "Share",
-    "Whole",
-    "field_specs",
-    "shown",
-]
-
 _LARGEST = 2**63 - 1
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

@@ -25,17 +25,6 @@ from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
 from janus_ds.config.rules import check_name, check_run
 from janus_ds.config.schema import FIELDS, LATER_FIELDS, SECTIONS, RunConfig
 
-__all__ = [
-    "add_deepspeed_argument",
-    "add_override_argument",
-    "add_recipe_arguments",
-    "fingerprint",
-    "from_dict",
-    "load_run_config",
-    "read_run_config",
-    "to_dict",
-]
-
 
 def load_run_config(recipe: Path | None, overrides: Iterable[str] = (), mode: str | None = None) -> RunConfig:
     """The run that a recipe and overrides describe, with every preset written out.

@@ -17,18 +17,6 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from janus_ds.errors import ConfigError, DataError
 
-__all__ = [
-    "PIPE",
-    "SECRET_KEYS",
-    "WeightedLocation",
-    "checked_name",
-    "expanded",
-    "is_remote",
-    "join_location",
-    "parse_locations",
-    "public_location",
-]
-
 PIPE = "pipe:"
 """Start of a location that is a shell command; {} in it stands for a file's name."""
 

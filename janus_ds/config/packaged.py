@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["deepspeed_file", "packaged_folder", "recipe_file", "user_path"]
-
 _PACKAGE = Path(__file__).parents[1]
 _IN_CHECKOUT = {"recipes": "launch/recipes", "ds_configs": "ds_configs"}
 _PREFIXES = ("", "nmt_", "glge_")

@@ -14,8 +14,6 @@ from typing import Any
 
 from janus_ds.config.schema import MaskingConfig, ModelConfig, ObjectiveConfig, RunConfig
 
-__all__ = ["MODEL_PRESETS", "OBJECTIVE_PRESETS", "follow_init", "record_of", "resolve"]
-
 _MOST_BYTES = 1 << 24
 """Of a run.json; a longer one is taken for none."""
 

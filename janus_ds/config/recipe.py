@@ -19,8 +19,6 @@ from janus_ds.config.locations import SECRET_KEYS, public_location
 from janus_ds.config.schema import FIELDS, RETIRED, SECTIONS
 from janus_ds.errors import UsageError
 
-__all__ = ["Given", "flatten", "read_override", "read_recipe"]
-
 _MODES = "modes"
 """Section of a recipe with fields that stand instead of its own where `--mode NAME` asks for them."""
 _BASE = "base"

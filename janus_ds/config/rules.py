@@ -14,8 +14,6 @@ from janus_ds.config.locations import PIPE, is_remote, parse_locations
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
 
-__all__ = ["check_name", "check_run"]
-
 Where = Callable[[str], str]
 """Says where a key was given: file or override, and the key itself."""
 

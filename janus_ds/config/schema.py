@@ -24,22 +24,8 @@ from janus_ds.config.fields import (
     Whole,
     field_specs,
 )
-from janus_ds.config.schema_train import DecodeConfig, TrainConfig
-
-__all__ = [
-    "FIELDS",
-    "LATER_FIELDS",
-    "RETIRED",
-    "SECTIONS",
-    "DataConfig",
-    "DecodeConfig",
-    "MaskingConfig",
-    "ModelConfig",
-    "ObjectiveConfig",
-    "OptimConfig",
-    "RunConfig",
-    "TrainConfig",
-]
+from janus_ds.config.schema_train import DecodeConfig as DecodeConfig
+from janus_ds.config.schema_train import TrainConfig as TrainConfig
 
 _Objective = OneOf(
     "paper", "released", "ar", "ar_query", "cmlm", "ar_rdrop", "ar_query_rdrop", "released_finetune"

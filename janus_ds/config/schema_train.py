@@ -9,8 +9,6 @@ from pydantic.dataclasses import dataclass
 
 from janus_ds.config.fields import STRICT, Count, NotNegative, OneOf, Positive, Share, Whole
 
-__all__ = ["DecodeConfig", "TrainConfig"]
-
 _Task = OneOf("nmt", "cnndm", "gigaword", "xsum", "msnews", "squadqg", "msqg", "coqa", "personachat")
 
 

@@ -25,8 +25,6 @@ from torch import Tensor
 from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.mask_predict import MaskPredictSettings, RowDecoder, TargetRows
 
-__all__ = ["JudgedRows", "aux_search"]
-
 
 class JudgedRows(RowDecoder, Protocol):
     """What AUX search asks of a model."""

@@ -33,8 +33,6 @@ from torch import Tensor
 
 from janus_ds.decode.hypothesis import ScoredTokens
 
-__all__ = ["RefillableSteps", "SearchSettings", "StepFunction", "beam_search"]
-
 
 class StepFunction(Protocol):
     """What the search asks for logits: a model with its cache."""

@@ -25,17 +25,6 @@ from torch import Tensor
 from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.hypothesis import ScoredTokens
 
-__all__ = [
-    "DraftDecoder",
-    "DraftRound",
-    "DraftedTokens",
-    "Judge",
-    "Proposal",
-    "Sentence",
-    "Verdict",
-    "draft_search",
-]
-
 
 @dataclass(frozen=True)
 class DraftRound:

@@ -50,8 +50,6 @@ from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["Generator", "Progress", "trained_modes"]
-
 Progress = Callable[[int, int], None]
 """Called after each batch with the number of finished inputs and of all."""
 

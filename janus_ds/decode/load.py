@@ -26,8 +26,6 @@ from janus_ds.io import read_bounded
 from janus_ds.model.decoding.inference import model_from_file
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["DEMO", "LoadedRun", "demo_folder", "find_run", "load_run", "usable_device", "with_decode"]
-
 RUN_FORMAT_VERSION = 1
 """Newest `run.json` that this version reads."""
 

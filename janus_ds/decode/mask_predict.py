@@ -37,15 +37,6 @@ from torch import Tensor
 
 from janus_ds.decode.hypothesis import ScoredTokens
 
-__all__ = [
-    "MaskPredictSettings",
-    "RowDecoder",
-    "TargetRows",
-    "length_candidates",
-    "mask_predict",
-    "remask_counts",
-]
-
 _CHUNK_ROWS = 1024
 """Rows that are projected to the vocabulary at a time, so that logits take a bounded memory."""
 

@@ -34,8 +34,6 @@ from janus_ds.decode.sample import Sampling, draw_rows, random_of, token_shares
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["DraftPlan", "ModelDrafts", "SamplingJudge", "draft_plan", "tails"]
-
 _SHIFTS = (0, 1, -1)
 
 

@@ -19,16 +19,6 @@ from janus_ds.decode.mask_predict import MaskPredictSettings
 from janus_ds.model.decoding.cache import EncoderOutput, KVCache
 from janus_ds.model.janus import JanusModel
 
-__all__ = [
-    "AuxDecoder",
-    "CachedSteps",
-    "NarDecoder",
-    "draft_settings",
-    "mask_predict_settings",
-    "most_rows",
-    "search_settings",
-]
-
 
 class CachedSteps:
     """The step function of a beam search: one content row and one query row a beam.

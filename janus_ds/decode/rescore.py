@@ -24,8 +24,6 @@ from janus_ds.decode.sample import draw_rows
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["ArScorer", "rescore", "sampled_variants"]
-
 _WIDEST_BLOCK = 512
 """Rows of a block: its mask is square."""
 _UNSURE = 0.5

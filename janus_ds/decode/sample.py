@@ -17,8 +17,6 @@ from torch import Tensor
 from janus_ds.decode.beam_search import SearchSettings, StepFunction
 from janus_ds.decode.hypothesis import ScoredTokens
 
-__all__ = ["Sampling", "draw_rows", "random_of", "sample_search", "token_shares"]
-
 _DEAD = float("-inf")
 
 

@@ -11,8 +11,6 @@ from typing import Protocol
 from janus_ds.batch import SpecialTokens
 from janus_ds.errors import DataError
 
-__all__ = ["DICT_NAME", "FairseqWords", "IdText", "TextCodec", "cut_sources", "cut_warning", "one_line"]
-
 DICT_NAME = "dict.txt"
 _FIRST_WORDS = ("<s>", "<pad>", "</s>", "<unk>")
 _MASK_WORD = "<mask>"

@@ -33,8 +33,6 @@ from janus_ds.errors import CheckpointError, DataError
 from janus_ds.evaluate.evaluation import load_mean
 from janus_ds.io import disk_faults, sha256_of_file, write_atomic
 
-__all__ = ["DistillRequest", "distill"]
-
 _TRAIN = "train"
 _STREAMS = ("source", "target")
 _PACKING = ("samples_per_member", "members_per_shard")

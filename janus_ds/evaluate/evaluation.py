@@ -31,22 +31,6 @@ from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_infe
 from janus_ds.model.weights import load_weights
 from janus_ds.tables import table
 
-__all__ = [
-    "EvalRequest",
-    "EvalText",
-    "Progress",
-    "SystemResult",
-    "check_vocabulary",
-    "codec_of",
-    "encode_sources",
-    "load_checkpoint",
-    "load_mean",
-    "one_by_one",
-    "results_table",
-    "run_evaluation",
-    "systems_of",
-]
-
 Progress = Callable[[str, int, int], None]
 """Called with the system, and the numbers of finished sentences and of all."""
 

@@ -20,8 +20,6 @@ from janus_ds.model.formats.hf_export import export_config, export_generation, e
 from janus_ds.model.formats.hf_import import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
 from janus_ds.observe.run_record import RUN_FILE, write_run_record
 
-__all__ = ["REPORT_FILE", "from_hf", "refuse_run", "to_hf", "write_hf", "write_report"]
-
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 
 

@@ -27,8 +27,6 @@ from janus_ds.evaluate.timing import DecodeOne, Latency, LatencyPlan, measure, s
 from janus_ds.model.decoding.inference import prepare_for_inference
 from janus_ds.tables import table
 
-__all__ = ["HfAr", "LatencyReport", "measure_glge"]
-
 _OURS, _THEIRS = "ar", "hf-ar"
 
 

@@ -21,8 +21,6 @@ from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError
 
-__all__ = ["Passage", "heldout_passages", "infill", "line_passages", "line_windows"]
-
 STDIN = "-"
 _MEAN_SPAN = 2.0
 _FIRST_WINDOW = 16

@@ -7,8 +7,6 @@ from typing import Any
 
 from janus_ds.errors import UsageError
 
-__all__ = ["check_beam", "check_systems", "options_by_name"]
-
 GREEDY = "ar-greedy"
 """AR with one beam, beside AR with the beam that was asked for."""
 MODES = ("ar", GREEDY, "nar", "draft", "aux")

@@ -41,18 +41,6 @@ from janus_ds.metrics.glge_metrics import Meteor, TaskTexts
 from janus_ds.metrics.scores import Scores, save_json
 from janus_ds.metrics.translation import compare_translations, score_translations
 
-__all__ = [
-    "EvalRequest",
-    "GlgeEvaluation",
-    "GlgeRequest",
-    "SystemResult",
-    "evaluate",
-    "evaluate_glge",
-    "glge_table",
-    "results_table",
-    "with_best",
-]
-
 _COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetition", "length_ratio")
 
 

@@ -13,8 +13,6 @@ from statistics import fmean, median
 
 import torch
 
-__all__ = ["DecodeOne", "Latency", "LatencyPlan", "measure", "spread_over"]
-
 DecodeOne = Callable[[Sequence[int]], int]
 """Decodes one source (token ids without bos and eos) and tells the number of tokens of the output."""
 

@@ -17,19 +17,6 @@ from itertools import pairwise
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-__all__ = [
-    "Measured",
-    "chrf",
-    "compound_bleu",
-    "length_ratio",
-    "prepare_as_fairseq",
-    "remove_bpe",
-    "repetition",
-    "sacrebleu_13a",
-    "split_compounds",
-    "tokenized_bleu",
-]
-
 _END = "</s>"
 _UNKNOWN = "<unk>"
 _ESCAPED_UNKNOWN = "<<unk>>"

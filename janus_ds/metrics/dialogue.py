@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-__all__ = ["Order", "answer_f1", "distinct", "mean_answer_f1", "mean_sentence_bleu"]
-
 Order = Literal[1, 2]
 Smoothing = Literal["nltk35", "nltk36"]
 Weights = tuple[float, float, float, float]

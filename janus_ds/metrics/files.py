@@ -7,8 +7,6 @@ from pathlib import Path
 
 from janus_ds.errors import DataError
 
-__all__ = ["TextLines", "check_same_length", "read_lines"]
-
 
 @dataclass(frozen=True)
 class TextLines:

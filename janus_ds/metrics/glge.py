@@ -24,17 +24,6 @@ from janus_ds.metrics.glge_text import files2rouge_summaries, gigaword_summaries
 from janus_ds.metrics.question_generation import msqg_items, squad_items
 from janus_ds.metrics.scores import Scores, ScoreSheet
 
-__all__ = [
-    "TASKS",
-    "Task",
-    "combine",
-    "find_predictions",
-    "overall",
-    "read_texts",
-    "score_task",
-    "task_named",
-]
-
 _SUMMARY = ("rouge1", "rouge2", "rougeL")
 _QUESTION = ("rougeL", "bleu4", "meteor")
 _DIALOGUE = ("bleu1", "bleu2", "distinct1", "distinct2")

@@ -19,20 +19,6 @@ from janus_ds.metrics.question_generation import QuestionItem, coco_bleu, coco_r
 from janus_ds.metrics.rouge import NAMES, Summary, rouge
 from janus_ds.metrics.scores import ScoreSheet
 
-__all__ = [
-    "MakeItems",
-    "Meteor",
-    "PrepareSummaries",
-    "Scorer",
-    "TaskTexts",
-    "choose_meteor",
-    "question_scorer",
-    "score_answers",
-    "score_cnndm",
-    "score_dialogue",
-    "summary_scorer",
-]
-
 
 @dataclass(frozen=True)
 class TaskTexts:

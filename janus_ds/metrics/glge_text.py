@@ -14,18 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from janus_ds.metrics.rouge import Summary, split_sentences
 
-__all__ = [
-    "CASED_BRACKETS",
-    "LOWER_BRACKETS",
-    "SENTENCE_MARK",
-    "ascii_lower",
-    "ascii_strip",
-    "cnndm_summaries",
-    "files2rouge_summaries",
-    "gigaword_summaries",
-    "rejoin",
-]
-
 LOWER_BRACKETS: Mapping[str, str] = {
     **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
     **{"[UNK]": "UNK", "&": "&amp;", "<": "&lt;", ">": "&gt;"},

@@ -20,8 +20,6 @@ from typing import IO
 from janus_ds.errors import MissingDependencyError
 from janus_ds.metrics.question_generation import QuestionItem
 
-__all__ = ["JAR_VARIABLE", "MeteorProgram", "find_meteor"]
-
 JAR_VARIABLE = "JANUS_METEOR_JAR"
 """Environment variable with the path of a meteor-1.5.jar, if it is not pycocoevalcap's."""
 

@@ -15,8 +15,6 @@ import numpy as np
 
 from janus_ds.metrics.glge_text import LOWER_BRACKETS, ascii_lower, ascii_strip, rejoin
 
-__all__ = ["QuestionItem", "coco_bleu", "coco_rouge_l", "group", "msqg_items", "squad_items"]
-
 _ORDERS = 4
 _TINY = 1e-15
 _SMALL = 1e-9

@@ -18,8 +18,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NAMES", "Rouge", "Summary", "perl_draws", "rouge", "rouge_pair", "rouge_stem", "split_sentences"]
-
 NAMES = ("rouge1", "rouge2", "rougeL")
 
 Summary = Sequence[str]

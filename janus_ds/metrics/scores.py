@@ -10,8 +10,6 @@ from typing import Any
 
 from janus_ds.errors import ResourceError
 
-__all__ = ["METRIC_TITLES", "ScoreSheet", "Scores", "render", "save_json"]
-
 METRIC_TITLES = {
     "sacrebleu": ("BLEU", "BLEU 13a"),
     "tokenized_bleu": ("tokenised BLEU", "tok. BLEU"),

@@ -30,15 +30,6 @@ from janus_ds.metrics.bleu import (
 from janus_ds.metrics.files import TextLines, check_same_length
 from janus_ds.metrics.scores import Scores, ScoreSheet
 
-__all__ = [
-    "bleu_statistics",
-    "bootstrap_draws",
-    "compare",
-    "compare_translations",
-    "corpus_bleu",
-    "score_translations",
-]
-
 _BPE = re.compile(r"@@( |$)")
 _MOSES_ESCAPE = re.compile(r"&(apos|quot|amp|lt|gt|#91|#93|#124);")
 _SPLIT_FULL_STOP = re.compile(r"\S [.?!]$")

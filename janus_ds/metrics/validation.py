@@ -23,8 +23,6 @@ from janus_ds.metrics.glge_text import cnndm_summaries, files2rouge_summaries, g
 from janus_ds.metrics.question_generation import coco_bleu, coco_rouge_l, msqg_items, squad_items
 from janus_ds.metrics.rouge import rouge_pair
 
-__all__ = ["VALIDATION_METRICS", "ValidationMetric"]
-
 Lines = Sequence[str]
 
 

@@ -30,17 +30,6 @@ from janus_ds.model.decoding.cpu_kernels import PreparedProduct, attend_few, few
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
 
-__all__ = [
-    "DenseRows",
-    "GroupedRows",
-    "Kernel",
-    "KeysValues",
-    "MultiHeadAttention",
-    "RowAttention",
-    "additive_mask",
-    "segment_rule",
-]
-
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of the encoder states for one layer, each (B, H, S, E)."""
 

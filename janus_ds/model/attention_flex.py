@@ -29,8 +29,6 @@ from janus_ds.errors import ConfigError
 from janus_ds.model.attention import Kernel, RowAttention
 from janus_ds.stream_mask import Segment, visible
 
-__all__ = ["BLOCK", "FlexRows", "MaskRule"]
-
 BLOCK = 128
 """Rows and keys of a block."""
 

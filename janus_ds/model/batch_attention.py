@@ -23,8 +23,6 @@ from janus_ds.model.attention_flex import FlexRows
 from janus_ds.packing import GridPlaces, segment_parts, source_part, unpacked
 from janus_ds.stream_mask import CONTENT_SEGMENTS, Segment
 
-__all__ = ["BACKENDS", "DENSE_ROW_LIMIT", "PackedRows", "RowsOfBatch", "attend_packed_source", "fitting"]
-
 DENSE_ROW_LIMIT = 48
 """Longest segment for which one dense call beats several smaller ones (measured on CPU: even at ~45)."""
 

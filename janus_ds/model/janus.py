@@ -31,8 +31,6 @@ from janus_ds.packing import GridPlaces, source_part
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment
 
-__all__ = ["JanusModel"]
-
 
 class JanusModel(nn.Module):
     """Encoder, two-stream decoder, length head, one tied embedding.

@@ -25,18 +25,6 @@ from janus_ds.model.decoding.cpu_kernels import PreparedLinear
 from janus_ds.packing import GridPlaces
 from janus_ds.parallel.layers import ParallelLayers, drawn_embedding
 
-__all__ = [
-    "Decoder",
-    "DecoderLayer",
-    "Encoder",
-    "EncoderLayer",
-    "LengthHead",
-    "Recompute",
-    "TransformerLayer",
-    "padding_mask",
-    "recompute_with",
-]
-
 Recompute = Callable[..., Tensor]
 """Calls a function with the arguments that follow it, now or once more in the backward pass."""
 

@@ -14,16 +14,6 @@ from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError
 from janus_ds.parallel.layers import ParallelLayers, shard_dims, take_shard
 
-__all__ = [
-    "check_shapes",
-    "check_weights",
-    "load_weights",
-    "padded_vocab",
-    "parameter_shapes",
-    "refuse_too_many_layers",
-    "weight_faults",
-]
-
 _NAMED_AT_MOST = 6
 
 

@@ -35,16 +35,6 @@ from torch import Tensor
 
 from janus_ds.parallel.layers import ParallelLayers
 
-__all__ = [
-    "ChunkResult",
-    "Terms",
-    "VocabSlice",
-    "chunk_gradient",
-    "chunk_losses",
-    "compiler_is_at_hand",
-    "logit_gradient",
-]
-
 logger = logging.getLogger(__name__)
 
 Pairs = tuple[tuple[int, int], ...]

@@ -22,8 +22,6 @@ from torch.autograd.function import once_differentiable
 from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_gradient, chunk_losses, logit_gradient
 from janus_ds.parallel.layers import ParallelLayers
 
-__all__ = ["HeadPlan", "RowGroup", "fused_head", "rows_per_chunk"]
-
 _CPU_ELEMENTS = 6_000_000
 _CUDA_ELEMENTS = 150_000_000
 _HALF_RANGE = 64.0

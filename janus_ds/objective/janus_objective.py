@@ -20,8 +20,6 @@ from janus_ds.objective.chunk_math import Terms
 from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
 from janus_ds.parallel.layers import ParallelLayers
 
-__all__ = ["JanusObjective", "LossReport", "length_cross_entropy", "ramp_factors"]
-
 _STREAMS = ("ar", "nar", "aux")
 _PAIRS = (("ar", "nar"), ("ar", "aux"), ("nar", "aux"))
 _SAME_STREAM = tuple(f"kl_{name}_{name}" for name in _STREAMS)

@@ -16,8 +16,6 @@ import torch
 from janus_ds.batch import BatchCounts
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 
-__all__ = ["StepMeter", "StepTiming", "device_peak_flops", "memory_bytes", "step_flops"]
-
 _PEAK_TFLOPS = {
     # Dense tensor-core peaks of the vendors' data sheets: (16 bit, fp32 as TF32 where it exists).
     "B200": (2250.0, 1100.0),

@@ -24,8 +24,6 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.io import write_atomic
 from janus_ds.observe.writers import set_aside
 
-__all__ = ["RUN_FILE", "RUN_FORMAT_VERSION", "installed_versions", "read_run_record", "write_run_record"]
-
 
 def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
     """Versions of Python and of packages; None for what is not installed."""

@@ -20,8 +20,6 @@ from typing import Any
 from janus_ds.errors import ResourceError
 from janus_ds.io import write_atomic
 
-__all__ = ["MetricsWriter", "read_metrics", "set_aside", "truncate_events", "truncate_metrics"]
-
 _HEADER = struct.Struct("<QI")
 """Length of a record, and the length's checksum."""
 _LENGTH_BYTES = 8

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["accept_ranks", "join", "listen", "network"]
-
 _CONNECT_SECONDS = 20.0
 """Time in which all ranks must have connected; those that have not are not watched."""
 _ANSWER_SECONDS = 5.0

@@ -7,15 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "SEED_LIMIT",
-    "ParallelLayers",
-    "drawn_embedding",
-    "merge_shards",
-    "shard_dims",
-    "take_shard",
-]
-
 
 def shard_dims(model: nn.Module) -> dict[str, int | None]:
     """For each parameter name, the dimension it is sharded along, or None where it is replicated."""

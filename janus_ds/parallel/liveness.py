@@ -28,8 +28,6 @@ from janus_ds.errors import TrainingError
 from janus_ds.parallel.handshake import accept_ranks, join, listen, network
 from janus_ds.parallel.topology import Topology
 
-__all__ = ["Liveness", "LostRankError", "Peer"]
-
 _GRACE_SECONDS = 15.0
 """Time between the loss of a rank and the end of this process, should it wait in a collective."""
 _MOST_LINE = 1 << 16

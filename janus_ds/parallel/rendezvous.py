@@ -20,8 +20,6 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from janus_ds.errors import MissingDependencyError
 
-__all__ = ["fresh_store", "launcher_store", "rendezvous_in_time"]
-
 _LIMIT_SECONDS = 600.0
 _POLL_SECONDS = 0.05
 _PREFIX = "janus_ds/rendezvous"

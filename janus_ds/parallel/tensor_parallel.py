@@ -31,8 +31,6 @@ from torch import Tensor, nn
 from janus_ds.errors import ConfigError
 from janus_ds.parallel.layers import SEED_LIMIT, ParallelLayers, merge_shards
 
-__all__ = ["deepspeed_mpu", "init_model_parallel", "make_layers"]
-
 _RNG_NAME = "model-parallel-rng"
 _SEED_OFFSET = 2718
 

@@ -21,8 +21,6 @@ from janus_ds.errors import JanusError, MissingDependencyError, UsageError
 from janus_ds.parallel import tensor_parallel as tp
 from janus_ds.parallel.rendezvous import fresh_store, launcher_store, rendezvous_in_time
 
-__all__ = ["Topology", "close_topology", "init_topology", "raise_on_all_ranks"]
-
 Number = TypeVar("Number", int, float)
 Anything = TypeVar("Anything")
 

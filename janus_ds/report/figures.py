@@ -24,21 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "COLOURS",
-    "INK",
-    "Picture",
-    "draw_curve_pictures",
-    "draw_task_pictures",
-    "frontier",
-    "looks_of",
-    "new_figure",
-    "png_of",
-    "require_matplotlib",
-    "styled",
-    "thinned",
-]
-
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#8B6914")
 INK = "#333333"
 _MARKERS = "os^DvPX*"

@@ -23,8 +23,6 @@ from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pict
 from janus_ds.report.rows import metric_title, mode_table, mode_title, run_table
 from janus_ds.report.runs import RunFolder, read_runs, sorted_modes
 
-__all__ = ["PAGE", "ReportRequest", "marked", "render", "sample_cards", "write_report"]
-
 PAGE = "index.html"
 _DPI = 150
 _WORDS = re.compile(r"(\s*)(\w+|[^\w\s])")

@@ -13,18 +13,6 @@ from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.metrics.scores import METRIC_TITLES
 from janus_ds.report.runs import RunFolder, iterations_of, primary_metric, sorted_modes
 
-__all__ = [
-    "Row",
-    "metric_title",
-    "mode_table",
-    "mode_title",
-    "objective_text",
-    "rows_of",
-    "run_table",
-    "term_title",
-    "trend_of",
-]
-
 _FIRST = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf")
 _LAST = ("repetition", "repetition_words", "length_ratio", "sentences_per_second", "ms_per_sentence_batch_1")
 _SPEED_TITLES = {

@@ -20,8 +20,6 @@ from janus_ds.errors import JanusError, UsageError
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics
 
-__all__ = ["RunFolder", "System", "iterations_of", "primary_metric", "read_runs", "sorted_modes"]
-
 _NAR = re.compile(r"nar-(\d+)$")
 _PRIMARY = ("sacrebleu", "overall", "rougeL", "f1", "bleu4", "bleu1")
 

@@ -18,8 +18,6 @@ from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments
 from janus_ds.config.packaged import user_path
 from janus_ds.errors import JanusError
 
-__all__ = ["FOLLOWER_DELAY", "TrainOptions", "parse_options", "refuse_faults"]
-
 FOLLOWER_DELAY = 2.0
 """Seconds that a rank waits for the one that prints the fault of all: launchers end all when one is gone."""
 

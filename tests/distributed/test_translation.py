@@ -11,7 +11,8 @@ import torch
 
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints, read_weights
 from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
-from janus_ds.evaluate.tasks import EvalRequest, evaluate, results_table
+from janus_ds.evaluate.evaluation import EvalRequest
+from janus_ds.evaluate.tasks import evaluate, results_table
 from janus_ds.parallel.topology import Topology, init_topology
 from tests.support.launch import run_ranks
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny

@@ -20,8 +20,6 @@ from janus_ds.errors import ConfigError
 from janus_ds.packing import pack
 from janus_ds.stream_mask import Segment
 
-__all__ = ["Collator", "RowKinds"]
-
 Array = NDArray[Any]
 
 

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["SampleKeys", "Stream", "bits", "keys", "shuffled", "uniforms"]
-
 UInts = NDArray[np.uint64]
 
 Floats = NDArray[Any]

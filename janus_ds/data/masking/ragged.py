@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-__all__ = ["Ragged"]
-
 IntArray = np.ndarray[Any, np.dtype[Any]]
 
 

@@ -24,16 +24,6 @@ from numpy.typing import NDArray
 from janus_ds.config.schema import MaskingConfig
 from janus_ds.data.masking.counter_rng import SampleKeys, Stream
 
-__all__ = [
-    "INFILLING_LAWS",
-    "TARGET_LAWS",
-    "MaskDraw",
-    "Spans",
-    "draw_noise",
-    "draw_target",
-    "expected_share",
-]
-
 Ints = NDArray[np.int64]
 
 Floats = NDArray[Any]

@@ -19,8 +19,6 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.span_laws import INFILLING_LAWS, TARGET_LAWS, MaskDraw, draw_noise, draw_target
 from janus_ds.errors import ConfigError
 
-__all__ = ["Views", "check_masking", "make_views"]
-
 Values = NDArray[Any]
 
 

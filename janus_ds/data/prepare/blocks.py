@@ -23,16 +23,6 @@ from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, structural, 
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults
 
-__all__ = [
-    "BlockEncoder",
-    "UnitResult",
-    "ensure_tokenizer",
-    "hash_sample",
-    "read_units",
-    "sample_lines",
-    "split_of",
-]
-
 
 @dataclass(frozen=True)
 class UnitResult:

@@ -37,8 +37,6 @@ from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults
 
-__all__ = ["PrepareProgress", "PrepareReport", "prepare", "prepare_bundled_corpus"]
-
 _SPLIT_ORDER = ("train", "valid", "test")
 
 

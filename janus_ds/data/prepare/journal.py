@@ -36,8 +36,6 @@ from janus_ds.data.text.documents import Position
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults, fingerprint_of, write_atomic
 
-__all__ = ["WORK_NAME", "Journal", "Progress", "SplitState", "SplitWriter", "finished_manifest"]
-
 WORK_NAME = ".prepare"
 
 _KEY, _STATE, _LOCK = "key.json", "state.json", "lock"

@@ -16,22 +16,6 @@ from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.text_files import COMPRESSED_SUFFIXES, TextFile
 from janus_ds.errors import DataError, UsageError
 
-__all__ = [
-    "GLGE_LIMITS",
-    "GLGE_SPLITS",
-    "PairCleaner",
-    "PairFiles",
-    "PairText",
-    "find_files",
-    "find_split",
-    "held_out_text",
-    "pair_key",
-    "pair_up",
-    "read_pairs",
-    "source_limit",
-    "task_limits",
-]
-
 _LONGEST_LINE_WORDS = 5000
 
 

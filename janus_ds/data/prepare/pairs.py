@@ -30,8 +30,6 @@ from janus_ds.data.text.word_tokenizer import train_words
 from janus_ds.errors import DataError
 from janus_ds.io import atomic_dir, disk_faults, write_atomic
 
-__all__ = ["PairReport", "prepare_glge", "prepare_pairs"]
-
 _STREAMS = ("source", "target")
 _GLGE_SIDES = ("src", "tgt")
 _UNIT_PAIRS = 4000

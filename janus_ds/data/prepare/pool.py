@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 from janus_ds.errors import JanusError, ResourceError
 
-__all__ = ["ordered_map"]
-
 Item = TypeVar("Item")
 
 Note = TypeVar("Note")

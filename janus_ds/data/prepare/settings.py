@@ -12,18 +12,6 @@ from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, Document
 from janus_ds.data.text.tokenizer import SENTENCEPIECE_KINDS
 from janus_ds.errors import ConfigError, DataError
 
-__all__ = [
-    "BPE_WORDS",
-    "PAIR_TOKENIZERS",
-    "TOKENIZER_KINDS",
-    "Execution",
-    "GlgeSettings",
-    "Languages",
-    "Limits",
-    "PairSettings",
-    "PrepareSettings",
-]
-
 
 @dataclass(frozen=True)
 class Languages:

@@ -18,8 +18,6 @@ from janus_ds.data.stream.open_dataset import MixedSplit, SplitPlace
 from janus_ds.data.stream.source import MixedSource, SampleSource
 from janus_ds.errors import ConfigError, DataError
 
-__all__ = ["BatchMaker"]
-
 Array = NDArray[Any]
 
 _CACHED_MEMBERS = 16

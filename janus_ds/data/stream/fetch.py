@@ -16,8 +16,6 @@ from janus_ds.data.stream.remote import CHUNK_BYTES, TransferError, open_transfe
 from janus_ds.errors import DamagedDataError, DataError
 from janus_ds.io import disk_faults, write_atomic
 
-__all__ = ["Expected", "Patience", "RemoteFolder"]
-
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0

@@ -21,21 +21,6 @@ from janus_ds.config.locations import checked_name
 from janus_ds.errors import DataError
 from janus_ds.io import fingerprint_of, read_bounded, write_atomic
 
-__all__ = [
-    "FORMAT_VERSION",
-    "INDEX_NAME",
-    "MANIFEST_NAME",
-    "MOST_BYTES",
-    "BlobEntry",
-    "Manifest",
-    "MemberEntry",
-    "ShardEntry",
-    "SplitIndex",
-    "SplitTotals",
-    "shard_entry",
-    "whole_number",
-]
-
 FORMAT_VERSION = 1
 """Version of the layout on disk; higher ones are refused."""
 

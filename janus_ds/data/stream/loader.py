@@ -22,15 +22,6 @@ from janus_ds.data.stream.quarantine import Damage
 from janus_ds.data.stream.step_plan import RankShare, make_step_plan
 from janus_ds.errors import DataError, JanusError, ResourceError
 
-__all__ = [
-    "VALIDATION_EPOCH",
-    "PackedStep",
-    "StepData",
-    "StepLoader",
-    "ValidationBatch",
-    "validation_batches",
-]
-
 
 @dataclass(frozen=True)
 class StepData:

@@ -17,8 +17,6 @@ from janus_ds.data.text.tokenizer import MOST_TOKENIZER_BYTES, TOKENIZER_FILES, 
 from janus_ds.errors import DataError, JanusError
 from janus_ds.io import fingerprint_of, sha256_of_file
 
-__all__ = ["DataPlace", "MixedSplit", "SplitPlace", "open_data", "open_split"]
-
 _BYTES_A_GB = 1e9
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from janus_ds.errors import DamagedDataError, DataError
 from janus_ds.io import disk_faults
 
-__all__ = ["QUARANTINE_NAME", "Damage", "QuarantineList", "StandIns"]
-
 QUARANTINE_NAME = "quarantine.jsonl"
 
 logger = logging.getLogger(__name__)

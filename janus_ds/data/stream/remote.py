@@ -28,8 +28,6 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from janus_ds.config.locations import PIPE
 from janus_ds.errors import MissingDependencyError
 
-__all__ = ["CHUNK_BYTES", "Transfer", "TransferError", "open_transfer"]
-
 CHUNK_BYTES = 1 << 18
 
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)

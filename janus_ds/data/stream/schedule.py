@@ -18,16 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
 from janus_ds.errors import ConfigError, DataError
 
-__all__ = [
-    "CYCLE",
-    "SOURCE_BITS",
-    "MixedSchedule",
-    "SampleSchedule",
-    "ShardGroups",
-    "Turns",
-    "rank_positions",
-]
-
 Ints = NDArray[np.int64]
 
 

@@ -26,8 +26,6 @@ from janus_ds.data.stream.index import ShardEntry
 from janus_ds.errors import DamagedDataError, DataError, JanusError, ResourceError
 from janus_ds.io import disk_faults, open_regular, sha256_of_file
 
-__all__ = ["ReadAhead", "RemoteShards", "ShardCache", "logger"]
-
 _WHOLE = re.compile(r"[0-9a-f]{64}\.tar")
 
 _PART = re.compile(r"[0-9a-f]{64}\.([0-9]+)\.part")

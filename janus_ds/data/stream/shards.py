@@ -25,16 +25,6 @@ from janus_ds.data.stream.index import BlobEntry, MemberEntry, ShardEntry, Split
 from janus_ds.errors import DamagedDataError, DataError
 from janus_ds.io import disk_faults, open_regular
 
-__all__ = [
-    "Packing",
-    "ShardReader",
-    "ShardStore",
-    "shard_name",
-    "token_dtype",
-    "unpack_member",
-    "write_shard",
-]
-
 TAR_BLOCK_BYTES = 512
 _LOOK_FIRST_BYTES = 16 << 20
 _NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)

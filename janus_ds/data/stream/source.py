@@ -19,8 +19,6 @@ from janus_ds.data.stream.shard_cache import ReadAhead
 from janus_ds.data.stream.shards import ShardReader
 from janus_ds.errors import DataError
 
-__all__ = ["MixedSource", "SampleSource"]
-
 Ints = NDArray[np.int64]
 
 

@@ -15,8 +15,6 @@ from janus_ds.data.stream.source import MixedSource, SampleSource
 from janus_ds.data.stream.token_schedule import SampleCosts, TokenSchedule, expected_rows, share_out
 from janus_ds.errors import ConfigError
 
-__all__ = ["RankShare", "StepPlan", "make_step_plan", "one_source", "sample_costs"]
-
 Ints = NDArray[Any]
 
 _SEED_STEP = 1_000_003

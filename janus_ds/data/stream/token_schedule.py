@@ -24,8 +24,6 @@ from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
 from janus_ds.data.masking.span_laws import expected_share
 from janus_ds.errors import ConfigError, DataError
 
-__all__ = ["Bucket", "Group", "SampleCosts", "TokenSchedule", "expected_rows", "share_out"]
-
 Ints = NDArray[np.int64]
 
 _MOST_SOURCE_BUCKETS = 8

@@ -29,8 +29,6 @@ from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DataError, JanusError
 from janus_ds.io import open_regular, sha256_of_file
 
-__all__ = ["Fault", "VerifyReport", "verify_dataset"]
-
 
 @dataclass(frozen=True)
 class Fault:

@@ -19,8 +19,6 @@ from pathlib import Path
 from janus_ds.data.text.text_files import COMPRESSED_SUFFIXES, TextFile
 from janus_ds.errors import DataError
 
-__all__ = ["DOCUMENT_RULES", "INPUT_FORMATS", "DocumentReader", "DocumentRule", "Position"]
-
 INPUT_FORMATS = ("auto", "text", "jsonl", "wiki")
 
 DOCUMENT_RULES = ("blank", "line", "file")

@@ -20,8 +20,6 @@ from janus_ds.data.text.tokenizer import (
 from janus_ds.errors import DataError
 from janus_ds.io import read_bounded, write_atomic
 
-__all__ = ["read_hf_tokenizer", "write_hf_tokenizer"]
-
 _FAST, _CONFIG, _VOCAB, _MERGES = "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
 
 _ROLES = {

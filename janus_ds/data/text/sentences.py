@@ -15,8 +15,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["CutRows", "cut_rows", "split_sentences"]
-
 _CLOSING = "\"'”’»)\\]"
 
 _OPENING = "\"'“‘«([-–—"

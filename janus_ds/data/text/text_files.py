@@ -13,8 +13,6 @@ from typing import IO, Any
 
 from janus_ds.errors import DataError, MissingDependencyError
 
-__all__ = ["COMPRESSED_SUFFIXES", "TextFile", "list_inputs"]
-
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst", ".bz2")
 
 _LONGEST_LINE_BYTES = 64 << 20

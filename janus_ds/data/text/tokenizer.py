@@ -17,20 +17,6 @@ from janus_ds.data.text.word_tokenizer import WORDS_NAME, WordTokenizer
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults, fingerprint_of, read_bounded, write_atomic
 
-__all__ = [
-    "MASK_TEXT",
-    "MOST_TOKENIZER_BYTES",
-    "SENTENCEPIECE_KINDS",
-    "TOKENIZER_FILES",
-    "ByteLevelBPE",
-    "SentencePieceTokenizer",
-    "Tokenizer",
-    "load_tokenizer",
-    "plain_ids",
-    "structural",
-    "train_sentencepiece",
-]
-
 MASK_TEXT = "<mask>"
 """How the mask symbol is written in text."""
 

@@ -10,8 +10,6 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults, fingerprint_of, write_atomic
 
-__all__ = ["WORDS_NAME", "WordTokenizer", "train_words"]
-
 WORDS_NAME = "words.txt"
 
 _SPECIAL_WORDS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")

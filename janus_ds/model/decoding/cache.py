@@ -27,13 +27,6 @@ from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.model.attention import KeysValues, additive_mask
 from janus_ds.model.decoding.cpu_kernels import by_columns, wants_columns
 
-__all__ = [
-    "ArStream",
-    "EncoderOutput",
-    "KVCache",
-    "new_cache",
-]
-
 _FIRST_STEPS = 32
 """Tokens a beam that a new pool has room for."""
 

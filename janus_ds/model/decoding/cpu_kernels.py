@@ -32,23 +32,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "Preparable",
-    "PreparedLinear",
-    "PreparedNorm",
-    "PreparedProduct",
-    "Product",
-    "attend_few",
-    "by_columns",
-    "can_pack",
-    "can_quantize",
-    "few_rows",
-    "prepare",
-    "product_of",
-    "stored_by_columns",
-    "wants_columns",
-]
-
 Product = Callable[[Tensor], Tensor]
 """x (..., in) -> x W^T + b, (..., out)."""
 

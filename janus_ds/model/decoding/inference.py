@@ -21,8 +21,6 @@ from janus_ds.model.transformer import EncoderLayer, TransformerLayer
 from janus_ds.model.weights import check_shapes, load_weights
 from janus_ds.parallel.layers import ParallelLayers
 
-__all__ = ["DTYPES", "InferenceOptions", "model_from_file", "prepare_for_inference"]
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 """Precisions of decoding by the names of `--dtype`."""
 

@@ -19,8 +19,6 @@ from janus_ds.model.attention import Kernel, RowAttention, additive_mask
 from janus_ds.model.decoding.cache import KVCache
 from janus_ds.stream_mask import Segment, visible
 
-__all__ = ["AuxAttention", "AuxRows", "BlockRows", "CachedRows", "CandidateAttention", "PickedRows"]
-
 
 @dataclass(frozen=True)
 class BlockRows:

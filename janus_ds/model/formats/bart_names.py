@@ -19,17 +19,6 @@ from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError
 from janus_ds.model.weights import padded_vocab
 
-__all__ = [
-    "POSITION_OFFSET",
-    "POSITION_TABLES",
-    "TIED",
-    "ConversionReport",
-    "fill_up",
-    "our_names",
-    "refuse_untied",
-    "their_names",
-]
-
 TABLE = "encoder.embed_tokens.weight"
 TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 """Copies of the embedding table in fairseq's names."""

@@ -28,8 +28,6 @@ from janus_ds.model.formats.bart_names import (
 from janus_ds.model.formats.foreign_files import read_torch_file, refuse_expanded, unknown_forms
 from janus_ds.model.weights import check_weights, parameter_shapes, refuse_too_many_layers
 
-__all__ = ["load_fairseq", "to_fairseq"]
-
 _PAD, _UNK = 1, 3
 _BART_HEAD_WIDTH = 64
 

@@ -25,8 +25,6 @@ from torch import Tensor
 from janus_ds.errors import CheckpointError
 from janus_ds.io import open_regular, read_bounded
 
-__all__ = ["read_json", "read_state_dict", "read_torch_file", "refuse_expanded", "unknown_forms"]
-
 _AGAIN = "fetch or copy the file again"
 _MOST_JSON_BYTES = 64 << 20
 _MOST_COPIES = 4

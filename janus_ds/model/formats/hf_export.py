@@ -15,8 +15,6 @@ from janus_ds.errors import CheckpointError
 from janus_ds.model.formats.bart_names import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
 from janus_ds.model.formats.hf_import import BIAS, PREFIX, SHARED
 
-__all__ = ["export_config", "export_generation", "export_weights"]
-
 
 def export_config(run: RunConfig, special: SpecialTokens) -> dict[str, Any]:
     """`config.json` of a run's model.

@@ -27,8 +27,6 @@ from janus_ds.model.formats.bart_names import (
 from janus_ds.model.formats.foreign_files import read_json, read_state_dict, unknown_forms
 from janus_ds.model.weights import parameter_shapes, refuse_too_many_layers, weight_faults
 
-__all__ = ["BIAS", "CONFIG_FILE", "GENERATION_FILE", "PREFIX", "SHARED", "HfBart", "load_hf_bart"]
-
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 PREFIX, SHARED, BIAS = "model.", "model.shared.weight", "final_logits_bias"
 _HEAD = "lm_head"

@@ -51,8 +51,6 @@ from janus_ds.train.safety.memory import MemoryGuard
 from janus_ds.train.safety.signals import StopSignals
 from janus_ds.train.safety.watchdog import Watchdog
 
-__all__ = ["Run", "build_engine", "build_run", "run", "start_from"]
-
 _SHOWN_SAMPLES = 3
 _LOCK_SECONDS = 10.0
 """Time for an earlier start in the same folder to save and leave."""

@@ -32,8 +32,6 @@ from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.master_state import MasterState
 from janus_ds.train.loop.step import TrainingStep
 
-__all__ = ["LossScale", "TrainingEngine", "Update", "dropout_seed"]
-
 _TAG = "shards"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -19,8 +19,6 @@ from janus_ds.checkpoint.tensors import MOMENTS, ReadTensor
 from janus_ds.parallel.layers import ParallelLayers, shard_dims, take_shard
 from janus_ds.parallel.topology import Topology
 
-__all__ = ["MasterState"]
-
 _BUCKET = 1 << 25
 """Gather bucket size: 2^25 fp32 elements (128 MB)."""
 _SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

@@ -23,8 +23,6 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.packing import unpacked
 from janus_ds.parallel.layers import ParallelLayers
 
-__all__ = ["OutputScores", "SampleDecoder", "TextPair", "WeightsHolder", "scored_modes", "text_pairs"]
-
 
 def scored_modes(config: RunConfig) -> tuple[str, ...]:
     """Modes whose outputs the run scores.

@@ -20,8 +20,6 @@ from janus_ds.train.loop.state import Meters
 from janus_ds.train.loop.validation import global_terms
 from janus_ds.train.safety.guards import Decision, Verdict
 
-__all__ = ["ProgressBar", "Reporter", "StepResult"]
-
 _SHOWN = ("loss", "ar", "nar", "aux")
 
 

@@ -25,17 +25,6 @@ from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.engine import TrainingEngine
 
-__all__ = [
-    "STATE_VERSION",
-    "Meters",
-    "RunIdentity",
-    "changed_execution",
-    "check_form",
-    "check_resumable",
-    "read_resumable",
-    "resume",
-]
-
 STATE_VERSION = 2
 """1: the optimizer's state lies in DeepSpeed's files, which fit only the ranks that wrote them."""
 _MOST = 2**53

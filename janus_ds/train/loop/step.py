@@ -22,8 +22,6 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective
 
-__all__ = ["TrainingStep", "compile_step"]
-
 
 class TrainingStep(nn.Module):
     """Model and objective: a batch in, named losses out.

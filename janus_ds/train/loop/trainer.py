@@ -29,8 +29,6 @@ from janus_ds.train.safety.memory import MemoryGuard
 from janus_ds.train.safety.signals import StopSignals
 from janus_ds.train.safety.watchdog import Watchdog
 
-__all__ = ["Outcome", "OutputScorer", "Sampler", "Trainer", "TrainerParts", "learning_rate"]
-
 OutputScorer = Callable[[Mapping[str, Tensor], Callable[[], bool]], dict[str, float] | None]
 """Scores validation outputs by mode from the weights, or None where it was told to stop; on rank 0."""
 

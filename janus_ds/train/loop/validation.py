@@ -22,8 +22,6 @@ from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 from janus_ds.train.loop.engine import TrainingEngine
 from janus_ds.train.loop.state import Meters
 
-__all__ = ["BestWeights", "Validator", "add_terms", "global_counts", "global_terms"]
-
 
 class Validator:
     """Evaluates a fixed set of batches.

@@ -29,8 +29,6 @@ from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.engine import Update
 from janus_ds.train.safety.signals import StopSignals
 
-__all__ = ["Decision", "SkipCause", "SpikeDetector", "StepGuard", "Verdict"]
-
 _SHOWN_SAMPLES = 16
 _LOOK = "look at these samples (`python -m janus_ds inspect DATA --sample N`)"
 _FROM_CHECKPOINT = "the same command goes on from the last checkpoint, which is whole"

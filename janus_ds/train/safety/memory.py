@@ -14,8 +14,6 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ResourceError
 from janus_ds.parallel.topology import Topology
 
-__all__ = ["MemoryGuard", "OutOfMemoryError", "is_out_of_memory", "remedies"]
-
 _WORDS = (
     "can't allocate memory",
     "not enough memory",

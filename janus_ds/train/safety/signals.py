@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["Ancestor", "StopSignals", "find_launchers", "parent_of"]
-
 _NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 _ECHO_SECONDS = 3.0
 """A signal again within this time is an echo: launchers pass on what the process group got already."""

@@ -29,8 +29,6 @@ from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.safety.signals import parent_of
 
-__all__ = ["RankStatus", "Report", "StalledError", "Watchdog", "behind", "frame_of", "stalled"]
-
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/", "janus_ds/parallel/topology.py")
 
 
