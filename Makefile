@@ -68,8 +68,9 @@ lint: install-dev
 types: install-dev
 	$(BIN)/mypy janus_ds
 
+# Files are shared out between two processes; each stays in one, so that what its tests share is made once.
 unit: install-dev
-	$(PYTEST) -m "not heavy" tests
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not heavy" tests
 
 test: lint types unit
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.support.hostile import ATTACKS
-from tests.support.warm import WarmStarter
 
 # Examples are timed by nobody here: a loaded machine must not fail a test.
 settings.register_profile("untimed", deadline=None, max_examples=ATTACKS or 100)
@@ -18,11 +18,20 @@ settings.load_profile("untimed")
 Tally = Callable[[str, str], None]
 
 
-@pytest.fixture(scope="session")
-def starter() -> Iterator[WarmStarter]:
-    """Starts programs without their imports; one for the fault suite and the golden tests."""
-    with WarmStarter() as warm:
-        yield warm
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipe and the data of a tiny run; runs and logs may lie there, too."""
+    from tests.support.tiny_training import make_inputs
+
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory of a few hundred sentences, which stays as it is."""
+    from tests.support.tiny_data import make_tiny_data
+
+    return make_tiny_data(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture

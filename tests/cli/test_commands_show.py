@@ -11,14 +11,7 @@ import pytest
 
 from janus_ds.__main__ import COMMANDS, main
 from janus_ds.metrics.meteor import JAR_VARIABLE
-from tests.support.commands import SMALL, ZERO2, say
-from tests.support.programs import python
-from tests.support.tiny_data import make_tiny_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_data(tmp_path_factory.mktemp("data"))
+from tests.support.commands import ROOT, SMALL, ZERO2, say
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -29,8 +22,8 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert f"janus-ds {command}" in capsys.readouterr().out
 
 
-def test_check_goes_through_one_dry_batch(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = say(capsys, "check", "--deepspeed_config", ZERO2, "--data", data, "--ranks", 2, "--set", *SMALL)
+def test_check_goes_through_one_dry_batch(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = say(capsys, "check", "--deepspeed_config", ZERO2, "--data", tiny, "--ranks", 2, "--set", *SMALL)
     assert "micro-batch 4 x accumulation 1 x 2 data-parallel ranks" in text
     assert "270 samples to train on" in text
     losses = dict(re.findall(r"(\w+) (\d+\.\d+)", text.partition("losses before training: ")[2]))
@@ -39,8 +32,8 @@ def test_check_goes_through_one_dry_batch(data: Path, capsys: pytest.CaptureFixt
     assert float(losses["nar_nll"]) == pytest.approx(np.log(60), abs=0.2)
 
 
-def test_inspect_shows_the_views_of_an_epoch(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = say(capsys, "inspect", data, "--sample", 5, "--positions", 12)
+def test_inspect_shows_the_views_of_an_epoch(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = say(capsys, "inspect", tiny, "--sample", 5, "--positions", 12)
     source = text.partition("source, ")[2].splitlines()[1]
     target = text.partition("target, ")[2].splitlines()[1]
     assert "<mask>" in source
@@ -49,7 +42,7 @@ def test_inspect_shows_the_views_of_an_epoch(data: Path, capsys: pytest.CaptureF
     # Two rows that differ in the gold token that they may see.
     assert re.search(r"^QRY +\d+ <mask> +-> ", text, re.M)
     assert re.search(r"^ARQ +0 <mask> .*#\.+", text, re.M)
-    other = say(capsys, "inspect", data, "--sample", 5, "--epoch", 1)
+    other = say(capsys, "inspect", tiny, "--sample", 5, "--epoch", 1)
     assert other.partition("target, ")[2].splitlines()[1] != target
 
 
@@ -57,12 +50,13 @@ def test_inspect_shows_the_views_of_an_epoch(data: Path, capsys: pytest.CaptureF
     ("name", "parts"), [("nmt", ["sacrebleu", "p = "]), ("glge", ["rougeL", "all, test"])]
 )
 def test_the_example_of_the_help_runs_as_printed(
-    name: str, parts: list[str], monkeypatch: pytest.MonkeyPatch
+    name: str, parts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(JAR_VARIABLE, "/dev/null/none.jar")
-    shown = python(f"eval/{name}.py")
-    assert shown.returncode == 0
-    (example,) = (line for line in shown.stdout.split("Try it:")[1].splitlines() if "python" in line)
-    done = python(*shlex.split(example)[1:])
-    assert done.returncode == 0, done.stderr
-    assert all(part in done.stdout for part in parts)
+    monkeypatch.chdir(ROOT)
+    shown = say(capsys, "eval", name)
+    (example,) = (line for line in shown.split("Try it:")[1].splitlines() if "python" in line)
+    words = shlex.split(example)
+    assert words[:2] == ["python", f"eval/{name}.py"]
+    said = say(capsys, "eval", name, *words[2:])
+    assert all(part in said for part in parts)

@@ -18,7 +18,6 @@ from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
 from tests.support.hf_folder import VOCAB_SIZE, hub_folder, hub_state
-from tests.support.programs import python
 
 
 def convert(folder: Path, run: Path) -> None:
@@ -153,14 +152,6 @@ def test_settings_of_the_search_are_taken_over_or_named(tmp_path: Path) -> None:
     assert (decode.beam, decode.length_penalty, decode.early_stopping) == (4, 0.0, True)
     notes = " ".join(json.loads((tmp_path / "run" / "conversion.json").read_text())["notes"])
     assert all(word in notes for word in ("no_repeat_ngram_size 3", "min_length 9", "forced_bos_token_id"))
-
-
-def test_the_program_prints_no_stack(tmp_path: Path) -> None:
-    folder = hub_folder(tmp_path / "hub", changes={"model_type": "t5"})
-    done = python("-m", "janus_ds", "convert", "--from", "hf", folder, "--to", "never")
-    assert done.returncode == CheckpointError.exit_code
-    assert done.stderr.startswith("error: the model is of type 't5'")
-    assert done.stderr.count("\n") == 3
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

@@ -123,11 +123,3 @@ def test_a_checkpoint_is_decoded_and_scored(
     ):
         with pytest.raises(kind):
             run(*command, *more)
-
-
-def test_meteor_is_required_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(JAR_VARIABLE, str(tmp_path / "none.jar"))
-    lines = write(tmp_path / "two", ["a", "b"])
-    files = ("--predictions", lines, "--references", lines, "--meteor", "require")
-    with pytest.raises(MissingDependencyError, match="METEOR"):
-        run("glge", "--task", "msqg", *files)

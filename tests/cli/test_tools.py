@@ -29,12 +29,6 @@ from tests.support.commands import ROOT, SMALL, ZERO2, refusal, say
 from tests.support.programs import python
 from tests.support.tiny_data import make_tiny_data
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_data(tmp_path_factory.mktemp("data"))
-
-
 # The command itself
 
 
@@ -171,7 +165,7 @@ def test_plan_projects_messages(capsys: pytest.CaptureFixture[str]) -> None:
 # check
 
 
-def test_check_refuses_another_tokenizer(data: Path, tmp_path: Path) -> None:
+def test_check_refuses_another_tokenizer(tiny: Path, tmp_path: Path) -> None:
     text = ["another text altogether, with other words in it"] * 9
     other = make_tiny_data(tmp_path / "other")
     train_sentencepiece(text, "bpe", 40).save(other / "tokenizer")
@@ -182,10 +176,10 @@ def test_check_refuses_another_tokenizer(data: Path, tmp_path: Path) -> None:
 # inspect
 
 
-def test_the_picture_is_the_rule(data: Path) -> None:
+def test_the_picture_is_the_rule(tiny: Path) -> None:
     run = load_run_config(ROOT / "launch" / "recipes" / "quickstart.yaml")
     special = SpecialTokens(0, 1, 2, 3, 4, 60)
-    maker = BatchMaker(data / "train", run, special)
+    maker = BatchMaker(tiny / "train", run, special)
     batch = maker.batches(np.zeros((1, 1), dtype=np.int64), np.array([[9]]))[0]
     picture = picture_of(batch, positions=10_000)
     content = [s for s in picture.segment_R if s <= Segment.MSK]
@@ -209,9 +203,9 @@ def test_the_picture_is_the_rule(data: Path) -> None:
 
 
 def test_inspect_draws_where_matplotlib_is(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("inspect", data, "--sample", 0, "--png", tmp_path / "rows.png")
+    words = ("inspect", tiny, "--sample", 0, "--png", tmp_path / "rows.png")
     say(capsys, *words)
     assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

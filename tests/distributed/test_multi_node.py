@@ -15,17 +15,11 @@ from tests.support.hosts import Hosts, missing_for_hosts, two_hosts
 from tests.support.launch import free_port
 from tests.support.launchers import TwoRanks, deepspeed, torchrun
 from tests.support.processes import alive, find_ranks, wait_until
-from tests.support.tiny_training import make_inputs
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
 SHORT = ("train.max_steps=12", "train.save_every=5", "train.valid_every=6", "data.workers=1")
 ENDLESS = ("train.max_steps=1000000", "train.save_every=1000000", "train.valid_every=0", "data.workers=1")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("nodes"))
 
 
 @pytest.fixture(scope="module")

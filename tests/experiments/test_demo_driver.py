@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 
+import demo_scores as scores
+import driver
 import pytest
 
 from janus_ds.errors import MissingDependencyError
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture
-def scores(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "launch" / "experiments")
-    return importlib.import_module("demo_scores")
-
-
-def test_long_lines_are_cut_at_punctuation_and_lose_nothing(scores: ModuleType) -> None:
+def test_long_lines_are_cut_at_punctuation_and_lose_nothing() -> None:
     line = "eins , zwei , drei vier fünf . sechs sieben acht neun zehn elf zwölf"
     parts = scores.cut(line, lambda text: len(text.split()) <= 7)
     assert " ".join(parts) == line
@@ -32,7 +24,7 @@ def test_long_lines_are_cut_at_punctuation_and_lose_nothing(scores: ModuleType) 
     assert scores.cut("lang", lambda text: False) == ["lang"]
 
 
-def test_the_page_is_made_of_the_asset(scores: ModuleType, tmp_path: Path) -> None:
+def test_the_page_is_made_of_the_asset(tmp_path: Path) -> None:
     metrics = {"sacrebleu": 31.25, "tokenized_bleu": 30.0, "repetition": 1.5}
     part = {"n": 2000, "systems": dict.fromkeys(scores.SYSTEMS, metrics), "signatures": {"sacrebleu": "x"}}
     away = {**part, "signatures": {"tokenized_bleu": "y"}}
@@ -53,8 +45,7 @@ def test_the_page_is_made_of_the_asset(scores: ModuleType, tmp_path: Path) -> No
     assert "5,000 updates AR (12 min), then 7,000 updates JANUS" in page
 
 
-def test_missing_text_is_named(scores: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    driver = importlib.import_module("driver")
+def test_missing_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("JANUS_SHARED_DATA", raising=False)
     with pytest.raises(MissingDependencyError, match="does not say where Tatoeba is"):
         driver.shared_text("tatoeba_de-en", "Tatoeba", "two files")

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,23 +23,8 @@ import pytest
 from janus_ds.errors import PREEMPTED_EXIT_CODE, ResourceError, TrainingError
 from tests.conftest import Tally
 from tests.support.program import PATIENCE, SETTINGS, STEPS, Program, assert_as_unbroken, wait_for
-from tests.support.tiny_training import make_inputs
-from tests.support.warm import WarmStarter
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("fault"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(inputs: Path, starter: WarmStarter) -> Path:
-    """The run without kills."""
-    program = Program(inputs, inputs / "unbroken", starter=starter)
-    assert program.finish() == 0, program.log.read_text()[-3000:]
-    return program.run
 
 
 def kill_at_step(program: Program, step: int, delay: float) -> None:
@@ -77,20 +63,16 @@ def kill_and_resume(program: Program, step_kills: int, save_kills: int) -> None:
     assert torn >= save_kills // 2
 
 
-def test_killed_runs_end_as_the_unbroken_one(
-    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
-) -> None:
-    program = Program(inputs, inputs / "killed", starter=starter)
+def test_killed_runs_end_as_the_unbroken_one(inputs: Path, unbroken: Path, tally: Tally) -> None:
+    program = Program(inputs, inputs / "killed")
     kill_and_resume(program, step_kills=2, save_kills=2)
     assert_as_unbroken(program.run, unbroken)
     tally("SIGKILLs at steps and in saves, then bitwise the unbroken run", "4 of 4")
 
 
 @pytest.mark.heavy
-def test_killed_five_times_at_random_steps(
-    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
-) -> None:
-    program = Program(inputs, inputs / "killed-5", starter=starter)
+def test_killed_five_times_at_random_steps(inputs: Path, unbroken: Path, tally: Tally) -> None:
+    program = Program(inputs, inputs / "killed-5")
     kill_and_resume(program, step_kills=5, save_kills=0)
     assert_as_unbroken(program.run, unbroken)
     tally("metrics.jsonl and TensorBoard have one value a step after 5 kills", f"{STEPS} of {STEPS} steps")
@@ -98,13 +80,13 @@ def test_killed_five_times_at_random_steps(
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1800)
-def test_killed_in_fifty_saves(inputs: Path, starter: WarmStarter, tally: Tally) -> None:
+def test_killed_in_fifty_saves(inputs: Path, tally: Tally) -> None:
     """A whole checkpoint after each of 50 kills over the save window, and the same end."""
     steps = 220
     settings = (*SETTINGS, f"train.max_steps={steps}")
-    unbroken = Program(inputs, inputs / "unbroken-220", settings=settings, starter=starter)
+    unbroken = Program(inputs, inputs / "unbroken-220", settings=settings)
     assert unbroken.finish(patience=900) == 0, unbroken.said[-3000:]
-    program = Program(inputs, inputs / "killed-50", settings=settings, starter=starter)
+    program = Program(inputs, inputs / "killed-50", settings=settings)
     draw, torn = random.Random(50), 0
     for _ in range(50):
         torn += kill_in_save(program, draw.uniform(0, 0.03))
@@ -119,21 +101,22 @@ def test_killed_in_fifty_saves(inputs: Path, starter: WarmStarter, tally: Tally)
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_two_ranks_under_the_launcher_killed_and_resumed(inputs: Path, tally: Tally) -> None:
-    unbroken = Program(inputs, inputs / "unbroken-2", ranks=2)
+    unbroken = Program(inputs, inputs / "unbroken-2", ranks=2, forked=False)
     assert unbroken.finish() == 0, unbroken.log.read_text()[-3000:]
-    program = Program(inputs, inputs / "killed-2", ranks=2)
+    program = Program(inputs, inputs / "killed-2", ranks=2, forked=False)
     kill_and_resume(program, step_kills=2, save_kills=2)
     assert_as_unbroken(program.run, unbroken.run)
     tally("the same on two ranks under the deepspeed launcher", "4 of 4")
 
 
 def test_a_signal_saves_and_asks_to_be_started_again(inputs: Path, unbroken: Path, tally: Tally) -> None:
-    program = Program(inputs, inputs / "stopped")
+    program = Program(inputs, inputs / "stopped", forked=False)
     with program.running() as process:
         wait_for(lambda: program.steps >= 6, process, program.log)
         process.send_signal(signal.SIGUSR1)
         assert process.wait(PATIENCE) == PREEMPTED_EXIT_CODE
     assert program.checkpoint == program.steps < STEPS
+    program = replace(program, forked=True)
     assert program.finish() == 0
     assert_as_unbroken(program.run, unbroken)
     before = {path: path.stat().st_mtime_ns for path in program.run.rglob("*") if path.is_file()}
@@ -169,12 +152,10 @@ def find_damage(program: Program) -> int:
 
 def full_disk(program: Program) -> None:
     """Continues a finished run for longer where files cannot grow beyond 300 kB."""
-    longer = Program(program.inputs, program.run, settings=(*SETTINGS, f"train.max_steps={STEPS + 8}"))
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
-    assert longer.finish(limit) == ResourceError.exit_code
+    longer = replace(program, settings=(*SETTINGS, f"train.max_steps={STEPS + 8}"))
+    with longer.running() as process:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))
+        assert process.wait(PATIENCE) == ResourceError.exit_code
     text = program.said
     assert f"no checkpoint of step {STEPS + 4}: " in text
     assert "training goes on" in text
@@ -199,14 +180,10 @@ def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_disk_that_fills_up_costs_saves_and_no_training(
-    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
-) -> None:
+def test_a_disk_that_fills_up_costs_saves_and_no_training(inputs: Path, unbroken: Path, tally: Tally) -> None:
     """A real small disk: saves are skipped while it is full, and made again when there is room."""
     with small_disk(inputs / "disk", 4) as disk:
-        program = Program(
-            inputs, disk / "run", settings=(*SETTINGS, "train.max_failed_saves=99"), starter=starter
-        )
+        program = Program(inputs, disk / "run", settings=(*SETTINGS, "train.max_failed_saves=99"))
         ballast = disk / "ballast"
         with program.running() as process:
             wait_for(lambda: program.steps >= 6, process, program.log)
@@ -232,7 +209,7 @@ def test_a_disk_that_fills_up_costs_saves_and_no_training(
 
 def test_a_lost_rank_ends_the_others_in_words(inputs: Path, tally: Tally) -> None:
     """SIGKILL to one of two ranks: no hang, an exit code, a whole checkpoint."""
-    program = Program(inputs, inputs / "lost", ranks=2)
+    program = Program(inputs, inputs / "lost", ranks=2, forked=False)
     with program.running() as process:
         wait_for(lambda: program.steps >= 7, process, program.log)
         os.kill(second_rank(process.pid), signal.SIGKILL)

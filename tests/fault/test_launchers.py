@@ -18,19 +18,12 @@ from tests.conftest import Tally
 from tests.support.launchers import TwoRanks, deepspeed, torchrun
 from tests.support.processes import find_ranks, in_session, parent, takes, wait_until
 from tests.support.program import Program, assert_as_unbroken, wait_for
-from tests.support.tiny_training import make_inputs
-from tests.support.warm import WarmStarter
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1200)]
 
 ENDLESS = ("train.max_steps=1000000", "train.save_every=1000000", "train.valid_every=0", "data.workers=1")
 OFTEN = ("train.max_steps=1000000", "train.save_every=7", "train.valid_every=11", "data.workers=1")
 SHORT = ("train.max_steps=30", "train.save_every=4", "train.valid_every=15", "data.workers=1")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("launchers"))
 
 
 @pytest.mark.parametrize(
@@ -96,15 +89,15 @@ def test_torchrun_restarts_after_the_death_of_a_rank(inputs: Path, tally: Tally)
     tally("torchrun --max-restarts: restarted after SIGKILL of a rank, then the same figures", "2 of 2")
 
 
-def test_twenty_signals_at_random_moments(inputs: Path, starter: WarmStarter, tally: Tally) -> None:
+def test_twenty_signals_at_random_moments(inputs: Path, tally: Tally) -> None:
     """SIGTERM or SIGUSR1: 5 in real starts, 15 in steps, saves and validations of forked ones.
 
     Each of them: exit code 75, the checkpoint is the last step that was logged, no process is left,
     and the next start goes on from there. A signal counts from where Python has set its handlers,
     before the first import.
     """
-    real = Program(inputs, inputs / "stopped", settings=OFTEN)
-    forked = replace(real, starter=starter)
+    real = Program(inputs, inputs / "stopped", settings=OFTEN, forked=False)
+    forked = replace(real, forked=True)
     draw = random.Random(20)
     seconds = [stop_in_start(real, draw.uniform(0, 9), draw) for _ in range(5)]
     seconds += [stop_in_steps(forked, draw) for _ in range(15)]

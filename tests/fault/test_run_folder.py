@@ -13,8 +13,6 @@ from janus_ds.errors import BusyError
 from tests.conftest import Tally
 from tests.support.bad_server import serve
 from tests.support.program import STEPS, Program, assert_as_unbroken, wait_for
-from tests.support.tiny_training import make_inputs
-from tests.support.warm import WarmStarter
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -35,22 +33,10 @@ class Distant(Program):
         return words
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("folder"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(inputs: Path, starter: WarmStarter) -> Path:
-    program = Program(inputs, inputs / "unbroken", starter=starter)
-    assert program.finish() == 0, program.log.read_text()[-3000:]
-    return program.run
-
-
 def test_a_second_start_in_a_run_folder_is_refused_in_words(
-    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
+    inputs: Path, unbroken: Path, tally: Tally
 ) -> None:
-    program = Program(inputs, inputs / "two", starter=starter)
+    program = Program(inputs, inputs / "two")
     with program.running() as first:
         wait_for(lambda: program.steps >= 2, first, program.log)
         first.send_signal(signal.SIGSTOP)
@@ -67,10 +53,10 @@ def test_a_second_start_in_a_run_folder_is_refused_in_words(
 
 
 def test_damaged_side_files_never_keep_a_run_from_going_on(
-    inputs: Path, unbroken: Path, starter: WarmStarter, tally: Tally
+    inputs: Path, unbroken: Path, tally: Tally
 ) -> None:
     """All of them at once: metrics, TensorBoard, run.json, quarantine list, the newest manifest."""
-    program = Program(inputs, inputs / "damaged", starter=starter)
+    program = Program(inputs, inputs / "damaged")
     run, root = program.run, program.run / "checkpoints"
     with program.running() as process:
         wait_for(lambda: len(list(root.glob("step-*"))) == 2, process, program.log)
@@ -93,14 +79,12 @@ def test_damaged_side_files_never_keep_a_run_from_going_on(
     tally("damaged side files (metrics, events, run.json, quarantine, manifest): the run goes on", "6 of 6")
 
 
-def test_no_secret_of_an_address_is_written_or_printed(
-    inputs: Path, starter: WarmStarter, tally: Tally
-) -> None:
+def test_no_secret_of_an_address_is_written_or_printed(inputs: Path, tally: Tally) -> None:
     with serve(inputs) as server:
         host = server.address.removeprefix("http://")
         address = f"http://me:{SECRET}@{host}/data?sig={SECRET}&x=1"
         settings = (*SHORT, f"data.cache_dir={inputs / 'cache'}")
-        program = Distant(inputs, inputs / "secret", settings=settings, starter=starter, address=address)
+        program = Distant(inputs, inputs / "secret", settings=settings, address=address)
         assert program.finish() == 0, program.said[-3000:]
         assert program.finish() == 0
         # A fault that names the data must not tell either.

@@ -20,8 +20,7 @@ from janus_ds.observe.writers import read_metrics
 from tests.conftest import Tally
 from tests.support.processes import in_session, resident, wait_until
 from tests.support.program import Program, assert_as_unbroken, wait_for
-from tests.support.tiny_training import make_inputs
-from tests.support.warm import WarmProcess, WarmStarter
+from tests.support.warm import WarmProcess
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(2400)]
 
@@ -38,16 +37,9 @@ GONE = 60.0
 PATIENCE = 1200.0
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("survival"))
-
-
-def test_twenty_kills_of_random_ranks_at_random_moments(
-    inputs: Path, starter: WarmStarter, tally: Tally
-) -> None:
+def test_twenty_kills_of_random_ranks_at_random_moments(inputs: Path, tally: Tally) -> None:
     """Rank 0, rank 1 or both at once: what is left ends by itself, and the next start goes on."""
-    unbroken = Program(inputs, inputs / "unbroken", 2, SETTINGS, starter)
+    unbroken = Program(inputs, inputs / "unbroken", 2, SETTINGS)
     assert unbroken.finish(patience=PATIENCE) == 0, unbroken.said[-3000:]
     program = replace(unbroken, run=inputs / "killed")
     draw, slowest, named = random.Random(2022), 0.0, 0
@@ -94,14 +86,12 @@ def sessions(ranks: list[WarmProcess]) -> list[int]:
     return [pid for rank in ranks for pid in in_session(rank.pid)]
 
 
-def test_memory_does_not_grow_in_2000_steps_with_a_kill_every_100(
-    inputs: Path, starter: WarmStarter, tally: Tally
-) -> None:
+def test_memory_does_not_grow_in_2000_steps_with_a_kill_every_100(inputs: Path, tally: Tally) -> None:
     """At equal distances from their start, late processes of a run are as large as early ones.
 
     A process that is never killed must not grow either, from its 500th step to its last.
     """
-    unbroken = Program(inputs, inputs / "unbroken-2000", settings=LONG_SETTINGS, starter=starter)
+    unbroken = Program(inputs, inputs / "unbroken-2000", settings=LONG_SETTINGS)
     with unbroken.running() as process:
         early = memory_between(unbroken, process, 500, 520)
         late = memory_between(unbroken, process, LONG - 60, LONG - 40)

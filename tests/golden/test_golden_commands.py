@@ -19,7 +19,7 @@ import pytest
 
 from tests.golden.test_old_runs import restored_run
 from tests.support.launch import ROOT
-from tests.support.warm import WarmStarter
+from tests.support.warm import warm_starter
 
 GOLDEN = Path(__file__).with_name("commands.txt")
 NOISE = [
@@ -37,7 +37,7 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def transcript(starter: WarmStarter, tmp_path_factory: pytest.TempPathFactory) -> str:
+def transcript(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same file as it comes out now."""
     names = ("RUN", "DAMAGED", "TMP")
     places = {name: tmp_path_factory.mktemp(name.lower()) for name in names}
@@ -48,7 +48,7 @@ def transcript(starter: WarmStarter, tmp_path_factory: pytest.TempPathFactory) -
         script, *words = re.sub(rf"\b({'|'.join(names)})\b", lambda m: str(places[m[0]]), command).split()
         log = tmp_path_factory.getbasetemp() / f"command-{number}"
         starts.append(([script.replace("janus_ds", "janus_ds/__main__.py"), *words], log))
-    said = zip(commands(), starter.finish(starts), starts, strict=True)
+    said = zip(commands(), warm_starter().finish(starts), starts, strict=True)
     parts = (
         "\n".join([f"$ {command}", f"exit {code}", *_lines(log.read_text(), words, places)])
         for command, code, (words, log) in said

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.warm import WarmStarter
+from tests.support.warm import warm_starter
 
 GOLDEN = Path(__file__).with_name("decodes.json")
 SENTENCES = "tests/golden/frozen/german.txt"
@@ -45,7 +45,7 @@ Decodes = dict[str, list[list[str]]]
 QUICK = ("ar greedy", "ar beam 5", "nar 4", "nar 4 rescored", "draft", "draft sampled")
 
 
-def decodes(starter: WarmStarter, folder: Path, modes: Iterable[str]) -> Decodes:
+def decodes(folder: Path, modes: Iterable[str]) -> Decodes:
     """Score and text of each sentence by each mode."""
     commands = {
         mode: ["eval/decode.py", "--demo", "--show-source", "--input", SENTENCES, *MODES[mode].split()]
@@ -53,7 +53,7 @@ def decodes(starter: WarmStarter, folder: Path, modes: Iterable[str]) -> Decodes
     }
     files = {mode: folder / f"{mode}.txt" for mode in modes}
     starts = [([*words, "--output", str(files[mode])], folder / "log") for mode, words in commands.items()]
-    assert starter.finish(starts) == [0] * len(starts), (folder / "log").read_text()
+    assert warm_starter().finish(starts) == [0] * len(starts), (folder / "log").read_text()
     return {
         mode: [list(pair) for pair in re.findall(r"^[A-Z]+ (\S+) *(.*)$", file.read_text(), re.M)]
         for mode, file in files.items()
@@ -75,13 +75,13 @@ def compare(found: Decodes, golden: Decodes) -> None:
     assert not wrong, f"sentences as committed, of 100: {wrong}"
 
 
-def test_the_main_modes_decode_as_committed(starter: WarmStarter, tmp_path: Path) -> None:
-    compare(decodes(starter, tmp_path, QUICK), json.loads(GOLDEN.read_text()))
+def test_the_main_modes_decode_as_committed(tmp_path: Path) -> None:
+    compare(decodes(tmp_path, QUICK), json.loads(GOLDEN.read_text()))
 
 
 @pytest.mark.heavy
-def test_every_mode_decodes_as_committed(starter: WarmStarter, tmp_path: Path) -> None:
-    found = decodes(starter, tmp_path, MODES)
+def test_every_mode_decodes_as_committed(tmp_path: Path) -> None:
+    found = decodes(tmp_path, MODES)
     if os.environ.get("JANUS_UPDATE_GOLDEN"):
         rows = (
             f"{json.dumps(mode)}: [\n" + ",\n".join(json.dumps(pair) for pair in pairs) + "\n]"

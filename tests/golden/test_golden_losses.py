@@ -17,7 +17,7 @@ import pytest
 
 from janus_ds.observe.writers import read_metrics
 from tests.support.launch import ROOT
-from tests.support.warm import WarmStarter
+from tests.support.warm import warm_starter
 
 GOLDEN = Path(__file__).with_name("losses.json")
 FROZEN = "tests/golden/frozen"
@@ -65,9 +65,7 @@ QUICK_RUNS: list[Key] = [
 ]
 
 
-def losses(
-    starter: WarmStarter, folder: Path, runs: list[Key], steps: int
-) -> dict[str, dict[str, list[float]]]:
+def losses(folder: Path, runs: list[Key], steps: int) -> dict[str, dict[str, list[float]]]:
     """Terms of each run over its first steps; a term that a step does not have is left out."""
     engine = json.loads((ROOT / "ds_configs/zero2.json").read_text())
     for precision in ("fp32", "bf16"):
@@ -78,7 +76,7 @@ def losses(
         (_words(folder, name, key, steps), folder / f"{name}.log")
         for name, key in zip(names, runs, strict=True)
     ]
-    for name, code in zip(names, starter.finish(starts), strict=True):
+    for name, code in zip(names, warm_starter().finish(starts), strict=True):
         assert code == 0, (folder / f"{name}.log").read_text()[-3000:]
     found = {}
     for name in names:
@@ -129,14 +127,14 @@ def compare(found: dict[str, dict[str, list[float]]], golden: dict[str, dict[str
             assert values == pytest.approx(golden[name][term][: len(values)], **limits), f"{name}: {term}"
 
 
-def test_the_first_losses_are_the_committed_ones(starter: WarmStarter, tmp_path: Path) -> None:
-    compare(losses(starter, tmp_path, QUICK_RUNS, QUICK), json.loads(GOLDEN.read_text()))
+def test_the_first_losses_are_the_committed_ones(tmp_path: Path) -> None:
+    compare(losses(tmp_path, QUICK_RUNS, QUICK), json.loads(GOLDEN.read_text()))
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1200)
-def test_two_hundred_losses_are_the_committed_ones(starter: WarmStarter, tmp_path: Path) -> None:
-    found = losses(starter, tmp_path, RUNS, STEPS)
+def test_two_hundred_losses_are_the_committed_ones(tmp_path: Path) -> None:
+    found = losses(tmp_path, RUNS, STEPS)
     if os.environ.get("JANUS_UPDATE_GOLDEN"):
         rows = [
             f'"{name}": {{\n'

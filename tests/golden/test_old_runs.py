@@ -15,7 +15,7 @@ import pytest
 
 from janus_ds.observe.writers import read_metrics
 from tests.support.launch import ROOT
-from tests.support.warm import WarmStarter
+from tests.support.warm import warm_starter
 
 FROZEN = "tests/golden/frozen"
 TRAIN = ["launch/pretrain.py", "--deepspeed_config", "ds_configs/zero2.json"]
@@ -37,10 +37,10 @@ def restored_run(folder: Path) -> Path:
     return folder / "run"
 
 
-def test_a_run_goes_on_as_if_nothing_had_happened(starter: WarmStarter, tmp_path: Path) -> None:
+def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     run, log = restored_run(tmp_path), tmp_path / "log"
     words = [*TRAIN, "--recipe", f"{FROZEN}/recipe.yaml", "--data", f"{FROZEN}/data", "--output", str(run)]
-    assert starter.start(words, log).wait(120) == 0, log.read_text()
+    assert warm_starter().start(words, log).wait(120) == 0, log.read_text()
     assert "resuming from step 20" in log.read_text()
     golden = json.loads((ROOT / FROZEN / "continued.json").read_text())
     lines = read_metrics(run / "metrics.jsonl")
@@ -52,14 +52,12 @@ def test_a_run_goes_on_as_if_nothing_had_happened(starter: WarmStarter, tmp_path
 
 
 @pytest.mark.parametrize(("key", "value"), RETIRED.items())
-def test_a_retired_key_is_refused_by_name_at_another_value(
-    key: str, value: str, starter: WarmStarter, tmp_path: Path
-) -> None:
+def test_a_retired_key_is_refused_by_name_at_another_value(key: str, value: str, tmp_path: Path) -> None:
     section, _, field = key.partition(".")
     recipe, log = tmp_path / "recipe.yaml", tmp_path / "log"
     recipe.write_text(f"name: old\n{section}: {{{field}: {value}}}\n")
     words = ["janus_ds/__main__.py", "check", "--recipe", str(recipe), "--data", f"{FROZEN}/data"]
-    code = starter.start([*words, "--deepspeed_config", "ds_configs/zero2.json"], log).wait(120)
+    code = warm_starter().start([*words, "--deepspeed_config", "ds_configs/zero2.json"], log).wait(120)
     said = log.read_text()
     assert code == 3, said
     assert key in said

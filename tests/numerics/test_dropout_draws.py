@@ -10,29 +10,26 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
-from janus_ds.data.masking.collate import Collator
-from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.masking.views import Views
 from janus_ds.model import transformer
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.step import TrainingStep
-from tests.support.naive_reference import NaiveJanus, NaiveShape, nll, smoothed, symmetric_kl
+from tests.support.naive_reference import NaiveJanus, NaiveShape
+from tests.support.naive_step import assert_same_gradients, collated, naive_step
 from tests.support.packed_data import run_config
 from tests.support.tiny_model import SAMPLES, TINY, tiny_model
-from tests.support.two_stream import TOY, Sample
+from tests.support.two_stream import TOY
 
 TOLERANCE = 1e-12
-EPS = 0.1
+CLASSES = TINY.max_target_positions
 ORDERS = [[1, 0, 2], [0], [2, 0, 3, 1]]
 """Of the masked tokens of the samples, where AUX does not go from left to right."""
 FACTORS = 0.5 + torch.rand(
@@ -65,86 +62,6 @@ class NaiveDraw(NaiveJanus):
 
 def objective_of(preset: str, changes: dict[str, Any]) -> ObjectiveConfig:
     return replace(run_config(preset, "pair").objective, **changes)
-
-
-def batch_of(objective: ObjectiveConfig, samples: list[Sample]) -> TwoStreamBatch:
-    target = Ragged.from_rows([s.target for s in samples])
-    masked, order = np.zeros(len(target.values), dtype=bool), np.zeros(len(target.values), dtype=np.uint64)
-    for start, sample in zip(target.offsets, samples, strict=False):
-        places = start + np.array(sample.masked)
-        masked[places], order[places] = True, np.arange(len(places))
-    views = Views(Ragged.from_rows([s.source for s in samples]), target, masked, order=order)
-    return Collator(TOY, objective, TINY.max_target_positions, 2)(views, np.arange(len(samples)))
-
-
-def reference(
-    model: JanusModel, objective: ObjectiveConfig, samples: list[Sample]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total and gradients, draw by draw, stream by stream, sample by sample."""
-    leaves = {n: p.detach().clone() for n, p in model.named_parameters()}
-    leaves["embedding.weight"] = leaves["embedding.weight"][: TOY.vocab_size].clone()
-    leaves = {n: p.requires_grad_() for n, p in leaves.items()}
-    config, draws = model.config, objective.dropout_draws
-    shape = NaiveShape(config.heads, config.encoder_layers, config.decoder_layers, config.activation, 1.0)
-    mask = TOY.unk if objective.mask_symbol == "unk" else TOY.mask
-    ahead = 0 if objective.ar_query_position == "previous" else 1
-    has = {name: bool(getattr(objective, f"weight_{name}")) for name in ("ar", "nar", "aux")}
-    sums: dict[str, Tensor] = {}
-    tokens = {"ar": 0, "masked": 0, "target": 0, "length": 0}
-
-    def add(name: str, value: Tensor) -> None:
-        sums[name] = sums.get(name, torch.zeros((), dtype=torch.double)) + value
-
-    for sample in samples:
-        gold = [sample.target[p] for p in sample.masked]
-        content = list(zip(sample.target[:-1], range(len(sample.target) - 1), strict=True))
-        query = [(mask, p + ahead) for _, p in content] if objective.ar_stream == "query" else []
-        every, paired = [], []
-        for draw in range(draws):
-            # Draws of the encoder: with two passes AR has its own. A doubled batch has one draw a half.
-            first = NaiveDraw(leaves, shape, draw, draw)
-            second = NaiveDraw(leaves, shape, 1 - draw if objective.encoder_passes == 2 else draw, draw)
-            found, ar_all = {}, None
-            if has["ar"]:
-                ar_all = first.ar(sample.source, content, query)
-                add("ar", smoothed(ar_all, sample.target[1:], EPS))
-                found["ar"] = ar_all[[p - 1 for p in sample.masked]]
-            if has["nar"]:
-                found["nar"] = second.nar(sample.source, sample.target, sample.masked, mask)
-            if has["aux"]:
-                found["aux"] = second.aux(sample.source, sample.target, sample.masked, mask)
-            for name in ("nar", "aux"):
-                if name in found:
-                    add(name, smoothed(found[name], gold, EPS))
-            for a, b in (("ar", "nar"), ("ar", "aux"), ("nar", "aux")):
-                if a in found and b in found:
-                    add(f"kl_{a}_{b}", symmetric_kl(found[a], found[b]))
-            add("length", nll(second.length(sample.source)[None], [_length_class(objective, sample)]))
-            every.append(ar_all)
-            paired.append(found)
-        if draws == 2:
-            for name in paired[0]:
-                both = every if name == "ar" else [found[name] for found in paired]
-                add(f"kl_{name}_{name}", symmetric_kl(*both))
-        tokens["ar"] += len(content)
-        tokens["masked"] += len(gold)
-        tokens["target"] += len(sample.target)
-        tokens["length"] += 1
-    total = torch.zeros((), dtype=torch.double)
-    for name, value in sums.items():
-        own = "ar" if name in ("ar", "kl_ar_ar") else "length" if name == "length" else "masked"
-        count = tokens["target" if objective.normalise == "target_tokens" else own]
-        copies = 1 if name in ("kl_ar_ar", "kl_nar_nar", "kl_aux_aux") else draws
-        total = total + getattr(objective, f"weight_{name}") * value / (count * copies)
-    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    return total.detach(), {
-        n: torch.zeros_like(p) if g is None else g
-        for (n, p), g in zip(leaves.items(), gradients, strict=True)
-    }
-
-
-def _length_class(objective: ObjectiveConfig, sample: Sample) -> int:
-    return len(sample.target) - (0 if objective.length_convention == "with_specials" else 2)
 
 
 def draw_of_rows(batch: TwoStreamBatch, packs: bool) -> tuple[Tensor, Tensor]:
@@ -202,7 +119,7 @@ def test_the_training_step_equals_naive_passes_of_each_draw(
             replace(sample, masked=[sample.masked[i] for i in order])
             for sample, order in zip(SAMPLES, ORDERS, strict=True)
         ]
-    batch = batch_of(objective, samples)
+    batch = collated(samples, objective, CLASSES)
     assert batch.draws == objective.dropout_draws
     model = tiny_model(TINY)
     model.train()
@@ -212,12 +129,9 @@ def test_the_training_step_equals_naive_passes_of_each_draw(
     step = TrainingStep(model, head, objective.encoder_passes)
     total, _ = step(pack(batch, TOY.pad, 2) if packs else batch, batch.counts)
     total.backward()
-    expected, gradients = reference(model, objective, samples)
+    expected, gradients, _ = naive_step(model, objective, samples, NaiveDraw)
     assert abs(float(total.detach() - expected)) < TOLERANCE
-    for name, parameter in model.named_parameters():
-        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        found = found[: TOY.vocab_size] if name == "embedding.weight" else found
-        assert float((found - gradients[name]).abs().max()) < TOLERANCE, name
+    assert_same_gradients(model, gradients, TOLERANCE)
 
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
@@ -225,7 +139,7 @@ def test_a_second_encoder_pass_changes_nothing_without_dropout(preset: str) -> N
     losses = []
     for passes in (1, 2):
         objective = objective_of(preset, {"encoder_passes": passes})
-        batch = batch_of(objective, SAMPLES)
+        batch = collated(SAMPLES, objective, CLASSES)
         for training in (True, False):
             step = TrainingStep(
                 tiny_model(TINY), JanusObjective(objective, TOY.vocab_size, ParallelLayers()), passes
@@ -238,7 +152,7 @@ def test_a_second_encoder_pass_changes_nothing_without_dropout(preset: str) -> N
 def test_recomputation_draws_the_same_dropout(objective: str) -> None:
     """Activation checkpointing repeats each draw in the backward pass: the same gradients."""
     config = objective_of("paper", TWO_PASSES) if objective == "two-passes" else objective_of(objective, {})
-    batch = batch_of(config, SAMPLES)
+    batch = collated(SAMPLES, config, CLASSES)
     dropping: ModelConfig = replace(TINY, dropout=0.3, attention_dropout=0.2)
     gradients = []
     for recompute in (False, True):

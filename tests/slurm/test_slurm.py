@@ -21,7 +21,6 @@ from tests.support.launch import ROOT
 from tests.support.processes import alive, find_ranks, wait_until
 from tests.support.slurm_cluster import Cluster, missing_for_slurm, running_cluster
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
-from tests.support.tiny_training import make_inputs
 
 pytestmark = [
     pytest.mark.skipif(missing_for_slurm() is not None, reason=str(missing_for_slurm())),
@@ -45,11 +44,6 @@ def cluster() -> Iterator[Cluster]:
             yield cluster
         assert cluster.processes() == []
         assert not cluster.folder.exists()
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("slurm"))
 
 
 class Job:

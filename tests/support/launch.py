@@ -1,7 +1,7 @@
 """Start a function on several processes as torchrun would, and collect what each rank returns.
 
 A worker is named "package.module:function", is called with the arguments given, and its result is
-pickled. One start costs about 5-10 s, so a test puts many assertions into one job.
+pickled. The ranks are forked by the warm starter, so that they need not import torch and DeepSpeed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import pickle
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.support.warm import WarmProcess, warm_starter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,28 +131,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def kill_session(process: subprocess.Popen[Any]) -> None:
+def kill_session(process: subprocess.Popen[Any] | WarmProcess) -> None:
     """Kill a process started with `start_new_session=True` and all it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _start(rank: int, world_size: int, folder: Path, env: dict[str, str]) -> subprocess.Popen[Any]:
+def _start(rank: int, world_size: int, folder: Path, env: dict[str, str]) -> WarmProcess:
     # Rank 0 listens on a port of its own choice and tells it through a file, so none can collide.
     environment = rank_environment(rank, world_size, 0) | {"JANUS_TEST_FOLDER": str(folder)} | env
-    with open(folder / f"log.{rank}", "wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.support.launch"],
-            env=environment,
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    return warm_starter().start([__file__], folder / f"log.{rank}", environment)
 
 
-def _wait(ranks: list[subprocess.Popen[Any]], timeout: float) -> str | None:
+def _wait(ranks: list[WarmProcess], timeout: float) -> str | None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         codes = [process.poll() for process in ranks]

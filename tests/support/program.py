@@ -21,7 +21,7 @@ from janus_ds.parallel.topology import Topology
 from tests.observe.test_meters import events
 from tests.support.launch import free_port, kill_session, rank_environment
 from tests.support.programs import BIN, ROOT, program_environment
-from tests.support.warm import WarmProcess, WarmStarter
+from tests.support.warm import WarmProcess, warm_starter
 
 __all__ = ["PATIENCE", "SETTINGS", "STEPS", "Program", "assert_as_unbroken", "last_step", "wait_for"]
 
@@ -40,14 +40,14 @@ class Program:
         run: the run folder.
         ranks: processes.
         settings: overrides.
-        starter: forks starts in place of starting Python anew.
+        forked: starts come from the warm starter; else Python is started anew, under the launcher if several.
     """
 
     inputs: Path
     run: Path
     ranks: int = 1
     settings: tuple[str, ...] = SETTINGS
-    starter: WarmStarter | None = None
+    forked: bool = True
 
     @property
     def words(self) -> list[str]:
@@ -65,13 +65,9 @@ class Program:
         return [*start, *self.words]
 
     @contextmanager
-    def running(self, before: Callable[[], None] | None = None) -> Iterator[Any]:
-        """The program in a session of its own, all of which is killed at the end.
-
-        Args:
-            before: called in the child before the program; not with a starter.
-        """
-        if self.starter is not None and before is None:
+    def running(self) -> Iterator[Any]:
+        """The program in a session of its own, all of which is killed at the end."""
+        if self.forked:
             with self.running_ranks() as (process,):
                 yield process
             return
@@ -83,7 +79,6 @@ class Program:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=before,
             )
             try:
                 yield process
@@ -93,22 +88,21 @@ class Program:
     @contextmanager
     def running_ranks(self) -> Iterator[list[WarmProcess]]:
         """The ranks, forked by the starter, each in a session of its own; killed at the end."""
-        assert self.starter is not None
         port = free_port()
         with ExitStack() as stack:
             processes = []
             for rank in range(self.ranks):
                 place = {} if self.ranks == 1 else rank_environment(rank, self.ranks, port)
-                processes.append(self.starter.start(self.words, self.log, place))
+                processes.append(warm_starter().start(self.words, self.log, place))
                 stack.callback(kill_session, processes[-1])
             yield processes
 
-    def finish(self, before: Callable[[], None] | None = None, patience: float = PATIENCE) -> int:
+    def finish(self, patience: float = PATIENCE) -> int:
         """Run to the end; returns the exit code, of several ranks the first one that is not 0."""
-        if self.starter is not None and self.ranks > 1:
+        if self.forked and self.ranks > 1:
             with self.running_ranks() as processes:
                 return next((code for code in [p.wait(patience) for p in processes] if code), 0)
-        with self.running(before) as process:
+        with self.running() as process:
             return int(process.wait(patience))
 
     @property

@@ -7,7 +7,9 @@ that can be killed and signalled, and that shares nothing with the next one.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import runpy
@@ -22,7 +24,7 @@ from typing import Any
 
 from tests.support.programs import ROOT, program_environment
 
-__all__ = ["WarmProcess", "WarmStarter"]
+__all__ = ["WarmProcess", "WarmStarter", "warm_starter"]
 
 _HEAVY = (
     "torch",
@@ -33,6 +35,12 @@ _HEAVY = (
     "tensorboard.compat.proto.event_pb2",
     "janus_ds.train.loop.build_run",
     "janus_ds.cli.train",
+    # What DeepSpeed and torch import on the way to the first step.
+    "deepspeed.module_inject.auto_ep_config",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "torch._dynamo",
+    "torch.utils.cpp_extension",
+    "matplotlib.backends.backend_agg",
 )
 
 
@@ -64,7 +72,7 @@ class WarmProcess:
 
 
 class WarmStarter:
-    """The process that forks; a context manager, at whose end all starts are killed."""
+    """The process that forks; see :func:`warm_starter`."""
 
     def __init__(self) -> None:
         # SIGABRT shows where a process stands.
@@ -79,10 +87,8 @@ class WarmStarter:
             start_new_session=True,
         )
 
-    def __enter__(self) -> WarmStarter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End it, and kill all that it has started."""
         if self._process.stdin:
             self._process.stdin.close()
         self._process.wait()
@@ -118,6 +124,14 @@ class WarmStarter:
         return found
 
 
+@functools.cache
+def warm_starter() -> WarmStarter:
+    """The one of this process, started when first asked for; it ends with this process."""
+    starter = WarmStarter()
+    atexit.register(starter.close)
+    return starter
+
+
 def _fork(order: dict[str, Any]) -> int:
     ready, tell = os.pipe()
     pid = os.fork()
@@ -141,8 +155,6 @@ def _fork(order: dict[str, Any]) -> int:
 
 def _run(order: dict[str, Any]) -> int:
     """The script as `python SCRIPT ARGUMENTS` would run it, exit handlers included."""
-    import atexit
-
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):

@@ -15,9 +15,9 @@ from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.prepare.pair_files import held_out_text
-from janus_ds.errors import ConfigError, DataError, ResourceError
+from janus_ds.errors import ConfigError, DataError, ResourceError, UsageError
 from janus_ds.objective.janus_objective import ramp_factors
-from tests.support.programs import python
+from tests.support.commands import refusal
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_pairs import prepare_tiny
 
@@ -117,28 +117,12 @@ def test_recipes_have_the_papers_settings(name, shape, train, optim):
     assert (run.decode.beam, run.decode.iterations, run.decode.length_beam) == (5, 10, 3)
 
 
-def test_programs_say_what_is_missing(tmp_path):
-    driver = "launch/experiments/convergence.py"
-    done = python(driver, "--root", tmp_path, JANUS_SHARED_DATA="")
-    assert done.returncode == 8
-    assert "set JANUS_SHARED_DATA to" in done.stderr
-    done = python(driver, "--only", "ar-s1,janusz-s1")
-    assert done.returncode == 2
-    assert "there is no run 'janusz-s1'" in done.stderr
-    done = python("launch/prepare_data.py", "--task", "nmt", "--output", str(tmp_path / "x"))
-    assert done.returncode == 2
-    assert "--task nmt needs --source-lang" in done.stderr
-    done = python("launch/prepare_data.py", "--output", str(tmp_path / "x"))
-    assert "give at least one text file or folder" in done.stderr
-    done = python("eval/nmt.py", "--checkpoint", str(tmp_path), "--iterations", "1,x")
-    assert "is not a list of numbers" in done.stderr
-
-
-def test_a_report_of_nothing_says_so(tmp_path):
-    root, results = tmp_path / "runs", tmp_path / "results"
-    done = python(
-        "launch/experiments/convergence.py", "--report", "--root", str(root), "--results", str(results)
-    )
-    assert done.returncode == 0, done.stderr
-    assert "No run has begun." in (results / "convergence.md").read_text()
-    assert len(json.loads((results / "convergence.json").read_text())["not_begun"]) == 15
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["prepare", "--task", "nmt", "--output", "x"], "--task nmt needs --source-lang"),
+        (["eval", "nmt", "--checkpoint", "x", "--iterations", "1,x"], "is not a list of numbers"),
+    ],
+)
+def test_commands_say_what_is_missing(command, words):
+    assert words in refusal(UsageError, *command)

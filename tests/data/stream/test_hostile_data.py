@@ -27,14 +27,8 @@ from janus_ds.data.text.text_files import TextFile
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DamagedDataError, DataError, JanusError
 from tests.support.hostile import ODD, PATHS, TRAPS, attacks, mutated
-from tests.support.tiny_data import make_tiny_data
 
 MB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_data(tmp_path_factory.mktemp("hostile") / "tiny")
 
 
 def rewrite(source: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> None:

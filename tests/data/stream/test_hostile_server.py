@@ -17,14 +17,8 @@ from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import DamagedDataError, DataError
 from tests.data.stream.test_hostile_data import memory_below
-from tests.support.tiny_data import make_tiny_data
 
 MB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_data(tmp_path_factory.mktemp("hostile") / "tiny")
 
 
 class _Liar(BaseHTTPRequestHandler):

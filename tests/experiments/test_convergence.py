@@ -1,0 +1,87 @@
+"""The convergence experiment: its commands, its page, and which runs are flat."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import convergence
+import pytest
+from driver import ROOT
+
+from janus_ds.config.load import load_run_config
+from janus_ds.errors import UsageError
+from tests.support.experiment_runs import made_run
+
+
+def test_convergence_runs_are_the_products_own_commands(tmp_path):
+    plan = convergence.Convergence(convergence.parse(["--root", str(tmp_path), "--steps", "50"]))
+    folder = tmp_path / "en-de"
+    folder.mkdir()
+    assert (plan.folder, plan.goal("ar-s1", "train")) == (folder, {"steps": 50})
+    assert plan.command("paper_2enc-s2", "train")[1:] == [
+        str(ROOT / "launch" / "finetune.py"),
+        *("--recipe", str(ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml")),
+        *("--deepspeed_config", str(folder / "deepspeed.json"), "--data", str(folder / "data")),
+        *("--output", str(folder / "paper_2enc-s2"), "--set", "name=paper_2enc-s2", "train.seed=2"),
+        *("objective.preset=paper", "objective.encoder_passes=2", "masking.target=span_union"),
+        *("masking.target_share=0.7", "train.max_steps=50"),
+    ]
+    assert plan.command("ar-s2", "evaluate")[2:] == [
+        *("--checkpoint", str(folder / "ar-s2"), "--average", "10", "--split", "test", "--limit", "0"),
+    ]
+    assert convergence.overrides_of("ar+model.dropout=0.4-s3")[-1] == "model.dropout=0.4"
+    for name in ("janusz-s1", "ar", "ar+dropout-s1"):
+        with pytest.raises(UsageError, match="there is no run"):
+            convergence.overrides_of(name)
+    for name in convergence.RUNS:
+        run = load_run_config(convergence.RECIPE, convergence.overrides_of(name))
+        assert run.train.keep_best in run.train.valid_bleu
+
+
+def test_a_run_is_flat_when_no_mode_rises():
+    points = [{"bleu_ar": ar, "bleu_nar": nar} for ar, nar in ((1, 1), (2, 1), (2, 2), (1, 2), (2, 1.5))]
+    assert [convergence.stale_validations(points[:n]) for n in range(1, 6)] == [0, 0, 0, 1, 2]
+    run = {"held_out": points, "updates": 50, "recipe": {"train": {"patience": 2, "max_steps": 100}}}
+    assert convergence.state_of(run) == "flat: 2 validations without a better score"
+    run["held_out"] = points[:4]
+    assert convergence.state_of(run) == "still training, not flat (1 stale)"
+    assert convergence.state_of({**run, "updates": 100}) == "not flat at the last update"
+
+
+def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
+    folder, results = tmp_path / "runs" / "en-de", tmp_path / "results"
+    made_run(folder / "ar-s1", "pair", "ar", {"ar": nmt_score(35.0)})
+    made_run(folder / "paper-s1", "pair", "paper", {"ar": nmt_score(36.0), "nar-10": nmt_score(33.5)})
+    made_run(folder / "paper-s2", "pair", "paper", {"ar": nmt_score(37.0), "nar-10": nmt_score(34.5)})
+    (folder / "cmlm-s1").mkdir()
+    for name, text in (("ar-s1", "a b c d e\n"), ("paper-s1", "a b c d f\n")):
+        (folder / name / "eval" / "test" / "ar.txt").write_text(text)
+        (folder / name / "eval" / "test" / "references.txt").write_text("a b c d f\n")
+    results.mkdir()
+    (results / "convergence_answers.md").write_text("It is too early to say.\n")
+    text = convergence.write_page(folder, results).read_text()
+    assert "It is too early to say." in text
+    assert "| ar-s1 | 35.00 |" in text
+    assert "**JANUS (`paper`), 2 seeds** | 36.50 ± 0.71 |  |  |  | 34.00 ± 0.71 |" in text
+    assert "Not begun: ar_rdrop-s1, paper_2enc-s1, joint-s1, cmlm-s1" in text
+    assert "| Is JANUS-AR above AR? | 100.00 |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| ar-s1 | "))
+    assert re.search(r"\| 20\.00 \| 60 \| [^|]*\| 0\.50 \|", row), "best validation: update, epoch, CPU hours"
+    assert "**ar-s1 is not flat**" in text
+    assert all((results / name).is_file() for name in re.findall(r"\((figures/.*?)\)", text))
+    written = (results / "convergence.json").read_text() + text
+    assert str(tmp_path) not in written
+    assert "/elsewhere" not in written
+
+
+def nmt_score(bleu: float) -> dict[str, Any]:
+    return {"metrics": {"sacrebleu": bleu, "repetition": 0.5}, "n": 1, "warnings": []}
+
+
+def test_the_page_of_nothing_says_so(tmp_path):
+    given = ["--report", "--root", str(tmp_path / "x"), "--results", str(tmp_path)]
+    convergence.Convergence(convergence.parse(given)).report()
+    assert "No run has begun." in (tmp_path / "convergence.md").read_text()
+    assert len(json.loads((tmp_path / "convergence.json").read_text())["not_begun"]) == 15
