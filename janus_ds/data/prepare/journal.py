@@ -19,17 +19,20 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as validated
 
-from janus_ds.config.locations import checked_name
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import (
     MANIFEST_NAME,
+    STRICT,
     Manifest,
+    Name,
     ShardEntry,
+    SoundShard,
     SplitIndex,
     SplitTotals,
-    shard_entry,
-    whole_number,
+    Sum,
 )
 from janus_ds.data.stream.shards import Packing, shard_name, write_shard
 from janus_ds.data.text.documents import Position
@@ -56,6 +59,26 @@ class Progress:
     position: Position = field(default_factory=Position)
     counts: Counter[str] = field(default_factory=Counter)
     splits: dict[str, SplitState] = field(default_factory=dict)
+
+
+@validated(config=STRICT)
+class _SavedSplit:
+    """A split in `state.json`; `pending` names streams."""
+
+    shards: list[SoundShard]
+    pending: list[str]
+
+
+@validated(config=STRICT)
+class _State:
+    """The form of `state.json`."""
+
+    serial: Sum
+    samples: Name
+    samples_sha256: str
+    position: dict[str, Sum]
+    counts: dict[str, Sum]
+    splits: dict[Name, _SavedSplit]
 
 
 class Journal:
@@ -141,33 +164,26 @@ class Journal:
     def load(self) -> Progress:
         """The last lasting progress; a fresh start where there is none or it is damaged."""
         try:
-            state = json.loads((self._dir / _STATE).read_bytes())
-            samples = (self._dir / checked_name(state["samples"])).read_bytes()
-            if fingerprint_of(samples) != state["samples_sha256"]:
+            state = TypeAdapter(_State).validate_json((self._dir / _STATE).read_bytes())
+            samples = (self._dir / state.samples).read_bytes()
+            if fingerprint_of(samples) != state.samples_sha256:
                 return Progress()
             arrays = np.load(io.BytesIO(samples), allow_pickle=False)
-            self._serial = whole_number(state["serial"], 1, 1 << 40)
-            position = Position(
-                **{name: whole_number(number, 0, 1 << 62) for name, number in state["position"].items()}
-            )
-            counts = Counter(
-                {name: whole_number(number, 0, 1 << 62) for name, number in state["counts"].items()}
-            )
-            splits = {name: self._split(name, value, arrays) for name, value in state["splits"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, BadZipFile):
+            splits = {name: self._split(name, split, arrays) for name, split in state.splits.items()}
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile):
             return Progress()
-        return Progress(position, counts, splits)
+        self._serial = state.serial
+        return Progress(Position(**state.position), Counter(state.counts), splits)
 
-    def _split(self, name: str, value: dict[str, Any], arrays: Any) -> SplitState:
-        shards = [shard_entry(shard) for shard in value["shards"]]
-        for shard in shards:
+    def _split(self, name: str, saved: _SavedSplit, arrays: Any) -> SplitState:
+        for shard in saved.shards:
             if (self._output / name / shard.name).stat().st_size != shard.size:
                 raise ValueError(f"{shard.name} has changed")
         pending = {
             stream: Ragged(arrays[f"{name}.{stream}.values"], arrays[f"{name}.{stream}.offsets"])
-            for stream in value["pending"]
+            for stream in saved.pending
         }
-        return SplitState(shards, pending)
+        return SplitState(saved.shards, pending)
 
     def commit(self, progress: Progress) -> None:
         """Make the progress lasting.
@@ -186,18 +202,15 @@ class Journal:
         self._serial += 1
         samples_name = f"samples-{self._serial:06d}.npz"
         write_atomic(self._dir / samples_name, buffer.getvalue())
-        state = {
-            "serial": self._serial,
-            "samples": samples_name,
-            "samples_sha256": fingerprint_of(buffer.getvalue()),
-            "position": asdict(progress.position),
-            "counts": dict(progress.counts),
-            "splits": {
-                name: {"shards": [asdict(s) for s in split.shards], "pending": sorted(split.pending)}
-                for name, split in progress.splits.items()
-            },
-        }
-        write_atomic(self._dir / _STATE, json.dumps(state).encode())
+        state = _State(
+            serial=self._serial,
+            samples=samples_name,
+            samples_sha256=fingerprint_of(buffer.getvalue()),
+            position=asdict(progress.position),
+            counts=dict(progress.counts),
+            splits={n: _SavedSplit(s.shards, sorted(s.pending)) for n, s in progress.splits.items()},
+        )
+        write_atomic(self._dir / _STATE, TypeAdapter(_State).dump_json(state))
         for old in self._dir.glob("samples-*.npz*"):
             if old.name != samples_name:
                 old.unlink()

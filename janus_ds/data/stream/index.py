@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
+from janus_ds.config.fields import OneOf
 from janus_ds.config.locations import checked_name
 from janus_ds.errors import DataError
 from janus_ds.io import fingerprint_of, read_bounded, write_atomic
@@ -31,22 +33,27 @@ MANIFEST_NAME = "manifest.json"
 MOST_BYTES = {MANIFEST_NAME: 64 << 20, INDEX_NAME: 256 << 20}
 """Largest manifest and index that are read, here or from afar; an index needs about 300 bytes a member."""
 
-_STREAMS = (("target",), ("source", "target"))
-_MOST_SAMPLES, _MOST_BLOB_BYTES, _MOST_SHARD_BYTES = 1 << 40, (1 << 31) - 1, 1 << 40
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+STRICT = ConfigDict(strict=True)
+"""Of all that is read: no text, truth value or fraction where a whole number should be."""
+
+Name = Annotated[str, AfterValidator(checked_name)]
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Sum = Annotated[int, Field(ge=0, le=1 << 62)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_T = TypeVar("_T")
 _PREPARE_AGAIN = "prepare the data again with launch/prepare_data.py, or copy the whole directory again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class BlobEntry:
     """One file of a member: its bytes lie at `offset` in the shard's tar."""
 
-    offset: int
-    size: int
-    crc32: int
+    offset: Count
+    size: Annotated[int, Field(ge=0, lt=1 << 31)]
+    crc32: Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MemberEntry:
     """One packed member: many samples under one tar key.
 
@@ -54,25 +61,50 @@ class MemberEntry:
     "target.offsets" and, for pairs, the same for "source". `tokens` counts all streams.
     """
 
-    key: str
-    samples: int
-    tokens: int
-    blobs: dict[str, BlobEntry]
+    key: Name
+    samples: Count
+    tokens: Count
+    blobs: dict[Name, BlobEntry]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ShardEntry:
     """One tar file with its size in bytes, SHA-256 and members in order."""
 
-    name: str
-    size: int
-    sha256: str
-    samples: int
-    tokens: int
+    name: Name
+    size: Count
+    sha256: _Sha256
+    samples: Count
+    tokens: Count
     members: tuple[MemberEntry, ...]
 
 
-@dataclass(frozen=True)
+def _sound(shard: ShardEntry) -> ShardEntry:
+    """The entry; a ValueError where bytes lie outside of the shard, or sums do not agree."""
+    for name in ("samples", "tokens"):
+        if getattr(shard, name) != sum(getattr(member, name) for member in shard.members):
+            raise ValueError(f"the {name} of {shard.name} are not the sum over its members")
+    for member in shard.members:
+        # An offset is four bytes, a token two or more, so a member can claim no more than its shard holds.
+        if member.samples > shard.size // 4 or member.tokens > shard.size:
+            raise ValueError(f"member {member.key} has more samples or tokens than {shard.name} can hold")
+        for name, blob in member.blobs.items():
+            if blob.offset + blob.size > shard.size:
+                raise ValueError(f"{name} ends behind the end of {shard.name}")
+    return shard
+
+
+SoundShard = Annotated[ShardEntry, AfterValidator(_sound)]
+"""An entry from a file, whose numbers fit together."""
+
+
+def _known_streams(streams: tuple[str, ...]) -> tuple[str, ...]:
+    if streams not in (("target",), ("source", "target")):
+        raise ValueError("these are no streams")
+    return streams
+
+
+@dataclass(frozen=True, config=STRICT)
 class SplitIndex:
     """All shards of one split, in the order that numbers its samples.
 
@@ -81,9 +113,9 @@ class SplitIndex:
         streams: ("target",) for blocks of text, ("source", "target") for pairs.
     """
 
-    stream_dtype: str
-    streams: tuple[str, ...]
-    shards: tuple[ShardEntry, ...]
+    stream_dtype: Annotated[str, OneOf("uint16", "uint32")]
+    streams: Annotated[tuple[str, ...], AfterValidator(_known_streams)]
+    shards: tuple[SoundShard, ...]
 
     @property
     def samples(self) -> int:
@@ -116,27 +148,20 @@ class SplitIndex:
         Raises:
             DataError: the file is missing, cut, changed, or of a newer format version.
         """
-        path = split_dir / INDEX_NAME
-        body = _load(path)
-        with _Garbled(path):
-            return cls(
-                stream_dtype=_one_of(body["stream_dtype"], ("uint16", "uint32")),
-                streams=_streams(body["streams"]),
-                shards=tuple(shard_entry(shard) for shard in body["shards"]),
-            )
+        return _load(split_dir / INDEX_NAME, cls)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SplitTotals:
     """Counts of one split as the manifest tells them, and the SHA-256 of its index."""
 
-    shards: int
-    samples: int
-    tokens: int
-    index_sha256: str
+    shards: Count
+    samples: Count
+    tokens: Sum
+    index_sha256: _Sha256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Manifest:
     """What a data directory is.
 
@@ -148,11 +173,11 @@ class Manifest:
         splits: totals by split name.
     """
 
-    task: str
-    tokenizer_fingerprint: str
-    vocab_size: int
+    task: Annotated[str, OneOf("denoise", "pair")]
+    tokenizer_fingerprint: _Sha256
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
     settings: dict[str, Any]
-    splits: dict[str, SplitTotals]
+    splits: dict[Name, SplitTotals]
 
     def save(self, directory: Path) -> None:
         """Write `directory/manifest.json` whole: the last file that a preparation writes."""
@@ -165,112 +190,7 @@ class Manifest:
         Raises:
             DataError: the directory or the file is missing, cut, changed, or of a newer version.
         """
-        path = directory / MANIFEST_NAME
-        body = _load(path)
-        with _Garbled(path):
-            return cls(
-                task=_one_of(body["task"], ("denoise", "pair")),
-                tokenizer_fingerprint=_sha256(body["tokenizer_fingerprint"]),
-                vocab_size=whole_number(body["vocab_size"], 1, 1 << 31),
-                settings=dict(body["settings"]),
-                splits={checked_name(name): _totals(totals) for name, totals in body["splits"].items()},
-            )
-
-
-class _Garbled:
-    """Context that turns a missing or odd field into a DataError about `path`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, RecursionError)):
-            raise DataError(
-                f"a field is missing or odd ({error!r})", str(self._path), _PREPARE_AGAIN
-            ) from error
-
-
-def _one_of(value: object, allowed: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
-    return value
-
-
-def _streams(value: object) -> tuple[str, ...]:
-    streams = tuple(value) if isinstance(value, list) else ()
-    if streams not in _STREAMS:
-        raise ValueError(f"{str(value)[:60]!r} are no streams")
-    return streams
-
-
-def _sha256(value: object) -> str:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"{str(value)[:80]!r} is no SHA-256")
-    return value
-
-
-def whole_number(value: object, least: int, most: int) -> int:
-    """A whole number from a file, within a range; no text, no truth value, no fraction.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{str(value)[:60]!r} is no whole number from {least} to {most}")
-    return value
-
-
-def _totals(value: dict[str, Any]) -> SplitTotals:
-    return SplitTotals(
-        shards=whole_number(value["shards"], 0, _MOST_SAMPLES),
-        samples=whole_number(value["samples"], 0, _MOST_SAMPLES),
-        tokens=whole_number(value["tokens"], 0, 1 << 62),
-        index_sha256=_sha256(value["index_sha256"]),
-    )
-
-
-def shard_entry(shard: dict[str, Any]) -> ShardEntry:
-    """The entry that `dataclasses.asdict` and JSON have made a dict of, every name and number checked.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: something is missing, of another kind, or out of
-            range; bytes outside of the shard; sums that do not agree.
-    """
-    size = whole_number(shard["size"], 0, _MOST_SHARD_BYTES)
-    members = tuple(_member_entry(member, size) for member in shard["members"])
-    entry = ShardEntry(
-        name=checked_name(shard["name"]),
-        size=size,
-        sha256=_sha256(shard["sha256"]),
-        samples=whole_number(shard["samples"], 0, _MOST_SAMPLES),
-        tokens=whole_number(shard["tokens"], 0, _MOST_SAMPLES),
-        members=members,
-    )
-    for name in ("samples", "tokens"):
-        if getattr(entry, name) != sum(getattr(member, name) for member in members):
-            raise ValueError(f"the {name} of {entry.name} are not the sum over its members")
-    return entry
-
-
-def _member_entry(member: dict[str, Any], shard_size: int) -> MemberEntry:
-    blobs = {}
-    for name, blob in member["blobs"].items():
-        entry = BlobEntry(
-            offset=whole_number(blob["offset"], 0, shard_size),
-            size=whole_number(blob["size"], 0, min(shard_size, _MOST_BLOB_BYTES)),
-            crc32=whole_number(blob["crc32"], 0, (1 << 32) - 1),
-        )
-        if entry.offset + entry.size > shard_size:
-            raise ValueError(f"{str(name)[:60]!r} ends behind the end of its shard")
-        blobs[checked_name(name)] = entry
-    # An offset is four bytes, a token two or more, so a member can claim no more than its shard holds.
-    samples = whole_number(member["samples"], 0, shard_size // 4)
-    return MemberEntry(
-        checked_name(member["key"]), samples, whole_number(member["tokens"], 0, shard_size), blobs
-    )
+        return _load(directory / MANIFEST_NAME, cls)
 
 
 def _checksum(body: dict[str, Any]) -> str:
@@ -284,8 +204,8 @@ def _save(path: Path, fields: dict[str, Any]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """The checked body of a JSON file that :func:`_save` wrote."""
+def _load(path: Path, kind: type[_T]) -> _T:
+    """What :func:`_save` wrote, every name and number checked."""
     if not path.parent.is_dir():
         raise DataError(
             "the data directory does not exist", str(path.parent), "give the right --data directory"
@@ -314,4 +234,10 @@ def _load(path: Path) -> dict[str, Any]:
         )
     if body.pop("checksum", None) != _checksum(body):
         raise DataError("the file was changed since it was written", str(path), _PREPARE_AGAIN)
-    return body
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part)[:60] for part in first["loc"])
+        what = f"a field is missing or odd ({place}: {first['msg'][:200]})"
+        raise DataError(what, str(path), _PREPARE_AGAIN) from None
