@@ -19,8 +19,17 @@ from janus_ds.cli.arguments import (
 )
 from janus_ds.errors import UsageError
 from janus_ds.metrics.files import check_same_length, read_lines
-from janus_ds.metrics.glge import Task, combine, find_predictions, read_texts, score_task, task_named
-from janus_ds.metrics.glge_metrics import Meteor, TaskTexts, choose_meteor
+from janus_ds.metrics.glge import (
+    Meteor,
+    Task,
+    TaskTexts,
+    choose_meteor,
+    combine,
+    find_predictions,
+    read_texts,
+    score_task,
+    task_named,
+)
 from janus_ds.metrics.scores import Scores, render, save_json
 from janus_ds.metrics.translation import compare_translations, score_translations
 

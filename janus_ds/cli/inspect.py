@@ -18,7 +18,6 @@ from janus_ds.config.load import add_recipe_arguments, load_run_config
 from janus_ds.data.masking.views import Views
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.open_dataset import open_data
-from janus_ds.data.stream.source import MixedSource
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import UsageError
 from janus_ds.report.figures import new_figure, require_matplotlib
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     maker = BatchMaker(place.split(parsed.split), run, tokenizer.special)
     if not maker.source.has(parsed.sample):
         last = int(maker.source.samples) - 1
-        mixed = isinstance(maker.source, MixedSource)
+        mixed = len(maker.source.parts) > 1
         raise UsageError(
             f"there is no sample {parsed.sample}",
             maker.source.name,

@@ -307,7 +307,11 @@ def prepare_glge(argv: Sequence[str] | None = None) -> int:
         default.target if options.target_tokens is None else options.target_tokens,
     )
     settings = GlgeSettings(
-        options.task, options.tokenizer, limits, options.samples_per_member, options.members_per_shard
+        options.task,
+        options.tokenizer,
+        limits,
+        samples_per_member=options.samples_per_member,
+        members_per_shard=options.members_per_shard,
     )
     report = pairs.prepare_glge(options.input, options.output, settings, options.processes, _show_pairs)
     _split_report(report, "pairs")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from janus_ds.cli.arguments import new_parser
 from janus_ds.config.load import add_override_argument, load_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.index import Manifest, ShardEntry, SplitIndex
-from janus_ds.data.stream.open_dataset import DataPlace, open_data
+from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.errors import JanusError
 from janus_ds.tables import bytes_text, count_text, table
@@ -42,9 +43,8 @@ def _verify(location: str, data: DataConfig) -> tuple[str, VerifyReport]:
     name, directory, read = public_location(location), Path(location), None
     if is_remote(location):
         place = open_data(location, data)
-        directory, read = place.folders[0], partial(_fetched, place)
-        for split in place.manifest.splits:
-            place.shards(split)  # brings the index
+        stores = {name: part.shards for name in place.manifest.splits for part in place.split(name)}
+        directory, read = place.folders[0], partial(_fetched, stores)
     started = time.monotonic()
     report = verify_dataset(directory, _show_progress if sys.stderr.isatty() else None, read)
     seconds = max(time.monotonic() - started, 1e-6)
@@ -60,8 +60,8 @@ def _verify(location: str, data: DataConfig) -> tuple[str, VerifyReport]:
     return name, report
 
 
-def _fetched(place: DataPlace, split: str, shard: ShardEntry) -> bytes:
-    with os.fdopen(place.shards(split).open(shard), "rb") as file:
+def _fetched(stores: Mapping[str, Any], split: str, shard: ShardEntry) -> bytes:
+    with os.fdopen(stores[split].open(shard), "rb") as file:
         return file.read()
 
 

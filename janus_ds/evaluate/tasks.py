@@ -36,8 +36,7 @@ from janus_ds.evaluate.evaluation import (
 from janus_ds.evaluate.latency import LatencyReport, measure_glge
 from janus_ds.evaluate.timing import LatencyPlan
 from janus_ds.metrics.files import TextLines, read_lines
-from janus_ds.metrics.glge import Task, score_task
-from janus_ds.metrics.glge_metrics import Meteor, TaskTexts
+from janus_ds.metrics.glge import Meteor, Task, TaskTexts, score_task
 from janus_ds.metrics.scores import Scores, save_json
 from janus_ds.metrics.translation import compare_translations, score_translations
 

@@ -83,6 +83,6 @@ def test_the_user_may_still_name_any_split_that_is_one(tmp_path: Path) -> None:
     assert checked_name("valid-2.de_en") == "valid-2.de_en"
     data = make_tiny_data(tmp_path / "data")
     place = open_data(f"pipe:cat {data}/{{}}", DataConfig(cache_dir=str(tmp_path / "cache"), retries=0))
-    assert place.shards("train").folder.public == "pipe:cat ... {}"
+    assert place.split("train")[0].shards.folder.public == "pipe:cat ... {}"
     with pytest.raises(DataError, match="has no split"):
         place.split("../x")

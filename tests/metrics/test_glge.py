@@ -10,6 +10,9 @@ from janus_ds.errors import DataError, MissingDependencyError, ResourceError, Us
 from janus_ds.metrics.files import TextLines, read_lines
 from janus_ds.metrics.glge import (
     TASKS,
+    Meteor,
+    TaskTexts,
+    choose_meteor,
     combine,
     find_predictions,
     overall,
@@ -17,7 +20,6 @@ from janus_ds.metrics.glge import (
     score_task,
     task_named,
 )
-from janus_ds.metrics.glge_metrics import Meteor, TaskTexts, choose_meteor
 from janus_ds.metrics.meteor import JAR_VARIABLE, MeteorProgram
 from janus_ds.metrics.scores import Scores, render, save_json
 from tests.support.metric_fixtures import metric_cases

@@ -7,8 +7,7 @@ import pytest
 from janus_ds.config.schema import FIELDS
 from janus_ds.metrics.bleu import sacrebleu_13a
 from janus_ds.metrics.files import TextLines
-from janus_ds.metrics.glge import TASKS, score_task
-from janus_ds.metrics.glge_metrics import Meteor, TaskTexts
+from janus_ds.metrics.glge import TASKS, Meteor, TaskTexts, score_task
 from janus_ds.metrics.validation import VALIDATION_METRICS
 
 OUTPUTS = [

@@ -14,7 +14,7 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views, check_masking, make_views
-from janus_ds.data.stream.open_dataset import MixedSplit, SplitPlace
+from janus_ds.data.stream.open_dataset import SplitPlace
 from janus_ds.data.stream.source import MixedSource, SampleSource
 from janus_ds.errors import ConfigError, DataError
 
@@ -29,7 +29,7 @@ class BatchMaker:
     Holds no tokenizer. May be pickled and used after a fork.
 
     Args:
-        split: DATA/train or DATA/valid; an opened place, or several.
+        split: DATA/train or DATA/valid; or the opened places that are mixed.
         config: resolved (`config.presets.resolve`).
         special: special symbols of the data's tokenizer.
 
@@ -38,11 +38,13 @@ class BatchMaker:
             or data of the other task.
     """
 
-    def __init__(
-        self, split: Path | SplitPlace | MixedSplit, config: RunConfig, special: SpecialTokens
-    ) -> None:
+    def __init__(self, split: Path | Sequence[SplitPlace], config: RunConfig, special: SpecialTokens) -> None:
         self.config = config
-        self.source = _open(split, config)
+        places = [SplitPlace.of(split)] if isinstance(split, Path) else split
+        cached = 2 * config.data.shuffle_window + _CACHED_MEMBERS
+        max_damage = config.data.max_damage if config.data.on_damage == "quarantine" else None
+        parts = [SampleSource(place, cached, max_damage) for place in places]
+        self.source = MixedSource(parts, [place.weight for place in places])
         task = "pair" if "source" in self.source.streams else "denoise"
         if task != config.data.task:
             raise ConfigError(
@@ -162,13 +164,3 @@ class BatchMaker:
                 self.source.origin(int(ids[worst])),
                 f"raise {key}, or prepare the data again with shorter blocks",
             )
-
-
-def _open(split: Path | SplitPlace | MixedSplit, config: RunConfig) -> SampleSource | MixedSource:
-    data = config.data
-    cached = 2 * data.shuffle_window + _CACHED_MEMBERS
-    max_damage = data.max_damage if data.on_damage == "quarantine" else None
-    if isinstance(split, MixedSplit):
-        parts = [SampleSource(part, cached, max_damage) for part in split.parts]
-        return MixedSource(parts, split.weights)
-    return SampleSource(split, cached, max_damage)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +27,18 @@ class SplitPlace:
         folder: holds the index, and the shards unless they are distant.
         name: how messages call it.
         shards: brings distant shards.
+        weight: of the source, where several are mixed.
     """
 
     folder: Path
     name: str
     shards: RemoteShards | None = None
+    weight: float = 1.0
 
     @classmethod
     def of(cls, split: Path | SplitPlace) -> SplitPlace:
         """A local folder as a place."""
         return split if isinstance(split, SplitPlace) else cls(split, str(split))
-
-
-@dataclass(frozen=True)
-class MixedSplit:
-    """The same split of several sources, and the weight of each."""
-
-    parts: tuple[SplitPlace, ...]
-    weights: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -71,23 +64,14 @@ class DataPlace:
         """How messages call it."""
         return ", ".join(self.names)
 
-    def split(self, name: str) -> SplitPlace | MixedSplit:
-        """A split of all sources; fetches its index.
+    def split(self, name: str) -> tuple[SplitPlace, ...]:
+        """A split of each source; fetches its index.
 
         Raises:
             DataError: the index cannot be fetched, or is not the manifest's.
         """
-        parts = tuple(self._part(number, name) for number in range(len(self.names)))
-        return parts[0] if len(parts) == 1 else MixedSplit(parts, self.weights)
-
-    @cached_property
-    def _stores(self) -> dict[str, RemoteShards]:
-        places = {name: self._part(0, name) for name in self.manifest.splits}
-        return {name: place.shards for name, place in places.items() if place.shards is not None}
-
-    def shards(self, split: str) -> RemoteShards:
-        """What brings the shards of a distant source that is not mixed."""
-        return self._stores[split]
+        parts = (self._part(number, name) for number in range(len(self.names)))
+        return tuple(replace(part, weight=w) for part, w in zip(parts, self.weights, strict=True))
 
     def fingerprint(self, split: str) -> str:
         """What the order of samples means: the index, or all indexes with their weights."""

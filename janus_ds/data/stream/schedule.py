@@ -248,7 +248,7 @@ def _assigned(places: Sequence[int]) -> Ints:
 
 
 class MixedSchedule:
-    """The infinite stream of samples of several sources.
+    """The infinite stream of samples of one or several sources.
 
     Args:
         seed: the run's seed.
@@ -262,6 +262,8 @@ class MixedSchedule:
 
     def ids(self, step: int) -> tuple[Ints, Ints]:
         """The global batch of a step: (epochs of each one's source, sample numbers), (global_batch,)."""
+        if len(self._orders) == 1:
+            return self._orders[0].ids(step)
         start, stop = step * self._batch, (step + 1) * self._batch
         sources = self._turns.of(start, stop)
         epochs, ids = np.zeros_like(sources), np.zeros_like(sources)

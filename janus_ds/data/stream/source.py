@@ -121,14 +121,6 @@ class SampleSource:
         """Damage that :meth:`sound` met since the last call."""
         return self._stand_ins.take()
 
-    def first(self, samples: int) -> Ints:
-        """The numbers of the first samples, at most as many as there are."""
-        return np.arange(min(samples, self.samples), dtype=np.int64)
-
-    def has(self, sample: int) -> bool:
-        """Whether a sample has this number."""
-        return 0 <= sample < self.samples
-
     def read_ahead(self, members: Iterable[int], further: int) -> None:
         """Fetch shards in the background: those of the first window of members, and `further` ones more.
 
@@ -193,11 +185,11 @@ class SampleSource:
 
 
 class MixedSource:
-    """Reads samples of several sources; as :class:`~janus_ds.data.stream.source.SampleSource`.
+    """Reads samples of one or several sources; as :class:`SampleSource`.
 
     Args:
-        parts: the sources.
-        weights: of the sources; decide the order of :meth:`first` alone.
+        parts: the sources; the first one's samples keep their numbers.
+        weights: of the sources.
 
     Raises:
         DataError: the sources have different streams.
@@ -233,6 +225,8 @@ class MixedSource:
             DataError: as from SampleSource; IndexError: a number that no sample has.
         """
         wanted = np.atleast_1d(np.asarray(ids, dtype=np.int64))
+        if len(self.parts) == 1:
+            return self.parts[0].read(wanted)
         chosen, found = [], []
         for source, places, own in self._by_source(wanted):
             chosen.append(places)
@@ -279,7 +273,8 @@ class MixedSource:
     def has(self, sample: int) -> bool:
         """Whether a sample has this number."""
         source = sample >> SOURCE_BITS
-        return 0 <= source < len(self.parts) and self.parts[source].has(sample & ((1 << SOURCE_BITS) - 1))
+        own = sample & ((1 << SOURCE_BITS) - 1)
+        return 0 <= source < len(self.parts) and own < self.parts[source].samples
 
     def origin(self, sample: int) -> str:
         """Where a sample lies: its source's shard, member and number there."""

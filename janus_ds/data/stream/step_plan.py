@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from janus_ds.config.schema import DataConfig, RunConfig
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.schedule import MixedSchedule, SampleSchedule, ShardGroups, rank_positions
-from janus_ds.data.stream.source import MixedSource, SampleSource
+from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.token_schedule import SampleCosts, TokenSchedule, expected_rows, share_out
 from janus_ds.errors import ConfigError
 
@@ -61,13 +61,13 @@ def one_source(maker: BatchMaker) -> SampleSource:
     Raises:
         ConfigError: they are.
     """
-    if isinstance(maker.source, MixedSource):
+    if len(maker.source.parts) > 1:
         raise ConfigError(
             "batches of tokens are cut by the lengths of one source; these are several",
             f"data.path: {maker.source.name}",
             "set data.batch to samples, or give one source",
         )
-    return maker.source
+    return maker.source.parts[0]
 
 
 def sample_costs(maker: BatchMaker) -> SampleCosts:
@@ -94,24 +94,20 @@ class _SamplePlan:
         config, source = maker.config, maker.source
         batch = config.train.global_batch
         self._ahead = config.data.read_ahead
-        self._batch = batch
-        self._sources = source.parts if isinstance(source, MixedSource) else [source]
+        self._sources = source.parts
         for part in self._sources:
             _check_cache(part, config.data, len(self._sources))
         self._orders = [_order(part, config, n) for n, part in enumerate(self._sources)]
-        self._mixed: MixedSchedule | None = None
-        self.steps_per_epoch = source.samples / batch
-        if isinstance(source, MixedSource):
-            self._mixed = MixedSchedule(config.train.seed, self._orders, source.turns, batch)
-            self.steps_per_epoch = self._mixed.steps_per_epoch
+        self._mixed = MixedSchedule(config.train.seed, self._orders, source.turns, batch)
+        self.steps_per_epoch = self._mixed.steps_per_epoch
         self._positions = rank_positions(batch, share.rank, share.size, share.micro_batch)
 
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:
-        epochs, ids = self._mixed.ids(step) if self._mixed else self._orders[0].ids(step)
+        epochs, ids = self._mixed.ids(step)
         return [(epochs[positions], ids[positions]) for positions in self._positions]
 
     def read_ahead(self, step: int) -> None:
-        draws = self._mixed.draws(step) if self._mixed else [step * self._batch]
+        draws = self._mixed.draws(step)
         for source, order, position in zip(self._sources, self._orders, draws, strict=True):
             source.read_ahead(order.members_from(position), self._ahead)
 

@@ -138,11 +138,8 @@ def build_run(config: RunConfig, execution: ExecutionConfig, folder: Path, topol
         ConfigError: data for another task.
     """
     place = open_data(config.data.path or "", config.data)
-    valid = (
-        place.split("valid")
-        if config.data.valid_path is None
-        else open_split(config.data.valid_path, config.data)
-    )
+    apart = config.data.valid_path
+    valid = place.split("valid") if apart is None else (open_split(apart, config.data),)
     return Run(
         config=config,
         execution=execution,

@@ -145,7 +145,7 @@ def broken(tmp_path: Path) -> Path:
     """A split of which one member (samples 24 .. 27) has a flipped bit."""
     folder = write_split(tmp_path / "train", {"target": ROWS})
     maker = BatchMaker(folder, config(), SPECIAL)
-    blob = maker.source.index.shards[1].members[1].blobs["target.tokens"]
+    blob = maker.source.parts[0].index.shards[1].members[1].blobs["target.tokens"]
     path = folder / "shard-000001.tar"
     data = bytearray(path.read_bytes())
     data[blob.offset + 3] ^= 64

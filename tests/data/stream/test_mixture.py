@@ -17,7 +17,7 @@ from janus_ds.config.locations import expanded, parse_locations, public_location
 from janus_ds.config.schema import DataConfig, RunConfig
 from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.loader import StepLoader, validation_batches
-from janus_ds.data.stream.open_dataset import MixedSplit, SplitPlace, open_data
+from janus_ds.data.stream.open_dataset import SplitPlace, open_data
 from janus_ds.data.stream.schedule import CYCLE, SOURCE_BITS, SampleSchedule, ShardGroups, Turns
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.errors import ConfigError, DataError
@@ -51,13 +51,13 @@ def test_batches_that_can_have_exact_shares_have_them():
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> MixedSplit:
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SplitPlace, ...]:
     folder = tmp_path_factory.mktemp("mixture")
     parts = []
     for number, size in enumerate(SIZES):
         split = write_split(folder / f"{number}/train", {"target": random_rows(size, 30, seed=number)})
-        parts.append(SplitPlace.of(split))
-    return MixedSplit(tuple(parts), WEIGHTS)
+        parts.append(SplitPlace(split, str(split), weight=WEIGHTS[number]))
+    return tuple(parts)
 
 
 def config(**data: object) -> RunConfig:
@@ -65,7 +65,9 @@ def config(**data: object) -> RunConfig:
     return replace(base, data=replace(base.data, **data))
 
 
-def ids_of(mixed: MixedSplit, share: RankShare, steps: range, **data: object) -> list[torch.Tensor]:
+def ids_of(
+    mixed: tuple[SplitPlace, ...], share: RankShare, steps: range, **data: object
+) -> list[torch.Tensor]:
     maker = BatchMaker(mixed, config(**data), SPECIAL)
     return [step.sample_ids for step in StepLoader(maker, share, steps.start, steps.stop)]
 

@@ -122,13 +122,13 @@ def test_shards_are_fetched_before_they_are_needed(tiny, tmp_path):
         steps = StepLoader(maker, SHARE, 0, 23)
         plan = steps._steps.plan
         plan.read_ahead(0)
-        names = [maker.source.index.shards[s] for s in first_shards(plan)]
+        names = [maker.source.parts[0].index.shards[s] for s in first_shards(plan)]
         deadline = threading.Event()
         for _ in range(200):
-            if all(maker.source.shards.cache.has(shard.sha256) for shard in names[:3]):
+            if all(maker.source.parts[0].shards.cache.has(shard.sha256) for shard in names[:3]):
                 break
             deadline.wait(0.05)
-        assert [maker.source.shards.cache.has(s.sha256) for s in names] == [True] * 3 + [False] * 3
+        assert [maker.source.parts[0].shards.cache.has(s.sha256) for s in names] == [True] * 3 + [False] * 3
 
 
 def first_shards(plan: object) -> list[int]:
@@ -214,7 +214,7 @@ def test_commands_and_fsspec_addresses_work_too(tiny, tmp_path, monkeypatch):
     memory = fsspec.filesystem("memory")
     memory.put(str(tiny), "/tiny", recursive=True)
     place = opens("memory://tiny", settings(tmp_path / "memory"))
-    assert pickle.loads(pickle.dumps(place.split("train"))).name == "memory://tiny/train"
+    assert pickle.loads(pickle.dumps(place.split("train")))[0].name == "memory://tiny/train"
     # A command that ends too soon, and one that hangs.
     broken = f"pipe:head -c 100 {tiny}/{{}}; exit 3"
     with pytest.raises(DataError, match=r"the command ended with status 3.*, 2 tries") as caught:
