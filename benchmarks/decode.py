@@ -32,8 +32,8 @@ from benchmarks.decode_peers import PEERS, Outputs, Peers, needed
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.search_settings import SearchSettings
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel

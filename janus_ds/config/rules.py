@@ -6,6 +6,7 @@ fails in the first second and not in the first hour.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 
@@ -19,6 +20,14 @@ Where = Callable[[str], str]
 
 _Refuse = Callable[[str, str, str], None]
 """Takes the keys that a rule speaks of, the one to blame first; what is wrong; what to do."""
+
+_NO_RULES = {
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "forced_eos": None,
+}
+"""Values of AR's rules that mode draft can keep."""
 
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,99}")
 
@@ -234,11 +243,35 @@ def _decode(run: RunConfig, refuse: _Refuse) -> None:
             f"decode.max_length is {longest}, but the model has {rows} target positions",
             f"give at most {rows}, or 0 for as many as the model allows",
         )
+    if longest and run.decode.min_length > longest:
+        refuse(
+            "decode.min_length decode.max_length",
+            f"decode.min_length is {run.decode.min_length}, decode.max_length {longest}",
+            "give a shortest length that is not above the longest",
+        )
+    if not re.fullmatch(r"specials|none|\d+( \d+)*", run.decode.forbid):
+        refuse(
+            "decode.forbid",
+            f"decode.forbid is {run.decode.forbid!r}, which names no tokens",
+            'give specials, none, or token ids with spaces between them, such as "3 101"',
+        )
     if run.decode.iterations is None and run.decode.threshold is None:
         refuse(
             "decode.iterations decode.threshold",
             "decode.iterations is null, which is no limit, but nothing else ends mask-predict's passes",
             "give a number of iterations, or decode.threshold",
+        )
+    _one_by_one(run, refuse)
+
+
+def _one_by_one(run: RunConfig, refuse: _Refuse) -> None:
+    """What the modes draft and aux leave no choice in."""
+    ruled = [key for key, value in _NO_RULES.items() if getattr(run.decode, key) != value]
+    if run.decode.mode == "draft" and ruled:
+        refuse(
+            " ".join(f"decode.{key}" for key in (*ruled, "mode")),
+            f"mode draft checks whole drafts at once and knows no {', '.join(ruled)}",
+            f"use mode ar, or set decode.{ruled[0]} to {json.dumps(_NO_RULES[ruled[0]])}",
         )
     if run.decode.mode == "draft" and run.decode.beam > 1:
         refuse(

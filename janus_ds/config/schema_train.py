@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from janus_ds.config.fields import STRICT, Count, NotNegative, OneOf, Positive, Share, Whole
 
 _Task = OneOf("nmt", "cnndm", "gigaword", "xsum", "msnews", "squadqg", "msqg", "coqa", "personachat")
+_TokenOrNone = Annotated[int, Field(ge=-1)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -143,14 +144,32 @@ class DecodeConfig:
     """
     beam: Count = 5
     """AR beam; 1 is greedy, as the modes draft and aux always are."""
-    beam_stop: Annotated[str, OneOf("fairseq", "transformers")] = "fairseq"
-    """fairseq or transformers: when the search ends and how scores are normalised."""
+    beam_stop: Annotated[str, OneOf("fairseq", "transformers", "never")] = "fairseq"
+    """fairseq, transformers or never: when the search ends and what forced tokens cost.
+
+    never: as transformers with its early_stopping "never".
+    """
     early_stopping: bool = False
     """beam_stop transformers only: end a search as soon as `beam` hypotheses are finished."""
     length_penalty: NotNegative = 1.0
     """Exponent of the length in the AR score."""
     max_length: Whole = 0
     """Longest output in tokens; 0: as the position table allows."""
+    min_length: Whole = 0
+    """AR: shortest output in tokens."""
+    no_repeat_ngram_size: Whole = 0
+    """AR: a sequence of so many tokens occurs once in an output; 0: as often as it likes."""
+    repetition_penalty: Positive = 1.0
+    """AR: factor that makes log-probabilities of tokens worse that the output has already; 1: none.
+
+    As in transformers: of log-probabilities in a beam, of logits in greedy search and sampling.
+    """
+    forced_bos: _TokenOrNone | None = None
+    """AR: id of the token that every output begins with; -1: none; null: bos after eos (BART), else none."""
+    forced_eos: _TokenOrNone | None = None
+    """AR: id of the token that an output of the greatest length ends with; -1: any; null: eos."""
+    forbid: str = "specials"
+    """AR: tokens that are never written: specials (bos, pad, unk and mask), none, or ids such as "3 101"."""
     iterations: Whole | None = 4
     """NAR refinement iterations; decoder passes are one more. None, with `threshold` only: no limit."""
     length_beam: Count = 5

@@ -9,12 +9,13 @@ Two rules say when a sentence is finished and which hypotheses are kept:
 - `fairseq`: the first K hypotheses that end are kept; with K of them the sentence is finished.
 - `transformers`: the best K are kept; finished when K have ended and no open beam can reach the
   worst of them at its present length (or at once, with `early_stopping`). A forced token costs
-  nothing, as with `forced_bos_token_id` and `forced_eos_token_id`.
+  nothing, as with `forced_bos_token_id` and `forced_eos_token_id`. `never` is the same with the greatest
+  length in place of the present one, where that is better.
 
 Sentences that wait take the places of finished ones, so that a step is full as long as there is work;
 each place counts its own steps.
 
-Both rules take 2K candidates a step, let a hypothesis end only where its eos is among the best K, and
+All rules take 2K candidates a step, let a hypothesis end only where its eos is among the best K, and
 divide a score by (number of generated tokens, eos included) ** length penalty.
 
 Shape letters: B sentences, K beams, C = 2K candidates, V vocabulary, T steps.
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.search_settings import SearchSettings, TokenRules
 
 
 class StepFunction(Protocol):
@@ -67,38 +69,6 @@ _FREE_SHARE = 4
 """Places are refilled when one of so many is free: encoding few sentences at a time is dear."""
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """What a beam search needs to know.
-
-    Attributes:
-        beam: K; 1 is greedy search.
-        max_steps: most tokens that a hypothesis generates, eos (and a forced first token) included;
-            the last one is forced to be eos.
-        start: the token that the decoder is fed first.
-        eos: the token that ends a hypothesis.
-        forbidden: tokens that are never generated.
-        forced_first: a token that every hypothesis generates first (bos in the `eos_bos` layout).
-        stop: "fairseq" or "transformers".
-        early_stopping: see `transformers`; without effect on `fairseq`.
-        length_penalty: exponent of the length.
-        fed_first: the step function feeds `start` together with `forced_first`, which is one step less.
-            Only where a forced token costs nothing (`transformers`), and for the sentences that begin at
-            once.
-    """
-
-    beam: int
-    max_steps: int
-    start: int
-    eos: int
-    forbidden: tuple[int, ...] = ()
-    forced_first: int | None = None
-    stop: str = "fairseq"
-    early_stopping: bool = False
-    length_penalty: float = 1.0
-    fed_first: bool = False
-
-
 @dataclass
 class _Pool:
     """Finished hypotheses: -inf marks an empty place."""
@@ -131,8 +101,8 @@ def beam_search(
         waiting: sentences that begin as others end, by :meth:`RefillableSteps.refill`.
 
     Returns:
-        For each sentence, those that waited last, at most K hypotheses, best first; tokens without the
-        forced first one and without eos.
+        For each sentence, those that waited last, at most K hypotheses, best first; tokens as
+        :meth:`SearchSettings.shown` says.
     """
     search = _Search(sentences, settings, torch.device(device))
     parent_BK: Tensor | None = None
@@ -226,22 +196,25 @@ class _Search:
     def advance(self, logits_BKV: Tensor) -> Tensor:
         """Take one step; returns the parent beam of each new beam, shape (B, K)."""
         score_BC, token_BC, parent_BC = self._candidates(logits_BKV)
-        ends_BC = (token_BC == self.settings.eos) & (score_BC > _DEAD)
+        settings = self.settings
         self._make_room()
         history_BCT = self.token_BKT.gather(1, parent_BC[..., None].expand(-1, -1, self.token_BKT.shape[2]))
         # A place whose steps are used up goes round with the others and writes where nobody reads.
-        steps = [min(step, self.settings.max_steps - 1) for step in self.steps]
+        steps = [min(step, settings.max_steps - 1) for step in self.steps]
         step_B11 = torch.tensor(steps, device=token_BC.device)[:, None, None]
         history_BCT.scatter_(2, step_B11.expand(-1, token_BC.shape[1], 1), token_BC[..., None])
         count_B1 = step_B11[..., 0] + 1
-        scale_B1 = (count_B1.double() ** self.settings.length_penalty).to(score_BC.dtype)
+        ends_BC = ((token_BC == settings.eos) | (count_B1 == settings.max_steps)) & (score_BC > _DEAD)
+        scale_B1 = (count_B1.double() ** settings.length_penalty).to(score_BC.dtype)
         self._collect(score_BC / scale_B1, ends_BC, history_BCT, count_B1)
         # The best K candidates that do not end go on; the sort is stable, so ties keep their order.
         open_BC = score_BC.masked_fill(ends_BC, _DEAD)
-        chosen_BK = open_BC.sort(dim=1, descending=True, stable=True).indices[:, : self.settings.beam]
+        chosen_BK = open_BC.sort(dim=1, descending=True, stable=True).indices[:, : settings.beam]
         self.score_BK = open_BC.gather(1, chosen_BK)
         self.last_BK = token_BC.gather(1, chosen_BK)
         self.token_BKT = history_BCT.gather(1, chosen_BK[..., None].expand(-1, -1, history_BCT.shape[2]))
+        if settings.stop == "never":
+            scale_B1 = scale_B1.clamp_min(float(settings.max_steps) ** settings.length_penalty)
         self._close(self.score_BK[:, :1] / scale_B1)
         self.steps = [step + 1 for step in self.steps]
         return parent_BC.gather(1, chosen_BK)
@@ -268,7 +241,6 @@ class _Search:
         place_X = torch.tensor(list(places), dtype=torch.long, device=self.last_BK.device)
         score_XK = self.pool.score_BK[place_X]
         order_XK = score_XK.sort(dim=1, descending=True, stable=True).indices
-        skip = 0 if self.settings.forced_first is None else 1
         rows = zip(
             place_X.tolist(),
             order_XK.tolist(),
@@ -282,10 +254,10 @@ class _Search:
             passes, seconds = self.cost.get(number, (0, 0.0))
             self.found[number] = [
                 ScoredTokens(
-                    tuple(tokens[k][skip : lengths[k] - 1]), scores[k], passes=passes, seconds=seconds
+                    tuple(said[self.settings.shown(said)]), scores[k], passes=passes, seconds=seconds
                 )
                 for k in order
-                if lengths[k]
+                if (said := tokens[k][: lengths[k]])
             ]
 
     def _make_room(self) -> None:
@@ -301,13 +273,15 @@ class _Search:
         settings = self.settings
         K, V = logits_BKV.shape[1:]
         # The best 2K of all are among the best 2K of each beam, and so many that are allowed among these.
-        token_BKC = _largest(logits_BKV, min(2 * K + len(settings.forbidden), V))
         # On a CPU one fused pass, and faster than logsumexp.
         gain_BKV = logits_BKV.log_softmax(2)
-        forced = [self._forced(step) for step in self.steps]
+        ruled_BKV = self._ruled(logits_BKV, gain_BKV) if settings.rules else gain_BKV
+        ordered_BKV = ruled_BKV if settings.rules else logits_BKV
+        token_BKC = _largest(ordered_BKV, min(2 * K + len(settings.forbidden), V))
+        forced = [settings.forced(step) for step in self.steps]
         if any(token is None for token in forced):
             forbidden_BKC = torch.isin(token_BKC, self._forbidden)
-            gain_BKC = gain_BKV.gather(2, token_BKC).masked_fill_(forbidden_BKC, _DEAD)
+            gain_BKC = ruled_BKV.gather(2, token_BKC).masked_fill_(forbidden_BKC, _DEAD)
         else:
             token_BKC = token_BKC[:, :, :1]
             gain_BKC = torch.full_like(gain_BKV[:, :, :1], _DEAD)
@@ -317,19 +291,23 @@ class _Search:
             token_X11 = self._ids([token for token in forced if token is not None])[:, None, None]
             index_XK1 = token_X11.expand(-1, K, 1)
             gain_XK1 = gain_BKV[row_X].gather(2, index_XK1)
-            free = settings.stop == "transformers"
             gain_BKC[row_X] = _DEAD
-            gain_BKC[row_X, :, :1] = torch.zeros_like(gain_XK1) if free else gain_XK1
+            gain_BKC[row_X, :, :1] = torch.zeros_like(gain_XK1) if settings.free_forced else gain_XK1
             token_BKC[row_X] = index_XK1.expand(-1, -1, token_BKC.shape[2])
         width = token_BKC.shape[2]
         score_BN = (self.score_BK[:, :, None] + gain_BKC).flatten(1)
         score_BC, index_BC = _pad_sorted(score_BN, 2 * K)
         return score_BC, token_BKC.flatten(1).gather(1, index_BC), index_BC // width
 
-    def _forced(self, step: int) -> int | None:
-        if step >= self.settings.max_steps - 1:
-            return self.settings.eos
-        return self.settings.forced_first if step == 0 else None
+    def _ruled(self, logits_BKV: Tensor, gain_BKV: Tensor) -> Tensor:
+        """Log-probabilities of the next tokens under the rules; for greedy search, of changed logits."""
+        rules = cast(TokenRules, self.settings.rules)
+        start_BK1 = torch.full_like(self.token_BKT[..., :1], self.settings.start)
+        past_BKT = torch.cat([start_BK1, self.token_BKT], 2)
+        length_B = self._ids([1 + min(step, self.settings.max_steps - 1) for step in self.steps])
+        if self.settings.beam == 1:
+            return rules(logits_BKV, past_BKT, length_B).log_softmax(2)
+        return rules(gain_BKV, past_BKT, length_B)
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(list(tokens), dtype=torch.long, device=self.last_BK.device)
@@ -341,7 +319,7 @@ class _Search:
         final_BK = final_BC[:, :K].masked_fill(~ends_BK, _DEAD)
         merged_BN = torch.cat([pool.score_BK.to(final_BK.dtype), final_BK], dim=1)
         # fairseq keeps the first K that end, transformers the best K; ties keep the earlier one.
-        key_BN = merged_BN if self.settings.stop == "transformers" else (merged_BN > _DEAD).float()
+        key_BN = (merged_BN > _DEAD).float() if self.settings.stop == "fairseq" else merged_BN
         keep_BK = key_BN.sort(dim=1, descending=True, stable=True).indices[:, :K]
         length_BN = torch.cat([pool.length_BK, count_B1 * ends_BK.long()], dim=1)
         token_BNT = torch.cat([pool.token_BKT, history_BCT[:, :K]], dim=1)
@@ -352,7 +330,8 @@ class _Search:
     def _close(self, attainable_B1: Tensor) -> None:
         """Mark the sentences whose search is finished after this step, given their best open scores."""
         full_B = (self.pool.score_BK > _DEAD).all(dim=1)
-        if self.settings.stop == "transformers" and not self.settings.early_stopping:
+        settings = self.settings
+        if settings.stop != "fairseq" and not settings.early_stopping and settings.beam > 1:
             full_B = full_B & (attainable_B1[:, 0] <= self.pool.score_BK.amin(dim=1))
         self.pool.closed_B = self.pool.closed_B | full_B
 

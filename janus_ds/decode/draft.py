@@ -22,8 +22,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.search_settings import SearchSettings
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _forced_gains(
     decoder: DraftDecoder, hidden_BKTD: Tensor, going: Sequence[Sentence], settings: SearchSettings
 ) -> list[float]:
     """Log-probabilities of forced first tokens, in the first round of a search that counts them."""
-    if settings.forced_first is None or settings.stop == "transformers" or going[0].passes:
+    if settings.forced_first is None or settings.free_forced or going[0].passes:
         return [0.0] * len(going)
     logits_BV = decoder.logits(hidden_BKTD[:, 0, 0])
     return logits_BV.log_softmax(1)[:, settings.forced_first].tolist()
@@ -266,7 +266,7 @@ class GreedyJudge:
                 choice, gain = choices[start:stop], gains[start:stop]
                 if sentence.room(settings) == len(draft):
                     choice[-1] = settings.eos
-                    gain[-1] = 0.0 if settings.stop == "transformers" else ends[stop - 1]
+                    gain[-1] = 0.0 if settings.free_forced else ends[stop - 1]
                 found.append(_agreement(number, draft, choice, gain, settings.eos))
                 start = stop
             verdicts.append(max(found, key=lambda verdict: verdict.accepted))

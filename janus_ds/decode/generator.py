@@ -27,7 +27,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
 from janus_ds.decode.aux_search import aux_search
-from janus_ds.decode.beam_search import SearchSettings, beam_search
+from janus_ds.decode.beam_search import beam_search
 from janus_ds.decode.draft import draft_search
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import load_run
@@ -44,6 +44,7 @@ from janus_ds.decode.model_steps import (
 )
 from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
 from janus_ds.decode.sample import Sampling, random_of, sample_search
+from janus_ds.decode.search_settings import SearchSettings
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
@@ -278,7 +279,7 @@ class Generator:
             return self.model.encode(*self._pad(sources[begun - count : begun]))
 
         cache = self.model.start_cache(memory, self._stream, settings.beam, settings.max_steps)
-        free = settings.forced_first is not None and settings.stop == "transformers"
+        free = settings.forced_first is not None and settings.free_forced
         settings = replace(settings, fed_first=free and settings.max_steps > 1)
         before = settings.start if settings.fed_first else None
         steps = CachedSteps(self.model, cache, encode_next, before)

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
-from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.draft import Proposal, Sentence, Verdict
 from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows, mask_predict
 from janus_ds.decode.model_steps import NarDecoder, draft_settings, search_settings
 from janus_ds.decode.sample import Sampling, draw_rows, random_of, token_shares
+from janus_ds.decode.search_settings import SearchSettings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 

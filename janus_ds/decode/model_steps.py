@@ -14,9 +14,10 @@ from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
-from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.mask_predict import MaskPredictSettings
+from janus_ds.decode.search_settings import SearchSettings, TokenRules
 from janus_ds.model.decoding.cache import EncoderOutput, KVCache
+from janus_ds.model.decoding.symbols import ANY, ArSymbols
 from janus_ds.model.janus import JanusModel
 
 
@@ -110,18 +111,19 @@ class AuxDecoder(NarDecoder):
 
 def search_settings(config: RunConfig, special: SpecialTokens) -> SearchSettings:
     """For AR: beam search, and the checks of a draft."""
-    decode, bart = config.decode, config.objective.decoder_start == "eos_bos"
-    # Content rows stand at positions 0 .. T - 1; without bos among them, the last position is eos's.
-    steps = config.model.max_target_positions - (0 if bart else 1)
-    if decode.max_length:
-        steps = min(steps, decode.max_length + (2 if bart else 1))
+    decode, symbols = config.decode, ArSymbols.of(config, special)
+    min_steps = decode.min_length + symbols.lead if decode.min_length else 0
+    rules = TokenRules(special.eos, decode.no_repeat_ngram_size, decode.repetition_penalty, min_steps)
     return SearchSettings(
         beam=decode.beam,
-        max_steps=steps,
-        start=special.eos if bart else special.bos,
+        max_steps=symbols.most_steps(config),
+        start=symbols.start,
         eos=special.eos,
-        forbidden=tuple({special.bos, special.pad, special.unk, special.mask}),
-        forced_first=special.bos if bart else None,
+        forbidden=symbols.forbidden,
+        forced_first=symbols.first,
+        shows_first=symbols.first != special.bos,
+        forced_last=ANY if symbols.last is None else symbols.last,
+        rules=rules or None,
         stop=decode.beam_stop,
         early_stopping=decode.early_stopping,
         length_penalty=decode.length_penalty,

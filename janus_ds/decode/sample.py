@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from janus_ds.decode.beam_search import SearchSettings, StepFunction
+from janus_ds.decode.beam_search import StepFunction
 from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.search_settings import SearchSettings
 
 _DEAD = float("-inf")
 
@@ -98,10 +99,17 @@ def sample_search(
     parent_BK: Tensor | None = None
     for step in range(settings.max_steps):
         logits_BKV = step_function(token_BK, parent_BK, step)
-        chosen_BK = _choose(logits_BKV, step, settings, sampling, [draws[i] for i in going])
+        ruled_BKV = logits_BKV
+        if settings.rules:
+            past = [
+                [[settings.start, *_filled(said, step, settings.eos)] for said in tokens[i]] for i in going
+            ]
+            length_B = torch.full((len(going),), step + 1, device=token_BK.device)
+            ruled_BKV = settings.rules(logits_BKV, torch.tensor(past, device=token_BK.device), length_B)
+        chosen_BK = _choose(ruled_BKV, step, settings, sampling, [draws[i] for i in going])
         gain_BKV = logits_BKV.double().log_softmax(2)
         gain_BK = gain_BKV.gather(2, chosen_BK[..., None])[..., 0]
-        if step == 0 and settings.forced_first is not None and settings.stop == "transformers":
+        if step == 0 and settings.forced_first is not None and settings.free_forced:
             gain_BK = torch.zeros_like(gain_BK)
         for i, row, gain in zip(going, chosen_BK.tolist(), gain_BK.tolist(), strict=True):
             for k in range(K):
@@ -131,16 +139,20 @@ def _choose(
 ) -> Tensor:
     """The next token of each sample; what is forced uses no random numbers."""
     shape = logits_BKV.shape[:2]
-    if step == settings.max_steps - 1:
-        return torch.full(shape, settings.eos, device=logits_BKV.device)
-    if step == 0 and settings.forced_first is not None:
-        return torch.full(shape, settings.forced_first, device=logits_BKV.device)
+    forced = settings.forced(step)
+    if forced is not None:
+        return torch.full(shape, forced, device=logits_BKV.device)
     share_XV = token_shares(logits_BKV.flatten(0, 1), settings.forbidden, sampling)
     uniform_BK = torch.stack([torch.rand(shape[1], generator=draw, dtype=torch.float64) for draw in draws])
     return draw_rows(share_XV, uniform_BK.flatten().to(share_XV.device)).view(shape)
 
 
+def _filled(said: Sequence[int], count: int, eos: int) -> list[int]:
+    """What a sample has written, and eos in the places after its end."""
+    return [*said, *[eos] * (count - len(said))]
+
+
 def _result(tokens: Sequence[int], gains: Sequence[float], settings: SearchSettings) -> ScoredTokens:
-    skip = 0 if settings.forced_first is None else 1
+    shown = settings.shown(tokens)
     score = sum(gains) / len(tokens) ** settings.length_penalty
-    return ScoredTokens(tuple(tokens[skip:-1]), score, len(tokens), tuple(gains[skip:-1]))
+    return ScoredTokens(tuple(tokens[shown]), score, len(tokens), tuple(gains[shown]))

@@ -143,15 +143,40 @@ def test_a_missing_mask_gets_a_row(tmp_path: Path) -> None:
     assert f"embedding.weight[{VOCAB_SIZE - 1}] (<mask>)" in report["added"]
 
 
-def test_settings_of_the_search_are_taken_over_or_named(tmp_path: Path) -> None:
-    folder = hub_folder(tmp_path / "hub", changes={"min_length": 9})
-    settings = {"num_beams": 4, "length_penalty": 0.0, "early_stopping": True, "no_repeat_ngram_size": 3}
-    (folder / "generation_config.json").write_text(json.dumps(settings))
+def test_settings_of_the_search_go_in_and_out(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "hub", changes={"min_length": 9, "num_beams": 3})
+    settings = {
+        "num_beams": 4,
+        "length_penalty": 2.0,
+        "early_stopping": "never",
+        "no_repeat_ngram_size": 3,
+        "min_length": 6,
+        "max_length": 30,
+        "repetition_penalty": 1.5,
+        "forced_bos_token_id": 0,
+        "forced_eos_token_id": 2,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+    }
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "do_sample": True}))
     convert(folder, tmp_path / "run")
     decode = load_run(tmp_path / "run").config.decode
-    assert (decode.beam, decode.length_penalty, decode.early_stopping) == (4, 0.0, True)
-    notes = " ".join(json.loads((tmp_path / "run" / "conversion.json").read_text())["notes"])
-    assert all(word in notes for word in ("no_repeat_ngram_size 3", "min_length 9", "forced_bos_token_id"))
+    assert (decode.beam, decode.beam_stop, decode.forbid) == (4, "never", "none")
+    # Ours counts neither the start token nor <s> and </s>.
+    assert (decode.min_length, decode.max_length) == (4, 27)
+    notes = json.loads((tmp_path / "run" / "conversion.json").read_text())["notes"]
+    assert [note for note in notes if "counterpart" in note] == [
+        "do_sample True of the generation settings has no counterpart here"
+    ]
+    assert main(["--to", "hf", str(tmp_path / "run"), "--output", str(tmp_path / "back")]) == 0
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == settings
+    # Without the file, transformers takes config.json's.
+    (folder / "generation_config.json").unlink()
+    convert(folder, tmp_path / "old")
+    decode = load_run(tmp_path / "old").config.decode
+    assert (decode.beam, decode.min_length, decode.forced_bos) == (3, 8, -1)
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
@@ -188,6 +213,16 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
         if name == "start":
             (folder / "generation_config.json").unlink()
         refused(folder, CheckpointError, word, "config.json")
+    negative = hub_folder(tmp_path / "negative")
+    (negative / "generation_config.json").write_text('{"length_penalty": -0.5}')
+    refused(negative, CheckpointError, "length_penalty is -0.5", "generation_config.json")
+    mbart = {
+        **hub_state(),
+        **{f"model.{s}.layer_norm.weight": torch.ones(16) for s in ("encoder", "decoder")},
+    }
+    refused(
+        hub_folder(tmp_path / "mbart", mbart), CheckpointError, "model.encoder.layer_norm.weight", "pre-norm"
+    )
     biased = hub_state()
     biased["final_logits_bias"][0, 3] = 0.5
     refused(hub_folder(tmp_path / "biased", biased), CheckpointError, "final_logits_bias is not zero")

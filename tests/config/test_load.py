@@ -71,7 +71,7 @@ def test_nothing_is_left_to_presets_after_loading() -> None:
     run = load_run_config(None)
     optional = {key for key, spec in FIELDS.items() if spec.optional}
     left = {key for key in optional if _get(run, key) is None}
-    off = {"decode.threshold", "decode.rescore"}
+    off = {"decode.threshold", "decode.rescore", "decode.forced_bos", "decode.forced_eos"}
     assert left == {"init", "model.preset", "data.path", "data.valid_path"} | off
 
 

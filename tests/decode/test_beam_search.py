@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_ds.decode.beam_search import SearchSettings, _largest, beam_search
+from janus_ds.decode.beam_search import _largest, beam_search
+from janus_ds.decode.search_settings import SearchSettings
 
 BOS, PAD, EOS, UNK, VOCAB = 0, 1, 2, 3, 11
 BASE = SearchSettings(beam=4, max_steps=7, start=BOS, eos=EOS, forbidden=(BOS, PAD, UNK))

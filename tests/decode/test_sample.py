@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus_ds.decode.beam_search import SearchSettings
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.sample import Sampling, draw_rows, sample_search, token_shares
+from janus_ds.decode.search_settings import SearchSettings
 
 START, EOS = 0, 1
 SETTINGS = SearchSettings(beam=1, max_steps=3, start=START, eos=EOS, forbidden=(START,))
@@ -84,10 +84,16 @@ def test_a_model_samples_alike_in_every_batch() -> None:
     assert codec is not None
     alone = [made.generate_ids([codec.encode(text)], None, i)[0][0] for i, text in enumerate(texts)]
     assert [item.tokens for item in alone] == [item.tokens for item in found]
-    cold = Generator.from_checkpoint("demo", "ar", device="cpu", temperature=1.0, top_k=1, max_length=12)
-    greedy = Generator.from_checkpoint("demo", "ar", device="cpu", beam=1, max_length=12)
-    for one, other in zip(cold.generate(texts), greedy.generate(texts), strict=True):
-        assert one.tokens == other.tokens
-        assert one.score == pytest.approx(other.score, abs=1e-4)
+    rules = {"no_repeat_ngram_size": 1, "repetition_penalty": 1.3, "min_length": 11}
+    for options in ({}, rules):
+        options |= {"device": "cpu", "max_length": 12}
+        cold = Generator.from_checkpoint("demo", "ar", temperature=1.0, top_k=1, **options)
+        greedy = Generator.from_checkpoint("demo", "ar", beam=1, **options)
+        for one, other in zip(cold.generate(texts), greedy.generate(texts), strict=True):
+            assert one.tokens == other.tokens
+            if "min_length" in options:
+                assert len(set(one.tokens)) == len(one.tokens) >= 11
+            else:
+                assert one.score == pytest.approx(other.score, abs=1e-4)
     three = Generator.from_checkpoint("demo", "ar", device="cpu", temperature=2.0, beam=3, max_length=6)
     assert len({item.text for item in three.generate_nbest(texts[:1])[0]}) == 3

@@ -121,6 +121,8 @@ def test_files_that_cannot_be_taken_are_refused_in_words(
     refused(tmp_path / "text.pt", "not a torch checkpoint")
     refused(written(tmp_path / "headless.pt", state), "how many attention heads", "--heads")
     refused(written(tmp_path / "other.pt", {"weight": torch.zeros(1)}), "encoder.embed_tokens.weight")
+    narrow = {name: x for name, x in fairseq_state(TINY)[0].items() if "embed_length" not in name}
+    refused(written(tmp_path / "narrow.pt", narrow), "how many attention heads", "multiple of 64", "--heads")
     pre_norm = argparse.Namespace(**ARGS, encoder_normalize_before=True)
     refused(written(tmp_path / "pre.pt", state, args=pre_norm), "pre-norm")
     uneven = argparse.Namespace(**(ARGS | {"decoder_attention_heads": 2}))

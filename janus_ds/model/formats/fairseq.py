@@ -139,7 +139,15 @@ def _heads(state: dict[str, Tensor], settings: dict[str, Any], where: str, notes
             f"{where}: args.encoder_attention_heads",
             "give the number of heads (convert --heads N)",
         )
-    heads = state[TABLE].shape[1] // _BART_HEAD_WIDTH
+    width = state[TABLE].shape[1]
+    if width % _BART_HEAD_WIDTH:
+        raise CheckpointError(
+            f"the file does not say how many attention heads the model has, and its width {width} is no "
+            f"multiple of {_BART_HEAD_WIDTH}, as every BART's is",
+            f"{where}: args.encoder_attention_heads",
+            "give the number of heads (convert --heads N)",
+        )
+    heads = width // _BART_HEAD_WIDTH
     notes.append(f"heads: {heads} assumed (width / {_BART_HEAD_WIDTH}, as in every BART)")
     return heads
 

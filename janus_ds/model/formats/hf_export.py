@@ -12,6 +12,7 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.errors import CheckpointError
+from janus_ds.model.decoding.symbols import ArSymbols
 from janus_ds.model.formats.bart_names import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
 from janus_ds.model.formats.hf_import import BIAS, PREFIX, SHARED
 
@@ -54,7 +55,7 @@ def export_config(run: RunConfig, special: SpecialTokens) -> dict[str, Any]:
         "bos_token_id": special.bos,
         "pad_token_id": special.pad,
         "eos_token_id": special.eos,
-        "decoder_start_token_id": _start_token(run, special),
+        "decoder_start_token_id": ArSymbols.of(run, special).start,
         "forced_eos_token_id": special.eos,
         "dtype": "float32",
         "use_cache": True,
@@ -62,25 +63,33 @@ def export_config(run: RunConfig, special: SpecialTokens) -> dict[str, Any]:
 
 
 def export_generation(run: RunConfig, special: SpecialTokens) -> dict[str, Any]:
-    """`generation_config.json` that searches as our own beam search with `beam_stop: transformers`."""
-    bart = run.objective.decoder_start == "eos_bos"
-    # Ours counts inner tokens; theirs the start token, bos and eos as well.
-    longest = run.model.max_target_positions + (1 if bart else 0)
-    if run.decode.max_length:
-        longest = min(longest, run.decode.max_length + (3 if bart else 2))
+    """`generation_config.json` that searches as our own beam search.
+
+    The rule `fairseq` becomes `early_stopping: true`, which finds the same best hypothesis, but for those
+    that end at the length limit.
+    """
+    decode, symbols = run.decode, ArSymbols.of(run, special)
+    rules = {
+        "min_length": (decode.min_length + symbols.lead + 1, decode.min_length),
+        "no_repeat_ngram_size": (decode.no_repeat_ngram_size, decode.no_repeat_ngram_size),
+        "repetition_penalty": (decode.repetition_penalty, decode.repetition_penalty != 1),
+        "forced_bos_token_id": (symbols.first, symbols.first is not None),
+        "forced_eos_token_id": (symbols.last, symbols.last is not None),
+        "bad_words_ids": ([[token] for token in symbols.forbidden], symbols.forbidden),
+    }
     return {
         "bos_token_id": special.bos,
         "pad_token_id": special.pad,
         "eos_token_id": special.eos,
-        "decoder_start_token_id": _start_token(run, special),
-        **({"forced_bos_token_id": special.bos} if bart else {}),
-        "forced_eos_token_id": special.eos,
-        # A trained model does not write them, an untrained one may.
-        "bad_words_ids": [[token] for token in (special.bos, special.pad, special.unk, special.mask)],
-        "num_beams": run.decode.beam,
-        "length_penalty": run.decode.length_penalty,
-        "early_stopping": run.decode.early_stopping,
-        "max_length": longest,
+        "decoder_start_token_id": symbols.start,
+        "num_beams": decode.beam,
+        "length_penalty": decode.length_penalty,
+        "early_stopping": "never"
+        if decode.beam_stop == "never"
+        else decode.early_stopping or decode.beam_stop == "fairseq",
+        # Theirs counts the start token as well.
+        "max_length": symbols.most_steps(run) + 1,
+        **{name: value for name, (value, used) in rules.items() if used},
     }
 
 
@@ -99,7 +108,3 @@ def export_weights(weights: Mapping[str, Tensor], model: ModelConfig, vocab_size
 
 def _positions(model: ModelConfig) -> int:
     return max(model.max_source_positions, model.max_target_positions)
-
-
-def _start_token(run: RunConfig, special: SpecialTokens) -> int:
-    return special.eos if run.objective.decoder_start == "eos_bos" else special.bos

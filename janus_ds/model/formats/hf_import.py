@@ -25,9 +25,10 @@ from janus_ds.model.formats.bart_names import (
     refuse_untied,
 )
 from janus_ds.model.formats.foreign_files import read_json, read_state_dict, unknown_forms
+from janus_ds.model.formats.hf_search import read_search
 from janus_ds.model.weights import parameter_shapes, refuse_too_many_layers, weight_faults
 
-CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
+CONFIG_FILE = "config.json"
 PREFIX, SHARED, BIAS = "model.", "model.shared.weight", "final_logits_bias"
 _HEAD = "lm_head"
 _COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", f"{_HEAD}.weight")
@@ -35,9 +36,8 @@ _COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weig
 _OTHER_KIND = "convert a BART (model_type bart); other models have no counterpart here"
 _WHOLES = ("vocab_size", "d_model", "max_position_embeddings", "encoder_layers", "decoder_layers")
 _PAIRED = {"ffn_dim": "ffn_dim", "attention_heads": "heads"}
+_LAST_NORMS = tuple(f"model.{side}.layer_norm.weight" for side in ("encoder", "decoder"))
 _UNSUPPORTED = ("normalize_before", "add_final_layer_norm", "static_position_embeddings", "add_bias_logits")
-_UNUSED_SEARCH = ("min_length", "no_repeat_ngram_size", "repetition_penalty", "num_return_sequences")
-_NEUTRAL = (None, 0, 1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,23 @@ def _convert(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
     raw, file = read_state_dict(folder)
     origin = {_full_name(name, raw): name for name in raw}
     state = {full: raw[name] for full, name in origin.items()}
+    _refuse_pre_norm(state, str(folder / file))
     weights, used = our_names(_fairseq_names(state, str(folder / file)))
     _refuse_disagreement(weights, model, settings, f"{where} and {file}")
     notes: list[str] = []
     special = _special(settings, tokenizer, weights["embedding.weight"].shape[0], notes, where)
     added = fill_up(weights, model, special, notes)
-    generation = _generation(folder, settings)
+    search = read_search(folder, settings, special, model.max_target_positions)
     taken = {_table_name(state) if name == TABLE else PREFIX + name for name in used}
     known = taken | set(_COPIES) | {SHARED, BIAS}
     report = ConversionReport(
         used=tuple(name for full, name in origin.items() if full in taken),
         ignored=tuple(name for full, name in origin.items() if full not in known),
         added=tuple(added),
-        notes=tuple(notes + _search_notes(generation)),
+        notes=tuple(notes + search.notes),
         missing=tuple(full for full in (*_COPIES, BIAS) if full not in state),
     )
-    start = _decoder_start(generation, special, where)
-    return HfBart(model, special, start, _decode(generation), weights, report)
+    return HfBart(model, special, search.decoder_start, search.decode, weights, report)
 
 
 def _refuse_other_kinds(settings: dict[str, Any], where: str) -> None:
@@ -109,6 +109,15 @@ def _refuse_other_kinds(settings: dict[str, Any], where: str) -> None:
     if given:
         raise CheckpointError(
             f"this variant of BART is not known here: {', '.join(given)}", where, _OTHER_KIND
+        )
+
+
+def _refuse_pre_norm(state: Mapping[str, Tensor], where: str) -> None:
+    """A norm after the last layer belongs to mBART and others of its kind, whatever the settings say."""
+    found = [name for name in _LAST_NORMS if name in state]
+    if found:
+        raise CheckpointError(
+            f"the file has {found[0]}: the model is pre-norm, BART is post-norm", where, _OTHER_KIND
         )
 
 
@@ -247,49 +256,3 @@ def _special(
         )
         return replace(tokenizer, vocab_size=rows)
     return tokenizer
-
-
-def _generation(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the search: `generation_config.json`, or `config.json` as older files have it."""
-    file = folder / GENERATION_FILE
-    return {**settings, **(read_json(file) if file.is_file() else {})}
-
-
-def _decode(generation: dict[str, Any]) -> DecodeConfig:
-    penalty = generation.get("length_penalty")
-    return DecodeConfig(
-        mode="ar",
-        beam=int(generation.get("num_beams") or DecodeConfig.beam),
-        beam_stop="transformers",
-        early_stopping=generation.get("early_stopping") is True,
-        length_penalty=DecodeConfig.length_penalty if penalty is None else float(penalty),
-    )
-
-
-def _search_notes(generation: dict[str, Any]) -> list[str]:
-    """What `generate` would do otherwise than our search."""
-    notes = []
-    if generation.get("forced_bos_token_id") is None:
-        notes.append("forced_bos_token_id is not set: transformers does not force <s> first, ours does")
-    unused = {name: generation.get(name) for name in _UNUSED_SEARCH}
-    if generation.get("early_stopping") == "never":
-        unused["early_stopping"] = "never"
-    return notes + [
-        f"{name} {value} of the generation settings has no counterpart here"
-        for name, value in unused.items()
-        if value not in _NEUTRAL
-    ]
-
-
-def _decoder_start(settings: dict[str, Any], special: SpecialTokens, where: str) -> str:
-    start = settings.get("decoder_start_token_id")
-    starts = {special.eos: "eos_bos", special.bos: "bos"}
-    if start is None:
-        return "eos_bos"
-    if start not in starts:
-        raise CheckpointError(
-            f"the decoder starts from token {start}, which is neither eos nor bos",
-            f"{where}: decoder_start_token_id",
-            _OTHER_KIND,
-        )
-    return starts[start]
