@@ -17,6 +17,7 @@ from janus_ds.train.loop.step import TrainingStep
 from janus_ds.train.options import TrainOptions
 from janus_ds.train.safety.signals import StopSignals
 from tests.support.launch import let_ranks_end
+from tests.support.processes import wait_until
 from tests.support.tiny_training import make_inputs
 
 pytestmark = pytest.mark.timeout(900)
@@ -26,10 +27,15 @@ def too_much(folder: Path) -> None:
     """Train; rank 1 asks for 140 TB in its fourth forward pass, the second of its second step."""
     original, count = TrainingStep.forward, 0
 
+    def first_step_is_written() -> bool:
+        lines = read_metrics(folder / "run/metrics.jsonl")
+        return len(lines) == 1 and (folder / "run/checkpoints/step-00000001").exists()
+
     def forward(self: TrainingStep, *arguments: Any) -> Any:
         nonlocal count
         count += 1
         if count == 4 and os.environ["RANK"] == "1":
+            wait_until(first_step_is_written, 60, "the first step's line and checkpoint")
             torch.empty(1 << 45)
         return original(self, *arguments)
 
