@@ -10,8 +10,6 @@ from importlib import import_module
 from janus_ds.cli.arguments import new_parser
 from janus_ds.errors import exit_on_error
 
-__all__ = ["main"]
-
 _KINDS = {
     "train": "a JANUS step against a plain AR step at the same tokens, other objectives, the authors' way",
     "head": "the fused head against the plain losses: time and memory",

@@ -33,8 +33,6 @@ from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.batch_attention import RowsOfBatch, fitting
 from janus_ds.tables import table
 
-__all__ = ["bench_attention", "main"]
-
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, write JSON if asked."""

@@ -20,23 +20,6 @@ from janus_ds.cli.arguments import new_parser
 from janus_ds.errors import ResourceError, UsageError
 from janus_ds.observe.run_record import installed_versions
 
-__all__ = [
-    "bench_parser",
-    "cells",
-    "choices",
-    "count_calls",
-    "cpu_threads",
-    "finish",
-    "forward_backward",
-    "interleave",
-    "measure",
-    "parse",
-    "positive",
-    "ratio_summary",
-    "summary",
-    "write_json",
-]
-
 _PACKAGES = ("torch", "numpy", "deepspeed", "megatron-core", "webdataset")
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")

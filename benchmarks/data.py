@@ -31,8 +31,6 @@ from janus_ds.data.stream.shards import Packing, shard_name, write_shard
 from janus_ds.data.stream.step_plan import RankShare, make_step_plan, one_source
 from janus_ds.stream_mask import Segment
 
-__all__ = ["bench_data", "main", "pairs_run", "sentence_lengths", "write_split"]
-
 _SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=50264, vocab_size=50265)
 _STAGES = ("order", "read", "mask", "collate")
 _PADDING_STEPS = 48

@@ -40,8 +40,6 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.tables import table
 
-__all__ = ["SHAPES", "DecodeShape", "bench_decode", "main"]
-
 
 @dataclass(frozen=True)
 class DecodeShape:

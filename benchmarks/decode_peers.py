@@ -17,8 +17,6 @@ from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.model.formats.hf_export import export_config, export_generation, export_weights
 from janus_ds.model.janus import JanusModel
 
-__all__ = ["PEERS", "Outputs", "Peers", "needed"]
-
 PEERS = {"hf": "transformers", "ct2": "ctranslate2"}
 Outputs = list[tuple[int, ...]]
 """Tokens of the best hypothesis of each source, without bos and eos."""

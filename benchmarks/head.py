@@ -33,8 +33,6 @@ from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.tables import table
 
-__all__ = ["bench_head", "main"]
-
 _SMOOTHING = 0.1
 _KL = 2.0
 

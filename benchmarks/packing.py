@@ -37,8 +37,6 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.tables import table
 
-__all__ = ["bench_packing", "main"]
-
 _SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=10_151, vocab_size=10_152)
 CASES = {
     "like_length_pad_multiple_8": ("tokens", 8),

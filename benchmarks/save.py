@@ -27,8 +27,6 @@ from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.parallel.topology import Topology
 from janus_ds.tables import bytes_text
 
-__all__ = ["bench_save", "main"]
-
 _SHARE = 0.02
 """Of the time between two saves that training may wait."""
 _VOCABULARIES = {"quickstart": 2000, "iwslt": 10152, "bart_base": 50265}

@@ -16,8 +16,6 @@ from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.step import TrainingStep
 
-__all__ = ["SHAPES", "BenchShape", "make_batch", "special_tokens", "training_step"]
-
 
 @dataclass(frozen=True)
 class BenchShape:

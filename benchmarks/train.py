@@ -36,8 +36,6 @@ from janus_ds.observe.meters import device_peak_flops, step_flops
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.tables import table
 
-__all__ = ["OBJECTIVES", "bench_train", "describe", "main"]
-
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "ar": {"preset": "ar"},
     "janus": {"preset": "paper"},

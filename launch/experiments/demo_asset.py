@@ -23,8 +23,6 @@ from janus_ds.errors import CheckpointError
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.observe.run_record import RUN_FILE, RUN_FORMAT_VERSION, read_run_record
 
-__all__ = ["MOST_BYTES", "folder_bytes", "ship"]
-
 MOST_BYTES = 5_000_000
 """What the shipped folder may hold, all files together."""
 

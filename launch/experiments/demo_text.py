@@ -14,8 +14,6 @@ from pathlib import Path
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults
 
-__all__ = ["PairSplits", "split_pairs", "write_splits"]
-
 Pair = tuple[str, str]
 
 _SENTENCES_JOINED = (2, 3, 4)

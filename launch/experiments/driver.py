@@ -21,23 +21,6 @@ from typing import Protocol
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError
 
-__all__ = [
-    "EVALUATE",
-    "FINISHED",
-    "ROOT",
-    "TRAIN",
-    "TRAINED",
-    "Driver",
-    "Plan",
-    "experiment_parser",
-    "prepare_pairs_command",
-    "product",
-    "run_experiment",
-    "run_logged",
-    "shared_text",
-    "training_command",
-]
-
 TRAINED, FINISHED = "trained.json", "finished.json"
 """Stand in the folder of a run that has been trained, and of one that has been evaluated too."""
 TRAIN, EVALUATE = "train", "evaluate"

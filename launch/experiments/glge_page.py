@@ -7,8 +7,6 @@ from typing import Any
 
 from results import circumstances, significance_table, table
 
-__all__ = ["render_page"]
-
 _STARTS = {
     "pre-ar": "BART going on (`ar`)",
     "pre-cmlm": "CMLM (`cmlm`)",

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["moses_detokenize", "moses_tokenize"]
-
 _ESCAPES = {"|": "&#124;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;", "[": "&#91;", "]": "&#93;"}
 _SEPARATE = re.compile(r"([^\w\s.'`,\-]|_)")
 _DOTS = re.compile(r"\.{2,}")

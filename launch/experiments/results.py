@@ -19,8 +19,6 @@ from janus_ds.metrics.translation import compare_translations
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics
 
-__all__ = ["circumstances", "collect", "significance", "significance_table", "table", "write_results"]
-
 _CURVE_KEYS = ("samples_total", "tokens_total", "cpu_seconds_total", "seconds_total")
 
 

@@ -18,8 +18,6 @@ from janus_ds.data.text.sentences import split_sentences
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults, write_atomic
 
-__all__ = ["DEV_PAIRS", "treebank_lower", "write_squadqg", "write_wikipedia"]
-
 DEV_PAIRS = 1_000
 """Pairs of SQuAD's dev set that are kept for validation, at least; the others are training pairs."""
 

@@ -8,7 +8,6 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,49 +15,31 @@ import torch
 
 from janus_ds.checkpoint.manifest import write_manifest
 from janus_ds.checkpoint.tensors import read_weights, write_tensors
+from janus_ds.cli import decode
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import RUN_FORMAT_VERSION
 from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
 from janus_ds.evaluate.passages import infill
-from janus_ds.model.janus import JanusModel
 from janus_ds.observe import run_record
-from janus_ds.parallel.layers import ParallelLayers
-from tests.support.programs import load_program
 from tests.support.tiny_data import make_tiny_data
+from tests.support.tiny_run import write_run
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = ["the old man saw the river at night .", "nobody lost three letters in the morning ."]
 
 
 @pytest.fixture(scope="module")
-def program() -> ModuleType:
-    return load_program("eval/decode.py")
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as training leaves it: two checkpoints, of which the newer one counts."""
     folder = tmp_path_factory.mktemp("decode")
-    tokenizer = load_tokenizer(make_tiny_data(folder / "data") / "tokenizer")
     model = ModelConfig(
         d_model=16, heads=2, ffn_dim=16, max_source_positions=50, max_target_positions=50, init_std=0.2
     )
-    data = DataConfig(path=str(folder / "data"), block_tokens=48)
-    config = resolve(RunConfig(name="tiny", model=model, data=data))
-    torch.manual_seed(0)
-    weights = JanusModel(config.model, tokenizer.special, ParallelLayers()).state_dict()
-    run = folder / "run"
-    tokenizer.save(run / "tokenizer")
-    run_record.write_run_record(run, config, tokenizer.special, tokenizer.fingerprint, {}, 0)
-    for step in (5, 10):
-        checkpoint = run / "checkpoints" / f"step-{step:08d}"
-        checkpoint.mkdir(parents=True)
-        write_tensors(checkpoint / "weights.safetensors", {k: v * step / 10 for k, v in weights.items()})
-        write_manifest(checkpoint)
-    return run
+    data = make_tiny_data(folder / "data")
+    config = RunConfig(name="tiny", model=model, data=DataConfig(path=str(data), block_tokens=48))
+    return write_run(folder / "run", data, resolve(config), 0.1)
 
 
 @pytest.fixture
@@ -79,7 +60,7 @@ def edit_record(run: Path, **changes: Any) -> None:
 
 
 def test_lines_in_lines_out_in_order(
-    program: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["the old man saw the <mask> .", "", SENTENCES[0], "a"]
     for mode, options in (
@@ -88,7 +69,7 @@ def test_lines_in_lines_out_in_order(
     ):
         feed(monkeypatch, "\n".join(lines) + "\n")
         flags = [f"--{k.replace('_', '-')}" + (f"={v}" if v is not True else "") for k, v in options.items()]
-        assert program.main(["--checkpoint", str(run), "--mode", mode, *flags]) == 0
+        assert decode.main(["--checkpoint", str(run), "--mode", mode, *flags]) == 0
         found = capsys.readouterr().out.split("\n")
         generator = Generator.from_checkpoint(run, mode, device="cpu", **options)
         expected = generator.generate(lines)
@@ -101,13 +82,13 @@ def test_lines_in_lines_out_in_order(
 
 
 def test_both_ways_at_once(
-    program: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A draft is AR with one beam, whatever beam the run's recipe names; other options reach the search."""
 
     def lines(*flags: str) -> list[str]:
         feed(monkeypatch, "\n".join(SENTENCES) + "\n")
-        assert program.main(["--checkpoint", str(run), "--max-length", "12", *flags]) == 0
+        assert decode.main(["--checkpoint", str(run), "--max-length", "12", *flags]) == 0
         return capsys.readouterr().out.splitlines()
 
     greedy = lines("--mode", "ar", "--beam", "1", "--dtype", "float64")
@@ -180,12 +161,10 @@ BAD_INPUTS: list[tuple[bytes, str, str]] = [
 
 
 @pytest.mark.parametrize(("data", "text", "where"), BAD_INPUTS)
-def test_bad_input(
-    program: ModuleType, run: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, text: str, where: str
-) -> None:
+def test_bad_input(run: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, text: str, where: str) -> None:
     feed(monkeypatch, data)
     with pytest.raises(DataError, match=text) as caught:
-        program.main(["--checkpoint", str(run), "--mode", "nar", "--on-long", "stop"])
+        decode.main(["--checkpoint", str(run), "--mode", "nar", "--on-long", "stop"])
     assert caught.value.where == where
 
 
@@ -248,14 +227,14 @@ def test_weights_that_give_no_finite_values_are_refused(run: Path) -> None:
         assert generator.model.training
 
 
-def test_a_run_without_tokenizer_decodes_ids(copy: Path, program: ModuleType, tmp_path: Path) -> None:
+def test_a_run_without_tokenizer_decodes_ids(copy: Path, tmp_path: Path) -> None:
     shutil.rmtree(copy / "tokenizer")
     with pytest.raises(CheckpointError, match="no tokenizer"):
         Generator.from_checkpoint(copy, device="cpu")
     (tmp_path / "ids.txt").write_text("5 6 7\n8 9\n")
     output = tmp_path / "out.txt"
     flags = ["--ids", "--mode", "nar", "--input", str(tmp_path / "ids.txt"), "--output", str(output)]
-    program.main(["--checkpoint", str(copy), *flags])
+    decode.main(["--checkpoint", str(copy), *flags])
     assert all(int(word) > 4 for word in output.read_text().split())
     with pytest.raises(DataError, match="'5000' is not a token id"):
         Generator.from_checkpoint(copy, ids=True, device="cpu").generate(["5 5000"])

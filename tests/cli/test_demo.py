@@ -6,7 +6,6 @@ import io
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import demo_asset
@@ -15,11 +14,11 @@ import torch
 from demo_asset import MOST_BYTES, folder_bytes, ship
 
 from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
+from janus_ds.cli import decode
 from janus_ds.cli.decode import DEMO_SENTENCES
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import demo_folder, load_run
 from janus_ds.errors import CheckpointError, UsageError
-from tests.support.programs import load_program
 from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
 
@@ -32,11 +31,6 @@ SENTENCES = {
     "Das Wasser ist kalt.": {"water", "cold"},
 }
 """Words that a translation of each must have one of."""
-
-
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    return load_program("eval/decode.py")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +79,6 @@ def test_a_run_becomes_a_folder_to_ship(run: Path, tmp_path: Path, monkeypatch: 
 def test_the_name_demo_means_the_shipped_folder(
     run: Path,
     tmp_path: Path,
-    program: ModuleType,
     standard_input: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -96,24 +89,24 @@ def test_the_name_demo_means_the_shipped_folder(
     assert load_run("demo").folder == tmp_path / "asset"
     # Nothing given: its own sentences, both ways.
     standard_input("")
-    assert program.main(["--demo", "--device", "cpu"]) == 0
+    assert decode.main(["--demo", "--device", "cpu"]) == 0
     told = capsys.readouterr().out
     count = len(DEMO_SENTENCES)
     assert (told.count("\nAR "), told.count("\nNAR "), told.count("source ")) == (count, count, count)
     assert DEMO_SENTENCES[0] in told
     standard_input("der mann sieht nichts .\nein kind kennt drei briefe .\n")
-    assert program.main(["--demo", "--mode", "nar", "--device", "cpu"]) == 0
+    assert decode.main(["--demo", "--mode", "nar", "--device", "cpu"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     # A folder of that name comes first, as any path does.
     ship(run, tmp_path / "demo", 1, {})
     assert load_run("demo").folder == Path("demo")
 
 
-def test_one_model_must_be_named(program: ModuleType) -> None:
+def test_one_model_must_be_named() -> None:
     with pytest.raises(UsageError, match="no model is named"):
-        program.main([])
+        decode.main([])
     with pytest.raises(UsageError, match="two models are named"):
-        program.main(["--demo", "--checkpoint", "runs/x"])
+        decode.main(["--demo", "--checkpoint", "runs/x"])
 
 
 needs_asset = pytest.mark.skipif(

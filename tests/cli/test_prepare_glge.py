@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import ConfigError, DataError, UsageError
+from tests.support.commands import say
 from tests.support.hf_models import letters_tokenizer
-from tests.support.programs import load_program
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [(f"ab sep cd{'e' * i}", f"q{'x' * i}") for i in range(30)]
@@ -111,12 +110,8 @@ def test_bad_input(task: Path, tmp_path: Path) -> None:
         task_limits("squad")
 
 
-def test_the_program_reports(
-    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_reports(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--task", "squadqg", "--input", task, "--tokenizer", task.parent / "tokenizer"]
     words += ["--output", tmp_path / "data", "--processes", 1]
-    monkeypatch.setattr(sys, "argv", ["prepare_glge.py", *map(str, words)])
-    assert not load_program("launch/prepare_glge.py").prepare_glge()
-    assert "source cut" in capsys.readouterr().out
+    assert "source cut" in say(capsys, "prepare", "glge", *words)
     assert Manifest.load(tmp_path / "data").task == "pair"

@@ -16,8 +16,6 @@ from janus_ds.train.loop.engine import Update
 from janus_ds.train.loop.step import TrainingStep
 from janus_ds.train.safety.guards import StepGuard, Verdict
 
-__all__ = ["Watched", "bad_passes", "watched_steps"]
-
 
 @contextmanager
 def bad_passes(faults: dict[int, str], topology: Topology, rank: int | None) -> Iterator[None]:

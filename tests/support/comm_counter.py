@@ -21,8 +21,6 @@ from janus_ds.data.stream.loader import StepData
 from janus_ds.train.loop.trainer import Trainer
 from janus_ds.train.safety.guards import StepGuard
 
-__all__ = ["Message", "StepSent", "counted_steps"]
-
 _NAMES = {
     "allreduce": "all-reduce",
     "allreduce_coalesced": "all-reduce",

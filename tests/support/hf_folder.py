@@ -18,8 +18,6 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import ParallelLayers
 from tests.support.hf_models import letters_tokenizer
 
-__all__ = ["VOCAB_SIZE", "hub_folder", "hub_state"]
-
 VOCAB_SIZE = 61
 _MODEL = ModelConfig(
     d_model=16, encoder_layers=1, decoder_layers=2, ffn_dim=24, heads=2, max_source_positions=40,

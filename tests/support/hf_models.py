@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SHAPES", "Shape", "build_bart", "letters_tokenizer", "padded_sources"]
-
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 
 

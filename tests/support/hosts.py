@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Hosts", "missing_for_hosts", "two_hosts"]
-
 _DEVICE = "cable"
 
 

@@ -17,8 +17,6 @@ from tests.support.launch import free_port, kill_session
 from tests.support.processes import alive, wait_until
 from tests.support.programs import BIN, ROOT, program_environment
 
-__all__ = ["TwoRanks", "deepspeed", "torchrun"]
-
 
 def deepspeed(*options: str) -> list[str]:
     """The deepspeed launcher; two ranks on this host unless the options say otherwise."""

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-__all__ = ["METRIC_FIXTURES", "metric_cases"]
-
 METRIC_FIXTURES = Path(__file__).parents[1] / "fixtures" / "metrics"
 
 

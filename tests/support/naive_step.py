@@ -18,8 +18,6 @@ from janus_ds.model.janus import JanusModel
 from tests.support.naive_reference import NaiveJanus, NaiveShape, nll, smoothed, symmetric_kl
 from tests.support.two_stream import TOY, Conventions, Sample, ar_rows
 
-__all__ = ["assert_same_gradients", "collated", "naive_step"]
-
 STREAMS = ("ar", "nar", "aux")
 PAIRS = [f"{a}_{b}" for a, b in combinations_with_replacement(STREAMS, 2)]
 Draws = Callable[[dict[str, Tensor], NaiveShape, int, int], NaiveJanus]

@@ -21,8 +21,6 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.shards import Packing, shard_name, write_shard
 
-__all__ = ["SPECIAL", "random_rows", "run_config", "write_split"]
-
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=500)
 """Every id from 5 on is an ordinary token."""
 

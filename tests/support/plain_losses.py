@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["at_least_float32", "label_smoothed_cross_entropy", "symmetric_kl"]
-
 
 def at_least_float32(x: Tensor) -> Tensor:
     """16-bit tensors as float32, others unchanged."""

@@ -6,18 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = [
-    "alive",
-    "find_ranks",
-    "in_session",
-    "lives",
-    "parent",
-    "resident",
-    "takes",
-    "variables",
-    "wait_until",
-]
-
 
 def find_ranks(run: Path) -> dict[int, int]:
     """Rank -> process of the ranks that train into `run`, without launchers and data workers."""

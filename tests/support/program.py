@@ -23,8 +23,6 @@ from tests.support.launch import free_port, kill_session, rank_environment
 from tests.support.programs import BIN, ROOT, program_environment
 from tests.support.warm import WarmProcess, warm_starter
 
-__all__ = ["PATIENCE", "SETTINGS", "STEPS", "Program", "assert_as_unbroken", "last_step", "wait_for"]
-
 STEPS = 40
 SETTINGS = (f"train.max_steps={STEPS}", "train.save_every=4", "train.valid_every=20", "data.workers=1")
 PATIENCE = 180.0

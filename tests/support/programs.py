@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-
-__all__ = ["BIN", "ROOT", "load_program", "program_environment", "python", "started"]
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-
-
-def load_program(place: str) -> ModuleType:
-    """Import a program by its path in the repository, such as "eval/decode.py"."""
-    path = ROOT / place
-    spec = importlib.util.spec_from_file_location(place.replace("/", "_").removesuffix(".py"), path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def program_environment(**more: str) -> dict[str, str]:

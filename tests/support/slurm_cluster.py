@@ -21,8 +21,6 @@ from pathlib import Path
 
 from tests.support.launch import free_port, kill_session
 
-__all__ = ["Cluster", "missing_for_slurm", "running_cluster"]
-
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
 
 _CONFIG = """

@@ -11,8 +11,6 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
 from janus_ds.decode.load import LoadedRun
 
-__all__ = ["ar_batch"]
-
 
 def ar_batch(
     run: LoadedRun, source_BS: Tensor, source_length_B: Tensor, target_BT: Tensor, target_length_B: Tensor

@@ -10,8 +10,6 @@ from janus_ds.data.stream.index import Manifest, SplitIndex, SplitTotals
 from janus_ds.data.stream.shards import Packing, shard_name, write_shard
 from janus_ds.data.text.tokenizer import train_sentencepiece
 
-__all__ = ["TINY_RECIPE", "make_tiny_data"]
-
 TINY_RECIPE = """
 name: tiny
 model: {d_model: 32, encoder_layers: 1, decoder_layers: 2, ffn_dim: 64, heads: 2, vocab_multiple: 8,

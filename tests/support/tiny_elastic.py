@@ -17,8 +17,6 @@ from janus_ds.parallel.topology import Topology, init_topology
 from janus_ds.train.loop.trainer import Trainer
 from tests.support.tiny_training import Result, Run, train
 
-__all__ = ["Segment", "run_segments", "trained_ids", "written_as_format_1"]
-
 
 @dataclass(frozen=True)
 class Segment:

@@ -9,8 +9,6 @@ from janus_ds.data.prepare.pair_files import PairFiles
 from janus_ds.data.prepare.pairs import PairReport, prepare_pairs
 from janus_ds.data.prepare.settings import Languages, PairSettings
 
-__all__ = ["TINY_PAIR_RECIPE", "make_tiny_pairs", "prepare_tiny", "tiny_lines"]
-
 TINY_PAIR_RECIPE = """
 name: tiny_pairs
 model: {d_model: 32, encoder_layers: 1, decoder_layers: 2, ffn_dim: 64, heads: 2, vocab_multiple: 8,

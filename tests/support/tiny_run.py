@@ -16,12 +16,9 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.observe.run_record import write_run_record
 from janus_ds.parallel.layers import ParallelLayers
 
-__all__ = ["make_run"]
-
 
 def make_run(folder: Path, data: Path, preset: str, positions: int = 48) -> Path:
     """Two checkpoints of different weights, with the tokenizer of some data."""
-    tokenizer = load_tokenizer(data / "tokenizer")
     model = ModelConfig(
         d_model=16,
         heads=2,
@@ -37,6 +34,12 @@ def make_run(folder: Path, data: Path, preset: str, positions: int = 48) -> Path
         objective=ObjectiveConfig(preset),
     )
     config = resolve(replace(config, decode=DecodeConfig(mode="ar", beam=2, max_length=9)))
+    return write_run(folder, data, config, 1.1)
+
+
+def write_run(folder: Path, data: Path, config: RunConfig, scale: float) -> Path:
+    """The same of a resolved run; weights are `scale` x step times those that are drawn."""
+    tokenizer = load_tokenizer(data / "tokenizer")
     torch.manual_seed(3)
     weights = JanusModel(config.model, tokenizer.special, ParallelLayers()).state_dict()
     tokenizer.save(folder / "tokenizer")
@@ -44,6 +47,6 @@ def make_run(folder: Path, data: Path, preset: str, positions: int = 48) -> Path
     for step in (5, 10):
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
-        write_tensors(checkpoint / "weights.safetensors", {k: v * (1 + step) for k, v in weights.items()})
+        write_tensors(checkpoint / "weights.safetensors", {k: v * scale * step for k, v in weights.items()})
         write_manifest(checkpoint)
     return folder

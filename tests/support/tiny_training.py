@@ -24,8 +24,6 @@ from janus_ds.train.options import TrainOptions
 from janus_ds.train.safety.signals import StopSignals
 from tests.support.tiny_data import TINY_RECIPE, make_tiny_data
 
-__all__ = ["NO_DROPOUT", "Result", "Run", "injected", "make_inputs", "train"]
-
 NO_DROPOUT = ("model.dropout=0", "model.attention_dropout=0")
 
 

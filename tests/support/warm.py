@@ -24,8 +24,6 @@ from typing import Any
 
 from tests.support.programs import ROOT, program_environment
 
-__all__ = ["WarmProcess", "WarmStarter", "warm_starter"]
-
 _HEAVY = (
     "torch",
     "deepspeed",
