@@ -67,16 +67,6 @@ def test_questions_are_grouped_by_their_sources(tmp_path: Path, capsys: pytest.C
     assert "METEOR will be missing" in capsys.readouterr().err
 
 
-def test_a_submission_is_scored(tmp_path: Path) -> None:
-    folders = ("--predictions", SAMPLES / "submission", "--data", SAMPLES / "glge")
-    command = ("glge", "--task", "all", *folders, "--meteor", "skip", "--output", tmp_path / "s.json")
-    assert run(*command) == 0
-    scores = json.loads((tmp_path / "s.json").read_text())
-    assert set(scores["tasks"]) == {"xsum", "squadqg", "coqa", "personachat"}
-    assert set(scores["metrics"]) == {"xsum", "coqa", "personachat"}
-    assert scores["n"] == 12
-
-
 @pytest.fixture(scope="module")
 def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with random weights."""

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from janus_ds.config.deepspeed import read_deepspeed_config
 from janus_ds.config.deepspeed_file import AUTO_TARGET_TOKENS, KNOWN, REFUSED, SECTIONS
-from janus_ds.config.faults import ConfigFaultsError, FaultList
 from janus_ds.config.load import load_run_config
-from tests.support.deepspeed_files import RUN, engine_fault, load_engine
+from tests.support.deepspeed_files import engine_fault, load_engine
 from tests.support.launch import ROOT
 
 
@@ -131,24 +129,6 @@ def test_optimizer_blocks_against_the_recipe(tmp_path: Path, block: dict[str, An
 )
 def test_scheduler_blocks_against_the_recipe(tmp_path: Path, block: dict[str, Any], words: str) -> None:
     assert words in engine_fault(tmp_path, scheduler=block)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (b'{"a": ', "not valid JSON"),
-        (b"[1]", "not a JSON object"),
-        (b'{"steps_per_print": 1, "steps_per_print": 2}', "the key 'steps_per_print' is given twice"),
-        (b'{"steps_per_print": "\xff"}', "not UTF-8"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path: Path, text: bytes, words: str) -> None:
-    path = tmp_path / "ds.json"
-    path.write_bytes(text)
-    with pytest.raises(ConfigFaultsError) as caught:
-        read_deepspeed_config(path, RUN, 1, FaultList())
-    assert words in str(caught.value)
-    assert str(path) in caught.value.where
 
 
 def test_the_literal_keys_are_those_of_the_installed_deepspeed() -> None:

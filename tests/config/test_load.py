@@ -33,31 +33,13 @@ def test_recipe_then_overrides_then_defaults(tmp_path: Path) -> None:
     run = load_run_config(recipe, ["optim.warmup_steps=9", "train.max_steps=20", "optim.warmup_steps=11"])
     assert (run.name, run.optim.lr, run.optim.warmup_steps, run.train.max_steps) == ("mine", 1e-4, 11, 20)
     assert run.train.global_batch == RunConfig().train.global_batch
+    # After --set all is text until the field says what it is.
+    given = load_run_config(None, ["name=2024", "model.preset=1b"])
+    assert (given.name, given.model.preset) == ("2024", "1b")
 
 
 def test_an_empty_recipe_and_none_are_the_defaults(tmp_path: Path) -> None:
     assert load_run_config(write(tmp_path, "# nothing\nmodel:\n")) == load_run_config(None)
-
-
-@pytest.mark.parametrize(
-    ("override", "value"),
-    [
-        ("name=2024", "2024"),
-        ("init=null", None),
-        ("data.path=/data/x=y", "/data/x=y"),
-        ("model.preset=1b", "1b"),
-        ("model.layernorm_embedding=false", False),
-        ("optim.lr=2e-3", 0.002),
-        ("objective.weight_aux=2", 2.0),
-        ("model.length_classes=~", 1024),
-    ],
-)
-def test_overrides_take_the_type_of_their_field(override: str, value: object) -> None:
-    found: object = load_run_config(None, [override])
-    for name in override.partition("=")[0].split("."):
-        found = getattr(found, name)
-    assert found == value
-    assert type(found) is type(value)
 
 
 def test_model_preset_fills_only_what_is_not_given(tmp_path: Path) -> None:
@@ -80,14 +62,6 @@ def _get(run: RunConfig, key: str) -> object:
     for name in key.split("."):
         value = getattr(value, name)
     return value
-
-
-def test_retired_keys_are_read_at_their_neutral_values(tmp_path: Path) -> None:
-    recipe = write(tmp_path, "decode:\n  confidence: null\n  length_pruning: false\n  redraft: reuse\n")
-    assert load_run_config(recipe, ["decode.draft_iterations=0"]) == load_run_config(None)
-    error = faults_of(write(tmp_path, "decode:\n  confidence: 0.5\n"), "decode.redraft=nar")
-    assert "decode.confidence 0.5 is no longer known: decode.threshold" in str(error)
-    assert "leave decode.redraft out" in str(error)
 
 
 def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
@@ -155,6 +129,22 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
             "but a transfer of data may take 60 s",
         ),
         (["train=3"], "train is a section, not a field"),
+        (["train.valid_bleu=ar"], "scores outputs for given sources, but the task is 'denoise'"),
+        (["data.task=pair", "train.keep_best=nar"], "does not measure that mode"),
+        (["data.task=pair", "train.patience=3"], "train.keep_best names no figure"),
+        (["train.valid_bleu=bleu"], "has no value 'bleu'"),
+        (["data.batch=words"], "data.batch has no value 'words'"),
+        (["train.batch_tokens=0"], "more than 0"),
+        (["objective.encoder_passes=3"], "must be between 1 and 2"),
+        (
+            ["data.task=pair", "objective.preset=cmlm", "objective.encoder_passes=2"],
+            "does not train AR beside",
+        ),
+        (["data.task=pair", "objective.preset=ar", "objective.weight_kl_nar_nar=1"], "weight_nar is 0"),
+        (["masking.aux_order=backwards"], "masking.aux_order has no value 'backwards'"),
+        (["decode.threshold=0"], "more than 0 and at most 1"),
+        (["decode.threshold=1.01"], "more than 0 and at most 1"),
+        (["decode.threshold=.nan"], "more than 0 and at most 1"),
         (["name=[1"], None),
     ],
 )
@@ -171,24 +161,6 @@ def test_values_are_checked_alone_and_together(overrides: list[str], words: str 
 
 def test_sources_of_pairs_may_be_longer_than_blocks() -> None:
     load_run_config(None, ["data.task=pair", "model.max_source_positions=100"])
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (b"model: [", "not valid YAML"),
-        (b"- 1\n- 2\n", "not a mapping"),
-        (b"name: a\nname: b\n", "the key 'name' is given twice"),
-        (b"optim:\n  lr: 1\n  lr: 2\n", "the key 'lr' is given twice"),
-        (b"name: \xff\xfe\n", "not UTF-8"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path: Path, text: bytes, words: str) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_bytes(text)
-    error = faults_of(path)
-    assert words in error.what
-    assert str(path) in error.where
 
 
 def test_a_missing_recipe_names_its_neighbour(tmp_path: Path) -> None:

@@ -54,6 +54,11 @@ def both_ways(folder: Path, key: str, text: str) -> list[RunConfig | ConfigError
         ("name", "1:30", "1:30"),
         ("name", "on", "on"),
         ("name", "0x10", "0x10"),
+        ("init", "null", None),
+        ("data.path", "/data/x=y", "/data/x=y"),
+        ("model.length_classes", "~", 1024),
+        ("model.layernorm_embedding", "false", False),
+        ("objective.weight_aux", "2", 2.0),
         ("model.scale_embedding", "yes", True),
         ("model.scale_embedding", "Off", False),
         ("train.seed", "9223372036854775807", 2**63 - 1),
@@ -133,6 +138,10 @@ def test_a_run_cannot_be_named_as_a_path(tmp_path: Path, name: str) -> None:
         (b"#" * (1 << 20) + b"#\n", "larger than"),
         (b"%s: 1\n" % (b"x" * 1000), "unknown key"),
         (b"<<: 3\n", "not valid YAML"),
+        (b"model: [", "not valid YAML"),
+        (b"- 1\n- 2\n", "not a mapping"),
+        (b"name: a\nname: b\n", "the key 'name' is given twice"),
+        (b"optim:\n  lr: 1\n  lr: 2\n", "the key 'lr' is given twice"),
     ],
 )
 def test_recipes_that_are_none(tmp_path: Path, data: bytes, words: str) -> None:
@@ -159,6 +168,10 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
         ("// my config\n{}", "it has a comment"),
         ('{\n  /* how */ "fp16": {}\n}', "it has a comment"),
         ('{"fp16": {}, # how\n}', "it has a comment"),
+        ('{"a": ', "not valid JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"steps_per_print": 1, "steps_per_print": 2}', "the key 'steps_per_print' is given twice"),
+        ('{"steps_per_print": "\xff"}', "not UTF-8"),
         ("[" * 200_000, "nested too deeply"),
         ('{"a":' * 200_000, "nested too deeply"),
         (f'{{"train_batch_size": {DIGITS}}}', "digits"),
@@ -176,7 +189,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 )
 def test_deepspeed_files_that_are_none(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "ds.json"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigFaultsError) as caught:
         read_deepspeed_config(path, load_run_config(None), 1, FaultList())
     assert words in str(caught.value)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
-from janus_ds.errors import ConfigError
 from janus_ds.model.attention import DenseRows, GroupedRows, MultiHeadAttention, additive_mask
 from janus_ds.model.batch_attention import DENSE_ROW_LIMIT, RowsOfBatch
 from janus_ds.parallel.layers import ParallelLayers
@@ -158,11 +157,6 @@ def test_the_back_end_follows_the_shape() -> None:
     assert chosen(RowLayout(arc=long, vis=short // 2, msk=short // 2, arq=long)) is GroupedRows
     assert chosen(RowLayout(arc=short)) is GroupedRows
     assert chosen(RowLayout(vis=short // 2, msk=short // 2)) is GroupedRows
-
-
-def test_flex_refuses_dropout() -> None:
-    with pytest.raises(ConfigError, match="cannot drop attention weights"):
-        RowsOfBatch.build(batch_of("janus"), torch.float32, "flex", dropout=0.1)
 
 
 def test_an_additive_mask_leaves_no_row_blind() -> None:

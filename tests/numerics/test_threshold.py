@@ -103,13 +103,6 @@ def test_more_certainty_takes_more_passes() -> None:
     assert taken[0] < taken[-1]
 
 
-@pytest.mark.parametrize("value", ["0", "-0.5", "1.01", ".nan"])
-def test_what_is_no_probability_is_refused(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"decode\.threshold is .*more than 0 and at most 1") as caught:
-        load_run_config(None, [f"decode.threshold={value}"])
-    assert (caught.value.exit_code, bool(caught.value.where), bool(caught.value.fix)) == (3, True, True)
-
-
 def test_mask_predict_needs_a_number() -> None:
     with pytest.raises(ConfigError, match=r"decode\.iterations is null"):
         load_run_config(None, ["decode.iterations=null"])
