@@ -1,22 +1,31 @@
-"""What a training step asks of the device: launches counted, no waiting, nothing that grows with samples."""
+"""A training step, counted: multiply-adds, launches, no waiting for the device, nothing a sample alone."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.shapes import BenchShape, make_batch, special_tokens
+from benchmarks.shapes import BenchShape, make_batch, special_tokens, training_step
+from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
-from janus_ds.objective.janus_objective import JanusObjective
+from janus_ds.objective import fused_head
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.step import TrainingStep
 from tests.support.operations import CountedOperations
 
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 32, 1)
+SCALE = 8
+# BART-base at 512 / 512 tokens with width, length and vocabulary divided by SCALE: every product shrinks by
+# the same factor, so the ratios are those of the full shape (2.24 for the whole objective).
+BART = BenchShape("", "denoise", 2, 512 // SCALE, 512 // SCALE, 256 // SCALE, 50265 // SCALE, 1)
+# Counted by hand: 2.24; grouped attention computes more pairs than count, and rows of eos come on top.
+MOST = 2.30
 # Answers that only the device knows: each of these makes the host wait for it.
 WAITING = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique2"}
 VIEWS = {"view", "t", "transpose", "slice", "expand", "detach", "unsqueeze", "squeeze", "split", "alias"}
@@ -25,6 +34,28 @@ VIEWS |= {"_unsafe_view", "select", "split_with_sizes", "as_strided", "permute",
 BOUND_AR, BOUND_JANUS = 395, 585
 BOUND_AR_LAYER, BOUND_JANUS_LAYER = 135, 130
 BOUND_GROUPED = 130
+
+
+class Products(TorchDispatchMode):
+    """Multiply-adds of matrix products and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        if name in ("mm", "addmm", "addmm_", "bmm"):
+            first, second = tensors[-2:]
+            self.work += first.numel() * second.shape[-1]
+        elif name == "_scaled_dot_product_flash_attention_for_cpu":
+            q, k, _ = tensors[:3]
+            self.work += 2 * q.numel() * k.shape[2]
+        elif name == "_scaled_dot_product_flash_attention_for_cpu_backward":
+            _, q, k = tensors[:3]
+            self.work += 4 * q.numel() * k.shape[2]
+        return func(*args, **(kwargs or {}))
 
 
 class Counted(CountedOperations):
@@ -36,10 +67,12 @@ class Counted(CountedOperations):
         return sum(count for name, count in self.calls.items() if name not in VIEWS)
 
 
-def step_calls(preset: str, shape: BenchShape, layers: int = 2) -> Counted:
-    model_config = ModelConfig(
-        d_model=8,
-        ffn_dim=8,
+def step_of(
+    preset: str, shape: BenchShape, width: int, layers: int, ffn_dim: int
+) -> tuple[TrainingStep, TwoStreamBatch]:
+    config = ModelConfig(
+        d_model=width,
+        ffn_dim=ffn_dim,
         heads=2,
         encoder_layers=layers,
         decoder_layers=layers,
@@ -48,15 +81,51 @@ def step_calls(preset: str, shape: BenchShape, layers: int = 2) -> Counted:
         attention_dropout=0.0,
     )
     goal = ObjectiveConfig(preset=preset)
-    run = resolve(RunConfig(model=model_config, data=DataConfig(task="pair"), objective=goal))
-    batch = make_batch(shape, run)
+    run = resolve(RunConfig(model=config, data=DataConfig(task=shape.task), objective=goal))
     torch.manual_seed(0)
-    model = JanusModel(model_config, special_tokens(shape), ParallelLayers())
-    step = TrainingStep(model, JanusObjective(run.objective, shape.vocab_size, ParallelLayers())).train()
+    model = JanusModel(config, special_tokens(shape), ParallelLayers())
+    return training_step(model, run.objective), make_batch(shape, run)
+
+
+def bart_step(preset: str) -> tuple[TrainingStep, TwoStreamBatch]:
+    return step_of(preset, BART, 768 // SCALE, 6, 3072 // SCALE)
+
+
+def step_calls(preset: str, shape: BenchShape, layers: int = 2) -> Counted:
+    step, batch = step_of(preset, shape, 8, layers, 8)
     with Counted() as counted:
         total, _ = step(batch, batch.counts)
         torch.autograd.backward(total)
     return counted
+
+
+def work_of(preset: str) -> int:
+    step, batch = bart_step(preset)
+    with Products() as counted:
+        total, _ = step(batch, batch.counts)
+        torch.autograd.backward(total)
+    return counted.work
+
+
+def test_work_against_plain_ar_stays_within_its_bound() -> None:
+    n, m, samples = BART.target_tokens, BART.masked_tokens, BART.samples
+    assert bart_step("paper")[1].row_token_BR.numel() == samples * (3 * n + 2 * m)
+    assert work_of("paper") / work_of("ar") <= MOST
+
+
+def test_the_vocabulary_meets_predicted_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of logits: AR's predicted tokens, and the masked ones for NAR and for AUX."""
+    seen: list[int] = []
+    plain = fused_head._Head._logits
+
+    def logits(self: Any, h_ND: torch.Tensor) -> torch.Tensor:
+        seen.append(len(h_ND))
+        return plain(self, h_ND)
+
+    monkeypatch.setattr(fused_head._Head, "_logits", logits)
+    step, batch = bart_step("paper")
+    step(batch, batch.counts)
+    assert sum(seen) == batch.counts.ar_tokens + 2 * batch.counts.masked_tokens
 
 
 @pytest.mark.parametrize("preset", ["ar", "paper", "released", "cmlm"])
