@@ -63,17 +63,18 @@ def test_a_new_start_from_zero_removes_everything(tmp_path: Path) -> None:
     assert events(tmp_path / "tensorboard") == {"loss": [(1, 1.0)]}
 
 
-def test_tokens_per_second_and_the_share_of_waiting() -> None:
+def test_tokens_per_second_and_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 11.0, 14.0, 14.0, 14.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     meter = StepMeter(devices=4, peak_flops=1e9)
     meter.restart()
-    time.sleep(0.03)
     meter.data_ready()
-    time.sleep(0.03)
     timing = meter.finish(COUNTS, flops=1e8)
-    assert timing.tokens_per_second == pytest.approx(1000 / timing.seconds)
-    assert timing.tokens_per_second_device == pytest.approx(timing.tokens_per_second / 4)
-    assert 0.2 < timing.data_wait_share < 0.8
-    assert timing.mfu == pytest.approx(1e8 / timing.seconds / 4e9)
+    assert timing.seconds == 4.0
+    assert timing.tokens_per_second == pytest.approx(250)
+    assert timing.tokens_per_second_device == pytest.approx(62.5)
+    assert timing.data_wait_share == pytest.approx(0.25)
+    assert timing.mfu == pytest.approx(1e8 / 4.0 / 4e9)
 
 
 def test_work_of_a_step_agrees_with_the_published_count() -> None:

@@ -169,7 +169,7 @@ def test_a_hundred_strangers_neither_delay_nor_break_a_start() -> None:
             lines = list(pool.map(lambda rank: handshake.join(address, TOKEN, rank), (1, 2, 3)))
     assert all(lines)
     assert sorted(found[0]) == [1, 2, 3]
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60, "not one after the other, 5 s each"
     for stranger in strangers:
         stranger.close()
 

@@ -96,4 +96,4 @@ def test_a_drip_is_a_stall(tiny, tmp_path):
         begun = time.monotonic()
         with pytest.raises(DataError, match="stalled"):
             folder.fetch_small("manifest.json", tmp_path / "manifest.json", MB)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30, "the server drips for 50 s"
