@@ -81,17 +81,6 @@ def test_the_output_is_that_of_aux_token_by_token(config: Any, objective: Object
     assert passes < tokens
 
 
-def test_batches_change_nothing() -> None:
-    model, texts = tiny_model(TINY, 3), sources(20, 3)
-    alone, together = (
-        tiny_generator(model, PAPER, batch, mode="aux", beam=1, length_beam=2).generate_ids(texts)
-        for batch in (1, 32)
-    )
-    for one, other in zip(alone, together, strict=True):
-        assert [item.tokens for item in one] == [item.tokens for item in other]
-        assert [item.passes for item in one] == [item.passes for item in other]
-
-
 def test_the_packaged_model_in_float64() -> None:
     run = load_run("demo", {"mode": "aux", "length_beam": 2})
     assert run.text is not None

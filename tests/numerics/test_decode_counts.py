@@ -112,6 +112,7 @@ def counted_steps(sources: list[list[int]]) -> int:
         {"beam": 1},
         {"mode": "nar", "iterations": 4, "length_beam": 3},
         {"mode": "nar", "iterations": 10, "length_beam": 4, "nar_score": "released"},
+        {"mode": "aux", "beam": 1, "length_beam": 2},
     ],
 )
 def test_batches_change_nothing(model: JanusModel, decode: dict[str, Any]) -> None:
@@ -121,6 +122,7 @@ def test_batches_change_nothing(model: JanusModel, decode: dict[str, Any]) -> No
         found = generator(model, batch=batch, **decode).generate_ids(SOURCES)
         for ours, theirs in zip(found, expected, strict=True):
             assert [item.tokens for item in ours] == [item.tokens for item in theirs]
+            assert decode.get("mode") != "aux" or ours[0].passes == theirs[0].passes
             assert max(abs(a.score - b.score) for a, b in zip(ours, theirs, strict=True)) < 1e-10
 
 
