@@ -18,7 +18,6 @@ from janus_ds.cli.arguments import (
     program_parser,
 )
 from janus_ds.errors import UsageError
-from janus_ds.metrics.files import check_same_length, read_lines
 from janus_ds.metrics.glge import (
     Meteor,
     Task,
@@ -30,7 +29,7 @@ from janus_ds.metrics.glge import (
     score_task,
     task_named,
 )
-from janus_ds.metrics.scores import Scores, render, save_json
+from janus_ds.metrics.scores import Scores, check_same_length, read_lines, render, save_json
 from janus_ds.metrics.translation import compare_translations, score_translations
 
 if TYPE_CHECKING:
@@ -117,12 +116,16 @@ def _help(text: str, program: str, example: Sequence[object]) -> int:
 
 def _decode_nmt(parsed: argparse.Namespace) -> int:
     """With a checkpoint: what is imported for it takes seconds, which scoring files need not pay."""
-    from janus_ds.evaluate.tasks import evaluate, results_table
+    from janus_ds.evaluate.evaluation import results_table
+    from janus_ds.evaluate.tasks import NMT_COLUMNS, evaluate
 
     request = replace(checkpoint_request(parsed), baseline=parsed.baseline)
     results = evaluate(request, ProgressBars())
     signatures = {result.scores.signatures["sacrebleu"] for result in results}
-    lines = [results_table(results), *(f"sacreBLEU: {signature}" for signature in sorted(signatures))]
+    lines = [
+        results_table(results, NMT_COLUMNS),
+        *(f"sacreBLEU: {signature}" for signature in sorted(signatures)),
+    ]
     compared = [(result.name, _significance_lines(result.scores)) for result in results]
     return _tell(results, lines, [f"{name} " + "\n".join(found) for name, found in compared if found])
 
@@ -206,7 +209,8 @@ def _decode_glge(parsed: argparse.Namespace) -> int:
     request = checkpoint_request(parsed)
     meteor = _meteor([task], parsed)
 
-    from janus_ds.evaluate.tasks import GlgeRequest, evaluate_glge, glge_table, with_best
+    from janus_ds.evaluate.evaluation import results_table
+    from janus_ds.evaluate.tasks import GlgeRequest, evaluate_glge, with_best
     from janus_ds.evaluate.timing import LatencyPlan
 
     request = replace(request, checkpoint=with_best(parsed.checkpoint, parsed.average))
@@ -214,7 +218,7 @@ def _decode_glge(parsed: argparse.Namespace) -> int:
     found = evaluate_glge(GlgeRequest(task, request, meteor, plan, parsed.ar_checkpoint), ProgressBars())
     scores = [result.scores for result in found.results][:1]
     lines = [f"{task.name}, {first.split}, {first.n} lines, weights {found.checkpoint}" for first in scores]
-    lines.append(glge_table(task, found.results))
+    lines.append(results_table(found.results, [*task.columns, "overall"]))
     lines += [f"  {name}: {how}" for first in scores for name, how in first.signatures.items()]
     return _tell(found.results, lines, [] if found.latency is None else ["", *found.latency.lines()])
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
+from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator, trained_modes
@@ -25,8 +26,7 @@ from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.systems import check_systems, options_by_name
 from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
 from janus_ds.io import disk_faults
-from janus_ds.metrics.files import TextLines
-from janus_ds.metrics.scores import METRIC_TITLES, Scores, save_json
+from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
 from janus_ds.tables import table
@@ -85,31 +85,6 @@ class EvalRequest:
 
 
 @dataclass(frozen=True)
-class EvalText:
-    """A split: what is decoded and what it is compared with.
-
-    Attributes:
-        sources: one input a line.
-        references: one for each; None where there are none.
-        names: the files, source and reference.
-        longest: most tokens of a source, without bos and eos, as the data was prepared for training: longer
-            ones lose their end, special symbols are left out. None: sources are taken as they are.
-    """
-
-    sources: list[str]
-    references: list[str] | None
-    names: tuple[str, str]
-    longest: int | None = None
-
-    def first(self, count: int) -> EvalText:
-        """The first `count` lines; all for 0."""
-        if not count:
-            return self
-        references = None if self.references is None else self.references[:count]
-        return replace(self, sources=self.sources[:count], references=references)
-
-
-@dataclass(frozen=True)
 class SystemResult:
     """One way of decoding: its name (ar, nar-4), output file, scores and speed."""
 
@@ -122,10 +97,10 @@ class SystemResult:
 class Evaluation(Protocol):
     """What one kind of task knows."""
 
-    def read(self, request: EvalRequest, run: LoadedRun) -> EvalText:
+    def read(self, request: EvalRequest, run: LoadedRun) -> PairText:
         """The text of the split."""
 
-    def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: EvalText) -> Scores:
+    def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: PairText) -> Scores:
         """Scores of one system's outputs; `found` are the hypotheses behind the lines."""
 
 
@@ -261,7 +236,7 @@ def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any
     return {**asked, "mode": decode.mode, **own}
 
 
-def encode_sources(run: LoadedRun, text: EvalText) -> list[list[int]]:
+def encode_sources(run: LoadedRun, text: PairText) -> list[list[int]]:
     """Token ids of the sources, without bos and eos; what the encoder has no positions for is cut off, and
     the number of such sources is told on standard error."""
     codec = codec_of(run)

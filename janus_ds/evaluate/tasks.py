@@ -12,6 +12,7 @@ from pathlib import Path
 from janus_ds.checkpoint.manager import BEST_FOLDER
 from janus_ds.data.prepare.pair_files import (
     GLGE_SPLITS,
+    PairText,
     find_split,
     held_out_text,
     read_pairs,
@@ -22,10 +23,8 @@ from janus_ds.data.stream.index import MANIFEST_NAME
 from janus_ds.decode.hypothesis import Hypothesis
 from janus_ds.decode.load import LoadedRun
 from janus_ds.errors import DataError, UsageError
-from janus_ds.evaluate import evaluation as checkpoint_eval
 from janus_ds.evaluate.evaluation import (
     EvalRequest,
-    EvalText,
     Progress,
     SystemResult,
     check_vocabulary,
@@ -35,12 +34,11 @@ from janus_ds.evaluate.evaluation import (
 )
 from janus_ds.evaluate.latency import LatencyReport, measure_glge
 from janus_ds.evaluate.timing import LatencyPlan
-from janus_ds.metrics.files import TextLines, read_lines
 from janus_ds.metrics.glge import Meteor, Task, TaskTexts, score_task
-from janus_ds.metrics.scores import Scores, save_json
+from janus_ds.metrics.scores import Scores, TextLines, read_lines, save_json
 from janus_ds.metrics.translation import compare_translations, score_translations
 
-_COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetition", "length_ratio")
+NMT_COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetition", "length_ratio")
 
 
 def evaluate(request: EvalRequest, progress: Progress | None = None) -> list[SystemResult]:
@@ -73,24 +71,18 @@ class _Translation:
         self._split = split
         self._baseline = baseline
 
-    def read(self, request: EvalRequest, run: LoadedRun) -> EvalText:
+    def read(self, request: EvalRequest, run: LoadedRun) -> PairText:
         data = _data_of(request, run)
         check_vocabulary(run, data)
-        text = held_out_text(data, request.split)
-        return EvalText(text.sources, text.references, text.names)
+        return held_out_text(data, request.split)
 
-    def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: EvalText) -> Scores:
+    def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: PairText) -> Scores:
         references = TextLines(text.names[1], text.references or [])
         scores = score_translations(outputs, references, self._split, [h.tokens for h in found])
         if self._baseline is None:
             return scores
         significance = compare_translations(outputs, references, self._baseline)
         return replace(scores, extra={"significance": significance})
-
-
-def results_table(results: Sequence[SystemResult]) -> str:
-    """One line a system."""
-    return checkpoint_eval.results_table(results, _COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -165,7 +157,7 @@ class _GlgeSplit:
         self._split = split
         self._meteor = meteor
 
-    def read(self, request: EvalRequest, run: LoadedRun) -> EvalText:
+    def read(self, request: EvalRequest, run: LoadedRun) -> PairText:
         data = _data_of(request, run)
         longest = run.config.model.max_source_positions - 2
         if (data / MANIFEST_NAME).is_file():
@@ -176,7 +168,7 @@ class _GlgeSplit:
         pairs = list(read_pairs(source, target))
         references = None if target is None else [pair[1] for pair in pairs]
         names = (str(source), str(target))
-        return EvalText([pair[0] for pair in pairs], references, names, min(longest, limit))
+        return PairText([pair[0] for pair in pairs], references, names, min(longest, limit))
 
     def _prepared(self, data: Path, run: LoadedRun) -> tuple[tuple[Path, Path | None], int]:
         """The text that `prepare_glge.py` keeps, and the longest source of its settings."""
@@ -199,15 +191,10 @@ class _GlgeSplit:
         limit = source_limit(recorded) or task_limits(self._task.name).source
         return (source, target if target.is_file() else None), limit
 
-    def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: EvalText) -> Scores:
+    def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: PairText) -> Scores:
         if text.references is None:
             warning = f"nothing is scored: {text.names[0]} has no references beside it"
             return Scores(self._task.name, self._split, len(outputs.lines), {}, {}, [warning])
         sources = TextLines(text.names[0], text.sources) if self._task.uses_sources else None
         references = TextLines(text.names[1], text.references)
         return score_task(self._task, TaskTexts(outputs, references, sources), self._split, self._meteor)
-
-
-def glge_table(task: Task, results: Sequence[SystemResult]) -> str:
-    """One line a system with the official metrics of the task."""
-    return checkpoint_eval.results_table(results, [*task.columns, "overall"])

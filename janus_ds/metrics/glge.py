@@ -12,7 +12,6 @@ from typing import Literal
 from janus_ds.config.faults import suggestion
 from janus_ds.errors import DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.dialogue import Order, distinct, mean_answer_f1, mean_sentence_bleu
-from janus_ds.metrics.files import TextLines, check_same_length, read_lines
 from janus_ds.metrics.glge_text import (
     SENTENCE_MARK,
     cnndm_summaries,
@@ -28,7 +27,7 @@ from janus_ds.metrics.question_generation import (
     squad_items,
 )
 from janus_ds.metrics.rouge import NAMES, Summary, rouge
-from janus_ds.metrics.scores import Scores, ScoreSheet
+from janus_ds.metrics.scores import Scores, ScoreSheet, TextLines, check_same_length, read_lines
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ from janus_ds.metrics.bleu import (
     sacrebleu_13a,
     tokenized_bleu,
 )
-from janus_ds.metrics.files import TextLines, check_same_length
-from janus_ds.metrics.scores import Scores, ScoreSheet
+from janus_ds.metrics.scores import Scores, ScoreSheet, TextLines, check_same_length
 
 _BPE = re.compile(r"@@( |$)")
 _MOSES_ESCAPE = re.compile(r"&(apos|quot|amp|lt|gt|#91|#93|#124);")

@@ -18,7 +18,7 @@ from typing import Any
 from janus_ds import __version__
 from janus_ds.errors import JanusError, UsageError
 from janus_ds.io import disk_faults, write_atomic
-from janus_ds.metrics.files import read_lines
+from janus_ds.metrics.scores import read_lines
 from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pictures, require_matplotlib
 from janus_ds.report.rows import metric_title, mode_table, mode_title, run_table
 from janus_ds.report.runs import RunFolder, read_runs, sorted_modes

@@ -18,7 +18,7 @@ from moses import moses_detokenize, moses_tokenize
 
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.io import write_atomic
-from janus_ds.metrics.files import read_lines
+from janus_ds.metrics.scores import read_lines
 
 SYSTEMS = {"ar": ("--mode", "ar")} | {
     f"nar-{n}": ("--mode", "nar", "--iterations", str(n)) for n in (0, 1, 4, 10)

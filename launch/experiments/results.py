@@ -14,7 +14,7 @@ from typing import Any
 from driver import FINISHED, TRAINED
 
 from janus_ds.io import disk_faults, write_atomic
-from janus_ds.metrics.files import TextLines, read_lines
+from janus_ds.metrics.scores import TextLines, read_lines
 from janus_ds.metrics.translation import compare_translations
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics

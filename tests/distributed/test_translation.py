@@ -11,8 +11,8 @@ import torch
 
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints, read_weights
 from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
-from janus_ds.evaluate.evaluation import EvalRequest
-from janus_ds.evaluate.tasks import evaluate, results_table
+from janus_ds.evaluate.evaluation import EvalRequest, results_table
+from janus_ds.evaluate.tasks import NMT_COLUMNS, evaluate
 from janus_ds.parallel.topology import Topology, init_topology
 from tests.support.launch import run_ranks
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
@@ -171,8 +171,8 @@ def test_evaluation_translates_scores_and_measures(found, folder):
         assert (told["task"], told["split"], told["n"], told["average"]) == ("nmt", "test", 16, 2)
         assert 0 <= told["metrics"]["sacrebleu"] <= 100
         assert told["speed"]["ms_per_sentence_batch_1"] > 0
-    assert "BLEU 13a" in results_table(results)
-    assert len(results_table(results).splitlines()) == 4
+    assert "BLEU 13a" in results_table(results, NMT_COLUMNS)
+    assert len(results_table(results, NMT_COLUMNS).splitlines()) == 4
     whole = json.loads((folder / "one/eval/test/scores.json").read_text())
     assert set(whole["systems"]) == {"ar", "nar-0", "nar-2"}
 

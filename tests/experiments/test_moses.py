@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from moses import moses_detokenize, moses_tokenize
 
-from janus_ds.metrics.files import read_lines
+from janus_ds.metrics.scores import read_lines
 
 
 @pytest.mark.parametrize(

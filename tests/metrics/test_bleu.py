@@ -17,8 +17,8 @@ from janus_ds.metrics.bleu import (
     split_compounds,
     tokenized_bleu,
 )
-from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.rouge import perl_draws
+from janus_ds.metrics.scores import TextLines
 from janus_ds.metrics.translation import (
     bleu_statistics,
     bootstrap_draws,

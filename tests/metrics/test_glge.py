@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from janus_ds.errors import DataError, MissingDependencyError, ResourceError, UsageError
-from janus_ds.metrics.files import TextLines, read_lines
 from janus_ds.metrics.glge import (
     TASKS,
     Meteor,
@@ -21,7 +20,7 @@ from janus_ds.metrics.glge import (
     task_named,
 )
 from janus_ds.metrics.meteor import JAR_VARIABLE, MeteorProgram
-from janus_ds.metrics.scores import Scores, render, save_json
+from janus_ds.metrics.scores import Scores, TextLines, read_lines, render, save_json
 from tests.support.metric_fixtures import metric_cases
 
 WITHOUT = Meteor(None, "no Java here")

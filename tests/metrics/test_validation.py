@@ -6,8 +6,8 @@ import pytest
 
 from janus_ds.config.schema import FIELDS
 from janus_ds.metrics.bleu import sacrebleu_13a
-from janus_ds.metrics.files import TextLines
 from janus_ds.metrics.glge import TASKS, Meteor, TaskTexts, score_task
+from janus_ds.metrics.scores import TextLines
 from janus_ds.metrics.validation import VALIDATION_METRICS
 
 OUTPUTS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -188,14 +188,23 @@ def _find(path: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class PairText:
-    """Lines of a split, lower-cased where the data is."""
+    """Lines of a split, lower-cased where the data is: what is decoded, and what it is compared with."""
 
     sources: list[str]
-    references: list[str]
+    references: list[str] | None
+    """One for each source; None where there are none."""
     names: tuple[str, str]
     """The files, source and reference."""
-    longest_source: int | None = None
-    """Tokens that sources are cut to, where the preparation did so."""
+    longest: int | None = None
+    """Most tokens of a source, without bos and eos, as the data was prepared for training: longer ones lose
+    their end, special symbols are left out. None: sources are taken as they are."""
+
+    def first(self, count: int) -> PairText:
+        """The first `count` lines; all for 0."""
+        if not count:
+            return self
+        references = None if self.references is None else self.references[:count]
+        return replace(self, sources=self.sources[:count], references=references)
 
 
 def held_out_text(data: Path, split: str) -> PairText:

@@ -87,17 +87,17 @@ class OutputScores:
     def __init__(self, holder: WeightsHolder, text: PairText) -> None:
         config, tokenizer = holder.config, holder.tokenizer
         self._holder = holder
-        count = config.train.valid_bleu_samples or len(text.sources)
-        self._sources = [tokenizer.encode(source) for source in text.sources[:count]]
-        if text.longest_source is not None:
+        text = text.first(config.train.valid_bleu_samples)
+        self._sources = [tokenizer.encode(source) for source in text.sources]
+        if text.longest is not None:
             # As the training sources were cut.
-            longest = min(text.longest_source, config.model.max_source_positions - 2)
+            longest = min(text.longest, config.model.max_source_positions - 2)
             self._sources = [plain_ids(row, tokenizer.special)[:longest] for row in self._sources]
         table = config.model.max_source_positions
         self._sources, cut = cut_sources(self._sources, table)
         self.warning = cut_warning(cut, len(self._sources), table) if cut else None
         """What is to be said about sources that were too long for the model and were cut."""
-        self._references = text.references[:count]
+        self._references = text.references or []
         self._modes = scored_modes(config)
         self._metric = VALIDATION_METRICS[config.train.valid_task]
 

@@ -66,7 +66,16 @@ class Reporter:
         # The line of a step whose validation was interrupted is still to be written.
         written = step if meters.unvalidated is None else step - 1
         self._writer = MetricsWriter(run, written) if engine.topology.is_main else None
-        self._bar = ProgressBar(step, config.train.max_steps, engine.topology.is_main)
+        # Where standard error is a file, the bar is refreshed every ten seconds only.
+        self._bar = tqdm(
+            total=config.train.max_steps,
+            initial=step,
+            unit="step",
+            disable=not engine.topology.is_main,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        )
 
     def finish_step(self, result: StepResult, wanted: bool) -> dict[str, Any] | None:
         """Add a step to the sums of the run; its figures if they are wanted or tell of a fault, else None.
@@ -85,7 +94,7 @@ class Reporter:
         meters.seconds += timing.seconds
         meters.cpu_seconds += timing.cpu_seconds
         if not (wanted or skipped or verdict.spike):
-            self._bar.advance({})
+            self._advance({})
             return None
         values: dict[str, Any] = {**global_terms(result.terms, self._topology), "lr": result.rate}
         values |= {"grad_norm": result.update.grad_norm, "loss_scale": result.update.loss_scale}
@@ -103,7 +112,16 @@ class Reporter:
         """Write the figures of a step, and move the bar on."""
         if self._writer:
             self._writer.write(step, values)
-        self._bar.advance(values)
+        self._advance(values)
+
+    def _advance(self, values: Mapping[str, object]) -> None:
+        """One more step, with these figures beside the bar."""
+        shown = {key: f"{values[key]:.3f}" for key in _SHOWN if isinstance(values.get(key), float)}
+        speed = values.get("tokens_per_second")
+        if isinstance(speed, float):
+            shown["tok/s"] = f"{speed:,.0f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
 
     def write_text(self, step: int, tag: str, text: str) -> None:
         """Write markdown text to TensorBoard."""
@@ -112,7 +130,8 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.note(text)
+        if not self._bar.disable:
+            self._bar.write(text, file=sys.stderr)
 
     def flush(self) -> None:
         """Bring everything to disk: a checkpoint must not know of steps whose figures a kill could take."""
@@ -124,44 +143,3 @@ class Reporter:
         self._bar.close()
         if self._writer:
             self._writer.close()
-
-
-class ProgressBar:
-    """A bar over the steps of a run, on standard error: losses, tokens/s and the time left.
-
-    Where standard error is a file, it is refreshed every ten seconds only.
-
-    Args:
-        step: completed steps at the start.
-        max_steps: steps of the run.
-        visible: False on all ranks but the first.
-    """
-
-    def __init__(self, step: int, max_steps: int, visible: bool) -> None:
-        self._bar = tqdm(
-            total=max_steps,
-            initial=step,
-            unit="step",
-            disable=not visible,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
-        )
-
-    def advance(self, values: Mapping[str, object]) -> None:
-        """One more step with these figures."""
-        shown = {key: f"{values[key]:.3f}" for key in _SHOWN if isinstance(values.get(key), float)}
-        speed = values.get("tokens_per_second")
-        if isinstance(speed, float):
-            shown["tok/s"] = f"{speed:,.0f}"
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
-
-    def note(self, text: str) -> None:
-        """A line above the bar."""
-        if not self._bar.disable:
-            self._bar.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        """End the bar."""
-        self._bar.close()

@@ -13,7 +13,7 @@ from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.decode.text import cut_sources, cut_warning
-from janus_ds.evaluate.evaluation import EvalText, encode_sources
+from janus_ds.evaluate.evaluation import encode_sources
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.train.loop.outputs import OutputScores, SampleDecoder, TextPair, WeightsHolder
@@ -39,7 +39,7 @@ def test_a_validation_survives_a_line_that_is_too_long(tmp_path: Path) -> None:
 
 def test_an_evaluation_cuts_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
     run = load_run("demo")
-    rows = encode_sources(run, EvalText(["Guten Morgen.", LONG, LONG], None, ("test.de", "")))
+    rows = encode_sources(run, PairText(["Guten Morgen.", LONG, LONG], None, ("test.de", "")))
     table = run.config.model.max_source_positions
     assert [len(row) == table - 2 for row in rows] == [False, True, True]
     assert capsys.readouterr().err.startswith("warning: 2 of 3 inputs are longer than")
