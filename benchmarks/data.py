@@ -27,8 +27,8 @@ from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.schedule import SampleSchedule
-from janus_ds.data.stream.shards import Packing, shard_name, write_shard
-from janus_ds.data.stream.step_plan import RankShare, make_step_plan, one_source
+from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
+from janus_ds.data.stream.step_plan import RankShare, make_step_plan
 from janus_ds.stream_mask import Segment
 
 _SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=50264, vocab_size=50265)
@@ -116,7 +116,7 @@ def _rates(measured: int, rounds: Sequence[Mapping[str, float]], clock: str) -> 
 
 def _round(maker: BatchMaker, options: argparse.Namespace, epoch: int) -> dict[str, float]:
     """CPU seconds of one epoch by stage, in all (`total`), and wall-clock seconds (`wall`)."""
-    sizes, window = one_source(maker).member_sizes, maker.config.data.shuffle_window
+    sizes, window = maker.source.parts[0].member_sizes, maker.config.data.shuffle_window
     schedule = SampleSchedule(1, sizes, window, options.batch)
     steps = options.samples // options.batch
     spent = dict.fromkeys(_STAGES, 0.0)
@@ -215,7 +215,7 @@ def write_split(folder: Path, special: SpecialTokens, lengths: Mapping[str, NDAr
     for stream, lengths_N in lengths.items():
         values = draw.integers(5, special.mask, int(lengths_N.sum())).astype(np.uint16)
         samples[stream] = Ragged.from_lengths(values, lengths_N)
-    shard = write_shard(folder / shard_name(0), samples, Packing("uint16"), 0)
+    shard = write_shard(folder / shard_name(0), samples, ShardFormat("uint16"), 0)
     SplitIndex("uint16", tuple(lengths), (shard,)).save(folder)
     return folder
 

@@ -120,7 +120,7 @@ class CheckpointManager:
             return False
         snapshot = engine.snapshot()
         if snapshot is not None:
-            whole = {**state, "optimizer": dict(snapshot.optimizer)}
+            whole = {**state, "optimizer": dict(snapshot.counters)}
             self._future = self._executor.submit(self._write, step, snapshot, whole)
         self._writing = True
         return True

@@ -173,15 +173,15 @@ class Snapshot:
     Args:
         weights: fp32 weights by name.
         moments: `MOMENT.NAME` -> tensor of the weight's shape.
-        optimizer: Adam's step counter and the state of fp16's loss scale; plain values.
+        counters: Adam's step counter and the state of fp16's loss scale; plain values.
     """
 
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any]
+    counters: Mapping[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write the tensors; `optimizer` goes into the checkpoint's state.
+        """Write the tensors; `counters` go into the checkpoint's state.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written.

@@ -25,7 +25,7 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
 from janus_ds.data.prepare.pairs import PairReport
 from janus_ds.data.stream.index import Manifest
-from janus_ds.data.stream.shards import Packing
+from janus_ds.data.stream.shards import ShardFormat
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.decode.generator import Generator, trained_modes
 from janus_ds.decode.load import LoadedRun, with_decode
@@ -227,7 +227,7 @@ def _write(data: Path, whole: Path, manifest: Manifest, targets: Ragged, asked: 
     settings = _prepared(manifest).get("settings", {})
     longest = int(settings.get("max_tokens", 0))
     sizes = {name: settings[name] for name in _PACKING if name in settings}
-    writer = SplitWriter(whole / _TRAIN, Packing(index.stream_dtype, **sizes), SplitState())
+    writer = SplitWriter(whole / _TRAIN, ShardFormat(index.stream_dtype, **sizes), SplitState())
     for source, target, found in _blocks(data, targets):
         writer.add({"source": source, "target": _chosen(target, found, longest, counts)})
     totals = writer.finish(_STREAMS)

@@ -41,9 +41,6 @@ class JanusModel(nn.Module):
         parallel: layers of the tensor-parallel group.
         recompute: activation checkpointing of every layer (non-reentrant).
         attention_backend: of decoder rows in training, see `train.attention_backend`.
-
-    Raises:
-        ConfigError: a shape that cannot be built.
     """
 
     def __init__(
@@ -55,7 +52,6 @@ class JanusModel(nn.Module):
         attention_backend: str = "auto",
     ) -> None:
         super().__init__()
-        _check_shape(config, parallel)
         self.config = config
         self.special = special
         self.padded_vocab = padded_vocab(config, special.vocab_size)
@@ -315,19 +311,4 @@ def _check_table(longest: int, table: int, side: str) -> None:
             f"a {side} of {longest} tokens does not fit the position table of {table}",
             f"model.max_{side}_positions",
             "cut the text into shorter pieces, or train a model with a longer table",
-        )
-
-
-def _check_shape(config: ModelConfig, parallel: ParallelLayers) -> None:
-    if config.d_model % config.heads:
-        raise ConfigError(
-            f"model.heads={config.heads} does not divide model.d_model={config.d_model}",
-            "model.heads",
-            "choose a number of heads that divides the width",
-        )
-    if config.heads % parallel.size:
-        raise ConfigError(
-            f"{config.heads} heads do not divide over {parallel.size} tensor-parallel ranks",
-            "--tensor-parallel",
-            "choose a size that divides model.heads",
         )

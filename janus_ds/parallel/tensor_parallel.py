@@ -28,7 +28,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from janus_ds.errors import ConfigError
 from janus_ds.parallel.layers import SEED_LIMIT, ParallelLayers, merge_shards
 
 _RNG_NAME = "model-parallel-rng"
@@ -41,10 +40,6 @@ class _MegatronLayers(ParallelLayers):
     def __init__(self, size: int) -> None:
         core, tensor_parallel = _import_megatron()
         state = core.parallel_state
-        if not state.model_parallel_is_initialized():
-            raise RuntimeError("make_layers(n > 1) before init_topology(n)")
-        if state.get_tensor_model_parallel_world_size() != size:
-            raise RuntimeError("make_layers with another size than init_topology")
         self.size = size
         self.rank = state.get_tensor_model_parallel_rank()
         self._group = state.get_tensor_model_parallel_group()
@@ -57,12 +52,10 @@ class _MegatronLayers(ParallelLayers):
         )
 
     def column_linear(self, in_features: int, out_features: int, *, std: float) -> nn.Module:
-        self._check_divides(out_features, "output features of a column-parallel layer")
         options = {"config": self._config, "init_method": _normal(std), "bias": True, "gather_output": False}
         return _without_extra_state(self._classes["column"](in_features, out_features, **options))
 
     def row_linear(self, in_features: int, out_features: int, *, std: float) -> nn.Module:
-        self._check_divides(in_features, "input features of a row-parallel layer")
         options = {"config": self._config, "init_method": _normal(std), "bias": True}
         layer = self._classes["row"](
             in_features, out_features, input_is_parallel=True, skip_bias_add=False, **options
@@ -70,19 +63,10 @@ class _MegatronLayers(ParallelLayers):
         return _without_extra_state(layer)
 
     def vocab_embedding(self, rows: int, dim: int, *, std: float) -> nn.Module:
-        self._check_divides(rows, "rows of the vocabulary-parallel embedding")
         table = self._tensor_parallel.VocabParallelEmbedding(
             rows, dim, init_method=_normal(std), config=self._config
         )
         return _without_extra_state(table)
-
-    def _check_divides(self, count: int, what: str) -> None:
-        if count % self.size:
-            raise ConfigError(
-                f"{what}, {count}, do not divide by the tensor-parallel size {self.size}",
-                "--tensor-parallel",
-                "take a size that divides heads, ffn_dim and the padded vocabulary (model.vocab_multiple)",
-            )
 
     def all_reduce_max(self, x: Tensor) -> Tensor:
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self._group)

@@ -19,7 +19,7 @@ from janus_ds.config.schema import (
 )
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
-from janus_ds.data.stream.shards import Packing, shard_name, write_shard
+from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
 
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=500)
 """Every id from 5 on is an ordinary token."""
@@ -41,7 +41,7 @@ def write_split(
 ) -> Path:
     """Write shards and index of one split into `folder`; returns it."""
     folder.mkdir(parents=True)
-    packing = Packing(stream_dtype, samples_per_member=per_member)
+    packing = ShardFormat(stream_dtype, samples_per_member=per_member)
     total = len(next(iter(streams.values())))
     entries, key = [], 0
     for number, start in enumerate(range(0, total, per_shard)):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import Manifest, SplitIndex, SplitTotals
-from janus_ds.data.stream.shards import Packing, shard_name, write_shard
+from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
 from janus_ds.data.text.tokenizer import train_sentencepiece
 
 TINY_RECIPE = """
@@ -51,7 +51,7 @@ def _sentence(draw: random.Random) -> str:
 
 def _write_split(folder: Path, rows: list[list[int]], shards: int) -> SplitTotals:
     folder.mkdir(parents=True)
-    packing = Packing("uint16", samples_per_member=32)
+    packing = ShardFormat("uint16", samples_per_member=32)
     entries, key = [], 0
     size = -(-len(rows) // shards)
     for number in range(shards):

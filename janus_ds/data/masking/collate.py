@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from janus_ds.batch import BatchCounts, RowLayout, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.masking.views import Views
-from janus_ds.errors import ConfigError
 from janus_ds.packing import pack
 from janus_ds.stream_mask import Segment
 
@@ -38,23 +37,13 @@ class RowKinds:
 
     @classmethod
     def of(cls, objective: ObjectiveConfig) -> RowKinds:
-        """Rows whose loss or KL term has a weight.
-
-        Raises:
-            ConfigError: nothing is trained from decoder rows.
-        """
+        """Rows whose loss or KL term has a weight."""
         ar_nar = bool(objective.weight_kl_ar_nar)
         ar_aux = bool(objective.weight_kl_ar_aux)
         nar_aux = bool(objective.weight_kl_nar_aux)
         ar = bool(objective.weight_ar or objective.weight_kl_ar_ar) or ar_nar or ar_aux
         aux = bool(objective.weight_aux or objective.weight_kl_aux_aux) or ar_aux or nar_aux
         nar = bool(objective.weight_nar or objective.weight_kl_nar_nar) or aux or ar_nar
-        if not (ar or nar):
-            raise ConfigError(
-                "no loss has a weight, so there is nothing to train",
-                "objective.weight_*",
-                "give weight_ar, weight_nar or weight_aux a number above 0",
-            )
         return cls(ar, ar and objective.ar_stream != "content", nar, aux)
 
 
@@ -80,9 +69,6 @@ class Collator:
         pad_multiple: segment widths and the source are padded to a multiple of this.
         max_source_positions: the padded source is never wider than this (None: no bound).
         packs_rows: leave padding out (`janus_ds.packing`).
-
-    Raises:
-        ConfigError: no loss has a weight.
     """
 
     def __init__(

@@ -16,8 +16,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import MaskingConfig
 from janus_ds.data.masking.counter_rng import SampleKeys, Stream
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.masking.span_laws import INFILLING_LAWS, TARGET_LAWS, MaskDraw, draw_noise, draw_target
-from janus_ds.errors import ConfigError
+from janus_ds.data.masking.span_laws import MaskDraw, draw_noise, draw_target
 
 Values = NDArray[Any]
 
@@ -50,37 +49,6 @@ class Views:
         return Ragged(values, self.target.offsets)
 
 
-def check_masking(masking: MaskingConfig, task: str) -> None:
-    """Refuse a masking that has no meaning.
-
-    Args:
-        masking: resolved (`config.presets.resolve`).
-        task: denoise or pair.
-
-    Raises:
-        ConfigError: an unknown law, a law for the other task, or a number out of its range.
-    """
-    allowed = TARGET_LAWS if task == "pair" else INFILLING_LAWS + TARGET_LAWS
-    if masking.target not in allowed:
-        raise ConfigError(
-            f"there is no masking law {masking.target!r} for task {task!r}",
-            "masking.target",
-            f"use one of {', '.join(allowed)}",
-        )
-    ranges = {
-        "target_share": (0.0, 1.0),
-        "source_share": (0.0, 1.0),
-        "poisson": (0.1, 100.0),
-        "rotate_share": (0.0, 1.0),
-    }
-    for name, (low, high) in ranges.items():
-        value = getattr(masking, name)
-        if value is None or not low <= value <= high:
-            raise ConfigError(
-                f"masking.{name} is {value}", f"masking.{name}", f"give a number from {low} to {high}"
-            )
-
-
 def make_views(
     masking: MaskingConfig,
     special: SpecialTokens,
@@ -92,7 +60,7 @@ def make_views(
     """Source, target and mask of a batch of samples.
 
     Args:
-        masking: resolved and checked.
+        masking: resolved and checked (`config.presets.resolve`, `config.rules`).
         epochs: int64, shape (B,): how many times each sample has been seen before.
         ids: int64, shape (B,): sample numbers.
         samples: "target" and, for pairs, "source": tokens without bos and eos.

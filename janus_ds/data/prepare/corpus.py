@@ -30,7 +30,7 @@ from janus_ds.data.prepare.journal import (
 from janus_ds.data.prepare.pool import ordered_map
 from janus_ds.data.prepare.settings import Execution, PrepareSettings
 from janus_ds.data.stream.index import MANIFEST_NAME, Manifest, SplitTotals
-from janus_ds.data.stream.shards import Packing, token_dtype
+from janus_ds.data.stream.shards import ShardFormat, token_dtype
 from janus_ds.data.text.documents import DocumentReader, Position
 from janus_ds.data.text.text_files import list_inputs
 from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer
@@ -181,7 +181,7 @@ class _Job:
         return ensure_tokenizer(folder, self._journal.folder, self._settings, self._reader, progress)
 
     def _writer(self, name: str, tokenizer: Tokenizer, state: SplitState) -> SplitWriter:
-        packing = Packing(
+        packing = ShardFormat(
             token_dtype(tokenizer.special.vocab_size),
             self._settings.samples_per_member,
             self._settings.members_per_shard,

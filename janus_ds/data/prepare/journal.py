@@ -34,7 +34,7 @@ from janus_ds.data.stream.index import (
     SplitTotals,
     Sum,
 )
-from janus_ds.data.stream.shards import Packing, shard_name, write_shard
+from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
 from janus_ds.data.text.documents import Position
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults, fingerprint_of, write_atomic
@@ -229,7 +229,7 @@ class SplitWriter:
         state: what an interrupted preparation left.
     """
 
-    def __init__(self, directory: Path, packing: Packing, state: SplitState) -> None:
+    def __init__(self, directory: Path, packing: ShardFormat, state: SplitState) -> None:
         self._dir = directory
         self._packing = packing
         self._shards = list(state.shards)

@@ -24,7 +24,7 @@ from janus_ds.data.prepare.pair_files import PairCleaner, PairFiles, find_files,
 from janus_ds.data.prepare.pool import ordered_map
 from janus_ds.data.prepare.settings import GlgeSettings, Limits, PairSettings
 from janus_ds.data.stream.index import Manifest, SplitTotals
-from janus_ds.data.stream.shards import Packing, token_dtype
+from janus_ds.data.stream.shards import ShardFormat, token_dtype
 from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, plain_ids, structural, train_sentencepiece
 from janus_ds.data.text.word_tokenizer import train_words
 from janus_ds.errors import DataError
@@ -205,7 +205,7 @@ class _Builder:
             order = shuffled(keys(0, 0, 0, Stream.MEMBER_ORDER), len(samples["target"]))
             samples = {name: rows.take(order) for name, rows in samples.items()}
         dtype = samples["target"].values.dtype.name
-        packing = Packing(dtype, self._settings.samples_per_member, self._settings.members_per_shard)
+        packing = ShardFormat(dtype, self._settings.samples_per_member, self._settings.members_per_shard)
         writer = SplitWriter(self._folder / split, packing, SplitState())
         writer.add(samples)
         self._totals[split] = writer.finish(_STREAMS)

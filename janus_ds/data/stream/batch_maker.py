@@ -13,7 +13,7 @@ from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.masking.views import Views, check_masking, make_views
+from janus_ds.data.masking.views import Views, make_views
 from janus_ds.data.stream.open_dataset import SplitPlace
 from janus_ds.data.stream.source import MixedSource, SampleSource
 from janus_ds.errors import ConfigError, DataError
@@ -34,8 +34,7 @@ class BatchMaker:
         special: special symbols of the data's tokenizer.
 
     Raises:
-        DataError: no index, or a damaged one; ConfigError: masking or objective without a meaning,
-            or data of the other task.
+        DataError: no index, or a damaged one; ConfigError: data of the other task.
     """
 
     def __init__(self, split: Path | Sequence[SplitPlace], config: RunConfig, special: SpecialTokens) -> None:
@@ -52,7 +51,6 @@ class BatchMaker:
                 f"data.task, {self.source.name}",
                 "set data.task to what the data is, or give other data",
             )
-        check_masking(config.masking, task)
         self._special = special
         classes = config.model.length_classes or config.model.max_target_positions
         self._collate = Collator(

@@ -10,11 +10,10 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from janus_ds.errors import DamagedDataError, DataError
 from janus_ds.io import disk_faults
 
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -43,66 +42,6 @@ class Damage:
     def shifted(self, by: int) -> Damage:
         """The same with the sample numbers of a mixture."""
         return replace(self, first_sample=self.first_sample + by)
-
-
-class StandIns:
-    """Which whole member stands in for each one; found out when a member is first needed.
-
-    Args:
-        members: how many there are.
-        max_share: of damaged ones among them; at least one is always allowed.
-    """
-
-    def __init__(self, members: int, max_share: float) -> None:
-        self._members = members
-        self._most = max(1, int(max_share * members))
-        self._found: dict[int, int] = {}
-        self._damaged: set[int] = set()
-        self._new: list[Damage] = []
-
-    def of(self, member: int, read: Callable[[int], object], describe: Callable[[int, str], Damage]) -> int:
-        """The member itself if it is whole, or else the next whole one.
-
-        Args:
-            member: its number.
-            read: raises DamagedDataError for a damaged member.
-            describe: makes the entry of a damaged member, from its number and what is wrong.
-
-        Raises:
-            DataError: more members are damaged than allowed.
-        """
-        known = self._found.get(member)
-        if known is not None:
-            return known
-        for step in range(self._members):
-            other = (member + step) % self._members
-            if other not in self._damaged and self._is_whole(other, read, describe):
-                self._found[member] = other
-                return other
-        raise DataError("no member of the data is whole", "all shards", "copy or prepare the data again")
-
-    def take(self) -> list[Damage]:
-        """Damage found since the last call."""
-        found, self._new = self._new, []
-        return found
-
-    def _is_whole(
-        self, member: int, read: Callable[[int], object], describe: Callable[[int, str], Damage]
-    ) -> bool:
-        try:
-            read(member)
-        except DamagedDataError as error:
-            self._damaged.add(member)
-            self._new.append(describe(member, error.what))
-            if len(self._damaged) > self._most:
-                raise DataError(
-                    f"{len(self._damaged)} of {self._members} members are damaged, data.max_damage allows "
-                    f"{self._most}; the last: {error.what}",
-                    error.where,
-                    error.fix,
-                ) from error
-            return False
-        return True
 
 
 class QuarantineList:

@@ -56,7 +56,6 @@ class SampleSchedule:
 
     Raises:
         DataError: there is no sample.
-        ConfigError: window or global batch below 1.
     """
 
     def __init__(
@@ -72,9 +71,6 @@ class SampleSchedule:
             raise DataError(
                 "the data holds no sample", "the index of the split", "prepare the data again from more text"
             )
-        for name, value in (("data.shuffle_window", window), ("train.global_batch", global_batch)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}", name, "give a number of at least 1")
         self._seed, self._window, self._batch = seed, window, global_batch
         self._sizes = sizes
         self._first = np.cumsum(sizes) - sizes
@@ -93,8 +89,6 @@ class SampleSchedule:
         Returns:
             (epochs, sample ids), int64, both of shape (global_batch,).
         """
-        if step < 0:
-            raise ValueError(f"step {step}")
         return self.between(step * self._batch, (step + 1) * self._batch)
 
     def between(self, position: int, end: int) -> tuple[Ints, Ints]:
@@ -162,20 +156,14 @@ def rank_positions(global_batch: int, dp_rank: int, dp_size: int, micro_batch: i
 
     Micro-batch k of all ranks together is the k-th run of micro_batch * dp_size positions.
 
+    Args:
+        global_batch: a multiple of micro_batch * dp_size (`config.deepspeed_file.solve_batch`).
+        dp_rank, dp_size: this rank among the data-parallel ones.
+        micro_batch: samples of one micro-batch on one rank.
+
     Returns:
         int64, shape (accumulation steps, micro_batch).
-
-    Raises:
-        ConfigError: global_batch is not a multiple of micro_batch * dp_size.
     """
-    together = micro_batch * dp_size
-    if min(global_batch, dp_size, micro_batch) < 1 or global_batch % together:
-        raise ConfigError(
-            f"a global batch of {global_batch} cannot be split into micro-batches of {micro_batch} "
-            f"on {dp_size} data-parallel ranks",
-            "train.global_batch, train_micro_batch_size_per_gpu",
-            "make global_batch a multiple of micro-batch x data-parallel ranks",
-        )
     positions = np.arange(global_batch, dtype=np.int64).reshape(-1, dp_size, micro_batch)
     return positions[:, dp_rank]
 

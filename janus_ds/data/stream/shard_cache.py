@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from janus_ds.data.stream.fetch import Expected, RemoteFolder
 from janus_ds.data.stream.index import ShardEntry
@@ -294,10 +294,6 @@ class RemoteShards:
 logger = logging.getLogger(__name__)
 
 
-class _Shards(Protocol):
-    def fetch(self, shard: ShardEntry) -> None: ...
-
-
 class ReadAhead:
     """One background thread a process, started when first needed; may be pickled and forked.
 
@@ -307,7 +303,7 @@ class ReadAhead:
         shards: fetches.
     """
 
-    def __init__(self, shards: _Shards) -> None:
+    def __init__(self, shards: RemoteShards) -> None:
         self._shards = shards
         self._process = os.getpid()
         self._changed = threading.Condition()

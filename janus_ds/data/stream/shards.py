@@ -16,14 +16,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import BlobEntry, MemberEntry, ShardEntry, SplitIndex
 from janus_ds.errors import DamagedDataError, DataError
-from janus_ds.io import disk_faults, open_regular
+from janus_ds.io import atomic_file, disk_faults, open_regular
+
+if TYPE_CHECKING:
+    from janus_ds.data.stream.shard_cache import RemoteShards
 
 TAR_BLOCK_BYTES = 512
 _LOOK_FIRST_BYTES = 16 << 20
@@ -49,8 +52,8 @@ def shard_name(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How samples are packed.
+class ShardFormat:
+    """How samples lie in the shards of a split.
 
     Args:
         stream_dtype: "uint16" or "uint32".
@@ -69,10 +72,10 @@ class Packing:
 
 
 class _HashingFile:
-    """A write-only file that keeps SHA-256 and size of what passes through."""
+    """Keeps SHA-256 and size of what is written to a file."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self.digest = hashlib.sha256()
         self.size = 0
 
@@ -81,13 +84,8 @@ class _HashingFile:
         self.size += len(data)
         return self._file.write(data)
 
-    def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
 
-
-def write_shard(path: Path, samples: Mapping[str, Ragged], packing: Packing, first_key: int) -> ShardEntry:
+def write_shard(path: Path, samples: Mapping[str, Ragged], form: ShardFormat, first_key: int) -> ShardEntry:
     """Write one shard whole (under another name, then renamed) and describe it.
 
     The bytes are a function of the arguments: equal samples give equal files.
@@ -95,7 +93,7 @@ def write_shard(path: Path, samples: Mapping[str, Ragged], packing: Packing, fir
     Args:
         path: SPLIT/shard-NNNNNN.tar.
         samples: the samples of each stream, equally many.
-        packing: token type and samples per member.
+        form: token type and samples per member.
         first_key: number of the first member, counted over the whole split.
 
     Raises:
@@ -105,23 +103,19 @@ def write_shard(path: Path, samples: Mapping[str, Ragged], packing: Packing, fir
 
     total = len(next(iter(samples.values())))
     members: list[MemberEntry] = []
-    temporary = path.with_name(path.name + ".part")
-    with disk_faults(path):
-        file = _HashingFile(temporary)
-        offset = 0
+    with disk_faults(path), atomic_file(path) as raw:
+        file, offset = _HashingFile(raw), 0
         with TarWriter(file, encoder=False, mtime=0, user="janus_ds", group="janus_ds") as tar:
-            for start in range(0, total, packing.samples_per_member):
+            for start in range(0, total, form.samples_per_member):
                 part = {
-                    name: rows.slice(start, min(start + packing.samples_per_member, total))
+                    name: rows.slice(start, min(start + form.samples_per_member, total))
                     for name, rows in samples.items()
                 }
                 key = f"{first_key + len(members):06d}"
-                files = _member_files(part, packing.stream_dtype)
+                files = _member_files(part, form.stream_dtype)
                 tar.write({"__key__": key, **files})
                 member, offset = _describe(key, part, files, offset)
                 members.append(member)
-        file.close()
-        temporary.replace(path)
     tokens = sum(member.tokens for member in members)
     return ShardEntry(path.name, file.size, file.digest.hexdigest(), total, tokens, tuple(members))
 
@@ -192,19 +186,6 @@ def _checked(member: MemberEntry, name: str, read: Callable[[BlobEntry], bytes],
     return data
 
 
-class ShardStore(Protocol):
-    """Where shards come from that do not lie in the split's folder."""
-
-    def open(self, shard: ShardEntry) -> int:
-        """A descriptor of the whole shard; the caller closes it soon, since it keeps the file in place."""
-
-    def renew(self, shard: ShardEntry) -> bool:
-        """Forget a local copy that has become damaged; False: it is as it came."""
-
-    def place(self, shard: ShardEntry) -> str:
-        """Where the shard lies, for messages."""
-
-
 class ShardReader:
     """Reads packed members by number, by positioned reads; may be pickled and shared over forks.
 
@@ -221,7 +202,7 @@ class ShardReader:
         split_dir: Path,
         index: SplitIndex,
         open_files: int = 16,
-        store: ShardStore | None = None,
+        store: RemoteShards | None = None,
         cut_shards: bool = False,
     ) -> None:
         self._dir = split_dir

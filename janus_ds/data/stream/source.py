@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import SplitPlace
-from janus_ds.data.stream.quarantine import Damage, StandIns
+from janus_ds.data.stream.quarantine import Damage
 from janus_ds.data.stream.schedule import CYCLE, SOURCE_BITS, Turns
 from janus_ds.data.stream.shard_cache import ReadAhead
 from janus_ds.data.stream.shards import ShardReader
-from janus_ds.errors import DataError
+from janus_ds.errors import DamagedDataError, DataError
 
 Ints = NDArray[np.int64]
 
@@ -52,7 +52,10 @@ class SampleSource:
             place.folder, self.index, store=place.shards, cut_shards=max_damage is not None
         )
         self._read_ahead = ReadAhead(place.shards) if place.shards else None
-        self._stand_ins = StandIns(len(self.member_sizes), max_damage or 0.0)
+        self._most_damaged = max(1, int((max_damage or 0.0) * len(self.member_sizes)))
+        self._stand_ins: dict[int, int] = {}
+        self._damaged: set[int] = set()
+        self._new_damage: list[Damage] = []
         self._ends = np.cumsum(self.member_sizes)
         members_of_shard = [len(shard.members) for shard in self.index.shards]
         self.members_of_shard: Ints = np.array(members_of_shard, dtype=np.int64)
@@ -110,7 +113,7 @@ class SampleSource:
         wanted = np.array(ids, dtype=np.int64)
         member, inside = self._locate(wanted)
         for number in np.unique(member).tolist():
-            other = self._stand_ins.of(number, self._member, self._damage)
+            other = self._stand_in(number)
             if other != number:
                 first = int(self._ends[other] - self.member_sizes[other])
                 places = member == number
@@ -119,7 +122,8 @@ class SampleSource:
 
     def take_damage(self) -> list[Damage]:
         """Damage that :meth:`sound` met since the last call."""
-        return self._stand_ins.take()
+        found, self._new_damage = self._new_damage, []
+        return found
 
     def read_ahead(self, members: Iterable[int], further: int) -> None:
         """Fetch shards in the background: those of the first window of members, and `further` ones more.
@@ -165,6 +169,33 @@ class SampleSource:
         """Member number and number within the member of each sample."""
         member = np.searchsorted(self._ends, ids, side="right")
         return member, ids - (self._ends - self.member_sizes)[member]
+
+    def _stand_in(self, member: int) -> int:
+        """The member itself if it is whole, or else the next whole one; at least one may be damaged."""
+        if member in self._stand_ins:
+            return self._stand_ins[member]
+        for step in range(len(self.member_sizes)):
+            other = (member + step) % len(self.member_sizes)
+            if other not in self._damaged and self._is_whole(other):
+                self._stand_ins[member] = other
+                return other
+        raise DataError("no member of the data is whole", "all shards", "copy or prepare the data again")
+
+    def _is_whole(self, member: int) -> bool:
+        try:
+            self._member(member)
+        except DamagedDataError as error:
+            self._damaged.add(member)
+            self._new_damage.append(self._damage(member, error.what))
+            if len(self._damaged) > self._most_damaged:
+                raise DataError(
+                    f"{len(self._damaged)} of {len(self.member_sizes)} members are damaged, data.max_damage "
+                    f"allows {self._most_damaged}; the last: {error.what}",
+                    error.where,
+                    error.fix,
+                ) from error
+            return False
+        return True
 
     def _damage(self, number: int, reason: str) -> Damage:
         shard = int(self._shard_of_member[number])

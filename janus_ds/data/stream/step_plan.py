@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,42 +32,13 @@ class RankShare:
     """Micro-batches of a step on one rank; used with batches of tokens only."""
 
 
-class StepPlan(Protocol):
-    """A pure function of the step number."""
-
-    def parts(self, step: int) -> list[tuple[Ints, Ints]]:
-        """This rank's micro-batches: (epochs, sample ids) of each, int64."""
-
-    def read_ahead(self, step: int) -> None:
-        """Let distant shards that the step and the next ones need come."""
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Updates an epoch."""
-
-
-def make_step_plan(maker: BatchMaker, share: RankShare) -> StepPlan:
-    """The plan that the run's `data.batch` asks for.
+def make_step_plan(maker: BatchMaker, share: RankShare) -> _SamplePlan | _TokenPlan:
+    """A pure function of the step number, as the run's `data.batch` asks for.
 
     Raises:
         ConfigError: batch sizes that contradict each other; DataError: a split without samples.
     """
     return _TokenPlan(maker, share) if maker.config.data.batch == "tokens" else _SamplePlan(maker, share)
-
-
-def one_source(maker: BatchMaker) -> SampleSource:
-    """The source of data that are not mixed.
-
-    Raises:
-        ConfigError: they are.
-    """
-    if len(maker.source.parts) > 1:
-        raise ConfigError(
-            "batches of tokens are cut by the lengths of one source; these are several",
-            f"data.path: {maker.source.name}",
-            "set data.batch to samples, or give one source",
-        )
-    return maker.source.parts[0]
 
 
 def sample_costs(maker: BatchMaker) -> SampleCosts:
@@ -76,7 +47,8 @@ def sample_costs(maker: BatchMaker) -> SampleCosts:
     Raises:
         DataError: damaged data.
     """
-    lengths = one_source(maker).lengths()
+    # Several sources are refused with batches of tokens (`config.rules`).
+    lengths = maker.source.parts[0].lengths()
     inner_N = lengths["target"]
     source_N = lengths.get("source", inner_N) + 2
     kinds, config = maker.kinds, maker.config
@@ -103,10 +75,12 @@ class _SamplePlan:
         self._positions = rank_positions(batch, share.rank, share.size, share.micro_batch)
 
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:
+        """This rank's micro-batches: (epochs, sample ids) of each, int64."""
         epochs, ids = self._mixed.ids(step)
         return [(epochs[positions], ids[positions]) for positions in self._positions]
 
     def read_ahead(self, step: int) -> None:
+        """Let distant shards that the step and the next ones need come."""
         draws = self._mixed.draws(step)
         for source, order, position in zip(self._sources, self._orders, draws, strict=True):
             source.read_ahead(order.members_from(position), self._ahead)
@@ -151,7 +125,7 @@ class _TokenPlan:
     def __init__(self, maker: BatchMaker, share: RankShare) -> None:
         config = maker.config
         train = config.train
-        source = one_source(maker)
+        source = maker.source.parts[0]
         _check_cache(source, config.data, 1)
         self._costs = sample_costs(maker)
         self._schedule = TokenSchedule(
@@ -174,6 +148,7 @@ class _TokenPlan:
             )
 
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:
+        """This rank's micro-batches: (epochs, sample ids) of each, int64."""
         parts = share_out(self._schedule.groups(step), self._costs, self._parts)
         return parts[self._share.rank :: self._share.size]
 

@@ -144,8 +144,6 @@ class TokenSchedule:
 
     def groups(self, step: int) -> list[Group]:
         """The groups of an update."""
-        if step < 0:
-            raise ValueError(f"step {step}")
         first = step * self._groups_a_step
         return [self._group(place) for place in range(first, first + self._groups_a_step)]
 

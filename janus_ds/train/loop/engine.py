@@ -167,16 +167,16 @@ class TrainingEngine:
             return None
         return Snapshot(weights, moments, self._master.counters)
 
-    def restore(self, folder: Path, optimizer: dict[str, Any], step: int) -> None:
+    def restore(self, folder: Path, counters: dict[str, Any], step: int) -> None:
         """Continue from a checkpoint that any number of ranks wrote in any ZeRO stage.
 
         Args:
             folder: the checkpoint.
-            optimizer: what its snapshot's `optimizer` was.
+            counters: what its snapshot's were.
             step: updates done.
         """
         with torch.no_grad(), open_saved(folder) as read:
-            self._master.restore(read, optimizer)
+            self._master.restore(read, counters)
         self._engine.global_steps = step
         self._engine.global_samples = step * self._engine.train_batch_size()
 

@@ -171,7 +171,7 @@ class Trainer:
                 report = self._engine.forward(batch, counts, factors)
                 add_terms(terms, report)
             with self._work("in the backward pass", micro, batch):
-                loss = self._guard.veto(report.total, last=micro == len(data.batches) - 1)
+                loss = self._guard.loss_or_nan(report.total, last=micro == len(data.batches) - 1)
                 self._engine.backward(loss)
                 self._guard.after_backward(self._engine.largest_gradient)
             with self._work("in the update", micro, batch):

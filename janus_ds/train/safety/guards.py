@@ -3,9 +3,9 @@
 All ranks decide together, since a rank that decides alone leaves the others waiting in a collective.
 The guard works in three phases:
 
-- observe: the losses and gradients of this rank's micro-batches (`veto`, `after_backward`). If any rank
-  saw a loss that is not finite, `veto` turns the last micro-batch's loss into NaN on all ranks, so that
-  the accumulated gradient is dropped: by DeepSpeed under ZeRO, else by the engine;
+- observe: the losses and gradients of this rank's micro-batches (`loss_or_nan`, `after_backward`). If any
+  rank saw a loss that is not finite, `loss_or_nan` turns the last micro-batch's loss into NaN on all ranks,
+  so that the accumulated gradient is dropped: by DeepSpeed under ZeRO, else by the engine;
 - decide: whether the step counted, was skipped, or was one skip too many (`judge`);
 - explain: the cause, the samples to blame, and the error that ends a run (`error`).
 """
@@ -76,7 +76,7 @@ class Verdict:
 
     @property
     def keeps_loss_scale(self) -> bool:
-        """The step was vetoed, so that fp16's loss scale must not come down because of it."""
+        """The loss was made NaN, so that fp16's loss scale must not come down because of it."""
         return self.cause in (SkipCause.LOSS, SkipCause.SPIKE)
 
 
@@ -112,11 +112,6 @@ class SpikeDetector:
         if self.action != "off":
             self.recent.append(loss)
             del self.recent[: -self._window]
-
-    def weigh(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
-        """Forget all losses where ramps have changed what is summed: they cannot be compared."""
-        if now != before:
-            self.recent.clear()
 
     def describe(self, loss: float) -> str:
         """A spike in words."""
@@ -194,9 +189,10 @@ class StepGuard:
 
     def weigh(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Forget what losses were like if the factors of their terms change with this step, as in a ramp."""
-        self._spikes.weigh(now, before)
+        if now != before:
+            self._spikes.recent.clear()
 
-    def veto(self, loss: Tensor, *, last: bool) -> Tensor:
+    def loss_or_nan(self, loss: Tensor, *, last: bool) -> Tensor:
         """The loss to go backward from, 0-dim: itself, or NaN where the step must not count. Collective.
 
         With the last micro-batch, all ranks agree whether any of them saw a loss that is not finite,
@@ -212,13 +208,13 @@ class StepGuard:
         if self._topology.world_size > 1:
             dist.all_reduce(found)
         seen.total = found[1] / self._topology.tensor_size
-        vetoed = found[0] > 0
+        refused = found[0] > 0
         limit = self._spikes.limit()
         if math.isfinite(limit):
             seen.spike = seen.total > limit
             if self._spikes.action in ("skip", "stop"):
-                vetoed = vetoed | seen.spike
-        return loss * torch.where(vetoed, torch.nan, 1.0)
+                refused = refused | seen.spike
+        return loss * torch.where(refused, torch.nan, 1.0)
 
     def after_backward(self, largest: Tensor | None) -> None:
         """Note the largest absolute value in a part of this micro-batch's gradient; None: there is none."""

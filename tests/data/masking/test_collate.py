@@ -16,7 +16,6 @@ from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
-from janus_ds.errors import ConfigError
 from janus_ds.stream_mask import Segment, dense_mask
 from tests.support.packed_data import run_config
 from tests.support.two_stream import TOY, Conventions, Sample, make_batch
@@ -268,12 +267,6 @@ def test_the_padded_source_stays_inside_the_position_table():
 def test_rows_follow_the_weights(weights, expected):
     nothing = {name: 0.0 for name in vars(objective("paper")) if name.startswith("weight_")}
     assert RowKinds.of(replace(objective("paper"), **{**nothing, **weights})) == expected
-
-
-def test_nothing_to_train():
-    nothing = {name: 0.0 for name in vars(objective("paper")) if name.startswith("weight_")}
-    with pytest.raises(ConfigError, match="nothing to train"):
-        Collator(TOY, replace(objective("paper"), **{**nothing, "weight_length": 0.1}), 9, 1)
 
 
 def test_two_draws_repeat_the_batch() -> None:

@@ -14,9 +14,8 @@ from janus_ds.data.masking.span_laws import (
     MaskDraw,
     draw_noise,
 )
-from janus_ds.data.masking.views import check_masking, make_views
-from janus_ds.errors import ConfigError
-from tests.support.maskings import CONFIGS, every_law, noise, sample_keys, views_of
+from janus_ds.data.masking.views import make_views
+from tests.support.maskings import noise, sample_keys, views_of
 from tests.support.packed_data import SPECIAL, random_rows
 
 MASK = SPECIAL.mask
@@ -107,21 +106,3 @@ def test_a_law_for_targets_alone_still_noises_the_source_of_pretraining():
     assert draw.hidden_N.sum() == 50 * 9
     assert (draw.masked_N | ~draw.hidden_N).all()
     assert len(set(draw.masked_N.reshape(50, 30).sum(axis=1).tolist())) > 8
-
-
-@pytest.mark.parametrize(
-    ("config", "task", "where"),
-    [
-        (MaskingConfig("infilling", 0.5, 0.3, 2.0, 0.0), "pair", "masking.target"),
-        (MaskingConfig("span_union", 0.5, 0.3, 2.0, None), "pair", "masking.rotate_share"),
-    ],
-)
-def test_maskings_without_meaning_are_refused(config, task, where):
-    with pytest.raises(ConfigError) as caught:
-        check_masking(config, task)
-    assert caught.value.where == where
-
-
-@every_law
-def test_the_presets_laws_are_accepted(law):
-    check_masking(CONFIGS[law], "denoise" if law in INFILLING_LAWS else "pair")

@@ -12,7 +12,7 @@ import webdataset
 
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
-from janus_ds.data.stream.shards import Packing, ShardReader, token_dtype, write_shard
+from janus_ds.data.stream.shards import ShardFormat, ShardReader, token_dtype, write_shard
 from janus_ds.errors import DataError, ResourceError
 
 
@@ -25,7 +25,7 @@ def samples(count: int, seed: int = 0) -> Ragged:
 @pytest.fixture
 def pair_split(tmp_path):
     """Two shards of pairs, three samples a member, the last member short."""
-    packing = Packing("uint32", samples_per_member=3, members_per_shard=2)
+    packing = ShardFormat("uint32", samples_per_member=3, members_per_shard=2)
     data = {"source": samples(10), "target": samples(10, 1)}
     shards, first = [], 0
     for start, stop in ((0, 6), (6, 10)):
@@ -73,7 +73,7 @@ def test_plain_webdataset_reads_the_shards(pair_split):
 
 
 def test_equal_samples_give_equal_bytes(tmp_path):
-    packing = Packing("uint16", samples_per_member=4)
+    packing = ShardFormat("uint16", samples_per_member=4)
     entries = [write_shard(tmp_path / name, {"target": samples(30)}, packing, 5) for name in ("a", "b")]
     assert entries[0].sha256 == entries[1].sha256
     assert entries[0].members[0].key == "000005"
@@ -110,5 +110,5 @@ def test_a_full_disk_is_told_and_leaves_no_shard(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ResourceError, match="disk is full"):
-        write_shard(tmp_path / "shard-000000.tar", {"target": samples(9)}, Packing("uint16"), 0)
+        write_shard(tmp_path / "shard-000000.tar", {"target": samples(9)}, ShardFormat("uint16"), 0)
     assert not (tmp_path / "shard-000000.tar").exists()

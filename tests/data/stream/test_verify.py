@@ -12,7 +12,7 @@ import pytest
 
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import Manifest, SplitIndex, SplitTotals
-from janus_ds.data.stream.shards import Packing, shard_name, write_shard
+from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.data.text.tokenizer import train_sentencepiece
 from janus_ds.errors import DataError
@@ -34,7 +34,7 @@ def pristine(tmp_path_factory) -> Path:
             lengths = rng.integers(1, 9, 12)
             rows = Ragged.from_lengths(rng.integers(5, 90, lengths.sum()), lengths)
             path = folder / split / shard_name(number)
-            shards.append(write_shard(path, {"target": rows}, Packing("uint16", 3, 4), 4 * number))
+            shards.append(write_shard(path, {"target": rows}, ShardFormat("uint16", 3, 4), 4 * number))
         index = SplitIndex("uint16", ("target",), tuple(shards))
         splits[split] = SplitTotals(count, index.samples, index.tokens, index.save(folder / split))
     Manifest("denoise", tokenizer.fingerprint, 90, {}, splits).save(folder)

@@ -32,28 +32,28 @@ def guards(recent: list[float] | None = None, **train: Any) -> StepGuard:
 
 def test_a_good_step_passes_unchanged() -> None:
     guard = guards()
-    assert guard.veto(GOOD, last=False).item() == 1.5
-    assert guard.veto(GOOD, last=True).item() == 1.5
+    assert guard.loss_or_nan(GOOD, last=False).item() == 1.5
+    assert guard.loss_or_nan(GOOD, last=True).item() == 1.5
     assert guard.judge(0, DONE, [[1], [2]]).decision is Decision.PROCEED
 
 
 def test_a_bad_micro_batch_spoils_the_last_one_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
     guard = guards()
-    assert guard.veto(BAD, last=False).isinf()
-    assert guard.veto(GOOD, last=True).isnan()
+    assert guard.loss_or_nan(BAD, last=False).isinf()
+    assert guard.loss_or_nan(GOOD, last=True).isnan()
     verdict = guard.judge(4, LEFT_OUT, [[11, 12], [21, 22]])
     assert verdict.decision is Decision.SKIP
     assert verdict.cause is SkipCause.LOSS
     assert verdict.sample_ids == [11, 12]
     assert "step 5 skipped on all ranks: the loss is not finite on rank 0; samples [11, 12]" in caplog.text
-    assert guard.veto(GOOD, last=True).item() == 1.5
+    assert guard.loss_or_nan(GOOD, last=True).item() == 1.5
 
 
 def test_a_streak_ends_the_run_and_a_good_step_ends_the_streak() -> None:
     guard = guards(max_bad_steps=2)
     decisions = []
     for loss in (BAD, GOOD, BAD, BAD):
-        guard.veto(loss, last=True)
+        guard.loss_or_nan(loss, last=True)
         update = DONE if torch.isfinite(loss) else LEFT_OUT
         verdict = guard.judge(0, update, [[7]])
         decisions.append(verdict.decision)
@@ -67,12 +67,12 @@ def test_a_streak_ends_the_run_and_a_good_step_ends_the_streak() -> None:
 def test_a_gradient_that_is_not_finite_is_traced_to_its_micro_batch() -> None:
     guard = guards()
     for last, largest in ((False, 0.5), (True, math.nan)):
-        guard.veto(GOOD, last=last)
+        guard.loss_or_nan(GOOD, last=last)
         guard.after_backward(torch.tensor(largest))
     verdict = guard.judge(2, LEFT_OUT, [[11, 12], [21, 22]])
     assert verdict.cause is SkipCause.GRADIENT
     assert (verdict.reason, verdict.sample_ids) == ("the gradient is not finite on rank 0", [21, 22])
-    guard.veto(GOOD, last=True)
+    guard.loss_or_nan(GOOD, last=True)
     guard.after_backward(torch.tensor(0.5))
     verdict = guard.judge(3, LEFT_OUT, [[31, 32]])
     assert "which micro-batch it comes from is not known" in verdict.reason
@@ -80,7 +80,7 @@ def test_a_gradient_that_is_not_finite_is_traced_to_its_micro_batch() -> None:
 
 
 def overflow(guard: StepGuard, update: Update = OVERFLOW) -> Verdict:
-    guard.veto(GOOD, last=True)
+    guard.loss_or_nan(GOOD, last=True)
     return guard.judge(0, update, [[7]])
 
 
@@ -110,7 +110,7 @@ def test_fp16_gives_up_where_its_scale_cannot_come_down() -> None:
     assert error.where == "step 6, loss scale 1, 2 overflows in a row"
     # A sample is to blame, not the scale: an ordinary bad step.
     guard = guards()
-    guard.veto(BAD, last=True)
+    guard.loss_or_nan(BAD, last=True)
     assert guard.judge(5, end, [[7]]).decision is Decision.SKIP
 
 
@@ -161,16 +161,17 @@ def test_the_window_moves_with_the_run_and_is_empty_after_a_ramp() -> None:
     watch = SpikeDetector(TrainConfig(spike_window=20), losses)
     watch.add(2.5)
     assert losses == [*NOISE[1:], 2.5]
-    watch.weigh({"nar": 0.5}, {"nar": 0.5})
+    guard = guards(losses, spike_window=20)
+    guard.weigh({"nar": 0.5}, {"nar": 0.5})
     assert len(losses) == 20
-    watch.weigh({"nar": 0.75}, {"nar": 0.5})
+    guard.weigh({"nar": 0.75}, {"nar": 0.5})
     assert losses == []
 
 
 def step(guard: StepGuard, loss: float, number: int = 0) -> Verdict:
     """Two micro-batches, the first with most of the loss."""
-    guard.veto(torch.tensor(0.75 * loss), last=False)
-    vetoed = guard.veto(torch.tensor(0.25 * loss), last=True)
+    guard.loss_or_nan(torch.tensor(0.75 * loss), last=False)
+    vetoed = guard.loss_or_nan(torch.tensor(0.25 * loss), last=True)
     return guard.judge(number, LEFT_OUT if vetoed.isnan() else DONE, [[11, 12], [21, 22]])
 
 
