@@ -60,10 +60,10 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--task", choices=("denoise", "nmt"), default="denoise", help="[%(default)s]")
     add(
         "--input",
-        type=Path,
         nargs="+",
         metavar="PATH",
-        help="files or folders; .gz .xz .zst .bz2 too",
+        help="files, folders, patterns such as part-{00..99}.txt, addresses, pipe:COMMAND; "
+        ".gz .xz .zst .bz2 too",
     )
     add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
     add(

@@ -27,7 +27,7 @@ class TextLines:
 
 
 def read_lines(path: Path) -> TextLines:
-    """Read a UTF-8 file; a line ends at a newline, a carriage return or both, and nowhere else.
+    """Read a UTF-8 file; a line ends at a newline (with a carriage return or not), nowhere else.
 
     Raises:
         DataError: the file is missing, empty or not UTF-8.
@@ -45,7 +45,7 @@ def read_lines(path: Path) -> TextLines:
         raise DataError(
             "the file is not UTF-8 text", f"{path}, line {line}", "convert it to UTF-8 (iconv -t utf-8)"
         ) from error
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n")
     if not text:
         raise DataError("the file is empty", str(path), "give a file with one text a line")
     return TextLines(str(path), text.removesuffix("\n").split("\n"), text.endswith("\n"))

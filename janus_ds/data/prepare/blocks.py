@@ -155,7 +155,7 @@ def ensure_tokenizer(
         if not lines:
             raise DataError(
                 "the input holds no text outside of the held-out splits",
-                ", ".join(str(path) for path in reader.files[:3]),
+                ", ".join(file.where for file in reader.files[:3]),
                 "give files that hold text, or smaller --valid-share and --test-share",
             )
         progress("training the tokenizer")

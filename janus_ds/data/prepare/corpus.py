@@ -89,7 +89,7 @@ class PrepareReport:
 
 
 def prepare(
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | str],
     output: Path,
     settings: PrepareSettings,
     execution: Execution | None = None,
@@ -98,7 +98,7 @@ def prepare(
     """Make a data directory of text files, or finish one that was interrupted.
 
     Args:
-        inputs: text files and folders of them.
+        inputs: files and folders of them, addresses, `pipe:` commands (`text_files.list_inputs`).
         output: the data directory; must be new, empty, or of the same preparation.
         settings: what is made.
         execution: how it is done.
@@ -111,25 +111,25 @@ def prepare(
         ResourceError: full disk, missing permission, a killed worker.
     """
     settings.check()
-    files = list_inputs(inputs)
-    request = _request(files, settings)
+    reader = DocumentReader(list_inputs(inputs), settings.rule)
+    request = _request(reader, settings)
     if (output / MANIFEST_NAME).is_file() and (manifest := finished_manifest(output, request)):
         shutil.rmtree(output / WORK_NAME, ignore_errors=True)  # left if the last act was interrupted
         return PrepareReport(output, manifest, already_whole=True)
-    times = [path.stat().st_mtime_ns for path in files]
+    times = [file.changed for file in reader.files]
     with Journal(output, {**request, "times": times}) as journal:
-        job = _Job(files, output, settings, execution or Execution(), journal)
+        job = _Job(reader, output, settings, execution or Execution(), journal)
         report = job.run(request, progress or (lambda _: None))
         journal.remove()
     return report
 
 
-def _request(files: Sequence[Path], settings: PrepareSettings) -> dict[str, Any]:
+def _request(reader: DocumentReader, settings: PrepareSettings) -> dict[str, Any]:
     """What decides the result, as JSON: settings, input files, a given tokenizer's fingerprint."""
     given = settings.trained_kind is None
     return {
         "settings": settings.to_json(),
-        "inputs": [[path.name, path.stat().st_size] for path in files],
+        "inputs": [[file.name, file.size] for file in reader.files],
         "tokenizer": load_tokenizer(Path(settings.tokenizer)).fingerprint if given else None,
     }
 
@@ -139,7 +139,7 @@ class _Job:
 
     def __init__(
         self,
-        files: Sequence[Path],
+        reader: DocumentReader,
         output: Path,
         settings: PrepareSettings,
         execution: Execution,
@@ -149,7 +149,7 @@ class _Job:
         self._settings = settings
         self._execution = execution
         self._journal = journal
-        self._reader = DocumentReader(files, settings.rule)
+        self._reader = reader
         self._total_bytes = max(1, self._reader.total_bytes)
 
     def run(self, request: dict[str, Any], show: Callable[[PrepareProgress], None]) -> PrepareReport:
@@ -223,7 +223,7 @@ class _Job:
 
     def _finish(self, encoder: BlockEncoder, counts: Counter[str]) -> dict[str, SplitTotals]:
         if not counts["documents"]:
-            places = ", ".join(str(path) for path in self._reader.files[:3])
+            places = ", ".join(file.where for file in self._reader.files[:3])
             raise DataError("the input holds no text", places, "give files that hold text")
         totals = {}
         for name in _SPLIT_ORDER:

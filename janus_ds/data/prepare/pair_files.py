@@ -13,7 +13,8 @@ from typing import Any
 from janus_ds.config.locations import checked_name
 from janus_ds.data.prepare.settings import Languages, Limits, PairSettings
 from janus_ds.data.stream.index import Manifest
-from janus_ds.data.text.text_files import COMPRESSED_SUFFIXES, TextFile
+from janus_ds.data.text.byte_streams import COMPRESSED_SUFFIXES
+from janus_ds.data.text.text_files import TextFile
 from janus_ds.errors import DataError, UsageError
 
 _LONGEST_LINE_WORDS = 5000

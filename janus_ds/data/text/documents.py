@@ -1,30 +1,38 @@
-"""Documents of text, JSON-lines and WikiExtractor files, one after the other.
+"""Documents of the files that text comes in, one after the other.
 
 - text: documents are separated by blank lines (`blank`), or each line (`line`) or each file (`file`)
   is one. Every line is a paragraph; wrapped lines should be joined beforehand.
 - jsonl: one JSON object a line, the text in one of its fields.
+- json: an array of such objects or of strings, or objects that span several lines.
+- parquet: a column of strings.
+- tar: WebDataset's tars, with the text of a sample in KEY.txt, or in a field of KEY.json.
 - wiki: `<doc id=... title=...>`, the title again, the text, `</doc>`, as WikiExtractor writes.
 """
 
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from janus_ds.data.text.text_files import COMPRESSED_SUFFIXES, TextFile
+from janus_ds.data.text.text_files import LONGEST_TEXT_BYTES, TextFile
 from janus_ds.errors import DataError
 
-INPUT_FORMATS = ("auto", "text", "jsonl", "wiki")
+INPUT_FORMATS = ("auto", "text", "jsonl", "json", "wiki")
 
 DOCUMENT_RULES = ("blank", "line", "file")
 
 _LONGEST_DOCUMENT_CHARACTERS = 16 << 20
 """Longer text is taken as several documents, so that memory stays bounded."""
+
+_HEAD_BYTES = 1 << 16
+_JSON_BEGINS = re.compile(r'\{\s*"|\[\s*["{\[]')
+_BETWEEN_VALUES = re.compile(r"[\s,]*")
 
 _TITLE = re.compile(r'title="([^"]*)"')
 
@@ -34,7 +42,7 @@ class DocumentRule:
     """How files are cut into documents.
 
     Args:
-        format: one of INPUT_FORMATS; auto looks at the name and the first line of each file.
+        format: one of INPUT_FORMATS; auto looks at the name and the first bytes of each file.
         document: one of DOCUMENT_RULES, for text.
         field: the JSON field that holds the text.
     """
@@ -60,17 +68,16 @@ class DocumentReader:
         rule: how they are cut.
     """
 
-    def __init__(self, files: Sequence[Path], rule: DocumentRule) -> None:
-        self.files = list(files)
+    def __init__(self, files: Sequence[Path | str], rule: DocumentRule) -> None:
+        self.files = [TextFile(location) for location in files]
         self._rule = rule
-        self._sizes = [path.stat().st_size for path in self.files]
         self._done_bytes = 0
         self._current: TextFile | None = None
 
     @property
     def total_bytes(self) -> int:
         """Size of all input files on disk."""
-        return sum(self._sizes)
+        return sum(file.size for file in self.files)
 
     @property
     def bytes_read(self) -> int:
@@ -83,53 +90,54 @@ class DocumentReader:
         Raises:
             DataError: a file is damaged, is not UTF-8, or does not have its format.
         """
-        self._done_bytes = sum(self._sizes[: start.file])
+        self._done_bytes = sum(file.size for file in self.files[: start.file])
         for number in range(start.file, len(self.files)):
-            self._current = TextFile(self.files[number])
+            self._current = file = self.files[number]
             skip = start.documents if number == start.file else 0
-            documents = (text for text in self._documents(self._current) if text and not text.isspace())
+            documents = (text for text in self._documents(file) if text and not text.isspace())
             for count, text in enumerate(documents, 1):
                 if count > skip:
                     yield text, Position(number, count)
-            self._done_bytes += self._sizes[number]
+            self._done_bytes += file.size
             self._current = None
 
     def _documents(self, file: TextFile) -> Iterator[str]:
-        lines = file.lines()
-        head: list[str] = []
-        for line in lines:
-            head.append(line)
-            if line.strip():
-                break
-        chosen = self._rule.format
-        if chosen == "auto":
-            chosen = _guess_format(file.path, head[-1] if head else "", self._rule.field)
-        every_line = chain(head, lines)
-        if chosen == "jsonl":
-            return _jsonl_documents(every_line, file.path, self._rule.field)
-        if chosen == "wiki":
-            return _wiki_documents(every_line, file.path)
-        return _text_documents(every_line, self._rule.document)
+        with file.opened() as stream:
+            chosen = self._rule.format
+            if chosen == "auto":
+                chosen = _guess_format(file.suffix, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES], self._rule.field)
+            yield from _READERS[chosen](file, stream, self._rule)
 
 
-def _guess_format(path: Path, first_line: str, field: str) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED_SUFFIXES]
-    if suffixes and suffixes[-1] in (".jsonl", ".ndjson"):
+def _guess_format(suffix: str, head: bytes, field: str) -> str:
+    if suffix in (".jsonl", ".ndjson"):
         return "jsonl"
-    if first_line.startswith("<doc "):
+    text = head.decode("utf-8-sig", errors="ignore").lstrip()
+    if text.startswith("<doc "):
         return "wiki"
-    if first_line.startswith("{"):
-        try:
-            value = json.loads(first_line)
-        except (ValueError, RecursionError):
-            return "text"
-        if isinstance(value, dict) and field in value:
-            return "jsonl"
-    return "text"
+    if not _JSON_BEGINS.match(text):
+        # A .json file is JSON, or is told to be none.
+        return "json" if suffix == ".json" else "text"
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError) as error:
+        cut = isinstance(error, json.JSONDecodeError) and _is_cut(error, text) and len(head) == _HEAD_BYTES
+        return "json" if cut or suffix == ".json" or _first_element(text) else "text"
+    one_line = "\n" not in text[:end] and isinstance(value, dict)
+    return "jsonl" if one_line else "json"
 
 
-def _text_documents(lines: Iterator[str], document: str) -> Iterator[str]:
-    if document == "line":
+def _first_element(text: str) -> bool:
+    """Whether an array begins with a whole object: then its fault is told, and it is not taken as text."""
+    try:
+        return isinstance(json.JSONDecoder().raw_decode(text.removeprefix("[").lstrip())[0], dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _text_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
+    lines = file.lines_of(stream)
+    if rule.document == "line":
         yield from lines
         return
     paragraphs: list[str] = []
@@ -139,45 +147,104 @@ def _text_documents(lines: Iterator[str], document: str) -> Iterator[str]:
         if not blank:
             paragraphs.append(line)
             size += len(line)
-        if size > _LONGEST_DOCUMENT_CHARACTERS or (blank and document == "blank"):
+        if size > _LONGEST_DOCUMENT_CHARACTERS or (blank and rule.document == "blank"):
             yield "\n".join(paragraphs)
             paragraphs, size = [], 0
     yield "\n".join(paragraphs)
 
 
-def _jsonl_documents(lines: Iterator[str], path: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
+def _jsonl_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
+    for number, line in enumerate(file.lines_of(stream), 1):
         if not line or line.isspace():
             continue
-        where = f"{path}, line {number}"
+        where = f"{file.where}, line {number}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"the line is not JSON ({error})", where, "mend or remove this line") from None
-        text = value.get(field) if isinstance(value, dict) else None
-        if not isinstance(text, str):
-            fields = ", ".join(sorted(value)) if isinstance(value, dict) else "no fields"
-            what = f"the line has no text in field {field!r}; it has: {fields}"
-            raise DataError(what, where, "name the field that holds the text with --field")
+            fix = "mend or remove this line; if objects stand over several lines, give --format json"
+            raise DataError(f"the line is not JSON ({error})", where, fix) from None
+        yield _text_of(value, rule.field, where)
+
+
+def _json_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
+    for value, place in _json_values(file, stream):
+        yield value if isinstance(value, str) else _text_of(value, rule.field, f"{file.where}, {place}")
+
+
+def _json_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[Any, str]]:
+    """The elements of a top-level array, or values one after the other, each with its line."""
+    pieces, decode = file.pieces_of(stream), json.JSONDecoder().raw_decode
+    text, at, line, inside, wanted = "", 0, 1, False, 1
+    while True:
+        while len(text) - at < wanted and (piece := next(pieces, "")):
+            text, at = text[at:] + piece, 0
+        whole = len(text) - at < wanted
+        begin = _BETWEEN_VALUES.match(text, at).end()  # type: ignore[union-attr]
+        line, at = line + text.count("\n", at, begin), begin
+        where = f"line {line}"
+        if at == len(text):
+            if not whole:
+                continue
+            if inside:
+                raise DataError(
+                    "the file ends inside an array: there is no ]", f"{file.where}, {where}", _AGAIN
+                )
+            return
+        if text[at] == ("]" if inside else "["):
+            inside, at, wanted = not inside, at + 1, 1
+            continue
         try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            what = f"the text in field {field!r} holds half of a surrogate pair"
-            raise DataError(what, where, "mend or remove this line") from None
-        yield text
+            value, end = decode(text, at)
+        except (ValueError, RecursionError) as error:
+            cut = isinstance(error, json.JSONDecodeError) and _is_cut(error, text)
+            if cut and not whole and len(text) - at < LONGEST_TEXT_BYTES:
+                wanted = 2 * (len(text) - at) + 1
+                continue
+            what = "a value is longer than 64 MiB" if cut and not whole else f"this is not JSON ({error})"
+            raise DataError(what, f"{file.where}, value at {where}", _AGAIN) from None
+        if end == len(text) and not whole:
+            wanted = len(text) - at + 1  # a number may go on
+            continue
+        yield value, where
+        line, at, wanted = line + text.count("\n", at, end), end, 1
 
 
-def _wiki_documents(lines: Iterator[str], path: Path) -> Iterator[str]:
+_AGAIN = "copy the file again, or give --format text if this is no JSON"
+
+
+def _is_cut(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether the text may only end too early."""
+    return error.pos > len(text) - 16 or error.msg.startswith("Unterminated string")
+
+
+def _text_of(value: Any, field: str, where: str) -> str:
+    text = value.get(field) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        has = f"has: {', '.join(sorted(value)[:20])}" if isinstance(value, dict) else "has no fields"
+        what = f"the JSON value has no text in field {field!r}; it {has}"
+        fix = "name the field that holds the text with --field, or give --format text if this is no JSON"
+        raise DataError(what, where, fix)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        what = f"the text in field {field!r} holds half of a surrogate pair"
+        raise DataError(what, where, "mend or remove it") from None
+    return text
+
+
+def _wiki_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
     paragraphs: list[str] | None = None
     title, begun, size = "", 0, 0
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(file.lines_of(stream), 1):
         if paragraphs is None:
             if line.startswith("<doc "):
                 found = _TITLE.search(line)
                 title, begun, paragraphs, size = (found[1] if found else ""), number, [], 0
             elif line and not line.isspace():
                 fix = "give --format text if this is not WikiExtractor's output"
-                raise DataError("there is text outside of <doc> ... </doc>", f"{path}, line {number}", fix)
+                raise DataError(
+                    "there is text outside of <doc> ... </doc>", f"{file.where}, line {number}", fix
+                )
         elif line.startswith("</doc>") or size > _LONGEST_DOCUMENT_CHARACTERS:
             yield html.unescape("\n".join(paragraphs))
             paragraphs, size = (None, 0) if line.startswith("</doc>") else ([line], len(line))
@@ -187,6 +254,14 @@ def _wiki_documents(lines: Iterator[str], path: Path) -> Iterator[str]:
     if paragraphs is not None:
         raise DataError(
             "the file ends inside a document: there is no </doc>",
-            f"{path}, document begun at line {begun}",
+            f"{file.where}, document begun at line {begun}",
             "copy the file again, or run WikiExtractor again",
         )
+
+
+_READERS: dict[str, Callable[[TextFile, io.BufferedReader, DocumentRule], Iterator[str]]] = {
+    "text": _text_documents,
+    "jsonl": _jsonl_documents,
+    "json": _json_documents,
+    "wiki": _wiki_documents,
+}

@@ -1,95 +1,247 @@
-"""Lines of text files, plain or compressed, in constant memory, with faults told by file and line."""
+"""Input files, plain or compressed, here or afar, in constant memory, with faults told by file and line."""
 
 from __future__ import annotations
 
-import bz2
+import codecs
 import gzip
 import io
 import lzma
+import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+from urllib.parse import urlsplit
 
-from janus_ds.errors import DataError, MissingDependencyError
+from janus_ds.config.locations import PIPE, is_remote, public_location
+from janus_ds.data.stream.fetch import Patience
+from janus_ds.data.stream.remote import TransferError
+from janus_ds.data.text.byte_streams import (
+    BUFFER_BYTES,
+    COMPRESSED_SUFFIXES,
+    RemoteBytes,
+    buffered,
+    decompressed,
+)
+from janus_ds.errors import DataError
 
-COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst", ".bz2")
+LONGEST_TEXT_BYTES = 64 << 20
+"""Most of one line, one JSON value, one file in a tar."""
 
-_LONGEST_LINE_BYTES = 64 << 20
+_MOST_INPUTS = 1_000_000
 
-_BUFFER_BYTES = 1 << 20
-_ZSTD_PIECE_BYTES = 1 << 10
+_BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{},\s$]*(?:,[^{},\s$]*)+))\}", re.ASCII)
 
 _BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_FOREIGN = {
+    b"%PDF-": "a PDF file",
+    b"PK\x03\x04": "a ZIP archive (such as .docx, .epub, .npz)",
+    b"\xd0\xcf\x11\xe0": "an Office file",
+    b"\x7fELF": "a program",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"RIFF": "a RIFF file (sound, video or a picture)",
+    b"OggS": "an Ogg file",
+    b"ID3": "an MP3 file",
+    b"SQLite format 3": "an SQLite database",
+    b"ARROW1": "an Arrow file",
+    b"ORC": "an ORC file",
+    b"Obj\x01": "an Avro file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"PAR1": "a Parquet file",
+}
 
 
-def list_inputs(paths: Sequence[Path]) -> list[Path]:
+def list_inputs(paths: Sequence[Path | str]) -> list[Path | str]:
     """The files to read, in order: files as given, folders with all they hold, sorted by path.
+
+    Linked folders are entered; what is hidden (`.name`) in a folder is not. Of a folder that holds Parquet
+    files, as those of the Hugging Face hub, these alone are read. `{000..099}` and `{a,b}` are expanded.
+    Addresses and `pipe:` commands stay text.
 
     Raises:
         DataError: a path does not exist, or a folder holds no file.
     """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_file():
-            files.append(path)
-        elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            if not inside:
-                raise DataError("the input folder is empty", str(path), "give a folder or file with text")
-            files.extend(inside)
-        else:
-            raise DataError("the input does not exist", str(path), "give the path of a text file or folder")
+    files: list[Path | str] = []
+    for given in paths:
+        for location in [str(given)] if Path(given).exists() else _expanded_braces(str(given)):
+            if is_remote(location):
+                files.append(location)
+                continue
+            path = Path(location).expanduser()
+            if path.is_file():
+                files.append(path)
+            elif path.is_dir():
+                files.extend(_inside(path))
+            else:
+                raise DataError(
+                    "the input does not exist", str(path), "give the path of a text file or folder"
+                )
     if not files:
         raise DataError("no input is given", "--input", "give at least one text file or folder")
     return files
+
+
+def _expanded_braces(text: str) -> list[str]:
+    """A pattern's names, as the shell and WebDataset expand {000..099} and {a,b}; others stay as they are."""
+    found = _BRACES.search(text)
+    if found is None:
+        return [text]
+    words, ends = (found[3] or "").split(","), _expanded_braces(text[found.end() :])
+    if found[1]:
+        first, last, width = int(found[1]), int(found[2]), len(found[1]) if found[1][0] == "0" else 0
+        if (last - first + 1) * len(ends) > _MOST_INPUTS:
+            what = f"the pattern names more than {_MOST_INPUTS:,} files"
+            raise DataError(what, public_location(text), "give the number of the last file, as in {000..099}")
+        words = [f"{n:0{width}}" for n in range(first, last + 1)]
+    return [text[: found.start()] + word + end for word in words for end in ends]
+
+
+def _inside(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for here, folders, names in os.walk(folder, followlinks=True):
+        place = Path(here)
+        above = {os.path.realpath(place), *map(str, Path(os.path.realpath(place)).parents)}
+        # A link to a folder that it lies in would never end.
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and not ((place / name).is_symlink() and os.path.realpath(place / name) in above)
+        ]
+        found += [place / name for name in names if not name.startswith(".") and (place / name).is_file()]
+    parquet = [path for path in found if path.suffix.lower() == ".parquet"]
+    if not found:
+        raise DataError("the input folder is empty", str(folder), "give a folder or file with text")
+    return sorted(parquet or found)
 
 
 class TextFile:
     """One input file, read once from start to end.
 
     Args:
-        path: the file; `.gz`, `.xz`, `.zst` and `.bz2` are decompressed on the way.
+        location: a file, or the address or `pipe:` command of a distant one; `.gz`, `.xz`, `.zst` and
+            `.bz2` are decompressed on the way.
+
+    Attributes:
+        where: the file as messages name it.
+        name: its name, as a preparation remembers it.
+        size: its bytes on disk; 0 for what comes from afar.
+        changed: time of its last change in ns; 0 for what comes from afar.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, location: Path | str) -> None:
+        self.location = location
+        self.where = public_location(str(location))
+        self.size = self.changed = 0
+        if isinstance(location, Path):
+            state = location.stat()
+            self.name, self.size, self.changed = location.name, state.st_size, state.st_mtime_ns
+        else:
+            self.name = self.where
+        remote = isinstance(location, str) and not location.startswith(PIPE)
+        self._path = urlsplit(str(location)).path if remote else self.name
         self._raw: IO[bytes] | None = None
+        self._behind = "at its beginning"
+
+    @property
+    def suffix(self) -> str:
+        """The last part of the name but compression, in lower case: ".jsonl"."""
+        suffixes = [s for s in Path(self._path.lower()).suffixes if s not in COMPRESSED_SUFFIXES]
+        return suffixes[-1].replace(".tgz", ".tar") if suffixes else ""
 
     @property
     def bytes_read(self) -> int:
         """Bytes of the file itself (compressed, if it is) that have been read so far."""
-        return self._raw.tell() if self._raw is not None and not self._raw.closed else 0
+        readable = self._raw is not None and not self._raw.closed and self.size
+        return self._raw.tell() if readable and self._raw is not None else 0
 
-    def lines(self) -> Iterator[str]:
-        """All lines, without their line ends.
+    @contextmanager
+    def opened(self) -> Iterator[io.BufferedReader]:
+        """What the file holds, decompressed.
 
         Raises:
-            DataError: text that is not UTF-8 (tells line and byte), a damaged compressed file, a
-                line of more than 64 MiB, a file that cannot be read.
+            DataError: it cannot be read, or is damaged; the place is the one last told to :meth:`at`.
         """
-        number, offset = 0, 0
         try:
-            with self.path.open("rb") as self._raw, _decompressed(self._raw, self.path) as file:
-                while line := file.readline(_LONGEST_LINE_BYTES):
-                    number += 1
-                    if len(line) == _LONGEST_LINE_BYTES:
-                        self._refuse_long_line(number)
-                    yield self._decode(line, number, offset)
-                    offset += len(line)
+            with closing(self._open()) as raw, decompressed(raw, self._path) as stream:
+                yield stream
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
                 f"the compressed file is cut or damaged ({error})",
-                f"{self.path}, after line {number}",
+                f"{self.where}, {self._behind}",
                 "copy or download the file again",
+            ) from None
+        except TransferError as error:
+            raise DataError(
+                f"the input cannot be fetched: {error}",
+                f"{self.where}, {self._behind}",
+                "look whether the address or command is right; the same command again goes on",
             ) from None
         except OSError as error:
             # bz2 tells damage as an OSError without a number.
             raise DataError(
                 f"the file cannot be read ({error})",
-                f"{self.path}, after line {number}",
+                f"{self.where}, {self._behind}",
                 "check the file and its permissions",
             ) from None
+
+    def at(self, place: str) -> None:
+        """Remember how far reading has come, for messages."""
+        self._behind = place
+
+    def lines(self) -> Iterator[str]:
+        """All lines, without their line ends: a line ends at a newline, with or without a carriage return.
+
+        Raises:
+            DataError: text that is not UTF-8 (tells line and byte), a damaged compressed file, a
+                line of more than 64 MiB, a file that cannot be read.
+        """
+        with self.opened() as stream:
+            yield from self.lines_of(stream)
+
+    def lines_of(self, stream: io.BufferedReader) -> Iterator[str]:
+        """:meth:`lines` of a stream of :meth:`opened`."""
+        self._refuse_foreign(stream)
+        number, offset = 0, 0
+        while line := stream.readline(LONGEST_TEXT_BYTES):
+            number += 1
+            if len(line) == LONGEST_TEXT_BYTES:
+                self._refuse_long_line(number)
+            yield self._decode(line, number, offset)
+            offset += len(line)
+            self._behind = f"after line {number}"
+
+    def pieces_of(self, stream: io.BufferedReader) -> Iterator[str]:
+        """The text of a stream of :meth:`opened` in pieces of a MiB, for formats without lines.
+
+        Raises:
+            DataError: as :meth:`lines`.
+        """
+        self._refuse_foreign(stream)
+        decoder, offset, data = codecs.getincrementaldecoder("utf-8-sig")(), 0, b"\n"
+        while data:
+            data = stream.read(BUFFER_BYTES)
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise self._not_utf8(error, f"about byte {offset + error.start} of the text") from None
+            offset += len(data)
+            self._behind = f"after byte {offset}"
+            yield text
+
+    def _open(self) -> io.BufferedReader:
+        if isinstance(self.location, str):
+            return buffered(RemoteBytes(self.location, Patience()))
+        self._raw = raw = buffered(self.location.open("rb", buffering=0))
+        return raw
 
     def _decode(self, line: bytes, number: int, offset: int) -> str:
         if offset == 0 and line.startswith(_BOM):
@@ -97,81 +249,47 @@ class TextFile:
         try:
             return line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
+            place = f"line {number}, byte {offset + error.start} of the text"
+            raise self._not_utf8(error, place) from None
+
+    def _not_utf8(self, error: UnicodeDecodeError, place: str) -> DataError:
+        what = f"the text is not UTF-8: byte 0x{error.object[error.start]:02x} ({error.reason})"
+        fix = "convert the file, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE"
+        if b"\0" in error.object:
+            what, fix = f"this is no text ({what})", "leave this file out, or convert it to text"
+        return DataError(what, f"{self.where}, {place}", fix)
+
+    def _refuse_foreign(self, stream: io.BufferedReader) -> None:
+        """UTF-16, and files that are no text, by their first bytes."""
+        head = stream.peek(512)[:512]
+        odd, even = head[1::2], head[::2]
+        halves = (odd.count(0), even.count(0))
+        if head.startswith(_UTF_16) or (len(head) > 8 and max(halves) > 0.4 * len(odd) and 0 in halves):
+            little = head.startswith(_UTF_16[0]) or halves[0] > halves[1]
+            name = "UTF-16" if head.startswith(_UTF_16) else f"UTF-16{'LE' if little else 'BE'}"
             raise DataError(
-                f"the text is not UTF-8: byte 0x{line[error.start]:02x} ({error.reason})",
-                f"{self.path}, line {number}, byte {offset + error.start} of the text",
-                "convert the file, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE",
-            ) from None
+                f"the text is {name}, not UTF-8",
+                self.where,
+                f"convert the file: iconv -f {name} -t UTF-8 FILE > NEW_FILE",
+            )
+        kind = next((kind for magic, kind in _FOREIGN.items() if head.startswith(magic)), None)
+        # A text may begin with such letters, too.
+        if kind is not None and (b"\0" in head or not _is_utf8(head)):
+            fix = "convert it to text, JSON lines or Parquet, or leave it out"
+            raise DataError(f"the input is no text but {kind}", self.where, fix)
 
     def _refuse_long_line(self, number: int) -> None:
         raise DataError(
-            f"a line is longer than {_LONGEST_LINE_BYTES >> 20} MiB",
-            f"{self.path}, line {number}",
+            f"a line is longer than {LONGEST_TEXT_BYTES >> 20} MiB",
+            f"{self.where}, line {number}",
             "give text files with line breaks",
         )
 
 
-def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER_BYTES)
-    if suffix == ".xz":
-        return io.BufferedReader(lzma.LZMAFile(raw), _BUFFER_BYTES)
-    if suffix == ".bz2":
-        return io.BufferedReader(bz2.BZ2File(raw), _BUFFER_BYTES)
-    if suffix == ".zst":
-        return io.BufferedReader(_ZstdReader(raw), _BUFFER_BYTES)
-    return raw
-
-
-class _ZstdReader(io.RawIOBase):
-    """Decompresses zstd frames; unlike the package's own reader, it notices a cut file."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
-        self._frame: Any = None
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output and self._advance():
-            pass
-        size = min(len(buffer), len(self._output))
-        buffer[:size] = self._output[:size]
-        self._output = self._output[size:]
-        return size
-
-    def _advance(self) -> bool:
-        """Decompress one more piece; False at the end of the file."""
-        if not self._input:
-            self._input = self._raw.read(_BUFFER_BYTES // 8)
-        if not self._input:
-            if self._frame is not None:
-                raise EOFError("the last zstd frame has no end")
-            return False
-        zstandard = _zstandard()
-        if self._frame is None:
-            self._frame = zstandard.ZstdDecompressor().decompressobj()
-        try:
-            # In small pieces: four bytes can stand for 128 KiB, and each piece is expanded at once.
-            piece, self._input = self._input[:_ZSTD_PIECE_BYTES], self._input[_ZSTD_PIECE_BYTES:]
-            self._output = memoryview(self._frame.decompress(piece))
-        except zstandard.ZstdError as error:
-            raise EOFError(str(error)) from None
-        if self._frame.eof:
-            self._input = self._frame.unused_data + self._input
-            self._frame = None
-        return True
-
-
-def _zstandard() -> Any:
+def _is_utf8(head: bytes) -> bool:
+    """Whether bytes are UTF-8, but for a character that is cut at the end."""
     try:
-        import zstandard
-    except ImportError:
-        raise MissingDependencyError(
-            "reading .zst files needs the package zstandard", "import zstandard", "pip install zstandard"
-        ) from None
-    return zstandard
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -14,6 +14,7 @@ import zstandard
 from janus_ds.data.text.documents import DocumentReader, DocumentRule, Position
 from janus_ds.data.text.text_files import list_inputs
 from janus_ds.errors import DataError
+from tests.support.bad_server import serve
 
 PACK = {
     ".gz": gzip.compress,
@@ -76,6 +77,56 @@ def test_jsonl_and_wiki_are_recognised(tmp_path):
     assert read([write(tmp_path / "d.txt", "{ a text }\n{more}")]) == ["{ a text }\n{more}"]
 
 
+ROWS = [{"text": f'Text {n}, "é" [{{}}].\nLine.', "n": [1, {"a": n}]} for n in range(40)]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.txt", "a"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_arrays_and_objects_over_several_lines(tmp_path, monkeypatch, name, indent):
+    """Whatever pieces the file comes in: a value may be cut anywhere."""
+    monkeypatch.setattr("janus_ds.data.text.text_files.BUFFER_BYTES", 7)
+    texts = [row["text"] for row in ROWS]
+    array = write(tmp_path / name, json.dumps(ROWS, indent=indent))
+    assert read([array]) == texts
+    objects = write(tmp_path / "b" / name, "\n".join(json.dumps(row, indent=2) for row in ROWS))
+    assert read([objects]) == texts
+    assert read([write(tmp_path / "c" / name, json.dumps(texts, indent=indent))]) == texts
+    assert read([write(tmp_path / "d.txt", "[Music]\n\n[1] A note.")]) == ["[Music]", "[1] A note."]
+
+
+def test_what_a_folder_holds(tmp_path):
+    inside = tmp_path / "in"
+    for name in ("a.txt", "data/b.txt", ".cache/c.txt", "data/.git/d.txt", "data/.e.txt"):
+        write(inside / name, name)
+    write(tmp_path / "far" / "f.txt", "far/f.txt")
+    (inside / "linked").symlink_to(tmp_path / "far")
+    (inside / "data" / "loop").symlink_to(inside)
+    (inside / "dangling").symlink_to(tmp_path / "nowhere")
+    assert read([inside]) == ["a.txt", "data/b.txt", "far/f.txt"]
+    shards = [write(tmp_path / f"part-{n:02}.txt", f"{n}") for n in range(11)]
+    assert list_inputs([f"{tmp_path}/part-{{00..10}}.txt"]) == shards
+    odd = write(tmp_path / "{a,b}.txt", "odd")
+    assert list_inputs([odd]) == [odd]
+    with pytest.raises(DataError, match="more than"):
+        list_inputs([f"{tmp_path}/{{0..9999999999}}.txt"])
+
+
+def test_text_comes_from_servers_and_commands(tmp_path):
+    folder = tmp_path / "web"
+    write(folder / "a.jsonl.gz", gzip.compress(b'{"text": "One."}\n{"text": "Two."}\n'))
+    write(folder / "b", lzma.compress(b"Three.\n" * 50_000))
+    with serve(folder) as server:
+        server.plan["b"] = ["500", "cut"]
+        assert read([f"{server.address}/a.jsonl.gz?token=secret"]) == ["One.", "Two."]
+        assert read([f"{server.address}/b"], document="line") == ["Three."] * 50_000
+        with pytest.raises(DataError, match="HTTP status 404") as caught:
+            read([f"{server.address}/none?token=secret"])
+    assert "secret" not in str(caught.value)
+    assert read([f"pipe:cat {folder}/a.jsonl.gz"]) == ["One.", "Two."]
+    with pytest.raises(DataError, match="status 3"):
+        read(["pipe:echo Begun; exit 3"])
+
+
 def test_reading_goes_on_from_any_position(tmp_path):
     paths = [write(tmp_path / f"{n}.txt", TEXT) for n in range(3)]
     write(paths[1], "\n\n")
@@ -95,6 +146,19 @@ def test_reading_goes_on_from_any_position(tmp_path):
         ("a.jsonl", b'{"body": "a", "id": 1}\n', "no text in field 'text'; it has: body, id", "line 1"),
         ("a.jsonl", b'["a"]\n', "no text in field", "line 1"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "surrogate", "line 1"),
+        ("a.json", b'[{"text": "a"},\n{"text": "b"}', "there is no ]", "line 2"),
+        ("a.json", b'[{"text": "a"},\n{"text": nope}]', "not JSON", "value at line 2"),
+        ("a.json", b'[{"text": "a"},\n{"text": 5}]', "no text in field 'text'", "line 2"),
+        ("a.json", b'{"data": [{"text": "a"}]}', "it has: data", "line 1"),
+        ("a.json", b"A text.", "not JSON", "line 1"),
+        ("a.json", b'{"text": "' + b"x" * 300_000, "not JSON", "line 1"),
+        ("a.json", b"[" * 100_000, "not JSON", "line 1"),
+        ("a.txt", b'{"body": "a"}\n{"body": "b"}\n', "it has: body", "line 1"),
+        ("a.txt", "﻿Text.".encode("utf-16"), "UTF-16,", "a.txt"),
+        ("a.txt", "Text in it.".encode("utf-16-be"), "UTF-16BE", "a.txt"),
+        ("a.txt", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF file", "a.txt"),
+        ("a.txt", b"PK\x03\x04\x14\x00\x06\x00", "a ZIP archive", "a.txt"),
+        ("a.txt", b"Fine.\n\x00\x01\xff\n", "no text", "line 2"),
         ("wiki_00", WIKI[:-8].encode(), "no </doc>", "document begun at line 8"),
         ("wiki_00", (WIKI + "stray\n").encode(), "outside of <doc>", "line 13"),
     ],
@@ -119,7 +183,7 @@ def test_inputs_that_are_not_there(tmp_path):
 
 def test_texts_without_an_end_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr("janus_ds.data.text.documents._LONGEST_DOCUMENT_CHARACTERS", 20)
-    monkeypatch.setattr("janus_ds.data.text.text_files._LONGEST_LINE_BYTES", 64)
+    monkeypatch.setattr("janus_ds.data.text.text_files.LONGEST_TEXT_BYTES", 64)
     path = write(tmp_path / "a.txt", "Eight c.\n" * 10)
     texts = read([path], document="file")
     assert "\n".join(texts) == ("Eight c.\n" * 10).rstrip()
