@@ -115,7 +115,8 @@ def chunk_losses(
 
     p_GnV.div_(normaliser_Gn[..., None])
     for (g, h, _), expectation_2n in zip(terms.pairs, expectation_P2n, strict=True):
-        expectation_2n.div_(normaliser_Gn[[g, h]])
+        expectation_2n[0].div_(normaliser_Gn[g])
+        expectation_2n[1].div_(normaliser_Gn[h])
     nll_Gn = normaliser_Gn.log() - target_logit_Gn
     uniform_Gn = normaliser_Gn.log() - logit_sum_Gn / vocab.size
     smoothed_Gn = (1.0 - terms.smoothing) * nll_Gn + terms.smoothing * uniform_Gn
@@ -219,11 +220,9 @@ def chunk_gradient(z_GnV: Tensor, target_n: Tensor, terms: Terms, vocab: VocabSl
     functions = _functions()
     packed = functions.run("statistics", z_GnV, maximum_Gn1, target, pairs)
     vocab.parallel.all_reduce_sum(packed)
-    coefficients = torch.tensor(
-        [*terms.ce, *(k for _, _, k in terms.pairs), terms.smoothing, 1.0 / vocab.size],
-        dtype=z_GnV.dtype,
-        device=z_GnV.device,
-    )
+    values = [*terms.ce, *(k for _, _, k in terms.pairs), terms.smoothing, 1.0 / vocab.size]
+    # Filled there: a copy from the host would wait for the device.
+    coefficients = torch.stack([z_GnV.new_full((), value) for value in values])
     return functions.run("gradient", z_GnV, maximum_Gn1, packed, target, coefficients, pairs)
 
 

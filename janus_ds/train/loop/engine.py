@@ -132,7 +132,11 @@ class TrainingEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         scale = float(getattr(self._engine.optimizer, "loss_scale", 1.0))
-        if self._stage == 0 and self._engine.is_gradient_accumulation_boundary():
+        if not self._engine.is_gradient_accumulation_boundary():
+            # The norm of an earlier step is on the device still: to read it would wait for this one.
+            self._engine.step()
+            return Update(False, 0.0, scale)
+        if self._stage == 0:
             return self._update_unpartitioned(scale)
         exhausted = self._scale.remember()
         self._engine.step()
