@@ -35,7 +35,7 @@ from janus_ds.checkpoint.manifest import (
 )
 from janus_ds.checkpoint.tensors import WEIGHTS_FILE, Snapshot, snapshot_bytes, write_tensors
 from janus_ds.errors import CheckpointError, ResourceError
-from janus_ds.parallel.topology import Topology
+from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 
 _SAVING, _REMOVING, _REPLACED = ".saving-", ".removing-", ".replaced-"
 _LEFTOVER = re.compile(r"\.saving-\d+|\.removing-.*|\.replaced-.*")
@@ -142,17 +142,9 @@ class CheckpointManager:
             CheckpointError: there are checkpoints, but none of them is whole, or a newer program wrote
                 the newest.
         """
-        found = self._topology.broadcast_object(self._look() if self._topology.is_main else None)
-        if isinstance(found, CheckpointError):
-            raise found
-        return found
-
-    def _look(self) -> Path | CheckpointError | None:
-        """What :meth:`latest` gives or raises; on rank 0, for all."""
-        try:
-            return self._find()
-        except CheckpointError as error:
-            return error
+        main = self._topology.is_main
+        found = raise_on_all_ranks(self._topology, lambda: self._find() if main else None)
+        return self._topology.broadcast_object(found)
 
     def _find(self) -> Path | None:
         self._clean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -183,40 +183,25 @@ def _listed(text: str, kind: type[_Number], option: str, wanted: str) -> tuple[_
         raise UsageError(f"{text!r} is not a list of numbers", option, f"give {wanted}") from None
 
 
-class ProgressBars:
-    """A bar for each system on standard error; where that is a file, it is written anew at times only."""
+def progress_bars() -> Callable[[str, int, int], None]:
+    """What is told how many sentences of a system are done: a bar for each on standard error; where that is a
+    file, it is written anew at times only."""
+    from tqdm import tqdm
 
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._name = ""
+    bars: dict[str, Any] = {}
 
-    def __call__(self, system: str, done: int, total: int) -> None:
-        """So many of all sentences of a system are done."""
-        if total < 1:
-            return
-        if system != self._name:
-            self._open(system, total)
-        if self._bar is not None:
-            self._bar.update(done - self._bar.n)
+    def show(system: str, done: int, total: int) -> None:
+        if system not in bars:
+            bars[system] = tqdm(
+                total=total,
+                desc=system,
+                unit="sentence",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            )
+        bars[system].update(done - bars[system].n)
         if done == total:
-            self.close()
+            bars.pop(system).close()
 
-    def _open(self, system: str, total: int) -> None:
-        from tqdm import tqdm
-
-        self.close()
-        self._name = system
-        self._bar = tqdm(
-            total=total,
-            desc=system,
-            unit="sentence",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
-
-    def close(self) -> None:
-        """End the last bar."""
-        if self._bar is not None:
-            self._bar.close()
-        self._bar, self._name = None, ""
+    return show

@@ -151,7 +151,8 @@ def ensure_tokenizer(
     if settings.trained_kind is None:
         tokenizer = load_tokenizer(Path(settings.tokenizer))
     else:
-        lines = sample_lines(reader, settings, settings.tokenizer_sample_mb * 1_000_000, progress)
+        training = _training_lines(reader, settings, progress)
+        lines = hash_sample(training, settings.tokenizer_sample_mb * 1_000_000)
         if not lines:
             raise DataError(
                 "the input holds no text outside of the held-out splits",
@@ -168,22 +169,9 @@ def ensure_tokenizer(
     return tokenizer
 
 
-def sample_lines(
-    reader: DocumentReader,
-    settings: PrepareSettings,
-    limit: int,
-    progress: Callable[[str], None],
-) -> list[str]:
-    """Lines of the training documents, at most `limit` characters of them, in reading order.
-
-    Lines are taken by their hash, so the choice is spread over the whole input and does not depend
-    on chance; at least half of `limit` is used where there is enough text.
-    """
-    return hash_sample(_training_lines(reader, settings, progress), limit)
-
-
 def hash_sample(lines: Iterable[str], limit: int) -> list[str]:
-    """At most `limit` characters of the lines, taken by their hash, in reading order."""
+    """At most `limit` characters of the lines, and at least half of that where there are as many, in reading
+    order: taken by their hash, so that the choice is spread over all of them and depends on no chance."""
     kept: list[tuple[int, str]] = []
     size, threshold = 0, 1 << 32
     for line in lines:

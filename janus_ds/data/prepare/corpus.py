@@ -11,14 +11,14 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from janus_ds.data.prepare.blocks import BlockEncoder, UnitResult, ensure_tokenizer, read_units
+from janus_ds.data.prepare.blocks import BlockEncoder, ensure_tokenizer, read_units
 from janus_ds.data.prepare.journal import (
     WORK_NAME,
     Journal,
@@ -33,7 +33,7 @@ from janus_ds.data.stream.index import MANIFEST_NAME, Manifest, SplitTotals
 from janus_ds.data.stream.shards import ShardFormat, token_dtype
 from janus_ds.data.text.documents import DocumentReader, Position
 from janus_ds.data.text.text_files import list_inputs
-from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer
+from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults
 
@@ -153,11 +153,17 @@ class _Job:
         self._total_bytes = max(1, self._reader.total_bytes)
 
     def run(self, request: dict[str, Any], show: Callable[[PrepareProgress], None]) -> PrepareReport:
-        tokenizer = self._tokenizer(show)
-        encoder = BlockEncoder(tokenizer, self._settings)
+        def told(stage: str) -> None:
+            show(PrepareProgress(stage, self._reader.bytes_read / self._total_bytes))
+
+        folder, settings = self._output / "tokenizer", self._settings
+        tokenizer = ensure_tokenizer(folder, self._journal.folder, settings, self._reader, told)
+        encoder = BlockEncoder(tokenizer, settings)
         before = self._journal.load()
+        dtype = token_dtype(tokenizer.special.vocab_size)
+        form = ShardFormat(dtype, settings.samples_per_member, settings.members_per_shard)
         self._writers = {
-            name: self._writer(name, tokenizer, before.splits.get(name, SplitState()))
+            name: SplitWriter(self._output / name, form, before.splits.get(name, SplitState()))
             for name in _SPLIT_ORDER
         }
         counts, done = self._encode(encoder, before, show)
@@ -173,21 +179,6 @@ class _Job:
         resumed = before.position != Position()
         return PrepareReport(self._output, manifest, done, resumed=resumed)
 
-    def _tokenizer(self, show: Callable[[PrepareProgress], None]) -> Tokenizer:
-        def progress(stage: str) -> None:
-            show(PrepareProgress(stage, self._reader.bytes_read / self._total_bytes))
-
-        folder = self._output / "tokenizer"
-        return ensure_tokenizer(folder, self._journal.folder, self._settings, self._reader, progress)
-
-    def _writer(self, name: str, tokenizer: Tokenizer, state: SplitState) -> SplitWriter:
-        packing = ShardFormat(
-            token_dtype(tokenizer.special.vocab_size),
-            self._settings.samples_per_member,
-            self._settings.members_per_shard,
-        )
-        return SplitWriter(self._output / name, packing, state)
-
     def _encode(
         self, encoder: BlockEncoder, before: Progress, show: Callable[[PrepareProgress], None]
     ) -> tuple[Counter[str], PrepareProgress]:
@@ -196,7 +187,8 @@ class _Job:
         already = (counts["text_bytes"], counts["documents"])
         start = last_commit = time.monotonic()
         progress = PrepareProgress("writing shards", 1.0)
-        with closing(self._results(encoder, before.position)) as results:
+        units = read_units(self._reader, before.position, self._execution.unit_characters)
+        with closing(ordered_map(encoder, units, self._execution.processes)) as results:
             for result, position in results:
                 wrote = [self._writers[name].add(part) for name, part in result.samples.items()]
                 counts.update(result.counts)
@@ -214,12 +206,6 @@ class _Job:
                 )
                 show(progress)
         return counts, progress
-
-    def _results(
-        self, encoder: BlockEncoder, start: Position
-    ) -> Generator[tuple[UnitResult, Position], None, None]:
-        units = read_units(self._reader, start, self._execution.unit_characters)
-        return ordered_map(encoder, units, self._execution.processes)
 
     def _finish(self, encoder: BlockEncoder, counts: Counter[str]) -> dict[str, SplitTotals]:
         if not counts["documents"]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from janus_ds.config.locations import is_remote, parse_locations
 from janus_ds.config.schema import DataConfig
@@ -154,7 +155,7 @@ def _fetched_manifest(remote: RemoteFolder, folder: Path) -> Manifest:
     while True:
         remote.fetch_small(MANIFEST_NAME, folder / MANIFEST_NAME, MOST_BYTES[MANIFEST_NAME])
         try:
-            with _Named(folder, remote.public):
+            with _named(folder, remote.public):
                 return Manifest.load(folder)
         except DataError:
             attempt += 1
@@ -186,19 +187,13 @@ def _folder_name(location: str) -> str:
     return fingerprint_of(location.encode())[:24]
 
 
-class _Named:
+@contextmanager
+def _named(folder: Path, name: str) -> Iterator[None]:
     """Lets messages about a fetched file name the address that it came from."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, JanusError):
-            where = error.where.replace(str(self._folder), self._name)
-            raise type(error)(error.what, where, error.fix) from None
+    try:
+        yield
+    except JanusError as error:
+        raise type(error)(error.what, error.where.replace(str(folder), name), error.fix) from None
 
 
 def _has_tokenizer(folder: Path, manifest: Manifest) -> bool:
@@ -209,7 +204,7 @@ def _has_tokenizer(folder: Path, manifest: Manifest) -> bool:
 
 
 def _checked_tokenizer(folder: Path, name: str, manifest: Manifest) -> Tokenizer:
-    with _Named(folder, name):
+    with _named(folder, name):
         tokenizer = load_tokenizer(folder / "tokenizer")
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise DataError(
@@ -217,12 +212,6 @@ def _checked_tokenizer(folder: Path, name: str, manifest: Manifest) -> Tokenizer
             f"{Path(name) / 'tokenizer' if folder == Path(name) else name + ': tokenizer'}: "
             f"{tokenizer.fingerprint[:12]}, manifest: {manifest.tokenizer_fingerprint[:12]}",
             "restore the data directory's own tokenizer, or prepare the data again",
-        )
-    if tokenizer.special.vocab_size != manifest.vocab_size:
-        raise DataError(
-            f"the manifest has {manifest.vocab_size} symbols, the tokenizer {tokenizer.special.vocab_size}",
-            name,
-            "prepare the data again",
         )
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""Damaged members met while training: who stands in for them, and the list that is kept of them.
+"""Damaged members met while training, and the list that is kept of them.
 
 A member carries one checksum for many samples, so it is the unit: which of its samples were hit cannot be
 told. Each of them is replaced by a sample of the next whole member. The number of samples stays what the
