@@ -24,17 +24,22 @@ Draws = Callable[[dict[str, Tensor], NaiveShape, int, int], NaiveJanus]
 """The reference under one dropout draw of the encoder and one of the decoder."""
 
 
-def collated(
-    samples: list[Sample], objective: ObjectiveConfig, classes: int, packs: bool = False
-) -> TwoStreamBatch:
-    """The product's batch of these samples; AUX goes through the masked tokens in the order given."""
+def views_of(samples: list[Sample]) -> Views:
+    """The product's views of these samples; AUX goes through the masked tokens in the order given."""
     target = Ragged.from_rows([s.target for s in samples])
     masked, order = np.zeros(len(target.values), dtype=bool), np.zeros(len(target.values), dtype=np.uint64)
     for start, sample in zip(target.offsets, samples, strict=False):
-        places = start + np.array(sample.masked)
+        places = start + np.array(sample.masked, dtype=np.int64)
         masked[places], order[places] = True, np.arange(len(places))
-    views = Views(Ragged.from_rows([s.source for s in samples]), target, masked, order=order)
-    return Collator(TOY, objective, classes, 2, packs_rows=packs)(views, np.arange(len(samples)))
+    return Views(Ragged.from_rows([s.source for s in samples]), target, masked, order=order)
+
+
+def collated(
+    samples: list[Sample], objective: ObjectiveConfig, classes: int, packs: bool = False
+) -> TwoStreamBatch:
+    """The product's batch of these samples."""
+    made = Collator(TOY, objective, classes, 2, packs_rows=packs)
+    return made(views_of(samples), np.arange(len(samples)))
 
 
 def naive_step(

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
-from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.masking.views import Views
 from janus_ds.stream_mask import Segment, dense_mask
+from tests.support.naive_step import views_of
 from tests.support.packed_data import run_config
 from tests.support.two_stream import TOY, Conventions, Sample, make_batch
 
@@ -33,14 +32,6 @@ CASES = [(preset, task) for preset in ROWS for task in ("pair", "denoise")]
 
 def objective(preset: str, task: str = "pair") -> ObjectiveConfig:
     return run_config(preset, task).objective
-
-
-def views_of(samples: list[Sample]) -> Views:
-    target = Ragged.from_rows([s.target for s in samples])
-    masked = np.zeros(len(target.values), dtype=bool)
-    for start, sample in zip(target.offsets, samples, strict=False):
-        masked[start + np.array(sample.masked, dtype=np.int64)] = True
-    return Views(Ragged.from_rows([s.source for s in samples]), target, masked)
 
 
 def collated(
@@ -222,14 +213,6 @@ def test_padding_changes_nothing_but_widths(samples, case, multiple):
     ):
         picked = [getattr(b, values).reshape(-1)[getattr(b, field)].tolist() for b in (wide, tight)]
         assert picked[0] == picked[1]
-
-
-def test_pairs_of_predictions_mean_the_same_token():
-    batch = collated([A, B], TOY, objective("paper"), pad_multiple=4)
-    gold = batch.masked_target_BM.reshape(-1)[batch.masked_T]
-    assert batch.ar_target_BA.reshape(-1)[batch.ar_masked_T].tolist() == gold.tolist() == [5, 6, 8, 5]
-    both = torch.cat([batch.ar_unmasked_U, batch.ar_masked_T])
-    assert len(set(both.tolist())) == len(both) == batch.counts.ar_tokens
 
 
 # ---- the rest ----
