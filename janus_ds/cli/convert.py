@@ -2,7 +2,8 @@
 
     python -m janus_ds convert --from hf DIR --to RUN
     python -m janus_ds convert --from fairseq model.pt --to RUN [--dict dict.txt | --tokenizer DIR]
-    python -m janus_ds convert --to hf RUN --output DIR
+    python -m janus_ds convert --to hf RUN --output DIR [--license NAME]
+    python -m janus_ds convert --to bart RUN --output DIR
     python -m janus_ds convert --to fairseq RUN --output model.pt
 
 A converted folder holds what a run folder holds (`run.json`, `tokenizer/`, `weights.safetensors`), so
@@ -45,7 +46,10 @@ def main(arguments: Sequence[str]) -> int:
     parsed = _parse(arguments)
     if parsed.source is None:
         written = parsed.output
-        report = to_hf(parsed.path, written) if parsed.to == "hf" else _to_fairseq(parsed.path, written)
+        if parsed.to == "fairseq":
+            report = _to_fairseq(parsed.path, written)
+        else:
+            report = to_hf(parsed.path, written, parsed.to == "bart", parsed.license)
     else:
         written = Path(parsed.to)
         if parsed.source == "hf":
@@ -63,16 +67,24 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = new_parser("convert", "Models of Hugging Face and fairseq into run folders, and back.")
     parser.add_argument("--from", dest="source", choices=_KINDS, help="what PATH is; --to names a run folder")
     parser.add_argument("path", type=Path, help="hf: a folder; fairseq: a model.pt; else a run or checkpoint")
-    parser.add_argument("--to", required=True, help="run folder to make; or hf or fairseq, with --output")
-    parser.add_argument("--output", type=Path, help="hf: folder to make; fairseq: model.pt to write")
+    parser.add_argument(
+        "--to", required=True, help="run folder to make; or hf, bart or fairseq, with --output"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="hf: folder to make, with all ways of decoding; bart: the same as a plain BART, AR alone; "
+        "fairseq: model.pt to write",
+    )
+    parser.add_argument("--license", metavar="NAME", help="hf, bart: of the weights, for the card")
     parser.add_argument("--dict", type=Path, help="fairseq's dict.txt, for text that is cut into words")
     parser.add_argument("--tokenizer", type=Path, help="folder with a SentencePiece or byte-level BPE model")
     parser.add_argument("--heads", type=int, help="attention heads, for fairseq files that do not tell")
     parsed = parser.parse_args(arguments)
-    fix = "give --from KIND PATH --to RUN, or --to KIND RUN --output PLACE; kinds are hf and fairseq"
+    fix = "give --from KIND PATH --to RUN, or --to KIND RUN --output PLACE; kinds: hf, fairseq, and to: bart"
     if (parsed.source is None) == (parsed.output is None):
         raise UsageError("the direction is not clear", "--from, --to, --output", fix)
-    if parsed.output is not None and parsed.to not in _KINDS:
+    if parsed.output is not None and parsed.to not in (*_KINDS, "bart"):
         raise UsageError(f"there is no kind {parsed.to!r} to convert to", "--to", fix)
     return parsed
 

@@ -111,18 +111,18 @@ class FairseqWords:
                 str(path),
                 "give the dict.txt that the model was trained with",
             )
-        self._words = words
+        self.words = words
         self._ids = {word: id_ for id_, word in enumerate(words)} | {_MASK_WORD: special.mask}
-        self._special = special
+        self.special = special
 
     def encode(self, text: str) -> list[int]:
         """Ids of the words; unknown words become unk."""
-        return [self._ids.get(word, self._special.unk) for word in text.split()]
+        return [self._ids.get(word, self.special.unk) for word in text.split()]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words with spaces between them; bos, eos and pad are dropped."""
-        dropped = (self._special.bos, self._special.eos, self._special.pad)
-        text = " ".join(self._words[id_] for id_ in ids if id_ not in dropped)
+        dropped = (self.special.bos, self.special.eos, self.special.pad)
+        text = " ".join(self.words[id_] for id_ in ids if id_ not in dropped)
         return f"{text} ".replace(_JOIN, "").rstrip()
 
 

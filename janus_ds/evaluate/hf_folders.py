@@ -11,12 +11,18 @@ from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
-from janus_ds.data.text.tokenizer import ByteLevelBPE
+from janus_ds.decode.generator import trained_modes
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.errors import UsageError
+from janus_ds.evaluate.model_card import model_card
 from janus_ds.io import atomic_dir, disk_faults, write_atomic
 from janus_ds.model.formats.bart_names import ConversionReport
-from janus_ds.model.formats.hf_export import export_config, export_generation, export_weights
+from janus_ds.model.formats.hf_export import (
+    export_config,
+    export_generation,
+    export_janus,
+    export_weights,
+)
 from janus_ds.model.formats.hf_import import CONFIG_FILE, HfBart, load_hf_bart
 from janus_ds.model.formats.hf_search import GENERATION_FILE
 from janus_ds.observe.run_record import RUN_FILE, write_run_record
@@ -50,23 +56,54 @@ def from_hf(path: Path, folder: Path) -> ConversionReport:
     return bart.report
 
 
-def to_hf(run: Path, folder: Path) -> ConversionReport:
-    """Write a run's newest weights as a folder that `BartForConditionalGeneration` loads.
+def to_hf(run: Path, folder: Path, bart: bool = False, licence: str | None = None) -> ConversionReport:
+    """Write a run's newest weights as a folder that transformers loads, with all modes that were trained.
+
+    Plain AR of BART's shape becomes a `BartForConditionalGeneration`, all else a model with its own code.
 
     Args:
         run: a run folder or one of its checkpoints.
         folder: the folder to make; it appears whole or not at all.
+        bart: make a `BartForConditionalGeneration` of any run, which loses what BART does not have.
+        licence: for the model card.
 
     Raises:
-        CheckpointError: the run cannot be read, or its shape is none of Hugging Face's BART.
+        CheckpointError: the run cannot be read, or a BART is wanted and its shape is none.
         UsageError: the folder is not empty.
     """
     _refuse_full(folder, CONFIG_FILE, "a model")
-    return write_hf(load_run(run), folder)
+    loaded = load_run(run)
+    objective = loaded.config.objective
+    modes = trained_modes(objective) + ("aux",) * bool(objective.weight_aux and objective.weight_length)
+    plain = modes == ("ar",) and objective.ar_stream == "content" and loaded.config.model.layernorm_embedding
+    if bart or plain:
+        return write_hf(loaded, folder, licence)
+    return _write_janus(loaded, folder, modes, licence)
 
 
-def write_hf(loaded: LoadedRun, folder: Path) -> ConversionReport:
-    """The same for a run that has been read, with its decoding options as the settings of `generate`.
+def _write_janus(
+    loaded: LoadedRun, folder: Path, modes: tuple[str, ...], licence: str | None
+) -> ConversionReport:
+    weights = loaded.model.state_dict()
+    config, state = export_janus(loaded.config, loaded.special, weights, modes)
+    code = Path(__file__).resolve().parents[1] / "model/formats/hf_modeling.py"
+    with disk_faults(folder), atomic_dir(folder) as new:
+        _write_json(new / CONFIG_FILE, config)
+        _write_json(new / GENERATION_FILE, export_generation(loaded.config, loaded.special))
+        write_tensors(new / "model.safetensors", state)
+        write_atomic(new / "modeling_janus.py", code.read_bytes())
+        write_atomic(new / "README.md", model_card(loaded, modes, True, licence).encode())
+        notes = _write_text(loaded, new, config["max_source_positions"])
+    kept = {"rescore": loaded.config.decode.rescore, "threshold": loaded.config.decode.threshold}
+    notes += [
+        f"decode.{name} {value} is not known to the exported code" for name, value in kept.items() if value
+    ]
+    notes.append(f"generate decodes in the modes {', '.join(modes)}")
+    return ConversionReport(tuple(weights), (), (), tuple(notes))
+
+
+def write_hf(loaded: LoadedRun, folder: Path, licence: str | None = None) -> ConversionReport:
+    """A `BartForConditionalGeneration` of a run that has been read; its decoding options go along.
 
     Raises:
         CheckpointError: its shape is none of Hugging Face's BART.
@@ -79,10 +116,18 @@ def write_hf(loaded: LoadedRun, folder: Path) -> ConversionReport:
         _write_json(new / CONFIG_FILE, config)
         _write_json(new / GENERATION_FILE, generation)
         write_tensors(new / "model.safetensors", state)
-        if isinstance(loaded.text, ByteLevelBPE):
-            write_hf_tokenizer(loaded.text, new, config["max_position_embeddings"])
+        write_atomic(new / "README.md", model_card(loaded, ("ar",), False, licence).encode())
+        notes = _notes(loaded) + _write_text(loaded, new, config["max_position_embeddings"])
     used = tuple(name for name in weights if name != "length_head.weight")
-    return ConversionReport(used, ("length_head.weight",), ("final_logits_bias",), tuple(_notes(loaded)))
+    return ConversionReport(used, ("length_head.weight",), ("final_logits_bias",), tuple(notes))
+
+
+def _write_text(loaded: LoadedRun, folder: Path, longest: int) -> list[str]:
+    """Write the run's tokenizer, if it has one; gives what there is to say."""
+    if loaded.text is None:
+        return ["no tokenizer was written: the run has none"]
+    write_hf_tokenizer(loaded.text, folder, longest)
+    return []
 
 
 def _as_run(bart: HfBart, name: str) -> RunConfig:
@@ -107,8 +152,6 @@ def _notes(loaded: LoadedRun) -> list[str]:
             "the run was trained with query rows, which transformers does not have: fine-tune the "
             "exported model before decoding with it, or fine-tune with the preset `ar` before exporting"
         )
-    if not isinstance(loaded.text, ByteLevelBPE):
-        notes.append("no tokenizer was written: the run's is not BART's byte-level BPE")
     return notes
 
 

@@ -226,7 +226,7 @@ def test_the_results_decode_and_go_back_to_bart(results: Any) -> None:
     folder, _ = results
     for run, mode in (("paper", "nar"), ("cmlm", "nar"), ("ar_query", "ar"), ("bart", "ar")):
         Generator.from_checkpoint(folder / run, mode, device="cpu", max_length=6).generate(["ab <mask> ce"])
-    assert main(["--to", "hf", str(folder / "paper"), "--output", str(folder / "out")]) == 0
+    assert main(["--to", "bart", str(folder / "paper"), "--output", str(folder / "out")]) == 0
     assert (folder / "out" / "tokenizer.json").is_file()
 
 

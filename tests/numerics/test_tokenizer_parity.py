@@ -1,4 +1,4 @@
-"""Byte-level BPE against transformers' tokenizer: equal ids on any text, exact round trips."""
+"""Our tokenizers against transformers': equal ids on any text, exact round trips."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from typing import Any
 
 import pytest
 
+from janus_ds.batch import SpecialTokens
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
-from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
+from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer, train_sentencepiece
+from janus_ds.data.text.word_tokenizer import train_words
+from janus_ds.decode.text import FairseqWords
 from tests.support.hf_models import letters_tokenizer
+from tests.support.programs import ROOT
 
 transformers = pytest.importorskip("transformers")
 
+ASSETS = ROOT / "janus_ds/assets"
 SHARED = os.environ.get("JANUS_SHARED_DATA")
 REAL = pytest.mark.skipif(
     SHARED is None, reason="JANUS_SHARED_DATA is not set: BART's vocabulary is not here"
@@ -145,3 +150,29 @@ def test_what_transformers_writes_is_read_by_us(tmp_path: Path) -> None:
     assert isinstance(ours, ByteLevelBPE)
     assert ours.special == load_tokenizer(letters).special
     assert not differing(ours, theirs, ["abc dd ef.", "zz.\nab"])
+
+
+@pytest.mark.parametrize("kind", ["demo", "unigram", "bpe", "words", "dict"])
+def test_every_kind_of_tokenizer_is_written_for_transformers(tmp_path: Path, kind: str) -> None:
+    corpus = lzma.decompress((ASSETS / "corpus/novels.txt.xz").read_bytes()).decode().split("\n")
+    lines = [line for line in corpus[:3000] if line.strip()]
+    if kind == "dict":
+        (tmp_path / "dict.txt").write_text("the 9\nlo@@ 5\nwer 3\n")
+        ours: Any = FairseqWords(tmp_path / "dict.txt", SpecialTokens(0, 1, 2, 3, 3, 7))
+    elif kind == "words":
+        ours = train_words(lines)
+    else:
+        trained = kind != "demo"
+        ours = train_sentencepiece(lines, kind, 800) if trained else load_tokenizer(ASSETS / "demo/tokenizer")
+    (tmp_path / "config.json").write_text('{"model_type": "bart"}')
+    write_hf_tokenizer(ours, tmp_path, 9999)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    # Symbols that a text spells are symbols there; `<mask>` is one in SentencePiece as well.
+    odd = [text for text in (*SPECIAL, *ODD) if "<" not in text]
+    masks = ["<mask> house", "the <mask> <mask>.", "a<mask>b"] if kind in ("demo", "unigram", "bpe") else []
+    texts = ["the lo@@ wer", "lo@@", "  two  spaces ", "日本語 Ünï ﬁ ½ 😀😀", *odd, *masks, *lines[:300]]
+    rows = [ours.encode(text) for text in texts]
+    assert theirs(texts)["input_ids"] == [[0, *row, 2] for row in rows]
+    shown = [row for row in rows if not {ours.special.unk, ours.special.mask} & set(row)]
+    assert theirs.batch_decode(shown) == [ours.decode(row) for row in shown]
+    assert len(shown) >= (2 if kind == "dict" else 100)

@@ -11,7 +11,7 @@ from janus_ds.checkpoint.manifest import write_manifest
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.data.text.tokenizer import load_tokenizer
+from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.run_record import write_run_record
 from janus_ds.parallel.layers import ParallelLayers
@@ -49,4 +49,19 @@ def write_run(folder: Path, data: Path, config: RunConfig, scale: float) -> Path
         checkpoint.mkdir(parents=True)
         write_tensors(checkpoint / "weights.safetensors", {k: v * scale * step for k, v in weights.items()})
         write_manifest(checkpoint)
+    return folder
+
+
+def make_random_run(
+    folder: Path, objective: ObjectiveConfig, tokenizer: Tokenizer, model: ModelConfig
+) -> Path:
+    """A run folder without checkpoints, as `convert` makes one."""
+    decode = DecodeConfig(mode="ar", beam=3, max_length=14, beam_stop="transformers")
+    data = DataConfig(task="pair", block_tokens=40)
+    run = resolve(RunConfig(name="random", model=model, data=data, objective=objective, decode=decode))
+    torch.manual_seed(3)
+    weights = JanusModel(run.model, tokenizer.special, ParallelLayers()).state_dict()
+    tokenizer.save(folder / "tokenizer")
+    write_run_record(folder, run, tokenizer.special, tokenizer.fingerprint, {}, 0)
+    write_tensors(folder / "weights.safetensors", weights)
     return folder

@@ -48,12 +48,14 @@ DOORS = {
     "megatron": {"parallel/tensor_parallel.py"},
     "tensorboard": {"observe/writers.py"},
     "torch.utils.tensorboard": {"observe/writers.py"},
-    "sentencepiece": {"data/text/tokenizer.py"},
-    "tokenizers": {"data/text/tokenizer.py"},
+    "sentencepiece": {"data/text/tokenizer.py", "data/text/fast_tokenizer.py"},
+    "tokenizers": {"data/text/tokenizer.py", "data/text/fast_tokenizer.py"},
     "matplotlib": {f"report/{part}.py" for part in ("style", "figures", "panels")},
 }
 # These take long to import and must not be paid by who does not use them.
 LAZY = {"fsspec", "megatron", "tensorboard", "torch.utils.tensorboard", "matplotlib"}
+# The code that goes along with an exported model must be one file.
+LONG = {"model/formats/hf_modeling.py": 500}
 
 
 def name_of(path: Path) -> str:
@@ -142,7 +144,7 @@ def test_files_and_functions_stay_short() -> None:
     wrong = []
     for path in MODULES:
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        if lines > 400:
+        if lines > LONG.get(name_of(path), 400):
             wrong.append(f"{name_of(path)}: {lines} lines")
         for function in functions(path):
             length = (function.end_lineno or 0) - function.lineno + 1

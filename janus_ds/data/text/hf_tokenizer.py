@@ -1,4 +1,4 @@
-"""BART's tokenizer as Hugging Face stores it, in and out.
+"""Tokenizers as Hugging Face stores them: BART's in and out, all other kinds out.
 
 Folders from the hub hold `vocab.json` and `merges.txt`; newer versions of transformers write
 `tokenizer.json` alone. What we write holds both, so that any version reads the same ids.
@@ -10,10 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from janus_ds.data.text.fast_tokenizer import sentencepiece_json, words_json
 from janus_ds.data.text.tokenizer import (
     MASK_TEXT,
     MOST_TOKENIZER_BYTES,
     ByteLevelBPE,
+    SentencePieceTokenizer,
     Tokenizer,
     load_tokenizer,
 )
@@ -57,28 +59,38 @@ def read_hf_tokenizer(folder: Path) -> Tokenizer | None:
     return ByteLevelBPE(json.dumps(vocab, ensure_ascii=False).encode(), text.encode(), str(folder))
 
 
-def write_hf_tokenizer(tokenizer: ByteLevelBPE, folder: Path, longest: int) -> None:
+def write_hf_tokenizer(tokenizer: Any, folder: Path, longest: int) -> None:
     """Write what `AutoTokenizer.from_pretrained` reads.
 
     Args:
-        tokenizer: the run's.
+        tokenizer: the run's; one of words has them as `words`.
         folder: exists already.
         longest: positions of the model's table.
     """
-    tokenizer.save(folder)
-    write_atomic(folder / _FAST, tokenizer.fast_json().encode())
-    special = tokenizer.special
+    special, roles = tokenizer.special, dict(_ROLES)
     ids = {"<s>": special.bos, "<pad>": special.pad, "</s>": special.eos, "<unk>": special.unk}
-    ids[MASK_TEXT] = special.mask
-    config = {
-        "tokenizer_class": "BartTokenizer",
-        "model_max_length": longest,
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "errors": "replace",
-        "added_tokens_decoder": {str(id_): _added_token(piece) for piece, id_ in ids.items()},
-        **_ROLES,
+    if special.mask == special.unk:
+        del roles["mask_token"]
+    else:
+        ids[MASK_TEXT] = special.mask
+    kind: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
     }
+    if isinstance(tokenizer, ByteLevelBPE):
+        tokenizer.save(folder)
+        fast = tokenizer.fast_json()
+        kind = {"tokenizer_class": "BartTokenizer", "add_prefix_space": False, "trim_offsets": True}
+        kind["errors"] = "replace"
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        tokenizer.save(folder)
+        fast = sentencepiece_json(tokenizer, ids)
+    else:
+        fast = words_json(tokenizer.words, ids)
+    write_atomic(folder / _FAST, fast.encode())
+    added = {str(id_): _added_token(piece) for piece, id_ in ids.items()}
+    config = {**kind, "model_max_length": longest, "added_tokens_decoder": added, **roles}
     write_atomic(folder / _CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
 

@@ -97,7 +97,7 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes, where: str = _MODEL_NAME) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self._model = model
+        self.model = model
         self._processor = SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -138,7 +138,7 @@ class SentencePieceTokenizer:
 
     def save(self, directory: Path) -> None:
         """See :meth:`Tokenizer.save`."""
-        _write_files(directory, {_MODEL_NAME: self._model})
+        _write_files(directory, {_MODEL_NAME: self.model})
 
     def _without_space_before_mask(self, row: list[int]) -> list[int]:
         # In training a mask replaces whole tokens, space included: "the <mask>" has no lone space.

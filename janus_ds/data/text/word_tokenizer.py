@@ -44,7 +44,7 @@ class WordTokenizer:
                 "copy the file again, or prepare the data again",
             )
         self._data = data
-        self._words = words
+        self.words = words
         self._ids = {word: number for number, word in enumerate(words)}
         self.fingerprint = fingerprint_of(b"words", data)
         self.special = SpecialTokens(0, 1, 2, 3, 4, vocab_size=len(words))
@@ -60,7 +60,7 @@ class WordTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Words with spaces between them and subwords joined; bos, eos and pad are dropped."""
         dropped = (self.special.bos, self.special.pad, self.special.eos)
-        text = " ".join(self._words[int(id_)] for id_ in ids if int(id_) not in dropped)
+        text = " ".join(self.words[int(id_)] for id_ in ids if int(id_) not in dropped)
         return f"{text} ".replace(_JOIN, "").rstrip()
 
     def save(self, directory: Path) -> None:

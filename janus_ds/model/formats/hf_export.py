@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.config.schema import ModelConfig, RunConfig
+from janus_ds.config.schema import DecodeConfig, ModelConfig, RunConfig
 from janus_ds.errors import CheckpointError
+from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.decoding.symbols import ArSymbols
 from janus_ds.model.formats.bart_names import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
 from janus_ds.model.formats.hf_import import BIAS, PREFIX, SHARED
@@ -104,6 +105,53 @@ def export_weights(weights: Mapping[str, Tensor], model: ModelConfig, vocab_size
         state[SHARED if name == TABLE else PREFIX + name] = value.contiguous()
     state[BIAS] = torch.zeros(1, vocab_size)
     return state
+
+
+def export_janus(
+    run: RunConfig, special: SpecialTokens, weights: Mapping[str, Tensor], modes: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`config.json` and weights of a folder that `hf_modeling.py` loads.
+
+    Args:
+        run: as it was trained.
+        special: its symbols.
+        weights: under our names, whole.
+        modes: ways of decoding that were trained.
+    """
+    model, stream = run.model, ArStream.of(run.objective, special)
+    shape = ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "activation", "init_std")
+    more = ("max_source_positions", "max_target_positions", "layernorm_embedding", "scale_embedding")
+    rows, longest = model.max_target_positions, run.decode.max_length
+    config = {
+        "architectures": ["JanusForConditionalGeneration"],
+        "model_type": "janus",
+        "auto_map": {
+            "AutoConfig": "modeling_janus.JanusConfig",
+            "AutoModelForSeq2SeqLM": "modeling_janus.JanusForConditionalGeneration",
+        },
+        "vocab_size": special.vocab_size,
+        **{name: getattr(model, name) for name in (*shape, *more)},
+        "length_classes": weights["length_head.weight"].shape[0],
+        "modes": list(modes),
+        "two_stream": stream.two_stream,
+        "query_offset": stream.query_offset,
+        "query_token_id": stream.query_token,
+        "special_token_ids": sorted({special.bos, special.pad, special.eos, special.unk, special.mask}),
+        "length_specials": 0 if run.objective.length_convention == "with_specials" else 2,
+        "nar_score": run.decode.nar_score or "paper",
+        "iterations": DecodeConfig.iterations if run.decode.iterations is None else run.decode.iterations,
+        "length_beam": run.decode.length_beam,
+        "longest": min(rows, longest + 2) if longest else rows,
+        "bos_token_id": special.bos,
+        "pad_token_id": special.pad,
+        "eos_token_id": special.eos,
+        "decoder_start_token_id": ArSymbols.of(run, special).start,
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": False,
+        "dtype": "float32",
+    }
+    state = {name: value.contiguous() for name, value in weights.items() if name != "embedding.weight"}
+    return config, {**state, "encoder.embedding.weight": weights["embedding.weight"][: special.vocab_size]}
 
 
 def _positions(model: ModelConfig) -> int:
