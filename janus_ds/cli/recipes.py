@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import shutil
 import textwrap
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from janus_ds.config.packaged import packaged_folder, user_path
 from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.config.schema import FIELDS, SECTIONS
 from janus_ds.errors import UsageError
-from janus_ds.io import disk_faults
+from janus_ds.io import disk_faults, write_atomic
 
 
 def copy_files(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +33,7 @@ def copy_files(arguments: Sequence[str] | None = None) -> int:
     for file, target in copies:
         with disk_faults(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+        write_atomic(target, file.read_bytes())
     example = folder / "recipes" / "quickstart.yaml"
     print(f"copied {len(copies)} files; try: janus-ds check --recipe {example} --deepspeed_config zero2")
     return 0

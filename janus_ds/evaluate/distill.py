@@ -90,6 +90,7 @@ def distill(request: DistillRequest, show: Show | None = None) -> PairReport:
     output = request.output
     finished = finished_manifest(output, asked)
     if finished is not None:
+        shutil.rmtree(_work(output), ignore_errors=True)  # left if the last act was interrupted
         return PairReport(output, finished, already_whole=True)
     work = _open_work(output, asked)
     targets = _Targets(run, request, work / "portions").translate(show or (lambda done, total: None))
@@ -143,9 +144,13 @@ def _prepared(manifest: Manifest) -> dict[str, Any]:
     return dict(request.get("prepared", request))
 
 
+def _work(output: Path) -> Path:
+    return output.parent / f".{output.name}.distilling"
+
+
 def _open_work(output: Path, asked: dict[str, Any]) -> Path:
     """The folder where portions wait: new, or of the same request."""
-    work = output.parent / f".{output.name}.distilling"
+    work = _work(output)
     note = work / "request.json"
     text = json.dumps(asked, sort_keys=True)
     with disk_faults(output):

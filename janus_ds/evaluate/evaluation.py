@@ -25,7 +25,7 @@ from janus_ds.decode.text import TextCodec, cut_sources, cut_warning, one_line
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.systems import check_systems, options_by_name
 from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
-from janus_ds.io import disk_faults
+from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
@@ -126,11 +126,14 @@ def run_evaluation(
     for name, generator in systems.items():
         found, speed = _decode(generator, sources, request, name, progress)
         lines = TextLines(name, [hypothesis.text for hypothesis in found])
-        _write_lines(output / f"{name}.txt", lines.lines)
         scores = task.score(lines, found, text)
         decode = _decode_options(request, generator)
         extra = {"system": name, "speed": speed, "decode": decode, **_origin(run, request), **scores.extra}
         scores = replace(scores, extra=extra)
+        # A kill in between must not leave these outputs beside scores of an earlier evaluation.
+        for stale in (f"{name}.scores.json", "scores.json"):
+            (output / stale).unlink(missing_ok=True)
+        _write_lines(output / f"{name}.txt", lines.lines)
         save_json(output / f"{name}.scores.json", scores.as_dict())
         results.append(SystemResult(name, output / f"{name}.txt", scores, speed))
     save_json(output / "scores.json", {"systems": {r.name: r.scores.as_dict() for r in results}})
@@ -304,8 +307,7 @@ def _origin(run: LoadedRun, request: EvalRequest) -> dict[str, Any]:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    with disk_faults(path):
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def results_table(results: Sequence[SystemResult], columns: Sequence[str]) -> str:

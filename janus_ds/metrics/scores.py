@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from janus_ds.errors import DataError, ResourceError
+from janus_ds.errors import DataError
+from janus_ds.io import disk_faults, write_atomic
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,6 @@ def save_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ResourceError: the file cannot be written.
     """
-    try:
+    with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(
-            f"the scores cannot be written: {error.strerror}", str(path), "choose another --output"
-        ) from error
+    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

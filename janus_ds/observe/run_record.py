@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -23,6 +24,8 @@ from janus_ds.config.locations import public_location
 from janus_ds.config.schema import RunConfig
 from janus_ds.io import write_atomic
 from janus_ds.observe.writers import set_aside
+
+logger = logging.getLogger(__name__)
 
 
 def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
@@ -60,7 +63,11 @@ def write_run_record(
         step: where this start begins.
     """
     command = [public_location(word) for word in sys.argv]
-    started = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command, "step": step}
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    started = {"time": now, "command": command, "step": step, "ended": None}
+    earlier = _earlier_attempts(run)
+    if earlier and _is_open(earlier[-1]):
+        logger.warning("the start before was killed or failed; this one goes on from step %d", step)
     record = {
         "format_version": RUN_FORMAT_VERSION,
         "name": config.name,
@@ -73,9 +80,27 @@ def write_run_record(
         "special_tokens": asdict(special),
         "tokenizer_fingerprint": tokenizer_fingerprint,
         "execution": execution,
-        "attempts": [*_earlier_attempts(run), started],
+        "attempts": [*earlier, started],
     }
     write_atomic(run / RUN_FILE, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def note_end(run: Path, ended: str) -> None:
+    """Say in `run.json` how the last start has ended; of one that was killed it goes on to say nothing.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    record = read_run_record(run)
+    attempts = None if record is None else record.get("attempts")
+    if isinstance(attempts, list) and attempts and _is_open(attempts[-1]):
+        attempts[-1]["ended"] = ended
+        write_atomic(run / RUN_FILE, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _is_open(attempt: Any) -> bool:
+    """Whether a start has not said how it ended; those of earlier versions never say it."""
+    return isinstance(attempt, dict) and attempt.get("ended", "") is None
 
 
 def read_run_record(run: Path) -> dict[str, Any] | None:

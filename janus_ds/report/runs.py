@@ -95,6 +95,14 @@ class RunFolder:
         return self.lines[-1]["step"] if self.lines else None
 
     @property
+    def ended(self) -> str | None:
+        """How the last start ended ("complete", "stopped: SIGTERM"); None: it has not; "": not recorded."""
+        attempts = self.record.get("attempts")
+        last = _mapping(attempts[-1]) if isinstance(attempts, list) and attempts else {}
+        found = last.get("ended", "")
+        return None if found is None else str(found)
+
+    @property
     def group(self) -> str:
         """Equal for runs that differ in their seed only."""
         recipe = dict(_mapping(self.record.get("recipe")))
@@ -213,8 +221,11 @@ def _note_state(run: RunFolder, split: str) -> None:
     asked = run.recipe("train", "max_steps")
     if not run.lines:
         run.notes.append("no metrics.jsonl, hence no curves")
-    elif isinstance(asked, int) and run.lines[-1]["step"] < asked:
-        run.notes.append(f"not finished, or stopped early: {run.lines[-1]['step']:,} of {asked:,} updates")
+    elif isinstance(asked, int) and (run.lines[-1]["step"] < asked or run.ended is None):
+        how = {None: "not complete: under way, killed or failed", "complete": "ended by train.patience"}
+        told = how.get(run.ended, run.ended and f"not complete: {run.ended}")
+        done = f"{run.lines[-1]['step']:,} of {asked:,} updates"
+        run.notes.append(f"{told or 'not finished, or stopped early'}: {done}")
     if not run.tasks:
         others = sorted(
             path.name for path in run.folder.glob("eval/*") if path.is_dir() and path.name != split

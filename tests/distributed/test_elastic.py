@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.manifest import read_state
-from janus_ds.errors import CheckpointError, ConfigError
+from janus_ds.errors import ConfigError
 from janus_ds.parallel.topology import Topology, init_topology
 from tests.conftest import Tally
 from tests.support.launch import run_ranks
-from tests.support.tiny_elastic import Segment, Trained, run_segments, written_as_format_1
+from tests.support.tiny_elastic import Segment, Trained, run_segments
 from tests.support.tiny_training import NO_DROPOUT, Result, Run, make_inputs, train
 
 pytestmark = pytest.mark.timeout(1800)
@@ -70,17 +70,7 @@ def two_ranks(folder: Path, segments: list[Segment]) -> Extras:
     topology = init_topology(1, process_group=True)
     _allow_fp16()
     pairs = {name: whole_and_resumed(folder, topology, run) for name, run in PAIRS.items()}
-    old = Run("old", 2, 2)
-    with written_as_format_1(topology):
-        train(folder, topology, replace(old, overrides=HALF))
-    whole = train(folder, topology, replace(old, name="old-whole", overrides=WHOLE))
-    refused = ""
-    try:
-        train(folder, topology, replace(old, stage=3, overrides=WHOLE))
-    except CheckpointError as error:
-        refused = str(error)
-    pairs["old"] = (whole, train(folder, topology, replace(old, overrides=WHOLE)))
-    return Extras(chain, pairs, refused)
+    return Extras(chain, pairs)
 
 
 def rare_executions(folder: Path) -> dict[str, tuple[Result, Result]]:
@@ -188,7 +178,7 @@ def test_every_sample_comes_at_its_step_and_once_an_epoch(jobs: dict[str, Any]) 
     assert_each_once(ids)
 
 
-@pytest.mark.parametrize("name", [*PAIRS, "old"])
+@pytest.mark.parametrize("name", [*PAIRS])
 def test_the_same_ranks_go_on_bit_for_bit(jobs: dict[str, Any], name: str) -> None:
     assert_bitwise(*jobs["two"][0].pairs[name])
 
@@ -216,9 +206,6 @@ def test_the_loss_scale_and_skipped_steps_go_on_elsewhere(jobs: dict[str, Any], 
 
 
 def test_what_cannot_go_on_is_said_in_words(jobs: dict[str, Any]) -> None:
-    old = jobs["two"][0].refused
-    assert "ZeRO stage 2, not 3, in the format of an older janus_ds" in old
-    assert "to do: start once as it was written" in old
     assert "optim.lr 0.002 -> 1.0" in jobs["one"].refused
 
 

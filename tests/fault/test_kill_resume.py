@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, ResourceError, TrainingError
+from janus_ds.observe.run_record import read_run_record
+from janus_ds.report.runs import read_runs
 from tests.conftest import Tally
 from tests.support.program import PATIENCE, SETTINGS, STEPS, Program, assert_as_unbroken, wait_for
 
@@ -116,8 +118,15 @@ def test_a_signal_saves_and_asks_to_be_started_again(inputs: Path, unbroken: Pat
         process.send_signal(signal.SIGUSR1)
         assert process.wait(PATIENCE) == PREEMPTED_EXIT_CODE
     assert program.checkpoint == program.steps < STEPS
+    assert f"not complete: step {program.steps} of {STEPS} is saved" in program.said.splitlines()[-1]
     program = replace(program, forked=True)
+    kill_at_step(program, program.steps + 1, 0)
+    (run,) = read_runs([program.run], "test")
+    assert run.notes[0].startswith("not complete: under way, killed or failed: ")
     assert program.finish() == 0
+    assert "the start before was killed or failed; this one goes on from step" in program.said
+    attempts = (read_run_record(program.run) or {})["attempts"]
+    assert [start["ended"] for start in attempts] == ["stopped: SIGUSR1", None, "complete"]
     assert_as_unbroken(program.run, unbroken)
     before = {path: path.stat().st_mtime_ns for path in program.run.rglob("*") if path.is_file()}
     assert program.finish() == 0

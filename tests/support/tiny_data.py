@@ -29,8 +29,7 @@ _WHEN = ["at night", "in the morning", "before the war", "with great care", "aga
 
 def make_tiny_data(folder: Path, samples: int = 300, train_shards: int = 2) -> Path:
     """Write train and valid splits and a tokenizer into `folder`; the same bytes every time."""
-    draw = random.Random(7)
-    texts = [_sentence(draw) for _ in range(samples)]
+    texts = sentences(samples)
     tokenizer = train_sentencepiece(texts, "unigram", 60)
     tokenizer.save(folder / "tokenizer")
     rows = tokenizer.encode_batch(texts)
@@ -42,6 +41,12 @@ def make_tiny_data(folder: Path, samples: int = 300, train_shards: int = 2) -> P
     settings = {"block_tokens": 48}
     Manifest("denoise", tokenizer.fingerprint, tokenizer.special.vocab_size, settings, splits).save(folder)
     return folder
+
+
+def sentences(count: int) -> list[str]:
+    """Short sentences, the same every time."""
+    draw = random.Random(7)
+    return [_sentence(draw) for _ in range(count)]
 
 
 def _sentence(draw: random.Random) -> str:

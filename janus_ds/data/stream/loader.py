@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -57,17 +58,15 @@ class _Header:
 
 @dataclass(frozen=True)
 class PackedStep:
-    """A step as one flat tensor.
+    """A step as one flat array, of which the trainer's batches are views.
 
-    Tensors pass between processes through shared memory, one file descriptor each; a step with many
-    micro-batches would run into the limit of open files. So a step is one tensor, and the trainer's
-    batches are views of it.
+    It passes through the worker's pipe. Tensors would pass through shared memory: one file descriptor each,
+    and a socket in a temporary folder (pymp-*), which stays when the worker is killed.
     """
 
     step: int
     headers: list[_Header]
-    values: Tensor
-    """int64."""
+    values: NDArray[np.int64]
     damage: tuple[Damage, ...] = ()
 
     @classmethod
@@ -80,22 +79,22 @@ class PackedStep:
             shapes = {name: value.shape for name, value in tensors.items()}
             headers.append(_Header(batch.layout, batch.counts, batch.draws, shapes))
             parts.extend(value.reshape(-1) for value in tensors.values())
-        return cls(data.step, headers, torch.cat(parts), data.damage)
+        return cls(data.step, headers, torch.cat(parts).numpy(), data.damage)
 
     def unpack(self) -> StepData:
-        """The step again; its tensors share the flat tensor's memory."""
-        batches, position = [], 0
+        """The step again; its tensors share the flat array's memory."""
+        batches, position, values = [], 0, torch.from_numpy(self.values)
         for header in self.headers:
             fields = {}
             for name, shape in header.shapes.items():
-                fields[name] = self.values[position : position + shape.numel()].view(shape)
+                fields[name] = values[position : position + shape.numel()].view(shape)
                 position += shape.numel()
             batches.append(TwoStreamBatch(header.layout, header.counts, **fields, draws=header.draws))
         return StepData.of(self.step, batches, self.damage)
 
     def pin_memory(self) -> PackedStep:
         """The same in page-locked memory (called by the data loader on CUDA machines)."""
-        return replace(self, values=self.values.pin_memory())
+        return replace(self, values=torch.from_numpy(self.values).pin_memory().numpy())
 
 
 VALIDATION_EPOCH = 2**31 - 1

@@ -35,7 +35,7 @@ from janus_ds.io import check_writable, disk_faults, folder_lock
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.observe.run_record import write_run_record
+from janus_ds.observe.run_record import note_end, write_run_record
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import make_layers
@@ -117,6 +117,7 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
     if ended and meters.unvalidated is None:
         if topology.is_main:
             logger.info("the run in %s is complete at step %d", folder, state["step"])
+            note_end(folder, Outcome.COMPLETE.value)
         return Outcome.COMPLETE
     if topology.agree(int(signals.name is not None)):
         logger.warning("asked to stop (%s) before the first step", signals.name)
@@ -240,7 +241,10 @@ def _train(
     pin, end = topology.device.type == "cuda", config.train.max_steps
     loader = raise_on_all_ranks(topology, lambda: StepLoader(run.train, share, step, end, pin_memory=pin))
     with closing(_steps(loader, quarantine)) as data:
-        return trainer.fit(data)
+        outcome = trainer.fit(data)
+    ended = outcome.value if outcome is Outcome.COMPLETE else f"{outcome.value}: {stops[0].name}"
+    raise_on_all_ranks(topology, lambda: note_end(run.folder, ended) if topology.is_main else None)
+    return outcome
 
 
 def _steps(loader: StepLoader, quarantine: QuarantineList) -> Generator[StepData, None, None]:

@@ -32,7 +32,6 @@ from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.master_state import MasterState
 from janus_ds.train.loop.step import TrainingStep
 
-_TAG = "shards"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -183,10 +182,6 @@ class TrainingEngine:
             self._master.restore(read, counters)
         self._engine.global_steps = step
         self._engine.global_samples = step * self._engine.train_batch_size()
-
-    def load_shards(self, folder: Path) -> None:
-        """Continue from DeepSpeed's own files, as checkpoints of format 1 have them, on as many ranks."""
-        self._engine.load_checkpoint(str(folder), tag=_TAG)
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """All weights in fp32 under their canonical names on rank 0, None elsewhere.

@@ -140,7 +140,7 @@ class _SavedState(_Form):
     data_fingerprint: str
     recipe_fingerprint: str
     recipe: dict[str, dict[str, Any] | Any]
-    optimizer: _Optimizer | None = None
+    optimizer: _Optimizer
 
 
 def check_form(state: Mapping[str, Any], folder: Path) -> None:
@@ -158,8 +158,6 @@ def check_form(state: Mapping[str, Any], folder: Path) -> None:
             fault = f"meters: {', '.join(sorted(unknown))[:80]} not known"
         elif not isinstance(saved.recipe.get("model"), dict):
             fault = "recipe.model: missing"
-        elif state["format_version"] == STATE_VERSION and saved.optimizer is None:
-            fault = "optimizer: missing"
     except (ValidationError, ValueError, RecursionError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         fault = f"{'.'.join(str(part)[:40] for part in first['loc'])}: {first['msg']}"
@@ -175,8 +173,7 @@ def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) ->
     """Refuse, before anything heavy, a checkpoint that this start cannot continue.
 
     Raises:
-        CheckpointError: it is of a newer format, another model shape, another tokenizer, or was
-            written by an older version on other ranks or in another ZeRO stage.
+        CheckpointError: it is of another format, another model shape or another tokenizer.
         ConfigError: the recipe or the data would silently change what the run means.
     """
     where = str(folder)
@@ -189,7 +186,6 @@ def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) ->
             f"{where}: tokenizer {tokenizer[:12]}, data {now.tokenizer_fingerprint[:12]}",
             "give the --data that the run was started with, or another --output",
         )
-    _check_execution(state, now, where)
     _check_recipe(state, now, where)
 
 
@@ -200,6 +196,12 @@ def _check_version(state: Mapping[str, Any], where: str) -> None:
             f"the checkpoint has format version {version}, this program knows versions up to {STATE_VERSION}",
             where,
             "continue the run with the newer version of janus_ds that wrote it",
+        )
+    if version < STATE_VERSION:
+        raise CheckpointError(
+            "the checkpoint is of format 1: DeepSpeed's own files, which can run code when they are read",
+            where,
+            "begin a new run from its weights with --init and another --output; they are safetensors",
         )
 
 
@@ -244,18 +246,6 @@ def changed_execution(state: Mapping[str, Any], now: RunIdentity) -> list[str]:
     ]
 
 
-def _check_execution(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
-    changes = changed_execution(state, now)
-    if changes and state["format_version"] < STATE_VERSION:
-        raise CheckpointError(
-            f"the checkpoint was written with {'; '.join(changes)}, in the format of an older janus_ds "
-            "that only the same ranks and ZeRO stage can read",
-            where,
-            "start once as it was written, until the next checkpoint (train.save_every): that one continues "
-            "on any ranks; or begin a new run from its weights with --init and another --output",
-        )
-
-
 _PADDING = "data.pad_multiple"
 
 
@@ -290,9 +280,6 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield section, content
 
 
-_SHARDS = "engine"
-"""Where format 1 has DeepSpeed's own files."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -307,7 +294,7 @@ def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, 
     state = read_state(checkpoint)
     check_form(state, checkpoint)
     check_resumable(state, identity, checkpoint)
-    if not (checkpoint / OPTIMIZER_FILE).is_file() and not (checkpoint / _SHARDS).is_dir():
+    if not (checkpoint / OPTIMIZER_FILE).is_file():
         raise CheckpointError(
             "the checkpoint has weights, but no state of the optimizer to continue with",
             str(checkpoint / OPTIMIZER_FILE),
@@ -323,10 +310,7 @@ def resume(engine: TrainingEngine, checkpoint: Path, state: dict[str, Any], iden
         CheckpointError: a file cannot be read.
     """
     step = int(state["step"])
-    if (checkpoint / OPTIMIZER_FILE).is_file():
-        engine.restore(checkpoint, state["optimizer"], step)
-    else:
-        engine.load_shards(checkpoint / _SHARDS)
+    engine.restore(checkpoint, state["optimizer"], step)
     if engine.topology.is_main:
         changes = changed_execution(state, identity)
         how = f"; it was written with {'; '.join(changes)}" if changes else ""

@@ -283,6 +283,9 @@ class Trainer:
         reason = self._parts.signals.name or "another rank"
         logger.warning("asked to stop (%s): saving at step %d", reason, self._progress.step)
         self._finish()
+        step, end = self._progress.step, self._train.max_steps
+        self._reporter.close()  # so that this is the last line
+        logger.warning("not complete: step %d of %d is saved; the same command goes on", step, end)
         self._parts.signals.leave()
         return Outcome.STOPPED
 
