@@ -9,12 +9,12 @@ TORCH_PIP_ARGS ?=
 RUN ?= runs/quickstart
 NPROC ?= 2
 
-# Without an NVIDIA GPU the quickstart runs on NPROC CPU ranks, one thread each.
+# Without an NVIDIA GPU the quickstart runs on NPROC CPU ranks, which share the cores.
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 ifeq ($(HAS_GPU),yes)
 DEVICE_ENV :=
 else
-DEVICE_ENV := DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 LOCAL_SIZE=$(NPROC)
+DEVICE_ENV := LOCAL_SIZE=$(NPROC)
 endif
 ACTIVATED := PATH="$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(DEVICE_ENV)
 FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")

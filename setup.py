@@ -42,7 +42,6 @@ setup(
         "jinja2>=3.1,<4",
         "PyYAML>=6,<7",
         "pydantic>=2.10,<3",
-        "tqdm>=4.66,<5",
         "zstandard>=0.22,<1",
         "fsspec>=2024.6",
     ],
@@ -65,7 +64,6 @@ setup(
             "ruff>=0.9,<1",
             "mypy>=1.11,<3",
             "types-PyYAML",
-            "types-tqdm",
         ],
     },
 )

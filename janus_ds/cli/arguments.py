@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from janus_ds.config.packaged import packaged_folder
 from janus_ds.errors import MissingDependencyError, UsageError
+from janus_ds.observe.progress import Progress
 
 if TYPE_CHECKING:
     from janus_ds.evaluate.evaluation import EvalRequest
@@ -183,25 +183,14 @@ def _listed(text: str, kind: type[_Number], option: str, wanted: str) -> tuple[_
         raise UsageError(f"{text!r} is not a list of numbers", option, f"give {wanted}") from None
 
 
-def progress_bars() -> Callable[[str, int, int], None]:
-    """What is told how many sentences of a system are done: a bar for each on standard error; where that is a
-    file, it is written anew at times only."""
-    from tqdm import tqdm
-
-    bars: dict[str, Any] = {}
+def systems_progress() -> Callable[[str, int, int], None]:
+    """What is told how many sentences of a system are done; it says so on standard error."""
+    lines: dict[str, Progress] = {}
 
     def show(system: str, done: int, total: int) -> None:
-        if system not in bars:
-            bars[system] = tqdm(
-                total=total,
-                desc=system,
-                unit="sentence",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                mininterval=0.5 if sys.stderr.isatty() else 30.0,
-            )
-        bars[system].update(done - bars[system].n)
+        line = lines.setdefault(system, Progress())
+        line.show(f"{system}: {done:,} of {total:,} sentences", now=done == total)
         if done == total:
-            bars.pop(system).close()
+            lines.pop(system).end()
 
     return show

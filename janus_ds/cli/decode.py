@@ -28,11 +28,11 @@ from janus_ds.cli.arguments import (
     program_parser,
 )
 from janus_ds.cli.decode_lines import (
+    DecodeProgress,
     Found,
     FoundBy,
     LongInputs,
     Output,
-    Progress,
     as_blocks,
     as_json,
     as_lines,
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # All generators first: a mode that was not trained is refused before anything is decoded.
     generators = {mode: _generator(run, text, mode, parsed) for mode in modes}
     long = LongInputs(run.config.model.max_source_positions, parsed.on_long)
-    progress = Progress(parsed.progress_seconds, parsed.output is not None or not _on_terminal())
+    progress = DecodeProgress(parsed.progress_seconds, parsed.output is not None or not _on_terminal())
     output = Output(parsed.output)
     try:
         for passages in _windows(parsed, run, text):
@@ -150,7 +150,7 @@ def _windows(parsed: argparse.Namespace, run: LoadedRun, text: TextCodec) -> Ite
 
 
 def _found(
-    passages: Sequence[Passage], first: int, generators: Mapping[str, Generator], progress: Progress
+    passages: Sequence[Passage], first: int, generators: Mapping[str, Generator], progress: DecodeProgress
 ) -> Found:
     """What every mode makes of some inputs."""
     sources, found = [passage.ids for passage in passages], {}

@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from janus_ds.decode.text import TextCodec, cut_warning, one_line
 from janus_ds.errors import DataError
 from janus_ds.evaluate.passages import Passage
 from janus_ds.io import disk_faults
+from janus_ds.observe.progress import Progress
 
 
 class FoundBy(NamedTuple):
@@ -107,42 +106,21 @@ class Output:
                 self._file.close()
 
 
-class Progress:
-    """Finished inputs on standard error: one line that changes on a terminal, or else a dated one at times.
-
-    Args:
-        seconds: between dated lines; 0: none.
-        shown: whether a terminal is free for it (outputs do not go there).
-    """
+class DecodeProgress:
+    """Finished inputs on standard error; see :class:`Progress`."""
 
     def __init__(self, seconds: float, shown: bool) -> None:
-        self._seconds = seconds
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._shown = shown if self._terminal else seconds > 0
-        self._start = self._last = time.monotonic()
-        self._said = False
+        self._line = Progress(seconds, shown)
 
-    def __call__(self, done: int) -> None:
+    def __call__(self, done: int, *, now: bool = False) -> None:
         """So many inputs are done."""
-        now = time.monotonic()
-        if self._shown and (self._terminal or now - self._last >= self._seconds):
-            self._say(done, now)
+        self._line.show(f"decoded {done:,} lines, {done / self._line.seconds:.1f} a second", now=now)
 
     def end(self, done: int) -> None:
         """All are done; said where something was said before."""
-        if self._said:
-            self._say(done, time.monotonic())
-        if self._said and self._terminal:
-            _say("")
-
-    def _say(self, done: int, now: float) -> None:
-        rate = done / max(now - self._start, 1e-9)
-        text = f"decoded {done:,} lines, {rate:.1f} a second"
-        if self._terminal:
-            print(f"\r{text}", end="", file=sys.stderr, flush=True)
-        else:
-            _say(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}")
-        self._last, self._said = now, True
+        if self._line.said:
+            self(done, now=True)
+            self._line.end()
 
 
 def _say(text: str) -> None:

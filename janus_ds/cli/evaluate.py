@@ -15,7 +15,7 @@ from janus_ds.cli.arguments import (
     add_score_arguments,
     checkpoint_request,
     program_parser,
-    progress_bars,
+    systems_progress,
 )
 from janus_ds.errors import UsageError
 from janus_ds.metrics.glge import (
@@ -120,7 +120,7 @@ def _decode_nmt(parsed: argparse.Namespace) -> int:
     from janus_ds.evaluate.tasks import NMT_COLUMNS, evaluate
 
     request = replace(checkpoint_request(parsed), baseline=parsed.baseline)
-    results = evaluate(request, progress_bars())
+    results = evaluate(request, systems_progress())
     signatures = {result.scores.signatures["sacrebleu"] for result in results}
     lines = [
         results_table(results, NMT_COLUMNS),
@@ -215,7 +215,7 @@ def _decode_glge(parsed: argparse.Namespace) -> int:
 
     request = replace(request, checkpoint=with_best(parsed.checkpoint, parsed.average))
     plan = LatencyPlan(parsed.latency) if parsed.latency else None
-    found = evaluate_glge(GlgeRequest(task, request, meteor, plan, parsed.ar_checkpoint), progress_bars())
+    found = evaluate_glge(GlgeRequest(task, request, meteor, plan, parsed.ar_checkpoint), systems_progress())
     scores = [result.scores for result in found.results][:1]
     lines = [f"{task.name}, {first.split}, {first.n} lines, weights {found.checkpoint}" for first in scores]
     lines.append(results_table(found.results, [*task.columns, "overall"]))

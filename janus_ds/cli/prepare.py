@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from janus_ds.cli.arguments import program_parser
@@ -24,6 +22,7 @@ from janus_ds.data.prepare.settings import (
 )
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
 from janus_ds.errors import UsageError
+from janus_ds.observe.progress import Progress
 
 _SPLITS = ("train", "valid", "test")
 
@@ -129,29 +128,29 @@ def _add_distill_options(group: argparse._ArgumentGroup) -> None:
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
 
 
-class _ProgressLine:
-    """Shows progress: one line that is written over on a terminal, else a line every ten seconds."""
+def _stages() -> Callable[[PrepareProgress], None]:
+    """Shows how far a preparation is; each stage begins with a line."""
+    line, stage = Progress(), ""
 
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._interval = 0.2 if self._terminal else 10.0
-        self._last = time.monotonic()
-        self._stage = ""
-
-    def show(self, progress: PrepareProgress) -> None:
-        """Print the line if it is time to."""
-        now = time.monotonic()
-        if now - self._last < self._interval and progress.stage == self._stage:
-            return
-        self._last, self._stage = now, progress.stage
-        text = f"{progress.stage}: {progress.share:6.1%}"
+    def show(progress: PrepareProgress) -> None:
+        nonlocal stage
+        text = f"{progress.stage}: {progress.share:.1%}"
         if progress.text_bytes:
             text += (
                 f"  {progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB"
                 f"  {progress.megabytes_per_second:.1f} MB/s"
             )
-        end = "\r" if self._terminal else "\n"
-        print(f"{text:<90}", end=end, file=sys.stderr, flush=True)
+        line.show(text, now=progress.stage != stage)
+        stage = progress.stage
+        if progress.share >= 1:
+            line.end()
+
+    return show
+
+
+def _pairs_progress() -> Callable[[str, int], None]:
+    line = Progress()
+    return lambda stage, count: line.show(f"{stage}: {count:,} pairs")
 
 
 def _split_report(report: PrepareReport | pairs.PairReport, unit: str) -> None:
@@ -195,7 +194,7 @@ def _prepare_text(options: argparse.Namespace) -> None:
         members_per_shard=options.members_per_shard,
     )
     execution = Execution(processes=options.processes)
-    report = prepare(options.input, options.output, settings, execution, _ProgressLine().show)
+    report = prepare(options.input, options.output, settings, execution, _stages())
     if report.resumed:
         print("went on with an interrupted preparation")
     _block_report(report)
@@ -228,7 +227,7 @@ def _prepare_translation(options: argparse.Namespace) -> None:
         samples_per_member=options.samples_per_member,
         members_per_shard=options.members_per_shard,
     )
-    report = pairs.prepare_pairs(files, options.output, settings, options.processes, _show_pairs)
+    report = pairs.prepare_pairs(files, options.output, settings, options.processes, _pairs_progress())
     _split_report(report, "pairs")
 
 
@@ -241,8 +240,6 @@ def _prepare_distilled(options: argparse.Namespace) -> None:
             "give --data DIR, made by --task nmt before, and no --train",
         )
     # What follows takes seconds to import, which other preparations need not pay.
-    from tqdm import tqdm
-
     from janus_ds.decode.load import usable_device
     from janus_ds.evaluate.distill import DistillRequest, distill
 
@@ -254,20 +251,10 @@ def _prepare_distilled(options: argparse.Namespace) -> None:
         decode={} if options.beam is None else {"beam": options.beam},
         device=usable_device(options.device),
     )
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    with tqdm(desc="translating", unit=" pairs", mininterval=interval, delay=0.5) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = distill(request, show)
+    line = Progress()
+    report = distill(request, lambda done, total: line.show(f"translating: {done:,} of {total:,} pairs"))
+    line.end()
     _split_report(report, "pairs")
-
-
-def _show_pairs(stage: str, pairs: int) -> None:
-    if sys.stderr.isatty():
-        print(f"{stage}: {pairs:,} pairs".ljust(79), end="\r", file=sys.stderr, flush=True)
 
 
 def prepare_data(argv: Sequence[str] | None = None) -> int:
@@ -313,6 +300,6 @@ def prepare_glge(argv: Sequence[str] | None = None) -> int:
         samples_per_member=options.samples_per_member,
         members_per_shard=options.members_per_shard,
     )
-    report = pairs.prepare_glge(options.input, options.output, settings, options.processes, _show_pairs)
+    report = pairs.prepare_glge(options.input, options.output, settings, options.processes, _pairs_progress())
     _split_report(report, "pairs")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from janus_ds.data.stream.index import Manifest, ShardEntry, SplitIndex
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.errors import JanusError
+from janus_ds.observe.progress import Progress
 from janus_ds.tables import bytes_text, count_text, table
 
 
@@ -46,7 +46,7 @@ def _verify(location: str, data: DataConfig) -> tuple[str, VerifyReport]:
         stores = {name: part.shards for name in place.manifest.splits for part in place.split(name)}
         directory, read = place.folders[0], partial(_fetched, stores)
     started = time.monotonic()
-    report = verify_dataset(directory, _show_progress if sys.stderr.isatty() else None, read)
+    report = verify_dataset(directory, partial(_show, Progress()), read)
     seconds = max(time.monotonic() - started, 1e-6)
     print(_shard_table(directory, report.faults))
     for fault in report.faults:
@@ -65,10 +65,10 @@ def _fetched(stores: Mapping[str, Any], split: str, shard: ShardEntry) -> bytes:
         return file.read()
 
 
-def _show_progress(share: float, report: VerifyReport) -> None:
-    end = "\n" if share >= 1 else ""
-    text = f"\r{share:4.0%}, {report.shards} shards, {len(report.faults)} faults"
-    print(text, end=end, file=sys.stderr, flush=True)
+def _show(line: Progress, share: float, report: VerifyReport) -> None:
+    line.show(f"{share:.0%}, {report.shards} shards, {len(report.faults)} faults")
+    if share >= 1:
+        line.end()
 
 
 def _shard_table(directory: Path, faults: list[Fault]) -> str:

@@ -8,6 +8,7 @@ the package ships, unless there is a folder of that name.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +32,9 @@ RUN_FORMAT_VERSION = 1
 
 DEMO = "demo"
 """The name of the demonstration model that the package ships (German to English)."""
+
+_SMALL_WIDTH = 512
+"""Below it, threads wait for each other longer than they work; OMP_NUM_THREADS, if set, decides instead."""
 
 _MOST_RECORD_BYTES = 64 << 20
 _RUN_FILE, _WEIGHTS = "run.json", "weights.safetensors"
@@ -81,6 +85,8 @@ def load_run(
     special = _special_tokens(record["special_tokens"], str(folder / _RUN_FILE))
     config = with_decode(config, decode or {})
     text = _load_text(folder / "tokenizer", special, record["tokenizer_fingerprint"])
+    if device.type == "cpu" and config.model.d_model < _SMALL_WIDTH and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     model = model_from_file(config.model, special, weights, device)
     return LoadedRun(model, text, special, config, folder, weights)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from janus_ds.cli import decode
-from janus_ds.cli.decode_lines import Progress
+from janus_ds.cli.decode_lines import DecodeProgress
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.text import one_line
 from janus_ds.errors import DataError, UsageError
@@ -111,7 +111,7 @@ def test_one_line_whatever_a_model_writes(text: str, line: str) -> None:
 
 
 def test_dated_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    quiet, often = Progress(30.0, True), Progress(1e-9, True)
+    quiet, often = DecodeProgress(30.0, True), DecodeProgress(1e-9, True)
     for progress in (quiet, often):
         progress(1)
         progress.end(2)

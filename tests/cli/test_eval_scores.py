@@ -95,7 +95,7 @@ def test_a_checkpoint_is_decoded_and_scored(
     ):
         assert part in printed.out
     assert "METEOR will be missing" in printed.err
-    assert "3/3" in printed.err
+    assert "ar: 3 of 3 sentences\n" in printed.err
     assert len((tmp_path / "out" / "ar.txt").read_text().splitlines()) == 3
     told = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert told["latency"]["conditions"] | {"samples": 1, "beam": 2} == told["latency"]["conditions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.parallel.tensor_parallel import deepspeed_mpu, make_layers
-from janus_ds.parallel.topology import init_topology
+from janus_ds.parallel.topology import init_topology, share_threads
 from tests.support.launch import free_port, rank_environment
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -75,6 +76,27 @@ def test_a_task_of_slurm_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch, visi
         monkeypatch.setenv(name, value)
     assert init_topology().device == torch.device("cuda", index)
     assert chosen == [torch.device("cuda", index)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({}, 8),
+        ({"LOCAL_WORLD_SIZE": "2"}, 4),
+        ({"LOCAL_SIZE": "16"}, 1),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, 1),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_CPUS_PER_TASK": "3"}, 3),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "5"}, None),
+    ],
+)
+def test_ranks_share_the_cores_of_their_host(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], threads: int | None
+) -> None:
+    chosen: list[int | None] = [None]
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    share_threads(environment)
+    assert chosen[-1] == threads
 
 
 def test_dense_layers_draw_their_weights_and_zero_their_biases() -> None:

@@ -40,6 +40,7 @@ from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
+from janus_ds.train.loop.announce import announce_end, announce_start
 from janus_ds.train.loop.engine import TrainingEngine
 from janus_ds.train.loop.outputs import OutputScores, SampleDecoder, WeightsHolder, text_pairs
 from janus_ds.train.loop.state import Meters, RunIdentity, read_resumable, resume
@@ -118,12 +119,14 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
         if topology.is_main:
             logger.info("the run in %s is complete at step %d", folder, state["step"])
             note_end(folder, Outcome.COMPLETE.value)
+        announce_end(run, topology, state["step"], meters)
         return Outcome.COMPLETE
     if topology.agree(int(signals.name is not None)):
         logger.warning("asked to stop (%s) before the first step", signals.name)
         return Outcome.STOPPED
     if run.execution.advice and topology.is_main:
         logger.warning(run.execution.advice)
+    announce_start(run, topology, state["step"])
     engine = build_engine(run, topology)
     if resumed is not None:
         resume(engine, resumed, state, run.identity)
@@ -244,6 +247,7 @@ def _train(
         outcome = trainer.fit(data)
     ended = outcome.value if outcome is Outcome.COMPLETE else f"{outcome.value}: {stops[0].name}"
     raise_on_all_ranks(topology, lambda: note_end(run.folder, ended) if topology.is_main else None)
+    announce_end(run, topology, trainer.step, trainer.meters, stopped=outcome is Outcome.STOPPED)
     return outcome
 
 

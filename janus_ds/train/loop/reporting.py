@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from janus_ds.batch import BatchCounts
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.observe.progress import Progress, duration
 from janus_ds.observe.writers import MetricsWriter
 from janus_ds.train.loop.engine import TrainingEngine, Update
 from janus_ds.train.loop.state import Meters
@@ -27,6 +27,8 @@ from janus_ds.train.loop.validation import global_terms
 from janus_ds.train.safety.guards import Decision, Verdict
 
 _SHOWN = ("loss", "ar", "nar", "aux")
+_SECONDS = 10.0
+"""Between two lines where standard error is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,7 @@ class Reporter:
         # The line of a step whose validation was interrupted is still to be written.
         written = step if meters.unvalidated is None else step - 1
         self._writer = MetricsWriter(run, written) if engine.topology.is_main else None
-        # Where standard error is a file, the bar is refreshed every ten seconds only.
-        self._bar = tqdm(
-            total=config.train.max_steps,
-            initial=step,
-            unit="step",
-            disable=not engine.topology.is_main,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
-        )
+        self._bar = ProgressBar(step, config.train.max_steps, engine.topology.is_main)
 
     def finish_step(self, result: StepResult, wanted: bool) -> dict[str, Any] | None:
         """Add a step to the sums of the run; its figures if they are wanted or tell of a fault, else None.
@@ -100,7 +93,7 @@ class Reporter:
         meters.seconds += timing.seconds
         meters.cpu_seconds += timing.cpu_seconds
         if not (wanted or skipped or verdict.spike):
-            self._advance({})
+            self._bar.advance({})
             return None
         values: dict[str, Any] = {**global_terms(result.terms, self._topology), "lr": result.rate}
         values |= {"grad_norm": result.update.grad_norm, "loss_scale": result.update.loss_scale}
@@ -118,16 +111,7 @@ class Reporter:
         """Write the figures of a step, and move the bar on."""
         if self._writer:
             self._writer.write(step, values)
-        self._advance(values)
-
-    def _advance(self, values: Mapping[str, object]) -> None:
-        """One more step, with these figures beside the bar."""
-        shown = {key: f"{values[key]:.3f}" for key in _SHOWN if isinstance(values.get(key), float)}
-        speed = values.get("tokens_per_second")
-        if isinstance(speed, float):
-            shown["tok/s"] = f"{speed:,.0f}"
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
+        self._bar.advance(values)
 
     def write_text(self, step: int, tag: str, text: str) -> None:
         """Write markdown text to TensorBoard."""
@@ -136,8 +120,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        if not self._bar.disable:
-            self._bar.write(text, file=sys.stderr)
+        self._bar.note(text)
 
     def flush(self) -> None:
         """Bring everything to disk: a checkpoint must not know of steps whose figures a kill could take."""
@@ -149,6 +132,45 @@ class Reporter:
         self._bar.close()
         if self._writer:
             self._writer.close()
+
+
+class ProgressBar:
+    """Steps, losses, tokens/s and the time left, on standard error.
+
+    Args:
+        step: completed steps at the start.
+        max_steps: steps of the run.
+        visible: False on all ranks but the first.
+    """
+
+    def __init__(self, step: int, max_steps: int, visible: bool) -> None:
+        self._line = Progress(_SECONDS) if visible else None
+        self._first, self._step, self._steps = step, step, max_steps
+        self._figures = ""
+
+    def advance(self, values: Mapping[str, object]) -> None:
+        """One more step with these figures."""
+        self._step += 1
+        if self._line is None:
+            return
+        shown = [f"{key} {values[key]:.3f}" for key in _SHOWN if isinstance(values.get(key), float)]
+        speed = values.get("tokens_per_second")
+        if isinstance(speed, float):
+            shown.append(f"{speed:,.0f} tokens/s")
+        self._figures = ", ".join(shown) or self._figures
+        left = self._line.seconds / (self._step - self._first) * (self._steps - self._step)
+        text = f"step {self._step:,} of {self._steps:,}: {self._figures}, {duration(left)} left"
+        self._line.show(text, now=self._step == self._steps)
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        if self._line is not None:
+            self._line.note(text)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._line is not None:
+            self._line.end()
 
 
 _PEAK_TFLOPS = {

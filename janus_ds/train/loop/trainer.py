@@ -125,6 +125,16 @@ class Trainer:
         self._best = BestWeights(self._train, meters, parts.run / "checkpoints", topology)
         self._reporter = Reporter(parts.config, parts.run, parts.vocab_size, parts.engine, step, meters)
 
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self._progress.step
+
+    @property
+    def meters(self) -> Meters:
+        """Sums over the run."""
+        return self._progress.meters
+
     def fit(self, data: Iterator[StepData]) -> Outcome:
         """Train to the end, or until asked to stop.
 
@@ -235,19 +245,19 @@ class Trainer:
             losses = self._parts.validator.losses(self._engine, self._asked_to_stop)
         if losses is None:
             return None
-        shown = ", ".join(
-            f"{name} {value:.3f}" for name, value in losses.items() if not name.endswith("_nll")
-        )
-        self._reporter.note(f"step {step} held out: {shown}")
+        first = ("loss", "ar", "nar", "aux")
+        shown = [f"{name} {losses[name]:.3f}" for name in first if name in losses]
+        shown += [f"{n} {v:.3f}" for n, v in losses.items() if n not in first and not n.endswith("_nll")]
+        self._reporter.note(f"step {step:,} held out: {', '.join(shown)}")
         scores = self._score()
         if scores is None:
             return None
         self._best.judge(step, losses, scores, self._engine.full_weights)
         metric = VALIDATION_METRICS[self._train.valid_task]
         if scores:
-            shown = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
+            text = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
             best = self._progress.meters.best_bleu
-            self._reporter.note(f"step {step} {metric.title}: {shown}; best {best:.2f}")
+            self._reporter.note(f"step {step} {metric.title}: {text}; best {best:.2f}")
         scored = {f"{metric.name}_{mode}": score for mode, score in scores.items()}
         return {f"valid/{name}": value for name, value in {**losses, **scored}.items()}
 

@@ -1,0 +1,67 @@
+"""What a run says of itself, and how it shows that it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_ds.config.deepspeed import read_setup
+from janus_ds.observe.progress import Progress, duration
+from janus_ds.parallel.topology import Topology
+from janus_ds.train.loop.announce import announce_end, announce_start
+from janus_ds.train.loop.build_run import build_run
+from janus_ds.train.loop.reporting import ProgressBar
+from janus_ds.train.loop.state import Meters
+
+ROOT = Path(__file__).parents[3]
+FROZEN = ROOT / "tests/golden/frozen"
+
+
+def test_a_run_begins_with_what_it_is_and_ends_with_what_comes_next(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    topology = Topology(torch.device("cpu"), world_size=4, data_size=2, tensor_size=2)
+    settings = [f"data.path={FROZEN / 'data'}", "data.batch=samples", "train.global_batch=32"]
+    config, execution = read_setup(
+        FROZEN / "recipe.yaml", settings, ROOT / "ds_configs/zero2.json", 2, tensor_size=2
+    )
+    run = build_run(config, execution, tmp_path / "my run", topology)
+    announce_start(run, topology, 3)
+    said = dict(line.strip().split(maxsplit=1) for line in capsys.readouterr().err.splitlines()[1:])
+    size = run.train.source.samples
+    assert " M parameters: " in said["model"]
+    assert (
+        said["data"]
+        == f"{FROZEN / 'data'}: {size:,} samples to train on, {run.valid.source.samples:,} held out"
+    )
+    assert said["batch"] == "32 samples = 16 micro x 1 accumulation x 2 data-parallel"
+    assert said["ranks"].startswith("4 = 2 data-parallel x 2 tensor-parallel on cpu, threads ")
+    assert said["engine"] == "fp32, ZeRO 2"
+    assert said["steps"].endswith("going on from 3")
+    announce_end(run, topology, 9, Meters(samples=2 * size, tokens=1234, seconds=286.0))
+    ended = capsys.readouterr().err
+    assert f"({2.0} epochs), 1,234 tokens in 4 min 46 s of steps" in ended
+    assert f"janus-ds decode --checkpoint '{tmp_path / 'my run'}' --mode ar,nar --heldout 3" in ended
+    announce_end(run, topology, 9, Meters(), stopped=True)
+    assert "the same command goes on" in capsys.readouterr().err
+    announce_start(run, Topology(torch.device("cpu"), rank=1, world_size=2), 0)
+    assert capsys.readouterr().err == ""
+
+
+def test_off_a_terminal_lines_are_dated_and_nothing_is_written_over(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bar = ProgressBar(4, 6, visible=True)
+    bar.advance({"loss": 2.0, "ar": 1.0})
+    bar.note("step 5 held out: loss 2.000")
+    bar.advance({"loss": 1.5, "tokens_per_second": 1234.5})
+    bar.close()
+    note, last = capsys.readouterr().err.splitlines()
+    assert note == "step 5 held out: loss 2.000"
+    assert last.split(" ", 2)[2] == "step 6 of 6: loss 1.500, 1,234 tokens/s, 0 s left"
+    ProgressBar(0, 2, visible=False).advance({"loss": 1.0})
+    Progress(0.0).show("hidden", now=True)
+    assert capsys.readouterr().err == ""
+    assert [duration(x) for x in (3.6, 286, 7380)] == ["4 s", "4 min 46 s", "2 h 3 min"]
