@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def prepare_pairs(
         tokenizer = text.tokenizer(builder.show)
         for split in files:
             counts: Counter[str] = Counter()
-            encode = _LeavingOut(tokenizer, settings.max_tokens)
+            encode = partial(_leaving_out, tokenizer, settings.max_tokens)
             builder.write(split, text.chosen(split, counts), encode, counts, text.nothing_left(split))
         return builder.finish(tokenizer, request, languages, settings.lowercase)
 
@@ -132,7 +133,7 @@ def prepare_glge(
             if target is not None:
                 what, where = f"no pair of {split} has text on both sides", f"{source} and {target}"
                 nothing = DataError(what, where, "look at the files")
-                encode = _Cutting(tokenizer, settings.limits)
+                encode = partial(_cutting, tokenizer, settings.limits)
                 builder.write(split, read_pairs(source, target), encode, Counter(), nothing)
         return builder.finish(tokenizer, request, _GLGE_SIDES, lowercase=False)
 
@@ -299,63 +300,43 @@ def _paired(sides: Sequence[Sequence[list[int]]], kept: Sequence[int], vocab_siz
     }
 
 
-class _LeavingOut:
+def _leaving_out(tokenizer: Tokenizer, max_tokens: int, pairs: Sequence[Pair]) -> _EncodedPairs:
     """Pairs to tokens; leaves out what cannot be a sample."""
-
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
-        self._tokenizer = tokenizer
-        self._max_tokens = max_tokens
-        self._forbidden = structural(tokenizer.special)
-
-    def __call__(self, pairs: Sequence[Pair]) -> _EncodedPairs:
-        sides = [self._tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
-        counts: Counter[str] = Counter()
-        kept = []
-        for number, rows in enumerate(zip(*sides, strict=True)):
-            fault = self._fault(rows)
-            counts[fault or "kept"] += 1
-            if fault is None:
-                kept.append(number)
-        samples = _paired(sides, kept, self._tokenizer.special.vocab_size)
-        for name, ragged in samples.items():
-            counts[f"{name}_tokens"] += len(ragged.values)
-            counts["unknown_tokens"] += int(np.count_nonzero(ragged.values == self._tokenizer.special.unk))
-        return _EncodedPairs(samples, counts)
-
-    def _fault(self, rows: tuple[list[int], ...]) -> str | None:
+    special, forbidden = tokenizer.special, structural(tokenizer.special)
+    sides = [tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
+    counts: Counter[str] = Counter()
+    kept = []
+    for number, rows in enumerate(zip(*sides, strict=True)):
         if not all(rows):
-            return "empty"
-        if max(map(len, rows)) > self._max_tokens:
-            return "too_long"
-        # An eos inside a sentence would mean its end.
-        if not all(self._forbidden.isdisjoint(row) for row in rows):
-            return "with_special_symbols"
-        return None
+            counts["empty"] += 1
+        elif max(map(len, rows)) > max_tokens:
+            counts["too_long"] += 1
+        elif not all(forbidden.isdisjoint(row) for row in rows):
+            # An eos inside a sentence would mean its end.
+            counts["with_special_symbols"] += 1
+        else:
+            counts["kept"] += 1
+            kept.append(number)
+    samples = _paired(sides, kept, special.vocab_size)
+    for name, ragged in samples.items():
+        counts[f"{name}_tokens"] += len(ragged.values)
+        counts["unknown_tokens"] += int(np.count_nonzero(ragged.values == special.unk))
+    return _EncodedPairs(samples, counts)
 
 
-class _Cutting:
+def _cutting(tokenizer: Tokenizer, limits: Limits, pairs: Sequence[Pair]) -> _EncodedPairs:
     """Pairs to tokens, cut to the limits."""
-
-    def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
-        self._tokenizer = tokenizer
-        self._limits = (limits.source, limits.target)
-
-    def __call__(self, pairs: Sequence[Pair]) -> _EncodedPairs:
-        counts: Counter[str] = Counter(lines=len(pairs))
-        sides = [self._side(side, [pair[side] for pair in pairs], counts) for side in (0, 1)]
-        kept = [number for number, rows in enumerate(zip(*sides, strict=True)) if all(rows)]
-        counts["kept"] = len(kept)
-        counts["with_an_empty_side"] = len(pairs) - len(kept)
-        return _EncodedPairs(_paired(sides, kept, self._tokenizer.special.vocab_size), counts)
-
-    def _side(self, side: int, texts: list[str], counts: Counter[str]) -> list[list[int]]:
-        name, limit = _STREAMS[side], self._limits[side]
-        rows = []
-        for row in self._tokenizer.encode_batch(texts):
-            plain = plain_ids(row, self._tokenizer.special)
+    counts: Counter[str] = Counter(lines=len(pairs))
+    sides: list[list[list[int]]] = [[], []]
+    for side, (name, limit) in enumerate(zip(_STREAMS, (limits.source, limits.target), strict=True)):
+        for row in tokenizer.encode_batch([pair[side] for pair in pairs]):
+            plain = plain_ids(row, tokenizer.special)
             counts[f"{name}_special_symbols_removed"] += len(row) - len(plain)
             counts[f"{name}_cut"] += len(plain) > limit
             counts[f"{name}_tokens_cut"] += max(0, len(plain) - limit)
             counts[f"{name}_tokens"] += min(len(plain), limit)
-            rows.append(plain[:limit])
-        return rows
+            sides[side].append(plain[:limit])
+    kept = [number for number, rows in enumerate(zip(*sides, strict=True)) if all(rows)]
+    counts["kept"] = len(kept)
+    counts["with_an_empty_side"] = len(pairs) - len(kept)
+    return _EncodedPairs(_paired(sides, kept, tokenizer.special.vocab_size), counts)

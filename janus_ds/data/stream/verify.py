@@ -155,17 +155,15 @@ def _check_extra_files(directory: Path, name: str, index: SplitIndex, report: Ve
             report.faults.append(Fault(f"{name}/{path.name}", None, "the index knows no such file"))
 
 
+@dataclass
 class _ShardCheck:
     """Looks at one shard of one split."""
 
-    def __init__(
-        self, directory: Path, split: str, index: SplitIndex, vocab_size: int, report: VerifyReport
-    ) -> None:
-        self._directory = directory
-        self._split = split
-        self._index = index
-        self._vocab_size = vocab_size
-        self._report = report
+    _directory: Path
+    _split: str
+    _index: SplitIndex
+    _vocab_size: int
+    _report: VerifyReport
 
     def run(
         self,
