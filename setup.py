@@ -49,6 +49,8 @@ setup(
         "plots": ["matplotlib>=3.8,<4"],
         # Distant data: http and https need nothing, s3:// and gs:// these.
         "remote": ["s3fs>=2024.6", "gcsfs>=2024.6"],
+        # Text in Parquet files, as on the Hugging Face hub.
+        "parquet": ["pyarrow>=17"],
         # METEOR 1.5 itself is Java; the package carries its jar.
         "meteor": ["pycocoevalcap>=1.2,<2"],
         # Peers of the parity tests and benches.
@@ -57,6 +59,7 @@ setup(
             "transformers>=4.57,<6",
             "ctranslate2>=4.6,<5",
             "matplotlib>=3.8,<4",
+            "pyarrow>=17",
             "pytest>=8,<10",
             "pytest-timeout>=2.3,<3",
             "pytest-xdist>=3.7,<4",

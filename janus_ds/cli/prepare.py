@@ -93,7 +93,7 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
         default=default.rule.document,
         help="what ends a document of text: a blank line, a line end, the end of the file [%(default)s]",
     )
-    add("--field", default=default.rule.field, help="JSON field with the text [%(default)s]")
+    add("--field", default=default.rule.field, help="JSON field or Parquet column of the text [%(default)s]")
     add("--samples-per-member", type=int, default=default.samples_per_member, help="[%(default)s]")
     add("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
     add("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")

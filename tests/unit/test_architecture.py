@@ -43,6 +43,7 @@ DOORS = {
     "webdataset": {"data/stream/shards.py"},
     "wids": {"data/stream/shards.py"},
     "fsspec": {"data/stream/remote.py"},
+    "pyarrow": {"data/text/documents.py"},
     "s3fs": set(),
     "gcsfs": set(),
     "megatron": {"parallel/tensor_parallel.py"},
@@ -53,7 +54,7 @@ DOORS = {
     "matplotlib": {f"report/{part}.py" for part in ("style", "figures", "panels")},
 }
 # These take long to import and must not be paid by who does not use them.
-LAZY = {"fsspec", "megatron", "tensorboard", "torch.utils.tensorboard", "matplotlib"}
+LAZY = {"fsspec", "pyarrow", "megatron", "tensorboard", "torch.utils.tensorboard", "matplotlib"}
 # The code that goes along with an exported model must be one file.
 LONG = {"model/formats/hf_modeling.py": 500}
 

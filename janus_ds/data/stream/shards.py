@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -321,3 +322,24 @@ def _lengths(
         whole = bounds.astype(np.int64)
         lengths[stream] = whole[1:] - whole[:-1]
     return lengths
+
+
+def raw_samples(stream: io.RawIOBase, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+    """Samples of a WebDataset tar made by others, in reading order, by webdataset's own streaming reader.
+
+    Args:
+        stream: the tar, decompressed, at its start.
+        wanted: whether a file of this name is read; called after its header came, before its bytes.
+
+    Returns:
+        Of each sample, the bytes of its files by extension, and "__key__".
+
+    Raises:
+        tarfile.TarError, ValueError: the tar is damaged, or a file comes twice.
+    """
+    from webdataset import WebDataset
+    from webdataset.gopen import gopen_schemes
+
+    gopen_schemes["janus"] = lambda url, mode, size: stream
+    whole: dict[str, Any] = {"nodesplitter": None, "workersplitter": None, "empty_check": False}
+    yield from WebDataset(["janus:"], shardshuffle=False, select_files=wanted, **whole)

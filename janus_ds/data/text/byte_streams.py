@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -184,3 +185,69 @@ class RemoteBytes(io.RawIOBase):
                     yield kept
 
         return fresh()
+
+
+_BLOCK = 512
+_MOST_HEADER_BYTES = 1 << 20
+_SIZE = re.compile(rb"\d+ size=(\d{1,19})\n")
+
+
+class TarBytes(io.RawIOBase):
+    """A tar read to its end once, which knows the size of the file whose header came last.
+
+    Sizes are looked at before a reader of tars trusts them: of long names and other headers, and of
+    sparse files, which stand for more bytes than there are.
+
+    Args:
+        stream: the tar.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._left = stream, 0
+        self._pax: int | None = None
+        self.size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, never beyond the next header.
+
+        Raises:
+            EOFError: a header is larger than 1 MiB, or a file is sparse.
+        """
+        if self._left:
+            data = self._stream.read(min(self._left, size if size > 0 else BUFFER_BYTES))
+            self._left -= len(data)
+            return data
+        header = self._stream.read(_BLOCK)
+        if len(header) == _BLOCK and any(header):
+            return header + self._header(header)
+        return header
+
+    def _header(self, header: bytes) -> bytes:
+        """Look at a header; returns the bytes of one that belongs to the next file."""
+        field, kind = header[124:136], header[156:157]
+        try:
+            size = (
+                int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.strip(b" \0") or b"0", 8)
+            )
+        except ValueError:
+            raise EOFError("a header is damaged") from None
+        padded = -(-size // _BLOCK) * _BLOCK
+        if kind in b"xgLK":
+            if size > _MOST_HEADER_BYTES:
+                raise EOFError(f"a header has {size:,} bytes")
+            record = self._stream.read(padded)
+            if kind == b"x" and (found := _SIZE.search(record)):
+                self._pax = int(found[1])
+            if b"GNU.sparse" in record:
+                raise EOFError("a file is sparse")
+            return record
+        if kind == b"S":
+            raise EOFError("a file is sparse")
+        self.size = size if self._pax is None else self._pax
+        self._pax = None
+        if kind not in b"123456":  # links, devices, folders, FIFOs: nothing follows
+            self._left = -(-self.size // _BLOCK) * _BLOCK
+        return b""

@@ -15,15 +15,18 @@ import html
 import io
 import json
 import re
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from janus_ds.data.stream.shards import raw_samples
+from janus_ds.data.text.byte_streams import TarBytes
 from janus_ds.data.text.text_files import LONGEST_TEXT_BYTES, TextFile
-from janus_ds.errors import DataError
+from janus_ds.errors import DataError, MissingDependencyError
 
-INPUT_FORMATS = ("auto", "text", "jsonl", "json", "wiki")
+INPUT_FORMATS = ("auto", "text", "jsonl", "json", "parquet", "tar", "wiki")
 
 DOCUMENT_RULES = ("blank", "line", "file")
 
@@ -31,6 +34,8 @@ _LONGEST_DOCUMENT_CHARACTERS = 16 << 20
 """Longer text is taken as several documents, so that memory stays bounded."""
 
 _HEAD_BYTES = 1 << 16
+_PARQUET_ROWS = 8
+"""Few: a file of 2 KB can hold a text of 16 MiB thousands of times, and rows come expanded."""
 _JSON_BEGINS = re.compile(r'\{\s*"|\[\s*["{\[]')
 _BETWEEN_VALUES = re.compile(r"[\s,]*")
 
@@ -44,7 +49,8 @@ class DocumentRule:
     Args:
         format: one of INPUT_FORMATS; auto looks at the name and the first bytes of each file.
         document: one of DOCUMENT_RULES, for text.
-        field: the JSON field that holds the text.
+        field: the JSON field or Parquet column that holds the text; without a column of this name, the only
+            one of strings.
     """
 
     format: str = "auto"
@@ -110,6 +116,8 @@ class DocumentReader:
 
 
 def _guess_format(suffix: str, head: bytes, field: str) -> str:
+    if suffix in (".tar", ".parquet") or head[257:262] == b"ustar" or head.startswith(b"PAR1"):
+        return "parquet" if suffix == ".parquet" or head.startswith(b"PAR1") else "tar"
     if suffix in (".jsonl", ".ndjson"):
         return "jsonl"
     text = head.decode("utf-8-sig", errors="ignore").lstrip()
@@ -259,9 +267,86 @@ def _wiki_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRul
         )
 
 
+def _tar_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
+    tar = TarBytes(stream)
+    left = LONGEST_TEXT_BYTES
+
+    def wanted(name: str) -> bool:
+        nonlocal left
+        chosen = name.lower().endswith((".txt", ".json"))
+        left -= tar.size if chosen else 0
+        if left < 0:
+            raise EOFError(f"the texts of a sample are larger than 64 MiB, with {name[-200:]}")
+        return chosen
+
+    try:
+        for sample in raw_samples(tar, wanted):
+            left, where = LONGEST_TEXT_BYTES, f"{file.where}, sample {sample['__key__'][-200:]}"
+            file.at(f"after sample {sample['__key__'][-200:]}")
+            names = sorted(name for name in sample if name.endswith(("txt", "json")))
+            texts = [name for name in names if name.endswith("txt")]
+            for name in texts or names:
+                text = _utf8(sample[name], f"{where}.{name}")
+                yield text if texts else _text_of(_json_of(text, where), rule.field, where)
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        # webdataset adds its own to what an error says.
+        what = f"the tar is cut or damaged ({str(error.args[0]).split(' @ ')[0] if error.args else error})"
+        raise DataError(what, f"{file.where}, {file.behind}", "copy or download the file again") from None
+
+
+def _utf8(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"the text is not UTF-8: byte 0x{data[error.start]:02x} ({error.reason})"
+        raise DataError(what, f"{where}, byte {error.start}", "convert it to UTF-8") from None
+
+
+def _json_of(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the file is not JSON ({error})", where, "mend or remove this file") from None
+
+
+def _parquet_documents(file: TextFile, _: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
+    """A column, some rows at a time: neither a row group nor a file has to fit into memory."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        what = "reading Parquet files needs the package pyarrow"
+        raise MissingDependencyError(what, file.where, "pip install 'janus_ds[parquet]'") from None
+    if not isinstance(file.location, Path):
+        fix = "download it, and give the file or its folder"
+        raise DataError("a Parquet file is read from disk only", file.where, fix)
+    try:
+        schema = pq.read_schema(file.location)
+        kinds = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
+        strings = [name for name, kind in kinds.items() if kind in (pa.string(), pa.large_string())]
+        column = rule.field if rule.field in strings else strings[0] if len(strings) == 1 else None
+        if column is None:
+            what = f"the file has no column {rule.field!r} of text; of text it has: {', '.join(strings)}"
+            raise DataError(what, file.where, "name the column that holds the text with --field")
+        options: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
+        with pq.ParquetFile(file.location, **options) as table:
+            row = 0
+            for batch in table.iter_batches(_PARQUET_ROWS, columns=[column], use_threads=False):
+                for value in batch.column(0):
+                    row += 1
+                    file.at(f"after row {row}")
+                    if (text := value.as_py()) is not None:
+                        yield text
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        what = f"the Parquet file is cut or damaged ({str(error).splitlines()[0]})"
+        raise DataError(what, f"{file.where}, {file.behind}", "copy or download the file again") from None
+
+
 _READERS: dict[str, Callable[[TextFile, io.BufferedReader, DocumentRule], Iterator[str]]] = {
     "text": _text_documents,
     "jsonl": _jsonl_documents,
     "json": _json_documents,
+    "parquet": _parquet_documents,
+    "tar": _tar_documents,
     "wiki": _wiki_documents,
 }

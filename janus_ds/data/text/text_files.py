@@ -135,6 +135,7 @@ class TextFile:
         name: its name, as a preparation remembers it.
         size: its bytes on disk; 0 for what comes from afar.
         changed: time of its last change in ns; 0 for what comes from afar.
+        behind: how far reading has come, for messages.
     """
 
     def __init__(self, location: Path | str) -> None:
@@ -149,7 +150,7 @@ class TextFile:
         remote = isinstance(location, str) and not location.startswith(PIPE)
         self._path = urlsplit(str(location)).path if remote else self.name
         self._raw: IO[bytes] | None = None
-        self._behind = "at its beginning"
+        self.behind = "at its beginning"
 
     @property
     def suffix(self) -> str:
@@ -176,26 +177,26 @@ class TextFile:
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
                 f"the compressed file is cut or damaged ({error})",
-                f"{self.where}, {self._behind}",
+                f"{self.where}, {self.behind}",
                 "copy or download the file again",
             ) from None
         except TransferError as error:
             raise DataError(
                 f"the input cannot be fetched: {error}",
-                f"{self.where}, {self._behind}",
+                f"{self.where}, {self.behind}",
                 "look whether the address or command is right; the same command again goes on",
             ) from None
         except OSError as error:
             # bz2 tells damage as an OSError without a number.
             raise DataError(
                 f"the file cannot be read ({error})",
-                f"{self.where}, {self._behind}",
+                f"{self.where}, {self.behind}",
                 "check the file and its permissions",
             ) from None
 
     def at(self, place: str) -> None:
         """Remember how far reading has come, for messages."""
-        self._behind = place
+        self.behind = place
 
     def lines(self) -> Iterator[str]:
         """All lines, without their line ends: a line ends at a newline, with or without a carriage return.
@@ -217,7 +218,7 @@ class TextFile:
                 self._refuse_long_line(number)
             yield self._decode(line, number, offset)
             offset += len(line)
-            self._behind = f"after line {number}"
+            self.behind = f"after line {number}"
 
     def pieces_of(self, stream: io.BufferedReader) -> Iterator[str]:
         """The text of a stream of :meth:`opened` in pieces of a MiB, for formats without lines.
@@ -234,7 +235,7 @@ class TextFile:
             except UnicodeDecodeError as error:
                 raise self._not_utf8(error, f"about byte {offset + error.start} of the text") from None
             offset += len(data)
-            self._behind = f"after byte {offset}"
+            self.behind = f"after byte {offset}"
             yield text
 
     def _open(self) -> io.BufferedReader:

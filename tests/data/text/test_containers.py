@@ -1,0 +1,118 @@
+"""Parquet files and tars of raw text made by others, whole, cut and hostile."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import resource
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from janus_ds.data.text.documents import DocumentReader, DocumentRule, Position
+from janus_ds.data.text.text_files import list_inputs
+from janus_ds.errors import DataError
+from tests.support.bad_server import serve
+
+TEXTS = [f"Text {n} é.\nLine." for n in range(300)]
+
+
+def read(*paths: Path | str, start: Position | None = None, **rule: str) -> list[str]:
+    return [
+        text for text, _ in DocumentReader(list_inputs(paths), DocumentRule(**rule)).read(start or Position())
+    ]
+
+
+def fails(path: Path | str, what: str) -> DataError:
+    with pytest.raises(DataError, match=what) as caught:
+        read(path)
+    assert str(caught.value).count("\n") == 2
+    return caught.value
+
+
+def parquet(path: Path, columns: dict[str, list[str | None]], rows: int = 70) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=rows)
+    return path
+
+
+def tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def test_folders_of_the_hub_and_their_columns(tmp_path: Path) -> None:
+    """As wikimedia/wikipedia lies there: linked shards, a README beside them."""
+    hub, blobs = tmp_path / "wiki", tmp_path / "blobs"
+    (hub / "data").mkdir(parents=True)
+    (hub / "README.md").write_text("no text")
+    for n in range(2):
+        part = TEXTS[150 * n : 150 * n + 150]
+        titles = [f"T{i}" for i in range(150)]
+        blob = parquet(blobs / str(n), {"id": titles, "title": titles, "text": part})
+        (hub / "data" / f"train-0000{n}-of-00002.parquet").symlink_to(blob)
+    assert read(hub) == TEXTS
+    assert read(hub, field="title")[0] == "T0"
+    assert read(hub, start=Position(1, 100)) == TEXTS[250:]
+    assert read(parquet(tmp_path / "a.parquet", {"body": ["One.", None, "Two."]})) == ["One.", "Two."]
+    two = parquet(tmp_path / "b.parquet", {"body": ["a"], "title": ["b"]})
+    assert "--field" in fails(two, "of text it has: body, title").fix
+    whole = (hub / "data/train-00000-of-00002.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    fails(tmp_path / "cut.parquet", "cut or damaged")
+    (tmp_path / "flip.parquet").write_bytes(whole[:40] + bytes(2000) + whole[2040:])
+    fails(tmp_path / "flip.parquet", "cut or damaged")
+    fails(f"pipe:cat {two}", "from disk only")
+
+
+def test_webdataset_tars_from_everywhere(tmp_path: Path) -> None:
+    txt = {f"{n:06}.txt": text.encode() for n, text in enumerate(TEXTS[:150])}
+    both = {f"d/{n:06}.json": json.dumps({"text": text}).encode() for n, text in enumerate(TEXTS[150:])}
+    tar(tmp_path / "shard-000.tar", {**txt, "000149.json": b"{}", "000149.jpg": b"\xff\xd8"})
+    tar(tmp_path / "shard-001.tar.gz", both, "w:gz")
+    with serve(tmp_path) as server:
+        server.plan["shard-000.tar"] = ["cut"]
+        assert read(f"{server.address}/shard-000.tar", f"{server.address}/shard-001.tar.gz") == TEXTS
+    pattern = f"pipe:cat {tmp_path}/shard-{{000..001}}.tar*"
+    assert read(pattern) == read(f"{tmp_path}/shard-{{000.tar,001.tar.gz}}") == TEXTS
+
+
+def test_hostile_tars(tmp_path: Path) -> None:
+    """Links and devices are no text; bombs and cut files end in words, within bounded memory."""
+    odd = tmp_path / "odd.tar"
+    with tarfile.open(odd, "w") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+            entry = tarfile.TarInfo("a.txt")
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            archive.addfile(entry)
+        entry = tarfile.TarInfo("../../b.txt")
+        entry.size = 4
+        archive.addfile(entry, io.BytesIO(b"Text"))
+    assert read(odd) == ["Text"]
+    whole = tar(tmp_path / "a.tar", {"a.txt": b"Text " * 3000, "b.txt": b"Text"}).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:9000])
+    fails(tmp_path / "cut.tar", "cut or damaged")
+    fails(tar(tmp_path / "j.tar", {"a.json": b"[" * 100_000}), "not JSON")
+    fails(tar(tmp_path / "u.tar", {"a.txt": b"\xff"}), "not UTF-8")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, kind in {"t": b"0", "l": b"L", "x": b"x"}.items():
+        entry = tarfile.TarInfo("big.txt")
+        entry.size, entry.type = 1 << 30, kind
+        with gzip.open(tmp_path / f"{name}.tar.gz", "wb", 1) as file:
+            file.write(entry.tobuf(tarfile.GNU_FORMAT))
+            for _ in range(40):
+                file.write(bytes(1 << 20))
+        fails(tmp_path / f"{name}.tar.gz", "larger than 64 MiB" if kind == b"0" else "a header has")
+    sparse = tarfile.TarInfo("s.txt")
+    sparse.size, sparse.type = 1 << 36, tarfile.GNUTYPE_SPARSE
+    (tmp_path / "s.tar").write_bytes(sparse.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    fails(tmp_path / "s.tar", "sparse")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
