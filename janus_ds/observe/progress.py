@@ -6,8 +6,6 @@ import sys
 import time
 from datetime import datetime
 
-__all__ = ["Progress", "duration"]
-
 _CLEAR = "\r\x1b[K"
 
 

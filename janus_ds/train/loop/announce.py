@@ -21,8 +21,6 @@ from janus_ds.train.loop.state import Meters
 if TYPE_CHECKING:
     from janus_ds.train.loop.build_run import Run
 
-__all__ = ["announce_end", "announce_start"]
-
 
 def announce_start(run: Run, topology: Topology, step: int) -> None:
     """Say what is trained, from what, with what and how; the first rank only."""
