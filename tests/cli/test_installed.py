@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from janus_ds import __version__
 from tests.support.tiny_pairs import tiny_lines
 
 ROOT = Path(__file__).parents[2]
@@ -16,12 +18,18 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built package, as pip would put it into site-packages."""
-    folder = tmp_path_factory.mktemp("build")
-    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(folder)]
-    egg = ["egg_info", "--egg-base", str(folder)]
-    subprocess.run([*command[:3], *egg, *command[3:]], cwd=ROOT, check=True, capture_output=True)
-    return folder / "lib"
+    """The wheel, built from a copy of the sources and installed into a folder without its dependencies."""
+    sources = tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    for name in ("janus_ds", "launch/recipes", "ds_configs"):
+        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path_factory.mktemp("installed")
+    options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", str(folder)]
+    command = [sys.executable, "-m", "pip", "install", "-q", *options, str(sources)]
+    done = subprocess.run(command, cwd=sources, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def say(installed: Path, folder: Path, *arguments: str, code: int = 0) -> str:
@@ -41,6 +49,16 @@ def say(installed: Path, folder: Path, *arguments: str, code: int = 0) -> str:
 
 
 def test_recipes_and_engines_have_names(installed: Path, tmp_path: Path) -> None:
+    assert say(installed, tmp_path, "--version") == f"janus_ds {__version__}\n"
+    script = subprocess.run(
+        [sys.executable, str(installed / "bin/janus-ds"), "--version"],
+        env={"PYTHONPATH": str(installed)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert script.stdout == f"janus_ds {__version__}\n"
     text = say(installed, tmp_path, "check", "--recipe", "iwslt", "--deepspeed_config", "zero2")
     assert (
         f"{installed}/janus_ds/recipes/nmt_iwslt.yaml and {installed}/janus_ds/ds_configs/zero2.json" in text
