@@ -21,6 +21,7 @@ from janus_ds.data.prepare.settings import (
     PrepareSettings,
 )
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
+from janus_ds.data.text.tokenizer import NORMALIZATIONS
 from janus_ds.errors import UsageError
 from janus_ds.observe.progress import Progress
 
@@ -83,6 +84,8 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
         default=default.tokenizer_sample_mb,
         help="text to train it on [%(default)s]",
     )
+    lossless = "identity (lossless) or nfkc, of a trained tokenizer [identity for Chinese, Japanese, Korean]"
+    add("--normalization", choices=("auto", *NORMALIZATIONS), default="auto", help=lossless)
     add("--block-tokens", type=int, default=default.block_tokens, help="without bos and eos [%(default)s]")
     add("--valid-share", type=float, default=default.valid_share, help="of the documents [%(default)s]")
     add("--test-share", type=float, default=default.test_share, help="of the documents [%(default)s]")
@@ -186,6 +189,7 @@ def _prepare_text(options: argparse.Namespace) -> None:
         tokenizer=options.tokenizer,
         vocab_size=options.vocab_size or PrepareSettings.vocab_size,
         tokenizer_sample_mb=options.tokenizer_sample_mb,
+        normalization=options.normalization,
         block_tokens=options.block_tokens,
         valid_share=options.valid_share,
         test_share=options.test_share,
@@ -220,6 +224,7 @@ def _prepare_translation(options: argparse.Namespace) -> None:
         tokenizer=options.tokenizer,
         vocab_size=options.vocab_size or PairSettings.vocab_size,
         tokenizer_sample_mb=options.tokenizer_sample_mb,
+        normalization=options.normalization,
         lowercase=options.lowercase,
         max_tokens=options.max_tokens,
         max_ratio=options.max_ratio,

@@ -160,7 +160,9 @@ def ensure_tokenizer(
                 "give files that hold text, or smaller --valid-share and --test-share",
             )
         progress("training the tokenizer")
-        tokenizer = train_sentencepiece(lines, settings.trained_kind, settings.vocab_size)
+        tokenizer = train_sentencepiece(
+            lines, settings.trained_kind, settings.vocab_size, settings.normalization_of(lines)
+        )
     temporary = work / "tokenizer"
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save(temporary)

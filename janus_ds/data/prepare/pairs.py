@@ -279,7 +279,9 @@ class _ParallelText:
         if not sample:
             raise self.nothing_left("train")
         show("training the tokenizer", 0)
-        return train_sentencepiece(sample, settings.trained_kind, settings.vocab_size)
+        return train_sentencepiece(
+            sample, settings.trained_kind, settings.vocab_size, settings.normalization_of(sample)
+        )
 
     def nothing_left(self, split: str) -> DataError:
         """The error of a split without pairs."""

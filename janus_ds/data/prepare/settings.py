@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from janus_ds.config.locations import checked_name
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
-from janus_ds.data.text.tokenizer import SENTENCEPIECE_KINDS
+from janus_ds.data.text.tokenizer import NORMALIZATIONS, SENTENCEPIECE_KINDS, fitting_normalization
 from janus_ds.errors import ConfigError, DataError
 
 
@@ -71,11 +72,14 @@ class _TextSettings(_Settings):
             a saved tokenizer or with vocab.json and merges.txt.
         vocab_size: symbols of a trained SentencePiece model, the five special ones included.
         tokenizer_sample_mb: text that the tokenizer is trained on at most, drawn by hash.
+        normalization: of a trained SentencePiece model, identity or nfkc; auto: as
+            `tokenizer.fitting_normalization` says.
     """
 
     tokenizer: str = "sentencepiece-unigram"
     vocab_size: int = 32000
     tokenizer_sample_mb: int = 32
+    normalization: str = "auto"
     _kinds: ClassVar[tuple[str, ...]] = TOKENIZER_KINDS
 
     @property
@@ -88,9 +92,15 @@ class _TextSettings(_Settings):
         """A folder is given as tokenizer."""
         return self.tokenizer not in self._kinds
 
+    def normalization_of(self, sample: Sequence[str]) -> str:
+        """What is asked for, or fits the text that the tokenizer is trained on."""
+        return fitting_normalization(sample) if self.normalization == "auto" else self.normalization
+
     def to_json(self) -> dict[str, Any]:
         """The settings for manifest and journal, without paths of this machine."""
         fields = asdict(self)
+        if self.normalization == "auto":
+            del fields["normalization"]  # as older preparations wrote it
         if self.trained_kind is None:
             fields.update(vocab_size=None, tokenizer_sample_mb=None)
         if self.given:
@@ -99,6 +109,9 @@ class _TextSettings(_Settings):
         return fields
 
     def _refuse(self, faults: list[str], **least: int) -> None:
+        if self.normalization not in ("auto", *NORMALIZATIONS):
+            names = ", ".join(NORMALIZATIONS)
+            faults = [*faults, f"normalization must be auto, {names}, not {self.normalization!r}"]
         super()._refuse(faults, vocab_size=8, tokenizer_sample_mb=1, **least)
         if self.given and not Path(self.tokenizer).is_dir():
             raise DataError(

@@ -28,18 +28,23 @@ def sentencepiece_json(tokenizer: SentencePieceTokenizer, special: Mapping[str, 
     messages: Any = sentencepiece_model_pb2
     proto = messages.ModelProto.FromString(tokenizer.model)
     scores = [(piece.piece, piece.score) for piece in proto.pieces]
+    in_bytes = proto.trainer_spec.byte_fallback
     if proto.trainer_spec.model_type == _UNIGRAM:
-        model: Any = models.Unigram(scores, unk_id=tokenizer.special.unk)
+        model: Any = models.Unigram(scores, unk_id=tokenizer.special.unk, byte_fallback=in_bytes)
     else:
         ids = {piece: id_ for id_, (piece, _) in enumerate(scores)}
-        model = models.BPE(ids, _merges(ids, dict(scores)), unk_token="<unk>", fuse_unk=True)
+        model = models.BPE(
+            ids, _merges(ids, dict(scores)), unk_token="<unk>", fuse_unk=True, byte_fallback=in_bytes
+        )
     charsmap = proto.normalizer_spec.precompiled_charsmap
     steps: list[Any] = [normalizers.Precompiled(charsmap)] if charsmap else []
-    steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), " ")]
+    if proto.normalizer_spec.remove_extra_whitespaces:
+        steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), " ")]
     fast = _assembled(model, special)
     fast.normalizer = normalizers.Sequence(steps)
     fast.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first")
-    fast.decoder = decoders.Metaspace(_SPACE, prepend_scheme="always")
+    space = decoders.Metaspace(_SPACE, prepend_scheme="always")
+    fast.decoder = decoders.Sequence([decoders.ByteFallback(), space]) if in_bytes else space
     return str(fast.to_str())
 
 

@@ -38,6 +38,13 @@ _SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>", MASK_TEXT)
 # The share of characters that get into the vocabulary; rarer ones become <unk>.
 _CHARACTER_COVERAGE = 0.9999
 
+NORMALIZATIONS = ("identity", "nfkc")
+
+_CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
+_CJK_SHARE = 0.05
+
+_LEAST_WITH_BYTES = 1000
+
 # A fixed number: the trainer sums expectations per thread, so another number rounds differently.
 _TRAINER_THREADS = 2
 
@@ -236,13 +243,23 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     )
 
 
-def train_sentencepiece(sentences: Iterable[str], kind: str, vocab_size: int) -> SentencePieceTokenizer:
+def fitting_normalization(sample: Sequence[str]) -> str:
+    """identity for Chinese, Japanese and Korean, whose full-width signs NFKC rewrites; nfkc for others."""
+    cjk = sum(len(_CJK.findall(text)) for text in sample)
+    return "identity" if cjk > _CJK_SHARE * sum(map(len, sample)) else "nfkc"
+
+
+def train_sentencepiece(
+    sentences: Iterable[str], kind: str, vocab_size: int, normalization: str = "nfkc"
+) -> SentencePieceTokenizer:
     """Train a SentencePiece model; the same sentences in the same order give the same bytes.
 
     Args:
         sentences: all are used, and held in memory by the trainer: hand over a sample.
         kind: "unigram" or "bpe".
         vocab_size: symbols, the five special ones (bos 0, pad 1, eos 2, unk 3, mask 4) included.
+        normalization: identity (text comes back as it was: bytes stand for characters that are in no
+            symbol, given at least 1,000 symbols) or nfkc (with white space evened).
 
     Raises:
         DataError: there is too little text for so many symbols, or none at all.
@@ -251,7 +268,8 @@ def train_sentencepiece(sentences: Iterable[str], kind: str, vocab_size: int) ->
 
     from sentencepiece import SentencePieceTrainer
 
-    model = io.BytesIO()
+    model, lossless = io.BytesIO(), normalization == "identity"
+    in_bytes = lossless and vocab_size >= _LEAST_WITH_BYTES
     try:
         SentencePieceTrainer.Train(
             sentence_iterator=iter(sentences),
@@ -263,7 +281,10 @@ def train_sentencepiece(sentences: Iterable[str], kind: str, vocab_size: int) ->
             eos_id=2,
             unk_id=3,
             user_defined_symbols=[MASK_TEXT],
-            character_coverage=_CHARACTER_COVERAGE,
+            normalization_rule_name="identity" if lossless else "nmt_nfkc",
+            remove_extra_whitespaces=not lossless,
+            byte_fallback=in_bytes,
+            character_coverage=1.0 if lossless and not in_bytes else _CHARACTER_COVERAGE,
             num_threads=_TRAINER_THREADS,
             max_sentence_length=_LONGEST_SENTENCE_BYTES,
             input_sentence_size=0,

@@ -1,5 +1,7 @@
 """Tokenizers: ids, masks, round trips, fingerprints, and their faults."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import json
@@ -7,10 +9,13 @@ import os
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Fast
 
+from janus_ds.data.text.fast_tokenizer import sentencepiece_json
 from janus_ds.data.text.tokenizer import (
     ByteLevelBPE,
     SentencePieceTokenizer,
+    fitting_normalization,
     load_tokenizer,
     train_sentencepiece,
 )
@@ -124,3 +129,21 @@ def test_other_faults_say_what_to_do(tmp_path):
         train_sentencepiece(TEXTS[:3], "unigram", 4000)
     with pytest.raises(DataError, match="there is no text"):
         train_sentencepiece([], "bpe", 90)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize("size", [120, 600])
+def test_identity_gives_text_back_as_it_was(kind: str, size: int, monkeypatch) -> None:
+    """Full-width signs, ligatures, spaces; with enough symbols characters that were never seen, too."""
+    monkeypatch.setattr("janus_ds.data.text.tokenizer._LEAST_WITH_BYTES", 500)
+    known = ["你好，世界！价格：５元，对吗？", "Wait… ½ cup № 5 ﬁne ™ x²  don’t ", *TEXTS[:20]]
+    assert fitting_normalization(known[:1] + TEXTS) == "nfkc"
+    assert fitting_normalization(known[:2]) == "identity"
+    words = [f"{a}{b}{c}" for a in "abcdefgh" for b in "ijklmn" for c in "opqrst"] if size > 500 else []
+    tokenizer = train_sentencepiece([*known, *words], kind, size, "identity")
+    unseen = ["龍が飛ぶ。", "Ж\U0001f600"] if size > 500 else []
+    for text in known + unseen:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    fast = Fast.from_str(sentencepiece_json(tokenizer, {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}))
+    for text in known + unseen:
+        assert fast.encode(text, add_special_tokens=False).ids == tokenizer.encode(text)
