@@ -173,6 +173,14 @@ def _block_report(report: PrepareReport) -> None:
     _split_report(report, "blocks")
     for name, count in report.counts.items():
         print(f"{name.replace('_', ' '):<32} {count:>15,}")
+    if report.counts.get("validation_blocks_of_training_documents"):
+        print(
+            "note: no document was drawn for validation; its blocks are cut from the end of the training text"
+        )
+    elif "valid" not in report.manifest.splits:
+        print(
+            "note: there is no validation split, which a run needs: give more text or a larger --valid-share"
+        )
     done = report.done
     if done.seconds:
         print(

@@ -211,6 +211,11 @@ class _Job:
         if not counts["documents"]:
             places = ", ".join(file.where for file in self._reader.files[:3])
             raise DataError("the input holds no text", places, "give files that hold text")
+        train, valid = self._writers["train"], self._writers["valid"]
+        if self._settings.valid_share and valid.empty and (given := train.give(self._settings.valid_share)):
+            # Few documents: a run needs a validation split to start.
+            valid.add(given)
+            counts["validation_blocks_of_training_documents"] = len(given["target"])
         totals = {}
         for name in _SPLIT_ORDER:
             if self._writers[name].empty:

@@ -251,6 +251,15 @@ class SplitWriter:
         """No sample has come yet."""
         return not self._shards and not self._waiting
 
+    def give(self, share: float) -> dict[str, Ragged]:
+        """Take away this share, at least one, of the waiting samples, from their end; a single one stays."""
+        waiting = self._gather() if self._waiting > 1 else {}
+        kept = self._waiting - max(1, round(share * self._waiting))
+        given = {name: rows.slice(kept, len(rows)) for name, rows in waiting.items()}
+        if given:
+            self._parts, self._waiting = [{name: rows.slice(0, kept) for name, rows in waiting.items()}], kept
+        return given
+
     def state(self) -> SplitState:
         """Shards on disk and the samples that are not in one."""
         return SplitState(list(self._shards), self._gather() if self._parts else {})

@@ -268,3 +268,17 @@ def test_the_bundled_corpus_is_built_once(tmp_path, monkeypatch):
     assert np.mean([len(row) for row in blocks(path, "train")]) > 12
     with pytest.raises(DataError, match="other settings"):
         prepare_bundled_corpus(path, 23, 90)
+
+
+def test_few_documents_give_a_validation_split_all_the_same(tmp_path):
+    """A run needs one to start: blocks are cut from the end of training, and counted."""
+    path = tmp_path / "three.txt"
+    path.write_text("One cat sees the dog.\n\nTwo cats see the dog.\n\nThree dogs see a cat.\n")
+    small = PrepareSettings(vocab_size=25, block_tokens=5)
+    report = prepare([path], tmp_path / "a", small)
+    assert report.counts["validation_blocks_of_training_documents"] == 1
+    assert report.manifest.splits["valid"].samples == 1
+    none = prepare([path], tmp_path / "b", dataclasses.replace(small, valid_share=0.0))
+    assert list(none.manifest.splits) == ["train"]
+    total = report.manifest.splits["train"].samples + 1
+    assert none.manifest.splits["train"].samples == total
