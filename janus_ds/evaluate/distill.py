@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from janus_ds.config.schema import DecodeConfig
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
 from janus_ds.data.prepare.pairs import PairReport
@@ -125,7 +126,10 @@ def _asked(
 ) -> dict[str, Any]:
     """What decides the result, as JSON and without paths."""
     decode = with_decode(run.config, {**request.decode, "mode": "ar"}).decode
-    names = ("beam", "beam_stop", "early_stopping", "length_penalty", "max_length")
+    names = ["beam", "beam_stop", "early_stopping", "length_penalty", "max_length"]
+    # Rules that came later are named where they are used, so that older data stay what they are.
+    rules = ("min_length", "no_repeat_ngram_size", "repetition_penalty", "forced_bos", "forced_eos", "forbid")
+    names += [name for name in rules if getattr(decode, name) != getattr(DecodeConfig, name)]
     return {
         "distilled": {
             "from_train_index": manifest.splits[_TRAIN].index_sha256,

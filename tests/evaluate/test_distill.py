@@ -74,8 +74,9 @@ def test_targets_are_translations_and_all_else_stays(data: Path, run: Path, tmp_
     assert not list(tmp_path.glob(".*"))
     # Done is done; another request is refused.
     assert go(data, run, output).already_whole
-    with pytest.raises(DataError, match="prepared with other settings"):
-        go(data, run, output, decode={"beam": 1})
+    for other in ({"beam": 1}, {"no_repeat_ngram_size": 2}):
+        with pytest.raises(DataError, match="prepared with other settings"):
+            go(data, run, output, decode=other)
     # What was distilled can be distilled again, with the mean of checkpoints.
     again = go(output, run, tmp_path / "again", average=2)
     assert Manifest.load(again.output).settings["distilled"]["checkpoints"] == [

@@ -78,7 +78,9 @@ def check(folder: Path, asked: dict[str, Asked]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(
+    "count", [20, pytest.param(200, marks=[pytest.mark.heavy, pytest.mark.timeout(1200)])]
+)
 def test_every_kind_of_run_decodes_elsewhere_as_here(tmp_path: Path, count: int) -> None:
     asked = {"demo": ("demo", texts_of_demo(count), ("ar", "nar", "aux")), **runs(tmp_path)}
     found = check(tmp_path, asked)
@@ -111,5 +113,5 @@ def test_the_code_that_goes_along_is_one_short_file_of_torch_and_transformers() 
     imports = [
         line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))
     ]
-    assert set(imports) == {"__future__", "typing", "torch", "transformers"}
+    assert set(imports) == {"__future__", "functools", "typing", "torch", "transformers"}
     assert len(text.splitlines()) <= 500

@@ -20,6 +20,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,6 +151,10 @@ class Source:
         self.states_BSD = states_BSD.repeat_interleave(copies, 0)
         self.valid_BS = mask_BS.bool().repeat_interleave(copies, 0)
         self.mask_B11S = self.valid_BS[:, None, None]
+
+    def select(self, row_B: Tensor) -> Source:
+        """Some sentences only."""
+        return Source(self.states_BSD[row_B], self.valid_BS[row_B])
 
 
 class Stack(nn.Module):
@@ -344,7 +349,7 @@ class _Targets:
             masked_RL = (self.token_RL == self.config.query_token_id) & self.inner_RL
             if not masked_RL.any():
                 break
-            self._predict(self._nar_hidden(), masked_RL, () if released else self.config.special_token_ids)
+            self._predict(self._nar_hidden, masked_RL, () if released else self.config.special_token_ids)
             if step < iterations:
                 share = torch.tensor(1.0 - (step + 1) / (iterations + 1), dtype=torch.float32)
                 self._mask_again((inner_R.float() * share.to(inner_R.device)).long())
@@ -353,39 +358,40 @@ class _Targets:
     def judged(self) -> Tensor:
         """NAR drafts, AUX checks: what AUX would have written itself stands, and one token more a pass."""
         blank_RL, special = self.token_RL, self.config.special_token_ids
-        self._predict(self._nar_hidden(), self.inner_RL, special)
+        self._predict(self._nar_hidden, self.inner_RL, special)
         inner_R, settled_R1 = self.inner_RL.sum(1), torch.ones_like(self.length_R1)
         while (open_RL := self.inner_RL & (self.column_L > settled_R1)).any():
             before_RL = self.token_RL
-            self._predict(self._aux_hidden(blank_RL, before_RL), open_RL, special)
+            self._predict(partial(self._aux_hidden, blank_RL), open_RL, special)
             # Columns before the first difference; with bos in column 0, as many inner tokens are settled.
             agreed_R = (self.token_RL == before_RL).long().cumprod(1).sum(1)
             settled_R1 = torch.minimum(agreed_R, inner_R)[:, None]
         return self._best(inner_R)
 
-    def _nar_hidden(self) -> Tensor:
-        mask = self.valid_RL[:, None, None]
-        return self.model.rows(self.token_RL, self.column_L, len(self.column_L), mask, self.source, None)
+    def _nar_hidden(self, row_X: Tensor) -> Tensor:
+        mask, width, source = self.valid_RL[row_X, None, None], len(self.column_L), self.source.select(row_X)
+        return self.model.rows(self.token_RL[row_X], self.column_L, width, mask, source, None)
 
-    def _aux_hidden(self, blank_RL: Tensor, draft_RL: Tensor) -> Tensor:
+    def _aux_hidden(self, blank_RL: Tensor, row_X: Tensor) -> Tensor:
         """AUX's query rows: row j sees bos, eos, MASK from place j on, and the draft before it."""
         i_L1, j_L = self.column_L[:, None], self.column_L
-        inner_R1L = self.inner_RL[:, None]
-        shown_R1L = (self.valid_RL & ~self.inner_RL)[:, None]
+        inner_X1L, valid_X1L = self.inner_RL[row_X, None], self.valid_RL[row_X, None]
+        shown_X1L, blank_XL = valid_X1L & ~inner_X1L, blank_RL[row_X]
         every = torch.ones_like(i_L1 == j_L)
-        original = torch.cat([self.valid_RL[:, None] & every, inner_R1L & ~every], 2)
-        content = torch.cat([shown_R1L | (inner_R1L & (j_L > i_L1)), inner_R1L & (j_L <= i_L1)], 2)
-        query = torch.cat([shown_R1L | (inner_R1L & (j_L >= i_L1)), inner_R1L & (j_L < i_L1)], 2)
-        token = torch.cat([blank_RL, draft_RL, torch.full_like(blank_RL, self.config.query_token_id)], 1)
-        mask, width = torch.cat([original, content, query], 1)[:, None], len(j_L)
-        hidden = self.model.rows(token, j_L.repeat(3), 2 * width, mask, self.source, None)
-        return hidden[:, 2 * width :]
+        original = torch.cat([valid_X1L & every, inner_X1L & ~every], 2)
+        content = torch.cat([shown_X1L | (inner_X1L & (j_L > i_L1)), inner_X1L & (j_L <= i_L1)], 2)
+        query = torch.cat([shown_X1L | (inner_X1L & (j_L >= i_L1)), inner_X1L & (j_L < i_L1)], 2)
+        ask_XL = torch.full_like(blank_XL, self.config.query_token_id)
+        token, width = torch.cat([blank_XL, self.token_RL[row_X], ask_XL], 1), len(j_L)
+        mask, source = torch.cat([original, content, query], 1)[:, None], self.source.select(row_X)
+        return self.model.rows(token, j_L.repeat(3), 2 * width, mask, source, None)[:, 2 * width :]
 
-    def _predict(self, hidden_RLD: Tensor, place_RL: Tensor, forbidden: tuple[int, ...]) -> None:
-        """The likeliest token of some places, and its log-probability."""
+    def _predict(self, hidden: Any, place_RL: Tensor, forbidden: tuple[int, ...]) -> None:
+        """The likeliest token of some places, and its log-probability; a pass over the rows that have any."""
+        row_X = place_RL.any(1).nonzero()[:, 0]
         blocked = torch.tensor(list(forbidden), dtype=torch.long, device=place_RL.device)
         tokens, scores = [], []
-        for hidden_XD in hidden_RLD[place_RL].split(_CHUNK_ROWS):
+        for hidden_XD in hidden(row_X)[place_RL[row_X]].split(_CHUNK_ROWS):
             logits_XV = self.model.logits(hidden_XD)
             best_X, token_X = logits_XV.index_fill(1, blocked, float("-inf")).max(1)
             tokens.append(token_X)
