@@ -20,6 +20,8 @@ class ScoredTokens:
     """Decoder passes that its sentence took part in; in AR, steps until its search ended."""
     token_scores: tuple[float, ...] = field(default=(), compare=False)
     """Log-probability of each token, where they cost nothing (samples of AR)."""
+    filled: tuple[int, ...] = field(default=(), compare=False)
+    """Places of the tokens that a search put into a given target."""
     seconds: float = field(default=0.0, compare=False)
     """From the start of its batch (in AR, of its sentence) to the end, in wall time."""
 

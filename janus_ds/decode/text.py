@@ -30,6 +30,24 @@ def one_line(text: str) -> str:
     return _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text)).strip()
 
 
+def checked_texts(texts: str | Sequence[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        DataError: one is no string, or holds half a character.
+    """
+    checked = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(checked, 1):
+        try:
+            text.encode("utf-8")
+        except (AttributeError, UnicodeEncodeError):
+            what = "has a lone surrogate" if isinstance(text, str) else f"is of type {type(text).__name__}"
+            raise DataError(
+                f"the text {what}", f"line {number} of the input", "give Unicode text as a string"
+            ) from None
+    return checked
+
+
 def cut_sources(sources: Iterable[Sequence[int]], table: int) -> tuple[list[list[int]], list[int]]:
     """Sources without what does not fit into the encoder, and the numbers (from 1) of those that were cut.
 
@@ -68,12 +86,12 @@ class IdText:
         self._special = special
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a text.
+        """The numbers of a text; "<mask>" is the number of the mask.
 
         Raises:
             DataError: something is no number, or no id of the vocabulary.
         """
-        size = self._special.vocab_size
+        size, text = self._special.vocab_size, text.replace(_MASK_WORD, f" {self._special.mask} ")
         for word in text.split():
             if not word.isascii() or not word.isdigit() or int(word) >= size:
                 raise DataError(
