@@ -182,7 +182,7 @@ def as_json(passages: Sequence[Passage], first: int, found: Found, say: Say, cou
     for number, passage in enumerate(passages):
         for mode, by in found.items():
             for rank, item in enumerate(by.items[number][:count], 1):
-                row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": mode}
+                row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": item.mode or mode}
                 row |= {"text": say(number, item), "score": item.score}
                 row |= {"passes": item.passes} if item.passes else {}
                 row |= {"token_scores": item.token_scores} if item.token_scores else {}

@@ -12,7 +12,7 @@ Shape letters: B sentences, C length candidates, K length classes, S source toke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
@@ -28,7 +28,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.aux_search import aux_search
 from janus_ds.decode.beam_search import beam_search
-from janus_ds.decode.draft import draft_search
+from janus_ds.decode.draft import Payoff, draft_search
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.infill import Target, given_rows, parse_target
 from janus_ds.decode.load import check_mode, load_run
@@ -46,7 +46,7 @@ from janus_ds.decode.model_steps import (
 from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
 from janus_ds.decode.sample import Sampling, random_of, sample_search
 from janus_ds.decode.search_settings import SearchSettings
-from janus_ds.decode.text import IdText, TextCodec, checked_texts
+from janus_ds.decode.text import IdText, TextCodec, batches_of, checked_texts
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
@@ -88,6 +88,7 @@ class Generator:
         self.config = config
         self.batch_sentences = batch_sentences
         self.batch_tokens = batch_tokens
+        self._payoff = Payoff()
 
     @classmethod
     def from_checkpoint(
@@ -143,7 +144,9 @@ class Generator:
         found = self.generate_ids([codec.encode(text) for text in checked_texts(texts)], progress)
         return [
             [
-                Hypothesis(decode(item.tokens), item.tokens, item.score, mode, item.passes, item.seconds)
+                Hypothesis(
+                    decode(item.tokens), item.tokens, item.score, item.mode or mode, item.passes, item.seconds
+                )
                 for item in candidates
             ]
             for candidates in found
@@ -213,7 +216,7 @@ class Generator:
         filled = [i for i, tokens in enumerate(given) if tokens]
         done = len(sources) - len(filled)
         lengths = {i: len(sources[i]) + 2 for i in filled}
-        batches = list(_batches(lengths, self.batch_sentences, self.batch_tokens))
+        batches = list(batches_of(lengths, self.batch_sentences, self.batch_tokens))
         places = len(batches[0]) if batches else 0
         if self.config.decode.mode == "ar" and batches and not self.config.decode.temperature:
             # One search over all: the first batch begins, the others take the places that become free.
@@ -270,8 +273,12 @@ class Generator:
         mode = self.config.decode.mode
         ways = {"ar": self._sampled, "nar": self._parallel, "aux": self._by_aux, "draft": self._drafted}
         with _evaluating(self.model):
-            if mode == "ar" and not self.config.decode.temperature:
+            greedy = not self.config.decode.temperature
+            if mode == "ar" and greedy:
                 found = self._autoregressive(sources, places, report)
+            elif mode == "draft" and greedy and not self._payoff.pays(len(sources)):
+                found = self._autoregressive(sources, len(sources), report)
+                found = [[replace(item, mode="ar") for item in group] for group in found]
             else:
                 memory = self.model.encode(*self._pad(sources))
                 found = self._infilled(memory, targets) if targets else ways[mode](memory, numbers)
@@ -371,20 +378,9 @@ class Generator:
         sampling = Sampling(decode.temperature, seed=decode.seed)
         sampler = SamplingJudge(plan.search, sampling) if decode.temperature else None
         drafts = ModelDrafts(self.model, memory, self._stream, plan, sampler)
-        return [[item] for item in draft_search(drafts, numbers, plan.search, sampler)]
-
-
-def _batches(lengths: Mapping[int, int], most: int, most_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, the longest first (memory runs out at once or never)."""
-    batch: list[int] = []
-    for index in sorted(lengths, key=lambda i: -lengths[i]):
-        width = lengths[batch[0]] if batch else 0
-        if batch and (len(batch) == most or (len(batch) + 1) * width > most_tokens):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+        found = draft_search(drafts, numbers, plan.search, sampler)
+        self._payoff.note(found)
+        return [[item] for item in found]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -46,6 +46,19 @@ def checked_texts(texts: str | Sequence[str]) -> list[str]:
                 f"the text {what}", f"line {number} of the input", "give Unicode text as a string"
             ) from None
     return checked
+
+
+def batches_of(lengths: Mapping[int, int], most: int, most_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, the longest first (memory runs out at once or never)."""
+    batch: list[int] = []
+    for index in sorted(lengths, key=lambda i: -lengths[i]):
+        width = lengths[batch[0]] if batch else 0
+        if batch and (len(batch) == most or (len(batch) + 1) * width > most_tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def cut_sources(sources: Iterable[Sequence[int]], table: int) -> tuple[list[list[int]], list[int]]:
