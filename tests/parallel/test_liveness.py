@@ -18,6 +18,7 @@ import torch
 from janus_ds.parallel import handshake, liveness
 from janus_ds.parallel.liveness import Liveness, LostRankError
 from janus_ds.parallel.topology import Topology
+from tests.support.hostile import note
 from tests.support.processes import wait_until
 
 COUNT = 4
@@ -167,6 +168,7 @@ def test_a_hundred_strangers_neither_delay_nor_break_a_start() -> None:
         with ThreadPoolExecutor(20) as pool:
             strangers = list(pool.map(lambda i: attack(address, kinds[i % len(kinds)]), range(100)))
             lines = list(pool.map(lambda rank: handshake.join(address, TOKEN, rank), (1, 2, 3)))
+    note("connections of strangers that break a start", len(strangers), not all(lines))
     assert all(lines)
     assert sorted(found[0]) == [1, 2, 3]
     assert time.monotonic() - begun < 60, "not one after the other, 5 s each"

@@ -37,6 +37,15 @@ def test_sources_cannot_act_on_a_terminal() -> None:
     assert not any(ord(char) < 32 or 127 <= ord(char) < 160 for line in lines for char in line)
 
 
+def test_messages_cannot_act_on_a_terminal() -> None:
+    evil = "a\x1b]0;owned\x07b\r\x9b2J"
+    assert str(DataError(evil, evil, "look")).splitlines() == [
+        "error: a\\x1b]0;owned\\x07b\\x0d\\x9b2J",
+        "  where: a\\x1b]0;owned\\x07b\\x0d\\x9b2J",
+        "  to do: look",
+    ]
+
+
 def test_a_file_of_newlines_is_read_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "lines.txt"
     path.write_bytes(b"\n" * (2 << 20))
