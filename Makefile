@@ -7,6 +7,8 @@ TORCH_VERSION := 2.13.0
 # Extra arguments for the installation of torch, e.g. an index with builds for one CUDA version.
 TORCH_PIP_ARGS ?=
 RUN ?= runs/quickstart
+# Further options of `make pretrain`: PRETRAIN_ARGS="--recipe second_stage" goes on from the packaged denoiser.
+PRETRAIN_ARGS ?=
 NPROC ?= 2
 
 # Without an NVIDIA GPU the quickstart runs on NPROC CPU ranks, which share the cores.
@@ -24,7 +26,7 @@ PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pyt
     bench-bart bench-decode gpu-test bench-gpu results-convergence results-glge clean
 
 help:
-	@echo "make pretrain     install, prepare the bundled corpus, pretrain, decode held-out passages"
+	@echo "make pretrain     install, prepare the bundled corpus, pretrain measure blanks, decode held-out passages"
 	@echo "make test         install with development extras, then lint, types and tests"
 	@echo "make install      the environment alone (.venv)"
 	@echo "make fault-test   the long suite of kills, signals, damage and resumes; ends with a table"
@@ -58,8 +60,8 @@ install-dev: $(VENV)/.installed-dev
 
 pretrain: install
 	$(ACTIVATED) deepspeed --master_port $(FREE_PORT) launch/pretrain.py \
-	    --deepspeed_config ds_configs/zero2.json --output $(RUN)
-	$(ACTIVATED) python eval/decode.py --checkpoint $(RUN) --mode ar,nar --heldout 3
+	    --deepspeed_config ds_configs/zero2.json --output $(RUN) $(PRETRAIN_ARGS)
+	$(ACTIVATED) python -m janus_ds blanks $(RUN)
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -85,8 +87,7 @@ attack-test: install-dev
 	    tests/data/stream/test_hostile_data.py tests/data/stream/test_hostile_server.py \
 	    tests/data/stream/test_hostile_cache.py tests/config/test_mutated_files.py tests/config/test_load_traps.py \
 	    tests/config/test_locations.py tests/train/loop/test_state.py tests/checkpoint/test_manifest.py \
-	    tests/parallel/test_liveness.py tests/fault/test_run_folder.py tests/fault/test_kill_commands.py \
-	    tests/cli/test_bad_streams.py
+	    tests/parallel/test_liveness.py tests/fault/test_run_folder.py tests/cli/test_bad_streams.py
 
 slurm-test: install-dev
 	@INSTALL="$(INSTALL)" bash tests/slurm/install.sh

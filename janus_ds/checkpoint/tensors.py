@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from janus_ds.checkpoint.manifest import fault_of, step_of
+from janus_ds.config.packaged import model_path
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import atomic_file
 
@@ -90,11 +91,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def find_weights(source: Path) -> Path:
     """The weights file of a run folder (its newest checkpoint), a checkpoint folder, or the file itself.
 
+    A model that the package ships may be given by its name.
+
     Raises:
         CheckpointError: there is none.
     """
     if source.is_file():
         return source
+    source = model_path(source)
     candidates = [
         source / WEIGHTS_FILE,
         *sorted(source.glob(f"checkpoints/step-*/{WEIGHTS_FILE}"), reverse=True),

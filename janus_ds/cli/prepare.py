@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from janus_ds.cli.arguments import program_parser
+from janus_ds.config.packaged import tokenizer_name
 from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import PrepareProgress, PrepareReport, prepare
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
@@ -68,9 +69,10 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
     add(
         "--tokenizer",
+        type=tokenizer_name,
         default=default.tokenizer,
         metavar="NAME|DIR",
-        help=f"{', '.join(TOKENIZER_KINDS)}, nmt: bpe-words (text that is BPE'd already), "
+        help=f"{', '.join(TOKENIZER_KINDS)}, denoiser, nmt: bpe-words (text that is BPE'd already), "
         "or a folder with a tokenizer or with vocab.json and merges.txt [%(default)s]",
     )
     add(

@@ -1,9 +1,12 @@
-"""Recipes and DeepSpeed files that come with the package: by path, or by name (`--recipe iwslt`)."""
+"""Recipes, DeepSpeed files and models that come with the package: by path, or by name (`--recipe iwslt`)."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+DEMO, DENOISER = "demo", "denoiser"
+"""The models that the package ships: German to English, both ways; an English AR denoiser to start from."""
 
 _PACKAGE = Path(__file__).parents[1]
 _IN_CHECKOUT = {"recipes": "launch/recipes", "ds_configs": "ds_configs"}
@@ -29,6 +32,18 @@ def recipe_file(text: str) -> Path:
 def deepspeed_file(text: str) -> Path:
     """The DeepSpeed file that is meant: a path, or a name such as zero2."""
     return _named(text, "ds_configs", ".json")
+
+
+def model_path(path: str | Path) -> Path:
+    """The run that is meant: a path, or the name of a model that the package ships, if no folder has it."""
+    path = Path(path)
+    return _PACKAGE / "assets" / path if str(path) in (DEMO, DENOISER) and not path.is_dir() else path
+
+
+def tokenizer_name(text: str) -> str:
+    """A tokenizer as it was named; for a model that the package ships, the folder of its tokenizer."""
+    model = model_path(text)
+    return text if model == Path(text) else str(model / "tokenizer")
 
 
 def _named(text: str, kind: str, suffix: str) -> Path:

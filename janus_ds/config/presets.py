@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from janus_ds.config.packaged import model_path
 from janus_ds.config.schema import MaskingConfig, ModelConfig, ObjectiveConfig, RunConfig
 
 _MOST_BYTES = 1 << 24
@@ -144,7 +145,7 @@ def record_of(source: Path) -> dict[str, Any]:
     Empty where there is none: weights may come as a file alone. That there are weights at all is
     looked at when they are read.
     """
-    for folder in (source, source.parent, source.parent.parent, *source.parents[2:3]):
+    for folder in _folders(source):
         try:
             with (folder / "run.json").open("rb") as file:
                 record = json.loads(file.read(_MOST_BYTES))
@@ -152,3 +153,14 @@ def record_of(source: Path) -> dict[str, Any]:
             continue
         return record if isinstance(record, dict) else {}
     return {}
+
+
+def init_tokenizer(init: str) -> Path | None:
+    """The tokenizer folder of the run that `init` means; None where it has none."""
+    folders = (folder / "tokenizer" for folder in _folders(Path(init)))
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _folders(source: Path) -> tuple[Path, ...]:
+    source = model_path(source)
+    return (source, source.parent, source.parent.parent, *source.parents[2:3])

@@ -263,7 +263,7 @@ class RunConfig:
     name: str = "quickstart"
     """Name of the run; its folder is runs/NAME unless --output says otherwise."""
     init: str | None = None
-    """Run folder or checkpoint to take weights from; None: random."""
+    """Run folder or checkpoint to take weights from, or denoiser, which the package ships; None: random."""
     init_length_head: Annotated[str, OneOf("keep", "new")] = "keep"
     """keep: the length head comes from `init` where it fits; new: it is drawn from train.seed instead.
 

@@ -1,8 +1,8 @@
 """Run folders as decoding reads them: `run.json`, `tokenizer/` and `weights.safetensors`, nothing else.
 
 A run folder of training holds its weights in `checkpoints/step-NNNNNNNN/`, a converted one beside its
-`run.json`; either the folder or one of its checkpoints may be named. The name "demo" means the model that
-the package ships, unless there is a folder of that name.
+`run.json`; either the folder or one of its checkpoints may be named. The names "demo" and "denoiser" mean
+models that the package ships, unless there is a folder of that name.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ import torch
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manifest import COMPLETE, fault_of
 from janus_ds.config.load import from_dict, to_dict
-from janus_ds.config.schema import ObjectiveConfig, RunConfig
+from janus_ds.config.packaged import model_path
+from janus_ds.config.schema import RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, TextCodec
-from janus_ds.errors import CheckpointError, ConfigError, UsageError
+from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import read_bounded
 from janus_ds.model.decoding.inference import model_from_file
 from janus_ds.model.janus import JanusModel
 
 RUN_FORMAT_VERSION = 1
 """Newest `run.json` that this version reads."""
-
-DEMO = "demo"
-"""The name of the demonstration model that the package ships (German to English)."""
 
 _SMALL_WIDTH = 512
 """Below it, threads wait for each other longer than they work; OMP_NUM_THREADS, if set, decides instead."""
@@ -68,7 +66,7 @@ def load_run(
     """Load a run folder or one of its checkpoints.
 
     Args:
-        path: RUN, RUN/checkpoints/step-NNNNNNNN, or "demo".
+        path: RUN, RUN/checkpoints/step-NNNNNNNN, "demo" or "denoiser".
         decode: fields of `DecodeConfig` that replace the run's own.
         device: where the model is wanted; None: see :func:`usable_device`.
 
@@ -125,56 +123,13 @@ def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     return from_dict(values, "decoding options")
 
 
-def trained_modes(objective: ObjectiveConfig) -> tuple[str, ...]:
-    """The modes that a model trained with these weights can decode in.
-
-    AUX rows train both: they are predictions from MASK rows, and each but the first from gold tokens.
-    NAR needs a trained length head as well.
-    """
-    aux = bool(objective.weight_aux)
-    ar = bool(objective.weight_ar) or aux
-    nar = (bool(objective.weight_nar) or aux) and bool(objective.weight_length)
-    return ("ar",) * ar + ("nar",) * nar
-
-
-def check_mode(config: RunConfig) -> None:
-    """Refuse a mode of decoding that a run was not trained for.
-
-    Raises:
-        ConfigError: so it is.
-    """
-    mode, objective, trained = config.decode.mode, config.objective, trained_modes(config.objective)
-    both = mode == "draft" or (mode == "nar" and bool(config.decode.rescore))
-    aux = ("aux",) * bool(objective.weight_aux and objective.weight_length)
-    missing = [name for name in (("ar", "nar") if both else (mode,)) if name not in trained + aux]
-    if not missing:
-        return
-    terms = [term for name in missing for term in ((name,) if name == "ar" else (name, "length"))]
-    untrained = ", ".join(
-        f"objective.weight_{term} is {getattr(objective, f'weight_{term}')}" for term in terms
-    )
-    option = "mode 'draft'" if mode == "draft" else "--rescore ar"
-    what = f"both ways, as {option} needs" if both else f"in mode {mode!r}"
-    raise ConfigError(
-        f"the model was not trained to decode {what} ({untrained})",
-        "decode.mode" if mode in missing or mode == "draft" else "decode.rescore",
-        f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
-    )
-
-
-def demo_folder() -> Path:
-    """Where the demonstration model lies in the installed package."""
-    return Path(__file__).resolve().parents[1] / "assets" / DEMO
-
-
 def find_run(path: Path) -> tuple[Path, Path]:
     """The run folder and the weights file that a path means; a run's newest checkpoint is taken.
 
     Raises:
         CheckpointError: there is no run, no weights, or the weights are damaged.
     """
-    if path == Path(DEMO) and not path.is_dir():
-        path = demo_folder()
+    path = model_path(path)
     if not path.is_dir():
         raise CheckpointError(
             "there is no such run folder or checkpoint",

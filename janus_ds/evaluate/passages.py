@@ -8,7 +8,7 @@ import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from typing import cast
@@ -18,7 +18,6 @@ import numpy as np
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.text.tokenizer import MASK_TEXT
-from janus_ds.decode.infill import Target
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError
 
@@ -41,20 +40,6 @@ class Passage:
     ids: list[int]
     source: str
     reference: str | None = None
-    target: Target | None = None
-    """A given target whose blanks are to be filled."""
-
-
-def with_targets(passages: Sequence[Passage], targets: Iterator[Target], where: str) -> list[Passage]:
-    """The passages with the next targets, one for each.
-
-    Raises:
-        DataError: there are fewer targets.
-    """
-    found = [replace(passage, target=next(targets, None)) for passage in passages]
-    if found and found[-1].target is None:
-        raise DataError("there are fewer targets than inputs", where, "give one line for each line of input")
-    return found
 
 
 def line_windows(name: str, largest: int = 256) -> Iterator[list[str]]:
@@ -108,7 +93,9 @@ def _pieces(name: str, where: str) -> Iterator[bytes]:
             if rest:
                 yield rest
     except OSError as error:
-        raise DataError(f"the input cannot be read: {error.strerror}", where, "check the path") from None
+        raise DataError(
+            f"the input cannot be read: {error.strerror}", where, "check the path given to --input"
+        ) from None
 
 
 def _opened(name: str) -> AbstractContextManager[BufferedIOBase]:
@@ -182,6 +169,22 @@ def heldout_passages(
     from janus_ds.data.stream.batch_maker import BatchMaker
     from janus_ds.data.stream.loader import VALIDATION_EPOCH
 
+    maker = BatchMaker(valid_split(config, data), config, special)
+    ids = np.unique(np.linspace(0, maker.source.samples - 1, count).astype(np.int64))
+    views = maker.views(np.full_like(ids, VALIDATION_EPOCH), ids)
+    passages = []
+    for source, target in zip(views.source.rows(), views.target.rows(), strict=True):
+        inner = source[1:-1].tolist()
+        passages.append(Passage(inner, text.decode(inner), text.decode(target[1:-1].tolist())))
+    return passages
+
+
+def valid_split(config: RunConfig, data: Path | None = None) -> Path:
+    """The folder of a run's validation split.
+
+    Raises:
+        DataError: it is not there any more.
+    """
     folder = data or (Path(config.data.path) if config.data.path else None)
     split = folder / "valid" if folder else None
     if data is None and config.data.valid_path:
@@ -192,14 +195,7 @@ def heldout_passages(
             str(split or "run.json: recipe.data.path"),
             "give the data directory with --data DIR, or text with --input",
         )
-    maker = BatchMaker(split, config, special)
-    ids = np.unique(np.linspace(0, maker.source.samples - 1, count).astype(np.int64))
-    views = maker.views(np.full_like(ids, VALIDATION_EPOCH), ids)
-    passages = []
-    for source, target in zip(views.source.rows(), views.target.rows(), strict=True):
-        inner = source[1:-1].tolist()
-        passages.append(Passage(inner, text.decode(inner), text.decode(target[1:-1].tolist())))
-    return passages
+    return split
 
 
 def _poisson(draw: random.Random) -> int:

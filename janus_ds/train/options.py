@@ -22,6 +22,10 @@ FOLLOWER_DELAY = 2.0
 """Seconds that a rank waits for the one that prints the fault of all: launchers end all when one is gone."""
 
 
+_SCRATCH = {"none": "null"}
+"""How `--init` says that nothing is taken over, and the value that means it."""
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """What the command line says."""
@@ -54,7 +58,9 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
         "data.path`); default: bundled corpus",
     )
     parser.add_argument("--output", type=user_path, metavar="DIR", help="run folder; default: runs/NAME")
-    parser.add_argument("--init", metavar="RUN", help="run or checkpoint to take the first weights from")
+    parser.add_argument(
+        "--init", metavar="RUN", help="run or checkpoint to take the first weights from; none: random weights"
+    )
     parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
@@ -66,7 +72,7 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
     given = parser.parse_args(argv)
     overrides = list(given.overrides)
     overrides += [f"data.path={given.data}"] if given.data else []
-    overrides += [f"init={given.init}"] if given.init else []
+    overrides += [f"init={_SCRATCH.get(given.init, given.init)}"] if given.init else []
     overrides += [] if given.time_limit is None else [f"train.time_limit={given.time_limit}"]
     return TrainOptions(
         deepspeed_config=given.deepspeed_config,

@@ -22,6 +22,7 @@ from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.observe.run_record import RUN_FILE, RUN_FORMAT_VERSION, read_run_record
+from janus_ds.observe.writers import read_metrics
 
 MOST_BYTES = 5_000_000
 """What the shipped folder may hold, all files together."""
@@ -75,6 +76,14 @@ def ship(run: Path, output: Path, average: int, about: Mapping[str, Any]) -> dic
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def training_minutes(run: Path) -> float:
+    """Wall time of a run's updates, over all its attempts."""
+    seconds = {int(line["step"]): float(line["seconds"]) for line in read_metrics(run / "metrics.jsonl")}
+    steps = sorted(seconds)
+    spans = zip(steps, [0, *steps], strict=False)
+    return round(sum(seconds[step] * (step - before) for step, before in spans) / 60, 1)
 
 
 def _check_size(weights: Mapping[str, Tensor], run: Path) -> None:

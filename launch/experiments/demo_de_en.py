@@ -13,25 +13,24 @@ import argparse
 import json
 from pathlib import Path
 
-from demo_asset import folder_bytes, ship
+from demo_asset import folder_bytes, ship, training_minutes
 from demo_scores import score_all, write_page
 from demo_text import split_pairs, write_splits
 from driver import (
     ROOT,
-    TRAIN,
     Driver,
+    TrainedRun,
+    TrainedRuns,
     experiment_parser,
     prepare_pairs_command,
     run_logged,
     shared_text,
-    training_command,
 )
 
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.config.load import load_run_config
 from janus_ds.data.prepare.pair_files import PairFiles
 from janus_ds.errors import exit_on_error
-from janus_ds.observe.writers import read_metrics
 
 LANGUAGES = ("de", "en")
 RECIPE = ROOT / "launch" / "recipes" / "nmt_demo.yaml"
@@ -74,41 +73,14 @@ def prepare(options: argparse.Namespace) -> int:
 SPLITS = ("train", "valid", "test")
 
 
-class Demo:
-    """Both runs, as `driver.Plan` asks for them; the second starts from the first.
-
-    Args:
-        options: the command line.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-        self.folder: Path = options.root
-
-    def stages(self, name: str) -> tuple[str, ...]:
-        """Runs are trained only; `--ship` scores the asset."""
-        return (TRAIN,)
-
-    def needs(self, name: str) -> tuple[str, ...]:
-        """The run whose weights it starts from."""
-        return ("ar",) if name == "janus" else ()
-
-    def goal(self, name: str, stage: str) -> dict[str, int]:
-        """The updates asked for."""
-        return {"steps": getattr(self._options, f"{name}_steps")}
-
-    def command(self, name: str, stage: str) -> list[str]:
-        """The product's own program."""
-        root = self.folder
-        overrides = [f"train.max_steps={self.goal(name, stage)['steps']}", *(AR if name == "ar" else ())]
-        return training_command(
-            *("finetune", RECIPE, root / "data", root / name),
-            *(("--init", root / "ar") if name == "janus" else ()),
-            *("--set", f"name=demo-de-en-{name}", *overrides, *self._options.overrides),
-        )
-
-    def report(self) -> None:
-        """Nothing is reported before `--ship`."""
+def plan(options: argparse.Namespace) -> TrainedRuns:
+    """Both runs; the second starts from the first."""
+    given = {name: (f"name=demo-de-en-{name}",) for name in ("ar", "janus")}
+    ar = TrainedRun("finetune", RECIPE, options.ar_steps, None, (*given["ar"], *AR))
+    return TrainedRuns(
+        options,
+        {"ar": ar, "janus": TrainedRun("finetune", RECIPE, options.janus_steps, "ar", given["janus"])},
+    )
 
 
 def make_asset(options: argparse.Namespace) -> int:
@@ -128,14 +100,6 @@ def make_asset(options: argparse.Namespace) -> int:
         write_page(options.asset, options.page)
     print(f"{options.asset}: {folder_bytes(options.asset):,} bytes", flush=True)
     return code
-
-
-def training_minutes(run: Path) -> float:
-    """Wall time of a run's updates, over all its attempts."""
-    seconds = {int(line["step"]): float(line["seconds"]) for line in read_metrics(run / "metrics.jsonl")}
-    steps = sorted(seconds)
-    spans = zip(steps, [0, *steps], strict=False)
-    return round(sum(seconds[step] * (step - before) for step, before in spans) / 60, 1)
 
 
 def _ar_steps(run: Path) -> int:
@@ -167,7 +131,7 @@ def main() -> int:
     options.root.mkdir(parents=True, exist_ok=True)
     if options.ship:
         return make_asset(options)
-    return prepare(options) or Driver(Demo(options), ["ar", "janus"], 1).run()
+    return prepare(options) or Driver(plan(options), ["ar", "janus"], 1).run()
 
 
 if __name__ == "__main__":

@@ -147,6 +147,61 @@ class Plan(Protocol):
         """Make the tables of what is there."""
 
 
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that is trained only.
+
+    Attributes:
+        program: pretrain or finetune.
+        recipe: of the run.
+        steps: updates.
+        init: the run that it starts from, trained before; None: random weights.
+        overrides: of the recipe.
+    """
+
+    program: str
+    recipe: Path
+    steps: int
+    init: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+class TrainedRuns:
+    """Runs on the data in ROOT/data, as :class:`Plan` asks for them.
+
+    Args:
+        options: the command line, with root and overrides.
+        runs: by name.
+    """
+
+    def __init__(self, options: argparse.Namespace, runs: Mapping[str, TrainedRun]) -> None:
+        self.folder: Path = options.root
+        self._overrides, self._runs = options.overrides, runs
+
+    def stages(self, name: str) -> tuple[str, ...]:
+        """Training alone."""
+        return (TRAIN,)
+
+    def needs(self, name: str) -> tuple[str, ...]:
+        """The run whose weights it starts from."""
+        init = self._runs[name].init
+        return () if init is None else (init,)
+
+    def goal(self, name: str, stage: str) -> dict[str, int]:
+        """The updates asked for."""
+        return {"steps": self._runs[name].steps}
+
+    def command(self, name: str, stage: str) -> list[str]:
+        """The product's own program."""
+        run, root = self._runs[name], self.folder
+        init = () if run.init is None else ("--init", root / run.init)
+        given = (f"train.max_steps={run.steps}", *run.overrides, *self._overrides)
+        return training_command(run.program, run.recipe, root / "data", root / name, *init, "--set", *given)
+
+    def report(self) -> None:
+        """Nothing is reported before an asset is made."""
+
+
 @dataclass
 class Job:
     """A stage that is under way."""

@@ -16,8 +16,10 @@ from demo_asset import MOST_BYTES, folder_bytes, ship
 from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
 from janus_ds.cli import decode
 from janus_ds.cli.decode import DEMO_SENTENCES
+from janus_ds.config.load import load_run_config, to_dict
+from janus_ds.config.packaged import DEMO, DENOISER, model_path, packaged_folder
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import demo_folder, load_run
+from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, UsageError
 from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
@@ -83,10 +85,10 @@ def test_the_name_demo_means_the_shipped_folder(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ship(run, tmp_path / "asset", 1, {})
-    monkeypatch.setattr("janus_ds.decode.load.demo_folder", lambda: tmp_path / "asset")
+    ship(run, tmp_path / "assets" / "demo", 1, {})
+    monkeypatch.setattr("janus_ds.config.packaged._PACKAGE", tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert load_run("demo").folder == tmp_path / "asset"
+    assert load_run("demo").folder == tmp_path / "assets" / "demo"
     # Nothing given: its own sentences, both ways.
     standard_input("")
     assert decode.main(["--demo", "--device", "cpu"]) == 0
@@ -110,13 +112,13 @@ def test_one_model_must_be_named() -> None:
 
 
 needs_asset = pytest.mark.skipif(
-    not (demo_folder() / WEIGHTS_FILE).is_file(), reason="the demonstration model is not in this tree yet"
+    not (model_path(DEMO) / WEIGHTS_FILE).is_file(), reason="the demonstration model is not in this tree yet"
 )
 
 
 @needs_asset
 def test_the_shipped_folder_is_small_and_whole() -> None:
-    folder = demo_folder()
+    folder = model_path(DEMO)
     assert folder_bytes(folder) <= MOST_BYTES
     assert "CC BY 2.0" in (folder / "README.md").read_text()
     assert "tatoeba.org" in (folder / "README.md").read_text()
@@ -132,6 +134,22 @@ def test_the_shipped_folder_is_small_and_whole() -> None:
         assert not any(place in path.read_text() for place in ("/work", "/root", "/home", "/tmp"))
 
 
+def test_the_shipped_denoiser_is_small_whole_and_fills_a_blank() -> None:
+    folder = model_path(DENOISER)
+    assert folder_bytes(folder) <= MOST_BYTES
+    assert "CC BY-SA 3.0" in (folder / "README.md").read_text()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["training"]["text"]["novels_left_out"] == 10
+    assert not any(place in json.dumps(record) for place in ("/work", "/root", "/home", "/tmp"))
+    run = load_run_config(packaged_folder("recipes") / "second_stage.yaml")
+    assert run.init == DENOISER
+    assert to_dict(run)["model"] == record["recipe"]["model"] | {"preset": run.model.preset}
+    generator = Generator.from_checkpoint(DENOISER, mode="ar", device="cpu")
+    found = generator.generate("The old man opened the <mask> and looked <mask> the street.")[0].text
+    assert found.startswith("The old man opened the ")
+    assert found.endswith(" the street.")
+
+
 @needs_asset
 @pytest.mark.parametrize("mode", ["ar", "nar"])
 def test_the_shipped_model_translates(mode: str) -> None:
@@ -145,7 +163,7 @@ def test_the_shipped_model_translates(mode: str) -> None:
 
 @needs_asset
 def test_the_shipped_scores_are_in_order() -> None:
-    scores = json.loads((demo_folder() / "scores.json").read_text())
+    scores = json.loads((model_path(DEMO) / "scores.json").read_text())
     home, away = scores["tatoeba"]["systems"], scores["iwslt14_test"]["systems"]
     assert home["ar"]["tokenized_bleu"] > away["ar"]["tokenized_bleu"]
     assert home["nar-10"]["tokenized_bleu"] >= home["nar-0"]["tokenized_bleu"]

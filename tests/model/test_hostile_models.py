@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from janus_ds.decode.load import demo_folder, load_run
+from janus_ds.config.packaged import DEMO, model_path
+from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, JanusError
 from janus_ds.model.formats.fairseq import load_fairseq
 from janus_ds.model.formats.hf_import import load_hf_bart
@@ -39,7 +40,7 @@ def room(most: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(demo_folder(), tmp_path_factory.mktemp("demo") / "run"))
+    return Path(shutil.copytree(model_path(DEMO), tmp_path_factory.mktemp("demo") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sizes_of_a_record_are_held_against_the_weights_first(
     demo: Path, section: str, key: str, value: object
 ) -> None:
-    original = (demo_folder() / "run.json").read_text()
+    original = (model_path(DEMO) / "run.json").read_text()
     record = json.loads(original)
     (record if section == "special_tokens" else record["recipe"])[section][key] = value
     (demo / "run.json").write_text(json.dumps(record))
@@ -85,7 +86,7 @@ def test_files_of_another_shape_are_refused(demo: Path, tmp_path: Path, text: st
 @attacks(30)
 @given(path=PATHS, odd=ODD)
 def test_a_mutated_record_is_taken_or_refused(demo: Path, path: list[int], odd: object) -> None:
-    record = json.loads((demo_folder() / "run.json").read_text())
+    record = json.loads((model_path(DEMO) / "run.json").read_text())
     (demo / "run.json").write_text(json.dumps(mutated(record, path, odd)))
     with room(GB), suppress(JanusError):
         load_run(demo)

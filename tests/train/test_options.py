@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from janus_ds.config.load import load_run_config
 from janus_ds.errors import ConfigError
 from janus_ds.train import options
 from janus_ds.train.options import parse_options, refuse_faults
@@ -51,6 +52,14 @@ def test_one_rank_a_host_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "did you mean 'model.heads'?" in leaving(capsys, *wrong)[1]
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert leaving(capsys, *wrong) == (ConfigError.exit_code, "")
+
+
+def test_init_none_means_random_weights() -> None:
+    given = ["--deepspeed_config", ZERO2]
+    recipe = RECIPE.with_name("second_stage.yaml")
+    assert load_run_config(recipe, parse_options(given, recipe, "Test.").overrides).init == "denoiser"
+    scratch = parse_options([*given, "--init", "none"], recipe, "Test.")
+    assert load_run_config(recipe, scratch.overrides).init is None
 
 
 def test_nothing_heavy_is_imported() -> None:

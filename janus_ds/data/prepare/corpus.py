@@ -242,6 +242,7 @@ def prepare_bundled_corpus(
     block_tokens: int = 30,
     vocab_size: int = 2000,
     progress: Callable[[PrepareProgress], None] | None = None,
+    tokenizer: Path | None = None,
 ) -> Path:
     """Shards of the bundled novels; returns at once where they are there already.
 
@@ -249,10 +250,12 @@ def prepare_bundled_corpus(
     when whole, the others wait.
 
     Args:
-        output: the data directory; None: `runs/data/novels-BLOCK-VOCABULARY` in the working folder.
+        output: the data directory; None: `runs/data/novels-BLOCK-VOCABULARY` in the working folder, for a
+            given tokenizer `novels-BLOCK-FINGERPRINT`.
         block_tokens: most tokens of a block, without bos and eos.
         vocab_size: symbols of the unigram tokenizer trained on it.
         progress: called now and then.
+        tokenizer: folder of a given one, of a model to start from; None: one is trained.
 
     Returns:
         The data directory.
@@ -261,8 +264,10 @@ def prepare_bundled_corpus(
         DataError: `output` holds something else.
         ResourceError: full disk or missing permission.
     """
-    target = output or Path("runs", "data", f"novels-{block_tokens}-{vocab_size}")
+    words = load_tokenizer(tokenizer).fingerprint[:8] if tokenizer else str(vocab_size)
+    target = output or Path("runs", "data", f"novels-{block_tokens}-{words}")
     settings = PrepareSettings(
+        tokenizer=str(tokenizer) if tokenizer else PrepareSettings.tokenizer,
         vocab_size=vocab_size,
         tokenizer_sample_mb=_TOKENIZER_SAMPLE_MB,
         block_tokens=block_tokens,

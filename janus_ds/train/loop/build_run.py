@@ -21,7 +21,8 @@ from torch import nn
 from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
-from janus_ds.config.presets import record_of
+from janus_ds.config.packaged import tokenizer_name
+from janus_ds.config.presets import init_tokenizer, record_of
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
 from janus_ds.data.stream.batch_maker import BatchMaker
@@ -198,9 +199,10 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
         )
     if topology.is_main:
         logger.info("no --data: using the bundled corpus")
-    block = config.data.block_tokens
+    block, tokenizer = config.data.block_tokens, init_tokenizer(config.init) if config.init else None
     path = raise_on_all_ranks(
-        topology, lambda: str(prepare_bundled_corpus(block_tokens=block)) if topology.is_main else ""
+        topology,
+        lambda: str(prepare_bundled_corpus(None, block, tokenizer=tokenizer)) if topology.is_main else "",
     )
     return replace(config, data=replace(config.data, path=topology.broadcast_object(path)))
 
@@ -313,8 +315,9 @@ def start_from(
 def _check_tokenizer(source: str, tokenizer: Tokenizer) -> None:
     trained_with = record_of(Path(source)).get("tokenizer_fingerprint")
     if trained_with and trained_with != tokenizer.fingerprint:
+        own = source if tokenizer_name(source) != source else Path(source) / "tokenizer"
         raise CheckpointError(
             "the weights to start from were trained with another tokenizer than the data has",
             f"init {source}: tokenizer {trained_with[:12]}, data {tokenizer.fingerprint[:12]}",
-            f"prepare the data with --tokenizer {Path(source) / 'tokenizer'}, or give other weights",
+            f"prepare the data with --tokenizer {own}, give other weights, or --init none for random ones",
         )

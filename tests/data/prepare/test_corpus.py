@@ -268,6 +268,10 @@ def test_the_bundled_corpus_is_built_once(tmp_path, monkeypatch):
     assert np.mean([len(row) for row in blocks(path, "train")]) > 12
     with pytest.raises(DataError, match="other settings"):
         prepare_bundled_corpus(path, 23, 90)
+    # With the tokenizer of a model to start from: another place, and the same symbols.
+    given = prepare_bundled_corpus(block_tokens=24, tokenizer=path / "tokenizer")
+    assert given != path
+    assert load_tokenizer(given / "tokenizer").fingerprint == load_tokenizer(path / "tokenizer").fingerprint
 
 
 def test_few_documents_give_a_validation_split_all_the_same(tmp_path):

@@ -1,0 +1,261 @@
+"""Trains the small denoiser that the package ships, to start second-stage pretraining from.
+
+    JANUS_SHARED_DATA=... python launch/experiments/demo_denoiser.py      train
+    python launch/experiments/demo_denoiser.py --ship                     make the asset of what is trained
+    python launch/experiments/demo_denoiser.py --quickstart RUN           the page, about such a run
+
+Trained on English novels published by 1925 and on articles of Wikipedia. A novel of which one paragraph
+stands in the bundled corpus is left out whole, so all of that corpus is new to the denoiser.
+Started again, it resumes; asked to stop (SIGTERM, Ctrl-C), it lets the run save first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import lzma
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from demo_asset import folder_bytes, ship, training_minutes
+from driver import (
+    ROOT,
+    Driver,
+    TrainedRun,
+    TrainedRuns,
+    experiment_parser,
+    product,
+    run_logged,
+    shared_text,
+)
+from safetensors.torch import save
+from torch.nn import functional
+
+from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
+from janus_ds.config.load import load_run_config
+from janus_ds.config.packaged import DENOISER, model_path
+from janus_ds.decode.load import load_run
+from janus_ds.errors import exit_on_error
+from janus_ds.io import write_atomic
+from janus_ds.observe.writers import read_metrics
+
+NAME = "denoiser"
+RECIPE = ROOT / "launch" / "recipes" / "denoiser.yaml"
+BUNDLED = ROOT / "janus_ds" / "assets" / "corpus" / "novels.txt.xz"
+SOURCES = {
+    "novels": ("pretrain_novels_en", "novels.txt.xz"),
+    "wikipedia": ("pretrain_wikipedia_en", "wiki.txt.xz"),
+}
+POSITIONS = 128
+"""Of the asset; those that its own blocks did not reach are zero."""
+PIECE = 12_000
+"""Characters of a novel that make a document, at most."""
+_TELLING = 80
+"""Characters of a paragraph that two books do not share by chance."""
+
+
+def documents(path: Path) -> Iterator[list[str]]:
+    """Paragraphs of each document; a blank line ends one."""
+    paragraphs: list[str] = []
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+        for line in (line.strip() for line in file):
+            if line:
+                paragraphs.append(line)
+            elif paragraphs:
+                yield paragraphs
+                paragraphs = []
+    if paragraphs:
+        yield paragraphs
+
+
+def without_bundled(novels: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Novels of which no paragraph stands in the bundled corpus."""
+    bundled = {text for document in documents(BUNDLED) for text in document if len(text) > _TELLING}
+    return (novel for novel in novels if bundled.isdisjoint(novel))
+
+
+def pieces(paragraphs: list[str]) -> Iterator[str]:
+    """A long document as several of up to PIECE characters; a longer paragraph is a document of its own."""
+    taken: list[str] = []
+    for paragraph in paragraphs:
+        if taken and sum(map(len, taken)) + len(paragraph) > PIECE:
+            yield "\n".join(taken)
+            taken = []
+        taken.append(paragraph)
+    yield "\n".join(taken)
+
+
+def draw(texts: Iterable[str], megabytes: float) -> list[str]:
+    """So many megabytes of documents, chosen by hash."""
+    ordered = sorted(texts, key=_digest)
+    sizes = accumulate(len(text.encode()) for text in ordered)
+    return [text for text, size in zip(ordered, sizes, strict=True) if size <= megabytes * 1e6]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def write_text(path: Path, novels_mb: float, wikipedia_mb: float) -> dict[str, int]:
+    """Write the training text, one paragraph a line; what it holds."""
+    files = {name: shared_text(folder, name, file) / file for name, (folder, file) in SOURCES.items()}
+    books = list(documents(files["novels"]))
+    new = list(without_bundled(books))
+    novels = draw((piece for book in new for piece in pieces(book)), novels_mb)
+    articles = draw(map("\n".join, documents(files["wikipedia"])), wikipedia_mb)
+    text = "\n\n".join(sorted([*novels, *articles], key=_digest)) + "\n"
+    write_atomic(path, text.encode())
+    return {
+        "novels": len(new),
+        "novels_left_out": len(books) - len(new),
+        "documents_of_novels": len(novels),
+        "articles": len(articles),
+        "bytes": len(text.encode()),
+    }
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Text, tokenizer and shards, unless they are there; the exit code."""
+    root: Path = options.root
+    made, text = root / "counts.json", root / "text.txt"
+    if not made.is_file():
+        counts = write_text(text, options.novels_mb, options.wikipedia_mb)
+        write_atomic(made, (json.dumps(counts) + "\n").encode())
+    print(f"text: {made.read_text(encoding='utf-8').strip()}", flush=True)
+    command = product(
+        *("launch/prepare_data.py", "--input", text, "--output", root / "data", "--processes", 1),
+        *("--tokenizer", "sentencepiece-unigram", "--vocab-size", options.vocab, "--tokenizer-sample-mb", 8),
+        *("--block-tokens", load_run_config(RECIPE).data.block_tokens, "--valid-share", 0.01),
+    )
+    return run_logged(root, "data", command)
+
+
+def make_asset(options: argparse.Namespace) -> int:
+    """The folder that the package ships."""
+    about = {
+        "driver": "launch/experiments/demo_denoiser.py",
+        "data": "English novels published by 1925, public domain; Wikipedia, CC BY-SA 3.0; see README.md",
+        "text": json.loads((options.root / "counts.json").read_text(encoding="utf-8")),
+        "minutes": training_minutes(options.root / NAME),
+        "held_out": _held_out(options.root / NAME),
+    }
+    shipped = ship(options.root / NAME, options.asset, options.average, about)
+    widen(options.asset, POSITIONS)
+    print(f"averaged steps {shipped['training']['averaged_steps']}", flush=True)
+    print(f"{options.asset}: {folder_bytes(options.asset):,} bytes", flush=True)
+    return 0
+
+
+def widen(asset: Path, positions: int) -> None:
+    """Give the asset further positions and lengths, all zero: room for longer blocks in later training."""
+    weights = read_weights(asset / WEIGHTS_FILE)
+    for name in ("encoder.positions.weight", "decoder.positions.weight", "length_head.weight"):
+        weights[name] = functional.pad(weights[name], (0, 0, 0, positions - len(weights[name])))
+    record = json.loads((asset / "run.json").read_text(encoding="utf-8"))
+    sizes = dict.fromkeys(("max_source_positions", "max_target_positions", "length_classes"), positions)
+    record["recipe"]["model"] |= sizes
+    write_atomic(asset / WEIGHTS_FILE, save(weights, metadata={"format": "pt"}))
+    write_atomic(asset / "run.json", (json.dumps(record, indent=1) + "\n").encode())
+    load_run(asset)
+
+
+def _held_out(run: Path) -> dict[str, float]:
+    """Negative log-likelihood a token, in nats, of passages from the same sources, by step."""
+    lines = read_metrics(run / "metrics.jsonl")
+    return {str(line["step"]): round(line["valid/ar_nll"], 3) for line in lines if "valid/ar_nll" in line}
+
+
+def make_page(options: argparse.Namespace) -> int:
+    """The results page and its JSON, of the asset and of a run of `make pretrain`; the exit code."""
+    figures: Path = options.page.with_suffix(".json")
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    measured = [sys.executable, "-m", "janus_ds", "blanks", str(options.quickstart), "--json", str(figures)]
+    code = run_logged(options.page.parent, figures.stem, measured)
+    if not code:
+        text = page_text(
+            json.loads((options.asset / "run.json").read_text(encoding="utf-8"))["training"],
+            json.loads(figures.read_text(encoding="utf-8")),
+        )
+        write_atomic(options.page, text.encode())
+    (options.page.parent / f"{figures.stem}.log").unlink()
+    return code
+
+
+def page_text(training: dict[str, Any], found: dict[str, Any]) -> str:
+    """The results page.
+
+    Args:
+        training: what `run.json` of the asset says of it.
+        found: what `janus-ds blanks --json` wrote.
+    """
+    counts, held_out = training["text"], training["held_out"]
+    lines = [
+        "# The denoiser that the package ships",
+        "",
+        "Made by `python launch/experiments/demo_denoiser.py`, then `--ship`, with JANUS_SHARED_DATA set "
+        "(launch/recipes/denoiser.yaml, seed 1, one CPU core that was shared with other work): "
+        f"{training['averaged_steps'][-1]:,} updates in {training['minutes']:.0f} minutes of wall time; mean "
+        f"of checkpoints {', '.join(map(str, training['averaged_steps']))}; bf16. Its text: "
+        f"{counts['bytes'] / 1e6:.0f} MB, of {counts['novels']} novels and {counts['articles']:,} articles "
+        f"of Wikipedia. The {counts['novels_left_out']} novels of the bundled corpus were left out whole.",
+        "",
+        "Held out of its own text, nats a token of AR: "
+        + ", ".join(f"{value:.2f} (update {step})" for step, value in held_out.items())
+        + ".",
+        "",
+        "## What second-stage pretraining makes of it",
+        "",
+        f'`make pretrain PRETRAIN_ARGS="--recipe second_stage --set train.max_steps={found["steps"]}"`, then '
+        "`python launch/experiments/demo_denoiser.py --quickstart RUN`, which writes this page; after update "
+        f"{found['step']:,}. {found['passages']} passages of the bundled novels' validation part; "
+        f"{found['tokens']:,} tokens are hidden from the encoder. Shares that are filled with the "
+        "original token:",
+        "",
+        "| | before | after |",
+        "| --- | --- | --- |",
+    ]
+    names = {"nar": "NAR: all at once, from both sides", "ar": "AR: one after another, from the left"}
+    for mode, name in names.items():
+        shares = " | ".join(f"{100 * found[when][mode]:.1f} %" for when in ("before", "after"))
+        lines.append(f"| {name} | {shares} |")
+    lines += ["", "Passages of that part, spread evenly over it:", "", "```"]
+    for shown in found["shown"]:
+        lines += [*(f"{name:<10}{shown[name]}" for name in ("source", "ar", "nar", "reference")), ""]
+    return "\n".join([*lines[:-1], "```", ""])
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = experiment_parser(__doc__, "denoiser")
+    add = parser.add_argument
+    add("--steps", type=int, default=8_000, help="updates [%(default)s]")
+    add("--vocab", type=int, default=4_000, help="symbols of the vocabulary [%(default)s]")
+    add("--novels-mb", type=float, default=24, help="megabytes of novels [%(default)s]")
+    add("--wikipedia-mb", type=float, default=8, help="megabytes of Wikipedia [%(default)s]")
+    add("--ship", action="store_true", help="only make the asset of what is trained so far")
+    add("--asset", type=Path, default=model_path(DENOISER), help="where the asset goes")
+    add("--average", type=int, default=8, help="last checkpoints averaged for the asset [%(default)s]")
+    add("--quickstart", type=Path, metavar="RUN", help="only write the page, about this run of make pretrain")
+    add("--page", type=Path, default=ROOT / "docs" / "results" / "demo_denoiser.md", help="the page")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Prepare and train, make the asset, or write the page."""
+    options = parse()
+    load_run_config(RECIPE, options.overrides)
+    options.root.mkdir(parents=True, exist_ok=True)
+    if options.ship:
+        return make_asset(options)
+    if options.quickstart:
+        return make_page(options)
+    run = TrainedRun("pretrain", RECIPE, options.steps)
+    return prepare(options) or Driver(TrainedRuns(options, {NAME: run}), [NAME], 1).run()
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

@@ -1,0 +1,94 @@
+"""`janus-ds blanks`: what is counted, and what a run that went on from another one is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_ds.checkpoint.manifest import write_manifest
+from janus_ds.checkpoint.tensors import write_tensors
+from janus_ds.cli.blanks import main
+from janus_ds.config.load import load_run_config
+from janus_ds.data.text.tokenizer import load_tokenizer
+from janus_ds.decode.load import load_run
+from janus_ds.errors import UsageError
+from janus_ds.evaluate.blanks import blank_batches, fill_blanks
+from janus_ds.model.janus import JanusModel
+from janus_ds.observe.run_record import write_run_record
+from janus_ds.parallel.layers import ParallelLayers
+from tests.support.tiny_training import make_inputs
+
+
+def random_run(inputs: Path, name: str, seed: int, *overrides: str) -> Path:
+    """A run with random weights on the tiny data."""
+    data, folder = inputs / "data", inputs / name
+    tokenizer = load_tokenizer(data / "tokenizer")
+    config = load_run_config(inputs / "recipe.yaml", [f"data.path={data}", *overrides])
+    torch.manual_seed(seed)
+    model = JanusModel(replace(config.model, init_std=0.5), tokenizer.special, ParallelLayers())
+    checkpoint = folder / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    tokenizer.save(folder / "tokenizer")
+    write_run_record(folder, config, tokenizer.special, tokenizer.fingerprint, {}, 0)
+    write_tensors(checkpoint / "weights.safetensors", model.state_dict())
+    write_manifest(checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_inputs(tmp_path_factory.mktemp("blanks"))
+    random_run(folder, "before", 1, "objective.preset=ar_query")
+    random_run(folder, "after", 2, f"init={folder / 'before'}")
+    return folder
+
+
+def test_every_hidden_token_counts_once(inputs: Path) -> None:
+    run = load_run(inputs / "after")
+    batches = blank_batches(run, 11)
+    found = fill_blanks(run.model, batches)
+    hidden, ar, nar = 0, 0, 0
+    for batch in batches:
+        assert batch.counts.samples == 11
+        rows = run.model(batch)
+        assert rows.ar_BAD is not None
+        assert rows.nar_BMD is not None
+        for b in range(batch.counts.samples):
+            for j in range(int(batch.masked_length_B[b])):
+                token = int(batch.masked_target_BM[b, j])
+                shown = int((batch.source_BS[b] == token).sum())
+                written = int((batch.ar_target_BA[b] == token).sum())
+                assert shown < written, "a token that the encoder sees is not hidden"
+                hidden += 1
+                nar += int((rows.nar_BMD[b, j] @ run.model.output_weight[:60].T).argmax()) == token
+        for place in batch.ar_masked_T.tolist():
+            b, a = divmod(place, batch.ar_target_BA.shape[1])
+            ar += int((rows.ar_BAD[b, a] @ run.model.output_weight[:60].T).argmax()) == int(
+                batch.ar_target_BA[b, a]
+            )
+    assert hidden > 20
+    assert (found.tokens, found.ar, found.nar) == (hidden, ar / hidden, nar / hidden)
+
+
+def test_before_after_and_passages_are_told(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = inputs / "figures.json"
+    options = ["--samples", "11", "--show", "2", "--device", "cpu", "--json", str(figures)]
+    assert main([str(inputs / "after"), *options]) == 0
+    told = capsys.readouterr().out
+    found = json.loads(figures.read_text())
+    assert f"before ({inputs / 'before'})" in told
+    for when in ("before", "after"):
+        for mode in ("ar", "nar"):
+            assert f"{100 * found[when][mode]:.1f} %" in told
+    assert found["before"] != found["after"]
+    assert (found["step"], found["steps"]) == (1, 20)
+    assert [told.count(f"\n{word} ") for word in ("source", "reference", "AR", "NAR")] == [2, 2, 2, 2]
+    assert all(text["reference"] in told and "<mask>" in text["source"] for text in found["shown"])
+    assert f"The run lies in {inputs / 'after'}" in told
+    assert f"janus-ds decode --checkpoint {inputs / 'after'}" in told
+    with pytest.raises(UsageError, match="not pretrained both ways"):
+        main([str(inputs / "before"), "--device", "cpu"])
