@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the command's own")
     parsed = parser.parse_args(arguments)
-    name, rest = parsed.command, parsed.arguments
+    name, rest = parsed.command, [_at_home(word) for word in parsed.arguments]
     if f"{name} {rest[0] if rest else ''}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in COMMANDS:
@@ -91,6 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(function(rest) or 0)
     finally:
         sys.argv = before
+
+
+def _at_home(word: str) -> str:
+    """`--option=~/path` with the user's home in it: shells replace ~ at the start of a word only."""
+    option, equals, value = word.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") else word
 
 
 def console() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -20,6 +21,10 @@ PREEMPTED_EXIT_CODE = 75
 
 STALLED_EXIT_CODE = 76
 """Exit code of a run in which no rank made progress; it wants to be started again as well."""
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What could act on a terminal: names from outside stand in messages."""
 
 
 class JanusError(Exception):
@@ -46,7 +51,8 @@ class JanusError(Exception):
         return _restored, (type(self), self.args, self.__dict__)
 
     def __str__(self) -> str:
-        return f"error: {self.what}\n  where: {self.where}\n  to do: {self.fix}"
+        text = f"error: {self.what}\n  where: {self.where}\n  to do: {self.fix}"
+        return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _restored(kind: type[JanusError], args: tuple[Any, ...], values: dict[str, Any]) -> JanusError:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support.hostile import ATTACKS
+from tests.support.hostile import ATTACKS, RESULTS
 
 # Examples are timed by nobody here: a loaded machine must not fail a test.
 settings.register_profile("untimed", deadline=None, max_examples=ATTACKS or 100)
@@ -76,3 +76,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         terminalreporter.write_line("  ".join(cells).rstrip())
+    if ATTACKS:
+        terminalreporter.section("attack: harm done, of how many tries")
+        failed = sum(len(terminalreporter.stats.get(kind, [])) for kind in ("failed", "error"))
+        for harm, (tried, done) in {
+            **RESULTS,
+            "tests that fail, or end with a stack": (len(lines), failed),
+        }.items():
+            terminalreporter.write_line(f"{harm:<60}  {done:>11,} of {tried:,}")

@@ -12,13 +12,14 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.cli.arguments import program_parser
-from janus_ds.cli.decode_lines import FoundBy, as_blocks
+from janus_ds.cli.decode_lines import FoundBy, as_blocks, saying
 from janus_ds.config.packaged import user_path
-from janus_ds.decode.generator import Generator, trained_modes
-from janus_ds.decode.load import LoadedRun, load_run, with_decode
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
 from janus_ds.decode.text import one_line
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.blanks import Blanks, blank_batches, fill_blanks
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown, lines = _decoded(run, parsed.show, parsed.data)
     print("\n".join(lines))
     if parsed.json is not None:
-        figures = {"step": step_of(run.weights.parent), "steps": run.config.train.max_steps}
+        figures: dict[str, Any] = {"step": step_of(run.weights.parent), "steps": run.config.train.max_steps}
         figures |= {"passages": passages, "tokens": found["after"].tokens, "shown": shown}
         figures |= {name.split()[0]: {"ar": item.ar, "nar": item.nar} for name, item in found.items()}
         write_atomic(parsed.json, (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode())
@@ -99,7 +100,7 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
         | {mode: one_line(text.decode(by.items[number][0].tokens)) for mode, by in found.items()}
         for number, passage in enumerate(passages)
     ]
-    return shown, as_blocks(passages, 1, found, text)
+    return shown, as_blocks(passages, 1, found, saying(passages, text))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,11 +4,13 @@
     python eval/decode.py --checkpoint RUN --mode ar,nar --heldout 3
     python eval/decode.py --checkpoint RUN --mode ar,nar --mask-share 0.3 --input passages.txt
     python eval/decode.py --demo                         the model of the package: German to English
+    python eval/decode.py --demo --mode aux --target with_blanks.txt --input sources.txt
 
 Lines in, lines out, in order, as they come: each line is written when it is decoded. An input that is too
 long for the model is cut, and their number told at the end (--on-long). With several modes, `--show-source`
 or `--heldout`, each output comes as a block: source, reference where there is one, and what each mode made
-of it. --demo without input translates a few sentences of its own.
+of it. --demo without input translates a few sentences of its own. --target gives a text with blanks, `___` or
+`<mask>`, for each input; they are filled, and all other text is kept to the letter.
 """
 
 from __future__ import annotations
@@ -37,14 +39,22 @@ from janus_ds.cli.decode_lines import (
     as_json,
     as_lines,
     as_nbest,
+    saying,
 )
 from janus_ds.config.faults import suggestion
 from janus_ds.config.packaged import DEMO
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
 from janus_ds.decode.text import IdText, TextCodec
-from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, line_windows
+from janus_ds.errors import CheckpointError, DataError, UsageError
+from janus_ds.evaluate.passages import (
+    Passage,
+    heldout_passages,
+    line_passages,
+    line_windows,
+    with_targets,
+)
 from janus_ds.evaluate.systems import check_beam
 from janus_ds.model.decoding.inference import prepare_for_inference
 
@@ -89,6 +99,7 @@ USED_BY = {
     "draft_width": ("draft",),
     "length_beam": ("nar", "aux"),
     "nbest": ("ar", "nar"),
+    "target": ("nar", "aux"),
 }
 """Modes that an option has an effect on; it is refused where none of them is asked for."""
 
@@ -112,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = _text(run, parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
     generators = {mode: _generator(run, text, mode, parsed) for mode in modes}
+    targets = _targets(parsed, list(generators.values()))
     long = LongInputs(run.config.model.max_source_positions, parsed.on_long)
     progress = DecodeProgress(parsed.progress_seconds, parsed.output is not None or not _on_terminal())
     output = Output(parsed.output)
@@ -119,16 +131,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for passages in _windows(parsed, run, text):
             first = long.total
             passages = long.fit(passages)
-            found = _found(passages, first, generators, progress)
+            if targets is not None:
+                passages = with_targets(passages, targets, str(parsed.target))
+            found, say = _found(passages, first, generators, progress), saying(passages, text)
             if parsed.jsonl or parsed.nbest:
                 form = as_json if parsed.jsonl else as_nbest
-                output.write(form(passages, first, found, text, parsed.nbest or 1))
+                output.write(form(passages, first, found, say, parsed.nbest or 1))
             elif parsed.show_source or parsed.heldout or len(found) > 1:
-                output.write(as_blocks(passages, first + 1, found, text))
+                output.write(as_blocks(passages, first + 1, found, say))
             else:
-                output.write(as_lines(found, text))
+                output.write(as_lines(found, say))
             if long.fault is not None:
                 raise long.fault
+        if targets is not None and next(targets, None) is not None:
+            raise DataError(
+                "there are more targets than inputs", str(parsed.target), "give one line for each"
+            )
     finally:
         output.close()
         progress.end(long.total)
@@ -150,15 +168,30 @@ def _windows(parsed: argparse.Namespace, run: LoadedRun, text: TextCodec) -> Ite
         first += len(lines)
 
 
+def _targets(parsed: argparse.Namespace, generators: Sequence[Generator]) -> Iterator[Target] | None:
+    """The given targets, all read before anything is decoded."""
+    if parsed.target is None:
+        return None
+    lines = [line for window in line_windows(str(parsed.target)) for line in window]
+    words = (parsed.blank_lengths or "1").split(",")
+    if not all(word.strip().isdigit() for word in words):
+        raise UsageError(f"{parsed.blank_lengths!r} are no lengths", "--blank-lengths", "give numbers: 1,2,3")
+    lengths = [int(word) for word in words]
+    found = [[made.target(line, lengths, i) for i, line in enumerate(lines, 1)] for made in generators]
+    return iter(found[0])
+
+
 def _found(
     passages: Sequence[Passage], first: int, generators: Mapping[str, Generator], progress: DecodeProgress
 ) -> Found:
     """What every mode makes of some inputs."""
     sources, found = [passage.ids for passage in passages], {}
+    given = [passage.target for passage in passages]
+    targets = given if any(given) else None
     for number, (mode, generator) in enumerate(generators.items(), 1):
         show = (lambda done, total: progress(first + done)) if number == len(generators) else None
         start = time.perf_counter()
-        items = generator.generate_ids(sources, show, first)
+        items = generator.generate_ids(sources, show, first, targets)
         found[mode] = FoundBy(items, (time.perf_counter() - start) / max(1, len(sources)))
     return found
 
@@ -180,6 +213,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--heldout", type=int, default=0, metavar="N", help="decode N samples of the run's validation split")
     add("--data", type=Path, help="data directory for --heldout (default: where it lay in training)")
     add("--mask-share", type=float, default=0.0, metavar="S", help="hide this share of each line's words")
+    add(
+        "--target",
+        type=Path,
+        metavar="FILE",
+        help="nar and aux: fill the blanks of these lines, ___ or <mask>",
+    )
+    lengths = "--target: tokens that a blank may have, as 1,2,3; the best of all combinations (default: 1)"
+    add("--blank-lengths", metavar="N,...", help=lengths)
     add("--seed", type=int, help="which words --mask-share hides; draws of samples (default: 1)")
     nbest = "AR: beams or samples, NAR: length candidates: N of each input, as `number ||| text ||| score`"
     add("--nbest", type=int, metavar="N", help=nbest)
@@ -219,6 +260,9 @@ def _check(parsed: argparse.Namespace) -> None:
             "the command line",
             "give a number of samples, and a share between 0 and 1",
         )
+    if parsed.heldout and parsed.target:
+        what = "held-out samples have targets of their own"
+        raise UsageError(what, "--heldout, --target", "give sources with --input")
     if parsed.heldout and (parsed.input != "-" or parsed.mask_share):
         raise UsageError(
             "held-out samples and another input were asked for",
@@ -287,6 +331,7 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
         "top_p": ("--temperature", parsed.temperature),
         "rescore_weight": ("--rescore ar", parsed.rescore),
         "rescore_samples": ("--rescore ar", parsed.rescore),
+        "blank_lengths": ("--target", parsed.target),
         "seed": (
             "--mask-share, --temperature or --rescore-samples",
             parsed.mask_share or parsed.temperature or parsed.rescore_samples,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,18 @@ class FoundBy(NamedTuple):
 
 Found = Mapping[str, FoundBy]
 """By mode."""
+Say = Callable[[int, ScoredTokens], str]
+"""The line of text that an output of the input of this number is."""
+
+
+def saying(passages: Sequence[Passage], text: TextCodec) -> Say:
+    """Outputs as text; those of a given target keep to its letters."""
+
+    def say(number: int, item: ScoredTokens) -> str:
+        target = passages[number].target
+        return one_line(text.decode(item.tokens) if target is None else target.text(item, text))
+
+    return say
 
 
 class LongInputs:
@@ -61,8 +73,10 @@ class LongInputs:
                     )
                     return fitting
                 self._numbers.append(self.total)
-                kept = passage.ids[: self._table - 2] if self._action == "cut" else []
-                passage = replace(passage, ids=kept)
+                if self._action == "cut":
+                    passage = replace(passage, ids=passage.ids[: self._table - 2])
+                else:
+                    passage = replace(passage, ids=[], target=None)
             fitting.append(passage)
         return fitting
 
@@ -127,13 +141,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def as_lines(found: Found, text: TextCodec) -> list[str]:
+def as_lines(found: Found, say: Say) -> list[str]:
     """The best output of the only mode, one line for each input."""
     (only,) = found.values()
-    return [one_line(text.decode(candidates[0].tokens)) for candidates in only.items]
+    return [say(number, candidates[0]) for number, candidates in enumerate(only.items)]
 
 
-def as_blocks(passages: Sequence[Passage], first: int, found: Found, text: TextCodec) -> list[str]:
+def as_blocks(passages: Sequence[Passage], first: int, found: Found, say: Say) -> list[str]:
     """Source, reference and the best output of each mode below each other; `first` is the first's number."""
     lines = []
     for number, passage in enumerate(passages):
@@ -142,23 +156,23 @@ def as_blocks(passages: Sequence[Passage], first: int, found: Found, text: TextC
             rows["reference"] = one_line(passage.reference)
         for mode, items in found.items():
             item = items.items[number][0]
-            rows[f"{mode.upper()} {item.score:.3f}"] = one_line(text.decode(item.tokens))
+            rows[f"{mode.upper()} {item.score:.3f}"] = say(number, item)
         width = max(12, *(len(name) + 2 for name in rows))
         lines += [f"[{first + number}]", *(f"{name:<{width}}{value}" for name, value in rows.items()), ""]
     return lines
 
 
-def as_nbest(passages: Sequence[Passage], first: int, found: Found, text: TextCodec, count: int) -> list[str]:
+def as_nbest(passages: Sequence[Passage], first: int, found: Found, say: Say, count: int) -> list[str]:
     """`number ||| text ||| score`, as Moses writes n-best lists; numbers begin with `first`, which is 0."""
     return [
-        f"{first + number} ||| {one_line(text.decode(item.tokens))} ||| {item.score:.4f}"
+        f"{first + number} ||| {say(number, item)} ||| {item.score:.4f}"
         for number in range(len(passages))
         for by in found.values()
         for item in by.items[number][:count]
     ]
 
 
-def as_json(passages: Sequence[Passage], first: int, found: Found, text: TextCodec, count: int) -> list[str]:
+def as_json(passages: Sequence[Passage], first: int, found: Found, say: Say, count: int) -> list[str]:
     """One object for each output: what it is of, and how it came about.
 
     `line` and `rank` begin with 1. `passes` (of the decoder) and `token_scores` are there where they are
@@ -168,8 +182,8 @@ def as_json(passages: Sequence[Passage], first: int, found: Found, text: TextCod
     for number, passage in enumerate(passages):
         for mode, by in found.items():
             for rank, item in enumerate(by.items[number][:count], 1):
-                row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": mode}
-                row |= {"text": one_line(text.decode(item.tokens)), "score": item.score}
+                row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": item.mode or mode}
+                row |= {"text": say(number, item), "score": item.score}
                 row |= {"passes": item.passes} if item.passes else {}
                 row |= {"token_scores": item.token_scores} if item.token_scores else {}
                 row |= {"seconds": round(by.seconds, 6), "source": passage.source}

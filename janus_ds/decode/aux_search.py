@@ -8,8 +8,9 @@ AUX's token takes the first other place, and its further choices become the next
 token of each open candidate, and mostly several.
 
 The output is that of AUX decoded one token a pass: whatever is settled was chosen by an AUX row that saw
-nothing but settled tokens. For this the original part stays masked to the end; a settled token that moved
-into it would change what all other rows see.
+nothing but settled tokens. For this the original part stays as it was to the end; a settled token that moved
+into it would change what all other rows see. So its keys and values are those of the NAR pass, and those of
+settled tokens stand as well: a pass computes the rows of open slots alone, two for each.
 
 Shape letters: B sentences, C length candidates, R = B * C rows, X rows of a pass, L longest row, P positions
 predicted in a pass, D width.
@@ -27,21 +28,21 @@ from janus_ds.decode.mask_predict import MaskPredictSettings, RowDecoder, Target
 
 
 class JudgedRows(RowDecoder, Protocol):
-    """What AUX search asks of a model."""
+    """What AUX search asks of a model; its first call is `hidden`, for all rows and all that is masked."""
 
-    def judged(self, token_RL: Tensor, draft_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
-        """One decoder pass: hidden AUX rows at the flat indices `picked_P` = r * L + l, shape (P, D).
+    def judged(self, row_X: Tensor, token_XL: Tensor, settled_X: Tensor, picked_P: Tensor) -> Tensor:
+        """One pass of AUX rows over open slots: hidden rows at `picked_P`, shape (P, D).
 
         Args:
-            token_RL: the original part, masked where AUX predicts.
-            draft_RL: the same with a token at every masked place.
-            length_R: tokens of each row, bos and eos included.
-            picked_P: ascending.
+            row_X: which rows of the first call; their settled tokens have not changed.
+            token_XL: settled tokens and drafts, with given ones, bos and eos.
+            settled_X: slots of each row that are settled, at least 1.
+            picked_P: flat indices x * L + l, ascending: of each row all slots that are open, or none.
         """
 
 
 def aux_search(
-    decoder: JudgedRows, length_BC: Tensor, settings: MaskPredictSettings
+    decoder: JudgedRows, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None = None
 ) -> list[list[ScoredTokens]]:
     """Write all rows as AUX does, left to right.
 
@@ -49,12 +50,13 @@ def aux_search(
         decoder: the model on its encoded sources.
         length_BC: candidate lengths, bos and eos included; at least 3.
         settings: forbids all special symbols, MASK among them; score "paper".
+        given_RL: as for :func:`janus_ds.decode.mask_predict.mask_predict`.
 
     Returns:
         For each sentence its C candidates, without bos and eos, that of the best mean log-probability first;
         `passes` counts the passes in which anything of the sentence was open.
     """
-    rows = _AuxRows(length_BC, settings)
+    rows = _AuxRows(length_BC, settings, given_RL)
     rows.fill(decoder)
     while rows.judge(decoder):
         pass
@@ -62,19 +64,18 @@ def aux_search(
 
 
 class _AuxRows(TargetRows):
-    """Rows of which the first tokens are settled and the others a draft."""
+    """Rows of which the first wanted tokens are settled and the others a draft."""
 
-    def __init__(self, length_BC: Tensor, settings: MaskPredictSettings) -> None:
-        super().__init__(length_BC, settings)
-        self.blank_RL = self.token_RL
-        """The original part: MASK at every inner place."""
+    def __init__(self, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None) -> None:
+        super().__init__(length_BC, settings, given_RL)
+        self.rank_RL = self.inner_RL.cumsum(1)
+        """Wanted tokens up to each place."""
         self.settled_R = torch.ones_like(self.length_R)
-        """Inner tokens that are settled, once the NAR pass has been made."""
+        """Wanted tokens that are settled, once the NAR pass has been made."""
 
     def judge(self, decoder: JudgedRows) -> bool:
         """One pass over all drafts; False if all is settled already."""
-        column_L = torch.arange(self.token_RL.shape[1], device=self.token_RL.device)
-        open_RL = self.inner_RL & (column_L > self.settled_R[:, None])
+        open_RL = self.inner_RL & (self.rank_RL > self.settled_R[:, None])
         open_R = open_RL.any(1)
         if not open_R.any():
             return False
@@ -82,15 +83,13 @@ class _AuxRows(TargetRows):
         row_X = self.rows_to_compute(decoder, open_R, open_R)
         width = int(self.length_R[row_X].max())
         picked_P = open_RL[row_X, :width].flatten().nonzero().squeeze(1)
-        blank_XL, draft_XL = self.blank_RL[row_X, :width], self.token_RL[row_X, :width]
-        token_P, score_P = self.predict(
-            decoder, decoder.judged(blank_XL, draft_XL, self.length_R[row_X], picked_P)
-        )
+        given = row_X, self.token_RL[row_X, :width], self.settled_R[row_X]
+        token_P, score_P = self.predict(decoder, decoder.judged(*given, picked_P))
         place_P = row_X[picked_P // width], picked_P % width
         token_RL = self.token_RL.index_put(place_P, token_P)
-        # Columns before the first difference; with bos in column 0, as many inner tokens are settled now.
-        agreed_R = (token_RL == self.token_RL).long().cumprod(1).sum(1)
-        self.settled_R = torch.minimum(agreed_R, self.inner_R)
+        # What AUX wrote itself before the first difference, and its token there.
+        same_RL = (token_RL == self.token_RL).long().cumprod(1)
+        self.settled_R = torch.minimum((same_RL * self.inner_RL).sum(1) + 1, self.inner_R)
         self.token_RL = token_RL
         self.score_RL = self.score_RL.to(score_P.dtype).index_put(place_P, score_P)
         return True

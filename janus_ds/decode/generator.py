@@ -12,7 +12,7 @@ Shape letters: B sentences, C length candidates, K length classes, S source toke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
@@ -25,12 +25,13 @@ from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
-from janus_ds.config.schema import ObjectiveConfig, RunConfig
+from janus_ds.config.schema import RunConfig
 from janus_ds.decode.aux_search import aux_search
 from janus_ds.decode.beam_search import beam_search
-from janus_ds.decode.draft import draft_search
+from janus_ds.decode.draft import Payoff, draft_search
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
-from janus_ds.decode.load import load_run
+from janus_ds.decode.infill import Target, given_rows, parse_target
+from janus_ds.decode.load import check_mode, load_run
 from janus_ds.decode.mask_predict import length_candidates, mask_predict
 from janus_ds.decode.model_drafts import ModelDrafts, SamplingJudge, draft_plan
 from janus_ds.decode.model_steps import (
@@ -45,7 +46,7 @@ from janus_ds.decode.model_steps import (
 from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
 from janus_ds.decode.sample import Sampling, random_of, sample_search
 from janus_ds.decode.search_settings import SearchSettings
-from janus_ds.decode.text import IdText, TextCodec
+from janus_ds.decode.text import IdText, TextCodec, batches_of, checked_texts
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
@@ -53,36 +54,6 @@ from janus_ds.model.janus import JanusModel
 
 Progress = Callable[[int, int], None]
 """Called after each batch with the number of finished inputs and of all."""
-
-
-def trained_modes(objective: ObjectiveConfig) -> tuple[str, ...]:
-    """The modes that a model trained with these weights can decode in.
-
-    AUX rows train both: they are predictions from MASK rows, and each but the first from gold tokens.
-    NAR needs a trained length head as well.
-    """
-    aux = bool(objective.weight_aux)
-    ar = bool(objective.weight_ar) or aux
-    nar = (bool(objective.weight_nar) or aux) and bool(objective.weight_length)
-    return ("ar",) * ar + ("nar",) * nar
-
-
-def _checked_texts(texts: str | Sequence[str]) -> list[str]:
-    """The texts as a list.
-
-    Raises:
-        DataError: one is no string, or holds half a character.
-    """
-    checked = [texts] if isinstance(texts, str) else list(texts)
-    for number, text in enumerate(checked, 1):
-        try:
-            text.encode("utf-8")
-        except (AttributeError, UnicodeEncodeError):
-            what = "has a lone surrogate" if isinstance(text, str) else f"is of type {type(text).__name__}"
-            raise DataError(
-                f"the text {what}", f"line {number} of the input", "give Unicode text as a string"
-            ) from None
-    return checked
 
 
 class Generator:
@@ -110,13 +81,14 @@ class Generator:
         batch_tokens: int = 4096,
     ) -> None:
         config = resolve(config)
-        _check_mode(config)
+        check_mode(config)
         self.model = model
         self.text = text
         self.special = special
         self.config = config
         self.batch_sentences = batch_sentences
         self.batch_tokens = batch_tokens
+        self._payoff = Payoff()
 
     @classmethod
     def from_checkpoint(
@@ -167,35 +139,84 @@ class Generator:
         self, texts: str | Sequence[str], progress: Progress | None = None
     ) -> list[list[Hypothesis]]:
         """All hypotheses that the search found for each text (beams or length candidates), best first."""
-        if self.text is None:
-            raise ConfigError(
-                "this generator has no tokenizer", "Generator", "use generate_ids, or give it a tokenizer"
-            )
-        mode, decode = self.config.decode.mode, self.text.decode
-        texts = _checked_texts(texts)
-        found = self.generate_ids([self.text.encode(text) for text in texts], progress)
+        codec, mode = self._codec(), self.config.decode.mode
+        decode = codec.decode
+        found = self.generate_ids([codec.encode(text) for text in checked_texts(texts)], progress)
         return [
             [
-                Hypothesis(decode(item.tokens), item.tokens, item.score, mode, item.passes, item.seconds)
+                Hypothesis(
+                    decode(item.tokens), item.tokens, item.score, item.mode or mode, item.passes, item.seconds
+                )
                 for item in candidates
             ]
             for candidates in found
         ]
 
+    def infill(
+        self, texts: str | Sequence[str], targets: str | Sequence[str], lengths: Sequence[int] = (1,)
+    ) -> list[Hypothesis]:
+        """Given targets with their blanks filled, in mode nar or aux; all other text is kept to the letter.
+
+        Args:
+            texts: the sources.
+            targets: one for each; blanks are `___` or `<mask>`, as "Das ist ___ sehr ___ Haus".
+            lengths: tokens that each blank may have; the best of all combinations is given.
+
+        Raises:
+            ConfigError: another mode.
+            DataError: a target without a blank, or with too many tokens, lengths or blanks; no Unicode text.
+        """
+        codec, sources = self._codec(), checked_texts(texts)
+        given = [self.target(text, lengths, i) for i, text in enumerate(checked_texts(targets), 1)]
+        found = self.generate_ids([codec.encode(text) for text in sources], targets=given)
+        best, mode = [candidates[0] for candidates in found], self.config.decode.mode
+        return [
+            Hypothesis(target.text(item, codec), item.tokens, item.score, mode, item.passes, item.seconds)
+            for target, item in zip(given, best, strict=True)
+        ]
+
+    def target(self, text: str, lengths: Sequence[int], number: int = 1) -> Target:
+        """A target with blanks, as :meth:`generate_ids` takes it; see :func:`parse_target`."""
+        if self.config.decode.mode not in ("nar", "aux"):
+            raise ConfigError(
+                f"mode {self.config.decode.mode} writes from left to right and cannot keep to a given target",
+                "decode.mode",
+                "use mode nar or aux",
+            )
+        if self.config.decode.rescore_samples:
+            raise ConfigError(
+                "samples of a candidate would not keep to a given target",
+                "decode.rescore_samples",
+                "leave it out",
+            )
+        most = most_rows(self.config) - 2
+        return parse_target(text, self._codec(), self.special.mask, lengths, most, number)
+
     def generate_ids(
-        self, sources: Sequence[Sequence[int]], progress: Progress | None = None, first: int = 0
+        self,
+        sources: Sequence[Sequence[int]],
+        progress: Progress | None = None,
+        first: int = 0,
+        targets: Sequence[Target | None] | None = None,
     ) -> list[list[ScoredTokens]]:
         """As :meth:`generate_nbest`, for sources that are token ids without bos and eos.
 
         An empty source gives an empty hypothesis. Samples are drawn by the number of a source, counted from
-        `first`.
+        `first`. With targets, one for each source, their blanks are filled; None: an empty hypothesis.
         """
         self._check_lengths(sources)
+        if targets is not None and len(targets) != len(sources):
+            raise DataError(
+                f"there are {len(sources)} inputs and {len(targets)} targets",
+                "the target",
+                "give one for each",
+            )
         found = [[ScoredTokens((), 0.0)] for _ in sources]
-        filled = [i for i, source in enumerate(sources) if len(source)]
+        given = sources if targets is None else [target and target.ids for target in targets]
+        filled = [i for i, tokens in enumerate(given) if tokens]
         done = len(sources) - len(filled)
         lengths = {i: len(sources[i]) + 2 for i in filled}
-        batches = list(_batches(lengths, self.batch_sentences, self.batch_tokens))
+        batches = list(batches_of(lengths, self.batch_sentences, self.batch_tokens))
         places = len(batches[0]) if batches else 0
         if self.config.decode.mode == "ar" and batches and not self.config.decode.temperature:
             # One search over all: the first batch begins, the others take the places that become free.
@@ -209,13 +230,20 @@ class Generator:
 
         for batch in batches:
             before, began = done, perf_counter()
-            numbers = [first + i for i in batch]
-            results = self._decode([sources[i] for i in batch], numbers, places, report)
+            numbers, blanks = [first + i for i in batch], [targets[i] for i in batch] if targets else []
+            results = self._decode([sources[i] for i in batch], numbers, places, report, blanks)
             for index, candidates in zip(batch, results, strict=True):
                 seconds = perf_counter() - began
                 found[index] = [replace(item, seconds=item.seconds or seconds) for item in candidates]
             report(len(batch) - (done - before))
         return found
+
+    def _codec(self) -> TextCodec:
+        if self.text is None:
+            raise ConfigError(
+                "this generator has no tokenizer", "Generator", "use generate_ids, or give it a tokenizer"
+            )
+        return self.text
 
     def _check_lengths(self, sources: Sequence[Sequence[int]]) -> None:
         table, size = self.config.model.max_source_positions, self.special.vocab_size
@@ -240,14 +268,20 @@ class Generator:
         numbers: Sequence[int],
         places: int,
         report: Callable[[int], None],
+        targets: Sequence[Target | None],
     ) -> list[list[ScoredTokens]]:
         mode = self.config.decode.mode
         ways = {"ar": self._sampled, "nar": self._parallel, "aux": self._by_aux, "draft": self._drafted}
         with _evaluating(self.model):
-            if mode == "ar" and not self.config.decode.temperature:
+            greedy = not self.config.decode.temperature
+            if mode == "ar" and greedy:
                 found = self._autoregressive(sources, places, report)
+            elif mode == "draft" and greedy and not self._payoff.pays(len(sources)):
+                found = self._autoregressive(sources, len(sources), report)
+                found = [[replace(item, mode="ar") for item in group] for group in found]
             else:
-                found = ways[mode](self.model.encode(*self._pad(sources)), numbers)
+                memory = self.model.encode(*self._pad(sources))
+                found = self._infilled(memory, targets) if targets else ways[mode](memory, numbers)
         if not all(candidates and math.isfinite(candidates[0].score) for candidates in found):
             raise CheckpointError(
                 "the model gives values that are not finite",
@@ -312,6 +346,22 @@ class Generator:
         decoder = AuxDecoder(self.model, memory, settings.mask)
         return aux_search(decoder, self._lengths(memory).clamp_min(3), settings)
 
+    def _infilled(self, memory: EncoderOutput, targets: Sequence[Target | None]) -> list[list[ScoredTokens]]:
+        decode, settings = self.config.decode, draft_settings(self.config, self.special)
+        given = given_rows([target for target in targets if target], settings)
+        length_BC, given_RL = (x.to(memory.states_BSD.device) for x in given)
+        if decode.mode == "aux":
+            found = aux_search(AuxDecoder(self.model, memory, settings.mask), length_BC, settings, given_RL)
+        else:
+            settings = replace(settings, iterations=decode.iterations, threshold=decode.threshold)
+            found = mask_predict(NarDecoder(self.model, memory), length_BC, settings, given_RL)
+        found = [list({item.tokens: item for item in reversed(group)}.values())[::-1] for group in found]
+        return found if decode.rescore is None else self._rescored(memory, found)
+
+    def _rescored(self, memory: EncoderOutput, found: list[list[ScoredTokens]]) -> list[list[ScoredTokens]]:
+        scorer = ArScorer(self.model, self._stream, self._search_settings())
+        return rescore(scorer, memory, found, self.config.decode.rescore_weight)
+
     def _parallel(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
         decode, length_BC = self.config.decode, self._lengths(memory)
         settings = mask_predict_settings(self.config, self.special)
@@ -321,48 +371,16 @@ class Generator:
         if decode.rescore_samples:
             rows, random = NarDecoder(self.model, memory), [random_of(decode.seed, i) for i in numbers]
             found = sampled_variants(rows, found, settings, decode.rescore_samples, random)
-        scorer = ArScorer(self.model, self._stream, self._search_settings())
-        return rescore(scorer, memory, found, decode.rescore_weight)
+        return self._rescored(memory, found)
 
     def _drafted(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
         plan, decode = draft_plan(self.config, self.special), self.config.decode
         sampling = Sampling(decode.temperature, seed=decode.seed)
         sampler = SamplingJudge(plan.search, sampling) if decode.temperature else None
         drafts = ModelDrafts(self.model, memory, self._stream, plan, sampler)
-        return [[item] for item in draft_search(drafts, numbers, plan.search, sampler)]
-
-
-def _check_mode(config: RunConfig) -> None:
-    mode, objective, trained = config.decode.mode, config.objective, trained_modes(config.objective)
-    both = mode == "draft" or (mode == "nar" and bool(config.decode.rescore))
-    aux = ("aux",) * bool(objective.weight_aux and objective.weight_length)
-    missing = [name for name in (("ar", "nar") if both else (mode,)) if name not in trained + aux]
-    if not missing:
-        return
-    terms = [term for name in missing for term in ((name,) if name == "ar" else (name, "length"))]
-    untrained = ", ".join(
-        f"objective.weight_{term} is {getattr(objective, f'weight_{term}')}" for term in terms
-    )
-    option = "mode 'draft'" if mode == "draft" else "--rescore ar"
-    what = f"both ways, as {option} needs" if both else f"in mode {mode!r}"
-    raise ConfigError(
-        f"the model was not trained to decode {what} ({untrained})",
-        "decode.mode" if mode in missing or mode == "draft" else "decode.rescore",
-        f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
-    )
-
-
-def _batches(lengths: Mapping[int, int], most: int, most_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, the longest first (memory runs out at once or never)."""
-    batch: list[int] = []
-    for index in sorted(lengths, key=lambda i: -lengths[i]):
-        width = lengths[batch[0]] if batch else 0
-        if batch and (len(batch) == most or (len(batch) + 1) * width > most_tokens):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+        found = draft_search(drafts, numbers, plan.search, sampler)
+        self._payoff.note(found)
+        return [[item] for item in found]
 
 
 @contextmanager

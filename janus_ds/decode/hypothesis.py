@@ -20,6 +20,10 @@ class ScoredTokens:
     """Decoder passes that its sentence took part in; in AR, steps until its search ended."""
     token_scores: tuple[float, ...] = field(default=(), compare=False)
     """Log-probability of each token, where they cost nothing (samples of AR)."""
+    filled: tuple[int, ...] = field(default=(), compare=False)
+    """Places of the tokens that a search put into a given target."""
+    mode: str = field(default="", compare=False)
+    """Where it is not the one asked for: ar, where drafts did not pay."""
     seconds: float = field(default=0.0, compare=False)
     """From the start of its batch (in AR, of its sentence) to the end, in wall time."""
 
@@ -34,7 +38,7 @@ class Hypothesis:
         score: AR: sum of log-probabilities / number of generated tokens ** length penalty (eos is a
             generated token). NAR: average log-probability of a token (`decode.nar_score`). Mode aux: the
             same, by AUX.
-        mode: "ar", "nar", "draft" or "aux".
+        mode: "ar", "nar", "draft" or "aux"; "ar" instead of "draft" where drafts did not pay.
         passes, seconds: see :class:`ScoredTokens`.
     """
 

@@ -20,10 +20,10 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manifest import COMPLETE, fault_of
 from janus_ds.config.load import from_dict, to_dict
 from janus_ds.config.packaged import model_path
-from janus_ds.config.schema import RunConfig
+from janus_ds.config.schema import ObjectiveConfig, RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, TextCodec
-from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.errors import CheckpointError, ConfigError, UsageError
 from janus_ds.io import read_bounded
 from janus_ds.model.decoding.inference import model_from_file
 from janus_ds.model.janus import JanusModel
@@ -121,6 +121,43 @@ def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     if decode.get("threshold") is not None and "iterations" not in decode:
         values["decode"]["iterations"] = None
     return from_dict(values, "decoding options")
+
+
+def trained_modes(objective: ObjectiveConfig) -> tuple[str, ...]:
+    """The modes that a model trained with these weights can decode in.
+
+    AUX rows train both: they are predictions from MASK rows, and each but the first from gold tokens.
+    NAR needs a trained length head as well.
+    """
+    aux = bool(objective.weight_aux)
+    ar = bool(objective.weight_ar) or aux
+    nar = (bool(objective.weight_nar) or aux) and bool(objective.weight_length)
+    return ("ar",) * ar + ("nar",) * nar
+
+
+def check_mode(config: RunConfig) -> None:
+    """Refuse a mode of decoding that a run was not trained for.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    mode, objective, trained = config.decode.mode, config.objective, trained_modes(config.objective)
+    both = mode == "draft" or (mode == "nar" and bool(config.decode.rescore))
+    aux = ("aux",) * bool(objective.weight_aux and objective.weight_length)
+    missing = [name for name in (("ar", "nar") if both else (mode,)) if name not in trained + aux]
+    if not missing:
+        return
+    terms = [term for name in missing for term in ((name,) if name == "ar" else (name, "length"))]
+    untrained = ", ".join(
+        f"objective.weight_{term} is {getattr(objective, f'weight_{term}')}" for term in terms
+    )
+    option = "mode 'draft'" if mode == "draft" else "--rescore ar"
+    what = f"both ways, as {option} needs" if both else f"in mode {mode!r}"
+    raise ConfigError(
+        f"the model was not trained to decode {what} ({untrained})",
+        "decode.mode" if mode in missing or mode == "draft" else "decode.rescore",
+        f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
+    )
 
 
 def find_run(path: Path) -> tuple[Path, Path]:

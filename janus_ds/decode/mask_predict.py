@@ -118,7 +118,7 @@ def length_candidates(logits_BK: Tensor, rule: str, beam: int, convention: str, 
 
 
 def mask_predict(
-    decoder: RowDecoder, length_BC: Tensor, settings: MaskPredictSettings
+    decoder: RowDecoder, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None = None
 ) -> list[list[ScoredTokens]]:
     """Fill all rows, in at most I + 1 passes; with a threshold and no I, until nothing is masked.
 
@@ -126,6 +126,8 @@ def mask_predict(
         decoder: the model on its encoded sources.
         length_BC: candidate lengths, bos and eos included.
         settings: iterations and rules.
+        given_RL: tokens that stand, bos, eos and padding among them; -1 where one is wanted. None: all inner
+            ones are wanted.
 
     Returns:
         For each sentence its C candidates, best first, without bos and eos; `passes` counts those passes
@@ -134,9 +136,10 @@ def mask_predict(
     Raises:
         ValueError: neither a number of iterations nor a threshold.
     """
-    rows, threshold, iterations = TargetRows(length_BC, settings), settings.threshold, settings.iterations
+    threshold, iterations = settings.threshold, settings.iterations
     if threshold is None and iterations is None:
         raise ValueError("mask-predict needs a number of iterations, or a threshold")
+    rows = TargetRows(length_BC, settings, given_RL)
     for step in count():
         if not rows.fill(decoder) or step == iterations:
             break  # With nothing masked now, nothing is masked later.
@@ -150,18 +153,24 @@ def mask_predict(
 class TargetRows:
     """Tokens and their log-probabilities during one search over length candidates."""
 
-    def __init__(self, length_BC: Tensor, settings: MaskPredictSettings) -> None:
+    def __init__(
+        self, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None = None
+    ) -> None:
         self.settings = settings
+        self.infills = given_RL is not None
         self.candidates = length_BC.shape[1]
         self.length_R = length_R = length_BC.flatten()
         column_L = torch.arange(int(length_R.max()), device=length_R.device)
         last_R1 = length_R[:, None] - 1
-        self.token_RL = torch.full((len(length_R), len(column_L)), settings.pad, device=length_R.device)
-        self.token_RL[:, 0] = settings.bos
-        self.inner_R = length_R - 2
-        self.inner_RL = (column_L > 0) & (column_L < last_R1)
-        self.token_RL = self.token_RL.masked_fill(column_L == last_R1, settings.eos)
-        self.token_RL = self.token_RL.masked_fill(self.inner_RL, settings.mask)
+        if given_RL is None:
+            given_RL = torch.full((len(length_R), len(column_L)), settings.pad, device=length_R.device)
+            given_RL[:, 0] = settings.bos
+            given_RL = given_RL.masked_fill(column_L == last_R1, settings.eos)
+            given_RL = given_RL.masked_fill((column_L > 0) & (column_L < last_R1), -1)
+        self.inner_RL = given_RL < 0
+        """Places that tokens are wanted for: all inner ones, but for given ones."""
+        self.inner_R = self.inner_RL.sum(1)
+        self.token_RL = given_RL.masked_fill(self.inner_RL, settings.mask)
         self.score_RL = torch.zeros(self.inner_RL.shape, device=length_R.device)
         self.given_RL = torch.full_like(self.token_RL, -1)
         """What each row's last pass was given, and below what came out."""
@@ -248,11 +257,16 @@ class TargetRows:
     def result(self) -> list[list[ScoredTokens]]:
         """The rows as candidates of their sentences, best first."""
         passes_R = self.passes_B.repeat_interleave(self.candidates)
-        items = (self.token_RL, self.length_R, self._mean_R(), passes_R)
+        items = (self.token_RL, self.length_R, self._mean_R(), passes_R, self.inner_RL)
         rows = zip(*(item.tolist() for item in items), strict=True)
         found = [
-            ScoredTokens(tuple(tokens[1 : length - 1]), score, passes)
-            for tokens, length, score, passes in rows
+            ScoredTokens(
+                tuple(tokens[1 : length - 1]),
+                score,
+                passes,
+                filled=tuple(place - 1 for place, inner in enumerate(wanted) if inner and self.infills),
+            )
+            for tokens, length, score, passes, wanted in rows
         ]
         groups = [found[i : i + self.candidates] for i in range(0, len(found), self.candidates)]
         return [sorted(group, key=lambda item: -item.score) for group in groups]

@@ -16,7 +16,9 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.mask_predict import MaskPredictSettings
 from janus_ds.decode.search_settings import SearchSettings, TokenRules
+from janus_ds.model.attention import KeysValues
 from janus_ds.model.decoding.cache import EncoderOutput, KVCache
+from janus_ds.model.decoding.steps import AuxPool
 from janus_ds.model.decoding.symbols import ANY, ArSymbols
 from janus_ds.model.janus import JanusModel
 
@@ -100,13 +102,38 @@ class AuxDecoder(NarDecoder):
     def __init__(self, model: JanusModel, memory: EncoderOutput, mask: int) -> None:
         super().__init__(model, memory)
         self._mask = mask
+        self._pool: AuxPool | None = None
+        self._row_X = torch.empty(0)
+        """Rows of the pool, by their number in the first call."""
 
-    def judged(self, token_RL: Tensor, draft_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
+    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
         """See :class:`janus_ds.decode.aux_search.JudgedRows`."""
+        kept: list[KeysValues] = []
         shape = (self._memory.sentences, -1)
-        token_BCL, draft_BCL = (x.view(*shape, x.shape[1]) for x in (token_RL, draft_RL))
-        length_BC = length_R.view(shape)
-        return self._model.aux_rows(self._memory, token_BCL, draft_BCL, length_BC, picked_P, self._mask)
+        token_BCL, length_BC = token_RL.view(*shape, token_RL.shape[1]), length_R.view(shape)
+        hidden_PD = self._model.nar_rows(self._memory, token_BCL, length_BC, picked_P, kept)
+        slot_R = torch.zeros(token_RL.numel(), dtype=torch.bool, device=token_RL.device)
+        slot_RL = slot_R.index_fill(0, picked_P, True).view(token_RL.shape)
+        self._pool = AuxPool.build(kept, slot_RL, length_R)
+        self._row_X = torch.arange(len(length_R), device=length_R.device)
+        return hidden_PD
+
+    def judged(self, row_X: Tensor, token_XL: Tensor, settled_X: Tensor, picked_P: Tensor) -> Tensor:
+        """See :class:`janus_ds.decode.aux_search.JudgedRows`."""
+        if self._pool is None:
+            raise ValueError("AUX rows need a NAR pass before")
+        if len(row_X) < len(self._row_X) or bool((row_X != self._row_X).any()):
+            # Finished rows may have gone; they are asked for as padding only.
+            index_X = torch.searchsorted(self._row_X, row_X).clamp_max(len(self._row_X) - 1)
+            self._pool, self._row_X = self._pool.select(index_X), row_X
+        shape, width = (self._memory.sentences, -1), token_XL.shape[1]
+        place_P = picked_P // width, picked_P % width
+        step_P = self._pool.rank_XN[place_P] - settled_X[place_P[0]]
+        block = int(step_P.max()) + 1
+        hidden_XTD = self._model.aux_rows(
+            self._memory, self._pool, token_XL.view(*shape, width), settled_X.view(shape), block, self._mask
+        )
+        return hidden_XTD[place_P[0], step_P]
 
 
 def search_settings(config: RunConfig, special: SpecialTokens) -> SearchSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +28,37 @@ def one_line(text: str) -> str:
     Line ends and other control characters (tabs stay) become spaces, lone surrogates U+FFFD.
     """
     return _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text)).strip()
+
+
+def checked_texts(texts: str | Sequence[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        DataError: one is no string, or holds half a character.
+    """
+    checked = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(checked, 1):
+        try:
+            text.encode("utf-8")
+        except (AttributeError, UnicodeEncodeError):
+            what = "has a lone surrogate" if isinstance(text, str) else f"is of type {type(text).__name__}"
+            raise DataError(
+                f"the text {what}", f"line {number} of the input", "give Unicode text as a string"
+            ) from None
+    return checked
+
+
+def batches_of(lengths: Mapping[int, int], most: int, most_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, the longest first (memory runs out at once or never)."""
+    batch: list[int] = []
+    for index in sorted(lengths, key=lambda i: -lengths[i]):
+        width = lengths[batch[0]] if batch else 0
+        if batch and (len(batch) == most or (len(batch) + 1) * width > most_tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def cut_sources(sources: Iterable[Sequence[int]], table: int) -> tuple[list[list[int]], list[int]]:
@@ -68,12 +99,12 @@ class IdText:
         self._special = special
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a text.
+        """The numbers of a text; "<mask>" is the number of the mask.
 
         Raises:
             DataError: something is no number, or no id of the vocabulary.
         """
-        size = self._special.vocab_size
+        size, text = self._special.vocab_size, text.replace(_MASK_WORD, f" {self._special.mask} ")
         for word in text.split():
             if not word.isascii() or not word.isdigit() or int(word) >= size:
                 raise DataError(

@@ -28,8 +28,8 @@ from janus_ds.data.prepare.pairs import PairReport
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.shards import ShardFormat
 from janus_ds.data.stream.source import SampleSource
-from janus_ds.decode.generator import Generator, trained_modes
-from janus_ds.decode.load import LoadedRun, with_decode
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import LoadedRun, trained_modes, with_decode
 from janus_ds.errors import CheckpointError, DataError
 from janus_ds.evaluate.evaluation import load_mean
 from janus_ds.io import disk_faults, sha256_of_file, write_atomic

@@ -11,8 +11,7 @@ from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
-from janus_ds.decode.generator import trained_modes
-from janus_ds.decode.load import LoadedRun, load_run
+from janus_ds.decode.load import LoadedRun, load_run, trained_modes
 from janus_ds.errors import UsageError
 from janus_ds.evaluate.model_card import model_card
 from janus_ds.io import atomic_dir, disk_faults, write_atomic

@@ -8,7 +8,7 @@ import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedIOBase
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,7 @@ import numpy as np
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.text.tokenizer import MASK_TEXT
+from janus_ds.decode.infill import Target
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError
 
@@ -40,6 +41,20 @@ class Passage:
     ids: list[int]
     source: str
     reference: str | None = None
+    target: Target | None = None
+    """A given target whose blanks are to be filled."""
+
+
+def with_targets(passages: Sequence[Passage], targets: Iterator[Target], where: str) -> list[Passage]:
+    """The passages with the next targets, one for each.
+
+    Raises:
+        DataError: there are fewer targets.
+    """
+    found = [replace(passage, target=next(targets, None)) for passage in passages]
+    if found and found[-1].target is None:
+        raise DataError("there are fewer targets than inputs", where, "give one line for each line of input")
+    return found
 
 
 def line_windows(name: str, largest: int = 256) -> Iterator[list[str]]:
@@ -93,9 +108,7 @@ def _pieces(name: str, where: str) -> Iterator[bytes]:
             if rest:
                 yield rest
     except OSError as error:
-        raise DataError(
-            f"the input cannot be read: {error.strerror}", where, "check the path given to --input"
-        ) from None
+        raise DataError(f"the input cannot be read: {error.strerror}", where, "check the path") from None
 
 
 def _opened(name: str) -> AbstractContextManager[BufferedIOBase]:

@@ -20,11 +20,19 @@ from torch import Tensor, nn
 from janus_ds.batch import PredictedRows, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import ConfigError, DataError
-from janus_ds.model.attention import additive_mask
+from janus_ds.model.attention import KeysValues, additive_mask
 from janus_ds.model.batch_attention import RowsOfBatch
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput, KVCache, new_cache
 from janus_ds.model.decoding.cpu_kernels import PreparedProduct
-from janus_ds.model.decoding.steps import AuxRows, BlockRows, CachedRows, CandidateAttention, PickedRows
+from janus_ds.model.decoding.steps import (
+    AuxAttention,
+    AuxPool,
+    AuxRows,
+    BlockRows,
+    CachedRows,
+    CandidateAttention,
+    PickedRows,
+)
 from janus_ds.model.transformer import Decoder, Encoder, LengthHead, Recompute, padding_mask, recompute_with
 from janus_ds.model.weights import padded_vocab
 from janus_ds.packing import GridPlaces, source_part
@@ -136,7 +144,12 @@ class JanusModel(nn.Module):
         return logits
 
     def nar_rows(
-        self, memory: EncoderOutput, token_BNL: Tensor, length_BN: Tensor, picked_P: Tensor | None = None
+        self,
+        memory: EncoderOutput,
+        token_BNL: Tensor,
+        length_BN: Tensor,
+        picked_P: Tensor | None = None,
+        kept: list[KeysValues] | None = None,
     ) -> Tensor:
         """One mask-predict pass over N length candidates of each sentence.
 
@@ -147,6 +160,7 @@ class JanusModel(nn.Module):
             length_BN: tokens of each candidate, bos and eos included.
             picked_P: flat indices (b x N + n) x L + l of the rows wanted, ascending; None: all. The
                 last layer computes these rows only.
+            kept: takes keys and values of all rows, layer by layer, for :meth:`AuxPool.build`.
 
         Returns:
             hidden rows, (B, N, L, D), or (P, D) where rows were picked: give them to :meth:`logits`.
@@ -158,7 +172,7 @@ class JanusModel(nn.Module):
         position_L = position_L.clamp_max(self.config.max_target_positions - 1)
         embedded = self.embedding(token_BNL.flatten(1))
         mask = additive_mask(valid[:, None, None], embedded.dtype)
-        rows = CandidateAttention(candidates * width, 0, mask, candidates)
+        rows = CandidateAttention(candidates * width, 0, mask, candidates, kept=kept)
         x = self.decoder.input_rows(embedded, position_L.repeat(candidates))
         *layers, last = zip(self.decoder.decoder_layers(), memory.source, strict=True)
         for layer, source in layers:
@@ -173,37 +187,36 @@ class JanusModel(nn.Module):
     def aux_rows(
         self,
         memory: EncoderOutput,
+        pool: AuxPool,
         token_BNL: Tensor,
-        draft_BNL: Tensor,
-        length_BN: Tensor,
-        picked_P: Tensor,
-        mask: int | None = None,
+        settled_BN: Tensor,
+        block: int,
+        mask: int,
     ) -> Tensor:
         """One AUX pass over N candidates of each sentence (section 3.1 of the paper).
 
         Args:
             memory: the encoded sources.
-            token_BNL: the original part, targets with bos and eos in target order, masked where to be
-                predicted; padded at the end.
-            draft_BNL: the same with tokens at the masked places; AUX row j sees those before it.
-            length_BN: tokens of each candidate, bos and eos included.
-            picked_P: flat indices (b x N + n) x L + l of the rows wanted, ascending: of each candidate the
-                last so many masked places, or none.
-            mask: what stands for an unknown token; None: the mask symbol.
+            pool: of the candidates; gold tokens before the last settled one are in it. Changed in place.
+            token_BNL: targets with tokens at all masked places; AUX row j sees those before it.
+            settled_BN: masked places of each candidate that are settled, at least 1.
+            block: T, places to predict from there on.
+            mask: what stands for an unknown token.
 
         Returns:
-            hidden rows, (P, D): give them to :meth:`logits`.
+            hidden rows, (B x N, T, D): give them to :meth:`logits`.
         """
-        mask = self.special.mask if mask is None else mask
-        dtype = memory.states_BSD.dtype
-        rows = AuxRows.build(token_BNL, draft_BNL, length_BN, picked_P, mask, dtype)
+        rows = AuxRows.build(pool, token_BNL, settled_BN, block, mask)
         position_BR = rows.position_BR.clamp_max(self.config.max_target_positions - 1)
         x = self.decoder.input_rows(self.embedding(rows.token_BR), position_BR)
-        *layers, last = zip(self.decoder.decoder_layers(), memory.source, strict=True)
-        for layer, source in layers:
-            x = layer(x, rows.attention, (source,), memory.mask_B11S)
-        x = last[0](x, rows.attention.of_queries(), (last[1],), memory.mask_B11S)
-        return cast(Tensor, x.flatten(0, 1)[rows.place_P])
+        last, candidates = len(self.decoder.layers) - 1, token_BNL.shape[1]
+        for number, layer in enumerate(self.decoder.decoder_layers()):
+            first = rows.content if number == last else 0
+            kept = pool.keys[number], pool.values[number]
+            attention = AuxAttention(rows.content, first, rows.mask_X1QN, candidates, *kept, rows.column_XT)
+            x = layer(x, attention, (memory.source[number],), memory.mask_B11S)
+        hidden: Tensor = x.view(-1, block, x.shape[2])
+        return hidden
 
     def start_cache(self, memory: EncoderOutput, stream: ArStream, beams: int, max_steps: int) -> KVCache:
         """An empty cache for a search of at most `max_steps` tokens with K beams a sentence.

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import DistNetworkError
 
 from janus_ds.errors import MissingDependencyError
 
@@ -30,6 +31,9 @@ def rendezvous_in_time(launched: Mapping[str, str], world_size: int) -> Iterator
     """End the process in words if the ranks have not all come: torch would wait for half an hour.
 
     It waits where no exception can reach it, so a timer has to end the process.
+
+    Raises:
+        MissingDependencyError: on this rank alone: the port is taken, or the network refuses.
     """
     place = f"{launched.get('MASTER_ADDR')}:{launched.get('MASTER_PORT')}"
     error = MissingDependencyError(
@@ -49,6 +53,17 @@ def rendezvous_in_time(launched: Mapping[str, str], world_size: int) -> Iterator
     timer.start()
     try:
         yield
+    except DistNetworkError as network:
+        reason = (
+            "another program has the port" if "EADDRINUSE" in str(network) else str(network).splitlines()[0]
+        )
+        fault = MissingDependencyError(
+            f"the ranks cannot meet: {reason}",
+            f"rank {launched.get('RANK', 0)}, meeting at {place}",
+            "choose another port (`deepspeed --master_port N`, `torchrun --master-port N`, or MASTER_PORT)",
+        )
+        fault.local = True  # type: ignore[misc]
+        raise fault from network
     finally:
         timer.cancel()
 

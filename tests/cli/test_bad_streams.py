@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from janus_ds.__main__ import main
 from janus_ds.cli import convert, decode
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
@@ -19,6 +21,8 @@ from janus_ds.io import disk_faults, write_atomic
 from janus_ds.parallel.topology import init_topology
 from tests.support.hf_folder import hub_folder
 from tests.support.programs import ROOT
+from tests.support.tiny_pairs import prepare_tiny
+from tests.support.tiny_run import make_run
 
 FULL = Path("/dev/full")
 SENTENCE = "Guten Morgen."
@@ -145,6 +149,34 @@ def test_conversion_leaves_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         convert.main(["--to", "hf", str(run), "--output", str(blocked)])
     with pytest.raises(UsageError, match="not empty"):
         convert.main(["--to", "hf", str(run), "--output", str(tmp_path)])
+
+
+def test_an_evaluation_on_a_full_disk_leaves_whole_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a mean of checkpoints, full at each file in turn; older outputs stay or go, never in part."""
+    data, output = prepare_tiny(tmp_path).output, tmp_path / "found"
+    run = make_run(tmp_path / "run", data, "ar")
+    words = ["eval", "nmt", "--checkpoint", run, "--data", data, "--average", 2, "--modes", "ar"]
+    command = [str(word) for word in (*words, "--device", "cpu", "--latency-samples", 0, "--output", output)]
+    assert main(command) == 0
+    whole = {path.name: path.read_text() for path in output.glob("*.txt")}
+    for room in range(5):
+        left = iter(range(2 * room))  # each file is brought to disk, and then its folder
+
+        def fills(handle: int, left: Any = left) -> None:
+            if next(left, -1) < 0:
+                _no_space(handle)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", fills)
+            with pytest.raises(ResourceError, match="full"):
+                main(command)
+        for path in output.iterdir():
+            text = path.read_text()
+            assert json.loads(text) if path.suffix == ".json" else text == whole[path.name]
+    assert main(command) == 0
+    assert len(list(output.iterdir())) == 5
 
 
 def _no_space(handle: int) -> None:

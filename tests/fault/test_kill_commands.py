@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import Tally
 from tests.support.hf_folder import hub_folder
+from tests.support.hostile import note
 from tests.support.processes import in_session, wait_until
 from tests.support.program import Program, wait_for
 from tests.support.tiny_data import sentences
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 TIMED = {"run.json": ("attempts", "command"), "scores.json": ("speed",)}
 """What differs from one run of a command to the next, in files of these names."""
+CHANGED = "kills of commands that change what the next start makes"
 SIZES = (5_000, 30_000, 200_000)
 KINDS = ["corpus", "pairs", "distil", "from_hf", "to_hf", "to_fairseq", "from_fairseq", "average"]
 
@@ -137,14 +139,17 @@ class Case:
             return False
         assert code == -getattr(signal, plan.get("signal", "SIGXFSZ")), plan
         self.kills += 1
+        note(CHANGED, 1)
         for name, found in contents(self._folder / place).items():
             assert passing(name) or found == self._whole[name], (plan, name)
         return True
 
     def finish(self, place: str) -> None:
         """The same command again: nothing else than without a kill."""
-        assert self._start(place) == 0
-        assert contents(self._folder / place) == self._whole, place
+        code = self._start(place)
+        same = code == 0 and contents(self._folder / place) == self._whole
+        note(CHANGED, 0, not same)
+        assert same, (code, place)
 
 
 @pytest.fixture

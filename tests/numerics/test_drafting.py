@@ -13,7 +13,7 @@ import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.decode.draft import DraftedTokens, DraftRound, Sentence
+from janus_ds.decode.draft import DraftedTokens, DraftRound, Payoff, Sentence
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.model_drafts import tails
@@ -119,6 +119,31 @@ def test_a_right_draft_takes_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(item, DraftedTokens)
         count = len(item.tokens)
         assert item.rounds == (DraftRound(0, count, count, 2),)
+
+
+def test_where_drafts_do_not_pay_ar_goes_on_alone() -> None:
+    """Large batches are not drafted, small ones only while enough is accepted; the result says which."""
+    model, objective = peaked(0, TINY, 1.1), OBJECTIVES["query"]
+    sources = SOURCES[:5] * 4
+    expected = [item.tokens for item in best(generator(model, objective, mode="ar").generate_ids(sources))]
+    large = generator(model, objective, mode="draft")
+    large.batch_sentences = 32
+    found = best(large.generate_ids(sources))
+    assert [item.tokens for item in found] == expected
+    assert {item.mode for item in found} == {"ar"}
+    small = generator(model, objective, mode="draft")
+    small.batch_sentences = 1
+    found = best(small.generate_ids(sources))
+    assert [item.tokens for item in found] == expected
+    # The first eight show what drafts are worth.
+    drafted = [item for item in found if isinstance(item, DraftedTokens)]
+    assert len(drafted) >= 8
+    payoff = Payoff()
+    payoff.note(drafted)
+    assert ("ar" in {item.mode for item in found}) == (not payoff.pays(1))
+    assert Payoff(8, passes=10, steps=17).pays(1)
+    assert not Payoff(8, passes=10, steps=16).pays(1)
+    assert not Payoff(8, passes=10, steps=17).pays(2)
 
 
 def test_what_is_left_of_drafts_continues_the_last_token() -> None:

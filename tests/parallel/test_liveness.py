@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,9 @@ import torch
 from janus_ds.parallel import handshake, liveness
 from janus_ds.parallel.liveness import Liveness, LostRankError
 from janus_ds.parallel.topology import Topology
+from tests.support.hostile import note
 from tests.support.processes import wait_until
+from tests.support.program import PATIENCE, Program
 
 COUNT = 4
 
@@ -167,6 +171,7 @@ def test_a_hundred_strangers_neither_delay_nor_break_a_start() -> None:
         with ThreadPoolExecutor(20) as pool:
             strangers = list(pool.map(lambda i: attack(address, kinds[i % len(kinds)]), range(100)))
             lines = list(pool.map(lambda rank: handshake.join(address, TOKEN, rank), (1, 2, 3)))
+    note("connections of strangers that break a start", len(strangers), not all(lines))
     assert all(lines)
     assert sorted(found[0]) == [1, 2, 3]
     assert time.monotonic() - begun < 60, "not one after the other, 5 s each"
@@ -220,3 +225,30 @@ def test_a_rank_that_cannot_connect_goes_on_unwatched(
     with caplog.at_level(logging.WARNING):
         assert handshake.join(address, TOKEN, 1) is None
     assert "rank 1 is not watched: no connection to 127.0.0.1" in caplog.text
+
+
+def listening(pids: list[int]) -> set[tuple[str, int]]:
+    """The addresses at which processes wait for connections over IPv4."""
+    sockets = {os.readlink(entry) for pid in pids for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    found = [row[1].split(":") for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    return {(socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16)) for host, port in found}
+
+
+@pytest.mark.heavy
+def test_garbage_on_every_port_while_two_ranks_start(inputs: Path) -> None:
+    """The store's, gloo's and the liveness port, from the first import to the first step."""
+    settings = ("train.max_steps=3", "train.save_every=3", "train.valid_every=0", "data.workers=0")
+    program, thrown = Program(inputs, inputs / "strangers", ranks=2, settings=settings), 0
+    with program.running_ranks() as ranks:
+        while not program.steps and all(rank.poll() is None for rank in ranks):
+            with contextlib.suppress(OSError):
+                for address in listening([rank.pid for rank in ranks]):
+                    with socket.create_connection(address, 2) as line:
+                        line.sendall(os.urandom(64))
+                        thrown += 1
+            time.sleep(0.02)
+        codes = [rank.wait(PATIENCE) for rank in ranks]
+    note("connections of strangers that break a start", thrown, codes != [0, 0])
+    assert codes == [0, 0], program.said[-3000:]
+    assert thrown > 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from janus_ds.parallel.rendezvous import fresh_store, launcher_store
+from janus_ds.errors import MissingDependencyError
+from janus_ds.parallel.rendezvous import fresh_store, launcher_store, rendezvous_in_time
 
 RANKS = 3
 AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "2"}
@@ -59,3 +61,16 @@ def test_the_next_start_sees_nothing_of_the_one_before(server: dist.TCPStore, la
 )
 def test_a_store_of_its_own_needs_no_meeting(environment: dict[str, str]) -> None:
     assert launcher_store({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, environment) is None
+
+
+def test_a_port_that_another_program_has_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0"}
+        with (
+            pytest.raises(MissingDependencyError, match="another program has the port") as raised,
+            rendezvous_in_time(place, 2),
+        ):
+            dist.TCPStore("127.0.0.1", port, 2, is_master=True, timeout=timedelta(seconds=2))
+    assert raised.value.local
+    assert raised.value.where == f"rank 0, meeting at 127.0.0.1:{port}"

@@ -32,8 +32,29 @@ def attacks(usual: int) -> Callable[[Any], Any]:
     return settings(max_examples=ATTACKS or usual, suppress_health_check=list(HealthCheck))
 
 
+RESULTS: dict[str, tuple[int, int]] = {}
+"""What attacks were to bring about -> how often they were tried, and how often they did."""
+
+
+def note(harm: str, tried: int, done: int = 0) -> None:
+    """Count attacks for the table that ends `make attack-test`."""
+    before = RESULTS.get(harm, (0, 0))
+    RESULTS[harm] = (before[0] + tried, before[1] + done)
+
+
+def note_bytes(peak: int) -> None:
+    """Bytes that an attack made a program hold; the table has the most."""
+    tried, most = RESULTS.get("bytes held at most", (0, 0))
+    RESULTS["bytes held at most"] = (tried + 1, max(most, peak))
+
+
 def mutated(value: Any, path: list[int], odd: Any) -> Any:
     """The value with what lies at the end of a path replaced, or left out."""
+    note("mutated files that crash a reader", 1)
+    return _mutated(value, path, odd)
+
+
+def _mutated(value: Any, path: list[int], odd: Any) -> Any:
     if not path or not isinstance(value, dict | list) or not value:
         return None if odd is LEFT_OUT else odd
     copy: Any = value.copy()
@@ -41,5 +62,5 @@ def mutated(value: Any, path: list[int], odd: Any) -> Any:
     if odd is LEFT_OUT and len(path) == 1:
         del copy[key]
     else:
-        copy[key] = mutated(value[key], path[1:], odd)
+        copy[key] = _mutated(value[key], path[1:], odd)
     return copy

@@ -10,12 +10,14 @@ and Q query rows of a candidate, R = N x (C + Q) rows of a sentence.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from janus_ds.model.attention import Kernel, RowAttention, additive_mask
+from janus_ds.model.attention import Kernel, KeysValues, RowAttention, additive_mask
 from janus_ds.model.decoding.cache import KVCache
 from janus_ds.stream_mask import Segment, visible
 
@@ -115,10 +117,15 @@ class CandidateAttention(RowAttention):
     mask: Tensor
     """Additive, (B x candidates, 1, 1, L)."""
     candidates: int
+    kept: list[KeysValues] | None = field(default=None, kw_only=True)
+    """Takes keys and values of each layer, (B x candidates, H, L, E), if wanted."""
 
     def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
         """See :class:`RowAttention`."""
-        out = kernel(self._apart(q_BHTE), self._apart(k_BHTE), self._apart(v_BHTE), self.mask)
+        k_XHLE, v_XHLE = self._apart(k_BHTE), self._apart(v_BHTE)
+        if self.kept is not None:
+            self.kept.append((k_XHLE, v_XHLE))
+        out = kernel(self._apart(q_BHTE), k_XHLE, v_XHLE, self.mask)
         return out.reshape(-1, self.candidates * out.shape[1], *out.shape[2:])
 
     def of_picked(self) -> CandidateAttention:
@@ -167,83 +174,111 @@ class PickedRows:
 
 @dataclass(frozen=True)
 class AuxAttention(CandidateAttention):
-    """Self-attention of AUX rows; content rows of all candidates stand before all query rows.
+    """Self-attention of AUX rows, in one layer, over what a pool keeps; content rows stand before query rows.
 
-    `mask` is (X, 1, C + Q, C).
+    `mask` is (X, 1, T content rows and T query rows, N).
     """
+
+    keys: Tensor
+    values: Tensor
+    column_XT: Tensor
+    """Columns of the pool that the content rows take."""
 
     def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
         """See :class:`RowAttention`."""
-        if self.first_row:
-            return super().attend(kernel, q_BHTE, k_BHTE, v_BHTE)
-        content, query = q_BHTE.tensor_split([self.content_rows], 2)
-        q_XHTE = torch.cat([self._apart(content), self._apart(query)], 2)
-        out_XTHE = kernel(q_XHTE, self._apart(k_BHTE), self._apart(v_BHTE), self.mask)
-        parts = out_XTHE.tensor_split([self.content_rows // self.candidates], 1)
-        return torch.cat([x.reshape(len(q_BHTE), -1, *x.shape[2:]) for x in parts], 1)
+        row_X1 = torch.arange(len(self.keys), device=self.keys.device)[:, None]
+        for pool, new in ((self.keys, k_BHTE), (self.values, v_BHTE)):
+            pool[row_X1, :, self.column_XT] = self._apart(new).transpose(1, 2)
+        parts = q_BHTE.tensor_split([self.content_rows - self.first_row], 2)
+        q_XHTE = torch.cat([self._apart(part) for part in parts if part.shape[2]], 2)
+        mask = self.mask[:, :, -q_XHTE.shape[2] :]
+        out_XTHE = kernel(q_XHTE, self.keys, self.values, mask)
+        halves = out_XTHE.split(self.column_XT.shape[1], 1)
+        return torch.cat([x.reshape(len(q_BHTE), -1, *x.shape[2:]) for x in halves], 1)
 
-    def of_queries(self) -> AuxAttention:
-        """The same attention for the query rows alone."""
-        first = self.content_rows // self.candidates
-        return replace(self, first_row=self.content_rows, mask=self.mask[:, :, first:])
+
+@dataclass(frozen=True)
+class AuxPool:
+    """What AUX passes keep of X candidates: keys and values of the original part and of gold tokens.
+
+    The original part sees itself alone, and a gold token's row what stands before it: as long as these stay,
+    so do their keys and values. Column l < L is that of the original part, L + j that of gold token j.
+    """
+
+    keys: tuple[Tensor, ...]
+    """For each layer (X, H, N = L + M, E)."""
+    values: tuple[Tensor, ...]
+    slot_XM: Tensor
+    """Columns of masked slots, in target order; then others, which pad."""
+    kind_XN: Tensor
+    rank_XN: Tensor
+    valid_XN: Tensor
+
+    @classmethod
+    def build(cls, original: Sequence[KeysValues], slot_XL: Tensor, length_X: Tensor) -> AuxPool:
+        """From the original part, as a NAR pass has computed it, and its masked slots."""
+        count_X, column_L = slot_XL.sum(1), torch.arange(slot_XL.shape[1], device=slot_XL.device)
+        most = int(count_X.max())
+        slot_XM = (~slot_XL).long().sort(dim=1, stable=True).indices[:, :most]
+        kind_XL = torch.where(slot_XL, Segment.MSK.value, Segment.VIS.value)
+        rank_M = column_L[:most].expand_as(slot_XM)
+        return cls(
+            tuple(F.pad(k, (0, 0, 0, most)) for k, _ in original),
+            tuple(F.pad(v, (0, 0, 0, most)) for _, v in original),
+            slot_XM,
+            torch.cat([kind_XL, torch.full_like(slot_XM, Segment.CMP.value)], 1),
+            torch.cat([slot_XL.cumsum(1) - 1, rank_M], 1),
+            torch.cat([column_L < length_X[:, None], rank_M < count_X[:, None]], 1),
+        )
+
+    def select(self, index_X: Tensor) -> AuxPool:
+        """The pool of some candidates only."""
+        keys, values = (tuple(x[index_X] for x in layers) for layers in (self.keys, self.values))
+        rest = (x[index_X] for x in (self.slot_XM, self.kind_XN, self.rank_XN, self.valid_XN))
+        return AuxPool(keys, values, *rest)
 
 
 @dataclass(frozen=True)
 class AuxRows:
-    """The rows of one AUX pass: the original part, a draft as compensation rows, and query rows."""
+    """The rows of one AUX pass: T gold tokens of each candidate, and as many query rows, one slot later."""
 
     token_BR: Tensor
     position_BR: Tensor
-    attention: AuxAttention
-    place_P: Tensor
-    """Where each picked row stands among the X x Q query rows."""
+    column_XT: Tensor
+    mask_X1QN: Tensor
+    content: int
 
     @classmethod
-    def build(
-        cls,
-        token_BNL: Tensor,
-        draft_BNL: Tensor,
-        length_BN: Tensor,
-        picked_P: Tensor,
-        mask: int,
-        dtype: torch.dtype,
-    ) -> AuxRows:
-        """Rows for candidates whose picked slots are the last ones of each (see `JanusModel.aux_rows`)."""
-        sentences, candidates, width = token_BNL.shape
-        token_XL, draft_XL = token_BNL.flatten(0, 1), draft_BNL.flatten(0, 1)
-        column_L = torch.arange(width, device=token_XL.device)
-        slot_XL = token_XL == mask
-        count_X = slot_XL.sum(1)
-        rank_XL = slot_XL.cumsum(1) - 1
-        # Columns of the slots, in target order; then others, which pad.
-        column_XM = (~slot_XL).long().sort(dim=1, stable=True).indices[:, : int(count_X.max())]
-        rank_M = column_L[: column_XM.shape[1]]
-        picked_X = picked_P // width
-        wanted_X = picked_X.bincount(minlength=len(count_X))
-        first_X1 = (count_X - wanted_X)[:, None]
-        rank_XQ = first_X1 + column_L[: int(wanted_X.max())]
-        column_XQ = column_XM.gather(1, rank_XQ.clamp_max(len(rank_M) - 1))
+    def build(cls, pool: AuxPool, token_BNL: Tensor, settled_BN: Tensor, block: int, mask: int) -> AuxRows:
+        """Rows for the `block` slots of each candidate from the first open one on.
 
-        kind_XL = torch.where(slot_XL, Segment.MSK.value, Segment.VIS.value)
-        kind_XM = torch.full_like(column_XM, Segment.CMP.value)
-        key_kind, key_rank = (
-            torch.cat([kind_XL, kind_XM], 1)[:, None],
-            torch.cat([rank_XL, rank_M.expand_as(column_XM)], 1)[:, None],
+        The last settled token goes with them: it may be another than its row was computed for. What stands
+        behind a candidate's last slot pads the block; no row sees it.
+        """
+        sentences, step_T = len(token_BNL), torch.arange(block, device=token_BNL.device)
+        most, last = pool.slot_XM.shape[1], pool.slot_XM.shape[1] - 1
+        query_XT = settled_BN.flatten()[:, None] + step_T
+        gold_XT = (query_XT - 1).clamp_max(last)
+        slot_XT = pool.slot_XM.gather(1, gold_XT)
+        token_XT = token_BNL.flatten(0, 1).gather(1, slot_XT.clamp_max(token_BNL.shape[2] - 1))
+        asked_XT = pool.slot_XM.gather(1, query_XT.clamp_max(last))
+        kind_Q1 = torch.tensor([Segment.CMP.value, Segment.QRY.value], device=step_T.device)
+        kind_Q1 = kind_Q1.repeat_interleave(block)[:, None]
+        seen = visible(
+            kind_Q1,
+            torch.cat([gold_XT, query_XT], 1)[..., None],
+            pool.kind_XN[:, None],
+            pool.rank_XN[:, None],
         )
-        valid = torch.cat([column_L < length_BN.flatten()[:, None], rank_M < count_X[:, None]], 1)[:, None]
-        row_kind = torch.cat([key_kind[:, 0], torch.full_like(rank_XQ, Segment.QRY.value)], 1)[..., None]
-        row_rank = torch.cat([key_rank[:, 0], rank_XQ], 1)[..., None]
-        seen = visible(row_kind, row_rank, key_kind, key_rank) & valid
 
-        def joined(content: tuple[Tensor, Tensor], query_XQ: Tensor) -> Tensor:
+        def joined(content: Tensor, query: Tensor) -> Tensor:
             """All content rows of a sentence, candidate by candidate, then all its query rows."""
-            both = (torch.cat(content, 1), query_XQ)
-            return torch.cat([x.reshape(sentences, -1) for x in both], 1)
+            return torch.cat([x.reshape(sentences, -1) for x in (content, query)], 1)
 
-        content = candidates * (width + len(rank_M))
         return cls(
-            joined((token_XL, draft_XL.gather(1, column_XM)), torch.full_like(rank_XQ, mask)),
-            joined((column_L.expand_as(token_XL), column_XM), column_XQ),
-            AuxAttention(content, 0, additive_mask(seen[:, None], dtype), candidates),
-            picked_X * rank_XQ.shape[1] + rank_XL.flatten()[picked_P] - first_X1[picked_X, 0],
+            joined(token_XT, torch.full_like(query_XT, mask)),
+            joined(slot_XT, asked_XT),
+            pool.kind_XN.shape[1] - most + gold_XT,
+            additive_mask((seen & pool.valid_XN[:, None])[:, None], pool.keys[0].dtype),
+            block * len(gold_XT) // sentences,
         )

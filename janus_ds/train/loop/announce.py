@@ -12,7 +12,7 @@ import torch
 
 from janus_ds import __version__
 from janus_ds.config.locations import public_location
-from janus_ds.decode.generator import trained_modes
+from janus_ds.decode.load import trained_modes
 from janus_ds.model.weights import parameter_shapes
 from janus_ds.observe.progress import duration
 from janus_ds.parallel.topology import Topology

@@ -15,7 +15,8 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.pair_files import PairText, held_out_text
 from janus_ds.data.stream.source import MixedSource
 from janus_ds.data.text.tokenizer import Tokenizer, plain_ids
-from janus_ds.decode.generator import Generator, trained_modes
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import trained_modes
 from janus_ds.decode.text import cut_sources, cut_warning, one_line
 from janus_ds.errors import ConfigError
 from janus_ds.metrics.validation import VALIDATION_METRICS

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,13 +21,18 @@ from janus_ds.data.prepare.journal import Journal, Progress
 from janus_ds.data.prepare.pair_files import held_out_text, source_limit
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.stream import index as index_module
+from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.index import Manifest, SplitIndex
+from janus_ds.data.stream.loader import StepLoader
 from janus_ds.data.stream.source import SampleSource
+from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.data.text.text_files import TextFile
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DamagedDataError, DataError, JanusError
-from tests.support.hostile import ODD, PATHS, TRAPS, attacks, mutated
+from janus_ds.io import sha256_of_file
+from tests.support.hostile import ODD, PATHS, TRAPS, attacks, mutated, note, note_bytes
+from tests.support.packed_data import run_config
 
 MB = 1 << 20
 
@@ -165,6 +171,7 @@ def memory_below(most: int) -> Iterator[None]:
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+        note_bytes(peak)
         assert peak < most, f"{peak / MB:.0f} MB"
 
 
@@ -205,3 +212,40 @@ def test_an_input_that_is_a_fifo_is_refused(tmp_path):
     os.mkfifo(tmp_path / "in.txt")
     with pytest.raises(DataError, match="does not exist"):
         prepare([tmp_path / "in.txt"], tmp_path / "out", PrepareSettings())
+
+
+@attacks(60)
+@given(path=PATHS, odd=ODD)
+def test_training_on_a_mutated_index_goes_on_or_is_refused(tiny, tmp_path_factory, path, odd):
+    folder = tmp_path_factory.mktemp("mutated")
+    for shard in (tiny / "train").glob("*.tar"):
+        (folder / shard.name).symlink_to(shard)
+
+    def change(body: dict[str, Any]) -> None:
+        new = mutated(body, path, odd)
+        body.clear()
+        body.update(new if isinstance(new, dict) else {"value": new})
+
+    rewrite(tiny / "train" / "index.json", folder / "index.json", change)
+    with suppress(JanusError), memory_below(300 * MB):
+        maker = BatchMaker(folder, run_config(), load_tokenizer(tiny / "tokenizer").special)
+        assert [len(step.sample_ids) for step in StepLoader(maker, RankShare(0, 1, 4), 0, 2)] == [12, 12]
+
+
+def test_links_and_devices_in_a_shard_are_never_made(copy):
+    shard = copy / "train" / "shard-000000.tar"
+    with tarfile.open(shard, "a") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+            member = tarfile.TarInfo(f"../evil-{kind.decode()}")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+
+    def believe(body: dict[str, Any]) -> None:
+        body["shards"][0].update(size=shard.stat().st_size, sha256=sha256_of_file(shard))
+
+    rewrite(copy / "train" / "index.json", copy / "train" / "index.json", believe)
+    before = set(copy.parent.rglob("*"))
+    assert [fault.place for fault in verify_dataset(copy).faults]
+    assert len(SampleSource(copy / "train").read([0])["target"]) == 1
+    note("names that write outside the folder", 4, len(set(copy.parent.rglob("*")) - before))
+    assert set(copy.parent.rglob("*")) == before

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
 from janus_ds.data.stream.open_dataset import open_data
-from janus_ds.errors import DamagedDataError, DataError
+from janus_ds.errors import DamagedDataError, DataError, JanusError
+from janus_ds.io import sha256_of_file
 from tests.data.stream.test_hostile_data import memory_below
 
 MB = 1 << 20
@@ -97,3 +100,16 @@ def test_a_drip_is_a_stall(tiny, tmp_path):
         with pytest.raises(DataError, match="stalled"):
             folder.fetch_small("manifest.json", tmp_path / "manifest.json", MB)
         assert time.monotonic() - begun < 30, "the server drips for 50 s"
+
+
+@pytest.mark.parametrize("told", [0, 10, 10**12, -1, None, "x"], ids=str)
+def test_a_file_of_fsspec_with_another_length_is_whole_or_refused(tiny, tmp_path, monkeypatch, told):
+    shard = tiny / "train" / "shard-000000.tar"
+    lying = type("Lying", (io.BytesIO,), {"size": told})
+    system = SimpleNamespace(open=lambda path, mode: lying(shard.read_bytes()))
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda address: (system, "x"))
+    folder = RemoteFolder("memory://x", Patience(1, 5.0, sleep=lambda _: None))
+    expected = Expected(shard.stat().st_size, sha256_of_file(shard))
+    with (tmp_path / "part").open("w+b") as file, nullcontext() if told is None else suppress(JanusError):
+        folder.fetch("train/shard-000000.tar", file, expected)
+        assert sha256_of_file(tmp_path / "part") == expected.sha256

@@ -1,0 +1,119 @@
+"""Given targets with blanks: NAR or AUX fills these, and what stands around them is kept to the letter.
+
+A blank is `___` (three underscores or more) or `<mask>`, and stands for one token, or for as many as any of
+several lengths says: each combination of lengths is one candidate of its sentence, and all are filled in the
+passes of one search (`mask_predict.py`, `aux_search.py`), which sees given tokens as settled. Blanks with
+nothing but spaces between them are filled as one.
+
+Shape letters: B sentences, C candidates, R = B * C rows, L longest row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+
+import torch
+from torch import Tensor
+
+from janus_ds.data.text.tokenizer import MASK_TEXT
+from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.mask_predict import MaskPredictSettings
+from janus_ds.decode.text import TextCodec
+from janus_ds.errors import ConfigError, DataError
+
+_BLANK = rf"(?:_{{3,}}|{re.escape(MASK_TEXT)})"
+_RUN = re.compile(rf"{_BLANK}(?:\s*{_BLANK})*")
+_MOST_CANDIDATES = 64
+
+
+@dataclass(frozen=True)
+class Target:
+    """A text with blanks.
+
+    Attributes:
+        parts: the text before, between and behind blanks.
+        ids: its inner tokens, None for each blank.
+        candidates: the same with so many None for each blank as is tried, at least one.
+    """
+
+    parts: tuple[str, ...]
+    ids: tuple[int | None, ...]
+    candidates: tuple[tuple[int | None, ...], ...]
+
+    def text(self, item: ScoredTokens, codec: TextCodec) -> str:
+        """The given text with what was found for its blanks."""
+        runs = [
+            [item.tokens[place] for _, place in group]
+            for _, group in groupby(enumerate(item.filled), lambda pair: pair[1] - pair[0])
+        ]
+        fills = [codec.decode(run).strip() for run in runs]
+        return "".join(part + fill for part, fill in zip(self.parts, [*fills, ""], strict=True))
+
+
+def parse_target(
+    text: str, codec: TextCodec, mask: int, lengths: Sequence[int], most: int, number: int
+) -> Target:
+    """Read a target with blanks.
+
+    Args:
+        text: the target.
+        codec: the run's tokenizer.
+        mask: the id of `<mask>`.
+        lengths: tokens to try for each blank.
+        most: inner tokens that a target may have.
+        number: of its line, for messages.
+
+    Raises:
+        ConfigError: no length, or one below 1.
+        DataError: there is no blank, too many combinations of lengths, or more tokens than positions.
+    """
+    where = f"line {number} of the target"
+    if not lengths or min(lengths) < 1:
+        raise ConfigError(
+            f"a blank cannot have {min(lengths, default='no')} tokens", "blank lengths", "give 1 or more"
+        )
+    blanks = len(re.findall(_BLANK, text))
+    if not blanks:
+        raise DataError("the target has no blank", where, f"write ___ or {MASK_TEXT} where text is wanted")
+    encoded = codec.encode(re.sub(_BLANK, MASK_TEXT, text))
+    ids = tuple(None if id_ == mask else id_ for id_ in encoded)
+    if ids.count(None) != blanks:
+        raise DataError("the tokenizer does not see every blank", where, "put spaces around blanks")
+    if len(set(lengths)) ** blanks > _MOST_CANDIDATES:
+        raise DataError(
+            f"{len(set(lengths))} lengths for each of {blanks} blanks are more than {_MOST_CANDIDATES} "
+            "candidates", where, "give fewer lengths, or fewer blanks",
+        )  # fmt: skip
+    given, least = len(ids) - blanks, len(ids) + blanks * (min(lengths) - 1)
+    if least > most:
+        raise DataError(
+            f"{given} tokens and {blanks} blanks are at least {least} positions; the model has {most}",
+            where, "take blanks or words out of the target",
+        )  # fmt: skip
+    found: dict[tuple[int | None, ...], None] = {}
+    for counts in product(dict.fromkeys(lengths), repeat=blanks):
+        count = iter(counts)
+        row = tuple(x for id_ in ids for x in ([None] * next(count) if id_ is None else [id_]))
+        if len(row) <= most:
+            found[row] = None
+    return Target(tuple(_RUN.split(text)), ids, tuple(found))
+
+
+def given_rows(targets: Sequence[Target], settings: MaskPredictSettings) -> tuple[Tensor, Tensor]:
+    """All candidates as rows of a search: lengths (B, C) with bos and eos, and tokens (R, L), -1 at blanks.
+
+    A sentence with fewer candidates has some of them twice.
+    """
+    most = max(len(target.candidates) for target in targets)
+    rows = [
+        [settings.bos, *(-1 if id_ is None else id_ for id_ in row), settings.eos]
+        for target in targets
+        for row in target.candidates + target.candidates[:1] * (most - len(target.candidates))
+    ]
+    length_R = torch.tensor([len(row) for row in rows])
+    width = int(length_R.max())
+    token_RL = torch.tensor([row + [settings.pad] * (width - len(row)) for row in rows])
+    return length_R.view(-1, most), token_RL

@@ -1,0 +1,131 @@
+"""Blanks of a given target: what stands around them is kept, and what is put there is the search's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from janus_ds.cli.decode import main
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.infill import Target
+from janus_ds.decode.load import load_run, with_decode
+from janus_ds.errors import ConfigError, DataError, UsageError
+from tests.decode.test_aux_search import AUX_ROWS, PAPER
+from tests.support.tiny_model import TINY, tiny_generator, tiny_model
+from tests.support.two_stream import TOY, Conventions, Sample, make_batch
+
+SOURCES = ["Das ist ein sehr großes Haus.", "Ich wohne in Berlin."]
+TARGETS = ["That is  a <mask>___ house ☃.", "I ___ in ___ ."]
+
+
+@pytest.fixture(scope="module")
+def demo() -> dict[str, Generator]:
+    run = load_run("demo", {"iterations": 2})
+    return {
+        mode: Generator(run.model, run.text, run.special, with_decode(run.config, {"mode": mode}))
+        for mode in ("nar", "aux", "draft")
+    }
+
+
+@pytest.mark.parametrize("mode", ["nar", "aux"])
+def test_given_text_is_kept_to_the_letter(demo: dict[str, Generator], mode: str) -> None:
+    first, second = demo[mode].infill(SOURCES, TARGETS, (1, 2))
+    assert first.text.startswith("That is  a ")
+    assert first.text.endswith(" house ☃.")
+    assert second.text.startswith("I live")
+    assert second.text.endswith(" .")
+    assert " in " in second.text
+    for made in (first, second):
+        assert made.passes
+        assert made.mode == mode
+    found = demo[mode].infill(SOURCES[0], "That is a very ___ house.")
+    assert [item.text for item in found] == ["That is a very big house."]
+
+
+def test_a_blank_takes_the_length_that_is_likeliest() -> None:
+    """All combinations in one search are what each gives alone; given MASK-like tokens stay."""
+    model = tiny_model(TINY, 1)
+    for mode in ("nar", "aux"):
+        generator = tiny_generator(model, PAPER, mode=mode, beam=1)
+        rows = [(9, None, 3, None), (9, None, None, 3, None), (9, None, None, 3, None, None)]
+        alone = [
+            generator.generate_ids([[7, 8, 9]], targets=[Target(("",), row, (row,))])[0][0] for row in rows
+        ]
+        together, _ = generator.generate_ids(
+            [[7, 8, 9], [5, 6]],
+            targets=[Target(("",), rows[0], tuple(rows)), Target(("",), rows[0], (rows[0],))],
+        )
+        best = sorted(alone, key=lambda item: -item.score)
+        assert [item.tokens for item in together] == [item.tokens for item in best]
+        assert [item.score for item in together] == pytest.approx([item.score for item in best])
+        for item in together:
+            kept = [token for place, token in enumerate(item.tokens) if place not in item.filled]
+            assert kept == [9, 3]
+            assert TOY.mask not in item.tokens
+
+
+@torch.no_grad()
+def test_aux_fills_blanks_as_the_training_rows_say() -> None:
+    model, special = tiny_model(TINY, 2), TOY
+    generator = tiny_generator(model, PAPER, mode="aux", beam=1)
+    given: tuple[int | None, ...] = (None, 12, None, None, 14, None)
+    (found,) = generator.generate_ids([[7, 8, 9, 10]], targets=[Target(("",), given, (given,))])
+    written = [5 if id_ is None else id_ for id_ in given]
+    slots = [place + 1 for place, id_ in enumerate(given) if id_ is None]
+    how = Conventions(mask=special.mask, pad=special.pad, eos=special.eos, rows=AUX_ROWS)
+    blocked = torch.tensor([special.bos, special.pad, special.eos, special.unk, special.mask])
+    for number, slot in enumerate(slots):
+        sample = Sample([special.bos, 7, 8, 9, 10, special.eos], [special.bos, *written, special.eos], slots)
+        logits_V = model.logits(model(make_batch([sample], how)).aux_BMD)[0, number]
+        written[slot - 1] = int(logits_V.index_fill(0, blocked, float("-inf")).argmax())
+    assert list(found[0].tokens) == written
+    assert found[0].filled == tuple(slot - 1 for slot in slots)
+
+
+@pytest.mark.parametrize(
+    ("target", "lengths", "told"),
+    [
+        ("nothing", (1,), "the target has no blank"),
+        ("___ " * 99, (1,), "99 blanks are at least 99 positions"),
+        ("___ a ___ b ___ c ___", (1, 2, 3), "more than 64 candidates"),
+        ("___", (0,), "a blank cannot have 0 tokens"),
+    ],
+)
+def test_targets_that_cannot_be_filled(
+    demo: dict[str, Generator], target: str, lengths: tuple[int, ...], told: str
+) -> None:
+    with pytest.raises((DataError, ConfigError), match=told) as caught:
+        demo["aux"].infill("Ja!", target, lengths)
+    assert caught.value.where
+    assert caught.value.fix
+    with pytest.raises(ConfigError, match="mode draft writes from left to right"):
+        demo["draft"].infill("Ja!", "___")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "target.txt"
+    target.write_text("\n".join(TARGETS))
+
+    def run(*options: str, sources: str = "\n".join(SOURCES)) -> str:
+        (tmp_path / "sources.txt").write_text(sources)
+        given = [] if "--heldout" in options else ["--input", str(tmp_path / "sources.txt")]
+        assert main(["--demo", "--target", str(target), *given, *options]) == 0
+        return capsys.readouterr().out
+
+    first, second = run("--mode", "aux", "--blank-lengths", "1,2").splitlines()
+    assert first.startswith("That is  a ")
+    assert second.startswith("I live")
+    assert "AUX" in run("--mode", "nar,aux")
+    for options, fault, told in (
+        (("--mode", "draft"), UsageError, "mode draft does not use --target"),
+        (("--mode", "nar", "--blank-lengths", "x"), UsageError, "'x' are no lengths"),
+        (("--mode", "nar", "--heldout", "2"), UsageError, "targets of their own"),
+    ):
+        with pytest.raises(fault, match=told):
+            run(*options)
+    with pytest.raises(DataError, match="fewer targets than inputs"):
+        run("--mode", "nar", sources="\n".join([*SOURCES, "Ja!"]))
+    with pytest.raises(DataError, match="more targets than inputs"):
+        run("--mode", "nar", sources=SOURCES[0])
