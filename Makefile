@@ -105,8 +105,12 @@ golden: install-dev
 
 RESULTS := benchmarks/results
 IWSLT := $(ACTIVATED) python -m benchmarks train --also authors,janus_2enc,ar_rdrop --shape iwslt --rounds 9
-bench: install
+bench: install-dev
 	$(IWSLT) --json $(RESULTS)/train_iwslt.json
+	for p in float32 bfloat16; do \
+	    $(ACTIVATED) python -m benchmarks train --also hf,hf_eager,torch --shape iwslt --rounds 9 --precision $$p \
+	        --json $(RESULTS)/train_outsiders_$$p.json || exit 1; \
+	done
 	$(IWSLT) --masked-share .41 --json $(RESULTS)/train_iwslt_41.json
 	$(IWSLT) --attention-dropout .1 --json $(RESULTS)/train_iwslt_dropout_1.json
 	$(ACTIVATED) python -m benchmarks packing --rounds 3 --json $(RESULTS)/packing.json

@@ -28,6 +28,7 @@ from benchmarks.common import (
     ratio_summary,
     summary,
 )
+from benchmarks.outsiders import OUTSIDERS, outsider_step
 from benchmarks.shapes import SHAPES, BenchShape, make_batch, special_tokens, training_step
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="default: iwslt")
     parser.add_argument("--masked-share", type=_share, help="masked tokens of the target (default: .5)")
     parser.add_argument("--attention-dropout", type=_share, default=0.0, help="of all steps (default: 0)")
-    further = [*(name for name in OBJECTIVES if name not in _LABELS), _AUTHORS]
+    further = [*(name for name in OBJECTIVES if name not in _LABELS), _AUTHORS, *OUTSIDERS]
     parser.add_argument("--also", type=choices(further), default=(), help=f"of {', '.join(further)}")
     options = parse(parser, arguments)
     result = bench_train(options)
@@ -69,7 +70,8 @@ def bench_train(options: argparse.Namespace) -> dict[str, Any]:
     """Measure forward and backward of the steps in interleaved rounds.
 
     Returns:
-        `ratios.janus_over_ar`, for each further step `NAME_over_ar`, for authors `authors_over_janus` too;
+        `ratios.janus_over_ar`, for each further step `NAME_over_ar`, for authors `authors_over_janus` too,
+        for steps of other libraries `janus_over_NAME`;
         `milliseconds` with median, min and max; the shape, the decoder rows, hardware and versions. On a
         GPU `launches` of each step, and `mfu` of ours where the device's peak is known.
     """
@@ -77,7 +79,7 @@ def bench_train(options: argparse.Namespace) -> dict[str, Any]:
     if options.masked_share is not None:
         shape = replace(shape, masked_tokens=round(options.masked_share * shape.target_tokens))
     shape = replace(shape, rounds=options.rounds or shape.rounds)
-    names = dict.fromkeys(["ar", "janus", *(name for name in options.also if name != _AUTHORS)])
+    names = dict.fromkeys(["ar", "janus", *(name for name in options.also if name in OBJECTIVES)])
     runs = {name: _run(shape, name, options.attention_dropout) for name in names}
     with cpu_threads(options.threads):
         steps, rows = _steps(shape, runs, options)
@@ -87,6 +89,8 @@ def bench_train(options: argparse.Namespace) -> dict[str, Any]:
     }
     if _AUTHORS in seconds:
         ratios["authors_over_janus"] = ratio_summary(seconds[_AUTHORS], seconds["janus"])
+    for name in (name for name in OUTSIDERS if name in seconds):
+        ratios[f"janus_over_{name}"] = ratio_summary(seconds["janus"], seconds[name])
     return {
         "bench": "train",
         "shape": {"name": options.shape, **asdict(shape)},
@@ -129,6 +133,9 @@ def _steps(
         add(name, run)
     if _AUTHORS in options.also:
         add(_AUTHORS, runs["janus"])
+    smoothing, dtype = float(runs["ar"].objective.label_smoothing or 0.0), getattr(torch, options.precision)
+    for name in (name for name in OUTSIDERS if name in options.also):
+        steps[name] = outsider_step(name, shape, runs["ar"].model, smoothing, options.device, dtype)
     return steps, rows
 
 

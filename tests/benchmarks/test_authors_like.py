@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.authors import AuthorsLikeStep
-from benchmarks.shapes import BenchShape, make_batch, special_tokens
+from benchmarks.outsiders import outsider_step
+from benchmarks.shapes import BenchShape, make_batch, special_tokens, training_step
 from benchmarks.train import main
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
@@ -63,7 +65,7 @@ def test_the_loss_and_all_gradients_are_ours(task: str) -> None:
 def test_the_bench_writes_both_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
     options = ["--shape", "small", "--rounds", "1", "--masked-share", ".25", "--attention-dropout", ".1"]
-    options += ["--also", "authors,janus_2enc,ar_rdrop"]
+    options += ["--also", "authors,janus_2enc,ar_rdrop,hf,torch"]
     assert main([*options, "--json", str(file)]) == 0
     result = json.loads(file.read_text())
     assert set(result["ratios"]) == {
@@ -72,9 +74,30 @@ def test_the_bench_writes_both_ratios(tmp_path: Path, capsys: pytest.CaptureFixt
         "ar_rdrop_over_ar",
         "authors_over_janus",
         "authors_over_ar",
+        "hf_over_ar",
+        "torch_over_ar",
+        "janus_over_hf",
+        "janus_over_torch",
     }
     # R-Drop computes each sample twice; a second pass of the encoder adds no decoder row.
     assert result["decoder_rows"]["ar_rdrop"] == 2 * result["decoder_rows"]["ar"]
     assert result["decoder_rows"]["janus_2enc"] == result["decoder_rows"]["janus"]
     assert result["decoder_rows"]["janus"] == 8 * (3 * 64 + 2 * 16)
     assert "authors / JANUS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["hf", "torch"])
+def test_steps_of_other_libraries_do_the_work_of_our_ar_step(name: str) -> None:
+    """In multiply-adds of products, but of the fused attention of CPUs, which all three use."""
+    shape = replace(SHAPE, source_tokens=24, target_tokens=25)
+    config = replace(MODEL, max_source_positions=32, max_target_positions=32)
+    goal = ObjectiveConfig(preset="ar")
+    run = resolve(RunConfig(model=config, data=DataConfig(task="pair"), objective=goal))
+    batch = make_batch(shape, run)
+    step = training_step(JanusModel(config, special_tokens(shape), ParallelLayers()), run.objective)
+    theirs = outsider_step(name, shape, config, 0.1, "cpu", torch.float32)
+    with FlopCounterMode(display=False) as ours_counted:
+        torch.autograd.backward(step(batch, batch.counts)[0])
+    with FlopCounterMode(display=False) as theirs_counted:
+        theirs()
+    assert theirs_counted.get_total_flops() / ours_counted.get_total_flops() == pytest.approx(1.0, abs=0.05)
