@@ -58,15 +58,11 @@ def announce_start(run: Run, topology: Topology, step: int) -> None:
     _say(f"janus_ds {__version__}: {run.config.name}", rows)
 
 
-def announce_end(run: Run, topology: Topology, step: int, meters: Meters, stopped: bool = False) -> None:
-    """Say what was done, where it lies, and what can be done next; the first rank only."""
+def announce_end(run: Run, topology: Topology, step: int, meters: Meters) -> None:
+    """Say what a complete run did, where it lies, and what can be done next; the first rank only."""
     if not topology.is_main:
         return
     folder = shlex.quote(str(run.folder))
-    if stopped:
-        rows = [("next", "the same command goes on from there")]
-        _say(f"stopped and saved after step {step:,} in {run.folder}", rows)
-        return
     epochs = meters.samples / max(1, run.train.source.samples)
     trained = f"{meters.samples:,} samples ({epochs:.1f} epochs), {meters.tokens:,} tokens"
     rows = [("trained", f"{trained} in {duration(meters.seconds)} of steps")]

@@ -249,7 +249,8 @@ def _train(
         outcome = trainer.fit(data)
     ended = outcome.value if outcome is Outcome.COMPLETE else f"{outcome.value}: {stops[0].name}"
     raise_on_all_ranks(topology, lambda: note_end(run.folder, ended) if topology.is_main else None)
-    announce_end(run, topology, trainer.step, trainer.meters, stopped=outcome is Outcome.STOPPED)
+    if outcome is Outcome.COMPLETE:
+        announce_end(run, topology, trainer.step, trainer.meters)
     return outcome
 
 

@@ -44,8 +44,6 @@ def test_a_run_begins_with_what_it_is_and_ends_with_what_comes_next(
     ended = capsys.readouterr().err
     assert f"({2.0} epochs), 1,234 tokens in 4 min 46 s of steps" in ended
     assert f"janus-ds decode --checkpoint '{tmp_path / 'my run'}' --mode ar,nar --heldout 3" in ended
-    announce_end(run, topology, 9, Meters(), stopped=True)
-    assert "the same command goes on" in capsys.readouterr().err
     announce_start(run, Topology(torch.device("cpu"), rank=1, world_size=2), 0)
     assert capsys.readouterr().err == ""
 
