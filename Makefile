@@ -7,8 +7,8 @@ TORCH_VERSION := 2.13.0
 # Extra arguments for the installation of torch, e.g. an index with builds for one CUDA version.
 TORCH_PIP_ARGS ?=
 RUN ?= runs/quickstart
-# Further options of `make pretrain`: PRETRAIN_ARGS="--recipe second_stage" goes on from the packaged denoiser.
-PRETRAIN_ARGS ?=
+# What `make pretrain` trains: from the packaged denoiser. PRETRAIN_ARGS= is from scratch, recipe quickstart.
+PRETRAIN_ARGS ?= --recipe second_stage
 NPROC ?= 2
 
 # Without an NVIDIA GPU the quickstart runs on NPROC CPU ranks, which share the cores.
@@ -26,7 +26,7 @@ PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pyt
     bench-bart bench-decode gpu-test bench-gpu results-convergence results-glge clean
 
 help:
-	@echo "make pretrain     install, prepare the bundled corpus, pretrain measure blanks, decode held-out passages"
+	@echo "make pretrain     install, prepare the bundled corpus, pretrain, fill blanks in held-out passages"
 	@echo "make test         install with development extras, then lint, types and tests"
 	@echo "make install      the environment alone (.venv)"
 	@echo "make fault-test   the long suite of kills, signals, damage and resumes; ends with a table"
