@@ -135,8 +135,7 @@ def conventions(model: ModelConfig, has_length_head: bool, where: str) -> RunCon
             where,
             "convert files of NMT JANUS or of BART",
         )
-    longest = min(model.max_source_positions, model.max_target_positions) - 2
-    data = DataConfig(task="denoise" if bart else "pair", block_tokens=min(DataConfig.block_tokens, longest))
+    data = DataConfig(task="denoise" if bart else "pair", block_tokens=model.max_target_positions - 2)
     objective = ObjectiveConfig(preset="ar")
     if has_length_head:
         objective = ObjectiveConfig(preset="released", weight_length=0.1, mask_symbol="unk")

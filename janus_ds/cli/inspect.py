@@ -28,12 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     """Print tokens, both masked views and the rows of one sample."""
     parsed = _parser().parse_args(arguments)
     place = open_data(parsed.data, load_run_config(None, parsed.overrides).data)
-    overrides = [f"data.task={place.manifest.task}"]
-    blocks = [int(manifest.settings.get("block_tokens", 0)) for manifest in place.manifests]
-    if parsed.recipe is None and all(blocks):
-        overrides.append(f"data.block_tokens={max(blocks)}")
-    overrides += parsed.overrides
-    run = load_run_config(recipe_path(parsed.recipe), overrides)
+    overrides = [f"data.task={place.manifest.task}", f"data.path={parsed.data}"]
+    run = load_run_config(recipe_path(parsed.recipe), [*overrides, *parsed.overrides])
     tokenizer = place.tokenizer
     maker = BatchMaker(place.split(parsed.split), run, tokenizer.special)
     if not maker.source.has(parsed.sample):

@@ -50,9 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     """Print parameters, memory, checkpoint size, messages and length of a run."""
     parsed = _parser().parse_args(arguments)
     recipe = recipe_path(parsed.recipe)
-    run = load_run_config(recipe, parsed.overrides)
-    data = parsed.data or run.data.path
-    manifest = _manifest(data, run) if data else None
+    run = load_run_config(recipe, [*parsed.overrides, *([f"data.path={parsed.data}"] if parsed.data else [])])
+    manifest = _manifest(run.data.path, run) if run.data.path else None
     vocab_size, origin = _vocabulary(run, parsed.vocab, manifest)
     execution = _execution(parsed, run)
     parts = model_parts(run.model, vocab_size)

@@ -7,8 +7,6 @@ values out of range, and values that contradict each other.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -20,10 +18,10 @@ from pydantic import ValidationError
 from janus_ds.config.faults import FaultList
 from janus_ds.config.locations import SECRET_KEYS, public_location
 from janus_ds.config.packaged import deepspeed_file, recipe_file
-from janus_ds.config.presets import MODEL_PRESETS, follow_init, resolve
+from janus_ds.config.presets import MODEL_PRESETS, follow_data, follow_init, resolve
 from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
 from janus_ds.config.rules import check_name, check_run
-from janus_ds.config.schema import FIELDS, LATER_FIELDS, SECTIONS, RunConfig
+from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 
 
 def load_run_config(recipe: Path | None, overrides: Iterable[str] = (), mode: str | None = None) -> RunConfig:
@@ -91,38 +89,34 @@ def _words(text: str) -> frozenset[str]:
 
 _NOT_TRAINED = _words(
     """
-    name data.path data.valid_path data.workers data.prefetch_steps data.pad_multiple data.pack_rows
-    data.cache_dir data.cache_gb data.read_ahead data.retries data.stall_seconds data.on_damage
-    data.max_damage train.log_every train.valid_every train.valid_samples train.save_every train.keep_last
-    train.keep_every train.max_failed_saves train.valid_bleu train.valid_bleu_samples train.valid_task
-    train.valid_bleu_iterations train.keep_best train.patience train.time_limit train.stall_minutes
-    train.sample_every train.max_bad_steps train.max_overflows train.spike_action train.spike_factor
-    train.spike_window train.activation_checkpointing train.attention_backend train.compile
+    name model.preset data.path data.valid_path data.block_tokens data.workers data.prefetch_steps
+    data.pad_multiple data.pack_rows data.cache_dir data.cache_gb data.read_ahead data.retries
+    data.stall_seconds data.on_damage data.max_damage train.log_every train.valid_every train.valid_samples
+    train.save_every train.keep_last train.keep_every train.max_failed_saves train.valid_bleu
+    train.valid_bleu_samples train.valid_task train.valid_bleu_iterations train.keep_best train.patience
+    train.time_limit train.stall_minutes train.sample_every train.max_bad_steps train.max_overflows
+    train.spike_action train.spike_factor train.spike_window train.activation_checkpointing
+    train.attention_backend train.compile
     """
 )
 """Fields that may change between two starts of a run without changing what it learns."""
 
 
-def fingerprint(run: RunConfig) -> str:
-    """A hash of what is trained: equal for two starts of one run, on any number of ranks.
+def changed_training(saved: RunConfig, now: RunConfig) -> list[str]:
+    """Fields that differ in what is trained; empty for two starts of one run, on any number of ranks.
 
-    Left out are how often things are logged, saved and validated, where the data lies (its own
-    manifest identifies it) and how text is decoded; `train.max_steps` counts only where the
-    learning rate depends on it, so that other runs can be made longer. Fields that came later count
-    only where they change what earlier versions did, so that runs of those go on.
+    Left out are how often things are logged, saved and validated, where the data lies and how long its
+    blocks are (its own manifest identifies it) and how text is decoded; `train.max_steps` counts only where
+    the learning rate depends on it, so that other runs can be made longer.
     """
-    values = {
-        key: _get(run, key)
-        for key in FIELDS
-        if key not in _NOT_TRAINED and not key.startswith("decode.") and key != "model.preset"
-    }
-    values = {k: v for k, v in values.items() if k not in LATER_FIELDS or v != LATER_FIELDS[k]}
-    if run.optim.schedule != "polynomial":
-        del values["train.max_steps"]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    schedules = {saved.optim.schedule, now.optim.schedule}
+    left_out = _NOT_TRAINED if "polynomial" in schedules else _NOT_TRAINED | {"train.max_steps"}
+    keys = (key for key in FIELDS if key not in left_out and not key.startswith("decode."))
+    return [key for key in keys if field_of(saved, key) != field_of(now, key)]
 
 
-def _get(run: RunConfig, key: str) -> Any:
+def field_of(run: RunConfig, key: str) -> Any:
+    """The value of a dotted key."""
     value: Any = run
     for name in key.split("."):
         value = getattr(value, name)
@@ -187,11 +181,15 @@ def _build(given: dict[str, Given], source: str, faults: FaultList) -> tuple[Run
         name = preset if key in filled else None
         if FIELDS[key].optional and key.startswith(("objective.", "masking.")):
             name = values.get("objective.preset", FIELDS["objective.preset"].default)
+        if key == "data.block_tokens" and values.get("data.path"):
+            return f"{source}: {key} (from the data's manifest)"
         return f"{source}: {key} ({f'from preset {name}' if name else 'the default'})"
 
     values = filled | values
     sections = {name: _section(kind, f"{name}.", values, where, faults) for name, kind in SECTIONS.items()}
-    run: RunConfig = resolve(follow_init(_section(RunConfig, "", values | sections, where, faults)))
+    fixed = {key for key, item in given.items() if item.origin.startswith("--set")}
+    run: RunConfig = follow_init(_section(RunConfig, "", values | sections, where, faults))
+    run = resolve(follow_data(run, fixed))
     check_run(run, where, faults)
     return run, where
 

@@ -8,15 +8,21 @@ symbol; any field given in the recipe overrides it alone. `released` has one bun
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from janus_ds.config.locations import parse_locations
 from janus_ds.config.packaged import model_path
 from janus_ds.config.schema import MaskingConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.errors import JanusError
 
 _MOST_BYTES = 1 << 24
-"""Of a run.json; a longer one is taken for none."""
+"""Of a run.json or manifest.json; a longer one is taken for none."""
+
+_BUNDLED_BLOCK_TOKENS = 30
+"""Longest block of the bundled corpus, where nothing else is asked for."""
 
 _BART = {
     "activation": "gelu",
@@ -120,7 +126,41 @@ def resolve(config: RunConfig) -> RunConfig:
         released = objective.length_convention == "with_specials"
         model = replace(model, length_classes=256 if released else model.max_target_positions)
     decode = _fill(config.decode, {"nar_score": "released" if preset == "released" else "paper"})
-    return replace(config, objective=objective, masking=masking, model=model, decode=decode)
+    most = max(1, model.max_target_positions - 2)
+    bundled = task == "denoise" and config.data.path is None
+    block = config.data.block_tokens or (min(most, _BUNDLED_BLOCK_TOKENS) if bundled else most)
+    data = replace(config.data, block_tokens=block)
+    return replace(config, objective=objective, masking=masking, model=model, decode=decode, data=data)
+
+
+def follow_data(run: RunConfig, fixed: Collection[str]) -> RunConfig:
+    """The run with the lengths that its data was prepared with, where `data.block_tokens` is left open.
+
+    Position tables grow to hold them, but not those that `fixed` names, nor those of weights from `init`.
+    Of distant data, and of a damaged manifest, nothing is known here.
+    """
+    if run.data.block_tokens or run.data.path is None:
+        return run
+    try:
+        lengths = [_prepared_lengths(place.location) for place in parse_locations(run.data.path)]
+    except (JanusError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return run
+    model, longest = run.model, dict(zip(("source", "target"), map(max, *lengths, (0, 0)), strict=True))
+    for side, tokens in longest.items() if run.init is None else ():
+        name = f"max_{side}_positions"
+        if f"model.{name}" not in fixed:
+            model = replace(model, **{name: max(getattr(model, name), tokens + 2)})
+    return replace(run, model=model, data=replace(run.data, block_tokens=longest["target"]))
+
+
+def _prepared_lengths(folder: str) -> tuple[int, int]:
+    """Most tokens of source and target, as the manifest of a local data directory tells them."""
+    with (Path(folder) / "manifest.json").open("rb") as file:
+        request = json.loads(file.read(_MOST_BYTES))["settings"]["request"]
+    settings = request.get("prepared", request)["settings"]
+    target = settings.get("block_tokens") or settings.get("max_tokens")
+    limits = settings.get("limits") or {"source": target, "target": target}
+    return min(int(limits["source"]), 10**9), min(int(limits["target"]), 10**9)
 
 
 def follow_init(run: RunConfig) -> RunConfig:

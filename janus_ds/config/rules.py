@@ -80,7 +80,8 @@ def _model(run: RunConfig, refuse: _Refuse) -> None:
                 f"data.block_tokens model.{side}",
                 f"blocks of {run.data.block_tokens} tokens with bos and eos need {needed} positions, "
                 f"but model.{side} is {rows}",
-                f"set data.block_tokens to at most {rows - 2}, or model.{side} to at least {needed}",
+                f"prepare blocks of at most {rows - 2} tokens and set data.block_tokens to that, "
+                f"or set model.{side} to at least {needed}",
             )
 
 

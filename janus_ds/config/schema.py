@@ -91,8 +91,12 @@ class DataConfig:
     """denoise (pretraining: source is the noised target) or pair (source and target are given)."""
     batch: Annotated[str, OneOf("samples", "tokens")] = "samples"
     """What an update holds: samples (train.global_batch of them) or tokens (train.batch_tokens)."""
-    block_tokens: Count = 126
-    """Longest target without bos and eos; longer blocks are refused by name."""
+    block_tokens: Whole = 0
+    """Longest target without bos and eos; longer ones are refused by name. 0: as the data was prepared.
+
+    Then tables of positions grow to what the data needs, unless --set gives them. Of distant data as many
+    tokens as the model has positions; the bundled corpus has blocks of 30.
+    """
     shuffle_window: Count = 8
     """Block shuffle: samples mix inside windows of this many packed members."""
     shuffle_shards: Whole = 0
@@ -305,14 +309,3 @@ RETIRED: dict[str, tuple[Any, str]] = {
 
 Recipes, run records and overrides may still hold them at that value.
 """
-
-LATER_FIELDS: dict[str, Any] = {
-    "init_length_head": "keep",
-    "data.shuffle_shards": 0,
-    "masking.aux_order": "left_to_right",
-    "objective.encoder_passes": 1,
-    "objective.weight_kl_ar_ar": 0.0,
-    "objective.weight_kl_nar_nar": 0.0,
-    "objective.weight_kl_aux_aux": 0.0,
-}
-"""Fields that came after the first fingerprints, with the value that means what was done before."""

@@ -130,11 +130,10 @@ def _write_text(loaded: LoadedRun, folder: Path, longest: int) -> list[str]:
 
 
 def _as_run(bart: HfBart, name: str) -> RunConfig:
-    longest = bart.model.max_target_positions - 2
     run = RunConfig(
         name=name,
         model=bart.model,
-        data=DataConfig(block_tokens=min(DataConfig.block_tokens, longest)),
+        data=DataConfig(block_tokens=bart.model.max_target_positions - 2),
         objective=ObjectiveConfig(preset="ar", decoder_start=bart.decoder_start),
         decode=bart.decode,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from janus_ds.checkpoint.manifest import STATE_FILE, read_state
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE
 from janus_ds.config.deepspeed import ExecutionConfig
-from janus_ds.config.load import fingerprint, to_dict
+from janus_ds.config.load import changed_training, field_of, from_dict, to_dict
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.parallel.topology import Topology
@@ -99,7 +99,6 @@ class RunIdentity:
             "precision": self.precision,
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
             "data_fingerprint": self.data_fingerprint,
-            "recipe_fingerprint": fingerprint(self.recipe),
             "recipe": to_dict(self.recipe),
         }
 
@@ -138,7 +137,6 @@ class _SavedState(_Form):
     precision: str
     tokenizer_fingerprint: str
     data_fingerprint: str
-    recipe_fingerprint: str
     recipe: dict[str, dict[str, Any] | Any]
     optimizer: _Optimizer
 
@@ -207,7 +205,7 @@ def _check_version(state: Mapping[str, Any], where: str) -> None:
 
 def _check_model(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
     saved, current = state["recipe"]["model"], to_dict(now.recipe)["model"]
-    shape = [key for key, value in _flat(current) if key in _SHAPE and saved.get(key) != value]
+    shape = [key for key, value in current.items() if key in _SHAPE and saved.get(key) != value]
     if shape:
         changes = ", ".join(f"{key} {saved.get(key)} -> {current[key]}" for key in shape)
         raise CheckpointError(
@@ -246,9 +244,6 @@ def changed_execution(state: Mapping[str, Any], now: RunIdentity) -> list[str]:
     ]
 
 
-_PADDING = "data.pad_multiple"
-
-
 def _check_recipe(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
     if state["data_fingerprint"] != now.data_fingerprint:
         raise ConfigError(
@@ -256,28 +251,18 @@ def _check_recipe(state: Mapping[str, Any], now: RunIdentity, where: str) -> Non
             where,
             "give the same --data, or begin a new run with --init and another --output",
         )
-    saved = dict(_flat(state["recipe"]))
-    current = dict(_flat(to_dict(now.recipe)))
-    # Batches of tokens are cut by padded lengths. Not in the fingerprint: older runs have it without.
-    cut_anew = now.recipe.data.batch == "tokens" and saved.get(_PADDING) != current[_PADDING]
-    if cut_anew or state["recipe_fingerprint"] != fingerprint(now.recipe):
-        changed = [
-            f"{key} {saved.get(key)} -> {value}" for key, value in current.items() if saved.get(key) != value
-        ]
+    saved, recipe = from_dict(state["recipe"], where), now.recipe
+    keys = changed_training(saved, recipe)
+    # Batches of tokens are cut by padded lengths.
+    if recipe.data.batch == "tokens" and saved.data.pad_multiple != recipe.data.pad_multiple:
+        keys.append("data.pad_multiple")
+    if keys:
+        changed = ", ".join(f"{key} {field_of(saved, key)} -> {field_of(recipe, key)}" for key in keys)
         raise ConfigError(
-            f"the recipe changes what is trained ({', '.join(changed)})",
+            f"the recipe changes what is trained ({changed})",
             where,
             "restore these values, or begin a new run with --init and another --output",
         )
-
-
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The fields of a recipe as `section.field`."""
-    for section, content in values.items():
-        if isinstance(content, Mapping):
-            yield from ((f"{section}.{name}", value) for name, value in content.items())
-        else:
-            yield section, content
 
 
 logger = logging.getLogger(__name__)

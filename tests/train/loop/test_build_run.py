@@ -9,7 +9,7 @@ import torch
 
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.convert import main
-from janus_ds.config.load import fingerprint, from_dict, load_run_config, to_dict
+from janus_ds.config.load import changed_training, from_dict, load_run_config, to_dict
 from janus_ds.config.presets import record_of
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
@@ -65,8 +65,9 @@ def test_a_choice_of_the_length_head_tells_runs_apart_but_its_default_does_not()
     assert "init_length_head" in to_dict(plain)
     # As of a run that was started before there was a choice.
     old = {name: value for name, value in to_dict(plain).items() if name != "init_length_head"}
-    assert fingerprint(from_dict(old)) == fingerprint(plain)
-    assert fingerprint(load_run_config(None, [*PAIR, "init_length_head=new"])) != fingerprint(plain)
+    assert changed_training(from_dict(old), plain) == []
+    new = load_run_config(None, [*PAIR, "init_length_head=new"])
+    assert changed_training(plain, new) == ["init_length_head"]
     with pytest.raises(ConfigError, match="init_length_head has no value"):
         load_run_config(None, ["init_length_head=fresh"])
 
