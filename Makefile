@@ -22,7 +22,7 @@ ACTIVATED := PATH="$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(DEVICE_ENV)
 FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install install-dev pretrain test lint types unit fault-test attack-test slurm-test heavy-test golden bench \
+.PHONY: help install install-dev pretrain test lint types unit fault-test attack-test audit slurm-test heavy-test golden bench \
     bench-bart bench-decode gpu-test bench-gpu results-convergence results-glge clean
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make install      the environment alone (.venv)"
 	@echo "make fault-test   the long suite of kills, signals, damage and resumes; ends with a table"
 	@echo "make attack-test  every attack on data, checkpoints and ports, with 500 mutated files each; ends with a table"
+	@echo "make audit        known holes of the pinned packages; fails where the database cannot be asked about each"
 	@echo "make slurm-test   the job scripts under a real Slurm on this machine; INSTALL=1 installs it"
 	@echo "make heavy-test   every test, the long ones included"
 	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
@@ -89,6 +90,12 @@ attack-test: install-dev
 	    tests/config/test_locations.py tests/train/loop/test_state.py tests/checkpoint/test_manifest.py \
 	    tests/parallel/test_liveness.py tests/fault/test_run_folder.py tests/fault/test_kill_commands.py \
 	    tests/cli/test_bad_streams.py
+
+# Without --strict, pip-audit ends with 0 when its database has told it nothing.
+audit: install-dev
+	$(BIN)/pip install -q -c constraints.txt "pip-audit>=2.10,<3"
+	$(BIN)/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints.txt || \
+	    { grep == constraints.txt; echo "above: a known hole, or why nothing was audited; the pinned versions"; exit 1; }
 
 slurm-test: install-dev
 	@INSTALL="$(INSTALL)" bash tests/slurm/install.sh

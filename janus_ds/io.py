@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from janus_ds.errors import BusyError, ResourceError
+from janus_ds.errors import BusyError, DataError, ResourceError
 
 _CHUNK_BYTES = 1 << 20
 _LOCK_POLL_SECONDS = 0.2
@@ -70,6 +70,29 @@ def open_regular(path: Path) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "this is not a regular file", str(path))
     return descriptor
+
+
+def check_owner(root: Path, path: Path) -> None:
+    """Refuse a cached file or folder that another user has put there, or can change.
+
+    Args:
+        root: the cache. Its owner is trusted as well: a network disk may show ourselves so.
+        path: below it; folders between the two are looked at, too, and what is not there passes.
+
+    Raises:
+        DataError: it, or a link to it, belongs to another user, or everyone may write to it.
+    """
+    trusted = {os.geteuid(), 0, root.stat().st_uid}
+    for place in (path, *path.parents[: len(path.parts) - len(root.parts)]):
+        with suppress(FileNotFoundError):
+            for status in (place.lstat(), place.stat()):
+                kept_apart = status.st_mode & stat.S_ISVTX or stat.S_ISLNK(status.st_mode)
+                if status.st_uid not in trusted or (status.st_mode & stat.S_IWOTH and not kept_apart):
+                    raise DataError(
+                        "a file or folder of the cache belongs to another user, or everyone may write to it",
+                        str(place),
+                        "give data.cache_dir a folder of your own, or close this one: chmod -R o-w FOLDER",
+                    )
 
 
 def read_bounded(path: Path, most: int) -> bytes:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,21 +18,7 @@ from janus_ds.errors import CheckpointError, JanusError
 from janus_ds.model.formats.fairseq import load_fairseq
 from janus_ds.model.formats.hf_import import load_hf_bart
 from tests.support.hf_folder import hub_folder, hub_state
-from tests.support.hostile import ODD, PATHS, TRAPS, attacks, mutated
-
-GB = 1 << 30
-
-
-@contextmanager
-def room(most: int) -> Iterator[None]:
-    """Let the process grow by `most` bytes of address space."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+from tests.support.hostile import ODD, PATHS, TRAPS, attacks, bounded, mutated, taken_or_refused
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +52,7 @@ def test_sizes_of_a_record_are_held_against_the_weights_first(
     record = json.loads(original)
     (record if section == "special_tokens" else record["recipe"])[section][key] = value
     (demo / "run.json").write_text(json.dumps(record))
-    with room(GB), pytest.raises(JanusError):
+    with bounded(), pytest.raises(JanusError):
         load_run(demo)
 
 
@@ -88,7 +71,7 @@ def test_files_of_another_shape_are_refused(demo: Path, tmp_path: Path, text: st
 def test_a_mutated_record_is_taken_or_refused(demo: Path, path: list[int], odd: object) -> None:
     record = json.loads((model_path(DEMO) / "run.json").read_text())
     (demo / "run.json").write_text(json.dumps(mutated(record, path, odd)))
-    with room(GB), suppress(JanusError):
+    with taken_or_refused():
         load_run(demo)
 
 
@@ -99,7 +82,7 @@ def test_a_mutated_configuration_is_taken_or_refused(hub: Path, path: list[int],
     original = (hub / name).read_text()
     (hub / name).write_text(json.dumps(mutated(json.loads(original), path, odd)))
     try:
-        with room(GB), suppress(JanusError):
+        with taken_or_refused():
             load_hf_bart(hub, None)
     finally:
         (hub / name).write_text(original)
@@ -126,7 +109,7 @@ def test_settings_that_cannot_be(tmp_path: Path, key: str, value: object) -> Non
     generation = json.loads((hub / "generation_config.json").read_text())
     if key in generation:
         (hub / "generation_config.json").write_text(json.dumps(generation | {key: value}))
-    with room(GB), pytest.raises(CheckpointError):
+    with bounded(), pytest.raises(CheckpointError):
         load_hf_bart(hub, None)
 
 
@@ -140,12 +123,12 @@ def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     (hub / "model.safetensors").unlink()
     torch.save(expanded(), hub / "pytorch_model.bin")
     assert (hub / "pytorch_model.bin").stat().st_size < 1 << 20
-    with room(GB), pytest.raises(CheckpointError, match=r"larger than itself, first model\.shared\.weight"):
+    with bounded(), pytest.raises(CheckpointError, match=r"larger than itself, first model\.shared\.weight"):
         load_hf_bart(hub, None)
     torch.save(
         {"model": {"encoder.embed_tokens.weight": torch.zeros(1).expand(10**6, 10**6)}}, tmp_path / "f.pt"
     )
-    with room(GB), pytest.raises(CheckpointError, match="larger than itself"):
+    with bounded(), pytest.raises(CheckpointError, match="larger than itself"):
         load_fairseq(tmp_path / "f.pt")
     one = torch.zeros(1000)
     torch.save({f"t{number}": one for number in range(100)}, tmp_path / "many.pt")
@@ -177,7 +160,7 @@ def test_a_layer_number_is_not_believed(tmp_path: Path) -> None:
         "encoder.layers.99999999.fc1.bias": torch.zeros(4),
     }
     torch.save({"model": state}, tmp_path / "far.pt")
-    with room(GB), pytest.raises(CheckpointError, match="100,000,001 layers"):
+    with bounded(), pytest.raises(CheckpointError, match="100,000,001 layers"):
         load_fairseq(tmp_path / "far.pt", heads=1)
 
 

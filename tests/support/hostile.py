@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from janus_ds.errors import JanusError
 
 ATTACKS = int(os.environ.get("JANUS_ATTACK_EXAMPLES", "0"))
 """Mutated files a test; given by `make attack-test`, which then lists every attack in the table."""
@@ -42,19 +49,51 @@ def note(harm: str, tried: int, done: int = 0) -> None:
     RESULTS[harm] = (before[0] + tried, before[1] + done)
 
 
-def note_bytes(peak: int) -> None:
-    """Bytes that an attack made a program hold; the table has the most."""
-    tried, most = RESULTS.get("bytes held at most", (0, 0))
-    RESULTS["bytes held at most"] = (tried + 1, max(most, peak))
+_HELD = "bytes that a hostile file made a program hold, at most"
+
+
+@contextmanager
+def bounded(most: int = 500_000_000, seconds: float = 5.0) -> Iterator[None]:
+    """What comes from outside is read within so many bytes of memory and seconds of processor time.
+
+    The system refuses memory beyond, so that a MemoryError ends the test; the table has the most that was
+    held. Processor time, since a loaded machine must not fail a test.
+    """
+
+    def too_long(*_: object) -> None:
+        pytest.fail(f"more than {seconds} s of processor time")
+
+    begun, size = _memory("VmRSS"), _memory("VmSize")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGPROF, too_long)
+    resource.setrlimit(resource.RLIMIT_AS, (size + most, hard))
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGPROF, before)
+        tried, peak = RESULTS.get(_HELD, (0, 0))
+        RESULTS[_HELD] = (tried + 1, max(peak, _memory("VmHWM") - begun))
+
+
+def _memory(field: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition(f"{field}:")[2].split()[0]) << 10
+
+
+@contextmanager
+def taken_or_refused() -> Iterator[None]:
+    """A mutated file is read, or refused in three parts, and nothing else, within the bounds."""
+    note("mutated files that crash a reader", 1)
+    with bounded(), suppress(JanusError):
+        yield
 
 
 def mutated(value: Any, path: list[int], odd: Any) -> Any:
     """The value with what lies at the end of a path replaced, or left out."""
-    note("mutated files that crash a reader", 1)
-    return _mutated(value, path, odd)
-
-
-def _mutated(value: Any, path: list[int], odd: Any) -> Any:
     if not path or not isinstance(value, dict | list) or not value:
         return None if odd is LEFT_OUT else odd
     copy: Any = value.copy()
@@ -62,5 +101,5 @@ def _mutated(value: Any, path: list[int], odd: Any) -> Any:
     if odd is LEFT_OUT and len(path) == 1:
         del copy[key]
     else:
-        copy[key] = _mutated(value[key], path[1:], odd)
+        copy[key] = mutated(value[key], path[1:], odd)
     return copy

@@ -170,10 +170,11 @@ class Journal:
                 return Progress()
             arrays = np.load(io.BytesIO(samples), allow_pickle=False)
             splits = {name: self._split(name, split, arrays) for name, split in state.splits.items()}
+            found = Progress(Position(**state.position), Counter(state.counts), splits)
         except (OSError, ValueError, KeyError, TypeError, BadZipFile):
             return Progress()
         self._serial = state.serial
-        return Progress(Position(**state.position), Counter(state.counts), splits)
+        return found
 
     def _split(self, name: str, saved: _SavedSplit, arrays: Any) -> SplitState:
         for shard in saved.shards:

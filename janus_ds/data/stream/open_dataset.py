@@ -15,7 +15,7 @@ from janus_ds.data.stream.index import INDEX_NAME, MANIFEST_NAME, MOST_BYTES, Ma
 from janus_ds.data.stream.shard_cache import RemoteShards, ShardCache
 from janus_ds.data.text.tokenizer import MOST_TOKENIZER_BYTES, TOKENIZER_FILES, Tokenizer, load_tokenizer
 from janus_ds.errors import DataError, JanusError
-from janus_ds.io import fingerprint_of, sha256_of_file
+from janus_ds.io import check_owner, disk_faults, fingerprint_of, sha256_of_file
 
 _BYTES_A_GB = 1e9
 
@@ -130,7 +130,7 @@ def open_split(location: str, data: DataConfig) -> SplitPlace:
     if not is_remote(location):
         return SplitPlace(Path(location), location)
     remote = RemoteFolder(location, Patience(data.retries, data.stall_seconds))
-    return _fetched_split(remote, _cache_folder(data) / "folders" / _folder_name(location), data, None)
+    return _fetched_split(remote, _cached_folder(location, data), data, None)
 
 
 def _open_one(location: str, data: DataConfig) -> tuple[Path, Manifest, RemoteFolder | None, str]:
@@ -138,7 +138,7 @@ def _open_one(location: str, data: DataConfig) -> tuple[Path, Manifest, RemoteFo
         folder = Path(location)
         return folder, Manifest.load(folder), None, location
     remote = RemoteFolder(location, Patience(data.retries, data.stall_seconds))
-    folder = _cache_folder(data) / "folders" / _folder_name(location)
+    folder = _cached_folder(location, data)
     manifest = _fetched_manifest(remote, folder)
     for attempt in range(data.retries + 1):
         if _has_tokenizer(folder, manifest):
@@ -182,9 +182,19 @@ def _cache_folder(data: DataConfig) -> Path:
     return Path(base) / "janus_ds"
 
 
-def _folder_name(location: str) -> str:
-    """The address itself could hold a password."""
-    return fingerprint_of(location.encode())[:24]
+def _cached_folder(location: str, data: DataConfig) -> Path:
+    """Where what is small of a distant directory is kept; nothing there is another user's.
+
+    Raises:
+        DataError: something is.
+    """
+    # The address itself could hold a password.
+    folder = _cache_folder(data) / "folders" / fingerprint_of(location.encode())[:24]
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder, *folder.rglob("*")):
+        check_owner(_cache_folder(data), path)
+    return folder
 
 
 @contextmanager

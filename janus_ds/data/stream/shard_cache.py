@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from janus_ds.data.stream.fetch import Expected, RemoteFolder
 from janus_ds.data.stream.index import ShardEntry
 from janus_ds.errors import DamagedDataError, DataError, JanusError, ResourceError
-from janus_ds.io import disk_faults, open_regular, sha256_of_file
+from janus_ds.io import check_owner, disk_faults, open_regular, sha256_of_file
 
 _WHOLE = re.compile(r"[0-9a-f]{64}\.tar")
 
@@ -102,17 +102,10 @@ class ShardCache:
 
     def _open_whole(self, path: Path, size: int) -> int | None:
         try:
+            check_owner(self.folder.parent, path)
             descriptor = open_regular(path)
         except FileNotFoundError:
             return None
-        # The folder's owner is trusted as well: on a network disk that may be how the system shows ourselves.
-        if os.fstat(descriptor).st_uid not in (os.geteuid(), 0, self.folder.stat().st_uid):
-            os.close(descriptor)
-            raise DataError(
-                "a shard in the cache belongs to another user, who could change it",
-                str(path),
-                "give data.cache_dir a folder of your own",
-            )
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         status = os.fstat(descriptor)
         # Removed between the two calls, or cut by a full disk or a crash of the machine.
@@ -129,6 +122,7 @@ class ShardCache:
         whole, part = self._whole(sha256), self.folder / f"{sha256}.{size}.part"
         with disk_faults(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        check_owner(self.folder.parent, part)
         descriptor = self._reserve(whole, part, size)
         if descriptor is None:
             return

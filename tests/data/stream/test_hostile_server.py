@@ -19,7 +19,7 @@ from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import DamagedDataError, DataError, JanusError
 from janus_ds.io import sha256_of_file
-from tests.data.stream.test_hostile_data import memory_below
+from tests.support.hostile import bounded
 
 MB = 1 << 20
 
@@ -78,7 +78,7 @@ def test_endless_bodies_end(tiny, tmp_path, monkeypatch, name):
     data = replace(DataConfig(), cache_dir=str(tmp_path / "cache"), retries=1, stall_seconds=5.0)
     with (
         liar(tiny, f"endless {name}") as address,
-        memory_below(100 * MB),
+        bounded(),
         pytest.raises(DataError, match=r"more than|larger|no tokenizer"),
     ):
         open_data(address, data).split("train")
