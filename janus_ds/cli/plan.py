@@ -15,7 +15,6 @@ from janus_ds.cli.traffic import (
     Execution,
     agreements,
     rank_parameters,
-    stream_names,
     tensor_traffic,
     wire_bytes,
     zero_traffic,
@@ -208,7 +207,7 @@ def _mean_length(run: RunConfig, manifest: Manifest | None) -> tuple[int, str]:
 
 def _batch_shape(run: RunConfig, length: int, samples: int, parts: int) -> BatchShape:
     """A micro-batch of samples with this many tokens on each side; of token batches, one of `parts`."""
-    streams = stream_names(run.objective)
+    streams = run.objective.streams
     ar = length - 1 if "ar" in streams else 0
     masked = round(expected_share(run.masking) * (length - 2)) if {"nar", "aux"} & set(streams) else 0
     aux = masked if "aux" in streams else 0

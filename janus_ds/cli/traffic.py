@@ -21,7 +21,6 @@ name the samples), validations and saves.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -126,30 +125,9 @@ def agreements(objective: ObjectiveConfig, execution: Execution) -> list[Sent]:
     if execution.data_size > 1:
         found.append(Sent("counts of the step", "all-reduce", "data", 1, 8 * _COUNTS))
         # Total, length, and of each stream the loss with and without smoothing, and the KL terms.
-        pairs = len(_pairs(objective)) + len(_repeated(objective))
-        figures = 2 + 2 * len(stream_names(objective)) + pairs
+        figures = 2 + 2 * len(objective.streams) + len(objective.kl_pairs)
         found.append(Sent("figures of the step", "all-reduce", "data", 1, 8 * figures))
     return found
-
-
-_STREAMS = ("ar", "nar", "aux")
-
-
-def stream_names(objective: ObjectiveConfig) -> list[str]:
-    """Streams that some weight asks for, AR first."""
-    paired = {name for pair in _pairs(objective) for name in pair}
-    return [name for name in _STREAMS if name in paired or getattr(objective, f"weight_{name}")]
-
-
-def _pairs(objective: ObjectiveConfig) -> list[tuple[str, str]]:
-    """Pairs of streams with a KL term."""
-    pairs = itertools.combinations(_STREAMS, 2)
-    return [pair for pair in pairs if getattr(objective, f"weight_kl_{pair[0]}_{pair[1]}")]
-
-
-def _repeated(objective: ObjectiveConfig) -> list[str]:
-    """Streams with a KL term between two dropout draws."""
-    return [name for name in _STREAMS if getattr(objective, f"weight_kl_{name}_{name}")]
 
 
 def _gradients(sizes: Sequence[int], execution: Execution) -> Iterator[Sent]:
@@ -289,12 +267,13 @@ def _losses(
     execution: Execution,
     device: str,
 ) -> list[Sent]:
-    streams, layout = stream_names(objective), batch.layout
+    streams, layout = objective.streams, batch.layout
     chunk = rows_per_chunk(padded_vocab(model, vocab_size) // execution.tensor_size, torch.device(device))
     masked = [name for name in streams if name != "ar"]
     # Streams, KL pairs and tokens of each group of rows that predict the same tokens.
-    draws, repeated = objective.dropout_draws, _repeated(objective)
-    pairs = draws * len(_pairs(objective)) + len(repeated)
+    draws = objective.dropout_draws
+    repeated = [first for first, second in objective.kl_pairs if first == second]
+    pairs = draws * (len(objective.kl_pairs) - len(repeated)) + len(repeated)
     groups = [(draws * len(streams), pairs, batch.masked // draws)] if masked else []
     if "ar" in streams:
         tokens = batch.unmasked + (0 if masked else batch.masked)

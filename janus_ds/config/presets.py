@@ -15,7 +15,7 @@ from typing import Any
 
 from janus_ds.config.locations import parse_locations
 from janus_ds.config.packaged import model_path
-from janus_ds.config.schema import MaskingConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import KL_PAIRS, MaskingConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import JanusError
 
 _MOST_BYTES = 1 << 24
@@ -49,12 +49,9 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-_KL_PAIRS = ("ar_nar", "ar_aux", "nar_aux", "ar_ar", "nar_nar", "aux_aux")
-
-
 def _objective(ar: float, nar: float, aux: float, length: float, **kl: float) -> dict[str, Any]:
     """Weights of the four losses and, as `PAIR=weight`, of KL terms; with the paper's conventions."""
-    terms = {f"kl_{pair}": kl.get(pair, 0) for pair in _KL_PAIRS}
+    terms = {f"kl_{pair}": kl.get(pair, 0) for pair in map("_".join, KL_PAIRS)}
     weights = {"ar": ar, "nar": nar, "aux": aux, "length": length, **terms}
     return {
         **{f"weight_{name}": float(weight) for name, weight in weights.items()},
@@ -97,7 +94,7 @@ def _masking(target: str, target_share: float, **others: Any) -> dict[str, Any]:
     }
 
 
-_MASKING = {
+MASKING_PRESETS = {
     "paper/denoise": _masking("infilling", 0.5, source_share=0.3),
     "paper/pair": _masking("span_union", 0.7),
     "released/denoise": _masking("infilling_released", 0.3, source_share=0.3, poisson=3.0, rotate_share=0.5),
@@ -119,7 +116,7 @@ def resolve(config: RunConfig) -> RunConfig:
     bundle = OBJECTIVE_PRESETS.get(preset) or OBJECTIVE_PRESETS[f"{preset}/{task}"]
     objective: ObjectiveConfig = _fill(config.objective, bundle | start)
     masking: MaskingConfig = _fill(
-        config.masking, _MASKING.get(f"{preset}/{task}") or _MASKING[f"paper/{task}"]
+        config.masking, MASKING_PRESETS.get(f"{preset}/{task}") or MASKING_PRESETS[f"paper/{task}"]
     )
     model: ModelConfig = config.model
     if model.length_classes is None:

@@ -30,6 +30,10 @@ from janus_ds.config.schema_train import TrainConfig as TrainConfig
 _Objective = OneOf(
     "paper", "released", "ar", "ar_query", "cmlm", "ar_rdrop", "ar_query_rdrop", "released_finetune"
 )
+STREAMS = ("ar", "nar", "aux")
+"""The distributions that are learned."""
+KL_PAIRS = (("ar", "nar"), ("ar", "aux"), ("nar", "aux"), ("ar", "ar"), ("nar", "nar"), ("aux", "aux"))
+"""Streams that a KL term pulls together; a stream with itself: over two dropout draws."""
 _Masking = OneOf("span_union", "span_overlap", "uniform", "infilling", "infilling_released")
 
 
@@ -231,9 +235,20 @@ class ObjectiveConfig:
     """The same for the weight of the AUX loss."""
 
     @property
+    def kl_pairs(self) -> tuple[tuple[str, str], ...]:
+        """The KL terms that have a weight."""
+        return tuple(pair for pair in KL_PAIRS if getattr(self, f"weight_kl_{pair[0]}_{pair[1]}"))
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that some weight asks for, their own or that of a KL term; AR first."""
+        paired = {name for pair in self.kl_pairs for name in pair}
+        return tuple(name for name in STREAMS if name in paired or getattr(self, f"weight_{name}"))
+
+    @property
     def dropout_draws(self) -> int:
         """Times that each sample is computed in a training step: 2 if two draws of a stream are compared."""
-        return 2 if self.weight_kl_ar_ar or self.weight_kl_nar_nar or self.weight_kl_aux_aux else 1
+        return 2 if any(first == second for first, second in self.kl_pairs) else 1
 
 
 @dataclass(frozen=True, config=STRICT)

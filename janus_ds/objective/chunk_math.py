@@ -120,6 +120,7 @@ def chunk_losses(
     nll_Gn = normaliser_Gn.log() - target_logit_Gn
     uniform_Gn = normaliser_Gn.log() - logit_sum_Gn / vocab.size
     smoothed_Gn = (1.0 - terms.smoothing) * nll_Gn + terms.smoothing * uniform_Gn
+    # The symmetric KL, halved: E_g[log g - log h] and E_h[log h - log g], normalisers cancelling out.
     kl_Pn = 0.5 * (expectation_P2n[:, 0] - expectation_P2n[:, 1])
     sums = torch.cat([smoothed_Gn, nll_Gn, kl_Pn]).sum(-1, dtype=torch.float64)
     return ChunkResult(sums, p_GnV, column_n1, here_n1, expectation_P2n)
@@ -217,30 +218,23 @@ def chunk_gradient(z_GnV: Tensor, target_n: Tensor, terms: Terms, vocab: VocabSl
         torch._dynamo.maybe_mark_dynamic(x, 1)
     for x in target:
         torch._dynamo.maybe_mark_dynamic(x, 0)
-    functions = _functions()
-    packed = functions.run("statistics", z_GnV, maximum_Gn1, target, pairs)
+    packed = _compiled(compiled_statistics)(z_GnV, maximum_Gn1, target, pairs)
     vocab.parallel.all_reduce_sum(packed)
     values = [*terms.ce, *(k for _, _, k in terms.pairs), terms.smoothing, 1.0 / vocab.size]
     # Filled there: a copy from the host would wait for the device.
     coefficients = torch.stack([z_GnV.new_full((), value) for value in values])
-    return functions.run("gradient", z_GnV, maximum_Gn1, packed, target, coefficients, pairs)
+    return _compiled(compiled_gradient)(z_GnV, maximum_Gn1, packed, target, coefficients, pairs)
 
 
-class _Functions:
-    """Both functions, compiled at their first call, or as they are written where that fails."""
+@lru_cache(maxsize=2)
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, compiled at its first call, or as it is written where that fails."""
+    logger.info("compiling %s: the first step takes longer", function.__name__)
+    running = [torch.compile(function, fullgraph=True)]
 
-    def __init__(self) -> None:
-        logger.info("compiling the loss head: the first step takes longer")
-        self._written: dict[str, Callable[..., Tensor]] = {"statistics": statistics, "gradient": gradient}
-        self._compiled: dict[str, Callable[..., Tensor]] = {
-            "statistics": torch.compile(statistics, fullgraph=True),
-            "gradient": torch.compile(gradient, fullgraph=True),
-        }
-
-    def run(self, name: str, *arguments: Any) -> Tensor:
-        """The result of one of them."""
+    def run(*arguments: Any) -> Tensor:
         try:
-            result: Tensor = self._compiled[name](*arguments)
+            result: Tensor = running[0](*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             # Compilation comes before execution, so that nothing has been changed in place yet.
             reason = str(error).strip().splitlines()[0]
@@ -249,17 +243,14 @@ class _Functions:
                 "broken files in the compiler's cache; remove it and start again)",
                 reason,
             )
-            self._compiled[name] = self._written[name]
-            result = self._written[name](*arguments)
+            running[0] = function
+            result = function(*arguments)
         return result
 
-
-@lru_cache(maxsize=1)
-def _functions() -> _Functions:
-    return _Functions()
+    return run
 
 
-def statistics(z_GnV: Tensor, maximum_Gn1: Tensor, target: Target, pairs: Pairs) -> Tensor:
+def compiled_statistics(z_GnV: Tensor, maximum_Gn1: Tensor, target: Target, pairs: Pairs) -> Tensor:
     """Sum of exponentials, target logit and sum of logits of each stream, both expectations of each pair.
 
     Returns:
@@ -277,7 +268,7 @@ def statistics(z_GnV: Tensor, maximum_Gn1: Tensor, target: Target, pairs: Pairs)
     return torch.stack(parts)
 
 
-def gradient(
+def compiled_gradient(
     z_GnV: Tensor,
     maximum_Gn1: Tensor,
     packed: Tensor,
@@ -288,7 +279,7 @@ def gradient(
     """Sums of the terms; the gradient replaces `z_GnV`.
 
     Args:
-        packed: of :func:`statistics`, over the whole vocabulary.
+        packed: of :func:`compiled_statistics`, over the whole vocabulary.
         coefficients: of each stream's loss, of each pair, the smoothing, one over the vocabulary.
     """
     streams = len(z_GnV)

@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_ds.batch import BatchCounts, PredictedRows, TwoStreamBatch
-from janus_ds.config.schema import ObjectiveConfig
+from janus_ds.config.schema import KL_PAIRS, STREAMS, ObjectiveConfig
 from janus_ds.objective.chunk_math import Terms
 from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
 from janus_ds.parallel.layers import ParallelLayers
 
-_STREAMS = ("ar", "nar", "aux")
-_PAIRS = (("ar", "nar"), ("ar", "aux"), ("nar", "aux"))
-_SAME_STREAM = tuple(f"kl_{name}_{name}" for name in _STREAMS)
-_TERMS = (*_STREAMS, "length", *(f"kl_{first}_{second}" for first, second in _PAIRS), *_SAME_STREAM)
+_PAIRS = tuple((first, second) for first, second in KL_PAIRS if first != second)
+_SAME_STREAM = tuple(f"kl_{name}_{name}" for name in STREAMS)
+_TERMS = (*STREAMS, "length", *(f"kl_{first}_{second}" for first, second in KL_PAIRS))
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ class JanusObjective(nn.Module):
         self._smoothing = float(config.label_smoothing or 0.0)
         self._by_target_tokens = config.normalise == "target_tokens"
         self._weight = {term: float(getattr(config, f"weight_{term}") or 0.0) for term in _TERMS}
-        weighted = [term for term, weight in self._weight.items() if weight]
-        self._trained = {name for name in _STREAMS if any(name in term.split("_") for term in weighted)}
+        self._trained = config.streams
 
     def forward(
         self,
@@ -187,7 +185,7 @@ def ramp_factors(config: ObjectiveConfig, step: int) -> dict[str, float]:
     steps = {
         "nar": config.ramp_nar_steps,
         "aux": config.ramp_aux_steps,
-        **{f"kl_{pair}": config.ramp_kl_steps for pair in ("ar_nar", "ar_aux", "nar_aux")},
+        **{f"kl_{first}_{second}": config.ramp_kl_steps for first, second in KL_PAIRS},
     }
     done = max(step + 1 - config.ramp_start, 0)
     return {term: min(done / length, 1.0) for term, length in steps.items() if length}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -22,8 +23,7 @@ NEEDS_COMPILER = pytest.mark.skipif(
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions as they are written, without a compiler."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    functions = chunk_math._Functions()
-    monkeypatch.setattr(chunk_math, "_functions", lambda: functions)
+    monkeypatch.setattr(chunk_math, "_compiled", lru_cache(chunk_math._compiled.__wrapped__))
 
 
 @pytest.mark.usefixtures("eager")
@@ -50,8 +50,7 @@ def test_a_compiler_that_fails_is_told_and_the_head_goes_on(
         raise torch._dynamo.exc.TorchDynamoException("file too short")
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
-    functions = chunk_math._Functions()
-    monkeypatch.setattr(chunk_math, "_functions", lambda: functions)
+    monkeypatch.setattr(chunk_math, "_compiled", lru_cache(chunk_math._compiled.__wrapped__))
     inputs = make_inputs(CASES[0])
     plan = make_plan(CASES[0], inputs, ParallelLayers(), 4, compiled=True)
     total, _ = fused_head(inputs.hidden, inputs.weight_VD, plan)

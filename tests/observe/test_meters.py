@@ -86,6 +86,8 @@ def test_work_of_a_step_agrees_with_the_published_count() -> None:
     plain = step_flops(model, resolved("ar"), 50265, alone)
     assert plain / 3 == pytest.approx(153e9, rel=0.05)
     assert janus / plain == pytest.approx(2.24, rel=0.05)
+    only_kl = replace(resolved("paper"), weight_aux=0.0)
+    assert step_flops(model, only_kl, 50265, both) == janus, "AUX rows are there for the KL terms too"
 
 
 def resolved(preset: str) -> ObjectiveConfig:

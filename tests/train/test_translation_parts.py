@@ -34,7 +34,7 @@ def test_ramps_rise_from_their_start_and_stay():
     kl = [ramp_factors(config, step)["kl_ar_aux"] for step in (0, 9, 10, 11, 13, 14, 10**9)]
     assert kl == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0, 1.0]
     assert ramp_factors(config, 10) == {"nar": 0.5} | {
-        f"kl_{p}": 0.25 for p in ("ar_nar", "ar_aux", "nar_aux")
+        f"kl_{p}": 0.25 for p in ("ar_nar", "ar_aux", "nar_aux", "ar_ar", "nar_nar", "aux_aux")
     }
     assert ramp_factors(replace(config, ramp_kl_steps=0, ramp_nar_steps=0), 0) == {}
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from janus_ds.batch import BatchCounts, RowLayout, SpecialTokens, TwoStreamBatch
-from janus_ds.config.schema import ObjectiveConfig
+from janus_ds.config.schema import STREAMS, ObjectiveConfig
 from janus_ds.data.masking.views import Views
 from janus_ds.packing import pack
 from janus_ds.stream_mask import Segment
@@ -37,14 +37,9 @@ class RowKinds:
 
     @classmethod
     def of(cls, objective: ObjectiveConfig) -> RowKinds:
-        """Rows whose loss or KL term has a weight."""
-        ar_nar = bool(objective.weight_kl_ar_nar)
-        ar_aux = bool(objective.weight_kl_ar_aux)
-        nar_aux = bool(objective.weight_kl_nar_aux)
-        ar = bool(objective.weight_ar or objective.weight_kl_ar_ar) or ar_nar or ar_aux
-        aux = bool(objective.weight_aux or objective.weight_kl_aux_aux) or ar_aux or nar_aux
-        nar = bool(objective.weight_nar or objective.weight_kl_nar_nar) or aux or ar_nar
-        return cls(ar, ar and objective.ar_stream != "content", nar, aux)
+        """Rows of the streams that are trained; AUX rows stand in for some MASK rows, which they need."""
+        ar, nar, aux = (name in objective.streams for name in STREAMS)
+        return cls(ar, ar and objective.ar_stream != "content", nar or aux, aux)
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,7 @@ def draw_target(masking: MaskingConfig, keys: SampleKeys, inner_B: Ints) -> Bool
     """The masked tokens by one of the TARGET_LAWS; at least one in every sample that has a token.
 
     Args:
-        masking: resolved and checked (see `views.check_masking`).
+        masking: resolved (`config.presets.resolve`) and checked (`config.rules`).
         keys: of the B samples.
         inner_B: int64, tokens of each sample without bos and eos.
 

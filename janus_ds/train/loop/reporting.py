@@ -252,7 +252,7 @@ def step_flops(model: ModelConfig, objective: ObjectiveConfig, vocab_size: int, 
     D, F = model.d_model, model.ffn_dim
     query_stream = objective.ar_stream == "query"
     visible = counts.target_tokens - counts.masked_tokens if counts.masked_tokens else 0
-    aux = counts.masked_tokens if objective.weight_aux else 0
+    aux = counts.masked_tokens if "aux" in objective.streams else 0
     content = counts.ar_tokens + visible + counts.masked_tokens + aux
     predicted = counts.ar_tokens + counts.masked_tokens + aux
     rows = content + aux + (counts.ar_tokens if query_stream else 0)

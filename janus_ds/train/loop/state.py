@@ -91,7 +91,6 @@ class RunIdentity:
         return {
             "format_version": STATE_VERSION,
             "step": step,
-            "position": step * _batch_places(self.recipe),
             "meters": asdict(meters),
             "world_size": self.world_size,
             "tensor_size": self.tensor_size,
@@ -101,11 +100,6 @@ class RunIdentity:
             "data_fingerprint": self.data_fingerprint,
             "recipe": to_dict(self.recipe),
         }
-
-
-def _batch_places(recipe: RunConfig) -> int:
-    """Places of the order that an update takes: samples, or groups of samples."""
-    return recipe.train.batch_groups if recipe.data.batch == "tokens" else recipe.train.global_batch
 
 
 class _Form(BaseModel):

@@ -48,7 +48,6 @@ def changed(section: str, **values: Any) -> RunIdentity:
 
 def test_the_same_start_continues() -> None:
     check_resumable(state(), NOW, FOLDER)
-    assert state()["position"] == 10 * NOW.recipe.train.global_batch
 
 
 def test_how_long_and_how_often_may_change() -> None:

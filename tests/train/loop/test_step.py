@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -169,8 +168,7 @@ def test_a_step_waits_for_nothing_and_sends_the_device_only_its_batch(
     batch = host.to(META)
     if compiled:
         # The functions that are compiled, as they are written.
-        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-        monkeypatch.setattr(chunk_math, "_functions", lru_cache(chunk_math._Functions))
+        monkeypatch.setattr(chunk_math, "_compiled", lambda function: function)
         step.objective.compiled_head = True
     with host_traffic(monkeypatch) as seen:
         total, _ = step(batch, host.counts)
