@@ -27,13 +27,14 @@ from torch import Tensor
 from janus_ds.checkpoint.manifest import (
     STATE_FILE,
     STEP_PREFIX,
+    WEIGHTS_FILE,
     check_version,
     fault_of,
     publish,
     step_of,
     write_json,
 )
-from janus_ds.checkpoint.tensors import WEIGHTS_FILE, Snapshot, snapshot_bytes, write_tensors
+from janus_ds.checkpoint.tensors import Snapshot, snapshot_bytes, write_tensors
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 

@@ -19,6 +19,7 @@ from janus_ds.io import atomic_file, sync_path, sync_tree
 
 COMPLETE = "complete.json"
 STATE_FILE = "state.json"
+WEIGHTS_FILE = "weights.safetensors"
 STEP_PREFIX = "step-"
 """Start of a checkpoint's folder name: step-NNNNNNNN."""
 FORMAT_VERSION = 2
@@ -94,6 +95,24 @@ def fault_of(folder: Path, only: str | None = None) -> str | None:
             return f"{name} has {path.stat().st_size} bytes instead of {record.size}"
         if _record(path) != record:
             return f"{name} has another checksum than at its save"
+    return None
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The weights file of a folder, or else of its newest checkpoint; None if there is none.
+
+    Raises:
+        CheckpointError: the file is not what training wrote.
+    """
+    for place in (folder, *sorted(folder.glob(f"checkpoints/{STEP_PREFIX}*"), reverse=True)):
+        if (place / WEIGHTS_FILE).is_file():
+            fault = fault_of(place, only=WEIGHTS_FILE)
+            # Weights that were converted or that the package ships have no manifest.
+            if fault is not None and (place.name.startswith(STEP_PREFIX) or (place / COMPLETE).exists()):
+                raise CheckpointError(
+                    f"the checkpoint is damaged: {fault}", str(place), "take another checkpoint of the run"
+                )
+            return place / WEIGHTS_FILE
     return None
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from janus_ds.checkpoint.manifest import fault_of, step_of
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE, fault_of, step_of, weights_in
 from janus_ds.config.packaged import model_path
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import atomic_file
@@ -75,9 +75,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 file.write(data[start : start + _CHUNK])
 
 
-WEIGHTS_FILE = "weights.safetensors"
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a file.
 
@@ -94,23 +91,19 @@ def find_weights(source: Path) -> Path:
     A model that the package ships may be given by its name.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is damaged.
     """
     if source.is_file():
         return source
     source = model_path(source)
-    candidates = [
-        source / WEIGHTS_FILE,
-        *sorted(source.glob(f"checkpoints/step-*/{WEIGHTS_FILE}"), reverse=True),
-    ]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise CheckpointError(
-        "there are no weights here",
-        str(source),
-        f"give a run folder, a checkpoint folder (step-NNNNNNNN) or a {WEIGHTS_FILE}",
-    )
+    found = weights_in(source)
+    if found is None:
+        raise CheckpointError(
+            "there are no weights here",
+            str(source),
+            f"give a run folder, a checkpoint folder (step-NNNNNNNN) or a {WEIGHTS_FILE}",
+        )
+    return found
 
 
 def last_checkpoints(run: Path, count: int) -> list[Path]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.checkpoint.manifest import COMPLETE, fault_of
+from janus_ds.checkpoint.manifest import weights_in
 from janus_ds.config.load import from_dict, to_dict
 from janus_ds.config.packaged import model_path
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
@@ -35,7 +35,7 @@ _SMALL_WIDTH = 512
 """Below it, threads wait for each other longer than they work; OMP_NUM_THREADS, if set, decides instead."""
 
 _MOST_RECORD_BYTES = 64 << 20
-_RUN_FILE, _WEIGHTS = "run.json", "weights.safetensors"
+_RUN_FILE = "run.json"
 _KEYS = ("recipe", "special_tokens", "tokenizer_fingerprint")
 
 
@@ -180,25 +180,14 @@ def find_run(path: Path) -> tuple[Path, Path]:
             str(path),
             "give a run folder, or RUN/checkpoints/step-NNNNNNNN inside of one",
         )
-    steps = [path] if folder != path else sorted(path.glob("checkpoints/step-*"), reverse=True)
-    for checkpoint in (folder, *steps):
-        if (checkpoint / _WEIGHTS).is_file():
-            _check_whole(checkpoint)
-            return folder, checkpoint / _WEIGHTS
+    weights = weights_in(path)
+    if weights is not None:
+        return folder, weights
     raise CheckpointError(
         "the run has no checkpoint yet",
         str(path),
         "wait for its first checkpoint (train.save_every), or give another run",
     )
-
-
-def _check_whole(checkpoint: Path) -> None:
-    """Compare a checkpoint with its `complete.json`, where training wrote one."""
-    fault = fault_of(checkpoint, only=_WEIGHTS)
-    if fault is not None and (checkpoint.name.startswith("step-") or (checkpoint / COMPLETE).exists()):
-        raise CheckpointError(
-            f"the checkpoint is damaged: {fault}", str(checkpoint), "take another checkpoint of the run"
-        )
 
 
 def _read_record(path: Path) -> dict[str, Any]:

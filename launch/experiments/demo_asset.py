@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from janus_ds.checkpoint.manifest import step_of
-from janus_ds.checkpoint.tensors import WEIGHTS_FILE, average_weights, last_checkpoints
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE, step_of
+from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
 from janus_ds.io import disk_faults, write_atomic

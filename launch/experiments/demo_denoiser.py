@@ -35,7 +35,8 @@ from driver import (
 from safetensors.torch import save
 from torch.nn import functional
 
-from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE
+from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.load import load_run_config
 from janus_ds.config.packaged import DENOISER, model_path
 from janus_ds.decode.load import load_run

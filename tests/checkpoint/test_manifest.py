@@ -19,8 +19,15 @@ from janus_ds.checkpoint import manager as manager_module
 from janus_ds.checkpoint import manifest as manifest_module
 from janus_ds.checkpoint import tensors as snapshot_module
 from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
-from janus_ds.checkpoint.manifest import COMPLETE, fault_of, read_state, write_json, write_manifest
-from janus_ds.checkpoint.tensors import OPTIMIZER_FILE, WEIGHTS_FILE, Snapshot
+from janus_ds.checkpoint.manifest import (
+    COMPLETE,
+    WEIGHTS_FILE,
+    fault_of,
+    read_state,
+    write_json,
+    write_manifest,
+)
+from janus_ds.checkpoint.tensors import OPTIMIZER_FILE, Snapshot
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology
 

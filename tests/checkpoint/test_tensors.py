@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from janus_ds.checkpoint import tensors as tensor_file
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE, write_manifest
 from janus_ds.checkpoint.tensors import (
     MOMENTS,
     OPTIMIZER_FILE,
-    WEIGHTS_FILE,
     Snapshot,
+    find_weights,
     open_saved,
     snapshot_bytes,
     write_tensors,
@@ -83,3 +84,16 @@ def test_tensors_may_be_written_over_the_file_that_they_came_from(tmp_path: Path
     write_tensors(path, {"a": load_file(str(path))["a"]})
     assert torch.equal(load_file(str(path))["a"], torch.arange(100_000.0))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_first_weights_are_taken_whole_or_not_at_all(tmp_path: Path) -> None:
+    step = tmp_path / "checkpoints" / "step-00000004"
+    step.mkdir(parents=True)
+    write_tensors(step / WEIGHTS_FILE, TENSORS)
+    write_manifest(step)
+    assert find_weights(tmp_path) == find_weights(step) == step / WEIGHTS_FILE
+    content = bytearray((step / WEIGHTS_FILE).read_bytes())
+    content[-1] ^= 1
+    (step / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match="another checksum"):
+        find_weights(tmp_path)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from demo_asset import MOST_BYTES, folder_bytes, ship
 
-from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE
+from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli import decode
 from janus_ds.cli.decode import DEMO_SENTENCES
 from janus_ds.config.load import load_run_config, to_dict

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from janus_ds.checkpoint import manager as best_module
-from janus_ds.checkpoint.manifest import fault_of
-from janus_ds.checkpoint.tensors import WEIGHTS_FILE, read_weights
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE, fault_of
+from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.schema import TrainConfig
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.state import Meters
