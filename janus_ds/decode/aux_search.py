@@ -30,14 +30,17 @@ from janus_ds.decode.mask_predict import MaskPredictSettings, RowDecoder, Target
 class JudgedRows(RowDecoder, Protocol):
     """What AUX search asks of a model; its first call is `hidden`, for all rows and all that is masked."""
 
-    def judged(self, row_X: Tensor, token_XL: Tensor, settled_X: Tensor, picked_P: Tensor) -> Tensor:
+    def judged(
+        self, number_X: Tensor, token_XL: Tensor, settled_X: Tensor, picked_P: Tensor, most: int
+    ) -> Tensor:
         """One pass of AUX rows over open slots: hidden rows at `picked_P`, shape (P, D).
 
         Args:
-            row_X: which rows of the first call; their settled tokens have not changed.
+            number_X: which rows of the first call, on the host; their settled tokens have not changed.
             token_XL: settled tokens and drafts, with given ones, bos and eos.
             settled_X: slots of each row that are settled, at least 1.
             picked_P: flat indices x * L + l, ascending: of each row all slots that are open, or none.
+            most: the largest number of them in a row.
         """
 
 
@@ -75,21 +78,15 @@ class _AuxRows(TargetRows):
 
     def judge(self, decoder: JudgedRows) -> bool:
         """One pass over all drafts; False if all is settled already."""
-        open_RL = self.inner_RL & (self.rank_RL > self.settled_R[:, None])
-        open_R = open_RL.any(1)
-        if not open_R.any():
+        open_RL = (self.inner_RL & (self.rank_RL > self.settled_R[:, None])).cpu()
+        asked = self.ask(decoder, open_RL, open_RL)
+        if asked is None:
             return False
-        self.passes_B += open_R.view(-1, self.candidates).any(1)
-        row_X = self.rows_to_compute(decoder, open_R, open_R)
-        width = int(self.length_R[row_X].max())
-        picked_P = open_RL[row_X, :width].flatten().nonzero().squeeze(1)
-        given = row_X, self.token_RL[row_X, :width], self.settled_R[row_X]
-        token_P, score_P = self.predict(decoder, decoder.judged(*given, picked_P))
-        place_P = row_X[picked_P // width], picked_P % width
-        token_RL = self.token_RL.index_put(place_P, token_P)
+        row_X, before_RL = asked.row_X, self.token_RL
+        given = asked.number_X, before_RL[row_X, : asked.width], self.settled_R[row_X]
+        hidden_PD = decoder.judged(*given, asked.picked_P, asked.most)
+        self.put(asked, *self.predict(decoder, hidden_PD))
         # What AUX wrote itself before the first difference, and its token there.
-        same_RL = (token_RL == self.token_RL).long().cumprod(1)
+        same_RL = (self.token_RL == before_RL).long().cumprod(1)
         self.settled_R = torch.minimum((same_RL * self.inner_RL).sum(1) + 1, self.inner_R)
-        self.token_RL = token_RL
-        self.score_RL = self.score_RL.to(score_P.dtype).index_put(place_P, score_P)
         return True

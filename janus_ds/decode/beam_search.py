@@ -23,7 +23,7 @@ Shape letters: B sentences, K beams, C = 2K candidates, V vocabulary, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import count
 from time import perf_counter
@@ -141,7 +141,7 @@ class _Search:
         self.sentences = list(range(sentences))
         """The number of the sentence at each place."""
         self.steps = [0] * sentences
-        """Steps that were made at each place."""
+        """Steps that were made at each place, also known to the device."""
         self.began = [perf_counter()] * sentences
         self.cost: dict[int, tuple[int, float]] = {}
         """Passes and seconds of each sentence whose search has ended."""
@@ -158,7 +158,8 @@ class _Search:
             self.steps = [1] * sentences
             self.last_BK.fill_(settings.forced_first)
             self.token_BKT[:, :, 0] = settings.forced_first
-        self._forbidden = self._ids(settings.forbidden)
+        self.step_B = torch.full((sentences,), self.steps[0], device=device)
+        self._forbidden = torch.tensor(settings.forbidden, dtype=torch.long, device=device)
         self.pool = _Pool(
             score_BK=torch.full(shape, _DEAD, device=device),
             length_BK=torch.zeros(shape, dtype=torch.long, device=device),
@@ -175,8 +176,7 @@ class _Search:
         """Places whose sentence is finished, by the rules or because its steps are used up."""
         if max(self.steps) < self.settings.max_steps:
             return self.pool.closed_B
-        spent = torch.tensor(self.steps, device=self.last_BK.device) >= self.settings.max_steps
-        return self.pool.closed_B | spent
+        return self.pool.closed_B | (self.step_B >= self.settings.max_steps)
 
     def refill(self, place_X: Tensor) -> None:
         """Write down what was found at some places and begin the next sentences there."""
@@ -186,6 +186,7 @@ class _Search:
         for number, place in enumerate(places, first):
             self.sentences[place], self.steps[place] = number, 0
             self.began[place], self.fed[place] = perf_counter(), 0
+        self.step_B[place_X] = 0
         self.last_BK[place_X] = self.settings.start
         self.score_BK[place_X] = _DEAD
         self.score_BK[place_X, 0] = 0.0
@@ -200,8 +201,7 @@ class _Search:
         self._make_room()
         history_BCT = self.token_BKT.gather(1, parent_BC[..., None].expand(-1, -1, self.token_BKT.shape[2]))
         # A place whose steps are used up goes round with the others and writes where nobody reads.
-        steps = [min(step, settings.max_steps - 1) for step in self.steps]
-        step_B11 = torch.tensor(steps, device=token_BC.device)[:, None, None]
+        step_B11 = self.step_B.clamp_max(settings.max_steps - 1)[:, None, None]
         history_BCT.scatter_(2, step_B11.expand(-1, token_BC.shape[1], 1), token_BC[..., None])
         count_B1 = step_B11[..., 0] + 1
         ends_BC = ((token_BC == settings.eos) | (count_B1 == settings.max_steps)) & (score_BC > _DEAD)
@@ -216,14 +216,14 @@ class _Search:
         if settings.stop == "never":
             scale_B1 = scale_B1.clamp_min(float(settings.max_steps) ** settings.length_penalty)
         self._close(self.score_BK[:, :1] / scale_B1)
-        self.steps = [step + 1 for step in self.steps]
+        self.steps, self.step_B = [step + 1 for step in self.steps], self.step_B + 1
         return parent_BC.gather(1, chosen_BK)
 
     def keep(self, sentence_B: Tensor) -> None:
         """Write down what was found and go on with some sentences only."""
         self.write_down(range(len(self.sentences)))
         self.sentences = [self.sentences[b] for b in sentence_B.tolist()]
-        self.steps = [self.steps[b] for b in sentence_B.tolist()]
+        self.steps, self.step_B = [self.steps[b] for b in sentence_B.tolist()], self.step_B[sentence_B]
         self.began = [self.began[b] for b in sentence_B.tolist()]
         self.fed = [self.fed[b] for b in sentence_B.tolist()]
         self.last_BK, self.score_BK = self.last_BK[sentence_B], self.score_BK[sentence_B]
@@ -278,22 +278,21 @@ class _Search:
         ruled_BKV = self._ruled(logits_BKV, gain_BKV) if settings.rules else gain_BKV
         ordered_BKV = ruled_BKV if settings.rules else logits_BKV
         token_BKC = _largest(ordered_BKV, min(2 * K + len(settings.forbidden), V))
-        forced = [settings.forced(step) for step in self.steps]
-        if any(token is None for token in forced):
-            forbidden_BKC = torch.isin(token_BKC, self._forbidden)
-            gain_BKC = ruled_BKV.gather(2, token_BKC).masked_fill_(forbidden_BKC, _DEAD)
-        else:
-            token_BKC = token_BKC[:, :, :1]
-            gain_BKC = torch.full_like(gain_BKV[:, :, :1], _DEAD)
-        rows = [place for place, token in enumerate(forced) if token is not None]
-        if rows:
-            row_X = self._ids(rows)
-            token_X11 = self._ids([token for token in forced if token is not None])[:, None, None]
-            index_XK1 = token_X11.expand(-1, K, 1)
-            gain_XK1 = gain_BKV[row_X].gather(2, index_XK1)
-            gain_BKC[row_X] = _DEAD
-            gain_BKC[row_X, :, :1] = torch.zeros_like(gain_XK1) if settings.free_forced else gain_XK1
-            token_BKC[row_X] = index_XK1.expand(-1, -1, token_BKC.shape[2])
+        forbidden_BKC = torch.isin(token_BKC, self._forbidden)
+        gain_BKC = ruled_BKV.gather(2, token_BKC).masked_fill_(forbidden_BKC, _DEAD)
+        step_B = self.step_B.clamp_max(settings.max_steps - 1)
+        for step in {min(step, settings.max_steps - 1) for step in self.steps}:
+            token = settings.forced(step)
+            if token is not None:
+                row_B11, index_BK1 = (
+                    (step_B == step)[:, None, None],
+                    torch.full_like(token_BKC[..., :1], token),
+                )
+                free = settings.free_forced
+                gain_BK1 = gain_BKC.new_zeros(index_BK1.shape) if free else gain_BKV.gather(2, index_BK1)
+                only_BKC = torch.nn.functional.pad(gain_BK1, (0, gain_BKC.shape[2] - 1), value=_DEAD)
+                gain_BKC = torch.where(row_B11, only_BKC, gain_BKC)
+                token_BKC = token_BKC.masked_fill(row_B11, token)
         width = token_BKC.shape[2]
         score_BN = (self.score_BK[:, :, None] + gain_BKC).flatten(1)
         score_BC, index_BC = _pad_sorted(score_BN, 2 * K)
@@ -304,13 +303,10 @@ class _Search:
         rules = cast(TokenRules, self.settings.rules)
         start_BK1 = torch.full_like(self.token_BKT[..., :1], self.settings.start)
         past_BKT = torch.cat([start_BK1, self.token_BKT], 2)
-        length_B = self._ids([1 + min(step, self.settings.max_steps - 1) for step in self.steps])
+        length_B = 1 + self.step_B.clamp_max(self.settings.max_steps - 1)
         if self.settings.beam == 1:
             return rules(logits_BKV, past_BKT, length_B).log_softmax(2)
         return rules(gain_BKV, past_BKT, length_B)
-
-    def _ids(self, tokens: Sequence[int]) -> Tensor:
-        return torch.tensor(list(tokens), dtype=torch.long, device=self.last_BK.device)
 
     def _collect(self, final_BC: Tensor, ends_BC: Tensor, history_BCT: Tensor, count_B1: Tensor) -> None:
         """Put the hypotheses that end at this step, with their final scores and lengths, into the pool."""

@@ -47,8 +47,11 @@ _FINISHED_SHARE = 4
 class RowDecoder(Protocol):
     """What mask-predict asks of a model."""
 
-    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
-        """One decoder pass: hidden rows at the flat indices `picked_P` = r * L + l, shape (P, D)."""
+    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor, most: int) -> Tensor:
+        """One decoder pass: hidden rows at the flat indices `picked_P` = r * L + l, shape (P, D).
+
+        `most` is the largest number of them in a row.
+        """
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
         """Logits over the vocabulary, shape (X, V), in float32 at least."""
@@ -94,8 +97,8 @@ def remask_counts(inner_R: Tensor, step: int, steps: int) -> Tensor:
     Returns:
         int64, shape (R,).
     """
-    share = torch.tensor(1.0 - (step + 1) / steps, dtype=torch.float32)
-    return (inner_R.float() * share.to(inner_R.device)).long()
+    share_R = torch.full_like(inner_R, 1.0 - (step + 1) / steps, dtype=torch.float32)
+    return (inner_R.float() * share_R).long()
 
 
 def length_candidates(logits_BK: Tensor, rule: str, beam: int, convention: str, longest: int) -> Tensor:
@@ -150,8 +153,32 @@ def mask_predict(
     return rows.result()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What one pass computes and predicts."""
+
+    number_X: Tensor
+    """Rows that are computed, on the host."""
+    row_X: Tensor
+    """The same on the device."""
+    width: int
+    """Tokens of the longest of them."""
+    picked_P: Tensor
+    """Flat indices x * width + l of what is predicted, ascending."""
+    most: int
+    """Largest number of them in a row."""
+
+    @property
+    def place_P(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of what is predicted."""
+        return self.row_X[self.picked_P // self.width], self.picked_P % self.width
+
+
 class TargetRows:
-    """Tokens and their log-probabilities during one search over length candidates."""
+    """Tokens and their log-probabilities during one search over length candidates.
+
+    A pass waits for the device once, for what is masked; which rows it computes is worked out on the host.
+    """
 
     def __init__(
         self, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None = None
@@ -160,7 +187,8 @@ class TargetRows:
         self.infills = given_RL is not None
         self.candidates = length_BC.shape[1]
         self.length_R = length_R = length_BC.flatten()
-        column_L = torch.arange(int(length_R.max()), device=length_R.device)
+        self._host_length_R = length_R.cpu()
+        column_L = torch.arange(int(self._host_length_R.max()), device=length_R.device)
         last_R1 = length_R[:, None] - 1
         if given_RL is None:
             given_RL = torch.full((len(length_R), len(column_L)), settings.pad, device=length_R.device)
@@ -175,58 +203,70 @@ class TargetRows:
         self.given_RL = torch.full_like(self.token_RL, -1)
         """What each row's last pass was given, and below what came out."""
         self.filled_RL = self.token_RL
-        self.held_B = torch.arange(len(length_BC), device=length_R.device)
-        """Sentences that the decoder still holds."""
+        # What is settled by a threshold must not look masked.
+        forbidden = (*settings.forbidden, *(() if settings.threshold is None else (settings.mask,)))
+        self._forbidden = torch.tensor(forbidden, dtype=torch.long, device=length_R.device)
+        self.held_B = torch.arange(len(length_BC))
+        """Sentences that the decoder still holds, on the host."""
         self.passes_B = torch.zeros_like(self.held_B)
 
     def fill(self, decoder: RowDecoder) -> bool:
         """One pass: every masked position takes its likeliest token. False if nothing is masked."""
         # `released` forbids nothing, so that a predicted MASK stays masked for the next pass.
         masked_RL = (self.token_RL == self.settings.mask) & self.inner_RL
-        open_R = masked_RL.any(1)
-        self.passes_B += open_R.view(-1, self.candidates).any(1)
-        again_R = (self.token_RL == self.given_RL).all(1)
-        row_X = self.rows_to_compute(decoder, open_R, open_R & ~again_R)
+        again_R1 = (self.token_RL == self.given_RL).all(1, keepdim=True)
+        open_RL, same_R1 = torch.cat([masked_RL, again_R1], 1).cpu().tensor_split([masked_RL.shape[1]], 1)
+        asked = self.ask(decoder, open_RL, open_RL & ~same_R1)
         self.given_RL = self.token_RL
-        self.token_RL = torch.where((open_R & again_R)[:, None], self.filled_RL, self.token_RL)
-        if len(row_X):
-            masked_RL &= (open_R & ~again_R)[:, None]
-            width = int(self.length_R[row_X].max())
-            masked_XL = masked_RL[row_X, :width]
-            picked_P = masked_XL.flatten().nonzero().squeeze(1)
-            hidden_PD = decoder.hidden(self.given_RL[row_X, :width], self.length_R[row_X], picked_P)
-            token_P, score_P = self.predict(decoder, hidden_PD)
-            place_P = row_X[picked_P // width], picked_P % width
-            self.token_RL = self.token_RL.index_put(place_P, token_P)
-            self.score_RL = self.score_RL.to(score_P.dtype).index_put(place_P, score_P)
+        # A finished row comes out as it was, too.
+        self.token_RL = torch.where(again_R1, self.filled_RL, self.token_RL)
+        if asked is not None:
+            given = self.given_RL[asked.row_X, : asked.width], self.length_R[asked.row_X]
+            self.put(asked, *self.predict(decoder, decoder.hidden(*given, asked.picked_P, asked.most)))
         self.filled_RL = self.token_RL
-        return bool(open_R.any())
+        return bool(open_RL.any())
 
-    def rows_to_compute(self, decoder: RowDecoder, open_R: Tensor, wanted_R: Tensor) -> Tensor:
-        """Rows of the next pass, equally many of each sentence that the decoder holds, in order.
+    def ask(self, decoder: RowDecoder, open_RL: Tensor, wanted_RL: Tensor) -> Asked | None:
+        """Count a pass, and say what it computes; None: nothing.
 
-        Sentences with no open row are given up, once they are many enough to be worth it.
+        Rows are equally many of each sentence that the decoder holds, in order. Sentences with no open row
+        are given up, once they are many enough to be worth it.
+
+        Args:
+            decoder: holds the sentences.
+            open_RL: what is not settled, on the host.
+            wanted_RL: what of it is to be predicted.
         """
-        open_B = open_R.view(-1, self.candidates).any(1)[self.held_B]
+        open_B = open_RL.any(1).view(-1, self.candidates).any(1)
+        self.passes_B += open_B
+        open_B = open_B[self.held_B]
         finished = len(open_B) - int(open_B.sum())
         if finished and finished < len(open_B) and _FINISHED_SHARE * finished >= len(open_B):
-            decoder.keep(open_B.nonzero().squeeze(1))
+            decoder.keep(open_B.nonzero().squeeze(1).to(self.length_R.device))
             self.held_B = self.held_B[open_B]
-        wanted_HC = wanted_R.view(-1, self.candidates)[self.held_B]
-        most = int(wanted_HC.sum(1).max())
+        wanted_HC = wanted_RL.any(1).view(-1, self.candidates)[self.held_B]
+        rows = int(wanted_HC.sum(1).max())
+        if not rows:
+            return None
         # Wanted rows first, then others to make the block rectangular; all in their order.
-        chosen_HX = wanted_HC.float().sort(dim=1, descending=True, stable=True).indices[:, :most]
+        chosen_HX = wanted_HC.float().sort(dim=1, descending=True, stable=True).indices[:, :rows]
         chosen_HX = chosen_HX.sort(dim=1).values
-        return (self.held_B[:, None] * self.candidates + chosen_HX).flatten()
+        number_X = (self.held_B[:, None] * self.candidates + chosen_HX).flatten()
+        width = int(self._host_length_R[number_X].max())
+        picked_XL = wanted_RL[number_X, :width]
+        indices = torch.cat([number_X, picked_XL.flatten().nonzero().squeeze(1)]).to(self.length_R.device)
+        row_X, picked_P = indices.tensor_split([len(number_X)])
+        return Asked(number_X, row_X, width, picked_P, int(picked_XL.sum(1).max()))
+
+    def put(self, asked: Asked, token_P: Tensor, score_P: Tensor) -> None:
+        """Note what was predicted."""
+        self.token_RL = self.token_RL.index_put(asked.place_P, token_P)
+        self.score_RL = self.score_RL.to(score_P.dtype).index_put(asked.place_P, score_P)
 
     def predict(self, decoder: RowDecoder, hidden_PD: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest token of each hidden row and its log-probability."""
-        forbidden = self.settings.forbidden
-        if self.settings.threshold is not None:
-            # What is settled must not look masked.
-            forbidden = (*forbidden, self.settings.mask)
         parts = [
-            _best(decoder.logits(hidden_PD[start : start + _CHUNK_ROWS]), forbidden)
+            _best(decoder.logits(hidden_PD[start : start + _CHUNK_ROWS]), self._forbidden)
             for start in range(0, len(hidden_PD), _CHUNK_ROWS)
         ]
         token_P, score_P = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -272,9 +312,8 @@ class TargetRows:
         return [sorted(group, key=lambda item: -item.score) for group in groups]
 
 
-def _best(logits_XV: Tensor, forbidden: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _best(logits_XV: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
     """The likeliest allowed token of each position and its log-probability over the whole vocabulary."""
     total_X = logits_XV.logsumexp(dim=1)
-    blocked = torch.tensor(forbidden, dtype=torch.long, device=logits_XV.device)
-    best_X, token_X = logits_XV.index_fill(1, blocked, float("-inf")).max(dim=1)
+    best_X, token_X = logits_XV.index_fill(1, forbidden, float("-inf")).max(dim=1)
     return token_X, best_X - total_X

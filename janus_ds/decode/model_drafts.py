@@ -106,7 +106,7 @@ class ModelDrafts:
         nar, length_B = self._plan.nar, torch.tensor(lengths, device=decoder.device) + 2
         blank = TargetRows(length_B[:, None], nar)
         picked_P = blank.inner_RL.flatten().nonzero().squeeze(1)
-        logits_PV = decoder.logits(decoder.hidden(blank.token_RL, length_B, picked_P))
+        logits_PV = decoder.logits(decoder.hidden(blank.token_RL, length_B, picked_P, max(lengths)))
         share_PV = token_shares(logits_PV, nar.forbidden, sampler.sampling)
         proposals = []
         for sentence, share_MV in zip(sentences, share_PV.split(list(lengths)), strict=True):

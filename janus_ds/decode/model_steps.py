@@ -75,11 +75,11 @@ class NarDecoder:
         """Where tokens are wanted."""
         return self._memory.states_BSD.device
 
-    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
+    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor, most: int) -> Tensor:
         """See :class:`janus_ds.decode.mask_predict.RowDecoder`."""
         shape = (self._memory.sentences, -1)
         token_BCL, length_BC = token_RL.view(*shape, token_RL.shape[1]), length_R.view(shape)
-        return self._model.nar_rows(self._memory, token_BCL, length_BC, picked_P)
+        return self._model.nar_rows(self._memory, token_BCL, length_BC, (picked_P, most))
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
         """See :class:`janus_ds.decode.mask_predict.RowDecoder`."""
@@ -103,35 +103,36 @@ class AuxDecoder(NarDecoder):
         super().__init__(model, memory)
         self._mask = mask
         self._pool: AuxPool | None = None
-        self._row_X = torch.empty(0)
+        self._number_X = torch.empty(0)
         """Rows of the pool, by their number in the first call."""
 
-    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
+    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor, most: int) -> Tensor:
         """See :class:`janus_ds.decode.aux_search.JudgedRows`."""
         kept: list[KeysValues] = []
         shape = (self._memory.sentences, -1)
         token_BCL, length_BC = token_RL.view(*shape, token_RL.shape[1]), length_R.view(shape)
-        hidden_PD = self._model.nar_rows(self._memory, token_BCL, length_BC, picked_P, kept)
+        hidden_PD = self._model.nar_rows(self._memory, token_BCL, length_BC, (picked_P, most), kept)
         slot_R = torch.zeros(token_RL.numel(), dtype=torch.bool, device=token_RL.device)
         slot_RL = slot_R.index_fill(0, picked_P, True).view(token_RL.shape)
-        self._pool = AuxPool.build(kept, slot_RL, length_R)
-        self._row_X = torch.arange(len(length_R), device=length_R.device)
+        self._pool = AuxPool.build(kept, slot_RL, length_R, most)
+        self._number_X = torch.arange(len(length_R))
         return hidden_PD
 
-    def judged(self, row_X: Tensor, token_XL: Tensor, settled_X: Tensor, picked_P: Tensor) -> Tensor:
+    def judged(
+        self, number_X: Tensor, token_XL: Tensor, settled_X: Tensor, picked_P: Tensor, most: int
+    ) -> Tensor:
         """See :class:`janus_ds.decode.aux_search.JudgedRows`."""
         if self._pool is None:
             raise ValueError("AUX rows need a NAR pass before")
-        if len(row_X) < len(self._row_X) or bool((row_X != self._row_X).any()):
+        if not torch.equal(number_X, self._number_X):
             # Finished rows may have gone; they are asked for as padding only.
-            index_X = torch.searchsorted(self._row_X, row_X).clamp_max(len(self._row_X) - 1)
-            self._pool, self._row_X = self._pool.select(index_X), row_X
+            index_X = torch.searchsorted(self._number_X, number_X).clamp_max(len(self._number_X) - 1)
+            self._pool, self._number_X = self._pool.select(index_X.to(token_XL.device)), number_X
         shape, width = (self._memory.sentences, -1), token_XL.shape[1]
         place_P = picked_P // width, picked_P % width
         step_P = self._pool.rank_XN[place_P] - settled_X[place_P[0]]
-        block = int(step_P.max()) + 1
         hidden_XTD = self._model.aux_rows(
-            self._memory, self._pool, token_XL.view(*shape, width), settled_X.view(shape), block, self._mask
+            self._memory, self._pool, token_XL.view(*shape, width), settled_X.view(shape), most, self._mask
         )
         return hidden_XTD[place_P[0], step_P]
 

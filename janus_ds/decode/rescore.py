@@ -129,8 +129,8 @@ def sampled_variants(
     blank = TargetRows(length_R[:, None], nar)
     own_P = torch.tensor([token for item in rows for token in item.tokens], dtype=torch.long, device=device)
     token_RL = blank.token_RL.masked_scatter(blank.inner_RL, own_P)
-    picked_P = blank.inner_RL.flatten().nonzero().squeeze(1)
-    logits_PV = decoder.logits(decoder.hidden(token_RL, length_R, picked_P)).float()
+    picked_P, most = blank.inner_RL.flatten().nonzero().squeeze(1), max(len(item.tokens) for item in rows)
+    logits_PV = decoder.logits(decoder.hidden(token_RL, length_R, picked_P, most)).float()
     forbidden = torch.tensor(nar.forbidden, dtype=torch.long, device=device)
     share_PV = logits_PV.index_fill(1, forbidden, -math.inf).softmax(1)
     sure_P = share_PV.gather(1, own_P[:, None]).squeeze(1) >= _UNSURE

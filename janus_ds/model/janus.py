@@ -148,7 +148,7 @@ class JanusModel(nn.Module):
         memory: EncoderOutput,
         token_BNL: Tensor,
         length_BN: Tensor,
-        picked_P: Tensor | None = None,
+        picked: tuple[Tensor, int] | None = None,
         kept: list[KeysValues] | None = None,
     ) -> Tensor:
         """One mask-predict pass over N length candidates of each sentence.
@@ -158,8 +158,8 @@ class JanusModel(nn.Module):
             token_BNL: targets with bos and eos in target order, masked where to be predicted; padded at
                 the end.
             length_BN: tokens of each candidate, bos and eos included.
-            picked_P: flat indices (b x N + n) x L + l of the rows wanted, ascending; None: all. The
-                last layer computes these rows only.
+            picked: flat indices (b x N + n) x L + l of the rows wanted, ascending, and the largest number of
+                them in a candidate; None: all. The last layer computes these rows only.
             kept: takes keys and values of all rows, layer by layer, for :meth:`AuxPool.build`.
 
         Returns:
@@ -177,12 +177,14 @@ class JanusModel(nn.Module):
         *layers, last = zip(self.decoder.decoder_layers(), memory.source, strict=True)
         for layer, source in layers:
             x = layer(x, rows, (source,), memory.mask_B11S)
-        picked = None if picked_P is None else PickedRows.build(picked_P, (sentences, candidates, width))
-        if picked is not None:
-            x, rows = picked.behind(x), rows.of_picked()
+        chosen = PickedRows.build(*picked, (sentences, candidates, width)) if picked else None
+        if chosen:
+            x, rows = chosen.behind(x), rows.of_picked()
         x = last[0](x, rows, (last[1],), memory.mask_B11S)
-        hidden: Tensor = x.view(sentences, candidates, width, -1) if picked is None else x.flatten(0, 1)
-        return hidden if picked is None else hidden[picked.place_P]
+        hidden: Tensor = (
+            x.flatten(0, 1)[chosen.place_P] if chosen else x.view(sentences, candidates, width, -1)
+        )
+        return hidden
 
     def aux_rows(
         self,

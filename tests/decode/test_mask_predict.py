@@ -62,9 +62,10 @@ class Script:
         self.seen: list[list[list[int]]] = []
         self.kept: list[list[int]] = []
 
-    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor) -> Tensor:
+    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor, most: int) -> Tensor:
         rows, width = token_RL.shape
         self.asked.append([[i % width for i in picked_P.tolist() if i // width == r] for r in range(rows)])
+        assert most == max(len(columns) for columns in self.asked[-1])
         self.seen.append(token_RL.tolist())
         return picked_P % width
 

@@ -189,7 +189,8 @@ def test_nar_rows_are_the_nar_rows_of_training() -> None:
         row = [TOY.mask if p in sample.masked else t for p, t in enumerate(sample.target)]
         tokens[b, 1, : len(row)] = torch.tensor(row)
         picked += [(b * 2 + 1) * width + p for p in sample.masked]
-    rows = model.nar_rows(memory, tokens, lengths, torch.tensor(picked))
+    most = max(len(s.masked) for s in SAMPLES)
+    rows = model.nar_rows(memory, tokens, lengths, (torch.tensor(picked), most))
     assert distance(rows, nar.flatten(0, 1)[batch.masked_T]) < EXACT
     assert model.logits(rows).shape == (len(picked), TOY.vocab_size)
     assert distance(model.length_logits(memory), model(batch).length_logits_BK) < EXACT

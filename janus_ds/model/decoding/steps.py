@@ -151,12 +151,12 @@ class PickedRows:
     """Where each picked row stands among the B x T computed ones."""
 
     @classmethod
-    def build(cls, picked_P: Tensor, shape: tuple[int, int, int]) -> PickedRows:
-        """From flat indices into (B, N, L), ascending; asks the device for one number."""
+    def build(cls, picked_P: Tensor, most: int, shape: tuple[int, int, int]) -> PickedRows:
+        """From flat indices into (B, N, L), ascending, and the largest number of them in a candidate."""
         sentences, candidates, width = shape
         candidate_P, column_P = picked_P // width, picked_P % width
-        count_X = candidate_P.bincount(minlength=sentences * candidates)
-        most = int(count_X.max())
+        count_X = picked_P.new_zeros(sentences * candidates)
+        count_X.scatter_add_(0, candidate_P, torch.ones_like(candidate_P))
         rank_P = (
             torch.arange(len(picked_P), device=picked_P.device) - (count_X.cumsum(0) - count_X)[candidate_P]
         )
@@ -215,10 +215,9 @@ class AuxPool:
     valid_XN: Tensor
 
     @classmethod
-    def build(cls, original: Sequence[KeysValues], slot_XL: Tensor, length_X: Tensor) -> AuxPool:
-        """From the original part, as a NAR pass has computed it, and its masked slots."""
+    def build(cls, original: Sequence[KeysValues], slot_XL: Tensor, length_X: Tensor, most: int) -> AuxPool:
+        """From the original part, as a NAR pass has computed it, and its masked slots: M = `most`."""
         count_X, column_L = slot_XL.sum(1), torch.arange(slot_XL.shape[1], device=slot_XL.device)
-        most = int(count_X.max())
         slot_XM = (~slot_XL).long().sort(dim=1, stable=True).indices[:, :most]
         kind_XL = torch.where(slot_XL, Segment.MSK.value, Segment.VIS.value)
         rank_M = column_L[:most].expand_as(slot_XM)
@@ -262,10 +261,9 @@ class AuxRows:
         slot_XT = pool.slot_XM.gather(1, gold_XT)
         token_XT = token_BNL.flatten(0, 1).gather(1, slot_XT.clamp_max(token_BNL.shape[2] - 1))
         asked_XT = pool.slot_XM.gather(1, query_XT.clamp_max(last))
-        kind_Q1 = torch.tensor([Segment.CMP.value, Segment.QRY.value], device=step_T.device)
-        kind_Q1 = kind_Q1.repeat_interleave(block)[:, None]
+        kinds = [torch.full_like(step_T, kind.value) for kind in (Segment.CMP, Segment.QRY)]
         seen = visible(
-            kind_Q1,
+            torch.cat(kinds)[:, None],
             torch.cat([gold_XT, query_XT], 1)[..., None],
             pool.kind_XN[:, None],
             pool.rank_XN[:, None],

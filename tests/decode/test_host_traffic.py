@@ -1,0 +1,72 @@
+"""What decoding on a device exchanges with the host, step by step; the tokens are those of the CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from janus_ds.config.schema import ObjectiveConfig
+from tests.support.operations import host_traffic, on_device
+from tests.support.tiny_model import TINY, tiny_generator, tiny_model
+from tests.support.two_stream import TOY
+
+CONFIG = replace(TINY, max_target_positions=64)
+RULES = {"no_repeat_ngram_size": 2, "repetition_penalty": 2.0}
+CASES = {
+    "beam": ("ar", {"beam": 3}, {"max_length": 20}, {"max_length": 44}),
+    "greedy": ("ar", {"beam": 1}, {"max_length": 20}, {"max_length": 44}),
+    "rules": (
+        "ar",
+        {"no_repeat_ngram_size": 2, "repetition_penalty": 1.2},
+        {"max_length": 9},
+        {"max_length": 17},
+    ),
+    "nar": ("nar", {"length_beam": 3}, {"iterations": 2}, {"iterations": 6}),
+    "threshold": ("nar", {"length_beam": 3, "iterations": None}, {"threshold": 0.1}, {"threshold": 0.9}),
+    "aux": ("aux", {"length_beam": 1}, {"max_length": 6}, {"max_length": 14}),
+}
+"""Mode, settings, and two ways to change them, of which the second takes more passes."""
+SHARES = {"ar": (1 / 8, 0), "nar": (1, 1), "aux": (1, 1)}
+"""Values read and sent for each pass: beam search asks every 8 steps whether all is finished."""
+
+
+def traffic(patch: pytest.MonkeyPatch, mode: str, decode: dict[str, Any]) -> tuple[Counter[str], int]:
+    """Transfers of one call by kind, and its passes."""
+    model, given = tiny_model(CONFIG, seed=0), [[5, 9, 13, 17, 21, 6]]
+    # No output ends before its longest length, which is also the likeliest for the length head.
+    with torch.no_grad():
+        model.embedding.weight[TOY.eos] = 0.0
+        model.length_head.weight[14] += 9.0 * model.encode(*_padded(given[0])).states_BSD.mean((0, 1))
+    built = tiny_generator(model, ObjectiveConfig(preset="paper"), mode=mode, **decode)
+    wanted = built.generate_ids(given)
+    on_device(model)
+    with host_traffic(patch) as seen:
+        found = built.generate_ids(given)
+    assert [item.tokens for item in found[0]] == [item.tokens for item in wanted[0]]
+    kinds: Counter[str] = Counter()
+    for (kind, _), count in seen.items():
+        kinds[kind] += count
+    return kinds, max(item.passes for item in found[0])
+
+
+def _padded(tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    row = [TOY.bos, *tokens, TOY.eos]
+    return torch.tensor([row]), torch.tensor([len(row)])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_pass_waits_for_the_host_no_more_often_than_it_must(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode, shared, short, long = CASES[name]
+    few, passes = traffic(monkeypatch, mode, shared | short)
+    many, more = traffic(monkeypatch, mode, shared | long)
+    assert more >= passes + 2
+    reads, uploads = SHARES[mode]
+    assert many["read"] - few["read"] <= reads * (more - passes)
+    assert many["upload"] - few["upload"] <= uploads * (more - passes)
+    assert many["boolean index"] == few["boolean index"] == 0
