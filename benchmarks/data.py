@@ -23,9 +23,9 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import open_data
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.schedule import SampleSchedule
 from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
 from janus_ds.data.stream.step_plan import RankShare, make_step_plan
@@ -123,13 +123,13 @@ def _round(maker: BatchMaker, options: argparse.Namespace, epoch: int) -> dict[s
     wall, start = time.perf_counter(), time.process_time()
     for step in range(epoch * steps, (epoch + 1) * steps):
         marks = [time.process_time()]
-        epochs, ids = schedule.ids(step)
+        made: dict[str, Any] = {"__key__": "bench", "step": step, "parts": [schedule.ids(step)]}
         marks.append(time.process_time())
-        samples = maker.read(ids)
+        made = maker.check(maker.read(made))
         marks.append(time.process_time())
-        views = maker.mask(epochs, ids, samples)
+        made = maker.mask(made)
         marks.append(time.process_time())
-        maker.collate(views, ids)
+        maker.collate(made)
         marks.append(time.process_time())
         for stage, before, after in zip(spent, marks, marks[1:], strict=False):
             spent[stage] += after - before
@@ -176,7 +176,7 @@ def _padding_share(maker: BatchMaker, micro_batches: int) -> dict[str, float]:
     steps = np.unique(np.linspace(0, max(plan.steps_per_epoch - 1, 0), _PADDING_STEPS).astype(int))
     computed = needed = columns = tokens = 0
     for step in steps.tolist():
-        for batch in maker.micro_batches(plan.parts(step)):
+        for batch in maker.make(*plan.parts(step))["batches"]:
             computed += batch.row_token_BR.numel()
             needed += sum(int(batch.row_length_B(s).sum()) for s in Segment if batch.layout.width(s))
             columns += batch.source_BS.numel()

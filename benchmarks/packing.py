@@ -31,7 +31,7 @@ from benchmarks.shapes import training_step
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig, RunConfig
-from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.step_plan import RankShare, make_step_plan
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import ParallelLayers
@@ -90,7 +90,7 @@ def _batch(split: Path, run: RunConfig) -> TwoStreamBatch:
     """The first micro-batch of the step in the middle of an epoch."""
     maker = BatchMaker(split, run, _SPECIAL)
     plan = make_step_plan(maker, RankShare(0, 1, 80, 2))
-    return maker.micro_batches(plan.parts(int(plan.steps_per_epoch) // 2))[0]
+    return maker.make(*plan.parts(int(plan.steps_per_epoch) // 2))["batches"][0]
 
 
 def _job(model: JanusModel, run: RunConfig, batch: TwoStreamBatch) -> Any:

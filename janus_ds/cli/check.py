@@ -92,19 +92,19 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     maker = plan.train
     share = RankShare(0, execution.data_size, execution.micro_batch, execution.accumulation)
     first = make_step_plan(maker, share).parts(0)[0]
-    epochs, ids = (numbers[None, :_DRY_SAMPLES] for numbers in first)
-    batch = maker.batches(epochs, ids)[0]
+    epochs, ids = (numbers[:_DRY_SAMPLES] for numbers in first)
+    batch = maker.make((epochs, ids))["batches"][0]
     report = _forward(run, plan.tokenizer.special, batch)
     losses = {name: float(value) for name, value in report.terms.items()}
     print(f"{maker.source.name} is readable: {count_text(maker.source.samples)} samples to train on")
     layout = batch.layout.packed or batch.layout
     each = "in all" if batch.layout.packed else "each"
-    print(f"dry batch: samples {ids[0].tolist()}, {layout.rows} decoder rows {each}, {layout}")
+    print(f"dry batch: samples {ids.tolist()}, {layout.rows} decoder rows {each}, {layout}")
     print("  losses before training: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     if not torch.isfinite(report.total):
         raise TrainingError(
             "the loss of an untrained model is not finite",
-            f"samples {ids[0].tolist()}: {losses}",
+            f"samples {ids.tolist()}: {losses}",
             "look at model.init_std and at the samples with `python -m janus_ds inspect`",
         )
 

@@ -16,8 +16,8 @@ from janus_ds.batch import TwoStreamBatch
 from janus_ds.cli.arguments import new_parser, recipe_path
 from janus_ds.config.load import add_recipe_arguments, load_run_config
 from janus_ds.data.masking.views import Views
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.open_dataset import open_data
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import UsageError
 from janus_ds.report.figures import new_figure, require_matplotlib
@@ -40,9 +40,8 @@ def main(arguments: Sequence[str]) -> int:
             maker.source.name,
             "give SOURCE x 2^40 + the number in that source" if mixed else f"give a number from 0 to {last}",
         )
-    epochs, ids = np.array([[parsed.epoch]]), np.array([[parsed.sample]])
-    views = maker.views(epochs[0], ids[0])
-    batch = maker.batches(epochs, ids)[0]
+    made = maker.make((np.array([parsed.epoch]), np.array([parsed.sample])))
+    views, batch = made["views"], made["batches"][0]
     picture = picture_of(batch, parsed.positions)
     pieces = _Pieces(tokenizer)
     print(f"sample {parsed.sample} of {parsed.split}, epoch {parsed.epoch}, seed {run.train.seed}")

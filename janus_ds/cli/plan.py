@@ -98,7 +98,7 @@ def _manifest(location: str, run: RunConfig) -> Manifest:
     place = open_data(location, run.data)
     splits = dict(place.manifest.splits)
     for name, first in splits.items():
-        parts = [manifest.splits[name] for manifest in place.manifests if name in manifest.splits]
+        parts = [s.manifest.splits[name] for s in place.sources if name in s.manifest.splits]
         splits[name] = SplitTotals(
             shards=sum(part.shards for part in parts),
             samples=sum(part.samples for part in parts),

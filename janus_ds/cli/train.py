@@ -14,8 +14,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from janus_ds.config.packaged import packaged_folder
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError
@@ -29,26 +30,32 @@ _NEWS_SECONDS = 3.0
 """Time for the news of a lost rank to come after a collective has failed."""
 
 
-def pretrain(argv: Sequence[str] | None = None) -> int:
-    """Pretrain a model: `deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json`."""
-    return _main(argv, packaged_folder("recipes") / "quickstart.yaml", "Pretrain a JANUS model.")
+def pretrain(argv: Sequence[str] | None = None, stages: Sequence[Any] = ()) -> int:
+    """Pretrain a model: `deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json`.
+
+    Args:
+        argv: the options; None: those of the program.
+        stages: of the user, for the data pipeline (`janus_ds/data/stream/pipeline.py`).
+    """
+    return _main(argv, packaged_folder("recipes") / "quickstart.yaml", "Pretrain a JANUS model.", stages)
 
 
-def finetune(argv: Sequence[str] | None = None) -> int:
+def finetune(argv: Sequence[str] | None = None, stages: Sequence[Any] = ()) -> int:
     """Train on pairs, from scratch or from another run's weights.
 
     deepspeed launch/finetune.py --recipe launch/recipes/nmt_iwslt.yaml --data data/de-en \\
         --deepspeed_config ds_configs/zero1.json [--init RUN] [--set objective.preset=ar ...]
     """
     recipe = packaged_folder("recipes") / "nmt_multi30k.yaml"
-    return _main(argv, recipe, "Train a JANUS model on pairs, such as translations.")
+    return _main(argv, recipe, "Train a JANUS model on pairs, such as translations.", stages)
 
 
-def _main(argv: Sequence[str] | None, recipe: Path, program: str) -> int:
+def _main(argv: Sequence[str] | None, recipe: Path, program: str, stages: Sequence[Any]) -> int:
     signals = StopSignals()
     signals.install()
     signals.watch()
-    options = parse_options(sys.argv[1:] if argv is None else argv, recipe, program)
+    given = parse_options(sys.argv[1:] if argv is None else argv, recipe, program)
+    options = replace(given, stages=stages)
     refuse_faults(options)
     return train_and_exit(options, signals)
 

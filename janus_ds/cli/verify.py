@@ -44,7 +44,7 @@ def _verify(location: str, data: DataConfig) -> tuple[str, VerifyReport]:
     if is_remote(location):
         place = open_data(location, data)
         stores = {name: part.shards for name in place.manifest.splits for part in place.split(name)}
-        directory, read = place.folders[0], partial(_fetched, stores)
+        directory, read = place.sources[0].folder, partial(_fetched, stores)
     started = time.monotonic()
     report = verify_dataset(directory, partial(_show, Progress()), read)
     seconds = max(time.monotonic() - started, 1e-6)

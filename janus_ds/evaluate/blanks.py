@@ -9,8 +9,8 @@ import torch
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.loader import validation_batches
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.decode.load import LoadedRun
 from janus_ds.evaluate.passages import valid_split

@@ -25,7 +25,7 @@ from janus_ds.config.schema import DecodeConfig
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
 from janus_ds.data.prepare.pairs import PairReport
-from janus_ds.data.stream.index import Manifest
+from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardFormat
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.decode.generator import Generator
@@ -180,11 +180,11 @@ class _Targets:
         self._source = SampleSource(request.data / _TRAIN)
         self._portion = request.portion
         self._folder = folder
-        self._dtype = np.dtype(self._source.index.stream_dtype)
+        self._dtype = np.dtype(self._source.parts[0].index.stream_dtype)
 
     def translate(self, show: Show) -> Ragged:
         """One target for each training pair, in the data's order; empty where the model can make none."""
-        length = self._source.lengths()["source"]
+        length = self._source.parts[0].lengths()["source"]
         order = np.argsort(-length, kind="stable")
         parts = []
         for number, start in enumerate(range(0, len(order), self._portion)):
@@ -232,7 +232,7 @@ def _write(data: Path, whole: Path, manifest: Manifest, targets: Ragged, asked: 
             if part.is_dir() and part.name != _TRAIN:
                 shutil.copytree(part, whole / part.name)
     counts = Counter(dict.fromkeys(("distilled", "given_target_kept", "equal_to_the_given_target"), 0))
-    index = SampleSource(data / _TRAIN).index
+    index = SplitIndex.load(data / _TRAIN)
     settings = _prepared(manifest).get("settings", {})
     longest = int(settings.get("max_tokens", 0))
     sizes = {name: settings[name] for name in _PACKING if name in settings}

@@ -179,12 +179,12 @@ def heldout_passages(
         DataError: the directory is not there any more, or is damaged.
     """
     # Reading shards takes more to import than decoding of lines.
-    from janus_ds.data.stream.batch_maker import BatchMaker
     from janus_ds.data.stream.loader import VALIDATION_EPOCH
+    from janus_ds.data.stream.pipeline import BatchMaker
 
     maker = BatchMaker(valid_split(config, data), config, special)
     ids = np.unique(np.linspace(0, maker.source.samples - 1, count).astype(np.int64))
-    views = maker.views(np.full_like(ids, VALIDATION_EPOCH), ids)
+    views = maker.make((np.full_like(ids, VALIDATION_EPOCH), ids))["views"]
     passages = []
     for source, target in zip(views.source.rows(), views.target.rows(), strict=True):
         inner = source[1:-1].tolist()

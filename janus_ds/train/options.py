@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from janus_ds.config.deepspeed import read_setup
 from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments
@@ -38,6 +39,8 @@ class TrainOptions:
     tensor_parallel: int
     mode: str | None = None
     """One of the recipe's `modes`; `overrides` win over its fields."""
+    stages: Sequence[Any] = ()
+    """Of the data pipeline (`janus_ds.data.stream.pipeline`), such as `webdataset.map(function)`."""
 
 
 def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptions:

@@ -12,8 +12,8 @@ from janus_ds.config.load import load_run_config
 from janus_ds.data.prepare.pair_files import find_files, task_limits
 from janus_ds.data.prepare.pairs import prepare_glge
 from janus_ds.data.prepare.settings import GlgeSettings, Limits
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.index import Manifest
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import ConfigError, DataError, UsageError
@@ -79,10 +79,9 @@ def test_pairs_become_shards_that_a_run_reads(task: Path, tmp_path: Path) -> Non
     assert not (out / "raw" / "test.tgt").exists()
     overrides = ["data.task=pair", "data.block_tokens=12", "objective.decoder_start=eos_bos"]
     run = load_run_config(None, [*overrides, "objective.preset=cmlm"])
-    batch = BatchMaker(out / "train", run, tokenizer.special).batches(
-        np.zeros((1, 4), int), np.arange(4)[None]
-    )[0]
-    assert batch.counts.samples == 4
+    maker = BatchMaker(out / "train", run, tokenizer.special)
+    made = maker.make((np.zeros(4, int), np.arange(4)))
+    assert made["batches"][0].counts.samples == 4
     again = prepare_glge(task, out, settings(task, samples_per_member=8), processes=2)
     assert again.already_whole
     other = prepare_glge(task, tmp_path / "other", settings(task, samples_per_member=8), processes=2)

@@ -19,7 +19,7 @@ from janus_ds.cli.plan import PartSize, checkpoint_bytes, model_parts, state_byt
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import FIELDS
-from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.text.tokenizer import train_sentencepiece
 from janus_ds.errors import DataError, MissingDependencyError, UsageError
 from janus_ds.model.janus import JanusModel
@@ -180,7 +180,7 @@ def test_the_picture_is_the_rule(tiny: Path) -> None:
     run = load_run_config(ROOT / "launch" / "recipes" / "quickstart.yaml")
     special = SpecialTokens(0, 1, 2, 3, 4, 60)
     maker = BatchMaker(tiny / "train", run, special)
-    batch = maker.batches(np.zeros((1, 1), dtype=np.int64), np.array([[9]]))[0]
+    batch = maker.make((np.zeros(1, dtype=np.int64), np.array([9])))["batches"][0]
     picture = picture_of(batch, positions=10_000)
     content = [s for s in picture.segment_R if s <= Segment.MSK]
     counts = batch.counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,10 @@ class Ragged:
     def rows(self) -> list[IntArray]:
         """All rows, as views."""
         return [self.row(index) for index in range(len(self))]
+
+    def map(self, function: Callable[[IntArray], ArrayLike]) -> Ragged:
+        """What the function makes of each row (int64), of any length."""
+        return Ragged.from_rows([function(row.astype(np.int64)) for row in self.rows()])
 
     def take(self, rows: ArrayLike) -> Ragged:
         """The chosen rows in the chosen order; a row may be chosen more than once."""

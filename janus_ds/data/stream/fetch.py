@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from janus_ds.config.locations import PIPE, expanded, join_location, public_location
-from janus_ds.data.stream.remote import CHUNK_BYTES, TransferError, open_transfer, shell_command
+from janus_ds.data.stream.remote import CHUNK_BYTES, TransferError, open_transfer
 from janus_ds.errors import DamagedDataError, DataError
 from janus_ds.io import disk_faults, write_atomic
 
@@ -203,7 +204,7 @@ class RemoteFolder:
         if not _SAFE_NAME.fullmatch(name):
             raise TransferError("the index has an odd file name", passing=False)
         if self._location.startswith(PIPE):
-            return shell_command(self._location, name)
+            return self._location.replace("{}", shlex.quote(name))
         return join_location(expanded(self._location), name)
 
     def _error(self, name: str, fault: TransferError, tries: int) -> DataError:

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import webdataset as wds
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from janus_ds.batch import BatchCounts, RowLayout, TwoStreamBatch
-from janus_ds.data.stream.batch_maker import BatchMaker
+from janus_ds.data.stream.pipeline import BatchMaker, Step
 from janus_ds.data.stream.quarantine import Damage
 from janus_ds.data.stream.step_plan import RankShare, make_step_plan
-from janus_ds.errors import DataError, JanusError, ResourceError
+from janus_ds.errors import ConfigError, DataError, JanusError, ResourceError
 
 
 @dataclass(frozen=True)
@@ -108,22 +109,6 @@ class _Failure:
     error: JanusError
 
 
-class _Steps(Dataset[PackedStep | _Failure]):
-    """Step number -> the packed batches of one rank."""
-
-    def __init__(self, maker: BatchMaker, share: RankShare) -> None:
-        self._maker = maker
-        self.plan = make_step_plan(maker, share)
-
-    def __getitem__(self, step: int) -> PackedStep | _Failure:
-        try:
-            self.plan.read_ahead(step)
-            batches = self._maker.micro_batches(self.plan.parts(step))
-        except JanusError as error:
-            return _Failure(error)
-        return PackedStep.pack(StepData.of(step, batches, self._maker.source.take_damage()))
-
-
 class StepLoader:
     """Iterates the :class:`StepData` of one rank, from `start_step` up to `stop_step` (exclusive).
 
@@ -143,24 +128,22 @@ class StepLoader:
     def __init__(
         self, maker: BatchMaker, share: RankShare, start_step: int, stop_step: int, pin_memory: bool = False
     ) -> None:
-        self._steps = _Steps(maker, share)
+        self._maker, self._pin = maker, pin_memory
+        self.plan = make_step_plan(maker, share)
         self._range = range(start_step, stop_step)
-        self._data = maker.config.data
-        self._pin = pin_memory
-        self.steps_per_epoch = self._steps.plan.steps_per_epoch
 
     def __len__(self) -> int:
         return len(self._range)
 
     def __iter__(self) -> Iterator[StepData]:
-        workers = min(self._data.workers, len(self._range))
+        data = self._maker.config.data
+        workers = min(data.workers, len(self._range))
         items = iter(
             DataLoader(
-                self._steps,
+                self._maker.pipeline(self._sampled).compose(self._packed),
                 batch_size=None,
-                sampler=self._range,
                 num_workers=workers,
-                prefetch_factor=self._data.prefetch_steps if workers else None,
+                prefetch_factor=data.prefetch_steps if workers else None,
                 worker_init_fn=_start_worker,
                 pin_memory=self._pin,
             )
@@ -170,13 +153,39 @@ class StepLoader:
         atexit.register(shutdown)
         with _quiet_children():
             try:
-                for item in _guarded(items) if workers else items:
-                    if isinstance(item, _Failure):
-                        raise item.error
-                    yield item.unpack()
+                arriving = _guarded(items) if workers else items
+                for step in self._range:
+                    yield _expected(step, next(arriving, None))
             finally:
                 atexit.unregister(shutdown)
                 shutdown()
+
+    def _sampled(self) -> Iterator[Step]:
+        """The source stage: this worker's steps, in order, each a function of its number."""
+        for step in wds.split_by_worker(self._range):
+            self.plan.read_ahead(step)
+            yield {"__key__": f"step {step}", "step": step, "parts": self.plan.parts(step)}
+
+    def _packed(self, steps: Iterator[Step]) -> Iterator[PackedStep | _Failure]:
+        """The last stage, whose items go to the trainer's process."""
+        try:
+            for step in steps:
+                damage = self._maker.source.take_damage()
+                yield PackedStep.pack(StepData.of(step["step"], step["batches"], damage))
+        except JanusError as error:
+            yield _Failure(error)
+
+
+def _expected(step: int, item: PackedStep | _Failure | None) -> StepData:
+    if isinstance(item, _Failure):
+        raise item.error
+    if item is None or item.step != step:
+        raise ConfigError(
+            "a stage of the pipeline did not hand on a step",
+            f"the stages given to the training program, step {step}",
+            "let stages change samples, not leave out steps: the order of the data is counted in them",
+        )
+    return item.unpack()
 
 
 def _start_worker(_worker: int) -> None:
@@ -211,20 +220,16 @@ def _quiet_children() -> Iterator[None]:
 
 def _guarded(items: Iterator[Any]) -> Iterator[Any]:
     """The items; a worker that vanished becomes an error that says what to do."""
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except (RuntimeError, EOFError, OSError) as error:
-            if not _is_lost_worker(error):
-                raise
-            raise ResourceError(
-                "a data worker process was killed",
-                f"data.workers of this rank: {(str(error) or repr(error)).splitlines()[0]}",
-                "look for the kernel's out-of-memory message; use fewer data.workers or data.prefetch_steps",
-            ) from error
-        yield item
+    try:
+        yield from items
+    except (RuntimeError, EOFError, OSError) as error:
+        if not _is_lost_worker(error):
+            raise
+        raise ResourceError(
+            "a data worker process was killed",
+            f"data.workers of this rank: {(str(error) or repr(error)).splitlines()[0]}",
+            "look for the kernel's out-of-memory message; use fewer data.workers or data.prefetch_steps",
+        ) from error
 
 
 def _is_lost_worker(error: Exception) -> bool:
@@ -271,4 +276,4 @@ def validation_batches(maker: BatchMaker, share: RankShare, samples: int) -> Ite
         counted = len(ids) > 0
         ids = ids if counted else chosen[:1]
         epochs = np.full_like(ids, VALIDATION_EPOCH)
-        yield ValidationBatch(maker.batches(epochs[None], ids[None])[0], counted)
+        yield ValidationBatch(maker.make((epochs, ids))["batches"][0], counted)

@@ -36,34 +36,44 @@ class SplitPlace:
     shards: RemoteShards | None = None
     weight: float = 1.0
 
-    @classmethod
-    def of(cls, split: Path | SplitPlace) -> SplitPlace:
-        """A local folder as a place."""
-        return split if isinstance(split, SplitPlace) else cls(split, str(split))
+
+@dataclass(frozen=True)
+class DataSource:
+    """One data directory."""
+
+    name: str
+    """How messages call it."""
+    folder: Path
+    """Local folder with manifest, tokenizer and, of distant data, the indexes fetched so far."""
+    manifest: Manifest
+    remote: RemoteFolder | None
+    weight: float
+
+    def split(self, name: str, data: DataConfig) -> SplitPlace:
+        """A split of it; fetches its index."""
+        folder = self.folder / name
+        if self.remote is None:
+            return SplitPlace(folder, str(folder), weight=self.weight)
+        totals = self.manifest.splits.get(name)
+        if totals is None:
+            where = f"{self.name}: {MANIFEST_NAME}"
+            raise DataError(f"the data has no split {name!r}", where, "prepare it again with that split")
+        fetched = _fetched_split(self.remote.inside(name), folder, data, totals.index_sha256)
+        return replace(fetched, weight=self.weight)
 
 
 @dataclass(frozen=True)
 class DataPlace:
     """A data directory, or several that are mixed."""
 
-    names: tuple[str, ...]
-    folders: tuple[Path, ...]
-    """Local folders with manifest, tokenizer and, of distant data, the indexes fetched so far."""
-    manifests: tuple[Manifest, ...]
-    weights: tuple[float, ...]
+    sources: tuple[DataSource, ...]
     tokenizer: Tokenizer
-    remotes: tuple[RemoteFolder | None, ...]
     data: DataConfig
 
     @property
     def manifest(self) -> Manifest:
         """Of the first source."""
-        return self.manifests[0]
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-        return ", ".join(self.names)
+        return self.sources[0].manifest
 
     def split(self, name: str) -> tuple[SplitPlace, ...]:
         """A split of each source; fetches its index.
@@ -71,28 +81,15 @@ class DataPlace:
         Raises:
             DataError: the index cannot be fetched, or is not the manifest's.
         """
-        parts = (self._part(number, name) for number in range(len(self.names)))
-        return tuple(replace(part, weight=w) for part, w in zip(parts, self.weights, strict=True))
+        return tuple(source.split(name, self.data) for source in self.sources)
 
     def fingerprint(self, split: str) -> str:
         """What the order of samples means: the index, or all indexes with their weights."""
-        indexes = [
-            manifest.splits[split].index_sha256 if split in manifest.splits else ""
-            for manifest in self.manifests
-        ]
+        found = [(source.manifest.splits.get(split), source.weight) for source in self.sources]
+        indexes = [(totals.index_sha256 if totals else "", weight) for totals, weight in found]
         if len(indexes) == 1:
-            return indexes[0]
-        return fingerprint_of(*(f"{i}={w!r}".encode() for i, w in zip(indexes, self.weights, strict=True)))
-
-    def _part(self, number: int, split: str) -> SplitPlace:
-        folder, remote = self.folders[number] / split, self.remotes[number]
-        if remote is None:
-            return SplitPlace(folder, str(folder))
-        totals = self.manifests[number].splits.get(split)
-        if totals is None:
-            where = f"{self.names[number]}: {MANIFEST_NAME}"
-            raise DataError(f"the data has no split {split!r}", where, "prepare it again with that split")
-        return _fetched_split(remote.inside(split), folder, self.data, totals.index_sha256)
+            return indexes[0][0]
+        return fingerprint_of(*(f"{index}={weight!r}".encode() for index, weight in indexes))
 
 
 def open_data(location: str, data: DataConfig) -> DataPlace:
@@ -105,20 +102,10 @@ def open_data(location: str, data: DataConfig) -> DataPlace:
     Raises:
         DataError: a directory is missing or damaged, or several do not belong together.
     """
-    sources = parse_locations(location)
-    found = [_open_one(source.location, data) for source in sources]
-    folders, manifests, remotes, names = zip(*found, strict=True)
-    for name, manifest in zip(names, manifests, strict=True):
-        _check_alike(names[0], manifests[0], name, manifest)
-    return DataPlace(
-        names=names,
-        folders=folders,
-        manifests=manifests,
-        weights=tuple(source.weight for source in sources),
-        tokenizer=_checked_tokenizer(folders[0], names[0], manifests[0]),
-        remotes=remotes,
-        data=data,
-    )
+    sources = tuple(_open_one(found.location, found.weight, data) for found in parse_locations(location))
+    for source in sources:
+        _check_alike(sources[0], source)
+    return DataPlace(sources, _checked_tokenizer(sources[0]), data)
 
 
 def open_split(location: str, data: DataConfig) -> SplitPlace:
@@ -133,10 +120,10 @@ def open_split(location: str, data: DataConfig) -> SplitPlace:
     return _fetched_split(remote, _cached_folder(location, data), data, None)
 
 
-def _open_one(location: str, data: DataConfig) -> tuple[Path, Manifest, RemoteFolder | None, str]:
+def _open_one(location: str, weight: float, data: DataConfig) -> DataSource:
     if not is_remote(location):
         folder = Path(location)
-        return folder, Manifest.load(folder), None, location
+        return DataSource(location, folder, Manifest.load(folder), None, weight)
     remote = RemoteFolder(location, Patience(data.retries, data.stall_seconds))
     folder = _cached_folder(location, data)
     manifest = _fetched_manifest(remote, folder)
@@ -146,7 +133,7 @@ def _open_one(location: str, data: DataConfig) -> tuple[Path, Manifest, RemoteFo
         if attempt:
             remote.patience.pause(attempt)
         remote.inside("tokenizer").fetch_any(TOKENIZER_FILES, folder / "tokenizer", MOST_TOKENIZER_BYTES)
-    return folder, manifest, remote, remote.public
+    return DataSource(remote.public, folder, manifest, remote, weight)
 
 
 def _fetched_manifest(remote: RemoteFolder, folder: Path) -> Manifest:
@@ -213,29 +200,32 @@ def _has_tokenizer(folder: Path, manifest: Manifest) -> bool:
         return False
 
 
-def _checked_tokenizer(folder: Path, name: str, manifest: Manifest) -> Tokenizer:
-    with _named(folder, name):
-        tokenizer = load_tokenizer(folder / "tokenizer")
-    if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
+def _checked_tokenizer(source: DataSource) -> Tokenizer:
+    name, expected = source.name, source.manifest.tokenizer_fingerprint
+    with _named(source.folder, name):
+        tokenizer = load_tokenizer(source.folder / "tokenizer")
+    if tokenizer.fingerprint != expected:
+        place = f"{name}: tokenizer" if source.remote else str(source.folder / "tokenizer")
         raise DataError(
             "the tokenizer is not the one that the data was prepared with",
-            f"{Path(name) / 'tokenizer' if folder == Path(name) else name + ': tokenizer'}: "
-            f"{tokenizer.fingerprint[:12]}, manifest: {manifest.tokenizer_fingerprint[:12]}",
+            f"{place}: {tokenizer.fingerprint[:12]}, manifest: {expected[:12]}",
             "restore the data directory's own tokenizer, or prepare the data again",
         )
     return tokenizer
 
 
-def _check_alike(first: str, expected: Manifest, name: str, manifest: Manifest) -> None:
-    if manifest.tokenizer_fingerprint != expected.tokenizer_fingerprint:
+def _check_alike(first: DataSource, other: DataSource) -> None:
+    expected, found = first.manifest, other.manifest
+    if found.tokenizer_fingerprint != expected.tokenizer_fingerprint:
         raise DataError(
             "the sources were prepared with different tokenizers, so that equal numbers mean other tokens",
-            f"{first}: {expected.tokenizer_fingerprint[:12]}, {name}: {manifest.tokenizer_fingerprint[:12]}",
+            f"{first.name}: {expected.tokenizer_fingerprint[:12]}, "
+            f"{other.name}: {found.tokenizer_fingerprint[:12]}",
             "prepare one of them again with the other's tokenizer (prepare_data.py --tokenizer DIR)",
         )
-    if manifest.task != expected.task:
+    if found.task != expected.task:
         raise DataError(
-            f"the sources are of different tasks: {expected.task} and {manifest.task}",
-            f"{first}, {name}",
+            f"the sources are of different tasks: {expected.task} and {found.task}",
+            f"{first.name}, {other.name}",
             "mix blocks of text with blocks of text, or pairs with pairs",
         )

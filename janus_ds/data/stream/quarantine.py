@@ -11,7 +11,7 @@ import fcntl
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from janus_ds.io import disk_faults
@@ -38,10 +38,6 @@ class Damage:
     first_sample: int
     samples: int
     reason: str
-
-    def shifted(self, by: int) -> Damage:
-        """The same with the sample numbers of a mixture."""
-        return replace(self, first_sample=self.first_sample + by)
 
 
 class QuarantineList:

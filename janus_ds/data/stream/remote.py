@@ -12,7 +12,6 @@ import http.client
 import os
 import re
 import select
-import shlex
 import signal
 import subprocess
 import threading
@@ -234,11 +233,6 @@ def _pipe_chunks(process: subprocess.Popen[bytes], stall_seconds: float) -> Iter
     code = process.wait()
     if code:
         raise TransferError(f"the command ended with status {code}; run it by hand to see why")
-
-
-def shell_command(location: str, name: str) -> str:
-    """The command that writes one file."""
-    return location.replace("{}", shlex.quote(name))
 
 
 # fsspec

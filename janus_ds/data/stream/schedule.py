@@ -1,10 +1,10 @@
-"""Which sample comes when: a pure function of (seed, epoch, member sizes), and who reads it.
+"""Which sample comes when: a pure function of (seed, epoch, member sizes).
 
 An epoch is a permutation of all samples, made by block shuffle: packed members are permuted, cut into
 windows of `window` members, and the samples of a window are mixed. So each sample comes once an epoch,
 reads stay local, and the only state of the order is a position (the step). Where shards come from afar,
 they can be permuted first, so that members mix only inside groups of shards. Nothing here knows ranks or
-workers, except :func:`rank_positions`, which splits a global batch without changing it.
+workers.
 """
 
 from __future__ import annotations
@@ -151,23 +151,6 @@ class SampleSchedule:
         return self._mixed[2]
 
 
-def rank_positions(global_batch: int, dp_rank: int, dp_size: int, micro_batch: int) -> Ints:
-    """Which positions of a global batch a data-parallel rank takes, micro-batch by micro-batch.
-
-    Micro-batch k of all ranks together is the k-th run of micro_batch * dp_size positions.
-
-    Args:
-        global_batch: a multiple of micro_batch * dp_size (`config.deepspeed_file.solve_batch`).
-        dp_rank, dp_size: this rank among the data-parallel ones.
-        micro_batch: samples of one micro-batch on one rank.
-
-    Returns:
-        int64, shape (accumulation steps, micro_batch).
-    """
-    positions = np.arange(global_batch, dtype=np.int64).reshape(-1, dp_size, micro_batch)
-    return positions[:, dp_rank]
-
-
 CYCLE = 10_000
 """Positions after which the order of turns begins anew; weights count to this accuracy."""
 
@@ -233,45 +216,3 @@ def _assigned(places: Sequence[int]) -> Ints:
         had[chosen] += 1
         order[position] = chosen
     return order
-
-
-class MixedSchedule:
-    """The infinite stream of samples of one or several sources.
-
-    Args:
-        seed: the run's seed.
-        orders: of each source by itself.
-        turns: whose turn it is.
-        global_batch: samples a step.
-    """
-
-    def __init__(self, seed: int, orders: Sequence[SampleSchedule], turns: Turns, global_batch: int) -> None:
-        self._seed, self._orders, self._turns, self._batch = seed, orders, turns, global_batch
-
-    def ids(self, step: int) -> tuple[Ints, Ints]:
-        """The global batch of a step: (epochs of each one's source, sample numbers), (global_batch,)."""
-        if len(self._orders) == 1:
-            return self._orders[0].ids(step)
-        start, stop = step * self._batch, (step + 1) * self._batch
-        sources = self._turns.of(start, stop)
-        epochs, ids = np.zeros_like(sources), np.zeros_like(sources)
-        for source, order in enumerate(self._orders):
-            first, last = (self._turns.draws(source, position) for position in (start, stop))
-            places = sources == source
-            own_epochs, own_ids = order.between(first, last)
-            epochs[places], ids[places] = own_epochs, own_ids + (source << SOURCE_BITS)
-        # Mixed, or a rank could meet one source alone.
-        order_in_batch = shuffled(keys(self._seed, 0, step, Stream.MIXED_ORDER), self._batch)
-        return epochs[order_in_batch], ids[order_in_batch]
-
-    def draws(self, step: int) -> list[int]:
-        """Position of each source's own order at the start of a step."""
-        return [self._turns.draws(source, step * self._batch) for source in range(len(self._orders))]
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Updates until the source that lasts longest has been seen whole."""
-        shares = [places / CYCLE for places in self._turns.places]
-        return max(
-            order.samples / (share * self._batch) for order, share in zip(self._orders, shares, strict=True)
-        )

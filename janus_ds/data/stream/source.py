@@ -1,4 +1,4 @@
-"""Samples by number: from the packed members of a split, verified, with their origin kept."""
+"""Samples by number: from the packed members of one or several splits, verified, with their origin kept."""
 
 from __future__ import annotations
 
@@ -22,108 +22,42 @@ from janus_ds.errors import DamagedDataError, DataError
 Ints = NDArray[np.int64]
 
 
-class SampleSource:
-    """Reads any samples of a split.
-
-    A member's checksum is verified when it is read; decoded members stay in memory, the least recently
-    used go first. May be pickled and used after a fork.
+class Source:
+    """One split: its index, and a reader of its members.
 
     Args:
-        split: DATA/train, for example; or an opened place.
-        cached_members: decoded members kept; at least as many as a batch touches.
-        max_damage: share of damaged members that :meth:`sound` replaces; None: it is not used, and a shard
-            of the wrong size is refused whole.
+        place: of the split.
+        cut_shards: read what is left of a shard of the wrong size, instead of refusing all of it.
 
     Raises:
         DataError: no index, or one that is damaged or of a newer version.
     """
 
-    def __init__(
-        self, split: Path | SplitPlace, cached_members: int = 64, max_damage: float | None = None
-    ) -> None:
-        place = SplitPlace.of(split)
-        self.name = place.name
-        """How messages call the split."""
+    def __init__(self, place: SplitPlace, cut_shards: bool) -> None:
+        self.name, self.weight = place.name, place.weight
         self.index = SplitIndex.load(place.folder)
-        self.member_sizes: Ints = self.index.member_sizes()
         self.shards = place.shards
         """Where distant shards come from; None: they lie here."""
-        self._reader = ShardReader(
-            place.folder, self.index, store=place.shards, cut_shards=max_damage is not None
-        )
+        self.reader = ShardReader(place.folder, self.index, store=place.shards, cut_shards=cut_shards)
+        self.member_sizes: Ints = self.index.member_sizes()
+        self.members_of_shard: Ints = np.array([len(s.members) for s in self.index.shards], dtype=np.int64)
+        self._first_member = np.cumsum([0, *self.members_of_shard.tolist()])
         self._read_ahead = ReadAhead(place.shards) if place.shards else None
-        self._most_damaged = max(1, int((max_damage or 0.0) * len(self.member_sizes)))
-        self._stand_ins: dict[int, int] = {}
-        self._damaged: set[int] = set()
-        self._new_damage: list[Damage] = []
-        self._ends = np.cumsum(self.member_sizes)
-        members_of_shard = [len(shard.members) for shard in self.index.shards]
-        self.members_of_shard: Ints = np.array(members_of_shard, dtype=np.int64)
-        self._shard_of_member = np.repeat(np.arange(len(members_of_shard)), members_of_shard)
-        self._first_member = np.cumsum([0, *members_of_shard])
-        self._limit = cached_members
-        self._cache: OrderedDict[int, dict[str, Ragged]] = OrderedDict()
 
     @property
     def samples(self) -> int:
         """Samples of the split."""
         return int(self.member_sizes.sum())
 
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """("target",) or ("source", "target")."""
-        return self.index.streams
+    def locate(self, member: int) -> tuple[int, int]:
+        """Number of a member's shard, and the member's number in it."""
+        shard = int(np.searchsorted(self._first_member, member, side="right")) - 1
+        return shard, member - int(self._first_member[shard])
 
-    def read(self, ids: ArrayLike) -> dict[str, Ragged]:
-        """The samples with these numbers, in this order, by stream; values in the type on disk.
-
-        Raises:
-            DataError: a shard is missing, cut, swapped or changed; names shard and member.
-            IndexError: a number that no sample has.
-        """
-        wanted = np.atleast_1d(np.asarray(ids, dtype=np.int64))
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.samples):
-            raise IndexError(f"sample numbers go from 0 to {self.samples - 1}")
-        member, inside = self._locate(wanted)
-        touched, first = np.unique(member, return_index=True)
-        parts: dict[str, list[Ragged]] = {stream: [] for stream in self.streams}
-        chosen = []
-        for number in touched[np.argsort(first)].tolist():
-            places = np.flatnonzero(member == number)
-            chosen.append(places)
-            for stream, rows in self._member(number).items():
-                parts[stream].append(rows.take(inside[places]))
-        if not chosen:
-            nothing = Ragged(np.zeros(0, dtype=self.index.stream_dtype), np.zeros(1, dtype=np.int64))
-            return dict.fromkeys(self.streams, nothing)
-        order = np.argsort(np.concatenate(chosen), kind="stable")
-        return {
-            stream: rows[0] if len(rows) == 1 else Ragged.concatenate(rows).take(order)
-            for stream, rows in parts.items()
-        }
-
-    def sound(self, ids: ArrayLike) -> Ints:
-        """These numbers, those in damaged members replaced by numbers in whole ones.
-
-        The replacement depends on the number and the damage alone: every rank makes the same.
-
-        Raises:
-            DataError: more damage than `max_damage`; or a shard cannot be fetched.
-        """
-        wanted = np.array(ids, dtype=np.int64)
-        member, inside = self._locate(wanted)
-        for number in np.unique(member).tolist():
-            other = self._stand_in(number)
-            if other != number:
-                first = int(self._ends[other] - self.member_sizes[other])
-                places = member == number
-                wanted[places] = first + inside[places] % self.member_sizes[other]
-        return wanted
-
-    def take_damage(self) -> list[Damage]:
-        """Damage that :meth:`sound` met since the last call."""
-        found, self._new_damage = self._new_damage, []
-        return found
+    def place(self, member: int) -> tuple[str, str]:
+        """A member's shard, as messages name it, and its key."""
+        shard, inside = self.locate(member)
+        return self.reader.place(shard), self.index.shards[shard].members[inside].key
 
     def read_ahead(self, members: Iterable[int], further: int) -> None:
         """Fetch shards in the background: those of the first window of members, and `further` ones more.
@@ -136,7 +70,7 @@ class SampleSource:
             return
         wanted: dict[int, None] = {}
         for member in members:
-            wanted.setdefault(int(self._shard_of_member[member]))
+            wanted.setdefault(self.locate(member)[0])
             if len(wanted) > further:
                 break
         self._read_ahead.want([self.index.shards[shard] for shard in wanted])
@@ -147,36 +81,171 @@ class SampleSource:
         Raises:
             DataError: a shard is missing, cut, swapped or changed; names shard and member.
         """
-        parts = [
-            self._reader.read_lengths(number, member)
-            for number, shard in enumerate(self.index.shards)
-            for member in range(len(shard.members))
-        ]
+        parts = [self.reader.read_lengths(*self.locate(member)) for member in range(len(self.member_sizes))]
         nothing = [np.zeros(0, dtype=np.int64)]
+        streams = self.index.streams
+        return {stream: np.concatenate([part[stream] for part in parts] or nothing) for stream in streams}
+
+
+class SampleSource:
+    """Reads any samples of a split, or of several that are mixed.
+
+    A sample's number is SOURCE << 40 | its number in that source. A member's checksum is verified when it is
+    read; decoded members stay in memory, the least recently used go first. May be pickled and used after a
+    fork.
+
+    Args:
+        split: DATA/train, for example; or opened places, whose weights say how they are mixed.
+        cached_members: decoded members kept; at least as many as a batch touches.
+        max_damage: share of damaged members that :meth:`sound` replaces; None: it is not used, and a shard
+            of the wrong size is refused whole.
+
+    Raises:
+        DataError: no index, or one that is damaged or of a newer version; sources of different kinds.
+    """
+
+    def __init__(
+        self, split: Path | Sequence[SplitPlace], cached_members: int = 64, max_damage: float | None = None
+    ) -> None:
+        places = [SplitPlace(split, str(split))] if isinstance(split, Path) else split
+        self.parts = [Source(place, cut_shards=max_damage is not None) for place in places]
+        first = self.parts[0]
+        self.name = ", ".join(part.name for part in self.parts)
+        """How messages call the split."""
+        self.streams = first.index.streams
+        """("target",) or ("source", "target")."""
+        self._dtype = first.index.stream_dtype
+        for part in self.parts:
+            if part.index.streams != self.streams or part.index.stream_dtype != self._dtype:
+                raise DataError(
+                    "the sources hold different kinds of samples",
+                    f"{first.name}, {part.name}",
+                    "mix data that was prepared for one task with one tokenizer",
+                )
+        # Members of all sources in one row: where each one's numbers begin, its samples, and its source.
+        sizes = [part.member_sizes for part in self.parts]
+        self._size = np.concatenate(sizes)
+        starts = [np.cumsum(own) - own + (n << SOURCE_BITS) for n, own in enumerate(sizes)]
+        self._first: Ints = np.concatenate(starts)
+        self._source = np.repeat(np.arange(len(sizes)), [len(own) for own in sizes])
+        self._first_member = np.cumsum([0, *map(len, sizes)]).tolist()
+        self._max_damage = max_damage or 0.0
+        self._stand_ins: dict[int, int] = {}
+        self._damaged: set[int] = set()
+        self._new_damage: list[Damage] = []
+        self._limit = cached_members
+        self._cache: OrderedDict[int, dict[str, Ragged]] = OrderedDict()
+
+    @cached_property
+    def turns(self) -> Turns:
+        """Whose turn it is at each position."""
+        return Turns([part.weight for part in self.parts])
+
+    @property
+    def samples(self) -> int:
+        """Samples of all sources."""
+        return int(self._size.sum())
+
+    def read(self, ids: ArrayLike) -> dict[str, Ragged]:
+        """The samples with these numbers, in this order, by stream; values in the type on disk.
+
+        Raises:
+            DataError: a shard is missing, cut, swapped or changed; names shard and member.
+            IndexError: a number that no sample has.
+        """
+        member, inside = self._locate(np.atleast_1d(np.asarray(ids, dtype=np.int64)))
+        touched, first = np.unique(member, return_index=True)
+        parts: dict[str, list[Ragged]] = {stream: [] for stream in self.streams}
+        chosen = []
+        for number in touched[np.argsort(first)].tolist():
+            places = np.flatnonzero(member == number)
+            chosen.append(places)
+            for stream, rows in self._member(number).items():
+                parts[stream].append(rows.take(inside[places]))
+        if not chosen:
+            nothing = Ragged(np.zeros(0, dtype=self._dtype), np.zeros(1, dtype=np.int64))
+            return dict.fromkeys(self.streams, nothing)
+        order = np.argsort(np.concatenate(chosen), kind="stable")
         return {
-            stream: np.concatenate([part[stream] for part in parts] or nothing) for stream in self.streams
+            stream: rows[0] if len(rows) == 1 else Ragged.concatenate(rows).take(order)
+            for stream, rows in parts.items()
         }
+
+    def sound(self, ids: ArrayLike) -> Ints:
+        """These numbers, those in damaged members replaced by numbers in whole ones of the same source.
+
+        The replacement depends on the number and the damage alone: every rank makes the same.
+
+        Raises:
+            DataError: more damage than `max_damage`; or a shard cannot be fetched.
+        """
+        wanted = np.array(ids, dtype=np.int64)
+        member, inside = self._locate(wanted)
+        for number in np.unique(member).tolist():
+            other = self._stand_in(number)
+            if other != number:
+                places = member == number
+                wanted[places] = self._first[other] + inside[places] % self._size[other]
+        return wanted
+
+    def take_damage(self) -> list[Damage]:
+        """Damage that :meth:`sound` met since the last call."""
+        found, self._new_damage = self._new_damage, []
+        return found
+
+    def first(self, samples: int) -> Ints:
+        """Numbers of the first samples by turns, each once; sources that end early are passed over."""
+        found: list[int] = []
+        start, total = 0, min(samples, self.samples)
+        had, sizes = [0] * len(self.parts), [part.samples for part in self.parts]
+        while len(found) < total:
+            for source in self.turns.of(start, start + CYCLE).tolist():
+                if had[source] < sizes[source] and len(found) < total:
+                    found.append((source << SOURCE_BITS) + had[source])
+                    had[source] += 1
+            start += CYCLE
+        return np.array(found, dtype=np.int64)
+
+    def has(self, sample: int) -> bool:
+        """Whether a sample has this number."""
+        try:
+            self._locate(np.array([sample]))
+        except IndexError:
+            return False
+        return True
 
     def origin(self, sample: int) -> str:
         """Where a sample lies: "DIR/shard-000003.tar, member 000012, sample 7"."""
         member, inside = (int(x[0]) for x in self._locate(np.array([sample])))
-        shard = int(self._shard_of_member[member])
-        entry = self.index.shards[shard]
-        key = entry.members[member - int(self._first_member[shard])].key
-        return f"{self._reader.place(shard)}, member {key}, sample {inside}"
+        shard, key = self._place(member)
+        return f"{shard}, member {key}, sample {inside}"
 
     def _locate(self, ids: Ints) -> tuple[Ints, Ints]:
-        """Member number and number within the member of each sample."""
-        member = np.searchsorted(self._ends, ids, side="right")
-        return member, ids - (self._ends - self.member_sizes)[member]
+        """Member of each sample, counted over all sources, and number within the member."""
+        member = np.searchsorted(self._first, ids, side="right") - 1
+        inside = ids - self._first[member] if len(self._first) else ids
+        if len(ids) and (member.min() < 0 or (inside >= self._size[member]).any()):
+            last = f"0 to {self.samples - 1}" if len(self.parts) == 1 else "SOURCE x 2^40 + 0 on"
+            raise IndexError(f"sample numbers go from {last}")
+        return member, inside
+
+    def _own(self, member: int) -> tuple[Source, int]:
+        """A member's source, and its number there."""
+        source = int(self._source[member])
+        return self.parts[source], member - self._first_member[source]
+
+    def _place(self, member: int) -> tuple[str, str]:
+        part, own = self._own(member)
+        return part.place(own)
 
     def _stand_in(self, member: int) -> int:
         """The member itself if it is whole, or else the next whole one; at least one may be damaged."""
         if member in self._stand_ins:
             return self._stand_ins[member]
-        for step in range(len(self.member_sizes)):
-            other = (member + step) % len(self.member_sizes)
-            if other not in self._damaged and self._is_whole(other):
+        part, own = self._own(member)
+        for step in range(len(part.member_sizes)):
+            other = member - own + (own + step) % len(part.member_sizes)
+            if self._size[other] and other not in self._damaged and self._is_whole(other):
                 self._stand_ins[member] = other
                 return other
         raise DataError("no member of the data is whole", "all shards", "copy or prepare the data again")
@@ -186,139 +255,30 @@ class SampleSource:
             self._member(member)
         except DamagedDataError as error:
             self._damaged.add(member)
-            self._new_damage.append(self._damage(member, error.what))
-            if len(self._damaged) > self._most_damaged:
+            samples = int(self._size[member])
+            self._new_damage.append(
+                Damage(*self._place(member), int(self._first[member]), samples, error.what)
+            )
+            members = len(self._own(member)[0].member_sizes)
+            damaged = sum(self._source[other] == self._source[member] for other in self._damaged)
+            allowed = max(1, int(self._max_damage * members))
+            if damaged > allowed:
                 raise DataError(
-                    f"{len(self._damaged)} of {len(self.member_sizes)} members are damaged, data.max_damage "
-                    f"allows {self._most_damaged}; the last: {error.what}",
+                    f"{damaged} of {members} members are damaged, data.max_damage "
+                    f"allows {allowed}; the last: {error.what}",
                     error.where,
                     error.fix,
                 ) from error
             return False
         return True
 
-    def _damage(self, number: int, reason: str) -> Damage:
-        shard = int(self._shard_of_member[number])
-        samples = int(self.member_sizes[number])
-        key = self.index.shards[shard].members[number - int(self._first_member[shard])].key
-        return Damage(self._reader.place(shard), key, int(self._ends[number]) - samples, samples, reason)
-
     def _member(self, number: int) -> dict[str, Ragged]:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        shard = int(self._shard_of_member[number])
-        rows = self._reader.read_member(shard, number - int(self._first_member[shard]))
+        part, own = self._own(number)
+        rows = part.reader.read_member(*part.locate(own))
         if len(self._cache) >= self._limit:
             self._cache.popitem(last=False)
         self._cache[number] = rows
         return rows
-
-
-class MixedSource:
-    """Reads samples of one or several sources; as :class:`SampleSource`.
-
-    Args:
-        parts: the sources; the first one's samples keep their numbers.
-        weights: of the sources.
-
-    Raises:
-        DataError: the sources have different streams.
-    """
-
-    def __init__(self, parts: Sequence[SampleSource], weights: Sequence[float]) -> None:
-        self.parts = list(parts)
-        self.weights = tuple(weights)
-        self.name = ", ".join(part.name for part in parts)
-        self.streams = parts[0].streams
-        for part in parts:
-            if part.streams != self.streams or part.index.stream_dtype != parts[0].index.stream_dtype:
-                raise DataError(
-                    "the sources hold different kinds of samples",
-                    f"{parts[0].name}, {part.name}",
-                    "mix data that was prepared for one task with one tokenizer",
-                )
-
-    @cached_property
-    def turns(self) -> Turns:
-        """Whose turn it is at each position."""
-        return Turns(self.weights)
-
-    @property
-    def samples(self) -> int:
-        """Samples of all sources."""
-        return sum(part.samples for part in self.parts)
-
-    def read(self, ids: ArrayLike) -> dict[str, Ragged]:
-        """The samples with these numbers, in this order, by stream.
-
-        Raises:
-            DataError: as from SampleSource; IndexError: a number that no sample has.
-        """
-        wanted = np.atleast_1d(np.asarray(ids, dtype=np.int64))
-        if len(self.parts) == 1:
-            return self.parts[0].read(wanted)
-        chosen, found = [], []
-        for source, places, own in self._by_source(wanted):
-            chosen.append(places)
-            found.append(self.parts[source].read(own))
-        if not found:
-            return self.parts[0].read(wanted)
-        order = np.argsort(np.concatenate(chosen), kind="stable")
-        return {
-            stream: Ragged.concatenate([rows[stream] for rows in found]).take(order)
-            for stream in self.streams
-        }
-
-    def sound(self, ids: ArrayLike) -> Ints:
-        """As of SampleSource: damaged samples replaced within their own source."""
-        wanted = np.array(ids, dtype=np.int64)
-        for source, places, own in self._by_source(wanted):
-            wanted[places] = self.parts[source].sound(own) + (source << SOURCE_BITS)
-        return wanted
-
-    def take_damage(self) -> list[Damage]:
-        """Damage that :meth:`sound` met since the last call, with the numbers of the mixture."""
-        return [
-            damage.shifted(source << SOURCE_BITS)
-            for source, part in enumerate(self.parts)
-            for damage in part.take_damage()
-        ]
-
-    def first(self, samples: int) -> Ints:
-        """Numbers of the first samples by turns, each once; sources that end early are passed over."""
-        found: list[Ints] = []
-        start, total = 0, min(samples, self.samples)
-        had = np.zeros(len(self.parts), dtype=np.int64)
-        sizes = np.array([part.samples for part in self.parts])
-        while (had < sizes).any() and sum(map(len, found)) < total:
-            for source in self.turns.of(start, start + CYCLE).tolist():
-                if had[source] < sizes[source]:
-                    found.append(np.array([(source << SOURCE_BITS) + had[source]]))
-                    had[source] += 1
-                if len(found) == total:
-                    break
-            start += CYCLE
-        return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
-
-    def has(self, sample: int) -> bool:
-        """Whether a sample has this number."""
-        source = sample >> SOURCE_BITS
-        own = sample & ((1 << SOURCE_BITS) - 1)
-        return 0 <= source < len(self.parts) and own < self.parts[source].samples
-
-    def origin(self, sample: int) -> str:
-        """Where a sample lies: its source's shard, member and number there."""
-        return self.parts[sample >> SOURCE_BITS].origin(sample & ((1 << SOURCE_BITS) - 1))
-
-    def _by_source(self, ids: Ints) -> list[tuple[int, Ints, Ints]]:
-        """(source, places in `ids`, own numbers) of each source that occurs."""
-        sources = ids >> SOURCE_BITS
-        if len(ids) and not (sources.min() >= 0 and sources.max() < len(self.parts)):
-            raise IndexError(f"there are {len(self.parts)} sources")
-        own = ids & ((1 << SOURCE_BITS) - 1)
-        found = []
-        for source in np.unique(sources).tolist():
-            places = np.flatnonzero(sources == source)
-            found.append((source, places, own[places]))
-        return found

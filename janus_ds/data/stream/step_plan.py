@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_ds.config.schema import DataConfig, RunConfig
-from janus_ds.data.stream.batch_maker import BatchMaker
-from janus_ds.data.stream.schedule import MixedSchedule, SampleSchedule, ShardGroups, rank_positions
-from janus_ds.data.stream.source import SampleSource
+from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
+from janus_ds.data.stream.pipeline import BatchMaker
+from janus_ds.data.stream.schedule import CYCLE, SOURCE_BITS, SampleSchedule, ShardGroups
+from janus_ds.data.stream.source import Source
 from janus_ds.data.stream.token_schedule import SampleCosts, TokenSchedule, expected_rows, share_out
 from janus_ds.errors import ConfigError
 
@@ -60,33 +61,55 @@ def sample_costs(maker: BatchMaker) -> SampleCosts:
 
 
 class _SamplePlan:
-    """Equally many samples a step."""
+    """Equally many samples a step, of one or several sources."""
 
     def __init__(self, maker: BatchMaker, share: RankShare) -> None:
-        config, source = maker.config, maker.source
-        batch = config.train.global_batch
+        config, self._sources = maker.config, maker.source.parts
+        self._seed, self._batch = config.train.seed, config.train.global_batch
         self._ahead = config.data.read_ahead
-        self._sources = source.parts
         for part in self._sources:
             _check_cache(part, config.data, len(self._sources))
         self._orders = [_order(part, config, n) for n, part in enumerate(self._sources)]
-        self._mixed = MixedSchedule(config.train.seed, self._orders, source.turns, batch)
-        self.steps_per_epoch = self._mixed.steps_per_epoch
-        self._positions = rank_positions(batch, share.rank, share.size, share.micro_batch)
+        self._turns = maker.source.turns
+        # Micro-batch k of all ranks together is the k-th run of micro_batch * size places of the batch.
+        places = np.arange(self._batch).reshape(-1, share.size, share.micro_batch)
+        self._positions = places[:, share.rank]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Updates until the source that lasts longest has been seen whole."""
+        shares = [places / CYCLE for places in self._turns.places]
+        return max(o.samples / (s * self._batch) for o, s in zip(self._orders, shares, strict=True))
 
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:
         """This rank's micro-batches: (epochs, sample ids) of each, int64."""
-        epochs, ids = self._mixed.ids(step)
+        epochs, ids = self._global_batch(step)
         return [(epochs[positions], ids[positions]) for positions in self._positions]
 
     def read_ahead(self, step: int) -> None:
         """Let distant shards that the step and the next ones need come."""
-        draws = self._mixed.draws(step)
-        for source, order, position in zip(self._sources, self._orders, draws, strict=True):
+        for number, (source, order) in enumerate(zip(self._sources, self._orders, strict=True)):
+            position = self._turns.draws(number, step * self._batch)
             source.read_ahead(order.members_from(position), self._ahead)
 
+    def _global_batch(self, step: int) -> tuple[Ints, Ints]:
+        """(epochs of each one's source, sample numbers) of all ranks."""
+        if len(self._orders) == 1:
+            return self._orders[0].ids(step)
+        start, stop = step * self._batch, (step + 1) * self._batch
+        sources = self._turns.of(start, stop)
+        epochs, ids = np.zeros_like(sources), np.zeros_like(sources)
+        for source, order in enumerate(self._orders):
+            first, last = (self._turns.draws(source, position) for position in (start, stop))
+            places = sources == source
+            own_epochs, own_ids = order.between(first, last)
+            epochs[places], ids[places] = own_epochs, own_ids + (source << SOURCE_BITS)
+        # Mixed, or a rank could meet one source alone.
+        mixed = shuffled(keys(self._seed, 0, step, Stream.MIXED_ORDER), self._batch)
+        return epochs[mixed], ids[mixed]
 
-def _order(source: SampleSource, config: RunConfig, number: int) -> SampleSchedule:
+
+def _order(source: Source, config: RunConfig, number: int) -> SampleSchedule:
     """The order of one source; equal sources of a mixture get different ones."""
     together = config.data.shuffle_shards
     return SampleSchedule(
@@ -98,7 +121,7 @@ def _order(source: SampleSource, config: RunConfig, number: int) -> SampleSchedu
     )
 
 
-def _check_cache(source: SampleSource, data: DataConfig, sources: int) -> None:
+def _check_cache(source: Source, data: DataConfig, sources: int) -> None:
     """Refuse an order that would fetch each shard again and again.
 
     Raises:

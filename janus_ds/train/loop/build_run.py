@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,14 +25,14 @@ from janus_ds.config.packaged import tokenizer_name
 from janus_ds.config.presets import init_tokenizer, record_of
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.loader import StepData, StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import open_data, open_split
+from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
 from janus_ds.data.stream.quarantine import QuarantineList
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.io import check_writable, disk_faults, folder_lock
+from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
@@ -94,7 +94,9 @@ def run(
     signals.limit(config.train.time_limit, os.environ)
     config = _with_data(config, topology)
     folder = options.output or Path("runs") / config.name
-    built = raise_on_all_ranks(topology, lambda: build_run(config, execution, folder, topology))
+    built = raise_on_all_ranks(
+        topology, lambda: build_run(config, execution, folder, topology, options.stages)
+    )
     with ExitStack() as lock:
         raise_on_all_ranks(topology, lambda: _take(folder, lock) if topology.is_main else None)
         return _continue(built, topology, signals, liveness)
@@ -135,7 +137,13 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
         return _train(run, engine, checkpoints, state, (signals, watchdog))
 
 
-def build_run(config: RunConfig, execution: ExecutionConfig, folder: Path, topology: Topology) -> Run:
+def build_run(
+    config: RunConfig,
+    execution: ExecutionConfig,
+    folder: Path,
+    topology: Topology,
+    stages: Sequence[Stage] = (),
+) -> Run:
     """Look at the data, and say what must not change between two starts.
 
     Raises:
@@ -145,16 +153,17 @@ def build_run(config: RunConfig, execution: ExecutionConfig, folder: Path, topol
     place = open_data(config.data.path or "", config.data)
     apart = config.data.valid_path
     valid = place.split("valid") if apart is None else (open_split(apart, config.data),)
+    special, order = place.tokenizer.special, place.fingerprint("train")
+    if stages:
+        order = fingerprint_of(order.encode(), *(name.encode() for name in names_of(stages)))
     return Run(
         config=config,
         execution=execution,
         folder=folder,
         tokenizer=place.tokenizer,
-        train=BatchMaker(place.split("train"), config, place.tokenizer.special),
-        valid=BatchMaker(valid, _for_validation(config), place.tokenizer.special),
-        identity=RunIdentity.of(
-            config, place.tokenizer.fingerprint, place.fingerprint("train"), execution, topology
-        ),
+        train=BatchMaker(place.split("train"), config, special, stages),
+        valid=BatchMaker(valid, _for_validation(config), special, stages),
+        identity=RunIdentity.of(config, place.tokenizer.fingerprint, order, execution, topology),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.pair_files import PairText, held_out_text
-from janus_ds.data.stream.source import MixedSource
+from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.text.tokenizer import Tokenizer, plain_ids
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import trained_modes
@@ -182,7 +182,7 @@ class SampleDecoder:
 
 
 def text_pairs(
-    batch: TwoStreamBatch, source: MixedSource, tokenizer: Tokenizer, count: int
+    batch: TwoStreamBatch, source: SampleSource, tokenizer: Tokenizer, count: int
 ) -> list[TextPair]:
     """The first samples of a batch as text: what the encoder reads, and the target as it lies on disk."""
     count, batch = min(count, len(batch.sample_id_B)), unpacked(batch)

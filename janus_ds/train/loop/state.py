@@ -241,9 +241,9 @@ def changed_execution(state: Mapping[str, Any], now: RunIdentity) -> list[str]:
 def _check_recipe(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
     if state["data_fingerprint"] != now.data_fingerprint:
         raise ConfigError(
-            "the data is not what the run was started with, so that its position means other samples",
+            "the data, or a stage of its pipeline, is not what the run was started with",
             where,
-            "give the same --data, or begin a new run with --init and another --output",
+            "give the same --data and stages, or begin a new run with --init and another --output",
         )
     saved, recipe = from_dict(state["recipe"], where), now.recipe
     keys = changed_training(saved, recipe)

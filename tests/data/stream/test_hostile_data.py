@@ -19,9 +19,9 @@ from janus_ds.data.prepare.journal import Journal, Progress
 from janus_ds.data.prepare.pair_files import held_out_text, source_limit
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.stream import index as index_module
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.loader import StepLoader
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.stream.verify import verify_dataset

@@ -16,7 +16,6 @@ import torch
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.config.schema import RunConfig, TrainConfig
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.loader import (
     VALIDATION_EPOCH,
     PackedStep,
@@ -25,6 +24,7 @@ from janus_ds.data.stream.loader import (
     StepLoader,
     validation_batches,
 )
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.errors import ConfigError, DataError, ResourceError
 from janus_ds.stream_mask import Segment
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
@@ -214,19 +214,19 @@ def test_unfit_samples_are_named(tmp_path, rows, change, what, fix):
     folder = write_split(tmp_path / "train", {"target": [*good, *rows, *good]})
     maker = BatchMaker(folder, config(**change), SPECIAL)
     with pytest.raises(DataError, match=what) as caught:
-        maker.views(np.zeros(3, np.int64), np.array([8, 9, 10]))
+        maker.make((np.zeros(3, np.int64), np.array([8, 9, 10])))
     assert caught.value.where.endswith("train/shard-000000.tar, member 000002, sample 1")
     assert fix in caught.value.fix
-    maker.views(np.zeros(2, np.int64), np.array([8, 10]))
+    maker.make((np.zeros(2, np.int64), np.array([8, 10])))
 
 
 def test_a_source_longer_than_the_encoders_table_is_named(tmp_path):
     pairs = {"source": [[7] * 62, [7] * 63], "target": [[8], [8]]}
     folder = write_split(tmp_path / "train", pairs)
     maker = BatchMaker(folder, run_config(task="pair"), SPECIAL)
-    maker.views(np.zeros(1, np.int64), np.array([0]))
+    maker.make((np.zeros(1, np.int64), np.array([0])))
     with pytest.raises(DataError, match=r"65 source tokens .* allows 64"):
-        maker.views(np.zeros(1, np.int64), np.array([1]))
+        maker.make((np.zeros(1, np.int64), np.array([1])))
 
 
 def test_contradictions_are_refused(split, tmp_path):
@@ -261,7 +261,7 @@ def test_validation_sees_each_sample_once(split, ranks, micro, samples):
 def test_validation_masks_are_those_of_their_own_epoch(split):
     maker = BatchMaker(split, config(), SPECIAL)
     item = next(validation_batches(maker, RankShare(0, 1, 4), 4))
-    masked = maker.batches(np.full((1, 4), VALIDATION_EPOCH), np.arange(4)[None])[0]
+    masked = maker.make((np.full(4, VALIDATION_EPOCH), np.arange(4)))["batches"][0]
     assert fingerprint(item.batch) == fingerprint(masked)
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from janus_ds.config.load import load_run_config, to_dict
 from janus_ds.config.locations import expanded, parse_locations, public_location
 from janus_ds.config.schema import DataConfig, RunConfig
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.loader import StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import SplitPlace, open_data
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.schedule import CYCLE, SOURCE_BITS, SampleSchedule, ShardGroups, Turns
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.errors import ConfigError, DataError

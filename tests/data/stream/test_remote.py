@@ -15,10 +15,10 @@ import pytest
 
 from janus_ds.cli import inspect, plan, verify
 from janus_ds.config.schema import DataConfig
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
 from janus_ds.data.stream.loader import StepLoader
 from janus_ds.data.stream.open_dataset import DataPlace, open_data
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.schedule import SOURCE_BITS
 from janus_ds.data.stream.shard_cache import ShardCache
 from janus_ds.data.stream.step_plan import RankShare
@@ -120,7 +120,7 @@ def test_shards_are_fetched_before_they_are_needed(tiny, tmp_path):
         place = open_data(server.address, data)
         maker = BatchMaker(place.split("train"), run_config(data=data), place.tokenizer.special)
         steps = StepLoader(maker, SHARE, 0, 23)
-        plan = steps._steps.plan
+        plan = steps.plan
         plan.read_ahead(0)
         names = [maker.source.parts[0].index.shards[s] for s in first_shards(plan)]
         deadline = threading.Event()
@@ -134,7 +134,7 @@ def test_shards_are_fetched_before_they_are_needed(tiny, tmp_path):
 def first_shards(plan: object) -> list[int]:
     """Shards in the order of the first epoch."""
     source, order = plan._sources[0], plan._orders[0]
-    epoch = [int(source._shard_of_member[m]) for m in order.members_from(0)]
+    epoch = [source.locate(m)[0] for m in order.members_from(0)]
     return list(dict.fromkeys(epoch))
 
 
@@ -204,7 +204,7 @@ def test_a_stalled_transfer_is_ended_and_continued(tiny, tmp_path):
 def opens(location: str, data: DataConfig) -> DataPlace:
     place = open_data(location, data)
     maker = BatchMaker(place.split("train"), run_config(data=data), place.tokenizer.special)
-    assert len(maker.read(np.arange(270))["target"]) == 270
+    assert len(maker.source.read(np.arange(270))["target"]) == 270
     return place
 
 

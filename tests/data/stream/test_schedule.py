@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_ds.data.masking.counter_rng import SampleKeys, Stream, bits, keys, shuffled, uniforms
-from janus_ds.data.stream.schedule import SampleSchedule, rank_positions
+from janus_ds.data.stream.schedule import SampleSchedule
 from janus_ds.errors import DataError
 
 FROZEN_ORDER = [11, 10, 0, 9, 1, 2, 6, 8, 5, 7, 4, 3]
@@ -84,15 +84,6 @@ def test_shuffled_windows_are_uniform():
     for seed in range(2000):
         counts[np.arange(4), shuffled(keys(seed, 0, 0, Stream.MEMBER_ORDER), 4)] += 1
     assert abs(counts / 2000 - 0.25).max() < 0.04
-
-
-@pytest.mark.parametrize(("dp", "micro"), [(1, 12), (1, 3), (2, 3), (3, 1), (4, 3), (12, 1)])
-def test_ranks_partition_the_global_batch(dp, micro):
-    parts = [rank_positions(12, rank, dp, micro) for rank in range(dp)]
-    assert {p.shape for p in parts} == {(12 // (dp * micro), micro)}
-    assert sorted(np.concatenate([p.ravel() for p in parts])) == list(range(12))
-    # Micro-batch k of all ranks together does not depend on how many ranks there are.
-    assert sorted(np.concatenate([p[0] for p in parts])) == list(range(dp * micro))
 
 
 def test_data_without_samples_is_refused():

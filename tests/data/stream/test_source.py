@@ -57,8 +57,8 @@ def test_origin_and_range(split):
 def test_a_member_is_read_and_checked_once_while_cached(split, monkeypatch):
     source = SampleSource(split, cached_members=2)
     seen = []
-    read = source._reader.read_member
-    monkeypatch.setattr(source._reader, "read_member", lambda s, m: seen.append((s, m)) or read(s, m))
+    read = source.parts[0].reader.read_member
+    monkeypatch.setattr(source.parts[0].reader, "read_member", lambda s, m: seen.append((s, m)) or read(s, m))
     for ids in ([0, 1], [3, 4], [2], [20], [0], [4]):
         source.read(ids)
     # Members 0, 1, then 5 (shard 1) pushes 1 out, which was used longer ago than 0.
@@ -78,7 +78,7 @@ def test_it_travels_to_another_process(split):
         (lambda p: p.write_bytes(p.read_bytes()[:3000]), "cut or swapped"),
         (
             lambda p: flip(
-                p, SampleSource(p.parent)._reader._index.shards[1].members[1].blobs["target.tokens"].offset
+                p, SampleSource(p.parent).parts[0].index.shards[1].members[1].blobs["target.tokens"].offset
             ),
             "was changed",
         ),

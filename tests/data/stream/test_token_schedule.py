@@ -11,8 +11,8 @@ import torch
 
 from janus_ds.batch import BatchCounts
 from janus_ds.config.schema import MaskingConfig, RunConfig
-from janus_ds.data.stream.batch_maker import BatchMaker
 from janus_ds.data.stream.loader import StepData, StepLoader
+from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.step_plan import RankShare, make_step_plan, sample_costs
 from janus_ds.data.stream.token_schedule import Group, SampleCosts, TokenSchedule, expected_rows, share_out
 from janus_ds.errors import ConfigError, DataError

@@ -1,0 +1,194 @@
+"""Sample numbers in, batches out: a webdataset pipeline whose stages read, check, mask and collate.
+
+What goes from stage to stage is one step as a dict, as webdataset's samples are:
+
+- `__key__`, `step` (number of the update; None outside of training) and `parts`, the (epochs, sample numbers)
+  of each micro-batch, from the source stage; `epochs` and `ids` hold them in one row;
+- `target`, and for pairs `source`: the samples' tokens without bos and eos (`Ragged`), from `read`;
+- `views`: both sides with bos and eos, and the masks, from `mask`;
+- `batches`: the micro-batches, from `collate`.
+
+Stages of the user stand between `read` and `check`. The pipeline runs in the loader's workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+from numpy.typing import NDArray
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import RunConfig
+from janus_ds.data.masking.collate import Collator, RowKinds
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.masking.views import make_views
+from janus_ds.data.stream.open_dataset import SplitPlace
+from janus_ds.data.stream.source import SampleSource
+from janus_ds.errors import ConfigError, DataError
+
+Array = NDArray[Any]
+Step = dict[str, Any]
+Stage = Callable[[Iterator[Step]], Iterator[Step]]
+"""As `webdataset.map(function)` gives it."""
+
+_CACHED_MEMBERS = 16
+
+
+class BatchMaker:
+    """Turns samples of one split into batches for one run; a function of its arguments alone.
+
+    Holds no tokenizer. May be pickled (if the stages can be) and used after a fork.
+
+    Args:
+        split: DATA/train or DATA/valid; or the opened places that are mixed.
+        config: resolved (`config.presets.resolve`).
+        special: special symbols of the data's tokenizer.
+        stages: of the user, after reading. A stage hands on each step with as many samples as it came with,
+            and is a function of the step: of `ids` and `epochs`, not of a generator of its own.
+
+    Raises:
+        DataError: no index, or a damaged one; ConfigError: data of the other task.
+    """
+
+    def __init__(
+        self,
+        split: Path | Sequence[SplitPlace],
+        config: RunConfig,
+        special: SpecialTokens,
+        stages: Sequence[Stage] = (),
+    ) -> None:
+        self.config = config
+        self._stages, self._special = stages, special
+        self._replaces = config.data.on_damage == "quarantine"
+        cached = 2 * config.data.shuffle_window + _CACHED_MEMBERS
+        self.source = SampleSource(split, cached, config.data.max_damage if self._replaces else None)
+        task = "pair" if "source" in self.source.streams else "denoise"
+        if task != config.data.task:
+            raise ConfigError(
+                f"the data is prepared for task {task!r}, the run asks for {config.data.task!r}",
+                f"data.task, {self.source.name}",
+                "set data.task to what the data is, or give other data",
+            )
+        self._collator = Collator(
+            special,
+            config.objective,
+            config.model.length_classes or config.model.max_target_positions,
+            config.data.pad_multiple,
+            config.model.max_source_positions,
+            config.data.pack_rows,
+        )
+
+    @property
+    def kinds(self) -> RowKinds:
+        """Which decoder rows the batches have."""
+        return self._collator.kinds
+
+    def pipeline(self, source: Callable[[], Iterator[Step]]) -> wds.DataPipeline:
+        """All stages, to be iterated over.
+
+        Args:
+            source: the source stage; gives `__key__`, `step` and `parts`.
+
+        Raises:
+            DataError: while iterating: damaged data, or a sample that is empty, too long or of another
+                vocabulary; names shard, member and sample.
+        """
+        ours = (wds.map(stage) for stage in (self.check, self.mask, self.collate))
+        return wds.DataPipeline(source, wds.map(self.read), *self._stages, *ours)
+
+    def make(self, *parts: tuple[Array, Array]) -> Step:
+        """One step by itself, outside of training, with all that the stages add to it.
+
+        Args:
+            parts: (epochs, sample numbers) of each micro-batch, int64.
+
+        Raises:
+            DataError: as from :meth:`pipeline`.
+        """
+        step: Step = {"__key__": "samples apart", "step": None, "parts": parts}
+        return next(iter(self.pipeline(lambda: iter([step]))))  # type: ignore[no-any-return]
+
+    def read(self, step: Step) -> Step:
+        """First stage: the samples, those in damaged members replaced if the run wants it."""
+        epochs, ids = (np.concatenate(column) for column in zip(*step["parts"], strict=True))
+        ids = self.source.sound(ids) if self._replaces else ids
+        return {**step, "epochs": epochs, "ids": ids, **self.source.read(ids)}
+
+    def check(self, step: Step) -> Step:
+        """After the user's stages: each sample fits the run."""
+        ids, data, model = step["ids"], self.config.data, self.config.model
+        for stream in self.source.streams:
+            rows = step.get(stream)
+            if not isinstance(rows, Ragged) or len(rows) != len(ids):
+                raise ConfigError(
+                    f"a stage of the pipeline left {stream!r} without the step's {len(ids)} samples",
+                    f"the stages given to the training program, {step['__key__']}",
+                    f"hand on a Ragged of as many rows, such as step[{stream!r}].map(function)",
+                )
+            values = rows.values
+            if len(values) and not 0 <= values.min() <= values.max() < self._special.vocab_size:
+                worst = int(np.argmax((values < 0) | (values >= self._special.vocab_size)))
+                place = int(np.searchsorted(rows.offsets, worst, side="right")) - 1
+                raise DataError(
+                    f"the {stream} has token {int(values[worst])}, the tokenizer has "
+                    f"{self._special.vocab_size} symbols",
+                    self.source.origin(int(ids[place])),
+                    "use the tokenizer that the data was prepared with",
+                )
+        inner_B, longest = step["target"].lengths, model.max_target_positions
+        self._refuse(ids, inner_B, data.block_tokens, "target tokens", "data.block_tokens")
+        key = "model.max_target_positions"
+        self._refuse(ids, inner_B + 2, longest, "target tokens with bos and eos", key)
+        if (inner_B == 0).any():
+            raise DataError(
+                "the sample has no target token",
+                self.source.origin(int(ids[np.argmin(inner_B)])),
+                "prepare the data again without empty lines",
+            )
+        return step
+
+    def mask(self, step: Step) -> Step:
+        """Source, target and mask of each sample; refuses sources beyond the encoder's position table."""
+        config, ids = self.config, step["ids"]
+        samples = {stream: step[stream] for stream in self.source.streams}
+        seed = config.train.seed
+        views = make_views(config.masking, self._special, seed, step["epochs"], ids, samples)
+        limit, key = config.model.max_source_positions, "model.max_source_positions"
+        self._refuse(ids, views.source.lengths, limit, "source tokens with bos and eos", key)
+        return {**step, "views": views}
+
+    def collate(self, step: Step) -> Step:
+        """Last stage: the micro-batches."""
+        batches, start = [], 0
+        for _, part in step["parts"]:
+            stop = start + len(part)
+            batches.append(self._collator(step["views"].slice(start, stop), step["ids"][start:stop]))
+            start = stop
+        return {**step, "batches": batches}
+
+    def _refuse(self, ids: Array, length_B: Array, limit: int, what: str, key: str) -> None:
+        worst = int(np.argmax(length_B))
+        if length_B[worst] > limit:
+            raise DataError(
+                f"the sample has {length_B[worst]} {what}, {key} allows {limit}",
+                self.source.origin(int(ids[worst])),
+                f"raise {key}, or prepare the data again with shorter blocks",
+            )
+
+
+def names_of(stages: Sequence[Stage]) -> list[str]:
+    """What stages are called, for the identity of a run: `map(function)`."""
+
+    def name(part: Any) -> str:
+        return str(getattr(part, "__qualname__", type(part).__qualname__))
+
+    found = []
+    for stage in stages:
+        inner = [name(part) for part in getattr(stage, "args", ())]
+        inner += [f"{key}={name(part)}" for key, part in getattr(stage, "kw", {}).items()]
+        found.append(f"{name(getattr(stage, 'f', stage)).strip('_')}({', '.join(inner)})")
+    return found
