@@ -129,7 +129,9 @@ def disk_faults(path: Path) -> Iterator[None]:
             raise ResourceError(
                 f"the file or folder cannot be written ({error.strerror})",
                 place,
-                "choose another output folder, or change the permissions of this one",
+                "raise the limit (ulimit -f), or write to another file system"
+                if error.errno == errno.EFBIG
+                else "choose another output folder, or change the permissions of this one",
             ) from error
         raise
 

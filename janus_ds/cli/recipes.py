@@ -10,7 +10,7 @@ from janus_ds.cli.arguments import new_parser
 from janus_ds.config.faults import suggestion
 from janus_ds.config.fields import FieldSpec
 from janus_ds.config.packaged import packaged_folder, user_path
-from janus_ds.config.presets import OBJECTIVE_PRESETS
+from janus_ds.config.presets import MASKING_PRESETS, MODEL_PRESETS, OBJECTIVE_PRESETS
 from janus_ds.config.schema import FIELDS, SECTIONS
 from janus_ds.errors import UsageError
 from janus_ds.io import disk_faults, write_atomic
@@ -62,8 +62,9 @@ def explain(key: str | None) -> str:
     if key in SECTIONS:
         fields = [_one_line(spec) for spec in FIELDS.values() if spec.key.startswith(f"{key}.")]
         return "\n".join([f"{key}: {inspect.cleandoc(SECTIONS[key].__doc__ or '')}", "", *fields])
-    known = [*FIELDS, *SECTIONS]
-    fix = suggestion(key, known, "`python -m janus_ds explain` lists all keys")
+    fix, known = "`python -m janus_ds explain` lists all keys", [*FIELDS, *SECTIONS]
+    near = [name for name in known if key.lower() in name][:8]
+    fix = f"did you mean one of {', '.join(near)}? ({fix})" if len(near) > 1 else suggestion(key, known, fix)
     raise UsageError(f"there is no key {key!r}", "explain", fix)
 
 
@@ -83,7 +84,8 @@ def _whole(spec: FieldSpec) -> str:
     if spec.choices:
         lines.append(f"  values   {', '.join(spec.choices)}")
     section, _, name = spec.key.partition(".")
-    presets = {preset: values[name] for preset, values in OBJECTIVE_PRESETS.items() if name in values}
-    if section == "objective" and presets:
+    bundles = {"model": MODEL_PRESETS, "masking": MASKING_PRESETS, "objective": OBJECTIVE_PRESETS}
+    presets = {preset: each[name] for preset, each in bundles.get(section, {}).items() if name in each}
+    if presets:
         lines.append("  presets  " + "\n           ".join(f"{p}: {value}" for p, value in presets.items()))
     return "\n".join([*lines, "", textwrap.indent(spec.text, "  ")])

@@ -41,7 +41,7 @@ class ConfigFaultsError(ConfigError):
         ]
         super().__init__(
             f"{len(self.faults)} faults in the configuration:{''.join(lines)}",
-            ", ".join(dict.fromkeys(f.where.split(":")[0] for f in self.faults)),
+            ", ".join(dict.fromkeys(f.where.partition(": ")[0] for f in self.faults)),
             "mend them all, then run `python -m janus_ds check` again",
         )
 

@@ -36,7 +36,7 @@ def deepspeed_file(text: str) -> Path:
 
 def model_path(path: str | Path) -> Path:
     """The run that is meant: a path, or the name of a model that the package ships, if no folder has it."""
-    path = Path(path)
+    path = user_path(str(path))
     return _PACKAGE / "assets" / path if str(path) in (DEMO, DENOISER) and not path.is_dir() else path
 
 

@@ -94,7 +94,7 @@ def _masking(target: str, target_share: float, **others: Any) -> dict[str, Any]:
     }
 
 
-MASKING_PRESETS = {
+MASKING_PRESETS: dict[str, dict[str, Any]] = {
     "paper/denoise": _masking("infilling", 0.5, source_share=0.3),
     "paper/pair": _masking("span_union", 0.7),
     "released/denoise": _masking("infilling_released", 0.3, source_share=0.3, poisson=3.0, rotate_share=0.5),

@@ -8,6 +8,7 @@ import pytest
 
 from janus_ds.__main__ import main
 from janus_ds.cli.recipes import explain
+from janus_ds.errors import UsageError
 
 
 def test_values_of_the_presets_are_shown() -> None:
@@ -15,6 +16,15 @@ def test_values_of_the_presets_are_shown() -> None:
     assert "  presets  paper: 1.0" in lines
     assert "           released/pair: 0.5" in lines
     assert "presets" not in explain("train.seed")
+    assert "           paper/pair: 0.7" in explain("masking.target_share").splitlines()
+    assert "           bart_base: 768" in explain("model.d_model").splitlines()
+
+
+def test_names_that_are_near_are_given() -> None:
+    with pytest.raises(UsageError, match=r"did you mean one of objective\.weight_ar, objective\.weight_nar"):
+        explain("weight")
+    with pytest.raises(UsageError, match=r"did you mean 'decode\.beam'"):
+        explain("decode.beems")
 
 
 def test_home_is_found_behind_an_equals_sign(

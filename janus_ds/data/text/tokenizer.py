@@ -294,16 +294,32 @@ def train_sentencepiece(
     except (RuntimeError, ValueError) as error:
         raise DataError(
             f"a vocabulary of {vocab_size} symbols cannot be trained on this text: {_reason(error)}",
-            "vocabulary size",
-            "give a smaller --vocab-size, or more text",
+            f"--vocab-size {vocab_size}",
+            _remedy(str(error)),
         ) from None
     return SentencePieceTokenizer(model.getvalue())
+
+
+_TOO_FEW = re.compile(r"required_chars\. \d+ vs (\d+)")
+_TOO_MANY = re.compile(r"to a value <= (\d+)")
+
+
+def _remedy(said: str) -> str:
+    """What to do about a fault of SentencePiece's trainer."""
+    if found := _TOO_FEW.search(said):
+        return f"give --vocab-size {found[1]} or more: each character and special symbol needs one"
+    found = _TOO_MANY.search(said)
+    return f"give --vocab-size {found[1]} or less, or more text" if found else "give more text"
 
 
 def _reason(error: Exception) -> str:
     """What SentencePiece says, without the source file and line it puts first."""
     if "sentences_.empty" in str(error):
         return "there is no text"
+    if found := _TOO_FEW.search(str(error)):
+        return f"it has {found[1]} different characters and special symbols"
+    if found := _TOO_MANY.search(str(error)):
+        return f"it has {found[1]} different pieces"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"^.*?\]\s*", "", lines[-1]) if lines else type(error).__name__
 

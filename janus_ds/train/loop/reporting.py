@@ -157,9 +157,9 @@ class ProgressBar:
         speed = values.get("tokens_per_second")
         if isinstance(speed, float):
             shown.append(f"{speed:,.0f} tokens/s")
-        self._figures = ", ".join(shown) or self._figures
+        self._figures = "".join(f"{text}, " for text in shown) or self._figures
         left = self._line.seconds / (self._step - self._first) * (self._steps - self._step)
-        text = f"step {self._step:,} of {self._steps:,}: {self._figures}, {duration(left)} left"
+        text = f"step {self._step:,} of {self._steps:,}: {self._figures}{duration(left)} left"
         self._line.show(text, now=self._step == self._steps)
 
     def note(self, text: str) -> None:

@@ -125,10 +125,16 @@ def test_other_faults_say_what_to_do(tmp_path):
     (tmp_path / "sentencepiece.model").write_bytes(b"no model at all")
     with pytest.raises(DataError, match="not a SentencePiece model"):
         load_tokenizer(tmp_path)
-    with pytest.raises(DataError, match=r"vocabulary of 4000 symbols .* value <= \d+"):
+    with pytest.raises(DataError, match=r"vocabulary of 4000 symbols .* different pieces"):
         train_sentencepiece(TEXTS[:3], "unigram", 4000)
     with pytest.raises(DataError, match="there is no text"):
         train_sentencepiece([], "bpe", 90)
+    for size, advice in ((9, "or more"), (4000, "or less")):
+        with pytest.raises(DataError) as caught:
+            train_sentencepiece(TEXTS[:3], "unigram", size)
+        named = int(caught.value.fix.split()[2])
+        assert advice in caught.value.fix
+        assert train_sentencepiece(TEXTS[:3], "unigram", named).special.vocab_size == named
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
