@@ -112,7 +112,11 @@ def _add_pair_options(group: argparse._ArgumentGroup) -> None:
     add("--source-lang", metavar="LANG", help="such as de")
     add("--target-lang", metavar="LANG", help="such as en")
     for split in _SPLITS:
-        add(f"--{split}", type=Path, nargs="+", metavar="FILE", help="source and target file, in turn")
+        both = "source and target file, in turn; or files of JSON or Parquet with both"
+        add(f"--{split}", type=Path, nargs="+", metavar="FILE", help=both)
+    for side in ("source", "target"):
+        named = f"{side}'s field of JSON or column of Parquet (default: named like the language, or {side})"
+        add(f"--{side}-field", metavar="NAME", help=named)
     add("--lowercase", action="store_true", help="lower-case all text")
     add("--max-tokens", type=int, default=default.max_tokens, help="longest side of a pair [%(default)s]")
     add(
@@ -228,7 +232,8 @@ def _prepare_translation(options: argparse.Namespace) -> None:
             )
     languages = Languages(options.source_lang, options.target_lang)
     given = {split: getattr(options, split) for split in _SPLITS}
-    files = {split: pair_up(paths, languages, f"--{split}") for split, paths in given.items() if paths}
+    fields = (options.source_field, options.target_field)
+    files = {s: pair_up(paths, languages, f"--{s}", fields) for s, paths in given.items() if paths}
     settings = PairSettings(
         languages,
         tokenizer=options.tokenizer,

@@ -1,4 +1,4 @@
-"""Parallel text: two files, line by line, with the faults that such files have."""
+"""Parallel text: two files, line by line, or one of records; with the faults that such files have."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from janus_ds.config.locations import checked_name
 from janus_ds.data.prepare.settings import Languages, Limits, PairSettings
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.byte_streams import COMPRESSED_SUFFIXES
+from janus_ds.data.text.documents import records, text_of
 from janus_ds.data.text.text_files import TextFile
 from janus_ds.errors import DataError, UsageError
 
@@ -22,33 +23,60 @@ _LONGEST_LINE_WORDS = 5000
 
 @dataclass(frozen=True)
 class PairFiles:
-    """Two files whose lines belong together."""
+    """Two files whose lines belong together, or twice the same one, whose records have both sides."""
 
     source: Path
     target: Path
+    fields: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """Of records: names that the field of each side may have, the likeliest first."""
 
     def read(self) -> Iterator[tuple[str, str]]:
         """All pairs; raises as :func:`read_pairs`."""
+        if any(self.fields):
+            return _read_records(self.source, self.fields)
         return read_pairs(self.source, self.target, _LONGEST_LINE_WORDS)
 
 
-def pair_up(paths: Sequence[Path], languages: Languages, option: str) -> list[PairFiles]:
-    """Files given in turn, source and target.
+_RECORDS = (".parquet", ".json", ".jsonl", ".ndjson")
+_NESTED = "translation"
+"""A field that holds both sides by language, as in the data sets of WMT on the Hugging Face hub."""
+
+
+def pair_up(
+    paths: Sequence[Path],
+    languages: Languages,
+    option: str,
+    given: tuple[str | None, str | None] = (None, None),
+) -> list[PairFiles]:
+    """Files given in turn, source and target; those of JSON or Parquet hold both.
+
+    Args:
+        paths: the files.
+        languages: of source and target; records may name their fields by them.
+        option: that gave the files, for messages.
+        given: names of the fields of records.
 
     Raises:
         UsageError: an odd number of files, or names that tell the other order.
         DataError: a file does not exist.
     """
-    if not paths or len(paths) % 2:
+    for path in paths:
+        if not path.is_file():
+            raise DataError("the input does not exist", str(path), "give the path of a text file")
+    likely = ((languages.source, "source", "src"), (languages.target, "target", "tgt"))
+    source, target = ((name,) if name else names for name, names in zip(given, likely, strict=True))
+    alone = [PairFiles(p, p, (source, target)) for p in paths if TextFile(p).suffix in _RECORDS]
+    paths = [path for path in paths if TextFile(path).suffix not in _RECORDS]
+    if paths and any(given):
+        what = "only records have fields; this is taken as lines of text"
+        raise UsageError(what, f"{option} {paths[0]}", "give files that end in .parquet, .json or .jsonl")
+    if len(paths) % 2 or not (paths or alone):
         raise UsageError(
             f"{option} has {len(paths)} files, but source and target go together",
             option,
             f"give them in turn: {option} FILE.{languages.source} FILE.{languages.target}",
         )
-    for path in paths:
-        if not path.is_file():
-            raise DataError("the input does not exist", str(path), "give the path of a text file")
-    pairs = [PairFiles(*paths[i : i + 2]) for i in range(0, len(paths), 2)]
+    pairs = [PairFiles(paths[i], paths[i + 1]) for i in range(0, len(paths), 2)]
     for pair in pairs:
         told = _language(pair.source, languages), _language(pair.target, languages)
         if told[0] == languages.target or told[1] == languages.source:
@@ -58,7 +86,22 @@ def pair_up(paths: Sequence[Path], languages: Languages, option: str) -> list[Pa
                 option,
                 f"give the {languages.source} file first, or exchange --source-lang and --target-lang",
             )
-    return pairs
+    return [*pairs, *alone]
+
+
+def _read_records(path: Path, fields: Sequence[Sequence[str]]) -> Iterator[tuple[str, str]]:
+    file, empty = TextFile(path), True
+    for value, place in records(file, (_NESTED, *fields[0], *fields[1])):
+        where, empty, pair = f"{file.where}, {place}", False, []
+        inner = value.get(_NESTED, value) if isinstance(value, dict) else value
+        for side, names in zip(("source", "target"), fields, strict=True):
+            # A line end would be taken as the end of the pair where the text is kept.
+            text = " ".join(text_of(inner, names, where, f"--{side}-field").split("\n")).strip()
+            _refuse_long(text, where, _LONGEST_LINE_WORDS)
+            pair.append(text)
+        yield pair[0], pair[1]
+    if empty:
+        raise DataError("the file holds no record", file.where, "give a file that holds text")
 
 
 def _language(path: Path, languages: Languages) -> str | None:
@@ -96,15 +139,19 @@ def read_pairs(source: Path, target: Path | None, most_words: int | None = None)
             )
         pair = [line.strip() for line in lines]
         for path, text in zip(paths, pair, strict=True):
-            if most_words is not None and len(text) > most_words and len(text.split()) > most_words:
-                raise DataError(
-                    f"the line has {len(text.split()):,} words: that is no sentence",
-                    f"{path}, line {number}",
-                    "look whether line ends are missing; cut the line, or remove it from both files",
-                )
+            _refuse_long(text, f"{path}, line {number}", most_words)
         yield pair[0], pair[1] if target is not None else ""
     if not number:
         raise DataError("the files hold no line", where, "give files that hold text")
+
+
+def _refuse_long(text: str, where: str, most_words: int | None) -> None:
+    if most_words is not None and len(text) > most_words and len(text.split()) > most_words:
+        raise DataError(
+            f"the line has {len(text.split()):,} words: that is no sentence",
+            where,
+            "look whether line ends are missing; cut the line, or remove it from both files",
+        )
 
 
 GLGE_LIMITS: Mapping[str, Limits] = {

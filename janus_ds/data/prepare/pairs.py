@@ -80,7 +80,11 @@ def prepare_pairs(
     request = {
         "settings": settings.to_json(),
         "inputs": {
-            split: [[path.name, path.stat().st_size] for pair in pairs for path in (pair.source, pair.target)]
+            split: [
+                [path.name, path.stat().st_size, *(["/".join(side)] if side else [])]
+                for pair in pairs
+                for path, side in zip((pair.source, pair.target), pair.fields, strict=True)
+            ]
             for split, pairs in files.items()
         },
         "tokenizer": load_tokenizer(Path(settings.tokenizer)).fingerprint if settings.given else None,

@@ -16,7 +16,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,24 @@ def _first_element(text: str) -> bool:
         return False
 
 
+def records(file: TextFile, names: Collection[str]) -> Iterator[tuple[Any, str]]:
+    """The objects of a file of JSON, JSON lines or Parquet, each with its place in the file.
+
+    Args:
+        file: the file.
+        names: columns that are read of Parquet, where it has them.
+
+    Raises:
+        DataError: the file is damaged, or not of its format.
+    """
+    with file.opened() as stream:
+        form = _guess_format(file.suffix, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES], "")
+        if form == "parquet":
+            yield from _parquet_rows(file, lambda columns: [name for name in columns if name in names])
+        else:
+            yield from (_jsonl_values if form == "jsonl" else _json_values)(file, stream)
+
+
 def _text_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
     lines = file.lines_of(stream)
     if rule.document == "line":
@@ -162,21 +180,25 @@ def _text_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRul
 
 
 def _jsonl_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
+    for value, place in _jsonl_values(file, stream):
+        yield text_of(value, [rule.field], f"{file.where}, {place}")
+
+
+def _jsonl_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[Any, str]]:
     for number, line in enumerate(file.lines_of(stream), 1):
         if not line or line.isspace():
             continue
-        where = f"{file.where}, line {number}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             fix = "mend or remove this line; if objects stand over several lines, give --format json"
-            raise DataError(f"the line is not JSON ({error})", where, fix) from None
-        yield _text_of(value, rule.field, where)
+            raise DataError(f"the line is not JSON ({error})", f"{file.where}, line {number}", fix) from None
+        yield value, f"line {number}"
 
 
 def _json_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
     for value, place in _json_values(file, stream):
-        yield value if isinstance(value, str) else _text_of(value, rule.field, f"{file.where}, {place}")
+        yield value if isinstance(value, str) else text_of(value, [rule.field], f"{file.where}, {place}")
 
 
 def _json_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[Any, str]]:
@@ -225,13 +247,20 @@ def _is_cut(error: json.JSONDecodeError, text: str) -> bool:
     return error.pos > len(text) - 16 or error.msg.startswith("Unterminated string")
 
 
-def _text_of(value: Any, field: str, where: str) -> str:
-    text = value.get(field) if isinstance(value, dict) else None
-    if not isinstance(text, str):
-        has = f"has: {', '.join(sorted(value)[:20])}" if isinstance(value, dict) else "has no fields"
-        what = f"the JSON value has no text in field {field!r}; it {has}"
-        fix = "name the field that holds the text with --field, or give --format text if this is no JSON"
-        raise DataError(what, where, fix)
+def text_of(value: Any, names: Sequence[str], where: str, option: str = "--field") -> str:
+    """The text of an object: of the first of these fields that holds any.
+
+    Raises:
+        DataError: there is none, or half a character in it; `where` and the option stand in the message.
+    """
+    fields = value if isinstance(value, dict) else {}
+    field = next((name for name in names if isinstance(fields.get(name), str)), None)
+    if field is None:
+        has = f"has: {', '.join(sorted(fields)[:20])}" if isinstance(value, dict) else "has no fields"
+        what = f"the value has no text in field {' or '.join(map(repr, names))}; it {has}"
+        others = ", or give --format text if this is no JSON" if option == "--field" else ""
+        raise DataError(what, where, f"name the field that holds the text with {option}{others}")
+    text: str = fields[field]
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -287,7 +316,7 @@ def _tar_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule
             texts = [name for name in names if name.endswith("txt")]
             for name in texts or names:
                 text = _utf8(sample[name], f"{where}.{name}")
-                yield text if texts else _text_of(_json_of(text, where), rule.field, where)
+                yield text if texts else text_of(_json_of(text, where), [rule.field], where)
     except (tarfile.TarError, ValueError, EOFError) as error:
         # webdataset adds its own to what an error says.
         what = f"the tar is cut or damaged ({str(error.args[0]).split(' @ ')[0] if error.args else error})"
@@ -310,7 +339,26 @@ def _json_of(text: str, where: str) -> Any:
 
 
 def _parquet_documents(file: TextFile, _: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
-    """A column, some rows at a time: neither a row group nor a file has to fit into memory."""
+    def chosen(columns: Mapping[str, bool]) -> list[str]:
+        strings = [name for name, text in columns.items() if text]
+        if rule.field in strings or len(strings) == 1:
+            return [rule.field if rule.field in strings else strings[0]]
+        what = f"the file has no column {rule.field!r} of text; of text it has: {', '.join(strings)}"
+        raise DataError(what, file.where, "name the column that holds the text with --field")
+
+    for row, _place in _parquet_rows(file, chosen):
+        yield from (text for text in row.values() if text is not None)
+
+
+def _parquet_rows(
+    file: TextFile, choose: Callable[[Mapping[str, bool]], list[str]]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Some rows at a time: neither a row group nor a file has to fit into memory.
+
+    Args:
+        file: the file.
+        choose: the columns that are wanted, of all names, each with whether it holds text.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -323,20 +371,15 @@ def _parquet_documents(file: TextFile, _: io.BufferedReader, rule: DocumentRule)
     try:
         schema = pq.read_schema(file.location)
         kinds = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
-        strings = [name for name, kind in kinds.items() if kind in (pa.string(), pa.large_string())]
-        column = rule.field if rule.field in strings else strings[0] if len(strings) == 1 else None
-        if column is None:
-            what = f"the file has no column {rule.field!r} of text; of text it has: {', '.join(strings)}"
-            raise DataError(what, file.where, "name the column that holds the text with --field")
+        columns = choose({name: kind in (pa.string(), pa.large_string()) for name, kind in kinds.items()})
         options: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
         with pq.ParquetFile(file.location, **options) as table:
-            row = 0
-            for batch in table.iter_batches(_PARQUET_ROWS, columns=[column], use_threads=False):
-                for value in batch.column(0):
-                    row += 1
-                    file.at(f"after row {row}")
-                    if (text := value.as_py()) is not None:
-                        yield text
+            number = 0
+            for batch in table.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    file.at(f"after row {number}")
+                    yield row, f"row {number}"
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         what = f"the Parquet file is cut or damaged ({str(error).splitlines()[0]})"
         raise DataError(what, f"{file.where}, {file.behind}", "copy or download the file again") from None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from janus_ds.data.prepare.pair_files import PairFiles, pair_up
@@ -97,6 +100,42 @@ def test_compressed_files_and_processes_give_the_same_bytes(tmp_path):
     prepare_pairs({"train": [zipped]}, tmp_path / "b", SETTINGS, processes=2)
     for name in ("train/shard-000000.tar", "train/index.json", "tokenizer/sentencepiece.model"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet", "translation", "named"])
+def test_records_give_the_bytes_of_two_files(tmp_path, kind):
+    rows = [{"de": source, "en": target} for source, target in tiny_lines(60, 0)]
+    path, given = tmp_path / f"train.{kind}", (None, None)
+    if kind == "json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        if kind == "translation":
+            rows = [{"id": 1, "translation": row} for row in rows]
+        if kind == "named":
+            rows, given = [{"doc": row["de"], "sum": row["en"]} for row in rows], ("doc", "sum")
+        path = tmp_path / "train.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = pair_up([path], DE_EN, "--train", given)
+    prepare_pairs({"train": files}, tmp_path / "records", SETTINGS)
+    prepare_pairs({"train": write(tmp_path, "train", tiny_lines(60, 0))}, tmp_path / "lines", SETTINGS)
+    shards = [(tmp_path / name / "train" / "shard-000000.tar").read_bytes() for name in ("records", "lines")]
+    assert shards[0] == shards[1]
+
+
+def test_records_without_a_side_are_refused_by_place(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"de": "a", "en": "b"}\n{"de": "a", "fr": "b"}\n')
+    with pytest.raises(
+        DataError, match="no text in field 'en' or 'target' or 'tgt'; it has: de, fr"
+    ) as caught:
+        list(pair_up([path], DE_EN, "--train")[0].read())
+    assert "line 2" in caught.value.where
+    assert "--target-field" in caught.value.fix
+    (tmp_path / "a.de").write_text("a\n")
+    with pytest.raises(UsageError, match="only records have fields"):
+        pair_up([tmp_path / "a.de"] * 2, DE_EN, "--train", ("doc", None))
 
 
 def test_lower_case(tmp_path):
