@@ -8,8 +8,10 @@ into the dictionary for `deepspeed.initialize`; `deepspeed_file.py` reads and ch
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,13 @@ def read_setup(
                 f"choose a size that divides {value}, or another {key}",
                 [key],
             )
+    if run.train.monitor != "none" and find_spec(run.train.monitor) is None:
+        faults.add(
+            f"train.monitor is {run.train.monitor}, which is not installed here",
+            f"train.monitor, {sys.executable}",
+            f"pip install 'janus_ds[{run.train.monitor}]' there, or leave the field out",
+            ["train.monitor"],
+        )
     return run, read_deepspeed_config(deepspeed_config, run, data_size, faults)
 
 

@@ -87,7 +87,7 @@ KNOWN: tuple[str, ...] = (
 )
 """All keys that may stand at the top level."""
 
-_MONITORS = "leave it out; RUN/metrics.jsonl and RUN/tensorboard hold all figures"
+_MONITORS = "leave it out; RUN/metrics.jsonl and RUN/tensorboard hold all figures; wandb: train.monitor"
 _TRAINER = "leave it out; the trainer does this itself"
 _WHAT_IS_TRAINED = "leave it out; data and its order belong to the recipe"
 REFUSED: dict[str, str] = {

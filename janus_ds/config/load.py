@@ -91,12 +91,12 @@ _NOT_TRAINED = _words(
     """
     name model.preset data.path data.valid_path data.block_tokens data.workers data.prefetch_steps
     data.pad_multiple data.pack_rows data.cache_dir data.cache_gb data.read_ahead data.retries
-    data.stall_seconds data.on_damage data.max_damage train.log_every train.valid_every train.valid_samples
-    train.save_every train.keep_last train.keep_every train.max_failed_saves train.valid_bleu
-    train.valid_bleu_samples train.valid_task train.valid_bleu_iterations train.keep_best train.patience
-    train.time_limit train.stall_minutes train.sample_every train.max_bad_steps train.max_overflows
-    train.spike_action train.spike_factor train.spike_window train.activation_checkpointing
-    train.attention_backend train.compile
+    data.stall_seconds data.on_damage data.max_damage train.log_every train.monitor train.valid_every
+    train.valid_samples train.save_every train.keep_last train.keep_every train.max_failed_saves
+    train.valid_bleu train.valid_bleu_samples train.valid_task train.valid_bleu_iterations train.keep_best
+    train.patience train.time_limit train.stall_minutes train.sample_every train.max_bad_steps
+    train.max_overflows train.spike_action train.spike_factor train.spike_window
+    train.activation_checkpointing train.attention_backend train.compile
     """
 )
 """Fields that may change between two starts of a run without changing what it learns."""

@@ -40,6 +40,12 @@ class TrainConfig:
     """Updates of the run."""
     log_every: Count = 1
     """Steps between lines of metrics.jsonl and TensorBoard scalars."""
+    monitor: Annotated[str, OneOf("none", "wandb")] = "none"
+    """Where the scalars go besides: none or wandb.
+
+    wandb: needs the extra janus_ds[wandb]; WANDB_MODE=offline keeps them in RUN/wandb, its other variables
+    and `wandb login` count as always. What fails there is a warning: a run never ends for its monitor.
+    """
     valid_every: Whole = 100
     """Steps between validations; 0: only at the end."""
     valid_samples: Whole = 256

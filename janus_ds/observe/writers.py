@@ -1,4 +1,4 @@
-"""Where figures go: `metrics.jsonl` and TensorBoard, with exactly one value a step.
+"""Where figures go: `metrics.jsonl`, TensorBoard and, if asked, wandb, with exactly one value a step.
 
 A killed run has written lines and events of steps that its checkpoint does not know; the resumed
 run will write them again. Opening the writers at step s therefore cuts both back to the steps up to
@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,9 +36,10 @@ class MetricsWriter:
     Args:
         run: the run folder; writes `metrics.jsonl` and `tensorboard/`.
         step: the step the run continues after; later values are removed. 0 starts anew.
+        monitor: `train.monitor`; gets the numbers too.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, monitor: str = "none") -> None:
         from torch.utils.tensorboard.writer import FileWriter
 
         run.mkdir(parents=True, exist_ok=True)
@@ -45,6 +47,7 @@ class MetricsWriter:
         truncate_events(run / "tensorboard", step)
         self._lines = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self._events = FileWriter(str(run / "tensorboard"), flush_secs=5)
+        self._monitor = _Wandb(run, step) if monitor == "wandb" else None
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the values of a step. Numbers also go to TensorBoard; what is not finite is null."""
@@ -57,6 +60,8 @@ class MetricsWriter:
         numbers = {k: v for k, v in clean.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         scalars = [Summary.Value(tag=key, simple_value=float(value)) for key, value in numbers.items()]
         self._events.add_summary(Summary(value=scalars), global_step=step)
+        if self._monitor:
+            self._monitor.write(step, numbers)
 
     def write_text(self, step: int, tag: str, text: str) -> None:
         """Write markdown text, such as decoded samples, to TensorBoard."""
@@ -77,6 +82,54 @@ class MetricsWriter:
         for file in (self._lines, self._events):
             with contextlib.suppress(OSError):
                 file.close()
+        if self._monitor:
+            self._monitor.close()
+
+
+class _Wandb:
+    """A run's numbers at Weights & Biases. What goes wrong there is told once, and training goes on.
+
+    A resumed run goes on under its number; steps that it repeats are left out there, with the same figures.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        self._run: Any = None
+        with self._faults():
+            import wandb
+
+            note = run / "wandb" / "id"
+            number = note.read_text() if step and note.is_file() else secrets.token_hex(8)
+            note.parent.mkdir(exist_ok=True)
+            write_atomic(note, number.encode())
+            # The figures alone: neither output nor code nor the state of the checkout leaves the machine.
+            settings = wandb.Settings(
+                console="off", disable_git=True, save_code=False, x_disable_stats=True, silent=True
+            )
+            project = os.environ.get("WANDB_PROJECT", "janus_ds")
+            self._run = wandb.init(
+                project=project, name=run.name, id=number, resume="allow", dir=run, settings=settings
+            )
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """The numbers of a step."""
+        with self._faults():
+            if self._run:
+                self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        """Hand over what is left."""
+        with self._faults():
+            if self._run:
+                self._run.finish()
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._run = None
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            logger.warning("wandb gets no figures from now on (%s); metrics.jsonl has them all", reason)
 
 
 @contextlib.contextmanager

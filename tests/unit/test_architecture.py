@@ -48,13 +48,14 @@ DOORS = {
     "gcsfs": set(),
     "megatron": {"parallel/tensor_parallel.py"},
     "tensorboard": {"observe/writers.py"},
+    "wandb": {"observe/writers.py"},
     "torch.utils.tensorboard": {"observe/writers.py"},
     "sentencepiece": {"data/text/tokenizer.py", "data/text/fast_tokenizer.py"},
     "tokenizers": {"data/text/tokenizer.py", "data/text/fast_tokenizer.py"},
     "matplotlib": {f"report/{part}.py" for part in ("style", "figures", "panels")},
 }
 # These take long to import and must not be paid by who does not use them.
-LAZY = {"fsspec", "pyarrow", "megatron", "tensorboard", "torch.utils.tensorboard", "matplotlib"}
+LAZY = {"fsspec", "pyarrow", "megatron", "tensorboard", "wandb", "torch.utils.tensorboard", "matplotlib"}
 # The code that goes along with an exported model must be one file.
 LONG = {"model/formats/hf_modeling.py": 500}
 

@@ -73,7 +73,8 @@ class Reporter:
         self.timer = StepMeter(engine.topology.world_size, peak)
         # The line of a step whose validation was interrupted is still to be written.
         written = step if meters.unvalidated is None else step - 1
-        self._writer = MetricsWriter(run, written) if engine.topology.is_main else None
+        monitor, main = config.train.monitor, engine.topology.is_main
+        self._writer = MetricsWriter(run, written, monitor) if main else None
         self._bar = ProgressBar(step, config.train.max_steps, engine.topology.is_main)
 
     def finish_step(self, result: StepResult, wanted: bool) -> dict[str, Any] | None:
