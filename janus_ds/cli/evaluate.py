@@ -210,17 +210,19 @@ def _decode_glge(parsed: argparse.Namespace) -> int:
     meteor = _meteor([task], parsed)
 
     from janus_ds.evaluate.evaluation import results_table
-    from janus_ds.evaluate.tasks import GlgeRequest, evaluate_glge, with_best
+    from janus_ds.evaluate.tasks import evaluate_glge, with_best
     from janus_ds.evaluate.timing import LatencyPlan
 
     request = replace(request, checkpoint=with_best(parsed.checkpoint, parsed.average))
     plan = LatencyPlan(parsed.latency) if parsed.latency else None
-    found = evaluate_glge(GlgeRequest(task, request, meteor, plan, parsed.ar_checkpoint), systems_progress())
-    scores = [result.scores for result in found.results][:1]
-    lines = [f"{task.name}, {first.split}, {first.n} lines, weights {found.checkpoint}" for first in scores]
-    lines.append(results_table(found.results, [*task.columns, "overall"]))
+    results, latency, weights = evaluate_glge(
+        request, task, meteor, plan, parsed.ar_checkpoint, systems_progress()
+    )
+    scores = [result.scores for result in results][:1]
+    lines = [f"{task.name}, {first.split}, {first.n} lines, weights {weights}" for first in scores]
+    lines.append(results_table(results, [*task.columns, "overall"]))
     lines += [f"  {name}: {how}" for first in scores for name, how in first.signatures.items()]
-    return _tell(found.results, lines, [] if found.latency is None else ["", *found.latency.lines()])
+    return _tell(results, lines, [] if latency is None else ["", *latency.lines()])
 
 
 def _score_task(parsed: argparse.Namespace) -> Scores:
@@ -268,8 +270,8 @@ def _score_folder(parsed: argparse.Namespace) -> list[Scores]:
 def _meteor(tasks: Sequence[Task], parsed: argparse.Namespace) -> Meteor:
     """METEOR if a task needs it; that it is missing is told at once, not only beside the scores."""
     if not any("meteor" in task.columns for task in tasks):
-        return Meteor(None)
+        return ""
     meteor = choose_meteor(parsed.meteor)
-    if meteor.program is None:
-        print(f"note: METEOR will be missing: {meteor.why_not}", file=sys.stderr, flush=True)
+    if isinstance(meteor, str):
+        print(f"note: METEOR will be missing: {meteor}", file=sys.stderr, flush=True)
     return meteor

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from janus_ds.cli.arguments import program_parser
-from janus_ds.report.page import ReportRequest, write_report
+from janus_ds.report.page import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parsed = _parser().parse_args(given)
     command = ["python", "eval/report.py", *given]
-    written = write_report(ReportRequest(parsed.runs, parsed.output, parsed.split, parsed.samples, command))
+    written = write_report(parsed.runs, parsed.output, parsed.split, parsed.samples, command)
     print(f"wrote {written[0]} and {len(written) - 1} pictures beside it")
     return 0
 

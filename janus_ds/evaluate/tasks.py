@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from janus_ds.checkpoint.manager import BEST_FOLDER
@@ -85,42 +85,26 @@ class _Translation:
         return replace(scores, extra={"significance": significance})
 
 
-@dataclass(frozen=True)
-class GlgeRequest:
-    """What is to be evaluated.
+def evaluate_glge(
+    request: EvalRequest,
+    task: Task,
+    meteor: Meteor = "it was not asked for",
+    latency: LatencyPlan | None = None,
+    ar_checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[SystemResult], LatencyReport | None, Path]:
+    """Decode, score, measure and write; `scores.json` has the systems, and the latency if it was measured.
 
-    Attributes:
+    Args:
+        request: checkpoint, modes, split and so on; its `latency_sentences` is not used.
         task: the task.
-        base: checkpoint, modes, split and so on; its `latency_sentences` is not used.
         meteor: see `choose_meteor`.
         latency: how speed is measured; None: it is not.
         ar_checkpoint: a run whose AR is the 1.0x of the speed-ups; None: the run itself, if it has AR.
-    """
+        progress: as in `evaluate`.
 
-    task: Task
-    base: EvalRequest
-    meteor: Meteor = field(default_factory=lambda: Meteor(None, "it was not asked for"))
-    latency: LatencyPlan | None = None
-    ar_checkpoint: Path | None = None
-
-
-@dataclass(frozen=True)
-class GlgeEvaluation:
-    """What was found.
-
-    Attributes:
-        results: one for each way of decoding.
-        latency: None where it was not measured.
-        checkpoint: the folder of the weights.
-    """
-
-    results: list[SystemResult]
-    latency: LatencyReport | None
-    checkpoint: Path
-
-
-def evaluate_glge(request: GlgeRequest, progress: Progress | None = None) -> GlgeEvaluation:
-    """Decode, score, measure and write; `scores.json` has the systems, and the latency if it was measured.
+    Returns:
+        One result for each way of decoding, the latency, and the folder of the weights.
 
     Raises:
         UsageError: a mode or a number of iterations that cannot be, or data of another task.
@@ -129,18 +113,18 @@ def evaluate_glge(request: GlgeRequest, progress: Progress | None = None) -> Glg
         DataError: the split's text is missing.
         MissingDependencyError: METEOR's program failed.
     """
-    base = replace(request.base, latency_sentences=0)
-    base.check()
-    run = load_checkpoint(base)
-    task = _GlgeSplit(request.task, base.split, request.meteor)
-    results = run_evaluation(base, run, task, progress)
-    if request.latency is None:
-        return GlgeEvaluation(results, None, run.weights.parent)
-    sources = encode_sources(run, task.read(base, run).first(base.limit))
-    report = measure_glge(base, run, sources, request.latency, request.ar_checkpoint, progress)
+    request = replace(request, latency_sentences=0)
+    request.check()
+    run = load_checkpoint(request)
+    split = _GlgeSplit(task, request.split, meteor)
+    results = run_evaluation(request, run, split, progress)
+    if latency is None:
+        return results, None, run.weights.parent
+    sources = encode_sources(run, split.read(request, run).first(request.limit))
+    report = measure_glge(request, run, sources, latency, ar_checkpoint, progress)
     systems = {result.name: result.scores.as_dict() for result in results}
-    save_json(base.folder(run) / "scores.json", {"systems": systems, "latency": report.as_dict()})
-    return GlgeEvaluation(results, report, run.weights.parent)
+    save_json(request.folder(run) / "scores.json", {"systems": systems, "latency": report.as_dict()})
+    return results, report, run.weights.parent
 
 
 def with_best(checkpoint: Path, average: int) -> Path:
@@ -194,7 +178,7 @@ class _GlgeSplit:
     def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: PairText) -> Scores:
         if text.references is None:
             warning = f"nothing is scored: {text.names[0]} has no references beside it"
-            return Scores(self._task.name, self._split, len(outputs.lines), {}, {}, [warning])
+            return Scores(self._task.name, self._split, len(outputs.lines), warnings=[warning])
         sources = TextLines(text.names[0], text.sources) if self._task.uses_sources else None
         references = TextLines(text.names[1], text.references)
         return score_task(self._task, TaskTexts(outputs, references, sources), self._split, self._meteor)

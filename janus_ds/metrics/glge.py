@@ -27,7 +27,7 @@ from janus_ds.metrics.question_generation import (
     squad_items,
 )
 from janus_ds.metrics.rouge import NAMES, Summary, rouge
-from janus_ds.metrics.scores import Scores, ScoreSheet, TextLines, check_same_length, read_lines
+from janus_ds.metrics.scores import Scores, TextLines, check_same_length, read_lines
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,9 @@ class TaskTexts:
     sources: TextLines | None = None
 
 
-@dataclass(frozen=True)
-class Meteor:
-    """The METEOR to use: the program, or why there is none."""
-
-    program: MeteorProgram | None
-    why_not: str = ""
-
-
-Scorer = Callable[[TaskTexts, Meteor, ScoreSheet], None]
+Meteor = MeteorProgram | str
+"""METEOR's program, or why there is none."""
+Scorer = Callable[[TaskTexts, Meteor, Scores], None]
 PrepareSummaries = Callable[[Sequence[str], Sequence[str]], tuple[list[Summary], list[Summary]]]
 MakeItems = Callable[[Sequence[str], Sequence[str], Sequence[str] | None], list[QuestionItem]]
 
@@ -66,116 +60,117 @@ def choose_meteor(wanted: Literal["auto", "require", "skip"]) -> Meteor:
         MissingDependencyError: it is required and not there.
     """
     if wanted == "skip":
-        return Meteor(None, "it was not asked for")
+        return "it was not asked for"
     try:
-        return Meteor(find_meteor())
+        return find_meteor()
     except MissingDependencyError as error:
         if wanted == "require":
             raise
-        return Meteor(None, f"{error.what} ({error.where}); to have it: {error.fix}")
+        return f"{error.what} ({error.where}); to have it: {error.fix}"
 
 
 def summary_scorer(prepare: PrepareSummaries, script: str) -> Scorer:
     """ROUGE-1, -2 and -L of summaries that `prepare` hands over as `script` does."""
 
-    def score(texts: TaskTexts, meteor: Meteor, sheet: ScoreSheet) -> None:
+    def score(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
         found = rouge(*prepare(texts.predictions.lines, texts.references.lines))
         for name in NAMES:
             signature = f"F1, ROUGE-1.5.5 -m, mean of 1000 bootstrap means, as {script}"
-            sheet.put(name, 100 * found.official[name], signature)
+            scores.put(name, 100 * found.official[name], signature)
         for name in NAMES:
-            sheet.put(f"{name}_mean", 100 * found.mean[name], "F1, plain mean over the lines")
-        _warn_of_summaries(texts, sheet)
+            scores.put(f"{name}_mean", 100 * found.mean[name], "F1, plain mean over the lines")
+        _warn_of_summaries(texts, scores)
 
     return score
 
 
-def _warn_of_summaries(texts: TaskTexts, sheet: ScoreSheet) -> None:
+def _warn_of_summaries(texts: TaskTexts, scores: Scores) -> None:
     for text in (texts.predictions, texts.references):
         empty = [number for number, line in enumerate(text.lines, 1) if not line.strip()]
         if empty:
-            sheet.warn(
+            scores.warnings.append(
                 f"{text.name}: {len(empty)} empty lines (the first is line {empty[0]}) count as 0; "
                 "the official tool stops at them"
             )
     cut = sum("<" in line for line in texts.predictions.lines)
     if cut:
-        sheet.warn(f"{cut} predictions have a '<': ROUGE-1.5.5 loses the text behind it")
+        scores.warnings.append(f"{cut} predictions have a '<': ROUGE-1.5.5 loses the text behind it")
 
 
-def score_cnndm(texts: TaskTexts, meteor: Meteor, sheet: ScoreSheet) -> None:
+def score_cnndm(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
     """ROUGE of summaries of several sentences."""
-    summary_scorer(cnndm_summaries, "UniLM's CNN/DailyMail script")(texts, meteor, sheet)
+    summary_scorer(cnndm_summaries, "UniLM's CNN/DailyMail script")(texts, meteor, scores)
     if not any(SENTENCE_MARK in line for line in texts.predictions.lines):
-        sheet.warn(f"no prediction has {SENTENCE_MARK}: each counts as one sentence, which lowers rougeL")
+        scores.warnings.append(
+            f"no prediction has {SENTENCE_MARK}: each counts as one sentence, which lowers rougeL"
+        )
 
 
 def question_scorer(make_items: MakeItems) -> Scorer:
     """ROUGE-L, BLEU-4 and METEOR of questions, grouped into items by `make_items`."""
 
-    def score(texts: TaskTexts, meteor: Meteor, sheet: ScoreSheet) -> None:
+    def score(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
         sources = None if texts.sources is None else texts.sources.lines
         items = make_items(texts.predictions.lines, texts.references.lines, sources)
         grouping = f"{len(items)} items" + (", one a line" if sources is None else ", one a source")
-        sheet.put("rougeL", 100 * coco_rouge_l(items), f"coco-caption, beta 1.2, {grouping}")
-        sheet.put("bleu4", 100 * coco_bleu(items)[3], f"coco-caption, {grouping}")
-        _put_meteor(items, meteor, sheet)
-        _warn_of_questions(texts, sheet)
+        scores.put("rougeL", 100 * coco_rouge_l(items), f"coco-caption, beta 1.2, {grouping}")
+        scores.put("bleu4", 100 * coco_bleu(items)[3], f"coco-caption, {grouping}")
+        _put_meteor(items, meteor, scores)
+        _warn_of_questions(texts, scores)
 
     return score
 
 
-def _put_meteor(items: Sequence[QuestionItem], meteor: Meteor, sheet: ScoreSheet) -> None:
-    if meteor.program is not None:
-        (value,) = meteor.program.scores([items])
-        sheet.put("meteor", 100 * value, "METEOR 1.5, -l en -norm")
+def _put_meteor(items: Sequence[QuestionItem], meteor: Meteor, scores: Scores) -> None:
+    if isinstance(meteor, MeteorProgram):
+        scores.put("meteor", 100 * meteor.score(items), "METEOR 1.5, -l en -norm")
     else:
-        sheet.warn(f"METEOR is missing: {meteor.why_not}")
+        scores.warnings.append(f"METEOR is missing: {meteor}")
 
 
-def _warn_of_questions(texts: TaskTexts, sheet: ScoreSheet) -> None:
+def _warn_of_questions(texts: TaskTexts, scores: Scores) -> None:
     if texts.sources is None:
-        sheet.warn(
+        scores.warnings.append(
             "no sources were given, so every line is an item; the official script makes one item of all "
             "lines with the same source, which raises rougeL and bleu4 where sources repeat"
         )
-    _warn_of_glued_stops(texts, sheet)
+    _warn_of_glued_stops(texts, scores)
     for text in (texts.predictions, texts.references, texts.sources):
         if text is not None and not text.ends_with_newline:
-            sheet.warn(
+            scores.warnings.append(
                 f"{text.name}: the last line has no newline; the official script would lose its last letter"
             )
 
 
-def _warn_of_glued_stops(texts: TaskTexts, sheet: ScoreSheet) -> None:
+def _warn_of_glued_stops(texts: TaskTexts, scores: Scores) -> None:
     glued = sum(bool(_GLUED_STOP.search(line.strip())) for line in texts.predictions.lines)
     if 2 * glued > len(texts.predictions.lines):
-        sheet.warn(
+        scores.warnings.append(
             f"{glued} predictions end in a word with its full stop or question mark: the references are "
             "tokenised ('x ?'), so tokenise the predictions, too, or the scores are too low"
         )
 
 
-def score_dialogue(texts: TaskTexts, meteor: Meteor, sheet: ScoreSheet) -> None:
+def score_dialogue(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
     """BLEU-1, BLEU-2, Distinct-1, Distinct-2 of responses."""
     pair = texts.predictions.lines, texts.references.lines
     for order in _ORDERS:
         value = mean_sentence_bleu(*pair, order)
-        sheet.put(f"bleu{order}", value, "mean of sentence_bleu with method7, as in nltk 3.5")
+        scores.put(f"bleu{order}", value, "mean of sentence_bleu with method7, as in nltk 3.5")
     for order in _ORDERS:
         value = distinct(texts.predictions.lines, order)
-        sheet.put(f"distinct{order}", value, "different n-grams in % of all, over all lines")
+        scores.put(f"distinct{order}", value, "different n-grams in % of all, over all lines")
     for order in _ORDERS:
         value = mean_sentence_bleu(*pair, order, "nltk36")
-        sheet.put(f"bleu{order}_nltk36", value, "the same as nltk 3.6 and later smooth it")
-    _warn_of_glued_stops(texts, sheet)
+        scores.put(f"bleu{order}_nltk36", value, "the same as nltk 3.6 and later smooth it")
+    _warn_of_glued_stops(texts, scores)
 
 
-def score_answers(texts: TaskTexts, meteor: Meteor, sheet: ScoreSheet) -> None:
+def score_answers(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
     """F1 of answers, one accepted answer a line."""
     accepted = [[line] for line in texts.references.lines]
     value = mean_answer_f1(texts.predictions.lines, accepted)
-    sheet.put("f1", value, "mean F1 of words, normalised as for SQuAD")
+    scores.put("f1", value, "mean F1 of words, normalised as for SQuAD")
 
 
 _SUMMARY = ("rouge1", "rouge2", "rougeL")
@@ -251,18 +246,18 @@ def score_task(task: Task, texts: TaskTexts, split: str, meteor: Meteor) -> Scor
     check_same_length(texts.predictions, texts.references)
     if texts.sources is not None:
         check_same_length(texts.sources, texts.references)
-    sheet = ScoreSheet()
-    task.score(texts, meteor, sheet)
-    if task.doubt:
-        sheet.warn(f"{task.name}: {task.doubt}")
-    missing = [name for name in task.columns if name not in sheet.metrics]
-    if missing:
-        sheet.warn(f"overall is left out, since it needs {', '.join(missing)}")
-    else:
-        value = overall([sheet.metrics[name] for name in task.columns])
-        sheet.put("overall", value, f"mean of {', '.join(task.columns)}")
     count = len(texts.references.lines)
-    return Scores(task.name, split, count, sheet.metrics, sheet.signatures, sheet.warnings)
+    scores = Scores(task.name, split, count)
+    task.score(texts, meteor, scores)
+    if task.doubt:
+        scores.warnings.append(f"{task.name}: {task.doubt}")
+    missing = [name for name in task.columns if name not in scores.metrics]
+    if missing:
+        scores.warnings.append(f"overall is left out, since it needs {', '.join(missing)}")
+    else:
+        value = overall([scores.metrics[name] for name in task.columns])
+        scores.put("overall", value, f"mean of {', '.join(task.columns)}")
+    return scores
 
 
 def overall(values: Sequence[float]) -> float:
@@ -281,19 +276,17 @@ def combine(found: Sequence[Scores], split: str) -> Scores:
 
     The tasks' own scores stand under `tasks` in the JSON.
     """
-    sheet = ScoreSheet()
+    parts = {"tasks": {scores.task: scores.as_dict() for scores in found}}
+    whole = Scores("all", split, sum(scores.n for scores in found), extra=parts)
     for scores in found:
         if "overall" in scores.metrics:
-            sheet.put(scores.task, scores.metrics["overall"], scores.signatures["overall"])
-    missing = [name for name in TASKS if name not in sheet.metrics]
+            whole.put(scores.task, scores.metrics["overall"], scores.signatures["overall"])
+    missing = [name for name in TASKS if name not in whole.metrics]
     if missing:
-        sheet.warn(f"overall of the benchmark is left out: no overall of {', '.join(missing)}")
+        whole.warnings.append(f"overall of the benchmark is left out: no overall of {', '.join(missing)}")
     else:
-        value = overall([sheet.metrics[name] for name in TASKS])
-        sheet.put("overall", value, "mean over the eight tasks")
-    parts = {"tasks": {scores.task: scores.as_dict() for scores in found}}
-    count = sum(scores.n for scores in found)
-    return Scores("all", split, count, sheet.metrics, sheet.signatures, sheet.warnings, parts)
+        whole.put("overall", overall([whole.metrics[name] for name in TASKS]), "mean over the eight tasks")
+    return whole
 
 
 def read_texts(task: Task, predictions: Path, data: Path, split: str) -> TaskTexts:

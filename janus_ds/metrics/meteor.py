@@ -39,10 +39,8 @@ class MeteorProgram:
     java: str
     jar: Path
 
-    def scores(self, corpora: Sequence[Sequence[QuestionItem]]) -> list[float]:
-        """Corpus METEOR of each corpus, 0 to 1, from the added-up statistics of its items.
-
-        Starting the program takes seconds, so it is started once for all corpora.
+    def score(self, items: Sequence[QuestionItem]) -> float:
+        """Corpus METEOR, 0 to 1, from the added-up statistics of the items.
 
         Raises:
             MissingDependencyError: the program failed; carries its last words.
@@ -63,7 +61,7 @@ class MeteorProgram:
             ) as process,
         ):
             try:
-                return [_converse(process, items) for items in corpora]
+                return _converse(process, items)
             except (BrokenPipeError, ValueError) as error:
                 process.kill()
                 process.wait()

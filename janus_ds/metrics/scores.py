@@ -91,26 +91,8 @@ METRIC_TITLES = {
 
 
 @dataclass
-class ScoreSheet:
-    """What a metric fills in while a task is scored; the parts of `Scores`."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    signatures: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def put(self, name: str, percent: float, signature: str) -> None:
-        """Enter one metric."""
-        self.metrics[name] = percent
-        self.signatures[name] = signature
-
-    def warn(self, text: str) -> None:
-        """Enter something a reader must know."""
-        self.warnings.append(text)
-
-
-@dataclass(frozen=True)
 class Scores:
-    """What an evaluation found.
+    """What an evaluation found; metrics enter themselves by `put`.
 
     Attributes:
         task: "nmt" or a task of GLGE.
@@ -126,10 +108,15 @@ class Scores:
     task: str
     split: str
     n: int
-    metrics: dict[str, float]
-    signatures: dict[str, str]
-    warnings: list[str]
+    metrics: dict[str, float] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def put(self, name: str, percent: float, signature: str) -> None:
+        """Enter one metric."""
+        self.metrics[name] = percent
+        self.signatures[name] = signature
 
     def as_dict(self) -> dict[str, Any]:
         """The form of `scores.json`."""

@@ -26,7 +26,7 @@ from janus_ds.metrics.bleu import (
     sacrebleu_13a,
     tokenized_bleu,
 )
-from janus_ds.metrics.scores import Scores, ScoreSheet, TextLines, check_same_length
+from janus_ds.metrics.scores import Scores, TextLines, check_same_length
 
 _BPE = re.compile(r"@@( |$)")
 _MOSES_ESCAPE = re.compile(r"&(apos|quot|amp|lt|gt|#91|#93|#124);")
@@ -55,7 +55,7 @@ def score_translations(
         DataError: the two do not have the same number of lines.
     """
     check_same_length(hypotheses, references)
-    sheet = ScoreSheet()
+    scores = Scores("nmt", split, len(hypotheses.lines))
     pair = hypotheses.lines, references.lines
     for name, metric in (
         ("sacrebleu", sacrebleu_13a),
@@ -64,15 +64,15 @@ def score_translations(
         ("chrf", chrf),
     ):
         measured = metric(*pair)
-        sheet.put(name, measured.score, measured.signature)
-    _put_repetition(sheet, hypotheses, references, tokens)
-    sheet.put("length_ratio", length_ratio(*pair), "words of the hypotheses in % of the references'")
-    _warn(sheet, hypotheses, references)
-    return Scores("nmt", split, len(hypotheses.lines), sheet.metrics, sheet.signatures, sheet.warnings)
+        scores.put(name, measured.score, measured.signature)
+    _put_repetition(scores, hypotheses, references, tokens)
+    scores.put("length_ratio", length_ratio(*pair), "words of the hypotheses in % of the references'")
+    _warn(scores, hypotheses, references)
+    return scores
 
 
 def _put_repetition(
-    sheet: ScoreSheet,
+    scores: Scores,
     hypotheses: TextLines,
     references: TextLines,
     tokens: Sequence[Sequence[Hashable]] | None,
@@ -84,22 +84,22 @@ def _put_repetition(
     else:
         unit = "words: the lines have no subword marks"
     generated = [line.split() for line in hypotheses.lines] if tokens is None else tokens
-    sheet.put("repetition", repetition(generated), f"% of tokens equal to the one before; {unit}")
+    scores.put("repetition", repetition(generated), f"% of tokens equal to the one before; {unit}")
     for name, text in (("repetition_words", hypotheses), ("reference_repetition_words", references)):
         words = [remove_bpe(line).split() for line in text.lines]
-        sheet.put(name, repetition(words), "% of words equal to the one before")
+        scores.put(name, repetition(words), "% of words equal to the one before")
 
 
-def _warn(sheet: ScoreSheet, hypotheses: TextLines, references: TextLines) -> None:
+def _warn(scores: Scores, hypotheses: TextLines, references: TextLines) -> None:
     empty = sum(not line.strip() for line in hypotheses.lines)
     if empty:
-        sheet.warn(
+        scores.warnings.append(
             f"{empty} hypotheses are empty; tokenized_bleu counts each as one wrong word, as fairseq does"
         )
     escaped = sum(bool(_MOSES_ESCAPE.search(line)) for line in references.lines)
     split = sum(bool(_SPLIT_FULL_STOP.search(line)) for line in references.lines)
     if escaped or 2 * split > len(references.lines):
-        sheet.warn(
+        scores.warnings.append(
             f"the references are tokenised (of {len(references.lines)} lines {escaped} have Moses escapes, "
             f"{split} a full stop set apart): sacrebleu and chrf are not comparable with numbers on plain "
             "text, sacrebleu is too high; tokenized_bleu is the number of the literature"

@@ -10,7 +10,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -28,53 +28,44 @@ _DPI = 150
 _WORDS = re.compile(r"(\s*)(\w+|[^\w\s])")
 
 
-@dataclass(frozen=True)
-class ReportRequest:
-    """What is to be reported.
+def write_report(
+    folders: Sequence[Path], output: Path, split: str, samples: int, command: Sequence[str]
+) -> list[Path]:
+    """Write index.html and the PNGs; returns their paths, the page first.
 
-    Attributes:
-        runs: run folders.
+    Args:
+        folders: run folders.
         output: folder of the page and its pictures.
         split: whose scores.
         samples: test sentences shown; 0: none.
         command: the command line, for the foot of the page.
-    """
-
-    runs: Sequence[Path]
-    output: Path
-    split: str = "test"
-    samples: int = 6
-    command: Sequence[str] = ()
-
-
-def write_report(request: ReportRequest) -> list[Path]:
-    """Write index.html and the PNGs; returns their paths, the page first.
 
     Raises:
         UsageError: no run, a folder that is none, a negative number of samples.
         MissingDependencyError: matplotlib is not installed.
         ResourceError: the output cannot be written.
     """
-    if request.samples < 0:
-        raise UsageError(f"{request.samples} samples cannot be shown", "--samples", "give 0 or more")
-    in_the_way = [path for path in (request.output, *request.output.parents) if path.is_file()]
+    if samples < 0:
+        raise UsageError(f"{samples} samples cannot be shown", "--samples", "give 0 or more")
+    in_the_way = [path for path in (output, *output.parents) if path.is_file()]
     if in_the_way:
         raise UsageError(
             "a file is where the report's folder should be", str(in_the_way[0]), "name another --output"
         )
     require_matplotlib()
-    runs = read_runs(request.runs, request.split)
+    runs = read_runs(folders, split)
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     by_task = {task: draw_task_pictures(runs, task, _DPI) for task in tasks}
     curves = draw_curve_pictures(runs, _DPI)
-    page = render(_content(request, runs, by_task, curves))
-    with disk_faults(request.output):
-        request.output.mkdir(parents=True, exist_ok=True)
-    written = [request.output / PAGE]
+    told = {"subtitle": _subtitle(runs, split), "command": shlex.join(command)}
+    page = render(_content(runs, by_task, curves, samples) | told)
+    with disk_faults(output):
+        output.mkdir(parents=True, exist_ok=True)
+    written = [output / PAGE]
     write_atomic(written[0], f"{page}\n".encode())
     for picture in [*(p for found in by_task.values() for p in found), *curves]:
         if picture.png is not None:
-            written.append(request.output / f"{picture.name}.png")
+            written.append(output / f"{picture.name}.png")
             write_atomic(written[-1], picture.png)
     return written
 
@@ -91,10 +82,7 @@ def render(content: dict[str, Any], template: str = "page.html.j2") -> str:
 
 
 def _content(
-    request: ReportRequest,
-    runs: Sequence[RunFolder],
-    by_task: dict[str, list[Picture]],
-    curves: Sequence[Picture],
+    runs: Sequence[RunFolder], by_task: dict[str, list[Picture]], curves: Sequence[Picture], samples: int
 ) -> dict[str, Any]:
     notes = [(run.label, note) for run in runs for note in dict.fromkeys(run.notes)]
     tasks = [
@@ -103,20 +91,18 @@ def _content(
             "run_table": run_table(runs, task),
             "mode_table": mode_table(runs, task),
             "pictures": [_picture(picture) for picture in pictures],
-            "samples": sample_cards(runs, task, request.samples) if request.samples else None,
+            "samples": sample_cards(runs, task, samples) if samples else None,
         }
         for task, pictures in by_task.items()
     ]
     return {
         "title": f"Runs {', '.join(run.label for run in runs)}",
-        "subtitle": _subtitle(request, runs),
         "notes": notes,
         "tasks": tasks,
         "no_scores": run_table(runs, "nmt"),
         "curves": [_picture(picture) for picture in curves],
         "now": _now(),
         "version": __version__,
-        "command": shlex.join(request.command),
         "making": [_making(run) for run in runs],
         "signatures": list(dict.fromkeys(line for task in by_task for line in _signatures(runs, task))),
     }
@@ -127,14 +113,14 @@ def _picture(picture: Picture) -> dict[str, Any]:
     return {**asdict(picture), "base64": encoded}
 
 
-def _subtitle(request: ReportRequest, runs: Sequence[RunFolder]) -> str:
+def _subtitle(runs: Sequence[RunFolder], split: str) -> str:
     counts = {
-        f"{task} {request.split}, n = {system.scores.get('n', '?')}"
+        f"{task} {split}, n = {system.scores.get('n', '?')}"
         for run in runs
         for task, systems in run.tasks.items()
         for system in systems.values()
     }
-    told = "; ".join(sorted(counts)) or f"no scores of split {request.split}"
+    told = "; ".join(sorted(counts)) or f"no scores of split {split}"
     return f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}; {told}; made {_now()}"
 
 

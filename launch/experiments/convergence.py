@@ -19,9 +19,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from driver import (
-    EVALUATE,
     ROOT,
-    TRAIN,
+    Run,
     experiment_parser,
     prepare_pairs_command,
     product,
@@ -80,42 +79,22 @@ COMPARISONS = (
 )
 
 
-class Convergence:
-    """The runs of this experiment, as `driver.Plan` asks for them.
-
-    Args:
-        options: the command line.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-        self.folder: Path = options.root / "en-de"
-
-    def stages(self, name: str) -> tuple[str, ...]:
-        """Every run is trained and evaluated."""
-        return (TRAIN, EVALUATE)
-
-    def needs(self, name: str) -> tuple[str, ...]:
-        """No run starts from another one."""
-        return ()
-
-    def goal(self, name: str, stage: str) -> dict[str, int]:
-        """The most updates; patience may end a run before."""
-        return {"steps": self._options.steps}
-
-    def command(self, name: str, stage: str) -> list[str]:
-        """The product's own programs."""
-        run, options = self.folder / name, self._options
-        if stage == TRAIN:
-            own = (f"name={name}", *overrides_of(name), f"train.max_steps={options.steps}")
-            data = self.folder / "data"
-            return training_command("finetune", RECIPE, data, run, "--set", *own, *options.overrides)
+def runs_of(options: argparse.Namespace) -> dict[str, Run]:
+    """The runs that are asked for. Patience may end one before its last update."""
+    found = {}
+    for name in options.only:
+        run = options.root / name
+        own = (f"name={name}", *overrides_of(name), f"train.max_steps={options.steps}", *options.overrides)
+        train = training_command("finetune", RECIPE, options.root / "data", run, "--set", *own)
         given = ("--checkpoint", run, "--average", options.average, "--split", "test")
-        return product("eval/nmt.py", *given, "--limit", options.limit)
+        evaluate = product("eval/nmt.py", *given, "--limit", options.limit)
+        found[name] = Run(train, options.steps, evaluate=evaluate)
+    return found
 
-    def report(self) -> None:
-        """Make JSON, Markdown and pictures of what is there."""
-        print(f"wrote {write_page(self.folder, self._options.results)}", flush=True)
+
+def report(options: argparse.Namespace) -> None:
+    """Make JSON, Markdown and pictures of what is there."""
+    print(f"wrote {write_page(options.root, options.results)}", flush=True)
 
 
 def overrides_of(name: str) -> list[str]:
@@ -328,7 +307,7 @@ def _look(name: str) -> dict[str, str]:
 
 def prepare(options: argparse.Namespace) -> int:
     """The data directory, unless it is there; the exit code."""
-    folder = options.root / "en-de"
+    folder = options.root
     if (folder / "data" / "manifest.json").is_file():
         return 0
     text = shared_text("multi30k", "Multi30k", "train, val and test_2016_flickr, .de and .en")
@@ -336,7 +315,6 @@ def prepare(options: argparse.Namespace) -> int:
     def pair(stem: str) -> list[str]:
         return [str(sorted(text.glob(f"{stem}.{language}*"))[0]) for language in ("en", "de")]
 
-    folder.mkdir(parents=True, exist_ok=True)
     command = prepare_pairs_command(
         ("en", "de"),
         folder / "data",
@@ -353,6 +331,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, default=30_600, help="most updates of each run [%(default)s]")
     add("--average", type=int, default=10, help="checkpoints averaged for the scores [%(default)s]")
     options = parser.parse_args(arguments)
+    options.root /= "en-de"
     options.only = [name for name in options.only.split(",") if name]
     for name in options.only:
         overrides_of(name)
@@ -364,7 +343,7 @@ def main() -> int:
     options = parse()
     # Before an hour is spent: overrides that cannot be meant are refused here.
     load_run_config(RECIPE, options.overrides)
-    return run_experiment(options, Convergence(options), prepare)
+    return run_experiment(options, prepare, runs_of, report)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from demo_text import split_pairs, write_splits
 from driver import (
     ROOT,
     Driver,
-    TrainedRun,
-    TrainedRuns,
+    Run,
     experiment_parser,
     prepare_pairs_command,
     run_logged,
     shared_text,
+    training_command,
 )
 
 from janus_ds.checkpoint.manifest import step_of
@@ -73,14 +73,16 @@ def prepare(options: argparse.Namespace) -> int:
 SPLITS = ("train", "valid", "test")
 
 
-def plan(options: argparse.Namespace) -> TrainedRuns:
+def runs_of(options: argparse.Namespace) -> dict[str, Run]:
     """Both runs; the second starts from the first."""
-    given = {name: (f"name=demo-de-en-{name}",) for name in ("ar", "janus")}
-    ar = TrainedRun("finetune", RECIPE, options.ar_steps, None, (*given["ar"], *AR))
-    return TrainedRuns(
-        options,
-        {"ar": ar, "janus": TrainedRun("finetune", RECIPE, options.janus_steps, "ar", given["janus"])},
-    )
+    root, found = options.root, {}
+    for name, steps, own in (("ar", options.ar_steps, AR), ("janus", options.janus_steps, ())):
+        start = "ar" if name == "janus" else None
+        init = ("--init", root / start) if start else ()
+        given = ("--set", f"train.max_steps={steps}", f"name=demo-de-en-{name}", *own, *options.overrides)
+        train = training_command("finetune", RECIPE, root / "data", root / name, *init, *given)
+        found[name] = Run(train, steps, start)
+    return found
 
 
 def make_asset(options: argparse.Namespace) -> int:
@@ -131,7 +133,7 @@ def main() -> int:
     options.root.mkdir(parents=True, exist_ok=True)
     if options.ship:
         return make_asset(options)
-    return prepare(options) or Driver(plan(options), ["ar", "janus"], 1).run()
+    return prepare(options) or Driver(options.root, runs_of(options)).run()
 
 
 if __name__ == "__main__":

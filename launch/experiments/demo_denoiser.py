@@ -25,12 +25,12 @@ from demo_asset import folder_bytes, ship, training_minutes
 from driver import (
     ROOT,
     Driver,
-    TrainedRun,
-    TrainedRuns,
+    Run,
     experiment_parser,
     product,
     run_logged,
     shared_text,
+    training_command,
 )
 from safetensors.torch import save
 from torch.nn import functional
@@ -254,8 +254,9 @@ def main() -> int:
         return make_asset(options)
     if options.quickstart:
         return make_page(options)
-    run = TrainedRun("pretrain", RECIPE, options.steps)
-    return prepare(options) or Driver(TrainedRuns(options, {NAME: run}), [NAME], 1).run()
+    root, given = options.root, ("--set", f"train.max_steps={options.steps}", *options.overrides)
+    train = training_command("pretrain", RECIPE, root / "data", root / NAME, *given)
+    return prepare(options) or Driver(root, {NAME: Run(train, options.steps)}).run()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError
 
@@ -60,15 +59,44 @@ def _absolute(text: str) -> Path:
     return Path(text).resolve()
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run of an experiment.
+
+    Attributes:
+        train: the command of its training.
+        steps: updates asked for; a training that was ended at fewer goes on.
+        start: the run whose weights it starts from.
+        evaluate: the command of its evaluation; None: it is trained only.
+        lines: test lines asked for, where evaluations differ in them.
+    """
+
+    train: list[str]
+    steps: int
+    start: str | None = None
+    evaluate: list[str] | None = None
+    lines: int = 0
+
+    def goal(self, stage: str) -> dict[str, int]:
+        """What the mark of a stage says was done; where it says less, the stage is done again."""
+        lines = {"lines": self.lines} if stage == EVALUATE and self.lines else {}
+        return {"steps": self.steps, **lines}
+
+
 def run_experiment(
-    options: argparse.Namespace, plan: Plan, prepare: Callable[[argparse.Namespace], int]
+    options: argparse.Namespace,
+    prepare: Callable[[argparse.Namespace], int],
+    runs: Callable[[argparse.Namespace], Mapping[str, Run]],
+    report: Callable[[argparse.Namespace], object],
 ) -> int:
     """Make the tables alone, or prepare the data (which gives an exit code) and run; the exit code."""
     if options.report:
-        plan.report()
+        report(options)
         return 0
     options.root.mkdir(parents=True, exist_ok=True)
-    return prepare(options) or Driver(plan, options.only, options.jobs).run()
+    return (
+        prepare(options) or Driver(options.root, runs(options), options.jobs, lambda: report(options)).run()
+    )
 
 
 def product(program: str, *options: object) -> list[str]:
@@ -125,83 +153,6 @@ def run_logged(folder: Path, name: str, command: Sequence[str]) -> int:
     return code
 
 
-class Plan(Protocol):
-    """What an experiment knows of its runs."""
-
-    folder: Path
-    """Holds one folder a run."""
-
-    def stages(self, name: str) -> Sequence[str]:
-        """Stages of a run, in order."""
-
-    def needs(self, name: str) -> Sequence[str]:
-        """Runs that must be trained before."""
-
-    def goal(self, name: str, stage: str) -> Mapping[str, int]:
-        """What the mark says was done, such as updates; a stage whose mark says less is done again."""
-
-    def command(self, name: str, stage: str) -> list[str]:
-        """What is executed."""
-
-    def report(self) -> None:
-        """Make the tables of what is there."""
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A run that is trained only.
-
-    Attributes:
-        program: pretrain or finetune.
-        recipe: of the run.
-        steps: updates.
-        init: the run that it starts from, trained before; None: random weights.
-        overrides: of the recipe.
-    """
-
-    program: str
-    recipe: Path
-    steps: int
-    init: str | None = None
-    overrides: tuple[str, ...] = ()
-
-
-class TrainedRuns:
-    """Runs on the data in ROOT/data, as :class:`Plan` asks for them.
-
-    Args:
-        options: the command line, with root and overrides.
-        runs: by name.
-    """
-
-    def __init__(self, options: argparse.Namespace, runs: Mapping[str, TrainedRun]) -> None:
-        self.folder: Path = options.root
-        self._overrides, self._runs = options.overrides, runs
-
-    def stages(self, name: str) -> tuple[str, ...]:
-        """Training alone."""
-        return (TRAIN,)
-
-    def needs(self, name: str) -> tuple[str, ...]:
-        """The run whose weights it starts from."""
-        init = self._runs[name].init
-        return () if init is None else (init,)
-
-    def goal(self, name: str, stage: str) -> dict[str, int]:
-        """The updates asked for."""
-        return {"steps": self._runs[name].steps}
-
-    def command(self, name: str, stage: str) -> list[str]:
-        """The product's own program."""
-        run, root = self._runs[name], self.folder
-        init = () if run.init is None else ("--init", root / run.init)
-        given = (f"train.max_steps={run.steps}", *run.overrides, *self._overrides)
-        return training_command(run.program, run.recipe, root / "data", root / name, *init, "--set", *given)
-
-    def report(self) -> None:
-        """Nothing is reported before an asset is made."""
-
-
 @dataclass
 class Job:
     """A stage that is under way."""
@@ -216,15 +167,21 @@ class Driver:
     """Starts stages, waits for them, and has the tables made.
 
     Args:
-        plan: the experiment.
-        names: its runs, in this order; what they need and is not trained must be among them, earlier.
+        folder: holds one folder a run.
+        runs: by name, in this order; what they start from and is not trained must be among them, earlier.
         jobs: stages at the same time.
+        report: makes the tables of what is there.
     """
 
-    def __init__(self, plan: Plan, names: Sequence[str], jobs: int) -> None:
-        self._plan = plan
-        self._slots = jobs
-        self._waiting = [name for name in dict.fromkeys(names) if self._next_stage(name) is not None]
+    def __init__(
+        self,
+        folder: Path,
+        runs: Mapping[str, Run],
+        jobs: int = 1,
+        report: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._folder, self._runs, self._slots, self._report = folder, runs, jobs, report
+        self._waiting = [name for name in runs if self._next_stage(name) is not None]
         self._jobs: list[Job] = []
         self._failed: list[str] = []
         self._stopped = False
@@ -244,7 +201,7 @@ class Driver:
 
     def _fill(self) -> None:
         while self._waiting and len(self._jobs) < self._slots and not self._stopped:
-            ready = [name for name in self._waiting if all(map(self._trained, self._plan.needs(name)))]
+            ready = [name for name in self._waiting if self._can_start(name)]
             if not ready and self._jobs:
                 return
             if not ready:
@@ -260,30 +217,35 @@ class Driver:
             if stage is not None:
                 self._start(ready[0], stage)
 
-    def _trained(self, name: str) -> bool:
-        return self._reached(name, TRAIN)
+    def _can_start(self, name: str) -> bool:
+        start = self._runs[name].start
+        return start is None or self._reached(start, TRAIN)
 
     def _next_stage(self, name: str) -> str | None:
         """The first stage that is not done, unless the last one is."""
-        stages = self._plan.stages(name)
-        if self._reached(name, stages[-1]):
+        last = EVALUATE if self._runs[name].evaluate else TRAIN
+        if self._reached(name, last):
             return None
-        return next(stage for stage in stages if not self._reached(name, stage))
+        return last if self._reached(name, TRAIN) else TRAIN
 
     def _reached(self, name: str, stage: str) -> bool:
         """Whether a stage was done for as much as is asked for now; a longer run goes on."""
-        mark = self._plan.folder / name / MARKS[stage]
+        mark = self._folder / name / MARKS[stage]
         if not mark.is_file():
             return False
-        done = json.loads(mark.read_text(encoding="utf-8"))
-        return all(int(done.get(key, 0)) >= value for key, value in self._plan.goal(name, stage).items())
+        done, goal = json.loads(mark.read_text(encoding="utf-8")), {}
+        if name in self._runs:
+            goal = self._runs[name].goal(stage)
+        return all(int(done.get(key, 0)) >= value for key, value in goal.items())
 
     def _start(self, name: str, stage: str) -> None:
-        run = self._plan.folder / name
+        run, command = self._folder / name, self._runs[name].train
+        if stage == EVALUATE:
+            command = self._runs[name].evaluate or []
         run.mkdir(parents=True, exist_ok=True)
         with (run / f"{stage}.log").open("ab") as log:
             process = subprocess.Popen(
-                self._plan.command(name, stage),
+                command,
                 env=environment(),
                 stdout=log,
                 stderr=log,
@@ -293,7 +255,7 @@ class Driver:
         self._jobs.append(Job(name, stage, process, time.time()))
 
     def _ended(self, job: Job) -> None:
-        code, run = job.process.returncode, self._plan.folder / job.name
+        code, run = job.process.returncode, self._folder / job.name
         attempt = {"stage": job.stage, "seconds": round(time.time() - job.started, 1), "exit": code}
         with (run / "attempts.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(attempt) + "\n")
@@ -302,13 +264,13 @@ class Driver:
             if not self._stopped:
                 self._failed.append(job.name)
             return
-        mark = json.dumps(dict(self._plan.goal(job.name, job.stage))) + "\n"
+        mark = json.dumps(self._runs[job.name].goal(job.stage)) + "\n"
         (run / MARKS[job.stage]).write_text(mark, encoding="utf-8")
-        stages = self._plan.stages(job.name)
-        if job.stage == stages[-1]:
-            self._plan.report()
+        following = self._next_stage(job.name)
+        if following is None:
+            self._report()
         elif not self._stopped:
-            self._start(job.name, stages[stages.index(job.stage) + 1])
+            self._start(job.name, following)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = True

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from driver import (
-    EVALUATE,
     ROOT,
-    TRAIN,
+    Run,
     experiment_parser,
     product,
     run_experiment,
@@ -45,8 +44,8 @@ SECOND_STAGE = ("optim.lr=1.0e-3",)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training: where its weights come from and what it is."""
+class Training:
+    """Where the weights of a run come from and what it is."""
 
     start: str | None
     """The run it starts from."""
@@ -55,26 +54,26 @@ class Run:
     overrides: tuple[str, ...] = ()
 
 
-def _second(preset: str) -> Run:
-    return Run("base", None, (f"objective.preset={preset}", *SECOND_STAGE))
+def _second(preset: str) -> Training:
+    return Training("base", None, (f"objective.preset={preset}", *SECOND_STAGE))
 
 
-RUNS: dict[str, Run] = {
-    "base": Run(None),
+RUNS: dict[str, Training] = {
+    "base": Training(None),
     "pre-janus": _second("paper"),
     "pre-ar": _second("ar"),
-    "janus-nar": Run("pre-janus", "nar"),
-    "ar-nar": Run("pre-ar", "nar"),
+    "janus-nar": Training("pre-janus", "nar"),
+    "ar-nar": Training("pre-ar", "nar"),
     # What the query stream has learned is kept; `ar` would throw it away.
-    "janus-ar": Run("pre-janus", "ar_query"),
-    "ar-ar": Run("pre-ar", "ar"),
+    "janus-ar": Training("pre-janus", "ar_query"),
+    "ar-ar": Training("pre-ar", "ar"),
     "pre-cmlm": _second("cmlm"),
-    "cmlm-nar": Run("pre-cmlm", "nar"),
-    "cmlm-ar": Run("pre-cmlm", "ar"),
-    "none-nar": Run(None, "nar"),
-    "none-ar": Run(None, "ar"),
+    "cmlm-nar": Training("pre-cmlm", "nar"),
+    "cmlm-ar": Training("pre-cmlm", "ar"),
+    "none-nar": Training(None, "nar"),
+    "none-ar": Training(None, "ar"),
     # The released fine-tuning from the same weights: two dropout draws, NAR and AUX in random order.
-    "janus-nar_released": Run("pre-janus", "nar_released"),
+    "janus-nar_released": Training("pre-janus", "nar_released"),
 }
 """The most telling first, each after what it starts from."""
 _WORDS = "released against plain NAR fine-tuning of the same weights"
@@ -85,74 +84,48 @@ SAMPLES = (0, 400, 1200)
 """Test lines that are shown."""
 
 
-class SquadQuestions:
-    """The runs of this experiment, as `driver.Plan` asks for them.
+def runs_of(options: argparse.Namespace) -> dict[str, Run]:
+    """The runs that are asked for."""
+    lines = options.limit or _test_lines(options.root)
+    return {name: _run(options, name, lines) for name in options.only}
 
-    Args:
-        options: the command line.
-    """
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-        self.folder: Path = options.root
+def _run(options: argparse.Namespace, name: str, lines: int) -> Run:
+    run, folder = RUNS[name], options.root / name
+    kind = ("finetune", FINE_TUNING, "squadqg") if run.mode else ("pretrain", PRETRAINING, "wikipedia")
+    steps = options.tune_steps if run.mode else options.second_steps if run.start else options.base_steps
+    train = training_command(
+        *(*kind[:2], options.root / kind[2], folder),
+        *(("--mode", run.mode) if run.mode else ()),
+        *(("--init", options.root / run.start) if run.start else ()),
+        *("--set", f"name={name}", f"train.seed={options.seed}", f"train.max_steps={steps}"),
+        *(*run.overrides, *options.overrides),
+    )
+    if run.mode is None:
+        return Run(train, steps, run.start)
+    mode = "nar" if run.mode.startswith("nar") else "ar"
+    evaluate = product(
+        *("eval/glge.py", "--task", "squadqg", "--checkpoint", folder, "--mode", mode),
+        *("--iterations", "0,1,4,10", "--split", "test", "--limit", options.limit),
+        *("--latency-samples", options.latency),
+    )
+    return Run(train, steps, run.start, evaluate, lines)
 
-    def stages(self, name: str) -> tuple[str, ...]:
-        """Pretraining is not evaluated."""
-        return (TRAIN, EVALUATE) if RUNS[name].mode else (TRAIN,)
 
-    def needs(self, name: str) -> tuple[str, ...]:
-        """The run whose weights it starts from."""
-        start = RUNS[name].start
-        return (start,) if start else ()
+def _test_lines(root: Path) -> int:
+    return int(json.loads((root / "text" / "counts.json").read_text(encoding="utf-8"))["test"])
 
-    def goal(self, name: str, stage: str) -> dict[str, int]:
-        """The updates asked for, and the test lines."""
-        steps = {"steps": self._steps(name)}
-        return steps if stage == TRAIN else {**steps, "lines": self._options.limit or self._test_lines()}
 
-    def command(self, name: str, stage: str) -> list[str]:
-        """The product's own programs."""
-        return self._training(name) if stage == TRAIN else self._evaluation(name)
-
-    def report(self) -> None:
-        """Make JSON and Markdown of what is there."""
-        content = collect(self.folder, list(RUNS), "runs/results-glge")
-        for name, run in content["runs"].items():
-            run["start"] = RUNS[name].start
-        content["significance"] = significance(self.folder, content["runs"], COMPARISONS)
-        content["data"] = _text_facts(self.folder)
-        content["samples"] = list(_samples(self.folder, content["runs"]))
-        stem: Path = self._options.results / "glge_squadqg"
-        print(f"wrote {write_results(stem, content, render_page(content))}", flush=True)
-
-    def _test_lines(self) -> int:
-        counts = json.loads((self.folder / "text" / "counts.json").read_text(encoding="utf-8"))
-        return int(counts["test"])
-
-    def _steps(self, name: str) -> int:
-        options, run = self._options, RUNS[name]
-        steps: int = (
-            options.tune_steps if run.mode else options.second_steps if run.start else options.base_steps
-        )
-        return steps
-
-    def _training(self, name: str) -> list[str]:
-        options, run = self._options, RUNS[name]
-        kind = ("finetune", FINE_TUNING, "squadqg") if run.mode else ("pretrain", PRETRAINING, "wikipedia")
-        program, recipe, data = kind
-        return training_command(
-            *(program, recipe, self.folder / data, self.folder / name),
-            *(("--mode", run.mode) if run.mode else ()),
-            *(("--init", self.folder / run.start) if run.start else ()),
-            *("--set", f"name={name}", f"train.seed={options.seed}", f"train.max_steps={self._steps(name)}"),
-            *(*run.overrides, *options.overrides),
-        )
-
-    def _evaluation(self, name: str) -> list[str]:
-        mode = "nar" if (RUNS[name].mode or "").startswith("nar") else "ar"
-        given = ("--task", "squadqg", "--checkpoint", self.folder / name, "--mode", mode)
-        given += ("--iterations", "0,1,4,10", "--split", "test", "--limit", self._options.limit)
-        return product("eval/glge.py", *given, "--latency-samples", self._options.latency)
+def report(options: argparse.Namespace) -> None:
+    """Make JSON and Markdown of what is there."""
+    content = collect(options.root, list(RUNS), "runs/results-glge")
+    for name, run in content["runs"].items():
+        run["start"] = RUNS[name].start
+    content["significance"] = significance(options.root, content["runs"], COMPARISONS)
+    content["data"] = _text_facts(options.root)
+    content["samples"] = list(_samples(options.root, content["runs"]))
+    page = write_results(options.results / "glge_squadqg", content, render_page(content))
+    print(f"wrote {page}", flush=True)
 
 
 def _text_facts(folder: Path) -> dict[str, Any]:
@@ -255,7 +228,7 @@ def main() -> int:
     # Before an hour is spent: overrides that cannot be meant are refused here.
     load_run_config(PRETRAINING, options.overrides)
     load_run_config(FINE_TUNING, options.overrides, mode="nar")
-    return run_experiment(options, SquadQuestions(options), prepare)
+    return run_experiment(options, prepare, runs_of, report)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from tests.support.experiment_runs import made_run
 
 
 def test_convergence_runs_are_the_products_own_commands(tmp_path):
-    plan = convergence.Convergence(convergence.parse(["--root", str(tmp_path), "--steps", "50"]))
     folder = tmp_path / "en-de"
     folder.mkdir()
-    assert (plan.folder, plan.goal("ar-s1", "train")) == (folder, {"steps": 50})
-    assert plan.command("paper_2enc-s2", "train")[1:] == [
+    options = convergence.parse(["--root", str(tmp_path), "--steps", "50"])
+    runs = convergence.runs_of(options)
+    assert (options.root, runs["ar-s1"].goal("train")) == (folder, {"steps": 50})
+    assert runs["paper_2enc-s2"].train[1:] == [
         str(ROOT / "launch" / "finetune.py"),
         *("--recipe", str(ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml")),
         *("--deepspeed_config", str(folder / "deepspeed.json"), "--data", str(folder / "data")),
@@ -28,7 +29,7 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
         *("objective.preset=paper", "objective.encoder_passes=2", "masking.target=span_union"),
         *("masking.target_share=0.7", "train.max_steps=50"),
     ]
-    assert plan.command("ar-s2", "evaluate")[2:] == [
+    assert (runs["ar-s2"].evaluate or [])[2:] == [
         *("--checkpoint", str(folder / "ar-s2"), "--average", "10", "--split", "test", "--limit", "0"),
     ]
     assert convergence.overrides_of("ar+model.dropout=0.4-s3")[-1] == "model.dropout=0.4"
@@ -82,6 +83,6 @@ def nmt_score(bleu: float) -> dict[str, Any]:
 
 def test_the_page_of_nothing_says_so(tmp_path):
     given = ["--report", "--root", str(tmp_path / "x"), "--results", str(tmp_path)]
-    convergence.Convergence(convergence.parse(given)).report()
+    convergence.report(convergence.parse(given))
     assert "No run has begun." in (tmp_path / "convergence.md").read_text()
     assert len(json.loads((tmp_path / "convergence.json").read_text())["not_begun"]) == 15

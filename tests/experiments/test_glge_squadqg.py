@@ -26,16 +26,16 @@ def score(rouge: float, bleu: float, folder: Path, **meteor: float) -> dict[str,
 def test_question_runs_start_from_each_other(tmp_path):
     options = squad.parse(["--root", str(tmp_path), "--only", "janus-ar,none-nar", "--limit", "7"])
     assert options.only == ["base", "pre-janus", "janus-ar", "none-nar"]
-    plan = squad.SquadQuestions(options)
-    second, tuned = (" ".join(plan.command(name, "train")) for name in ("pre-janus", "janus-ar"))
+    runs = squad.runs_of(options)
+    second, tuned = (" ".join(runs[name].train) for name in ("pre-janus", "janus-ar"))
     assert f"--init {tmp_path / 'base'} " in second
     assert "train.max_steps=1000 objective.preset=paper optim.lr=1.0e-3" in second
     assert f"--init {tmp_path / 'pre-janus'} " in tuned
     assert "--mode ar_query" in tuned
-    assert "--init" not in plan.command("none-nar", "train")
-    assert plan.stages("pre-janus") == ("train",)
-    assert plan.goal("janus-ar", "evaluate") == {"steps": 1500, "lines": 7}
-    assert "--mode ar --iterations 0,1,4,10" in " ".join(plan.command("janus-ar", "evaluate"))
+    assert "--init" not in runs["none-nar"].train
+    assert runs["pre-janus"].evaluate is None
+    assert runs["janus-ar"].goal("evaluate") == {"steps": 1500, "lines": 7}
+    assert "--mode ar --iterations 0,1,4,10" in " ".join(runs["janus-ar"].evaluate or [])
     assert list(squad.RUNS) == squad.with_starts(list(squad.RUNS)), "each run comes after what it starts from"
 
 
@@ -69,7 +69,7 @@ def test_the_report_shows_what_is_there(tmp_path):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text + "\n")
     (root / "janus-ar" / "eval" / "test" / "ar.txt").write_text("who ?\n")
-    squad.SquadQuestions(squad.parse(["--root", str(root), "--results", str(results)])).report()
+    squad.report(squad.parse(["--root", str(root), "--results", str(results)]))
 
     page = (results / "glge_squadqg.md").read_text()
     assert "**Only a part is finished.** Not finished: pre-ar, ar-ar, pre-cmlm," in page
@@ -80,8 +80,7 @@ def test_the_report_shows_what_is_there(tmp_path):
     assert "| base | random weights | ar | 60 | 3.0 | 2.500 | 4.250 | 30 |" in page
     assert "- janus-ar, ar: `who ?`" in page
     assert "Test lines: 4, the first of 11,877." in page
-    whole = squad.SquadQuestions(squad.parse(["--root", str(root)]))
-    assert whole.goal("janus-nar", "evaluate")["lines"] == 11877
+    assert squad.runs_of(squad.parse(["--root", str(root)]))["janus-nar"].lines == 11877
     written = (results / "glge_squadqg.json").read_text() + page
     assert "launch/finetune.py --output runs/results-glge/janus-ar" in page
     assert str(tmp_path) not in written
@@ -89,7 +88,7 @@ def test_the_report_shows_what_is_there(tmp_path):
 
 
 def test_the_report_of_nothing_says_so(tmp_path):
-    squad.SquadQuestions(squad.parse(["--root", str(tmp_path / "x"), "--results", str(tmp_path)])).report()
+    squad.report(squad.parse(["--root", str(tmp_path / "x"), "--results", str(tmp_path)]))
     content = json.loads((tmp_path / "glge_squadqg.json").read_text())
     assert content["runs"] == {}
     assert len(content["not_begun"]) == len(squad.RUNS)

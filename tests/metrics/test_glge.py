@@ -9,7 +9,6 @@ import pytest
 from janus_ds.errors import DataError, MissingDependencyError, ResourceError, UsageError
 from janus_ds.metrics.glge import (
     TASKS,
-    Meteor,
     TaskTexts,
     choose_meteor,
     combine,
@@ -23,7 +22,7 @@ from janus_ds.metrics.meteor import JAR_VARIABLE, MeteorProgram
 from janus_ds.metrics.scores import Scores, TextLines, read_lines, render, save_json
 from tests.support.metric_fixtures import metric_cases
 
-WITHOUT = Meteor(None, "no Java here")
+WITHOUT = "no Java here"
 COLUMNS = {
     **dict.fromkeys(("cnndm", "gigaword", "xsum", "msnews"), ("rouge1", "rouge2", "rougeL")),
     **dict.fromkeys(("squadqg", "msqg"), ("rougeL", "bleu4", "meteor")),
@@ -36,8 +35,8 @@ LINES = ["the boat left the harbour at dawn .", "who took the cup in may ?"]
 class FixedMeteor(MeteorProgram):
     """Says 0.3 of everything."""
 
-    def scores(self, corpora: object) -> list[float]:
-        return [0.3]
+    def score(self, items: object) -> float:
+        return 0.3
 
 
 def texts(predictions: list[str], references: list[str], sources: list[str] | None = None) -> TaskTexts:
@@ -56,7 +55,7 @@ def test_overall_is_the_papers_mean() -> None:
 
 def test_every_task_gives_its_columns_and_their_mean() -> None:
     assert {name: task.columns for name, task in TASKS.items()} == COLUMNS
-    meteor = Meteor(FixedMeteor("java", Path("jar")))
+    meteor = FixedMeteor("java", Path("jar"))
     found = []
     for task in TASKS.values():
         scores = score_task(task, texts(LINES, [LINES[0], "who won it ?"], ["a", "b"]), "dev", meteor)
@@ -86,10 +85,8 @@ def test_without_meteor_there_is_neither_meteor_nor_overall() -> None:
 def test_meteor_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(JAR_VARIABLE, str(tmp_path / "none.jar"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    chosen = choose_meteor("auto")
-    assert chosen.program is None
-    assert "METEOR needs Java" in chosen.why_not
-    assert choose_meteor("skip").program is None
+    assert "METEOR needs Java" in str(choose_meteor("auto"))
+    assert choose_meteor("skip") == "it was not asked for"
     with pytest.raises(MissingDependencyError):
         choose_meteor("require")
 

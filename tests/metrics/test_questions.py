@@ -40,8 +40,8 @@ def test_meteor_is_the_programs() -> None:
     except MissingDependencyError as error:
         pytest.skip(f"{error.what}: {error.fix}")
     cases = metric_cases("qg_squad.own")
-    values = program.scores([squad_items(case["hyp"], case["ref"], case["src"]) for case in cases])
-    for case, value in zip(cases, values, strict=True):
+    for case in cases:
+        value = program.score(squad_items(case["hyp"], case["ref"], case["src"]))
         assert value == pytest.approx(case["official"]["METEOR"], abs=2e-5), case["id"]
 
 
@@ -101,7 +101,7 @@ def test_a_meteor_that_fails_is_quoted(tmp_path: Path) -> None:
     java = fake_java(tmp_path, "echo 'Could not reserve enough space' >&2; exit 1")
     program = MeteorProgram(str(java), tmp_path / "meteor-1.5.jar")
     with pytest.raises(MissingDependencyError, match="failed: Could not reserve enough space"):
-        program.scores([[QuestionItem("a", ["b"])]])
+        program.score([QuestionItem("a", ["b"])])
 
 
 def test_the_conversation_with_meteor(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_the_conversation_with_meteor(tmp_path: Path) -> None:
     java = fake_java(tmp_path, f"{answers}; echo 0.1; echo 0.2; echo 0.25; read line")
     program = MeteorProgram(str(java), tmp_path / "meteor-1.5.jar")
     items = [QuestionItem("a ||| b", ["c", "d"]), QuestionItem("e", ["f"])]
-    assert program.scores([items]) == [0.25]
+    assert program.score(items) == 0.25
     assert (tmp_path / "log").read_text() == "EVAL ||| 1 2 ||| 3 4\n"
 
 

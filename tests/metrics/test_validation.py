@@ -6,7 +6,7 @@ import pytest
 
 from janus_ds.config.schema import FIELDS
 from janus_ds.metrics.bleu import sacrebleu_13a
-from janus_ds.metrics.glge import TASKS, Meteor, TaskTexts, score_task
+from janus_ds.metrics.glge import TASKS, TaskTexts, score_task
 from janus_ds.metrics.scores import TextLines
 from janus_ds.metrics.validation import VALIDATION_METRICS
 
@@ -31,7 +31,7 @@ def test_there_is_one_for_every_task() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_it_is_the_mean_of_official_values(task: str) -> None:
     texts = TaskTexts(TextLines("outputs", OUTPUTS), TextLines("references", REFERENCES))
-    official = score_task(TASKS[task], texts, "dev", Meteor(None)).metrics
+    official = score_task(TASKS[task], texts, "dev", "not here").metrics
     columns = {
         "rouge": ("rouge1_mean", "rouge2_mean", "rougeL_mean"),
         "question": ("rougeL", "bleu4"),
