@@ -1,9 +1,7 @@
 """`python -m benchmarks data`: how fast one core makes batches, from the shards to tensors.
 
 Documents are random tokens in shards as `launch/prepare_data.py` writes them. Measured is the loader's own
-path (order, read with checksums, mask, collate) in one process, as a worker runs it. For pairs it also
-counts the share of padding in the rows of the translation recipes' batches, over sentences of drawn or,
-with `--data`, of real lengths.
+path (order, read with checksums, mask, collate) in one process, as a worker runs it.
 """
 
 from __future__ import annotations
@@ -24,17 +22,12 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
-from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.schedule import SampleSchedule
 from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
-from janus_ds.data.stream.step_plan import RankShare, make_step_plan
-from janus_ds.stream_mask import Segment
 
 _SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=50264, vocab_size=50265)
 _STAGES = ("order", "read", "mask", "collate")
-_PADDING_STEPS = 48
-"""Steps, spread evenly over an epoch, whose padding is counted."""
 SHAPES: dict[str, dict[str, Any]] = {
     "documents": {"task": "denoise", "tokens": 490, "batch": 64},
     # About 4,096 tokens of a side an update, as the NMT recipes have; --batch 30 is 800 tokens.
@@ -52,7 +45,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--preset", default="paper", help="objective preset (default: paper)")
     parser.add_argument("--batch", type=_up_to(4096), help="samples a step")
     parser.add_argument("--samples", type=_up_to(4096), default=4096, help="in a round (default: 4096)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared pairs whose padding is counted")
     options = parse(parser, arguments)
     parser.set_defaults(**SHAPES[options.shape])
     options = parse(parser, arguments)
@@ -63,12 +55,6 @@ def main(arguments: Sequence[str]) -> int:
         f"documents/s/core: median {rate['median']:,} (min {rate['min']:,}, max {rate['max']:,})",
         "microseconds a document: " + ", ".join(f"{name} {value}" for name, value in stages.items()),
     ]
-    for name, shares in figures.get("padding_share", {}).items():
-        if name != "lengths":
-            lines.append(
-                f"padding, {name.replace('_', ' ')}: {shares['decoder_rows']:.1%} of the decoder rows, "
-                f"{shares['source']:.1%} of the source"
-            )
     return finish(figures, "\n".join(lines), options.json)
 
 
@@ -77,7 +63,7 @@ def bench_data(options: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         the settings, `documents_per_second_per_core` with median, min and max over the rounds,
-        `microseconds_per_document` by stage, and the wall-clock rate; for pairs `padding_share` as well.
+        `microseconds_per_document` by stage, and the wall-clock rate.
     """
     streams = ("source", "target") if options.task == "pair" else ("target",)
     spread, draw = max(options.tokens // 10, 1), np.random.default_rng(1)
@@ -94,9 +80,7 @@ def bench_data(options: argparse.Namespace) -> dict[str, Any]:
         _round(maker, options, epoch=0)
         rounds = [_round(maker, options, epoch) for epoch in range(1, options.rounds + 1)]
     measured = options.samples // options.batch * options.batch
-    padding = {"padding_share": _padding(options)} if options.task == "pair" else {}
     return {
-        **padding,
         "task": options.task,
         "preset": options.preset,
         "tokens": options.tokens,
@@ -137,58 +121,21 @@ def _round(maker: BatchMaker, options: argparse.Namespace, epoch: int) -> dict[s
     return {**spent, "total": total, "wall": time.perf_counter() - wall}
 
 
-def _run(data: DataConfig, preset: str = "paper", **train: int) -> RunConfig:
+def _run(data: DataConfig, preset: str, **train: int) -> RunConfig:
     """A resolved run for sequences of up to 1,022 tokens."""
     model = ModelConfig(max_source_positions=1024, max_target_positions=1024)
     objective = ObjectiveConfig(preset=preset)
     return resolve(RunConfig(model=model, data=data, objective=objective, train=TrainConfig(**train)))
 
 
-def _padding(options: argparse.Namespace) -> dict[str, Any]:
-    """Shares of padding in updates of 4,096 tokens in two groups of like length, by `data.pad_multiple`,
-    and in updates of 160 samples as they come; and whose lengths they are."""
-    with tempfile.TemporaryDirectory() as folder:
-        if options.data is None:
-            split, special, name = Path(folder), _SPECIAL, "log-normal"
-            write_split(split, special, sentence_lengths())
-        else:
-            split, name = options.data / "train", options.data.name
-            special = open_data(str(options.data), DataConfig()).tokenizer.special
-
-        def share(batch: str, multiple: int) -> dict[str, float]:
-            maker = BatchMaker(split, pairs_run(batch, multiple, preset=options.preset), special)
-            return _padding_share(maker, 2 if batch == "tokens" else 1)
-
-        shares = {f"like_length_pad_multiple_{n}": share("tokens", n) for n in (8, 4, 2, 1)}
-        return {"lengths": name, **shares, "as_they_come": share("samples", 1)}
-
-
-def pairs_run(batch: str, pad_multiple: int, pack_rows: bool = False, preset: str = "paper") -> RunConfig:
+def pairs_run(batch: str, pad_multiple: int, pack_rows: bool) -> RunConfig:
     """Updates of 4,096 tokens in two groups of like length, or of 160 samples as they come; resolved."""
     rows: dict[str, Any] = {"batch": batch, "pad_multiple": pad_multiple, "pack_rows": pack_rows}
     data = DataConfig(task="pair", block_tokens=1022, shuffle_window=1024, **rows)
-    return _run(data, preset, batch_tokens=4096, batch_groups=2, global_batch=160)
+    return _run(data, "paper", batch_tokens=4096, batch_groups=2, global_batch=160)
 
 
-def _padding_share(maker: BatchMaker, micro_batches: int) -> dict[str, float]:
-    """Share of padding among decoder rows and among source columns; micro-batches of a step as in a run."""
-    plan = make_step_plan(maker, RankShare(0, 1, 80, micro_batches))
-    steps = np.unique(np.linspace(0, max(plan.steps_per_epoch - 1, 0), _PADDING_STEPS).astype(int))
-    computed = needed = columns = tokens = 0
-    for step in steps.tolist():
-        for batch in maker.make(*plan.parts(step))["batches"]:
-            computed += batch.row_token_BR.numel()
-            needed += sum(int(batch.row_length_B(s).sum()) for s in Segment if batch.layout.width(s))
-            columns += batch.source_BS.numel()
-            tokens += batch.counts.source_tokens
-    return {
-        "decoder_rows": round(1 - needed / computed, 4),
-        "source": round(1 - tokens / columns, 4),
-        "steps": float(len(steps)),
-    }
-
-
-def sentence_lengths(samples: int = 16_384) -> dict[str, NDArray[np.int64]]:
+def sentence_lengths(samples: int) -> dict[str, NDArray[np.int64]]:
     """Lengths that vary as those of sentences do: log-normal, median 21, sigma .55.
 
     The source's length is the target's, times a log-normal factor of sigma .2.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import wall_seconds
 from safetensors.torch import save
 from torch import Tensor
 
@@ -80,10 +81,7 @@ def folder_bytes(folder: Path) -> int:
 
 def training_minutes(run: Path) -> float:
     """Wall time of a run's updates, over all its attempts."""
-    seconds = {int(line["step"]): float(line["seconds"]) for line in read_metrics(run / "metrics.jsonl")}
-    steps = sorted(seconds)
-    spans = zip(steps, [0, *steps], strict=False)
-    return round(sum(seconds[step] * (step - before) for step, before in spans) / 60, 1)
+    return round(wall_seconds(read_metrics(run / "metrics.jsonl")) / 60, 1)
 
 
 def _check_size(weights: Mapping[str, Tensor], run: Path) -> None:

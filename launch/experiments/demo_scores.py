@@ -15,6 +15,7 @@ from typing import Any
 
 from driver import prepare_pairs_command, product, run_logged, shared_text
 from moses import moses_detokenize, moses_tokenize
+from results import table
 
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.io import write_atomic
@@ -145,16 +146,17 @@ def write_page(asset: Path, page: Path) -> None:
         f"({minutes['janus']:.0f} min of wall time); mean of checkpoints "
         f"{', '.join(map(str, steps))}; bf16. No sentence of the test, on either side, was in training.",
         "",
-        "| test | sentences | AR | NAR 0 | 1 | 4 | 10 | repeated %, NAR 0 / 10 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for name, title in TITLES.items():
         part = scores[name]
         metric = "sacrebleu" if "sacrebleu" in part["signatures"] else "tokenized_bleu"
-        bleu = " | ".join(f"{part['systems'][system][metric]:.2f}" for system in SYSTEMS)
+        bleu = [f"{part['systems'][system][metric]:.2f}" for system in SYSTEMS]
         repeated = " / ".join(f"{part['systems'][s]['repetition']:.2f}" for s in ("nar-0", "nar-10"))
-        lines.append(f"| {title} | {part['n']:,} | {bleu} | {repeated} |")
+        rows.append([title, f"{part['n']:,}", *bleu, repeated])
+    head = ["test", "sentences", "AR", "NAR 0", "1", "4", "10", "repeated %, NAR 0 / 10"]
     lines += [
+        *table(head, rows),
         "",
         "Multi30k and IWSLT14 are far from the training text. IWSLT14's official test is lower-cased and "
         "separated into tokens, and the model was trained on true-cased plain text, so nouns reach it in a "

@@ -61,7 +61,8 @@ def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | 
         "samples": last.get("samples_total"),
         "tokens": last.get("tokens_total"),
         "cpu_seconds": last.get("cpu_seconds_total"),
-        "seconds": _seconds(lines),
+        # CPU time where it was logged.
+        "seconds": round(last.get("cpu_seconds_total", wall_seconds(lines))),
         "systems": systems,
         "held_out": [_point(line) for line in lines if "valid/loss" in line],
         "training": [_losses(line) for line in _thinned(lines)],
@@ -74,13 +75,10 @@ def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | 
     }
 
 
-def _seconds(lines: Sequence[Mapping[str, Any]]) -> int:
-    """Seconds of all updates: CPU time where it was logged, else wall time."""
-    if "cpu_seconds_total" in lines[-1]:
-        return round(lines[-1]["cpu_seconds_total"])
-    steps = [0, *(line["step"] for line in lines)]
-    spans = zip(lines, steps, strict=False)
-    return round(sum(line["seconds"] * (line["step"] - before) for line, before in spans))
+def wall_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Wall time of all updates, over all starts of a run."""
+    spans = zip(lines, [0, *(line["step"] for line in lines)], strict=False)
+    return float(sum(line["seconds"] * (line["step"] - before) for line, before in spans))
 
 
 def _point(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,10 +35,3 @@ def test_a_shape_gives_the_defaults_and_options_beside_it_count(tmp_path):
     main(["--shape", "pairs", "--rounds", "1", "--batch", "512", "--json", str(file)])
     figures = json.loads(file.read_text())
     assert (figures["task"], figures["tokens"], figures["samples_a_step"]) == ("pair", 25, 512)
-    shares = figures["padding_share"]
-    assert shares["lengths"] == "log-normal"
-    # Counted: sentences of like length go together, so that packing them would gain little.
-    buckets, mixed = shares["like_length_pad_multiple_2"], shares["as_they_come"]
-    assert buckets["decoder_rows"] < 0.5 * mixed["decoder_rows"]
-    assert 0 < buckets["source"] < mixed["source"] < 1
-    assert buckets["decoder_rows"] < shares["like_length_pad_multiple_8"]["decoder_rows"]

@@ -7,43 +7,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from janus_ds.checkpoint.manifest import write_manifest
-from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.cli.blanks import main
 from janus_ds.config.load import load_run_config
-from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.errors import UsageError
 from janus_ds.evaluate.blanks import blank_batches, fill_blanks
-from janus_ds.model.janus import JanusModel
-from janus_ds.observe.run_record import write_run_record
-from janus_ds.parallel.layers import ParallelLayers
+from tests.support.tiny_run import write_run
 from tests.support.tiny_training import make_inputs
 
 
-def random_run(inputs: Path, name: str, seed: int, *overrides: str) -> Path:
+def random_run(inputs: Path, name: str, scale: float, *overrides: str) -> Path:
     """A run with random weights on the tiny data."""
-    data, folder = inputs / "data", inputs / name
-    tokenizer = load_tokenizer(data / "tokenizer")
+    data = inputs / "data"
     config = load_run_config(inputs / "recipe.yaml", [f"data.path={data}", *overrides])
-    torch.manual_seed(seed)
-    model = JanusModel(replace(config.model, init_std=0.5), tokenizer.special, ParallelLayers())
-    checkpoint = folder / "checkpoints" / "step-00000001"
-    checkpoint.mkdir(parents=True)
-    tokenizer.save(folder / "tokenizer")
-    write_run_record(folder, config, tokenizer.special, tokenizer.fingerprint, {}, 0)
-    write_tensors(checkpoint / "weights.safetensors", model.state_dict())
-    write_manifest(checkpoint)
-    return folder
+    return write_run(inputs / name, data, replace(config, model=replace(config.model, init_std=0.5)), scale)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_inputs(tmp_path_factory.mktemp("blanks"))
-    random_run(folder, "before", 1, "objective.preset=ar_query")
-    random_run(folder, "after", 2, f"init={folder / 'before'}")
+    random_run(folder, "before", 0.1, "objective.preset=ar_query")
+    random_run(folder, "after", 0.2, f"init={folder / 'before'}")
     return folder
 
 
@@ -85,7 +70,7 @@ def test_before_after_and_passages_are_told(inputs: Path, capsys: pytest.Capture
         for mode in ("ar", "nar"):
             assert f"{100 * found[when][mode]:.1f} %" in told
     assert found["before"] != found["after"]
-    assert (found["step"], found["steps"]) == (1, 20)
+    assert (found["step"], found["steps"]) == (10, 20)
     assert [told.count(f"\n{word} ") for word in ("source", "reference", "AR", "NAR")] == [2, 2, 2, 2]
     assert all(text["reference"] in told and "<mask>" in text["source"] for text in found["shown"])
     assert f"The run lies in {inputs / 'after'}" in told

@@ -20,8 +20,9 @@ from janus_ds.errors import DataError, JanusError
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import init_topology
 from janus_ds.train.loop.trainer import Outcome
+from tests.support.bad_steps import bad_passes
 from tests.support.launch import run_ranks
-from tests.support.tiny_training import NO_DROPOUT, Result, Run, injected, make_inputs, train
+from tests.support.tiny_training import NO_DROPOUT, Result, Run, make_inputs, train
 
 STEPS = 20
 SHORT = ("train.max_steps=5", "train.save_every=1", "train.valid_every=0", "train.keep_last=9")
@@ -65,7 +66,7 @@ def data_ranks(folder: Path) -> dict[str, Any]:
         train(folder, topology, Run(f"resumed{stage}", stage, overrides=HALF))
         results[f"resumed{stage}"] = train(folder, topology, Run(f"resumed{stage}", stage, overrides=SHORT))
     results["fp16"] = train(folder, topology, Run("fp16", 2, 2, NO_DROPOUT, _half_precision()))
-    with injected({2: "stop"}, topology, rank=1):
+    with bad_passes({2: "stop"}, topology, rank=1):
         results["stopped"] = train(folder, topology, Run("stopped", overrides=SHORT))
     results["errors"] = [
         error_of(folder, topology, "gives-up"),
@@ -95,7 +96,7 @@ def error_of(folder: Path, topology: Any, name: str) -> JanusError | None:
     if name == "damaged":
         SampleSource.read = damaged  # type: ignore[method-assign]
     try:
-        with injected(faults, topology, rank=1):
+        with bad_passes(faults, topology, rank=1):
             train(folder, topology, Run(name, overrides=(*SHORT, "train.max_bad_steps=3")))
     except JanusError as error:
         return error

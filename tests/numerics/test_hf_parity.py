@@ -15,7 +15,7 @@ from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.model.decoding.cache import ArStream
 from tests.support.hf_models import SHAPES, build_bart, padded_sources
-from tests.support.teacher_forcing import ar_batch
+from tests.support.two_stream import Conventions, Sample, make_batch
 
 transformers = pytest.importorskip("transformers")
 
@@ -56,7 +56,9 @@ def test_logits_are_those_of_transformers(pair: Any) -> None:
     shifted_BT[:, 0] = 2
     valid = target_mask_BT.bool()
     expected = theirs(bart, source_BS, mask_BS, shifted_BT)
-    batch = ar_batch(run, source_BS, mask_BS.sum(1), target_BT, target_mask_BT.sum(1))
+    rows = zip(source_BS, mask_BS.bool(), target_BT, valid, strict=True)
+    samples = [Sample(source[s].tolist(), target[t].tolist(), []) for source, s, target, t in rows]
+    batch = make_batch(samples, Conventions(start="eos_bos", rows=frozenset({"arc"})))
     with torch.no_grad():
         rows = run.model(batch)
         ours = run.model.logits(rows.ar_BAD)[:, : target_BT.shape[1]]

@@ -18,6 +18,7 @@ import pytest
 from janus_ds.errors import PREEMPTED_EXIT_CODE
 from janus_ds.observe.writers import read_metrics
 from tests.support.launch import ROOT
+from tests.support.launchers import figures_of
 from tests.support.processes import alive, find_ranks, wait_until
 from tests.support.slurm_cluster import Cluster, missing_for_slurm, running_cluster
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
@@ -88,9 +89,7 @@ class Job:
 
     @property
     def figures(self) -> list[list[Any]]:
-        """What must be equal, bit for bit, in two runs of one recipe."""
-        names = ("step", "loss", "ar", "nar", "aux", "grad_norm", "lr", "samples_total", "valid/loss")
-        return [[line.get(name) for name in names] for line in read_metrics(self.run / "metrics.jsonl")]
+        return figures_of(self.run)
 
 
 def test_a_requeued_job_ends_as_an_undisturbed_one(cluster: Cluster, inputs: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +24,10 @@ def bad_passes(faults: dict[int, str], topology: Topology, rank: int | None) -> 
     """Spoil training forwards, or what their backward gives, on one rank or (None) on all.
 
     Args:
-        faults: forward, counted from 0 -> "nan" or "inf" (the loss), "gradient" (all of a finite loss's
-            gradient), "weight" (the gradient of one matrix alone), "replicated" (of one parameter that
-            tensor-parallel ranks have alike) or "xN" (the loss is N times as large).
+        faults: forward, counted from 0 -> "nan" or "inf" (the loss), "stop" (SIGTERM to this process),
+            "gradient" (all of a finite loss's gradient), "weight" (the gradient of one matrix alone),
+            "replicated" (of one parameter that tensor-parallel ranks have alike) or "xN" (the loss is N
+            times as large).
     """
     original, count, hooks = TrainingStep.forward, 0, []  # type: ignore[var-annotated]
 
@@ -37,6 +40,8 @@ def bad_passes(faults: dict[int, str], topology: Topology, rank: int | None) -> 
             fault, count = faults.get(count), count + 1
             if fault in ("nan", "inf"):
                 total = total + torch.tensor(float(fault))
+            elif fault == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
             elif fault == "gradient":
                 total.register_hook(lambda gradient: gradient * math.inf)
             elif fault in ("weight", "replicated"):

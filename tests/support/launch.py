@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,19 +37,29 @@ def run_ranks(
     Raises:
         RuntimeError: a rank failed or did not end in time; carries the output of the ranks.
     """
-    with tempfile.TemporaryDirectory(prefix="janus-ranks-") as folder:
-        call = Path(folder) / "call.pickle"
-        call.write_bytes(pickle.dumps((f"{worker.__module__}:{worker.__name__}", arguments)))
-        ranks = [_start(rank, world_size, Path(folder), env or {}) for rank in range(world_size)]
+    with _started(worker, world_size, arguments, env or {}) as (folder, ranks):
+        failed = _wait(ranks, timeout)
+        if failed is not None:
+            logs = [f"--- rank {r}\n{_tail(folder / f'log.{r}')}" for r in range(world_size)]
+            raise RuntimeError("\n".join([failed, *logs]))
+        return [pickle.loads((folder / f"result.{r}").read_bytes()) for r in range(world_size)]
+
+
+@contextlib.contextmanager
+def _started(
+    worker: Callable[..., Any], world_size: int, arguments: tuple[Any, ...], env: dict[str, str]
+) -> Iterator[tuple[Path, list[WarmProcess]]]:
+    """The ranks, and the folder of their logs and results; they are killed at the end."""
+    with tempfile.TemporaryDirectory(prefix="janus-ranks-") as name:
+        folder = Path(name)
+        call = f"{worker.__module__}:{worker.__name__}", arguments
+        (folder / "call.pickle").write_bytes(pickle.dumps(call))
+        ranks = [_start(rank, world_size, folder, env) for rank in range(world_size)]
         try:
-            failed = _wait(ranks, timeout)
+            yield folder, ranks
         finally:
             for process in ranks:
                 kill_session(process)
-        if failed is not None:
-            logs = [f"--- rank {r}\n{_tail(Path(folder) / f'log.{r}')}" for r in range(world_size)]
-            raise RuntimeError("\n".join([failed, *logs]))
-        return [pickle.loads((Path(folder) / f"result.{r}").read_bytes()) for r in range(world_size)]
 
 
 @dataclass(frozen=True)
@@ -79,23 +89,17 @@ def let_ranks_end(
         meanwhile: called with the ranks' processes after the start.
         timeout: seconds after which a rank that is still there counts as -9.
     """
-    with tempfile.TemporaryDirectory(prefix="janus-ranks-") as folder:
-        call = Path(folder) / "call.pickle"
-        call.write_bytes(pickle.dumps((f"{worker.__module__}:{worker.__name__}", arguments)))
-        ranks = [_start(rank, world_size, Path(folder), {}) for rank in range(world_size)]
-        leftovers = []
-        try:
-            meanwhile([process.pid for process in ranks])
-            deadline = time.monotonic() + timeout
-            while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(0.5)
-            leftovers = [_has_members(process.pid) for process in ranks]
-        finally:
-            for process in ranks:
-                kill_session(process)
+    with _started(worker, world_size, arguments, {}) as (folder, ranks):
+        meanwhile([process.pid for process in ranks])
+        deadline = time.monotonic() + timeout
+        while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        leftovers = [_has_members(process.pid) for process in ranks]
+        for process in ranks:
+            kill_session(process)
         return [
-            Ended(process.returncode, _tail(Path(folder) / f"log.{rank}"), leftovers[rank])
+            Ended(process.returncode, _tail(folder / f"log.{rank}"), leftovers[rank])
             for rank, process in enumerate(ranks)
         ]
 

@@ -28,6 +28,12 @@ def torchrun(*options: str) -> list[str]:
     return [str(BIN / "torchrun"), *(options or ("--standalone", "--nproc-per-node=2"))]
 
 
+def figures_of(run: Path) -> list[list[Any]]:
+    """What must be equal, bit for bit, in two runs of one recipe."""
+    names = ("step", "loss", "ar", "nar", "aux", "grad_norm", "lr", "samples_total", "valid/loss")
+    return [[line.get(name) for name in names] for line in read_metrics(run / "metrics.jsonl")]
+
+
 @dataclass
 class TwoRanks:
     """A run of the tiny recipe on two ranks.
@@ -94,9 +100,8 @@ class TwoRanks:
 
     @property
     def figures(self) -> list[list[Any]]:
-        """What must be equal, bit for bit, in two runs of one recipe."""
-        names = ("step", "loss", "ar", "nar", "aux", "grad_norm", "lr", "samples_total", "valid/loss")
-        return [[line.get(name) for name in names] for line in read_metrics(self.run / "metrics.jsonl")]
+        """See `figures_of`."""
+        return figures_of(self.run)
 
     def log(self, number: int = 0) -> Path:
         """What one launcher and its ranks said."""

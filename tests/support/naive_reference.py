@@ -1,7 +1,7 @@
 """JANUS written down as the method describes it, one sample and one way of predicting at a time.
 
 Separate passes for AR, NAR and AUX, each with an encoder pass of its own; content and query streams as
-two tensors; masks filled in cell by cell; plain softmax attention; losses as formulas. Nothing here
+two tensors; masks filled in cell by cell; plain softmax attention. Nothing here
 imports the package: only the parameter names are shared.
 """
 
@@ -159,24 +159,3 @@ class NaiveJanus:
 def matrix(rows: int, columns: int, sees: Callable[[int, int], bool]) -> Tensor:
     """A boolean mask, cell by cell."""
     return torch.tensor([[bool(sees(i, j)) for j in range(columns)] for i in range(rows)])
-
-
-def log_softmax(logits: Tensor) -> Tensor:
-    return logits - logits.exp().sum(-1, keepdim=True).log()
-
-
-def nll(logits: Tensor, targets: Sequence[int]) -> Tensor:
-    """Sum of the negative log-probabilities."""
-    log_p = log_softmax(logits)
-    return sum((-log_p[row, target] for row, target in enumerate(targets)), torch.zeros(()))
-
-
-def smoothed(logits: Tensor, targets: Sequence[int], eps: float) -> Tensor:
-    """Sum of LS(z, t) = (1 - eps) nll + eps mean_v(-log p_v)."""
-    return (1 - eps) * nll(logits, targets) + eps * -log_softmax(logits).mean(-1).sum()
-
-
-def symmetric_kl(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over rows of K(p, q) = (KL(p||q) + KL(q||p)) / 2."""
-    log_p, log_q = log_softmax(a), log_softmax(b)
-    return (((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1) / 2).sum()

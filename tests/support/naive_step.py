@@ -15,7 +15,8 @@ from janus_ds.data.masking.collate import Collator
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
 from janus_ds.model.janus import JanusModel
-from tests.support.naive_reference import NaiveJanus, NaiveShape, nll, smoothed, symmetric_kl
+from tests.support.naive_reference import NaiveJanus, NaiveShape
+from tests.support.plain_losses import label_smoothed_cross_entropy, symmetric_kl
 from tests.support.two_stream import TOY, Conventions, Sample, ar_rows
 
 STREAMS = ("ar", "nar", "aux")
@@ -69,7 +70,8 @@ def naive_step(
             found.append(_rows(*naive, objective, sample))
             inner = len(sample.target) - (0 if objective.length_convention == "with_specials" else 2)
             length = naive[1].length(sample.source)[None]
-            sums["length"] = sums["length"] + nll(length, [min(inner, classes - 1)])
+            right_N = torch.tensor([min(inner, classes - 1)])
+            sums["length"] = sums["length"] + label_smoothed_cross_entropy(length, right_N, 0.0)[1].sum()
         gold = [sample.target[p] for p in sample.masked]
         how = _conventions(objective)
         predicted = ar_rows(sample.target, how)[1]
@@ -77,14 +79,15 @@ def naive_step(
         for rows in found:
             for name, logits in rows.items():
                 right = predicted if name == "ar" else gold
-                sums[name] = sums[name] + smoothed(logits, right, objective.label_smoothing or 0.0)
+                eps, right_N = objective.label_smoothing or 0.0, torch.tensor(right, dtype=torch.int64)
+                sums[name] = sums[name] + label_smoothed_cross_entropy(logits, right_N, eps)[0].sum()
             on_masked = {n: rows[n][of_masked] if n == "ar" else rows[n] for n in rows}
             for pair in PAIRS:
                 a, b = pair.split("_")
                 if a != b and a in rows and b in rows:
-                    sums[f"kl_{pair}"] = sums[f"kl_{pair}"] + symmetric_kl(on_masked[a], on_masked[b])
+                    sums[f"kl_{pair}"] = sums[f"kl_{pair}"] + symmetric_kl(on_masked[a], on_masked[b]).sum()
         for name in found[0] if len(found) == 2 else ():
-            again = symmetric_kl(found[0][name], found[1][name])
+            again = symmetric_kl(found[0][name], found[1][name]).sum()
             sums[f"kl_{name}_{name}"] = sums[f"kl_{name}_{name}"] + again
         for name, count in (("ar", len(predicted)), ("masked", len(gold)), ("length", 1)):
             counts[name] += count

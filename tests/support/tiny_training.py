@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.build_run import run as run_training
-from janus_ds.train.loop.step import TrainingStep
 from janus_ds.train.loop.trainer import Outcome
 from janus_ds.train.options import TrainOptions
 from janus_ds.train.safety.signals import StopSignals
@@ -82,31 +76,3 @@ def train(folder: Path, topology: Topology, run: Run, recipe: Path | None = None
     outcome = run_training(topology, options, signals)
     topology.barrier()
     return Result(outcome, read_metrics(output / "metrics.jsonl"), read_weights(find_weights(output)))
-
-
-@contextmanager
-def injected(faults: dict[int, str], topology: Topology, rank: int) -> Iterator[None]:
-    """Let things happen in the training forwards of one rank, counted from 0.
-
-    Args:
-        faults: forward -> "nan" or "inf" (added to the loss) or "stop" (SIGTERM to this process alone).
-    """
-    original, count = TrainingStep.forward, 0
-
-    def forward(self: TrainingStep, *arguments: Any) -> Any:
-        nonlocal count
-        total, terms = original(self, *arguments)
-        if self.training and topology.rank == rank:
-            fault = faults.get(count)
-            count += 1
-            if fault == "stop":
-                os.kill(os.getpid(), signal.SIGTERM)
-            elif fault is not None:
-                total = total + torch.tensor(float(fault))
-        return total, terms
-
-    TrainingStep.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        TrainingStep.forward = original  # type: ignore[method-assign]
