@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
@@ -86,13 +88,11 @@ def _write_janus(
     weights = loaded.model.state_dict()
     config, state = export_janus(loaded.config, loaded.special, weights, modes)
     code = Path(__file__).resolve().parents[1] / "model/formats/hf_modeling.py"
-    with disk_faults(folder), atomic_dir(folder) as new:
-        _write_json(new / CONFIG_FILE, config)
-        _write_json(new / GENERATION_FILE, export_generation(loaded.config, loaded.special))
-        write_tensors(new / "model.safetensors", state)
-        write_atomic(new / "modeling_janus.py", code.read_bytes())
-        write_atomic(new / "README.md", model_card(loaded, modes, True, licence).encode())
-        notes = _write_text(loaded, new, config["max_source_positions"])
+    files = {
+        "modeling_janus.py": code.read_bytes(),
+        "README.md": model_card(loaded, modes, True, licence).encode(),
+    }
+    notes = _write_folder(loaded, folder, config, state, files)
     kept = {"rescore": loaded.config.decode.rescore, "threshold": loaded.config.decode.threshold}
     notes += [
         f"decode.{name} {value} is not known to the exported code" for name, value in kept.items() if value
@@ -109,24 +109,34 @@ def write_hf(loaded: LoadedRun, folder: Path, licence: str | None = None) -> Con
     """
     weights = loaded.model.state_dict()
     config = export_config(loaded.config, loaded.special)
-    generation = export_generation(loaded.config, loaded.special)
     state = export_weights(weights, loaded.config.model, loaded.special.vocab_size)
-    with disk_faults(folder), atomic_dir(folder) as new:
-        _write_json(new / CONFIG_FILE, config)
-        _write_json(new / GENERATION_FILE, generation)
-        write_tensors(new / "model.safetensors", state)
-        write_atomic(new / "README.md", model_card(loaded, ("ar",), False, licence).encode())
-        notes = _notes(loaded) + _write_text(loaded, new, config["max_position_embeddings"])
+    files = {"README.md": model_card(loaded, ("ar",), False, licence).encode()}
+    notes = _notes(loaded) + _write_folder(loaded, folder, config, state, files)
     used = tuple(name for name in weights if name != "length_head.weight")
     return ConversionReport(used, ("length_head.weight",), ("final_logits_bias",), tuple(notes))
 
 
-def _write_text(loaded: LoadedRun, folder: Path, longest: int) -> list[str]:
-    """Write the run's tokenizer, if it has one; gives what there is to say."""
-    if loaded.text is None:
-        return ["no tokenizer was written: the run has none"]
-    write_hf_tokenizer(loaded.text, folder, longest)
-    return []
+def _write_folder(
+    loaded: LoadedRun,
+    folder: Path,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    files: dict[str, bytes],
+) -> list[str]:
+    """Configuration, search settings, weights, tokenizer (if the run has one) and further files, whole or
+    not at all; gives what there is to say."""
+    generation = export_generation(loaded.config, loaded.special)
+    with disk_faults(folder), atomic_dir(folder) as new:
+        _write_json(new / CONFIG_FILE, config)
+        _write_json(new / GENERATION_FILE, generation)
+        write_tensors(new / "model.safetensors", state)
+        for name, content in files.items():
+            write_atomic(new / name, content)
+        if loaded.text is None:
+            return ["no tokenizer was written: the run has none"]
+        key = "max_source_positions" if "max_source_positions" in config else "max_position_embeddings"
+        write_hf_tokenizer(loaded.text, new, config[key])
+        return []
 
 
 def _as_run(bart: HfBart, name: str) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -111,10 +112,13 @@ def measure_glge(
         notes += [f"{_OURS} is the run {base.config.name}"] if base is not run else []
     else:
         notes.append("the run was not trained for AR; --ar-checkpoint RUN gives it something to compare with")
-    systems = {name: partial(one_by_one, generator) for name, generator in generators.items()}
+    systems: dict[str, DecodeOne] = {name: partial(one_by_one, made) for name, made in generators.items()}
     with tempfile.TemporaryDirectory(prefix="janus-hf-") as folder:
         peer = _peer(base, request, systems, chosen, Path(folder), notes)
-        found = measure(_ordered(systems, peer), chosen, plan, request.device, progress)
+        if peer is not None:  # the AR systems first
+            ours = {name: decode for name, decode in systems.items() if name == _OURS}
+            systems = {**ours, _THEIRS: peer, **systems}
+        found = measure(systems, chosen, plan, request.device, progress)
     return LatencyReport(found, _conditions(request, run, plan, len(chosen)), notes)
 
 
@@ -128,14 +132,6 @@ def _other_run(path: Path, run: LoadedRun, request: EvalRequest) -> LoadedRun:
             "give an --ar-checkpoint that was trained with the same tokenizer",
         )
     return other
-
-
-def _ordered(systems: Mapping[str, DecodeOne], peer: DecodeOne | None) -> dict[str, DecodeOne]:
-    """The AR systems first."""
-    ordered = {name: decode for name, decode in systems.items() if name == _OURS}
-    if peer is not None:
-        ordered[_THEIRS] = peer
-    return ordered | dict(systems)
 
 
 def _peer(
@@ -157,15 +153,16 @@ def _peer(
         name = _OURS if _OURS in systems else list(systems)[-1]
         lengths = {tuple(source): systems[name](source) for source in sources}
     try:
-        peer = HfAr(base, folder, lengths, request.device)
+        peer = hf_ar(base, folder, lengths, request.device)
     except CheckpointError as error:
         notes.append(f"there is no HF AR: {error.what}")
         return None
+    version = importlib.metadata.version("transformers")
     if same_weights:
-        notes.append(f"{_THEIRS}: generate of transformers {peer.version} with the weights of {_OURS}")
+        notes.append(f"{_THEIRS}: generate of transformers {version} with the weights of {_OURS}")
     else:
         notes.append(
-            f"{_THEIRS}: a BART of the same shape in transformers {peer.version}, held to the lengths of "
+            f"{_THEIRS}: a BART of the same shape in transformers {version}, held to the lengths of "
             f"{name}'s outputs, since these weights were not trained for plain AR, which is all that it has"
         )
     return peer
@@ -188,7 +185,12 @@ def _conditions(request: EvalRequest, run: LoadedRun, plan: LatencyPlan, samples
     }
 
 
-class HfAr:
+def hf_ar(
+    run: LoadedRun,
+    folder: Path,
+    lengths: Mapping[tuple[int, ...], int] | None,
+    device: torch.device | str,
+) -> DecodeOne:
     """A run's model in transformers, decoding one source at a time with the run's search settings.
 
     Args:
@@ -200,39 +202,25 @@ class HfAr:
     Raises:
         CheckpointError: BART has no such shape.
     """
+    write_hf(run, folder)
+    import transformers
 
-    def __init__(
-        self,
-        run: LoadedRun,
-        folder: Path,
-        lengths: Mapping[tuple[int, ...], int] | None,
-        device: torch.device | str,
-    ) -> None:
-        write_hf(run, folder)
-        import transformers
+    transformers.utils.logging.disable_progress_bar()
+    # Its own types take no str for a device.
+    model: Any = transformers.BartForConditionalGeneration.from_pretrained(folder)
+    model, special = model.to(device).eval(), run.special
+    # The start token and eos count, and bos where the decoder starts with eos.
+    more = 3 if run.config.objective.decoder_start == "eos_bos" else 2
 
-        transformers.utils.logging.disable_progress_bar()
-        self.version: str = transformers.__version__
-        # Its own types take no str for a device.
-        model: Any = transformers.BartForConditionalGeneration.from_pretrained(folder)
-        self._model = model.to(device).eval()
-        self._special = run.special
-        self._bart_start = run.config.objective.decoder_start == "eos_bos"
-        self._lengths = lengths
-        self._device = device
-
-    def __call__(self, ids: Sequence[int]) -> int:
-        """Decode one source; the number of tokens of the output."""
-        special = self._special
-        source_1S = torch.tensor([[special.bos, *ids, special.eos]], device=self._device)
+    def decode(ids: Sequence[int]) -> int:
+        source_1S = torch.tensor([[special.bos, *ids, special.eos]], device=device)
         options = {}
-        if self._lengths is not None:
-            # The start token and eos count, and bos where the decoder starts with eos.
-            whole = self._lengths[tuple(ids)] + (3 if self._bart_start else 2)
+        if lengths is not None:
+            whole = lengths[tuple(ids)] + more
             options = {"max_length": whole, "min_length": whole - 1}
         with torch.no_grad():
-            found = self._model.generate(
-                input_ids=source_1S, attention_mask=torch.ones_like(source_1S), **options
-            )
+            found = model.generate(input_ids=source_1S, attention_mask=torch.ones_like(source_1S), **options)
         structural = (special.bos, special.pad, special.eos)
         return sum(token not in structural for token in found[0].tolist())
+
+    return decode

@@ -13,8 +13,9 @@ import pytest
 
 from tests.support.hosts import Hosts, missing_for_hosts, two_hosts
 from tests.support.launch import free_port
-from tests.support.launchers import TwoRanks, deepspeed, torchrun
+from tests.support.launchers import deepspeed, figures_of, launched, reach, torchrun
 from tests.support.processes import alive, find_ranks, wait_until
+from tests.support.program import Program
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
@@ -23,10 +24,10 @@ ENDLESS = ("train.max_steps=1000000", "train.save_every=1000000", "train.valid_e
 
 
 @pytest.fixture(scope="module")
-def one_host(inputs: Path) -> TwoRanks:
-    ranks = TwoRanks(inputs, "one-host", SHORT)
-    with ranks.started(torchrun()) as (process,):
-        assert process.wait(300) == 0, ranks.text()
+def one_host(inputs: Path) -> Program:
+    ranks = Program(inputs, inputs / "one-host", 2, SHORT)
+    with launched(ranks, torchrun()) as (process,):
+        assert process.wait(300) == 0, ranks.said
     return ranks
 
 
@@ -48,42 +49,38 @@ def on_two_hosts(hosts: Hosts) -> list[list[str]]:
     return [[*hosts.on(number), *torchrun(*options, meeting, *place)] for number, place in enumerate(places)]
 
 
-def environment(hosts: Hosts) -> dict[str, str]:
-    return {"GLOO_SOCKET_IFNAME": hosts.device}
-
-
-def test_deepspeed_with_a_hostfile_and_without_ssh(inputs: Path, one_host: TwoRanks) -> None:
+def test_deepspeed_with_a_hostfile_and_without_ssh(inputs: Path, one_host: Program) -> None:
     (inputs / "hostfile").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
     meeting = ("--master_addr", "127.0.0.1", "--master_port", str(free_port()))
     hosts = ("--hostfile", str(inputs / "hostfile"), "--no_ssh")
     nodes = [deepspeed(*hosts, "--node_rank", number, *meeting) for number in ("0", "1")]
-    ranks = TwoRanks(inputs, "hostfile-run", SHORT)
-    with ranks.started(*nodes) as processes:
-        assert [process.wait(300) for process in processes] == [0, 0], ranks.text()
-    assert ranks.figures == one_host.figures
-    assert len(ranks.figures) == 12
+    ranks = Program(inputs, inputs / "hostfile-run", 2, SHORT)
+    with launched(ranks, *nodes) as processes:
+        assert [process.wait(300) for process in processes] == [0, 0], ranks.said
+    assert figures_of(ranks.run) == figures_of(one_host.run)
+    assert len(figures_of(ranks.run)) == 12
 
 
-def test_torchrun_on_two_hosts(inputs: Path, one_host: TwoRanks, hosts: Hosts) -> None:
-    ranks = TwoRanks(inputs, "two-hosts", SHORT, environment(hosts))
-    with ranks.started(*on_two_hosts(hosts)) as processes:
-        assert [process.wait(300) for process in processes] == [0, 0], ranks.text()
-    assert ranks.figures == one_host.figures
+def test_torchrun_on_two_hosts(inputs: Path, one_host: Program, hosts: Hosts) -> None:
+    ranks = Program(inputs, inputs / "two-hosts", 2, SHORT)
+    with launched(ranks, *on_two_hosts(hosts), GLOO_SOCKET_IFNAME=hosts.device) as processes:
+        assert [process.wait(300) for process in processes] == [0, 0], ranks.said
+    assert figures_of(ranks.run) == figures_of(one_host.run)
 
 
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_the_death_of_a_host_is_told_by_the_other(inputs: Path, hosts: Hosts, how: str) -> None:
     """Killed: the kernel closes its connections. Cut off: nobody says anything."""
-    ranks = TwoRanks(inputs, how.replace(" ", "-"), ENDLESS, environment(hosts))
-    with ranks.started(*on_two_hosts(hosts)) as (survivor, _):
-        ranks.reach(3)
+    ranks = Program(inputs, inputs / how.replace(" ", "-"), 2, ENDLESS)
+    with launched(ranks, *on_two_hosts(hosts), GLOO_SOCKET_IFNAME=hosts.device) as (survivor, _):
+        reach(ranks, 3)
         left, victim = (find_ranks(ranks.run)[rank] for rank in (0, 1))
         if how == "killed":
             hosts.kill(1)
         else:
             hosts.cut()
         survivors = {left, survivor.pid}
-        wait_until(lambda: not survivors & set(alive(ranks.run)), 60, f"the end\n{ranks.text()}")
+        wait_until(lambda: not survivors & set(alive(ranks.run)), 60, f"the end\n{ranks.said}")
         assert survivor.wait(10) != 0
-    assert "error: another rank was lost" in ranks.text()
-    assert f"where: rank 1 on {os.uname().nodename} (process {victim})" in ranks.text()
+    assert "error: another rank was lost" in ranks.said
+    assert f"where: rank 1 on {os.uname().nodename} (process {victim})" in ranks.said

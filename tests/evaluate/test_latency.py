@@ -11,7 +11,7 @@ import pytest
 from janus_ds.cli.convert import main
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
-from janus_ds.evaluate.latency import HfAr, LatencyReport
+from janus_ds.evaluate.latency import LatencyReport, hf_ar
 from janus_ds.evaluate.tasks import with_best
 from janus_ds.evaluate.timing import Latency, LatencyPlan, measure, spread_over
 from tests.support.hf_folder import hub_folder
@@ -69,14 +69,14 @@ def test_transformers_writes_what_the_run_writes_or_as_much_as_it_is_told(tmp_pa
     ours = [
         len(c[0].tokens) for c in Generator(run.model, None, run.special, run.config).generate_ids(sources)
     ]
-    theirs = HfAr(run, tmp_path / "free", None, "cpu")
+    theirs = hf_ar(run, tmp_path / "free", None, "cpu")
     assert [theirs(ids) for ids in sources] == ours
     for start in ("eos_bos", "bos"):
         other = replace(
             run, config=replace(run.config, objective=replace(run.config.objective, decoder_start=start))
         )
         lengths = {tuple(ids): number for number, ids in enumerate(sources, 3)}
-        held = HfAr(other, tmp_path / start, lengths, "cpu")
+        held = hf_ar(other, tmp_path / start, lengths, "cpu")
         assert [held(ids) for ids in sources] == [3, 4]
 
 

@@ -24,6 +24,7 @@ from janus_ds.errors import PREEMPTED_EXIT_CODE, ResourceError, TrainingError
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.report.runs import read_runs
 from tests.conftest import Tally
+from tests.support.processes import find_ranks
 from tests.support.program import PATIENCE, SETTINGS, STEPS, Program, assert_as_unbroken, wait_for
 
 pytestmark = pytest.mark.timeout(900)
@@ -221,7 +222,7 @@ def test_a_lost_rank_ends_the_others_in_words(inputs: Path, tally: Tally) -> Non
     program = Program(inputs, inputs / "lost", ranks=2, forked=False)
     with program.running() as process:
         wait_for(lambda: program.steps >= 7, process, program.log)
-        os.kill(second_rank(process.pid), signal.SIGKILL)
+        os.kill(find_ranks(program.run)[1], signal.SIGKILL)
         assert process.wait(PATIENCE) != 0
     text = program.log.read_text()
     assert TrainingError.__name__ not in text
@@ -229,13 +230,3 @@ def test_a_lost_rank_ends_the_others_in_words(inputs: Path, tally: Tally) -> Non
     assert f"where: rank 1 on {socket.gethostname()} (process " in text
     assert program.checkpoint >= 4
     tally("SIGKILL of rank 1 of 2: named, the launcher ends the other", "1 of 1")
-
-
-def second_rank(launcher: int) -> int:
-    """The process with RANK=1 in the launcher's session."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and os.getsid(int(entry.name)) == launcher:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-            if b"RANK=1" in variables:
-                return int(entry.name)
-    raise AssertionError("there is no second rank")

@@ -16,7 +16,7 @@ import pytest
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE
 from tests.conftest import Tally
-from tests.support.launchers import TwoRanks, deepspeed, torchrun
+from tests.support.launchers import deepspeed, figures_of, gone, launched, reach, torchrun
 from tests.support.processes import find_ranks, in_session, parent, takes, wait_until
 from tests.support.program import Program, assert_as_unbroken, wait_for
 
@@ -42,55 +42,55 @@ SHORT = ("train.max_steps=30", "train.save_every=4", "train.valid_every=15", "da
 def test_a_signal_to_the_launcher_saves_and_leaves_nothing(
     inputs: Path, launcher: str, target: str, number: signal.Signals, tally: Tally
 ) -> None:
-    ranks = TwoRanks(inputs, f"{launcher}-{target}-{number.name}", ENDLESS)
+    ranks = Program(inputs, inputs / f"{launcher}-{target}-{number.name}", 2, ENDLESS)
     command = {"deepspeed": deepspeed, "torchrun": torchrun}[launcher]()
-    with ranks.started(command) as (process,):
-        ranks.reach(3)
+    with launched(ranks, command) as (process,):
+        reach(ranks, 3)
         starter = parent(find_ranks(ranks.run)[0])
         os.kill(process.pid if target == "command" else starter, number)
         process.wait(90)
-        ranks.gone()
-    assert ranks.saved == ranks.step >= 3
-    assert "asked to stop (" in ranks.text()
+        gone(ranks)
+    assert ranks.checkpoint == ranks.steps >= 3
+    assert "asked to stop (" in ranks.said
     # deepspeed's own 0 for an unfinished run (docs/faults.md): the log and the record tell otherwise.
     assert (process.returncode == 0) == (target == "starter" and number == signal.SIGKILL)
-    assert "not complete: step" in ranks.text()
+    assert "not complete: step" in ranks.said
     assert json.loads((ranks.run / "run.json").read_text())["attempts"][-1]["ended"].startswith("stopped: ")
-    assert "Traceback" not in ranks.text() or launcher == "torchrun"  # torchrun shows its own
+    assert "Traceback" not in ranks.said or launcher == "torchrun"  # torchrun shows its own
     where = {"command": launcher, "starter": "deepspeed.launcher.launch"}[target]
     tally(f"{number.name} to {where}: saved at the last step, no orphan", "2 of 2 ranks")
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_rank_is_named_and_the_launcher_ends_all(inputs: Path, victim: int, tally: Tally) -> None:
-    ranks = TwoRanks(inputs, f"dead-{victim}", ENDLESS)
-    with ranks.started(deepspeed()) as (process,):
-        ranks.reach(3)
+    ranks = Program(inputs, inputs / f"dead-{victim}", 2, ENDLESS)
+    with launched(ranks, deepspeed()) as (process,):
+        reach(ranks, 3)
         pid = find_ranks(ranks.run)[victim]
         os.kill(pid, signal.SIGKILL)
         begin = time.monotonic()
         assert process.wait(90) != 0
-        ranks.gone()
+        gone(ranks)
         seconds = time.monotonic() - begin
         assert seconds < 60
-    assert "error: another rank was lost" in ranks.text()
-    assert f"where: rank {victim} on {socket.gethostname()} (process {pid})" in ranks.text()
+    assert "error: another rank was lost" in ranks.said
+    assert f"where: rank {victim} on {socket.gethostname()} (process {pid})" in ranks.said
     tally(f"SIGKILL of rank {victim} under deepspeed: named, all gone within 60 s", f"{seconds:.1f} s")
 
 
 def test_torchrun_restarts_after_the_death_of_a_rank(inputs: Path, tally: Tally) -> None:
-    unbroken, restarted = TwoRanks(inputs, "unbroken-30", SHORT), TwoRanks(inputs, "restarted", SHORT)
-    with unbroken.started(torchrun()) as (process,):
+    unbroken, restarted = (Program(inputs, inputs / name, 2, SHORT) for name in ("unbroken-30", "restarted"))
+    with launched(unbroken, torchrun()) as (process,):
         assert process.wait(300) == 0
     again = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=2")
-    with restarted.started(again) as (process,):
+    with launched(restarted, again) as (process,):
         for step in (5, 12):
-            restarted.reach(step)
+            reach(restarted, step)
             os.kill(find_ranks(restarted.run)[1], signal.SIGKILL)
         assert process.wait(300) == 0
-        restarted.gone(10)
-    assert restarted.figures == unbroken.figures
-    assert restarted.text().count("where: rank 1 on") == 2
+        gone(restarted, 10)
+    assert figures_of(restarted.run) == figures_of(unbroken.run)
+    assert restarted.said.count("where: rank 1 on") == 2
     tally("torchrun --max-restarts: restarted after SIGKILL of a rank, then the same figures", "2 of 2")
 
 
