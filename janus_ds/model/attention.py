@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
-from janus_ds.model.decoding.cpu_kernels import PreparedProduct, attend_few, few_rows, stored_by_columns
+from janus_ds.model.decoding.cpu_kernels import PreparedProduct
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
 
@@ -227,7 +227,7 @@ class MultiHeadAttention(nn.Module):
         self.v = parallel.column_linear(d_model, d_model, std=std)
         self.out = parallel.row_linear(d_model, d_model, std=std)
         self.dropout = dropout
-        self._heads = heads // parallel.size
+        self.heads = heads // parallel.size
         self._sharded_rng = parallel.sharded_rng
         self._keys_values: PreparedProduct | None = None
         self._all_three: PreparedProduct | None = None
@@ -258,7 +258,7 @@ class MultiHeadAttention(nn.Module):
         layers = [cast(nn.Linear, part) for part in parts]
         out = product(x_BSD, [layer.weight for layer in layers], [layer.bias for layer in layers])
         # (B, S, parts x H x E) -> parts of (B, H, S, E)
-        return out.view(*x_BSD.shape[:2], len(parts), self._heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return out.view(*x_BSD.shape[:2], len(parts), self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def merge(self, attended_BTHE: Tensor) -> Tensor:
         """Output projection over all heads, shape (B, T, D)."""
@@ -274,10 +274,6 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
     ) -> Tensor:
         """See :class:`Kernel`."""
-        if stored_by_columns(k_BHSE):
-            if few_rows(q_BHTE, k_BHSE) and not causal:
-                return attend_few(q_BHTE, k_BHSE, v_BHSE, mask)
-            k_BHSE = k_BHSE.contiguous()
         if not (self.training and self.dropout):
             out = F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, is_causal=causal)
         else:
@@ -287,4 +283,4 @@ class MultiHeadAttention(nn.Module):
         return out.transpose(1, 2)
 
     def _split(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.view(*x_BTD.shape[:2], self._heads, -1).transpose(1, 2)
+        return x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)

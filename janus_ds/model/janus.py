@@ -24,6 +24,7 @@ from janus_ds.model.attention import KeysValues, additive_mask
 from janus_ds.model.batch_attention import RowsOfBatch
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput, KVCache, new_cache
 from janus_ds.model.decoding.cpu_kernels import PreparedProduct
+from janus_ds.model.decoding.native_step import NativeDecoder
 from janus_ds.model.decoding.steps import (
     AuxAttention,
     AuxPool,
@@ -65,6 +66,7 @@ class JanusModel(nn.Module):
         self.padded_vocab = padded_vocab(config, special.vocab_size)
         self.attention_backend = attention_backend
         self._vocabulary: PreparedProduct | None = None
+        self._native: NativeDecoder | None = None
         self._parallel = parallel
         self._recompute: Recompute | None = recompute_with(parallel) if recompute else None
         self.embedding = parallel.vocab_embedding(self.padded_vocab, config.d_model, std=config.init_std)
@@ -228,7 +230,10 @@ class JanusModel(nn.Module):
         """
         last = max_steps + (stream.query_offset if stream.two_stream else 0)
         _check_table(last, self.config.max_target_positions, "target")
-        return new_cache(memory, stream, beams, max_steps)
+        native = self._native
+        if native is not None:
+            native.prepare(self.decoder)
+        return new_cache(memory, stream, beams, max_steps, native)
 
     def ar_step(self, cache: KVCache, token_BK: Tensor, parent_BK: Tensor | None = None) -> Tensor:
         """:meth:`ar_block` for one token a beam: hidden rows, (B, K, D), that predict the next one."""
@@ -258,8 +263,10 @@ class JanusModel(nn.Module):
             cache, token_BKT, self.config.max_target_positions, cache.memory.states_BSD.dtype
         )
         x = self.decoder.input_rows(self.embedding(rows.token_BQ), rows.position_Q)
-        last = len(self.decoder.layers) - 1
-        for number, layer in enumerate(self.decoder.decoder_layers()):
+        layers, last = self.decoder.decoder_layers(), len(self.decoder.layers) - 1
+        if cache.native is not None and cache.native.takes(x):
+            x, layers = cache.native(x, rows, cache), []
+        for number, layer in enumerate(layers):
             first = rows.content if cache.stream.two_stream and number == last else 0
             cached = CachedRows(rows.content, first, cache.keys[number], cache.values[number], rows)
             x = layer(x, cached, (cache.memory.source[number],), cache.memory.mask_B11S)
@@ -283,6 +290,7 @@ class JanusModel(nn.Module):
     def prepare_products(self, int8: bool) -> None:
         """Let :meth:`logits` use a packed weight; called by `decoding.cpu_kernels.prepare`."""
         self._vocabulary = PreparedProduct(int8)
+        self._native = NativeDecoder(int8)
 
     def _embed_together(self, source_BS: Tensor, row_BR: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of source and rows from one lookup: one gradient of the table's size, not two."""

@@ -74,12 +74,12 @@ class TransformerLayer(nn.Module):
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
         self._activation: Any = F.relu if config.activation == "relu" else F.gelu
-        self._activation_name = config.activation
+        self.activation_name = config.activation
         self._sharded_rng = parallel.sharded_rng
 
     def prepare_products(self, int8: bool) -> None:
         """Let the first product of the feed-forward block apply the activation, for inference."""
-        self.fc1 = PreparedLinear(cast(nn.Linear, self.fc1), int8, self._activation_name)
+        self.fc1 = PreparedLinear(cast(nn.Linear, self.fc1), int8, self.activation_name)
         self._activation = _as_it_is
 
     def residual(self, x_BTD: Tensor, change_BTD: Tensor, norm: nn.LayerNorm) -> Tensor:

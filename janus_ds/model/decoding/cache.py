@@ -25,7 +25,7 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.model.attention import KeysValues, additive_mask
-from janus_ds.model.decoding.cpu_kernels import by_columns, wants_columns
+from janus_ds.model.decoding.native_step import NativeDecoder
 
 _FIRST_STEPS = 32
 """Tokens a beam that a new pool has room for."""
@@ -56,10 +56,6 @@ class EncoderOutput:
             None if mask is None else mask[sentence_B],
             tuple((k[sentence_B], v[sentence_B]) for k, v in self.source),
         )
-
-    def for_few_rows(self) -> EncoderOutput:
-        """The same memory with its keys stored as a search reads them fastest."""
-        return replace(self, source=tuple((_stored(k), v) for k, v in self.source))
 
     def replaced(self, place_X: Tensor, other: EncoderOutput) -> EncoderOutput:
         """The memory with other sentences at some places; as wide as the longest source that is left.
@@ -124,6 +120,8 @@ class KVCache:
     """Which columns are the past of each beam, boolean; those from taken x K on do not count."""
     taken_B: Tensor
     """Tokens that the beams of each sentence were given and have kept."""
+    native: NativeDecoder | None = None
+    """Computes the layers of a step, where it can."""
     reach: int = 0
     """No sentence has taken more tokens than this."""
     even: bool = True
@@ -149,8 +147,8 @@ class KVCache:
         """The cache of some sentences only, by index (the finished ones need no more steps)."""
         chosen = replace(
             self,
-            memory=self.memory.select(sentence_B).for_few_rows(),
-            keys=[_stored(k[sentence_B]) for k in self.keys],
+            memory=self.memory.select(sentence_B),
+            keys=[k[sentence_B] for k in self.keys],
             values=[v[sentence_B] for v in self.values],
             past_BKN=self.past_BKN[sentence_B],
             taken_B=self.taken_B[sentence_B],
@@ -166,7 +164,7 @@ class KVCache:
             place_X: indices of the places.
             memory: X sources; they may be narrower than those of the cache, or wider.
         """
-        self.memory = self.memory.replaced(place_X, memory).for_few_rows()
+        self.memory = self.memory.replaced(place_X, memory)
         # What stands in their columns is hidden by `taken_B`, and marked anew as it is written over.
         self.taken_B = self.taken_B.index_fill(0, place_X, 0)
         self._measure()
@@ -177,7 +175,7 @@ class KVCache:
         if wanted <= columns:
             return
         more = max(2 * columns, -(-wanted // self.beams) * self.beams) - columns
-        self.keys = [_stored(F.pad(k, (0, 0, 0, more))) for k in self.keys]
+        self.keys = [F.pad(k, (0, 0, 0, more)) for k in self.keys]
         self.values = [F.pad(v, (0, 0, 0, more)) for v in self.values]
         self.past_BKN = F.pad(self.past_BKN, (0, more))
 
@@ -192,10 +190,6 @@ class KVCache:
         self.reach, self.even = int(last), bool(first == last)
 
 
-def _stored(k_BHNE: Tensor) -> Tensor:
-    return by_columns(k_BHNE) if wants_columns(k_BHNE) else k_BHNE
-
-
 def _fit(x: Tensor, width: int, dim: int) -> Tensor:
     """Cut a dimension to a width, or fill it up with zeros (False)."""
     if x.shape[dim] >= width:
@@ -205,11 +199,13 @@ def _fit(x: Tensor, width: int, dim: int) -> Tensor:
     return torch.cat([x, x.new_zeros(shape)], dim)
 
 
-def new_cache(memory: EncoderOutput, stream: ArStream, beams: int, max_steps: int) -> KVCache:
+def new_cache(
+    memory: EncoderOutput, stream: ArStream, beams: int, max_steps: int, native: NativeDecoder | None = None
+) -> KVCache:
     """A cache without rows for at most `max_steps` tokens a beam; its pool grows as it is filled."""
     sentences, columns = memory.sentences, beams * min(max_steps, _FIRST_STEPS)
     values = [k.new_zeros(sentences, k.shape[1], columns, k.shape[3]) for k, _ in memory.source]
     past = memory.valid_BS.new_zeros(sentences, beams, columns)
     taken = torch.zeros(sentences, dtype=torch.long, device=past.device)
-    keys = [_stored(torch.zeros_like(v)) for v in values]
-    return KVCache(memory.for_few_rows(), stream, beams, keys, values, past, taken)
+    keys = [torch.zeros_like(v) for v in values]
+    return KVCache(memory, stream, beams, keys, values, past, taken, native)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError, ConfigError
-from janus_ds.model.decoding.cpu_kernels import can_quantize, prepare
+from janus_ds.model.decoding.cpu_kernels import prepare
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.transformer import EncoderLayer, TransformerLayer
 from janus_ds.model.weights import check_shapes, load_weights
+from janus_ds.native.library import library
 from janus_ds.parallel.layers import ParallelLayers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -58,11 +59,11 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
         )
     device = next(model.parameters()).device.type
     model.to(DTYPES[options.dtype])
-    if options.int8 and (options.dtype != "fp32" or device != "cpu" or not can_quantize()):
+    if options.int8 and (options.dtype != "fp32" or device != "cpu" or library() is None):
         raise ConfigError(
-            "int8 needs fp32 beside it, a CPU, and a torch with oneDNN",
+            "int8 needs fp32 beside it, a CPU, and a C++ compiler for its kernels",
             f"--int8 with --dtype {options.dtype} on {device}",
-            "leave --int8 out, or decode with --device cpu --dtype fp32",
+            "leave --int8 out, or install g++ and decode with --device cpu --dtype fp32",
         )
     if options.int8 and options.compiled:
         raise ConfigError(

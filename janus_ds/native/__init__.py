@@ -1,0 +1,1 @@
+"""Kernels in C++, compiled for the machine at their first use."""
