@@ -15,23 +15,14 @@ from benchmarks.outsiders import outsider_step
 from benchmarks.shapes import BenchShape, make_batch, special_tokens, training_step
 from benchmarks.train import main
 from janus_ds.config.presets import resolve
-from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import ParallelLayers
+from tests.support.tiny_model import TINY
 
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 37, 1)
-MODEL = ModelConfig(
-    d_model=16,
-    ffn_dim=24,
-    heads=2,
-    max_source_positions=16,
-    max_target_positions=16,
-    dropout=0.0,
-    attention_dropout=0.0,
-    init_std=0.3,
-    vocab_multiple=37,
-)
+MODEL = replace(TINY, vocab_multiple=37)
 
 
 @pytest.mark.parametrize("task", ["pair", "denoise"])

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.cli.blanks import main
+from janus_ds.cli.blanks import blank_batches, fill_blanks, main
 from janus_ds.config.load import load_run_config
 from janus_ds.decode.load import load_run
 from janus_ds.errors import UsageError
-from janus_ds.evaluate.blanks import blank_batches, fill_blanks
 from tests.support.tiny_run import write_run
 from tests.support.tiny_training import make_inputs
 

@@ -156,6 +156,11 @@ def test_files_and_functions_stay_short() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_test_files_stay_short() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {path.relative_to(ROOT): lines for path, lines in lengths.items() if lines > 300}
+
+
 def test_functions_have_few_parameters() -> None:
     wrong = []
     for path in MODULES:
