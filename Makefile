@@ -23,7 +23,7 @@ FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('',
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help install install-dev pretrain test lint types unit fault-test attack-test audit slurm-test heavy-test golden bench \
-    bench-bart bench-decode gpu-test bench-gpu results-convergence results-glge clean
+    bench-bart bench-decode gpu-check results-convergence results-glge clean
 
 help:
 	@echo "make pretrain     install, prepare the bundled corpus, pretrain, fill blanks in held-out passages"
@@ -38,8 +38,7 @@ help:
 	@echo "make bench        step, head and data benches with their JSON"
 	@echo "make bench-bart   the same at BART-base (an hour on one core)"
 	@echo "make bench-decode decoding against transformers and CTranslate2 (an hour on one core)"
-	@echo "make gpu-test     the tests that need a GPU (elsewhere they are skipped visibly)"
-	@echo "make bench-gpu    the same tables on a GPU, with launches, waits and share of the peak"
+	@echo "make gpu-check    what to run first on a GPU (8 minutes, no network): all right there? how fast? JSON and a page"
 	@echo "make results-convergence  JANUS against AR and R-Drop, trained to the end (days; needs JANUS_SHARED_DATA)"
 	@echo "make results-glge the SQuAD question-generation experiment, likewise"
 	@echo "make clean        remove .venv and runs/"
@@ -104,9 +103,6 @@ slurm-test: install-dev
 heavy-test: install-dev
 	$(PYTEST) tests
 
-gpu-test: install-dev
-	$(PYTEST) -m "" tests/model/test_attention_flex.py tests/train/loop/test_compiling.py tests/numerics/test_fused_head.py
-
 golden: install-dev
 	JANUS_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
 
@@ -150,15 +146,12 @@ bench-decode: install-dev
 	$(DECODE) --shape iwslt --batch 1,32 --rounds 5 \
 	    --only "ar fp32,ar int8,janus fp32,ctranslate2,transformers,nar 4" --json $(RESULTS)/decode_iwslt.json
 
-GPU := --device cuda --precision bfloat16
-bench-gpu: install-dev
-	for shape in iwslt bart_base; do \
-	    $(ACTIVATED) python -m benchmarks train --also authors --shape $$shape $(GPU) --rounds 9 \
-	        --json $(RESULTS)/gpu_train_$$shape.json || exit 1; \
-	    $(ACTIVATED) python -m benchmarks attention --shape $$shape $(GPU) \
-	        --json $(RESULTS)/gpu_attention_$$shape.json || exit 1; \
-	    $(DECODE) --shape $$shape --device cuda --batch 1,32 --json $(RESULTS)/gpu_decode_$$shape.json || exit 1; \
-	done
+# Installs nothing: takes .venv if it is there, else python3 with torch >= 2.9 and what PYTHONPATH adds. DEVICE=cpu: small.
+DEVICE ?= cuda
+ROUNDS ?= 3
+gpu-check:
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(or $(wildcard $(BIN)/python),python3) -m benchmarks gpu --device $(DEVICE) \
+	    --rounds $(ROUNDS) --json $(RESULTS)/check_$(DEVICE).json
 
 # Further options, for example: make results-convergence RESULTS_ARGS="--only ar-s1,paper-s1 --steps 2000"
 RESULTS_ARGS ?=

@@ -62,7 +62,7 @@ def bench_attention(options: argparse.Namespace) -> dict[str, Any]:
         batch, inputs = _inputs(shape, options)
         # FlexAttention has no gradients on a CPU and no attention dropout.
         names = ["dense", "grouped", *(["flex"] if options.device == "cuda" and not dropout else [])]
-        forwards = {name: _forward(name, batch, inputs, dropout) for name in names}
+        forwards = {name: attention_of(name, batch, inputs, dropout) for name in names}
         saved = {name: _saved_megabytes(forward, inputs) for name, forward in forwards.items()}
         jobs = {name: _job(forward, inputs) for name, forward in forwards.items()}
         seconds, facts = measure(jobs, options.rounds, options)
@@ -97,7 +97,11 @@ def _inputs(shape: BenchShape, options: argparse.Namespace) -> tuple[TwoStreamBa
     return batch, [states(layout.rows), states(layout.content_rows), states(layout.content_rows)]
 
 
-def _forward(name: str, batch: TwoStreamBatch, inputs: list[Tensor], dropout: float) -> Callable[[], Tensor]:
+def attention_of(
+    name: str, batch: TwoStreamBatch, inputs: Sequence[Tensor], dropout: float
+) -> Callable[[], Tensor]:
+    """Forward pass of a back end over all rows of a batch: queries, keys and values to (B, R, H, E)."""
+
     def kernel(
         q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:

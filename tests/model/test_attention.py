@@ -15,9 +15,9 @@ from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.model.attention import DenseRows, GroupedRows, MultiHeadAttention, additive_mask
 from janus_ds.model.batch_attention import DENSE_ROW_LIMIT, RowsOfBatch
 from janus_ds.parallel.layers import ParallelLayers
-from janus_ds.stream_mask import Segment, dense_mask
+from janus_ds.stream_mask import dense_mask
 from tests.support.tiny_model import SAMPLES
-from tests.support.two_stream import Conventions, make_batch
+from tests.support.two_stream import Conventions, make_batch, valid_rows
 
 LAYOUTS = {
     "janus": {"arc", "vis", "cmp", "msk", "arq", "qry"},
@@ -47,12 +47,6 @@ class Recorder:
 
 def batch_of(name: str) -> TwoStreamBatch:
     return make_batch(SAMPLES, Conventions(rows=frozenset(LAYOUTS[name]), extra_padding=2))
-
-
-def valid_rows(batch: TwoStreamBatch) -> Tensor:
-    """True for rows that are no padding, (B, R)."""
-    parts = [torch.arange(batch.layout.width(s)) < batch.row_length_B(s)[:, None] for s in Segment]
-    return torch.cat(parts, 1)
 
 
 def predicate_mask(batch: TwoStreamBatch) -> Tensor:

@@ -5,28 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import create_block_mask
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention_flex import FlexRows
 from janus_ds.model.batch_attention import RowsOfBatch, fitting
-from tests.model.test_attention import LAYOUTS, batch_of, inputs, predicate_mask, valid_rows
+from tests.model.test_attention import LAYOUTS, batch_of, inputs, predicate_mask
 from tests.support.operations import META, CountedOperations, host_traffic
 from tests.support.tiny_model import SAMPLES
-from tests.support.two_stream import Conventions, Sample, make_batch
+from tests.support.two_stream import long_batch, make_batch, valid_rows
 
 LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices")
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def long_batch() -> TwoStreamBatch:
-    """Ragged samples that fill several blocks of 128: some, few and nearly all tokens masked."""
-    samples = []
-    for length, every in ((300, 2), (170, 7), (259, 1)):
-        target = [0, *(5 + i % 20 for i in range(length - 2)), 2]
-        samples.append(Sample([0, 9, 2], target, list(range(1, length - 1, every))))
-    return make_batch(samples, Conventions(extra_padding=5))
 
 
 @torch.no_grad()
@@ -110,23 +100,6 @@ def test_blocks_are_made_without_waiting_for_the_device(monkeypatch: pytest.Monk
     assert calls[0] == calls[1], "as many operations for two samples as for six"
 
 
-@torch.no_grad()
-def test_batches_of_one_shape_are_compiled_once() -> None:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    call = torch.compile(flex_attention, backend="eager")
-    for masked in ([1, 2], [2, 4], [3, 4]):
-        batch = make_batch([Sample([0, 9, 2], [0, 11, 12, 13, 14, 2], masked), SAMPLES[2]])
-        q, k, v = (x.detach() for x in inputs_of(batch))
-        call(q, k, v, block_mask=built(batch, 8).blocks)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-
-
-def inputs_of(batch: TwoStreamBatch) -> list[Tensor]:
-    rows = (batch.layout.rows, batch.layout.content_rows, batch.layout.content_rows)
-    return [torch.randn(len(batch.sample_id_B), 2, n, 16, dtype=torch.float64) for n in rows]
-
-
 def test_it_is_never_chosen_by_itself_and_refuses_what_it_cannot_do() -> None:
     long = RowLayout(arc=4096, vis=2048, cmp=2048, msk=2048, arq=4096, qry=2048)
     assert fitting(long) == "grouped"
@@ -134,25 +107,3 @@ def test_it_is_never_chosen_by_itself_and_refuses_what_it_cannot_do() -> None:
         RowsOfBatch.build(batch_of("janus"), torch.float32, "flex")
     with pytest.raises(ConfigError, match="cannot drop attention weights"):
         RowsOfBatch.build(batch_of("janus"), torch.float32, "flex", dropout=0.1)
-
-
-@NEEDS_GPU
-def test_values_and_gradients_on_a_gpu() -> None:
-    batch = long_batch().to("cuda")
-    rows = {name: RowsOfBatch.build(batch, torch.float32, name).every for name in ("dense", "flex")}
-    sizes = (batch.layout.rows, batch.layout.content_rows, batch.layout.content_rows)
-    torch.manual_seed(0)
-    leaves = [torch.randn(3, 2, n, 64, device="cuda", requires_grad=True) for n in sizes]
-    valid = valid_rows(batch.to("cpu")).to("cuda")
-
-    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
-        return out.transpose(1, 2)
-
-    found = {}
-    for name, back_end in rows.items():
-        out = back_end.attend(kernel, *leaves)[valid]
-        found[name] = [out.detach(), *torch.autograd.grad(out.pow(2).sum(), leaves)]
-    for ours, theirs in zip(found["flex"], found["dense"], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=5e-3, atol=5e-3)
-    assert isinstance(rows["flex"].blocks, BlockMask)  # type: ignore[union-attr]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from janus_ds.batch import BatchCounts, RowLayout, SpecialTokens, TwoStreamBatch
+from janus_ds.stream_mask import Segment
 
 TOY = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=29)
 
@@ -121,3 +122,21 @@ def make_batch(samples: list[Sample], how: Conventions | None = None) -> TwoStre
         ar_masked_T=torch.tensor([b * ar_width + row for b, _, row in flat if ar_width], dtype=torch.int64),
         masked_T=torch.tensor([b * slots + j for b, j, _ in flat], dtype=torch.int64),
     )
+
+
+def long_batch(shift: int = 0) -> TwoStreamBatch:
+    """Ragged samples that fill several blocks of 128: some, few and nearly all tokens masked.
+
+    Every `shift` gives other masked tokens, in a batch of the same shape.
+    """
+    samples = []
+    for length, every in ((300, 2), (170, 7), (259, 1)):
+        target = [0, *(5 + i % 20 for i in range(length - 2)), 2]
+        samples.append(Sample([0, 9, 2], target, list(range(1 + shift % every, length - 1, every))))
+    return make_batch(samples, Conventions(extra_padding=5))
+
+
+def valid_rows(batch: TwoStreamBatch) -> torch.Tensor:
+    """True for rows that are no padding, (B, R)."""
+    parts = [torch.arange(batch.layout.width(s)) < batch.row_length_B(s)[:, None] for s in Segment]
+    return torch.cat(parts, 1)

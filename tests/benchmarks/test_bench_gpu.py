@@ -1,0 +1,61 @@
+"""The check of a GPU, in its smallest form on a CPU: what it judges, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from janus_ds.errors import UsageError
+
+
+def test_what_is_wrong_is_told_and_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "_WAYS", {name: gpu._WAYS[name] for name in ("ar, greedy", "aux")})
+    monkeypatch.setitem(gpu._BOUNDS, "bfloat16", 1e-12)
+
+    def fail(device: str) -> gpu.Outcome:
+        raise ValueError(f"no training on {device}")
+
+    monkeypatch.setattr(gpu, "check_resume", fail)
+    file = tmp_path / "check.json"
+    assert gpu.main(["--device", "cpu", "--no-tables", "--json", str(file)]) == 1
+    result, page = json.loads(file.read_text()), file.with_suffix(".md").read_text()
+    attention, compilations, tokens, training = result["parts"].values()
+    errors = attention["relative_errors"]
+    assert {name: len(found) for name, found in errors.items() if "float32" in name} == {
+        "dense float32": 4,
+        "grouped float32": 4,
+        "flex float32": 1,
+    }
+    assert all(max(found) < 1e-5 for name, found in errors.items() if "float32" in name)
+    assert all(1e-4 < max(found) < 2e-2 for name, found in errors.items() if "bfloat16" in name)
+    assert compilations["compilations"] == 1
+    assert tokens["right"]
+    assert set(tokens["wrong"]) == {"ar, greedy", "aux"}
+    assert not attention["right"]
+    assert "no training on cpu" in training["error"]
+    assert result["wrong"] == [name for name, part in result["parts"].items() if not part["right"]]
+    assert "8 of 8" in page
+    assert page.count("WRONG") == 2
+    assert "wrong: attention against dense" in capsys.readouterr().out
+
+
+@pytest.mark.heavy
+def test_everything_is_right_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "check.json"
+    assert gpu.main(["--device", "cpu", "--rounds", "1", "--json", str(file)]) == 0
+    parts = json.loads(file.read_text())["parts"]
+    assert {"training, small", "attention, small", "decoding, tiny"} <= set(parts)
+    assert parts["ZeRO-2, bf16: stopped and resumed, bit for bit"]["steps_before_the_stop"] == 21
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_is_refused() -> None:
+    with pytest.raises(UsageError, match="no CUDA device") as refused:
+        gpu.main([])
+    assert "--device cpu" in str(refused.value)
