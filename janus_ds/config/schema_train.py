@@ -148,6 +148,8 @@ class DecodeConfig:
     draft: NAR drafts and AR checks, the output is that of AR with beam 1 (needs both). aux: NAR drafts and
     AUX checks, the output is what AUX writes token by token (needs AUX).
     """
+    prefix: str = ""
+    """AR: text that every output begins with."""
     beam: Annotated[int, Field(ge=1, le=1000)] = 5
     """AR beam, up to 1000; 1 is greedy, as the modes draft and aux always are."""
     beam_stop: Annotated[str, OneOf("fairseq", "transformers", "never")] = "fairseq"

@@ -76,6 +76,7 @@ class _Pool:
     score_BK: Tensor
     length_BK: Tensor
     token_BKT: Tensor
+    sum_BKT: Tensor
     closed_B: Tensor
     """True where the search of a sentence is finished; nothing enters any more."""
 
@@ -150,6 +151,8 @@ class _Search:
         self.last_BK = torch.full(shape, settings.start, device=device)
         room = min(settings.max_steps, _FIRST_STEPS)
         self.token_BKT = torch.zeros((*shape, room), dtype=torch.long, device=device)
+        self.sum_BKT = torch.zeros((*shape, room), dtype=torch.float64, device=device)
+        """Scores up to each token, before the division by length."""
         # One beam is alive at first; the others would be copies of it.
         self.score_BK = torch.full(shape, _DEAD, device=device)
         self.score_BK[:, 0] = 0.0
@@ -164,6 +167,7 @@ class _Search:
             score_BK=torch.full(shape, _DEAD, device=device),
             length_BK=torch.zeros(shape, dtype=torch.long, device=device),
             token_BKT=torch.zeros_like(self.token_BKT),
+            sum_BKT=torch.zeros_like(self.sum_BKT),
             closed_B=torch.zeros(sentences, dtype=torch.bool, device=device),
         )
 
@@ -199,20 +203,22 @@ class _Search:
         score_BC, token_BC, parent_BC = self._candidates(logits_BKV)
         settings = self.settings
         self._make_room()
-        history_BCT = self.token_BKT.gather(1, parent_BC[..., None].expand(-1, -1, self.token_BKT.shape[2]))
+        history_BCT, sum_BCT = _beams(self.token_BKT, parent_BC), _beams(self.sum_BKT, parent_BC)
         # A place whose steps are used up goes round with the others and writes where nobody reads.
         step_B11 = self.step_B.clamp_max(settings.max_steps - 1)[:, None, None]
-        history_BCT.scatter_(2, step_B11.expand(-1, token_BC.shape[1], 1), token_BC[..., None])
+        step_BC1 = step_B11.expand(-1, token_BC.shape[1], 1)
+        history_BCT.scatter_(2, step_BC1, token_BC[..., None])
+        sum_BCT.scatter_(2, step_BC1, score_BC[..., None].to(sum_BCT.dtype))
         count_B1 = step_B11[..., 0] + 1
         ends_BC = ((token_BC == settings.eos) | (count_B1 == settings.max_steps)) & (score_BC > _DEAD)
         scale_B1 = (count_B1.double() ** settings.length_penalty).to(score_BC.dtype)
-        self._collect(score_BC / scale_B1, ends_BC, history_BCT, count_B1)
+        self._collect(score_BC / scale_B1, ends_BC, (history_BCT, sum_BCT), count_B1)
         # The best K candidates that do not end go on; the sort is stable, so ties keep their order.
         open_BC = score_BC.masked_fill(ends_BC, _DEAD)
         chosen_BK = open_BC.sort(dim=1, descending=True, stable=True).indices[:, : settings.beam]
         self.score_BK = open_BC.gather(1, chosen_BK)
         self.last_BK = token_BC.gather(1, chosen_BK)
-        self.token_BKT = history_BCT.gather(1, chosen_BK[..., None].expand(-1, -1, history_BCT.shape[2]))
+        self.token_BKT, self.sum_BKT = _beams(history_BCT, chosen_BK), _beams(sum_BCT, chosen_BK)
         if settings.stop == "never":
             scale_B1 = scale_B1.clamp_min(float(settings.max_steps) ** settings.length_penalty)
         self._close(self.score_BK[:, :1] / scale_B1)
@@ -227,7 +233,7 @@ class _Search:
         self.began = [self.began[b] for b in sentence_B.tolist()]
         self.fed = [self.fed[b] for b in sentence_B.tolist()]
         self.last_BK, self.score_BK = self.last_BK[sentence_B], self.score_BK[sentence_B]
-        self.token_BKT = self.token_BKT[sentence_B]
+        self.token_BKT, self.sum_BKT = self.token_BKT[sentence_B], self.sum_BKT[sentence_B]
         self.pool.keep(sentence_B)
 
     def note_finished(self, places: Iterable[int]) -> None:
@@ -247,17 +253,23 @@ class _Search:
             score_XK.tolist(),
             self.pool.length_BK[place_X].tolist(),
             self.pool.token_BKT[place_X].tolist(),
+            self.pool.sum_BKT[place_X].diff(dim=2, prepend=score_XK.new_zeros((*score_XK.shape, 1))).tolist(),
             strict=True,
         )
-        for place, order, scores, lengths, tokens in rows:
+        for place, order, scores, lengths, tokens, gains in rows:
             number = self.sentences[place]
             passes, seconds = self.cost.get(number, (0, 0.0))
             self.found[number] = [
                 ScoredTokens(
-                    tuple(said[self.settings.shown(said)]), scores[k], passes=passes, seconds=seconds
+                    tuple(said[shown]),
+                    scores[k],
+                    passes,
+                    tuple(gains[k][: len(said)][shown]),
+                    seconds=seconds,
                 )
                 for k in order
                 if (said := tokens[k][: lengths[k]])
+                for shown in [self.settings.shown(said)]
             ]
 
     def _make_room(self) -> None:
@@ -265,8 +277,9 @@ class _Search:
         room, limit = self.token_BKT.shape[2], self.settings.max_steps
         if room < limit and max(self.steps) >= room:
             more = min(2 * room, limit) - room
-            self.token_BKT = torch.nn.functional.pad(self.token_BKT, (0, more))
-            self.pool.token_BKT = torch.nn.functional.pad(self.pool.token_BKT, (0, more))
+            for owner in (self, self.pool):
+                owner.token_BKT = torch.nn.functional.pad(owner.token_BKT, (0, more))
+                owner.sum_BKT = torch.nn.functional.pad(owner.sum_BKT, (0, more))
 
     def _candidates(self, logits_BKV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best 2K continuations: score, token and parent, each (B, C), best first."""
@@ -288,7 +301,7 @@ class _Search:
                     (step_B == step)[:, None, None],
                     torch.full_like(token_BKC[..., :1], token),
                 )
-                free = settings.free_forced
+                free = settings.free_forced and settings.given(step) is None
                 gain_BK1 = gain_BKC.new_zeros(index_BK1.shape) if free else gain_BKV.gather(2, index_BK1)
                 only_BKC = torch.nn.functional.pad(gain_BK1, (0, gain_BKC.shape[2] - 1), value=_DEAD)
                 gain_BKC = torch.where(row_B11, only_BKC, gain_BKC)
@@ -308,7 +321,9 @@ class _Search:
             return rules(logits_BKV, past_BKT, length_B).log_softmax(2)
         return rules(gain_BKV, past_BKT, length_B)
 
-    def _collect(self, final_BC: Tensor, ends_BC: Tensor, history_BCT: Tensor, count_B1: Tensor) -> None:
+    def _collect(
+        self, final_BC: Tensor, ends_BC: Tensor, history: tuple[Tensor, Tensor], count_B1: Tensor
+    ) -> None:
         """Put the hypotheses that end at this step, with their final scores and lengths, into the pool."""
         K, pool = self.settings.beam, self.pool
         ends_BK = ends_BC[:, :K] & ~pool.closed_B[:, None]
@@ -318,10 +333,13 @@ class _Search:
         key_BN = (merged_BN > _DEAD).float() if self.settings.stop == "fairseq" else merged_BN
         keep_BK = key_BN.sort(dim=1, descending=True, stable=True).indices[:, :K]
         length_BN = torch.cat([pool.length_BK, count_B1 * ends_BK.long()], dim=1)
-        token_BNT = torch.cat([pool.token_BKT, history_BCT[:, :K]], dim=1)
+        token_BNT, sum_BNT = (
+            torch.cat([old_BKT, new_BCT[:, :K]], dim=1)
+            for old_BKT, new_BCT in zip((pool.token_BKT, pool.sum_BKT), history, strict=True)
+        )
         pool.score_BK = merged_BN.gather(1, keep_BK)
         pool.length_BK = length_BN.gather(1, keep_BK)
-        pool.token_BKT = token_BNT.gather(1, keep_BK[..., None].expand(-1, -1, token_BNT.shape[2]))
+        pool.token_BKT, pool.sum_BKT = _beams(token_BNT, keep_BK), _beams(sum_BNT, keep_BK)
 
     def _close(self, attainable_B1: Tensor) -> None:
         """Mark the sentences whose search is finished after this step, given their best open scores."""
@@ -330,6 +348,11 @@ class _Search:
         if settings.stop != "fairseq" and not settings.early_stopping and settings.beam > 1:
             full_B = full_B & (attainable_B1[:, 0] <= self.pool.score_BK.amin(dim=1))
         self.pool.closed_B = self.pool.closed_B | full_B
+
+
+def _beams(history_BKT: Tensor, beam_BN: Tensor) -> Tensor:
+    """The histories of some beams of each sentence."""
+    return history_BKT.gather(1, beam_BN[..., None].expand(-1, -1, history_BKT.shape[2]))
 
 
 def _largest(logits_BKV: Tensor, count: int) -> Tensor:

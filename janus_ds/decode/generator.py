@@ -328,7 +328,8 @@ class Generator:
         return sample_search(steps, numbers, settings, sampling, device)
 
     def _search_settings(self) -> SearchSettings:
-        return search_settings(self.config, self.special)
+        prefix = self.config.decode.prefix
+        return search_settings(self.config, self.special, self._codec().encode(prefix) if prefix else ())
 
     @property
     def _stream(self) -> ArStream:

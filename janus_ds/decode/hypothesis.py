@@ -19,7 +19,7 @@ class ScoredTokens:
     passes: int = field(default=0, compare=False)
     """Decoder passes that its sentence took part in; in AR, steps until its search ended."""
     token_scores: tuple[float, ...] = field(default=(), compare=False)
-    """Log-probability of each token, where they cost nothing (samples of AR)."""
+    """Log-probability of each token, by AR's search or sampling."""
     filled: tuple[int, ...] = field(default=(), compare=False)
     """Places of the tokens that a search put into a given target."""
     mode: str = field(default="", compare=False)

@@ -6,7 +6,7 @@ X rows of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.mask_predict import MaskPredictSettings
 from janus_ds.decode.search_settings import SearchSettings, TokenRules
+from janus_ds.errors import ConfigError
 from janus_ds.model.attention import KeysValues
 from janus_ds.model.decoding.cache import EncoderOutput, KVCache
 from janus_ds.model.decoding.steps import AuxPool
@@ -137,14 +138,25 @@ class AuxDecoder(NarDecoder):
         return hidden_XTD[place_P[0], step_P]
 
 
-def search_settings(config: RunConfig, special: SpecialTokens) -> SearchSettings:
-    """For AR: beam search, and the checks of a draft."""
+def search_settings(config: RunConfig, special: SpecialTokens, prefix: Sequence[int] = ()) -> SearchSettings:
+    """For AR: beam search, and the checks of a draft; in mode ar, outputs begin with a prefix.
+
+    Raises:
+        ConfigError: the prefix leaves no room for an output.
+    """
     decode, symbols = config.decode, ArSymbols.of(config, special)
+    most = symbols.most_steps(config)
+    if len(prefix) + symbols.lead >= most:
+        raise ConfigError(
+            f"the prefix has {len(prefix)} tokens, an output up to {most - symbols.lead - 1}",
+            "decode.prefix",
+            "give a shorter one, or a larger decode.max_length",
+        )
     min_steps = decode.min_length + symbols.lead if decode.min_length else 0
     rules = TokenRules(special.eos, decode.no_repeat_ngram_size, decode.repetition_penalty, min_steps)
     return SearchSettings(
         beam=decode.beam,
-        max_steps=symbols.most_steps(config),
+        max_steps=most,
         start=symbols.start,
         eos=special.eos,
         forbidden=symbols.forbidden,
@@ -155,6 +167,7 @@ def search_settings(config: RunConfig, special: SpecialTokens) -> SearchSettings
         stop=decode.beam_stop,
         early_stopping=decode.early_stopping,
         length_penalty=decode.length_penalty,
+        prefix=tuple(prefix) if decode.mode == "ar" else (),
     )
 
 

@@ -95,6 +95,7 @@ class SearchSettings:
         fed_first: the step function feeds `start` together with `forced_first`, which is one step less.
             Only where a forced token costs nothing (`transformers`), and for the sentences that begin at
             once.
+        prefix: tokens that every output begins with, behind a forced first one; unlike that, they count.
     """
 
     beam: int
@@ -110,6 +111,7 @@ class SearchSettings:
     early_stopping: bool = False
     length_penalty: float = 1.0
     fed_first: bool = False
+    prefix: tuple[int, ...] = ()
 
     @property
     def free_forced(self) -> bool:
@@ -121,7 +123,12 @@ class SearchSettings:
         if step >= self.max_steps - 1:
             last = self.eos if self.forced_last is None else self.forced_last
             return last if last >= 0 else None
-        return self.forced_first if step == 0 else None
+        return self.forced_first if step == 0 and self.forced_first is not None else self.given(step)
+
+    def given(self, step: int) -> int | None:
+        """The token of the prefix that a step generates, if any."""
+        place = step - int(self.forced_first is not None)
+        return self.prefix[place] if 0 <= place < len(self.prefix) else None
 
     def shown(self, tokens: Sequence[int]) -> slice:
         """The part of what was generated that is the output: without eos and a forced first token."""

@@ -15,7 +15,7 @@ from janus_ds.cli import decode
 from janus_ds.cli.decode_lines import DecodeProgress
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.text import one_line
-from janus_ds.errors import DataError, UsageError
+from janus_ds.errors import ConfigError, DataError, UsageError
 from tests.support.programs import ROOT
 
 FAST = ["--demo", "--mode", "nar", "--iterations", "0", "--device", "cpu"]
@@ -143,6 +143,11 @@ def test_samples_and_what_is_known_of_outputs(tmp_path: Path) -> None:
     both = [json.loads(line) for line in lines("--mode", "ar,nar", "--jsonl", "--beam", "2")]
     assert [row["mode"] for row in both] == ["ar", "nar"] * 2
     assert both[1]["passes"] > 0
+    assert both[0]["token_scores"]
+    begun = lines("--mode", "ar", "--beam", "2", "--prefix", "My old")
+    assert [line[:6] for line in begun] == ["My old"] * 2
+    with pytest.raises(ConfigError, match="the prefix has 12 tokens"):
+        lines("--mode", "ar", "--prefix", "the " * 12)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,7 @@ def test_samples_and_what_is_known_of_outputs(tmp_path: Path) -> None:
         ("ar", ["--iterations", "2"], "--iterations"),
         ("ar,draft", ["--length-beam", "2"], "--length-beam"),
         ("nar", ["--beam", "2"], "--beam"),
+        ("draft", ["--prefix", "My"], "--prefix"),
         ("nar", ["--temperature", "1"], "--temperature"),
         ("nar", ["--early-stopping"], "--early-stopping"),
         ("draft", ["--temperature", "1", "--top-k", "3"], "--top-k"),

@@ -169,6 +169,27 @@ def test_greedy_takes_the_likeliest_token_and_ends_at_the_limit() -> None:
     assert decoder.steps == 4
 
 
+@pytest.mark.parametrize("stop", ["fairseq", "transformers"])
+@pytest.mark.parametrize("prefix", [(), (5, UNK, 9)])
+def test_each_token_has_its_score_and_a_given_beginning_counts(stop: str, prefix: tuple[int, ...]) -> None:
+    next_log_probs = table(3)
+    for beam in (1, 4):
+        settings = replace(BASE, stop=stop, prefix=prefix, beam=beam, max_steps=40)
+        found = beam_search(Decoder(next_log_probs, 5, BOS), 5, settings)
+        for sentence, items in enumerate(found):
+            for item in items:
+                said = item.tokens
+                gains = [float(next_log_probs(sentence, said[:i])[said[i]]) for i in range(len(said))]
+                assert said[: len(prefix)] == prefix
+                assert item.token_scores == pytest.approx(gains)
+                free_end = stop == "transformers" and len(said) + 1 == settings.max_steps
+                end = 0.0 if free_end else float(next_log_probs(sentence, said)[EOS])
+                assert item.score == pytest.approx((sum(gains) + end) / (len(said) + 1))
+            if beam == 1:
+                free = next_log_probs(sentence, prefix).index_fill(0, torch.tensor(BASE.forbidden), -math.inf)
+                assert [*items[0].tokens, EOS][len(prefix)] == int(free.argmax())
+
+
 def test_search_ends_early_and_forbidden_tokens_never_appear() -> None:
     decoder = Decoder(table(6, eos_bonus=4.0), 8, BOS)
     found = beam_search(decoder, 8, replace(BASE, max_steps=30))
