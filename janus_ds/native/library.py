@@ -93,13 +93,14 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def _cache_folder() -> Path:
-    """Where this user's libraries lie; nobody else may write there, since what lies there is run."""
+    """Where this user's libraries lie; what lies there is run, so nobody else may write there, or above."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(base) / "janus_ds" / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    facts = folder.lstat()
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) & 0o077:
-        raise OSError(f"{folder} must be a folder of your own with mode 700: chmod 700 {folder}")
+    for place, forbidden in ((folder, 0o077), (folder.parent, 0o022)):
+        facts = place.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & forbidden:
+            raise OSError(f"{place} must be a folder of your own with mode 700: chmod 700 {place}")
     return folder
 
 
@@ -109,7 +110,8 @@ def _built(folder: Path, flags: tuple[str, ...] = _TUNED) -> Path:
     target = folder / f"step-{key}.so"
     if target.exists():
         return target
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), None)
+    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         raise OSError("there is no C++ compiler (CXX, g++ or clang++)")
     with tempfile.TemporaryDirectory(dir=folder) as place:

@@ -170,6 +170,7 @@ template <> struct Input<Int8> {
 };
 
 // sums += products of 16 words of weights and one of a row.
+Floats dot(Floats sums, const float* weight, const float* x) { return sums + load(weight) * *x; }
 Floats dot(Floats sums, const Bf16* weight, const Bf16* x) {
   uint32_t two;
   std::memcpy(&two, x, 4);
@@ -206,77 +207,62 @@ Ints dot(Ints sums, const Int8* weight, const uint8_t* x) {
 #endif
 }
 
-// C rows times one panel.
-template <int C> void panel_sums(const float* weight, const Input<float>& input, int64_t r, Floats (&sums)[C][2]) {
-  const float* x = input.x + r * input.step;
-  for (int64_t i = 0; i < input.step; i++, weight += PANEL) {
-    Floats low = load(weight), high = load(weight + LANES);
-#pragma GCC unroll 16
-    for (int c = 0; c < C; c++) {
-      sums[c][0] += low * x[c * input.step + i];
-      sums[c][1] += high * x[c * input.step + i];
-    }
-  }
-}
-template <int C, class W, class Sums>
-void panel_sums(const W* weight, const Input<W>& input, int64_t r, Sums (&sums)[C][2]) {
-  constexpr int64_t word = 4 / sizeof(W);
-  auto x = input.x + r * input.step;
-  for (int64_t i = 0; i < input.step; i += word, weight += word * PANEL) {
-#pragma GCC unroll 16
-    for (int c = 0; c < C; c++) {
-      sums[c][0] = dot(sums[c][0], weight, x + c * input.step + i);
-      sums[c][1] = dot(sums[c][1], weight + word * LANES, x + c * input.step + i);
-    }
-  }
-}
-
-template <class W>
-Floats finish(const Matrix& m, const Input<W>&, int64_t, int64_t o, Floats sums) {
-  return m.bias ? sums + load(m.bias + o) : sums;
-}
-Floats finish(const Matrix& m, const Input<Int8>& input, int64_t r, int64_t o, Ints sums) {
+template <class W> Floats dequantized(const Matrix&, const Input<W>&, int64_t, int64_t, Floats sums) { return sums; }
+Floats dequantized(const Matrix& m, const Input<Int8>& input, int64_t r, int64_t o, Ints sums) {
   Ints zero = *reinterpret_cast<const LooseInts*>(m.sum + o) * ZERO_POINT;
-  Floats out = __builtin_convertvector(sums - zero, Floats) * load(m.scale + o) * input.scale[r];
-  return m.bias ? out + load(m.bias + o) : out;
+  return __builtin_convertvector(sums - zero, Floats) * load(m.scale + o) * input.scale[r];
 }
 
-template <class W, int C>
-void tile(const Matrix& m, const Input<W>& input, int64_t r, int64_t o, int64_t act, float* y, int64_t stride, int64_t wide) {
-  using Sums = std::conditional_t<std::is_same_v<W, Int8>, Ints, Floats>;
-  Sums sums[C][2] = {};
-  panel_sums<C>(static_cast<const W*>(m.weight) + o * input.step, input, r, sums);
-  for (int c = 0; c < C; c++) {
-    float out[PANEL];
-    for (int half = 0; half < 2; half++) {
-      Floats f = finish(m, input, r + c, o + half * LANES, sums[c][half]);
-      if (act == RELU) f = f < 0 ? Floats{} : f;
-      if (act == GELU) f = gelu(f);
-      store(out + half * LANES, f);
+// y (rows, last - first) = activation(outputs [first, last) of the rows); `first` is a multiple of PANEL.
+template <class W> struct Product {
+  const Matrix& m;
+  const Input<W>& input;
+  int64_t first, last, activation;
+  float* y;
+
+  // C rows from r on times the panel from output o on.
+  template <int C> void tile(int64_t r, int64_t o) const {
+    constexpr int64_t word = 4 / sizeof(W);
+    std::conditional_t<std::is_same_v<W, Int8>, Ints, Floats> sums[C][2] = {};
+    const W* weight = static_cast<const W*>(m.weight) + o * input.step;
+    auto x = input.x + r * input.step;
+    for (int64_t i = 0; i < input.step; i += word, weight += word * PANEL) {
+#pragma GCC unroll 16
+      for (int c = 0; c < C; c++) {
+        sums[c][0] = dot(sums[c][0], weight, x + c * input.step + i);
+        sums[c][1] = dot(sums[c][1], weight + word * LANES, x + c * input.step + i);
+      }
     }
-    std::memcpy(y + (r + c) * stride, out, wide * sizeof(float));
+    for (int c = 0; c < C; c++) {
+      float out[PANEL];
+      for (int half = 0; half < 2; half++) {
+        int64_t at = o + half * LANES;
+        Floats f = dequantized(m, input, r + c, at, sums[c][half]);
+        if (m.bias) f += load(m.bias + at);
+        if (activation == RELU) f = f < 0 ? Floats{} : f;
+        if (activation == GELU) f = gelu(f);
+        store(out + half * LANES, f);
+      }
+      std::copy_n(out, std::min<int64_t>(PANEL, last - o), y + (r + c) * (last - first) + o - first);
+    }
   }
-}
-template <class W, int... C>
-void some_rows(int64_t rows, std::integer_sequence<int, C...>, const Matrix& m, const Input<W>& input, int64_t r,
-               int64_t o, int64_t act, float* y, int64_t stride, int64_t wide) {
-  using Tile = void (*)(const Matrix&, const Input<W>&, int64_t, int64_t, int64_t, float*, int64_t, int64_t);
-  static constexpr Tile tiles[] = {tile<W, C + 1>...};
-  tiles[rows - 1](m, input, r, o, act, y, stride, wide);
-}
 
-// y (rows, last - first) = outputs [first, last) of the rows; `first` is a multiple of PANEL.
+  template <int C = TILE> void rows(int64_t r, int64_t count, int64_t o) const {
+    if (count >= C) {
+      tile<C>(r, o);
+      if (count > C) rows<TILE>(r + C, count - C, o);
+    } else if constexpr (C > 1) {
+      rows<C - 1>(r, count, o);
+    }
+  }
+};
+
 template <class W>
 void multiply(const Matrix& m, int64_t first, int64_t last, const Input<W>& input, int64_t rows, float* y,
-              int64_t act = NONE, int64_t threads = 1) {
-  int64_t panels = (last - first + PANEL - 1) / PANEL;
+              int64_t activation, int64_t threads) {
+  const Product<W> product{m, input, first, last, activation, y};
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (int64_t p = 0; p < panels; p++) {
-    int64_t o = p * PANEL, wide = std::min<int64_t>(PANEL, last - first - o);
-    for (int64_t r = 0; r < rows; r += TILE)
-      some_rows(std::min<int64_t>(TILE, rows - r), std::make_integer_sequence<int, TILE>(), m, input, r, first + o, act,
-                y + o, last - first, wide);
-  }
+  for (int64_t o = first; o < last; o += PANEL) product.rows(0, rows, o);
 }
 
 // Layers

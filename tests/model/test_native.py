@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,14 @@ def kernels(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     if request.param == "this":
         return library()
     return load(native._built(tmp_path_factory.mktemp("native"), CPUS[request.param]))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
 
 
 def use(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +119,10 @@ def test_a_step_is_that_of_float64(
         assert ready._native is not None
         assert ready._native.takes(found[0])
         assert error(*found) < most
+        with threads(2):
+            cache = ready.start_cache(ready.encode(sources, lengths), stream, 3, 8)
+            ready.ar_block(cache, first)
+            assert torch.equal(ready.ar_step(cache, first[..., 1].flip(1), parents), found[0])
 
 
 @compiles
@@ -179,6 +193,11 @@ def test_a_folder_that_others_can_write_is_not_used(
     folder.chmod(0o777)
     assert library() is None
     assert f"chmod 700 {folder}" in caplog.text
+    folder.chmod(0o700)
+    folder.parent.chmod(0o777)
+    with pytest.raises(OSError, match=f"{folder.parent} must be"):
+        native._cache_folder()
+    folder.parent.chmod(0o755)
     folder.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
@@ -187,12 +206,19 @@ def test_a_folder_that_others_can_write_is_not_used(
 
 
 @compiles
-def test_two_that_build_at_once_leave_one_library(tmp_path: Path) -> None:
+def test_two_that_build_at_once_leave_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, folder = tmp_path / "small.cpp", tmp_path / "made"
+    source.write_text('extern "C" int janus_answer() { return 42; }', encoding="utf-8")
+    folder.mkdir()
+    monkeypatch.setattr(native, "SOURCE", source)
     with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(lambda _: native._built(tmp_path, ("-O0",)), range(2)))
-    assert made[0] == made[1]
-    assert os.listdir(tmp_path) == [made[0].name]
-    assert load(made[0]).janus_step
+        first, second = pool.map(native._built, [folder] * 2)
+    assert first == second
+    assert os.listdir(folder) == [first.name]
+    assert ctypes.CDLL(str(first)).janus_answer() == 42
+    # Another source is another library.
+    source.write_text('extern "C" int janus_answer() { return 43; }', encoding="utf-8")
+    assert native._built(folder) != first
 
 
 @compiles
