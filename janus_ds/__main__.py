@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command("train", "pretrain", "pretrain a model, or go on with a run"),
     "finetune": Command("train", "finetune", "train on pairs, from scratch or from another run"),
     "decode": Command("decode", "main", "decode text with a run, AR and NAR"),
+    "demo": Command("demo", "main", "a page on this machine: AR, NAR and AUX side by side, pass by pass"),
     "eval nmt": Command("evaluate", "evaluate_nmt", "decode and score translations"),
     "eval glge": Command("evaluate", "evaluate_glge", "decode and score tasks of GLGE"),
     "blanks": Command(

@@ -24,8 +24,9 @@ from janus_ds.decode.mask_predict import MaskPredictSettings
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import ConfigError, DataError
 
-_BLANK = rf"(?:_{{3,}}|{re.escape(MASK_TEXT)})"
-_RUN = re.compile(rf"{_BLANK}(?:\s*{_BLANK})*")
+BLANK = rf"(?:_{{3,}}|{re.escape(MASK_TEXT)})"
+"""What a blank is, as a regular expression."""
+_RUN = re.compile(rf"{BLANK}(?:\s*{BLANK})*")
 _MOST_CANDIDATES = 64
 
 
@@ -75,10 +76,10 @@ def parse_target(
         raise ConfigError(
             f"a blank cannot have {min(lengths, default='no')} tokens", "blank lengths", "give 1 or more"
         )
-    blanks = len(re.findall(_BLANK, text))
+    blanks = len(re.findall(BLANK, text))
     if not blanks:
         raise DataError("the target has no blank", where, f"write ___ or {MASK_TEXT} where text is wanted")
-    encoded = codec.encode(re.sub(_BLANK, MASK_TEXT, text))
+    encoded = codec.encode(re.sub(BLANK, MASK_TEXT, text))
     ids = tuple(None if id_ == mask else id_ for id_ in encoded)
     if ids.count(None) != blanks:
         raise DataError("the tokenizer does not see every blank", where, "put spaces around blanks")

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.watch import Pass, current_watch
 
 _CHUNK_ROWS = 1024
 """Rows that are projected to the vocabulary at a time, so that logits take a bounded memory."""
@@ -262,6 +263,19 @@ class TargetRows:
         """Note what was predicted."""
         self.token_RL = self.token_RL.index_put(asked.place_P, token_P)
         self.score_RL = self.score_RL.to(score_P.dtype).index_put(asked.place_P, score_P)
+        if watch := current_watch():
+            with watch.busy():
+                watch.show(self._as_pass(asked))
+
+    def _as_pass(self, asked: Asked) -> Pass:
+        """The best candidate of the first sentence, for who watches."""
+        best = int(self._mean_R()[: self.candidates].argmax())
+        inner = slice(1, int(self._host_length_R[best]) - 1)
+        row_P, column_P = asked.place_P
+        new = tuple((column_P[row_P == best] - 1).tolist())
+        return Pass(
+            tuple(self.token_RL[best, inner].tolist()), tuple(self.score_RL[best, inner].exp().tolist()), new
+        )
 
     def predict(self, decoder: RowDecoder, hidden_PD: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest token of each hidden row and its log-probability."""

@@ -16,6 +16,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.mask_predict import MaskPredictSettings
 from janus_ds.decode.search_settings import SearchSettings, TokenRules
+from janus_ds.decode.watch import BeamTrace, current_watch
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import KeysValues
 from janus_ds.model.decoding.cache import EncoderOutput, KVCache
@@ -45,6 +46,8 @@ class CachedSteps:
         self._cache = cache
         self._encode_next = encode_next
         self._before = before
+        watch = current_watch()
+        self._trace = BeamTrace(watch) if watch else None
 
     def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
         """See :class:`janus_ds.decode.beam_search.StepFunction`."""
@@ -52,7 +55,10 @@ class CachedSteps:
         if parent_BK is None and self._before is not None:
             tokens.insert(0, torch.full_like(token_BK, self._before))
         hidden_BKTD = self._model.ar_block(self._cache, torch.stack(tokens, 2), parent_BK)
-        return self._model.logits(hidden_BKTD[:, :, -1])
+        logits_BKV = self._model.logits(hidden_BKTD[:, :, -1])
+        if self._trace:
+            self._trace.note(token_BK, parent_BK, logits_BKV)
+        return logits_BKV
 
     def keep(self, sentence_B: Tensor) -> None:
         """See :class:`janus_ds.decode.beam_search.StepFunction`."""
