@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import re
 import select
@@ -24,7 +25,20 @@ STALLED_EXIT_CODE = 76
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What could act on a terminal: names from outside stand in messages."""
+
+
+def shown(text: str) -> str:
+    """Text whose control characters stand as `\\x1b`, so that names and texts from outside do nothing to a
+    terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+class PlainFormatter(logging.Formatter):
+    """Log lines without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; its own line ends stay."""
+        return shown(super().format(record))
 
 
 class JanusError(Exception):
@@ -51,8 +65,7 @@ class JanusError(Exception):
         return _restored, (type(self), self.args, self.__dict__)
 
     def __str__(self) -> str:
-        text = f"error: {self.what}\n  where: {self.where}\n  to do: {self.fix}"
-        return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+        return shown(f"error: {self.what}\n  where: {self.where}\n  to do: {self.fix}")
 
 
 def _restored(kind: type[JanusError], args: tuple[Any, ...], values: dict[str, Any]) -> JanusError:
@@ -118,11 +131,15 @@ def exit_on_error(main: Callable[[], int | None]) -> None:
 
     A :class:`JanusError` is printed to standard error without a stack trace, as is standard output on a full
     disk; any other exception keeps its stack, since it is a fault of ours. A reader of standard output that
-    has seen enough (`... | head`) is no fault.
+    has seen enough (`... | head`) is no fault. Standard output and warnings are as :func:`shown`.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Text from outside must not end a program because a terminal cannot show it.
         sys.stdout.reconfigure(errors="backslashreplace")
+        write = sys.stdout.write
+        sys.stdout.write = lambda text: write(shown(text))  # type: ignore[method-assign]
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PlainFormatter())
     try:
         code = main()
         if sys.stdout is not None:

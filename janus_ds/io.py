@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from janus_ds.errors import BusyError, DataError, ResourceError
 
@@ -108,6 +109,22 @@ def read_bounded(path: Path, most: int) -> bytes:
     return data
 
 
+def read_json(path: Path, most: int = 64 << 20) -> dict[str, Any]:
+    """The JSON object in a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: as :func:`read_bounded`.
+        ValueError: the file holds something else.
+    """
+    try:
+        values = json.loads(read_bounded(path, most))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    return values
+
+
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
     """Turn a full disk, a quota or a place that cannot be written into an error that names `path`.
@@ -149,6 +166,13 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device, a FIFO or an open descriptor (/dev/stdout): written to, never replaced."""
+    place = os.readlink(path) if path.is_symlink() else str(path)
+    named = place.startswith(("/proc/", "/dev/fd/"))
+    return named or (path.exists() and not path.is_file() and not path.is_dir())
+
+
 @contextmanager
 def atomic_file(path: Path, *, unique: bool = False) -> Iterator[BinaryIO]:
     """A new file, open for writing, that takes the name `path` at the end of the block.
@@ -163,7 +187,7 @@ def atomic_file(path: Path, *, unique: bool = False) -> Iterator[BinaryIO]:
     Raises:
         OSError: full disk or missing permission.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_stream(path):
         with path.open("wb") as file:
             yield file
         return

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.errors import CheckpointError
-from janus_ds.io import atomic_file, sync_path, sync_tree
+from janus_ds.io import atomic_file, read_json, sync_path, sync_tree
 
 COMPLETE = "complete.json"
 STATE_FILE = "state.json"
@@ -25,11 +25,9 @@ STEP_PREFIX = "step-"
 FORMAT_VERSION = 2
 """1: DeepSpeed's own shards in engine/. 2: whole tensors, see `tensors.py`."""
 _CHUNK = 1 << 20
-_MOST_BYTES = 1 << 26
-"""Of a JSON file; none that this package writes comes near."""
 _OWN_SUM = "crc32"
 """Of the manifest itself, without this field; format 1 has none."""
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -149,27 +147,13 @@ def read_state(folder: Path) -> dict[str, Any]:
         CheckpointError: it is missing, or no JSON object.
     """
     try:
-        state = read_json(folder / STATE_FILE)
-        if not isinstance(state, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(folder / STATE_FILE)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint's state cannot be read ({error})",
             str(folder / STATE_FILE),
             "take another checkpoint of the run",
         ) from error
-    return state
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        OSError, ValueError, RecursionError: it cannot be read, is no JSON, too large or nested too deeply.
-    """
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"it has {path.stat().st_size:,} bytes")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,10 +6,11 @@
     python eval/decode.py --demo                         the model of the package: German to English
     python eval/decode.py --demo --mode aux --target with_blanks.txt --input sources.txt
 
-Lines in, lines out, in order, as they come: each line is written when it is decoded. An input that is too
-long for the model is cut, and their number told at the end (--on-long). With several modes, `--show-source`
-or `--heldout`, each output comes as a block: source, reference where there is one, and what each mode made
-of it. --demo without input translates a few sentences of its own. --target gives a text with blanks, `___` or
+Lines in, lines out, in order, as they come: each line is written when it is decoded (--output FILE: to
+FILE.part, which becomes FILE at the end). An input that is too long for the model is cut, and their number
+told at the end (--on-long). With several modes, `--show-source` or `--heldout`, each output comes as a block:
+source, reference where there is one, and what each mode made of it. --demo without input translates a few
+sentences of its own. --target gives a text with blanks, `___` or
 `<mask>`, for each input; they are filled, and all other text is kept to the letter.
 """
 
@@ -149,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise DataError(
                 "there are more targets than inputs", str(parsed.target), "give one line for each"
             )
+        output.finish()
     finally:
         output.close()
         progress.end(long.total)
@@ -205,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--demo", action="store_true", help="the model of the package, German to English, in both modes")
     add("--mode", help="ar, nar, draft, aux, or several, as ar,nar (default: as the run's recipe says)")
     add("--input", default="-", help="text file, one input a line (default: standard input)")
-    add("--output", type=Path, help="file to write (default: standard output)")
+    add("--output", type=Path, help="file to write, FILE.part until the end (default: standard output)")
     add("--on-long", choices=("cut", "skip", "stop"), default="cut", help=ON_LONG)
     batch = "tokens of a batch, padding included (default: 4096, and 32 sentences at most)"
     add("--batch-tokens", type=int, metavar="N", help=batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,8 +16,11 @@ from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.text import TextCodec, cut_warning, one_line
 from janus_ds.errors import DataError
 from janus_ds.evaluate.passages import Passage
-from janus_ds.io import disk_faults
+from janus_ds.io import disk_faults, is_stream
 from janus_ds.observe.progress import Progress
+
+_CONTROL = re.compile("[\x7f-\x9f\u2028\u2029]")
+"""What JSON leaves as it is, and terminals or readers of lines do not."""
 
 
 class FoundBy(NamedTuple):
@@ -88,10 +92,15 @@ class LongInputs:
 
 
 class Output:
-    """A file, or standard output, as UTF-8; what is written is there at once."""
+    """A file, or standard output, as UTF-8; what is written is there at once.
+
+    A file is NAME.part until :meth:`finish`, so that nobody takes a part of it for the whole; what was there
+    under the name stays until then. A device or a FIFO is written to.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._lines = 0
         self._file: io.TextIOWrapper | None = None
         if path is None and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -109,15 +118,36 @@ class Output:
         with disk_faults(self._path):
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("w", encoding="utf-8", newline="\n")
+                self._file = _part_of(self._path).open("w", encoding="utf-8", newline="\n")
             self._file.write(content)
             self._file.flush()
+        self._lines += len(lines)
+
+    def finish(self) -> None:
+        """All is decoded: the file takes its name.
+
+        Raises:
+            ResourceError: it cannot.
+        """
+        if self._path is not None and self._file is not None:
+            part = _part_of(self._path)
+            with disk_faults(self._path):
+                self._file.close()
+                self._file = None
+                if part != self._path:
+                    part.replace(self._path.resolve())
 
     def close(self) -> None:
-        """Close the file; what was written is there already."""
-        if self._file is not None:
+        """Close the file; of one that is not finished, say where its lines are."""
+        if self._path is not None and self._file is not None:
             with suppress(OSError):
                 self._file.close()
+            _say(f"not complete: {self._lines:,} lines are in {_part_of(self._path)}")
+
+
+def _part_of(path: Path) -> Path:
+    """Where an output is written until it is complete."""
+    return path if is_stream(path) else path.resolve().with_name(f"{path.resolve().name}.part")
 
 
 class DecodeProgress:
@@ -188,5 +218,6 @@ def as_json(passages: Sequence[Passage], first: int, found: Found, say: Say, cou
                 row |= {"token_scores": item.token_scores} if item.token_scores else {}
                 row |= {"seconds": round(by.seconds, 6), "source": passage.source}
                 row |= {} if passage.reference is None else {"reference": passage.reference}
-                lines.append(json.dumps(row, ensure_ascii=False))
+                text = json.dumps(row, ensure_ascii=False)
+                lines.append(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
     return lines

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from janus_ds.config.packaged import packaged_folder
-from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError
+from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, PlainFormatter
 from janus_ds.train.options import FOLLOWER_DELAY, TrainOptions, parse_options, refuse_faults
 from janus_ds.train.safety.signals import StopSignals
 
@@ -120,7 +120,7 @@ def _train(options: TrainOptions, signals: StopSignals) -> Outcome:
 def _log_to_stderr() -> None:
     """Our own notes and warnings; DeepSpeed and torch keep their handlers."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(PlainFormatter("%(levelname)s: %(message)s"))
     ours = logging.getLogger("janus_ds")
     ours.addHandler(handler)
     ours.setLevel(logging.INFO if _is_first_rank() else logging.WARNING)

@@ -7,7 +7,6 @@ symbol; any field given in the recipe overrides it alone. `released` has one bun
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from janus_ds.config.locations import parse_locations
 from janus_ds.config.packaged import model_path
 from janus_ds.config.schema import KL_PAIRS, MaskingConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import JanusError
+from janus_ds.io import read_json
 
 _MOST_BYTES = 1 << 24
 """Of a run.json or manifest.json; a longer one is taken for none."""
@@ -140,7 +140,7 @@ def follow_data(run: RunConfig, fixed: Collection[str]) -> RunConfig:
         return run
     try:
         lengths = [_prepared_lengths(place.location) for place in parse_locations(run.data.path)]
-    except (JanusError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (JanusError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return run
     model, longest = run.model, dict(zip(("source", "target"), map(max, *lengths, (0, 0)), strict=True))
     for side, tokens in longest.items() if run.init is None else ():
@@ -152,8 +152,7 @@ def follow_data(run: RunConfig, fixed: Collection[str]) -> RunConfig:
 
 def _prepared_lengths(folder: str) -> tuple[int, int]:
     """Most tokens of source and target, as the manifest of a local data directory tells them."""
-    with (Path(folder) / "manifest.json").open("rb") as file:
-        request = json.loads(file.read(_MOST_BYTES))["settings"]["request"]
+    request = read_json(Path(folder) / "manifest.json", _MOST_BYTES)["settings"]["request"]
     settings = request.get("prepared", request)["settings"]
     target = settings.get("block_tokens") or settings.get("max_tokens")
     limits = settings.get("limits") or {"source": target, "target": target}
@@ -184,11 +183,9 @@ def record_of(source: Path) -> dict[str, Any]:
     """
     for folder in _folders(source):
         try:
-            with (folder / "run.json").open("rb") as file:
-                record = json.loads(file.read(_MOST_BYTES))
-        except (OSError, ValueError, RecursionError):
+            return read_json(folder / "run.json", _MOST_BYTES)
+        except (OSError, ValueError):
             continue
-        return record if isinstance(record, dict) else {}
     return {}
 
 

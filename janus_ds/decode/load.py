@@ -7,7 +7,6 @@ models that the package ships, unless there is a folder of that name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -24,7 +23,7 @@ from janus_ds.config.schema import ObjectiveConfig, RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, UsageError
-from janus_ds.io import read_bounded
+from janus_ds.io import read_json
 from janus_ds.model.decoding.inference import model_from_file
 from janus_ds.model.janus import JanusModel
 
@@ -34,7 +33,6 @@ RUN_FORMAT_VERSION = 1
 _SMALL_WIDTH = 512
 """Below it, threads wait for each other longer than they work; OMP_NUM_THREADS, if set, decides instead."""
 
-_MOST_RECORD_BYTES = 64 << 20
 _RUN_FILE = "run.json"
 _KEYS = ("recipe", "special_tokens", "tokenizer_fingerprint")
 
@@ -192,9 +190,9 @@ def find_run(path: Path) -> tuple[Path, Path]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(read_bounded(path, _MOST_RECORD_BYTES))
+        record = read_json(path)
         version = int(record["format_version"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"run.json cannot be read ({type(error).__name__}: {error})",
             str(path),
@@ -211,7 +209,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"run.json lacks {', '.join(missing)}", str(path), "restore the file, or take another run"
         )
-    return dict(record)
+    return record
 
 
 def _special_tokens(values: Any, where: str) -> SpecialTokens:

@@ -20,6 +20,7 @@ _OVERWRITE = " #fairseq:overwrite"
 
 _CONTROL = re.compile("[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_MARKUP = re.compile(r"[\\`*{}\[\]()<>#!|&~$:^=\"']")
 
 
 def one_line(text: str) -> str:
@@ -28,6 +29,11 @@ def one_line(text: str) -> str:
     Line ends and other control characters (tabs stay) become spaces, lone surrogates U+FFFD.
     """
     return _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text)).strip()
+
+
+def markdown_text(text: str) -> str:
+    """Text from outside as one line of Markdown that is text and nothing else: no link, picture or HTML."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", one_line(text))
 
 
 def checked_texts(texts: str | Sequence[str]) -> list[str]:

@@ -15,8 +15,10 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
 from janus_ds.decode.load import LoadedRun, load_run, trained_modes
-from janus_ds.errors import UsageError
-from janus_ds.io import atomic_dir, disk_faults, write_atomic
+from janus_ds.decode.text import markdown_text
+from janus_ds.errors import DataError, UsageError
+from janus_ds.io import atomic_dir, disk_faults, read_json, write_atomic
+from janus_ds.metrics.scores import finite_numbers
 from janus_ds.model.formats.bart_names import ConversionReport
 from janus_ds.model.formats.hf_export import (
     export_config,
@@ -221,7 +223,7 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
     parameters = sum(weight.numel() for weight in run.model.parameters())
     parts = [
         "\n".join(["---", *header, "---"]),
-        f"# {run.config.name}",
+        f"# {markdown_text(run.config.name)}",
         f"Encoder-decoder, {parameters:,} parameters, written by janus_ds; decodes {', '.join(modes)}.\n"
         'The method: "JANUS: Joint Autoregressive and Non-autoregressive Training with Auxiliary Loss\n'
         'for Sequence Generation" (EMNLP 2022).',
@@ -235,24 +237,28 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
 def _tables(folder: Path) -> Iterator[str]:
     """A table for each split that was scored: systems down, metrics across."""
     for path in [folder / "scores.json", *sorted(folder.glob("eval/*/scores.json"))]:
-        if not path.is_file():
+        try:
+            values = read_json(path)
+        except FileNotFoundError:
             continue
-        values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            fix = "remove the file, or score the run again"
+            raise DataError(f"the scores cannot be read ({error})", str(path), fix) from None
         parts = {path.parent.name: values} if "systems" in values else values
         for split, part in parts.items():
-            systems = {name: _numbers(scores) for name, scores in part.get("systems", {}).items()}
+            scored = _mapping(_mapping(part).get("systems"))
+            systems = {name: finite_numbers(_mapping(x).get("metrics", x)) for name, x in scored.items()}
             metrics = sorted({name for scores in systems.values() for name in scores})
             if not metrics:
                 continue
             rows = [["system", *metrics], ["---"] * (1 + len(metrics))]
             rows += [[name, *(_shown(scores.get(m)) for m in metrics)] for name, scores in systems.items()]
-            lines = [f"| {' | '.join(row)} |" for row in rows]
-            yield "\n".join([f"{split}:", "", *lines])
+            lines = [f"| {' | '.join(markdown_text(cell) for cell in row)} |" for row in rows]
+            yield "\n".join([f"{markdown_text(split)}:", "", *lines])
 
 
-def _numbers(scores: dict[str, Any]) -> dict[str, float]:
-    values = scores.get("metrics", scores)
-    return {name: x for name, x in values.items() if isinstance(x, int | float)}
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _shown(value: float | None) -> str:

@@ -26,6 +26,8 @@ STDIN = "-"
 _MEAN_SPAN = 2.0
 _FIRST_WINDOW = 16
 _PIECE_BYTES = 1 << 16
+_MOST_BLANK = 1 << 16
+_LONGEST_LINE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def line_windows(name: str, largest: int = 256) -> Iterator[list[str]]:
             window.append(_decoded(data, number, where))
             blank = blank and not window[-1].strip()
         # Nothing is given out before something stands on a line: a file of blank lines is no input.
-        if window and not blank and (not data or len(window) >= most):
+        begun = not blank or len(window) >= _MOST_BLANK
+        if window and begun and (not data or len(window) >= most):
             yield window
             window, most = [], min(2 * most, largest)
     if blank:
@@ -102,6 +105,9 @@ def _pieces(name: str, where: str) -> Iterator[bytes]:
             rest = b""
             while piece := file.read1(_PIECE_BYTES):
                 *lines, rest = (rest + piece).split(b"\n")
+                if len(rest) > _LONGEST_LINE:
+                    what = f"a line is longer than {_LONGEST_LINE >> 20} MiB"
+                    raise DataError(what, where, "give text, one input a line")
                 yield from (line + b"\n" for line in lines)
                 if not _more_has_come(file):
                     yield b""

@@ -141,6 +141,12 @@ def render(scores: Scores) -> str:
     return "\n".join([head, *lines, *(f"warning: {text}" for text in scores.warnings)])
 
 
+def finite_numbers(values: Any) -> dict[str, float]:
+    """The numbers of a part of a JSON file that can be shown and drawn; none where it is no object."""
+    items = values.items() if isinstance(values, dict) else ()
+    return {str(k): float(v) for k, v in items if isinstance(v, int | float) and abs(v) < 1e300}
+
+
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `scores.json`, making its folder if need be.
 

@@ -22,7 +22,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.load import to_dict
 from janus_ds.config.locations import public_location
 from janus_ds.config.schema import RunConfig
-from janus_ds.io import write_atomic
+from janus_ds.io import read_json, write_atomic
 from janus_ds.observe.writers import set_aside
 
 logger = logging.getLogger(__name__)
@@ -106,10 +106,9 @@ def _is_open(attempt: Any) -> bool:
 def read_run_record(run: Path) -> dict[str, Any] | None:
     """The record of a run folder; None where there is none that can be read."""
     try:
-        record = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(run / RUN_FILE)
+    except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) else None
 
 
 def _earlier_attempts(run: Path) -> list[Any]:

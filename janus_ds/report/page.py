@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds import __version__
-from janus_ds.errors import JanusError, UsageError
+from janus_ds.errors import JanusError, UsageError, shown
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.scores import read_lines
 from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pictures, require_matplotlib
@@ -71,12 +71,15 @@ def write_report(
 
 
 def render(content: dict[str, Any], template: str = "page.html.j2") -> str:
-    """A template of `janus_ds/report/templates` with its content, every text escaped."""
+    """A template of `janus_ds/report/templates` with its content, every text escaped and :func:`shown`."""
     # A tenth of a second, which other commands need not pay.
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("janus_ds.report"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("janus_ds.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
     )
     return environment.get_template(template).render(content)
 

@@ -17,6 +17,8 @@ from typing import Any
 from janus_ds.config.faults import suggestion
 from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.errors import JanusError, UsageError
+from janus_ds.io import read_json
+from janus_ds.metrics.scores import finite_numbers
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics
 
@@ -41,14 +43,12 @@ class System:
     @property
     def metrics(self) -> dict[str, float]:
         """Values by name."""
-        found = self.scores.get("metrics")
-        return {k: float(v) for k, v in _mapping(found).items() if isinstance(v, int | float)}
+        return finite_numbers(self.scores.get("metrics"))
 
     @property
     def speed(self) -> dict[str, float]:
         """sentences_per_second (in batches) and ms_per_sentence_batch_1, as far as measured."""
-        found = self.scores.get("speed")
-        return {k: float(v) for k, v in _mapping(found).items() if isinstance(v, int | float) and v > 0}
+        return {name: value for name, value in finite_numbers(self.scores.get("speed")).items() if value > 0}
 
 
 @dataclass
@@ -114,7 +114,8 @@ class RunFolder:
 
     def points(self, key: str) -> list[tuple[int, float]]:
         """(update, value) of a key of metrics.jsonl, where it is a number."""
-        return [(line["step"], float(line[key])) for line in self.lines if _is_number(line.get(key))]
+        one = ((line["step"], finite_numbers({key: line.get(key)})) for line in self.lines)
+        return [(step, found[key]) for step, found in one if found]
 
     def epochs(self) -> dict[int, float] | None:
         """Epochs by update; None where the size of the data, or the count of samples, is not at hand."""
@@ -191,8 +192,8 @@ def _read_scores(run: RunFolder, split: str) -> None:
 
 def _take_scores(run: RunFolder, path: Path, split: str) -> None:
     try:
-        content = _mapping(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except (OSError, ValueError):
         run.notes.append(f"{path.name} cannot be read as JSON")
         return
     default = "predictions" if path.name == "scores.json" else path.name.removesuffix(".scores.json")
@@ -268,7 +269,3 @@ def primary_metric(systems: Sequence[System]) -> str:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

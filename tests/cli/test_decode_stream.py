@@ -27,8 +27,10 @@ def lines_of(path: Path, *arguments: object) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
-def test_lines_are_there_while_decoding_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe that stays open gets its answer; after an interruption the finished lines are in the file."""
+def test_lines_are_there_while_decoding_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe that stays open gets its answer; after an interruption the finished lines are in OUT.part."""
     out = tmp_path / "out.txt"
     run = subprocess.Popen(
         [sys.executable, str(ROOT / "eval/decode.py"), *FAST],
@@ -62,7 +64,13 @@ def test_lines_are_there_while_decoding_goes_on(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Generator, "generate_ids", interrupt)
     with pytest.raises(KeyboardInterrupt):
         lines_of(out, "--input", many)
-    assert len(out.read_text().split("\n")) == 16 + 32 + 1
+    part = tmp_path / "out.txt.part"
+    assert len(part.read_text().split("\n")) == 16 + 32 + 1
+    assert f"not complete: 48 lines are in {part}" in capsys.readouterr().err
+    assert not out.exists()
+    # The same command again begins anew.
+    assert len(lines_of(out, "--input", many)) == 100
+    assert not part.exists()
 
 
 def test_batches_and_windows_change_nothing(tmp_path: Path) -> None:
@@ -93,7 +101,8 @@ def test_inputs_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(DataError, match="the model reads up to") as caught:
         lines_of(out, "--input", source, "--on-long", "stop")
     assert caught.value.where == "line 2 of the input"
-    assert out.read_text().split("\n") == [cut[0], ""]
+    assert (tmp_path / "out.txt.part").read_text().split("\n") == [cut[0], ""]
+    assert out.read_text().split("\n")[:-1] == skipped
 
 
 @pytest.mark.parametrize(

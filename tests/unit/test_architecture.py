@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "stream_mask": set(),
     "batch": {"stream_mask"},
     "packing": {"batch", "stream_mask"},
-    "config": {"errors"},
+    "config": {"errors", "io"},
     **{name: LOW | {"config"} for name in MIDDLE},
     "checkpoint": LOW | {"config"} | MIDDLE,
     "train": LOW | {"config", "checkpoint"} | MIDDLE,

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from janus_ds.config.fields import OneOf
 from janus_ds.config.locations import checked_name
 from janus_ds.errors import DataError
-from janus_ds.io import fingerprint_of, read_bounded, write_atomic
+from janus_ds.io import fingerprint_of, read_json, write_atomic
 
 FORMAT_VERSION = 1
 """Version of the layout on disk; higher ones are refused."""
@@ -211,7 +211,7 @@ def _load(path: Path, kind: type[_T]) -> _T:
             "the data directory does not exist", str(path.parent), "give the right --data directory"
         )
     try:
-        body: dict[str, Any] = json.loads(read_bounded(path, MOST_BYTES[path.name]))
+        body = read_json(path, MOST_BYTES[path.name])
     except FileNotFoundError:
         raise DataError(
             f"the data directory holds no {path.name}",
@@ -221,9 +221,9 @@ def _load(path: Path, kind: type[_T]) -> _T:
         ) from None
     except OSError as error:
         raise DataError(f"the file cannot be read ({error.strerror})", str(path), _PREPARE_AGAIN) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"the file is cut or is not JSON ({error})", str(path), _PREPARE_AGAIN) from None
-    version = body.get("format_version") if isinstance(body, dict) else None
+    version = body.get("format_version")
     if type(version) is not int or version < 1:
         raise DataError("the file has no format_version", str(path), _PREPARE_AGAIN)
     if version > FORMAT_VERSION:

@@ -20,7 +20,7 @@ from janus_ds.data.text.tokenizer import (
     load_tokenizer,
 )
 from janus_ds.errors import DataError
-from janus_ds.io import read_bounded, write_atomic
+from janus_ds.io import read_json, write_atomic
 
 _FAST, _CONFIG, _VOCAB, _MERGES = "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
 
@@ -47,11 +47,11 @@ def read_hf_tokenizer(folder: Path) -> Tokenizer | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(read_bounded(path, MOST_TOKENIZER_BYTES))
+        values = read_json(path, MOST_TOKENIZER_BYTES)
         model, added = values["model"], values.get("added_tokens") or []
         vocab = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"the tokenizer cannot be read ({type(error).__name__}: {error})"
         raise DataError(what, str(path), "copy the file again") from None
     _refuse_other_kinds(values, added, str(path))

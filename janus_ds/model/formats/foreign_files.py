@@ -7,7 +7,6 @@ beside them the inert `argparse.Namespace` in which fairseq keeps its arguments.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pickle
 import re
@@ -23,10 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from janus_ds.errors import CheckpointError
-from janus_ds.io import open_regular, read_bounded
+from janus_ds.io import open_regular, read_json
 
 _AGAIN = "fetch or copy the file again"
-_MOST_JSON_BYTES = 64 << 20
 _MOST_COPIES = 4
 """BART's tied table may stand under as many names, all on one storage."""
 _SAFETENSORS, _PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -64,23 +62,20 @@ def _refuse_inflated(path: Path) -> None:
                 raise ValueError("its members are larger than the file")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
         CheckpointError: the file is missing, cut, or holds something else.
     """
     try:
-        values = json.loads(read_bounded(path, _MOST_JSON_BYTES))
+        return read_json(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"there is no {path.name}", str(path), "give a folder that holds it; nothing is downloaded"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"the file is not JSON ({error})", str(path), _AGAIN) from None
-    if not isinstance(values, dict):
-        raise CheckpointError("the file does not hold a JSON object", str(path), _AGAIN)
-    return values
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the file is not JSON as it should be ({error})", str(path), _AGAIN) from None
 
 
 @contextmanager
@@ -124,7 +119,7 @@ def read_state_dict(folder: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _read_shards(index: Path, read: Any) -> dict[str, Tensor]:
-    places = read_json(index).get("weight_map")
+    places = read_settings(index).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(p, str) and p == Path(p).name for p in places.values()
     ):

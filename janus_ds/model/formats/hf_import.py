@@ -24,7 +24,7 @@ from janus_ds.model.formats.bart_names import (
     our_names,
     refuse_untied,
 )
-from janus_ds.model.formats.foreign_files import read_json, read_state_dict, unknown_forms
+from janus_ds.model.formats.foreign_files import read_settings, read_state_dict, unknown_forms
 from janus_ds.model.formats.hf_search import read_search
 from janus_ds.model.weights import parameter_shapes, refuse_too_many_layers, weight_faults
 
@@ -69,7 +69,7 @@ def load_hf_bart(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
 
 
 def _convert(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
-    settings = read_json(folder / CONFIG_FILE)
+    settings = read_settings(folder / CONFIG_FILE)
     where = str(folder / CONFIG_FILE)
     _refuse_other_kinds(settings, where)
     model = _shape(settings, where)

@@ -10,7 +10,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import DecodeConfig
 from janus_ds.errors import CheckpointError
 from janus_ds.model.decoding.symbols import ANY
-from janus_ds.model.formats.foreign_files import read_json
+from janus_ds.model.formats.foreign_files import read_settings
 
 GENERATION_FILE = "generation_config.json"
 _NO_COUNTERPART = {
@@ -58,7 +58,7 @@ def read_search(folder: Path, settings: dict[str, Any], special: SpecialTokens, 
         CheckpointError: a start token or a length penalty that is not known here.
     """
     file = folder / GENERATION_FILE
-    given = read_json(file) if file.is_file() else dict(settings)
+    given = read_settings(file) if file.is_file() else dict(settings)
     where = str(file if file.is_file() else folder / "config.json")
     token = given.get("decoder_start_token_id", settings.get("decoder_start_token_id"))
     starts = {None: "eos_bos", special.eos: "eos_bos", special.bos: "bos"}

@@ -17,7 +17,7 @@ from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.text.tokenizer import Tokenizer, plain_ids
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import trained_modes
-from janus_ds.decode.text import cut_sources, cut_warning, one_line
+from janus_ds.decode.text import cut_sources, cut_warning, markdown_text, one_line
 from janus_ds.errors import ConfigError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.model.janus import JanusModel
@@ -177,7 +177,7 @@ class SampleDecoder:
         for i, pair in enumerate(self._pairs):
             lines = {"source": pair.source, "reference": pair.reference}
             lines |= {mode: texts[i] for mode, texts in outputs.items()}
-            blocks.append("\n".join(f"- **{name}**: {_escaped(text)}" for name, text in lines.items()))
+            blocks.append("\n".join(f"- **{name}**: {markdown_text(text)}" for name, text in lines.items()))
         return "\n\n---\n\n".join(blocks)
 
 
@@ -194,7 +194,3 @@ def text_pairs(
         )
         for i in range(count)
     ]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("<", "&lt;").replace("\n", " ")

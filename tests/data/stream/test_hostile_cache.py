@@ -1,9 +1,8 @@
-"""A cache that others can write to, and text that would act on a terminal."""
+"""A cache that others can write to, and inputs of nothing but line ends."""
 
 from __future__ import annotations
 
 import os
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -11,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.cli.decode_lines import as_blocks
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.shard_cache import ShardCache
-from janus_ds.data.text.text_files import TextFile
+from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.errors import DataError
-from janus_ds.evaluate.passages import Passage
+from janus_ds.evaluate.passages import line_windows
 from tests.support.bad_server import serve
+from tests.support.hostile import bounded
 
 SHA256 = "a" * 64
 
@@ -73,27 +72,17 @@ def test_no_cached_file_of_another_user_is_trusted(
         open_data(server.address, data).split("train")
 
 
-def test_sources_cannot_act_on_a_terminal() -> None:
-    evil = "a\x1b]0;owned\x07b\x1b[2J\x9b31m"
-    lines = as_blocks([Passage(source=evil, ids=[], reference=evil)], 1, {}, lambda *_: "")
-    assert not any(ord(char) < 32 or 127 <= ord(char) < 160 for line in lines for char in line)
-
-
-def test_messages_cannot_act_on_a_terminal() -> None:
-    evil = "a\x1b]0;owned\x07b\r\x9b2J"
-    assert str(DataError(evil, evil, "look")).splitlines() == [
-        "error: a\\x1b]0;owned\\x07b\\x0d\\x9b2J",
-        "  where: a\\x1b]0;owned\\x07b\\x0d\\x9b2J",
-        "  to do: look",
-    ]
-
-
-def test_a_file_of_newlines_is_read_in_bounded_memory(tmp_path: Path) -> None:
+def test_files_of_newlines_are_read_in_bounded_memory(tmp_path: Path) -> None:
+    """A list of the lines would take 16 MiB."""
     path = tmp_path / "lines.txt"
-    path.write_bytes(b"\n" * (32 << 20))
-    tracemalloc.start()
-    try:
-        assert sum(1 for _ in islice(TextFile(path).lines(), 1 << 16)) == 1 << 16
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
-    finally:
-        tracemalloc.stop()
+    path.write_bytes(b"\n" * (2 << 20))
+    with bounded(12 << 20, seconds=60):
+        assert not list(DocumentReader([path], DocumentRule()).read())
+        assert max(map(len, islice(line_windows(str(path)), 10))) <= 1 << 16
+
+
+def test_a_line_without_end_is_refused_by_decode(tmp_path: Path) -> None:
+    with (tmp_path / "endless.txt").open("wb") as file:
+        file.truncate(1 << 40)
+    with bounded(200 << 20), pytest.raises(DataError, match="a line is longer than 4 MiB"):
+        list(line_windows(str(tmp_path / "endless.txt")))

@@ -1,0 +1,159 @@
+"""Text from outside (sources, outputs, names) is text wherever it is shown: terminal, logs, pages, cards."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import markdown
+import pytest
+from hypothesis import given
+from tensorboard.plugin_util import markdown_to_safe_html
+
+from janus_ds.cli.decode_lines import FoundBy, as_blocks, as_json
+from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.text import markdown_text
+from janus_ds.errors import DataError, PlainFormatter, exit_on_error
+from janus_ds.evaluate.hf_folders import model_card
+from janus_ds.evaluate.passages import Passage
+from janus_ds.report import page as page_module
+from janus_ds.report.page import ReportRequest, write_report
+from tests.support.hostile import ODD, PATHS, attacks, mutated, note, taken_or_refused
+
+MARKUP = "<script>x</script> ![t](http://e/t.png) [l](http://e) <img src=x> http://e `c` **b** | $x$ \"'&amp;"
+EVIL = f"a\x1b]0;owned\x07b\x1b[2J\x9b31m\r{MARKUP}"
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def harmless(place: str, text: str) -> None:
+    found = len(CONTROL.findall(text))
+    note("places where text from outside acts", 1, found > 0)
+    assert not found, place
+
+
+def test_sources_and_outputs_of_decode() -> None:
+    passages = [Passage(source=EVIL, ids=[], reference=EVIL)]
+    blocks = as_blocks(passages, 1, {}, lambda *_: "")
+    harmless("blocks", "".join(blocks))
+    assert len(blocks) == 4
+    found = {"ar": FoundBy([[ScoredTokens((), 0.0)]], 1.0)}
+    (line,) = as_json(passages, 0, found, lambda *_: EVIL, 1)
+    harmless("JSON", line)
+    assert json.loads(line)["source"] == json.loads(line)["text"] == EVIL
+
+
+def test_whatever_a_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8"))
+    with pytest.raises(SystemExit):
+        exit_on_error(lambda: print("first", EVIL, "", sep="\n"))
+    text = printed.getvalue().decode()
+    harmless("standard output", text)
+    assert text == "first\n" + re.sub(CONTROL, lambda m: f"\\x{ord(m[0]):02x}", EVIL) + "\n\n"
+
+
+def test_messages_and_logs() -> None:
+    assert str(DataError("a\x1b]0;owned\x07", "b\r\x9b2J", "look")).splitlines() == [
+        "error: a\\x1b]0;owned\\x07",
+        "  where: b\\x0d\\x9b2J",
+        "  to do: look",
+    ]
+    record = logging.LogRecord("janus_ds", logging.WARNING, "", 0, "%s is damaged", (EVIL,), None)
+    harmless("log", PlainFormatter("%(levelname)s: %(message)s").format(record))
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def no_markup(place: str, html: str) -> Page:
+    """No link, script, or picture but those that stand in the page itself."""
+    page = Page(html)
+    foreign = [
+        (tag, values)
+        for tag, values in page.tags
+        if tag in ("script", "a", "iframe")
+        or (tag == "img" and not str(values.get("src")).startswith("data:"))
+        or any(name.startswith("on") for name in values)
+    ]
+    note("places where text from outside acts", 1, len(foreign))
+    assert not foreign, place
+    return page
+
+
+def make_run(folder: Path, scores: Any) -> Path:
+    """A run whose every name and text is hostile."""
+    base = folder / "eval" / "test"
+    base.mkdir(parents=True)
+    (base / "scores.json").write_text(json.dumps(scores))
+    for name in ("references", "sources", "ar"):
+        (base / f"{name}.txt").write_text(f"{EVIL[:-6]}\n".replace("\r", " "))
+    record = {"command": [EVIL], "recipe": {"objective": {"preset": EVIL}, "train": {"max_steps": 9}}}
+    record["attempts"] = [{"time": EVIL, "command": [EVIL], "step": 0, "ended": EVIL}]
+    (folder / "run.json").write_text(json.dumps({**record, "hardware": EVIL, "versions": {EVIL: EVIL}}))
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "ar": 1.0, "valid/ar": 2.0}))
+    return folder
+
+
+METRICS = {"sacrebleu": 1.0, EVIL: 2.0, "bleu4": 10**400, "f1": float("nan"), "chrf": 1e299}
+SCORES = {
+    "systems": {
+        name: {"task": "nmt", "split": "test", "n": 1, "metrics": METRICS, "signatures": {EVIL: EVIL}}
+        for name in ("ar", "nar-1", MARKUP.replace("/", ""))
+    }
+}
+
+
+def test_a_report_has_only_its_own_markup(tmp_path: Path) -> None:
+    run = make_run(tmp_path / MARKUP.replace("/", "") / "x\x1b[2J", SCORES)
+    page = write_report(ReportRequest([run], tmp_path / "report", command=["report", EVIL]))[0].read_text()
+    harmless("report", page)
+    assert "owned" in no_markup("report", page).text
+
+
+def card_of(folder: Path) -> str:
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(name=EVIL), model=SimpleNamespace(parameters=list), folder=folder
+    )
+    return model_card(run, ["ar"], False, None)
+
+
+def test_a_model_card_has_only_its_own_markup(tmp_path: Path) -> None:
+    card = card_of(make_run(tmp_path / "run", SCORES))
+    harmless("model card", card)
+    assert "http://e" in no_markup("model card", markdown.markdown(card, extensions=["tables"])).text
+
+
+def test_samples_in_tensorboard() -> None:
+    text = markdown_text(EVIL)
+    harmless("TensorBoard", text)
+    assert MARKUP in no_markup("TensorBoard", markdown_to_safe_html(f"- **ar**: {text}")).text
+
+
+@attacks(30)
+@given(path=PATHS, odd=ODD)
+def test_mutated_scores(tmp_path_factory: pytest.TempPathFactory, path: list[int], odd: Any) -> None:
+    run = make_run(tmp_path_factory.mktemp("run") / "x", mutated(SCORES, path, odd))
+    no_pictures = {name: lambda *_: [] for name in ("draw_task_pictures", "draw_curve_pictures")}
+    with patch.multiple(page_module, **no_pictures), taken_or_refused():
+        write_report(ReportRequest([run], run / "report"))
+    with taken_or_refused():
+        card_of(run)
