@@ -119,7 +119,8 @@ def _converse(process: subprocess.Popen[str], items: Sequence[QuestionItem]) -> 
 
 def _question(item: QuestionItem) -> str:
     hypothesis = item.hypothesis.replace("|||", "").replace("  ", " ")
-    return " ||| ".join(["SCORE", *item.references, hypothesis])
+    # A carriage return would be a question of its own, with an answer that nobody takes.
+    return " ||| ".join(["SCORE", *item.references, hypothesis]).replace("\r", " ")
 
 
 def _ask(to_program: IO[str], from_program: IO[str], line: str) -> str:

@@ -158,7 +158,7 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
         line = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    is_line = isinstance(line, dict) and isinstance(line.get("step"), int)
+    is_line = isinstance(line, dict) and type(line.get("step")) is int and 0 <= line["step"] < 1 << 62
     return line if is_line else None
 
 

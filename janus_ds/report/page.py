@@ -21,11 +21,13 @@ from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.scores import read_lines
 from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pictures, require_matplotlib
 from janus_ds.report.rows import metric_title, mode_table, mode_title, run_table
-from janus_ds.report.runs import RunFolder, read_runs, sorted_modes
+from janus_ds.report.runs import RunFolder, listing, mapping, read_runs, sorted_modes
 
 PAGE = "index.html"
 _DPI = 150
 _WORDS = re.compile(r"(\s*)(\w+|[^\w\s])")
+_MOST_COMPARED = 2000
+"""Words of a text; the time to compare grows with their square."""
 
 
 def write_report(
@@ -132,13 +134,14 @@ def _now() -> str:
 
 
 def _making(run: RunFolder) -> dict[str, Any]:
-    starts = [dict(start) for start in run.record.get("attempts") or []]
+    starts = [mapping(start) for start in listing(run.record.get("attempts"))]
+    words = [[str(word) for word in listing(start.get("command"))] for start in starts]
     return {
         "label": run.label,
         "circumstances": _circumstances(run),
         "starts": len(starts),
         "first": str(starts[0].get("time", "?")) if starts else "",
-        "commands": list(dict.fromkeys(shlex.join(map(str, start.get("command", ()))) for start in starts)),
+        "commands": list(dict.fromkeys(map(shlex.join, words))),
     }
 
 
@@ -147,7 +150,7 @@ def _circumstances(run: RunFolder) -> str:
     parts = [str(run.folder)]
     hardware, versions = run.record.get("hardware"), run.record.get("versions")
     if isinstance(hardware, dict):
-        gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
+        gpus = ", ".join(map(str, listing(hardware.get("gpus")))) or "no GPU"
         parts.append(f"{hardware.get('machine', '?')}, {hardware.get('cpus', '?')} CPUs, {gpus}")
     if isinstance(versions, dict):
         parts += [f"{name} {versions[name]}" for name in ("torch", "deepspeed") if versions.get(name)]
@@ -165,9 +168,9 @@ def _signatures(runs: Sequence[RunFolder], task: str) -> Iterator[str]:
     """How each metric was computed, and what the scores' makers warn of."""
     for run in runs:
         for system in run.tasks.get(task, {}).values():
-            for name, text in dict(system.scores.get("signatures") or {}).items():
+            for name, text in mapping(system.scores.get("signatures")).items():
                 yield f"{metric_title(name)}: {text}"
-            for text in system.scores.get("warnings") or []:
+            for text in listing(system.scores.get("warnings")):
                 yield f"warning: {text}"
 
 
@@ -239,9 +242,12 @@ def marked(reference: str, text: str) -> list[dict[str, str]]:
 
     A part is "same", "other" (words that the reference does not have there) or "missing" (words of the
     reference). Punctuation counts as words; what is compared is the longest common sequence of `difflib`.
+    Texts of more than 2,000 words are not compared.
     """
     words = _WORDS.findall(text.strip())
-    expected = [word for _, word in _WORDS.findall(reference)]
+    expected = [word for _, word in _WORDS.findall(reference.strip())]
+    if max(len(words), len(expected)) > _MOST_COMPARED:
+        return [{"kind": "same", "text": text}]
     matcher = SequenceMatcher(None, expected, [word for _, word in words], autojunk=False)
     parts = []
     for what, first, last, begin, end in matcher.get_opcodes() if words else ():

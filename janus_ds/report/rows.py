@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from janus_ds.config.presets import OBJECTIVE_PRESETS
-from janus_ds.metrics.scores import METRIC_TITLES
+from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers
 from janus_ds.report.runs import RunFolder, iterations_of, primary_metric, sorted_modes
 
 _FIRST = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf")
@@ -74,7 +74,7 @@ def _row(run: RunFolder, task: str) -> Row:
     trends = {mode_title(key.removeprefix("valid/bleu_")): trend_of(run.points(key)) for key in curves}
     return Row(
         run.label,
-        objective_text(run.objective, run.recipe("objective") or {}, run.recipe("data", "task")),
+        objective_text(run.objective, finite_numbers(run.recipe("objective")), run.recipe("data", "task")),
         "?" if seed is None else str(seed),
         updates,
         {

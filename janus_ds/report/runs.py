@@ -22,6 +22,7 @@ from janus_ds.metrics.scores import finite_numbers
 from janus_ds.observe.run_record import read_run_record
 from janus_ds.observe.writers import read_metrics
 
+_TASK = re.compile(r"\w[\w.-]{0,63}")
 _NAR = re.compile(r"nar-(\d+)$")
 _PRIMARY = ("sacrebleu", "overall", "rougeL", "f1", "bleu4", "bleu1")
 
@@ -75,7 +76,7 @@ class RunFolder:
         """A value of the recipe; None where the record does not have it."""
         found: Any = self.record.get("recipe")
         for key in keys:
-            found = _mapping(found).get(key)
+            found = mapping(found).get(key)
         return found
 
     @property
@@ -97,19 +98,19 @@ class RunFolder:
     @property
     def ended(self) -> str | None:
         """How the last start ended ("complete", "stopped: SIGTERM"); None: it has not; "": not recorded."""
-        attempts = self.record.get("attempts")
-        last = _mapping(attempts[-1]) if isinstance(attempts, list) and attempts else {}
+        attempts = listing(self.record.get("attempts"))
+        last = mapping(attempts[-1]) if attempts else {}
         found = last.get("ended", "")
         return None if found is None else str(found)
 
     @property
     def group(self) -> str:
         """Equal for runs that differ in their seed only."""
-        recipe = dict(_mapping(self.record.get("recipe")))
+        recipe = dict(mapping(self.record.get("recipe")))
         if not recipe:
             return str(self.folder)
         recipe.pop("name", None)
-        recipe["train"] = {k: v for k, v in _mapping(recipe.get("train")).items() if k != "seed"}
+        recipe["train"] = {k: v for k, v in mapping(recipe.get("train")).items() if k != "seed"}
         return json.dumps(recipe, sort_keys=True)
 
     def points(self, key: str) -> list[tuple[int, float]]:
@@ -120,7 +121,7 @@ class RunFolder:
     def epochs(self) -> dict[int, float] | None:
         """Epochs by update; None where the size of the data, or the count of samples, is not at hand."""
         named, totals = self.recipe("data", "path"), self.points("samples_total")
-        for data in (Path(named) if named else None, self.folder.parent / "data"):
+        for data in (Path(named) if isinstance(named, str) else None, self.folder.parent / "data"):
             if data is None or not (data / MANIFEST_NAME).is_file():
                 continue
             try:
@@ -168,7 +169,7 @@ def _read_run(folder: Path, label: str, split: str) -> RunFolder:
         advice = suggestion(folder.name, near, "give folders that launch/ or eval/ programs wrote")
         raise UsageError("there is no such run folder", str(folder), advice)
     lines = sorted(read_metrics(folder / "metrics.jsonl"), key=lambda line: line["step"])
-    run = RunFolder(folder, label, dict(_mapping(read_run_record(folder))), lines)
+    run = RunFolder(folder, label, dict(mapping(read_run_record(folder))), lines)
     _read_scores(run, split)
     if not run.record and not run.lines and not run.tasks:
         raise UsageError(
@@ -202,6 +203,10 @@ def _take_scores(run: RunFolder, path: Path, split: str) -> None:
         if scores.get("split", split) != split:
             run.notes.append(f"{path.name} is of split {scores['split']}, not {split}")
             continue
+        # Both become names of files.
+        if "/" in name or not _TASK.fullmatch(task):
+            run.notes.append(f"{path.name} has a system {name!r} of a task {task!r}, which are no names")
+            continue
         text = path.parent / f"{name}.txt"
         system = System(name, scores, text if text.is_file() else None)
         if system.metrics:
@@ -210,12 +215,12 @@ def _take_scores(run: RunFolder, path: Path, split: str) -> None:
 
 def _parts(content: Mapping[str, Any], default: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(mode, scores) of a scores.json: a table of systems, of tasks, or one system."""
-    for name, scores in _mapping(content.get("systems")).items():
-        yield str(name), _mapping(scores)
+    for name, scores in mapping(content.get("systems")).items():
+        yield str(name), mapping(scores)
     if "metrics" in content:
         yield str(content.get("system", default)), content
-    for scores in _mapping(content.get("tasks")).values():
-        yield str(_mapping(scores).get("system", default)), _mapping(scores)
+    for scores in mapping(content.get("tasks")).values():
+        yield str(mapping(scores).get("system", default)), mapping(scores)
 
 
 def _note_state(run: RunFolder, split: str) -> None:
@@ -267,5 +272,11 @@ def primary_metric(systems: Sequence[System]) -> str:
     return known[0] if known else next(iter(counts), "sacrebleu")
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The JSON object that a file should hold there; an empty one for anything else."""
     return value if isinstance(value, Mapping) else {}
+
+
+def listing(value: Any) -> list[Any]:
+    """The JSON array that a file should hold there; an empty one for anything else."""
+    return value if isinstance(value, list) else []

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from unittest.mock import patch
 import markdown
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from janus_ds.cli.decode_lines import FoundBy, as_blocks, as_json
@@ -25,8 +27,8 @@ from janus_ds.errors import DataError, PlainFormatter, exit_on_error
 from janus_ds.evaluate.hf_folders import model_card
 from janus_ds.evaluate.passages import Passage
 from janus_ds.report import page as page_module
-from janus_ds.report.page import ReportRequest, write_report
-from tests.support.hostile import ODD, PATHS, attacks, mutated, note, taken_or_refused
+from janus_ds.report.page import ReportRequest, marked, write_report
+from tests.support.hostile import ODD, PATHS, attacks, bounded, mutated, note, taken_or_refused
 
 MARKUP = "<script>x</script> ![t](http://e/t.png) [l](http://e) <img src=x> http://e `c` **b** | $x$ \"'&amp;"
 EVIL = f"a\x1b]0;owned\x07b\x1b[2J\x9b31m\r{MARKUP}"
@@ -106,10 +108,14 @@ def make_run(folder: Path, scores: Any) -> Path:
     (base / "scores.json").write_text(json.dumps(scores))
     for name in ("references", "sources", "ar"):
         (base / f"{name}.txt").write_text(f"{EVIL[:-6]}\n".replace("\r", " "))
-    record = {"command": [EVIL], "recipe": {"objective": {"preset": EVIL}, "train": {"max_steps": 9}}}
+    record: dict[str, Any] = {
+        "command": [EVIL],
+        "recipe": {"objective": {"preset": EVIL}, "train": {"max_steps": 9}},
+    }
     record["attempts"] = [{"time": EVIL, "command": [EVIL], "step": 0, "ended": EVIL}]
-    (folder / "run.json").write_text(json.dumps({**record, "hardware": EVIL, "versions": {EVIL: EVIL}}))
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "ar": 1.0, "valid/ar": 2.0}))
+    record |= {"hardware": {"gpus": [EVIL], "machine": EVIL}, "versions": {"torch": EVIL}, "git_commit": EVIL}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text(json.dumps(LINES[0]))
     return folder
 
 
@@ -148,10 +154,45 @@ def test_samples_in_tensorboard() -> None:
     assert MARKUP in no_markup("TensorBoard", markdown_to_safe_html(f"- **ar**: {text}")).text
 
 
-@attacks(30)
-@given(path=PATHS, odd=ODD)
-def test_mutated_scores(tmp_path_factory: pytest.TempPathFactory, path: list[int], odd: Any) -> None:
-    run = make_run(tmp_path_factory.mktemp("run") / "x", mutated(SCORES, path, odd))
+def test_long_texts_are_not_compared_for_hours() -> None:
+    long = "a b " * 20_000
+    with bounded(seconds=2):
+        assert marked(long, f"{long}c") == [{"kind": "same", "text": f"{long}c"}]
+        assert marked("a" + " " * 100_000, "a") == [{"kind": "same", "text": "a"}]
+
+
+def test_names_in_scores_lead_out_of_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("s3cret\n")
+    (tmp_path / "run" / "report").mkdir(parents=True)
+    for name, task in (("../../../secret", "nmt"), ("ar", "../../evil"), ("ar", "/tmp/evil")):
+        folder = tmp_path / "run" / str(len(list(tmp_path.iterdir())))
+        run = make_run(folder, {"systems": {name: {"task": task, "metrics": {"sacrebleu": 1.0}}}})
+        page, *pictures = write_report(ReportRequest([run], tmp_path / "run" / "report"))
+        outside = [path for path in pictures if path.resolve().parent != page.resolve().parent]
+        note("names that write outside the folder", 1, len(outside))
+        assert not outside
+        assert "s3cret" not in page.read_text()
+        shutil.rmtree(folder)
+
+
+LINES = [{"step": 1, "ar": 1.0, "valid/bleu_ar": 2.0, "samples_total": 5}, {"step": 2, "ar": 2.0}]
+
+
+@attacks(20)
+@given(path=PATHS, odd=ODD, which=st.sampled_from(["scores", "run", "lines"]))
+def test_mutated_run_folders(
+    tmp_path_factory: pytest.TempPathFactory, path: list[int], odd: Any, which: str
+) -> None:
+    run = make_run(tmp_path_factory.mktemp("run") / "x", SCORES)
+    scores, record = run / "eval" / "test" / "scores.json", run / "run.json"
+    if which == "scores":
+        scores.write_text(json.dumps(mutated(SCORES, path, odd)))
+    elif which == "run":
+        record.write_text(json.dumps(mutated(json.loads(record.read_text()), path, odd)))
+    else:
+        changed = mutated(LINES, path, odd)
+        lines = changed if isinstance(changed, list) else [changed]
+        (run / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     no_pictures = {name: lambda *_: [] for name in ("draw_task_pictures", "draw_curve_pictures")}
     with patch.multiple(page_module, **no_pictures), taken_or_refused():
         write_report(ReportRequest([run], run / "report"))

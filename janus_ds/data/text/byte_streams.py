@@ -189,7 +189,9 @@ class RemoteBytes(io.RawIOBase):
 
 _BLOCK = 512
 _MOST_HEADER_BYTES = 1 << 20
-_SIZE = re.compile(rb"\d+ size=(\d{1,19})\n")
+_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
+_MANY_DIGITS = re.compile(rb"(?<!\d)\d{400}")
+"""On which `tarfile` of some Python versions takes hours."""
 
 
 class TarBytes(io.RawIOBase):
@@ -235,14 +237,17 @@ class TarBytes(io.RawIOBase):
         except ValueError:
             raise EOFError("a header is damaged") from None
         padded = -(-size // _BLOCK) * _BLOCK
-        if kind in b"xgLK":
+        if kind in b"xXgLK":
             if size > _MOST_HEADER_BYTES:
                 raise EOFError(f"a header has {size:,} bytes")
             record = self._stream.read(padded)
-            if kind == b"x" and (found := _SIZE.search(record)):
-                self._pax = int(found[1])
             if b"GNU.sparse" in record:
                 raise EOFError("a file is sparse")
+            if kind in b"xXg":
+                found = _pax_size(record.rstrip(b"\0"))
+                if (kind == b"g" and found is not None) or self._pax is not None:
+                    raise EOFError("a header gives the size of more than one file")
+                self._pax = found
             return record
         if kind == b"S":
             raise EOFError("a file is sparse")
@@ -251,3 +256,22 @@ class TarBytes(io.RawIOBase):
         if kind not in b"123456":  # links, devices, folders, FIFOs: nothing follows
             self._left = -(-self.size // _BLOCK) * _BLOCK
         return b""
+
+
+def _pax_size(records: bytes) -> int | None:
+    """The size that a pax header gives the next file; None where it gives none.
+
+    Raises:
+        EOFError: it has not the one form that readers of tars cannot take for different things.
+    """
+    place, found = 0, None
+    while place < len(records):
+        head = _RECORD.match(records, place)
+        end = place + int(head[1]) if head else 0
+        value = records[head.end() : end - 1] if head else b""
+        is_size = head is not None and head[2] == b"size"
+        whole = head is not None and head.end() < end <= len(records) and records[end - 1 : end] == b"\n"
+        if not whole or (is_size and not (value.isdigit() and len(value) < 20)) or _MANY_DIGITS.search(value):
+            raise EOFError("a header is damaged")
+        place, found = end, int(value) if is_size else found
+    return found

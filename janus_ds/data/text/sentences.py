@@ -19,7 +19,8 @@ _CLOSING = "\"'”’»)\\]"
 
 _OPENING = "\"'“‘«([-–—"
 
-_END = re.compile(rf"(?:[.!?…]+[{_CLOSING}]*\s+|[。！？]+[」』”’）]*\s*)")
+# Each run of stops is looked at once: otherwise a line of n of them would take n squared steps.
+_END = re.compile(rf"(?:(?<![.!?…])[.!?…]++[{_CLOSING}]*+\s++|[。！？]+[」』”’）]*\s*)")
 
 _ABBREVIATIONS = frozenset(
     "Mr Mrs Ms Messrs Dr Drs Prof St Sr Jr Rev Hon Gen Col Capt Cpt Lt Maj Sgt Cmdr Adm Gov Sen Rep Pres "

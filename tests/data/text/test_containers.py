@@ -17,6 +17,7 @@ from janus_ds.data.text.documents import DocumentReader, DocumentRule, Position
 from janus_ds.data.text.text_files import list_inputs
 from janus_ds.errors import DataError
 from tests.support.bad_server import serve
+from tests.support.hostile import bounded
 
 TEXTS = [f"Text {n} é.\nLine." for n in range(300)]
 
@@ -85,6 +86,14 @@ def test_webdataset_tars_from_everywhere(tmp_path: Path) -> None:
     assert read(pattern) == read(f"{tmp_path}/shard-{{000.tar,001.tar.gz}}") == TEXTS
 
 
+def record(keyword: bytes, value: bytes) -> bytes:
+    """A record of a pax header, preceded by its own length."""
+    length = len(keyword) + len(value) + 3
+    while len(b"%d" % length) + len(keyword) + len(value) + 3 != length:
+        length += 1
+    return b"%d %s=%s\n" % (length, keyword, value)
+
+
 def test_hostile_tars(tmp_path: Path) -> None:
     """Links and devices are no text; bombs and cut files end in words, within bounded memory."""
     odd = tmp_path / "odd.tar"
@@ -111,6 +120,25 @@ def test_hostile_tars(tmp_path: Path) -> None:
             for _ in range(40):
                 file.write(bytes(1 << 20))
         fails(tmp_path / f"{name}.tar.gz", "larger than 64 MiB" if kind == b"0" else "a header has")
+    # Headers that `tarfile` takes for larger files than a careless reader does, and one that it never ends.
+    for number, extra in enumerate(
+        [
+            [(b"g", record(b"size", b"%d" % (1 << 36)))],
+            [(b"X", record(b"size", b"%d" % (1 << 36)))],
+            [(b"x", record(b"size", b"%d" % (1 << 36))), (b"x", record(b"comment", b"x"))],
+            [(b"x", record(b"comment", b"x\n10 size=5\n") + b"9999 size=5\n")],
+            [(b"x", record(b"comment", b"1" * 1_000_000))],
+            [(b"x", record(b"size", b"-5"))],
+        ]
+    ):
+        blocks = b""
+        for kind, records in [*extra, (b"0", b"Text")]:
+            entry = tarfile.TarInfo("c.txt")
+            entry.size, entry.type = len(records), kind
+            blocks += entry.tobuf(tarfile.GNU_FORMAT) + records + bytes(-len(records) % 512)
+        (tmp_path / f"p{number}.tar").write_bytes(blocks + bytes(1024))
+        with bounded():
+            fails(tmp_path / f"p{number}.tar", "cut or damaged")
     sparse = tarfile.TarInfo("s.txt")
     sparse.size, sparse.type = 1 << 36, tarfile.GNUTYPE_SPARSE
     (tmp_path / "s.tar").write_bytes(sparse.tobuf(tarfile.GNU_FORMAT) + bytes(1024))

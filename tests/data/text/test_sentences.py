@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_ds.data.text.sentences import cut_rows, split_sentences
+from tests.support.hostile import bounded
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,13 @@ def test_blocks_hold_all_tokens_and_no_more_than_the_limit(lengths, limit):
         starts = [0, *borders]
         fullest = [max(end for end in ends if end <= start + limit) for start in starts[:-1]]
         assert fullest == borders
+
+
+def test_time_grows_with_the_length_alone():
+    """Runs of stops, as in tables of contents, once took the square of it."""
+    for text in ("." * 300_000, "?!" * 150_000, '."' * 150_000, "." * 1000 + '"' * 299_000):
+        with bounded(seconds=2):
+            assert split_sentences(text) == [text]
 
 
 def test_the_tokens_of_a_block_that_begins_are_taken_anew():
