@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from janus_ds.data.stream.shards import ShardFormat, token_dtype
 from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, plain_ids, structural, train_sentencepiece
 from janus_ds.data.text.word_tokenizer import train_words
 from janus_ds.errors import DataError
-from janus_ds.io import atomic_dir, disk_faults, write_atomic
+from janus_ds.io import atomic_dir, atomic_file, disk_faults
 
 _STREAMS = ("source", "target")
 _GLGE_SIDES = ("src", "tgt")
@@ -174,12 +175,13 @@ class _Builder:
 
     def keep_raw(self, split: str, pairs: Iterable[Pair], names: Sequence[str]) -> None:
         """The text of a held-out split, as given, for scoring; a name for each side that is there."""
-        lines = list(pairs)
-        with disk_faults(self._folder):
-            (self._folder / "raw").mkdir(exist_ok=True)
-        for side, name in enumerate(names):
-            text = "".join(f"{pair[side]}\n" for pair in lines)
-            write_atomic(self._folder / "raw" / f"{split}.{name}", text.encode())
+        raw = self._folder / "raw"
+        with disk_faults(self._folder), ExitStack() as opened:
+            raw.mkdir(exist_ok=True)
+            files = [opened.enter_context(atomic_file(raw / f"{split}.{name}")) for name in names]
+            for pair in pairs:
+                for file, text in zip(files, pair, strict=False):
+                    file.write(f"{text}\n".encode())
 
     def write(
         self,
