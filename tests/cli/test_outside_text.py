@@ -27,7 +27,7 @@ from janus_ds.errors import DataError, PlainFormatter, exit_on_error
 from janus_ds.evaluate.hf_folders import model_card
 from janus_ds.evaluate.passages import Passage
 from janus_ds.report import page as page_module
-from janus_ds.report.page import ReportRequest, marked, write_report
+from janus_ds.report.page import marked, write_report
 from tests.support.hostile import ODD, PATHS, attacks, bounded, mutated, note, taken_or_refused
 
 MARKUP = "<script>x</script> ![t](http://e/t.png) [l](http://e) <img src=x> http://e `c` **b** | $x$ \"'&amp;"
@@ -130,7 +130,7 @@ SCORES = {
 
 def test_a_report_has_only_its_own_markup(tmp_path: Path) -> None:
     run = make_run(tmp_path / MARKUP.replace("/", "") / "x\x1b[2J", SCORES)
-    page = write_report(ReportRequest([run], tmp_path / "report", command=["report", EVIL]))[0].read_text()
+    page = write_report([run], tmp_path / "report", "test", 6, ["report", EVIL])[0].read_text()
     harmless("report", page)
     assert "owned" in no_markup("report", page).text
 
@@ -167,7 +167,7 @@ def test_names_in_scores_lead_out_of_no_folder(tmp_path: Path) -> None:
     for name, task in (("../../../secret", "nmt"), ("ar", "../../evil"), ("ar", "/tmp/evil")):
         folder = tmp_path / "run" / str(len(list(tmp_path.iterdir())))
         run = make_run(folder, {"systems": {name: {"task": task, "metrics": {"sacrebleu": 1.0}}}})
-        page, *pictures = write_report(ReportRequest([run], tmp_path / "run" / "report"))
+        page, *pictures = write_report([run], tmp_path / "run" / "report", "test", 6, [])
         outside = [path for path in pictures if path.resolve().parent != page.resolve().parent]
         note("names that write outside the folder", 1, len(outside))
         assert not outside
@@ -195,6 +195,6 @@ def test_mutated_run_folders(
         (run / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     no_pictures = {name: lambda *_: [] for name in ("draw_task_pictures", "draw_curve_pictures")}
     with patch.multiple(page_module, **no_pictures), taken_or_refused():
-        write_report(ReportRequest([run], run / "report"))
+        write_report([run], run / "report", "test", 6, [])
     with taken_or_refused():
         card_of(run)

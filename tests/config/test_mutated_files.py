@@ -6,26 +6,15 @@ import json
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from janus_ds.config.deepspeed import read_setup
 from janus_ds.config.load import from_dict, load_run_config, to_dict
-from tests.support.hostile import taken_or_refused
+from tests.support.hostile import CHANGES, changed, taken_or_refused
 from tests.support.launch import ROOT
 
 RECIPE = (ROOT / "launch" / "recipes" / "nmt_iwslt.yaml").read_bytes()
 ENGINE = (ROOT / "ds_configs" / "zero2_bf16.json").read_bytes()
 RECORD = json.dumps(to_dict(load_run_config(None))).encode()
-PIECES = [b"", b"-", b"1e999", b"!!int ", b"&a ", b"*a", b"[", b"{", b": ", b"\n", b"\xff", b"\0", b"9" * 30]
-CHANGES = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 9), st.sampled_from(PIECES)), max_size=4)
-
-
-def changed(data: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
-    """Bytes with pieces in place of others."""
-    for place, length, piece in changes:
-        place %= len(data) + 1
-        data = data[:place] + piece + data[place + length :]
-    return data
 
 
 @given(recipe=CHANGES, engine=CHANGES)

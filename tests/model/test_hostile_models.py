@@ -7,18 +7,34 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
+from janus_ds.__main__ import main
 from janus_ds.config.packaged import DEMO, model_path
+from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer
+from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, JanusError
 from janus_ds.model.formats.fairseq import load_fairseq
 from janus_ds.model.formats.hf_import import load_hf_bart
 from tests.support.hf_folder import hub_folder, hub_state
-from tests.support.hostile import ODD, PATHS, TRAPS, attacks, bounded, mutated, taken_or_refused
+from tests.support.hostile import (
+    CHANGES,
+    ODD,
+    PATHS,
+    TRAPS,
+    attacks,
+    bounded,
+    changed,
+    mutated,
+    note,
+    taken_or_refused,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +45,18 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hub_folder(tmp_path_factory.mktemp("hub") / "hub", tokenizer=None)
+
+
+@pytest.fixture(scope="module")
+def hub_of_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    hub = hub_folder(tmp_path_factory.mktemp("text") / "hub")
+    vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "aa": 5}
+    fast: dict[str, Any] = {"model": {"type": "BPE", "vocab": vocab, "merges": ["a a"]}}
+    fast |= {"added_tokens": [{"id": 6, "content": "<mask>"}], "pre_tokenizer": {"type": "ByteLevel"}}
+    (hub / "fast").mkdir()
+    (hub / "fast" / "tokenizer.json").write_text(json.dumps(fast))
+    assert read_hf_tokenizer(hub / "fast") is not None
+    return hub
 
 
 @pytest.mark.parametrize(
@@ -86,6 +114,54 @@ def test_a_mutated_configuration_is_taken_or_refused(hub: Path, path: list[int],
             load_hf_bart(hub, None)
     finally:
         (hub / name).write_text(original)
+
+
+FILES = ["model.safetensors", "vocab.json", "merges.txt", "fast/tokenizer.json"]
+
+
+@attacks(30)
+@given(changes=CHANGES, name=st.sampled_from(FILES))
+def test_changed_bytes_of_weights_and_tokenizers(hub_of_text: Path, changes: Any, name: str) -> None:
+    path = hub_of_text / name
+    original = path.read_bytes()
+    path.write_bytes(changed(original, changes, within=4000))
+    try:
+        with taken_or_refused():
+            load_hf_bart(hub_of_text, None)
+        with taken_or_refused():
+            read_hf_tokenizer(path.parent)
+    finally:
+        path.write_bytes(original)
+
+
+@attacks(20)
+@given(changes=CHANGES, within=st.sampled_from([40, 400_000]))
+def test_changed_bytes_of_a_sentencepiece_model(demo: Path, changes: Any, within: int) -> None:
+    path = demo / "tokenizer" / "sentencepiece.model"
+    original = path.read_bytes()
+    path.write_bytes(changed(original, changes, within))
+    try:
+        with taken_or_refused():
+            load_tokenizer(path.parent).encode("Some text.")
+    finally:
+        path.write_bytes(original)
+
+
+@pytest.mark.parametrize("field", ["path", "valid_path"])
+@pytest.mark.parametrize("place", ["pipe:touch OWNED", "http://127.0.0.1:9/${HOME}"])
+def test_a_model_that_names_a_command_as_its_data_runs_nothing(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, place: str
+) -> None:
+    """Where a model's data lay is text of whoever made the model."""
+    monkeypatch.chdir(tmp_path)
+    record = json.loads((model_path(DEMO) / "run.json").read_text())
+    record["recipe"]["data"][field] = place
+    (demo / "run.json").write_text(json.dumps(record))
+    for command in (["decode", "--heldout", "1"], ["eval", "nmt"]):
+        with pytest.raises(JanusError):
+            main([*command, "--checkpoint", str(demo), "--device", "cpu"])
+    note("commands that run", 2, len(list(tmp_path.iterdir())))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ ODD = st.one_of(
     st.lists(st.integers(), max_size=2),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )
+_PIECES = [b"", b"-", b"1e999", b"!!int ", b"&a ", b"*a", b"[", b"{", b": ", b"\n", b"\xff", b"\0", b"9" * 30]
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 1 << 20), st.integers(0, 9), st.sampled_from(_PIECES)), max_size=4
+)
 PATHS = st.lists(st.integers(0, 1 << 16), min_size=1, max_size=5)
 
 
@@ -90,6 +94,14 @@ def taken_or_refused() -> Iterator[None]:
     note("mutated files that crash a reader", 1)
     with bounded(), suppress(JanusError):
         yield
+
+
+def changed(data: bytes, changes: list[tuple[int, int, bytes]], within: int | None = None) -> bytes:
+    """Bytes with pieces in place of others, in the first `within` of them."""
+    for place, length, piece in changes:
+        place %= min(len(data), within or len(data)) + 1
+        data = data[:place] + piece + data[place + length :]
+    return data
 
 
 def mutated(value: Any, path: list[int], odd: Any) -> Any:
