@@ -10,17 +10,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from janus_ds.config.locations import PIPE, expanded, join_location, public_location
 from janus_ds.data.stream.remote import CHUNK_BYTES, TransferError, open_transfer
-from janus_ds.errors import DamagedDataError, DataError
+from janus_ds.errors import DamagedDataError, DataError, JanusError
 from janus_ds.io import disk_faults, write_atomic
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _LEAST_BYTES = 4096
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,17 @@ class Patience:
         """Wait before try number `attempt` (from 1): twice as long each time, and never all at once."""
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (attempt - 1))
         self.sleep(longest * random.uniform(0.5, 1.0))
+
+    def until_sound(self, fetch: Callable[[], None], check: Callable[[], _Found]) -> _Found:
+        """What `check` makes of what was fetched; as long as it refuses that, it is fetched again."""
+        for attempt in range(1, self.retries + 1):
+            fetch()
+            try:
+                return check()
+            except JanusError:
+                self.pause(attempt)
+        fetch()
+        return check()
 
 
 @dataclass(frozen=True)

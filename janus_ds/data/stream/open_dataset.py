@@ -126,29 +126,22 @@ def _open_one(location: str, weight: float, data: DataConfig) -> DataSource:
         return DataSource(location, folder, Manifest.load(folder), None, weight)
     remote = RemoteFolder(location, Patience(data.retries, data.stall_seconds))
     folder = _cached_folder(location, data)
-    manifest = _fetched_manifest(remote, folder)
-    for attempt in range(data.retries + 1):
-        if _has_tokenizer(folder, manifest):
-            break
-        if attempt:
-            remote.patience.pause(attempt)
-        remote.inside("tokenizer").fetch_any(TOKENIZER_FILES, folder / "tokenizer", MOST_TOKENIZER_BYTES)
-    return DataSource(remote.public, folder, manifest, remote, weight)
-
-
-def _fetched_manifest(remote: RemoteFolder, folder: Path) -> Manifest:
-    """The manifest, whose checksum stands in itself: flipped bytes are a reason to fetch it again."""
-    attempt = 0
-    while True:
-        remote.fetch_small(MANIFEST_NAME, folder / MANIFEST_NAME, MOST_BYTES[MANIFEST_NAME])
-        try:
-            with _named(folder, remote.public):
-                return Manifest.load(folder)
-        except DataError:
-            attempt += 1
-            if attempt > remote.patience.retries:
-                raise
-        remote.patience.pause(attempt)
+    path, most = folder / MANIFEST_NAME, MOST_BYTES[MANIFEST_NAME]
+    with _named(folder, remote.public):
+        # Its checksum stands in itself: flipped bytes are a reason to fetch it again.
+        manifest = remote.patience.until_sound(
+            lambda: remote.fetch_small(MANIFEST_NAME, path, most), lambda: Manifest.load(folder)
+        )
+    source = DataSource(remote.public, folder, manifest, remote, weight)
+    try:
+        _checked_tokenizer(source)
+    except JanusError:
+        own, most = remote.inside("tokenizer"), MOST_TOKENIZER_BYTES
+        remote.patience.until_sound(
+            lambda: own.fetch_any(TOKENIZER_FILES, folder / "tokenizer", most),
+            lambda: _checked_tokenizer(source),
+        )
+    return source
 
 
 def _fetched_split(
@@ -191,13 +184,6 @@ def _named(folder: Path, name: str) -> Iterator[None]:
         yield
     except JanusError as error:
         raise type(error)(error.what, error.where.replace(str(folder), name), error.fix) from None
-
-
-def _has_tokenizer(folder: Path, manifest: Manifest) -> bool:
-    try:
-        return load_tokenizer(folder / "tokenizer").fingerprint == manifest.tokenizer_fingerprint
-    except JanusError:
-        return False
 
 
 def _checked_tokenizer(source: DataSource) -> Tokenizer:

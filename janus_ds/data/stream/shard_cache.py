@@ -36,6 +36,8 @@ _POLL_SECONDS = 0.05
 
 _PATIENCE_SECONDS = 60.0
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -252,6 +254,9 @@ class RemoteShards:
         self.folder = folder
         self.cache = cache
         self._damaged: dict[str, DamagedDataError] = {}
+        self._thread: threading.Thread | None = None
+        self._wishes: list[ShardEntry] = []
+        self._asked: list[str] = []
 
     def open(self, shard: ShardEntry) -> int:
         """A descriptor of the whole shard, to be closed soon.
@@ -271,70 +276,32 @@ class RemoteShards:
             self._damaged[shard.name] = error
             raise
 
-    def fetch(self, shard: ShardEntry) -> None:
-        """Have the shard here soon; raises as :meth:`open`."""
-        if not self.cache.has(shard.sha256):
-            os.close(self.open(shard))
-
     def renew(self, shard: ShardEntry) -> bool:
         """Forget the local copy if it has become damaged."""
         return shard.name not in self._damaged and self.cache.renew(shard.sha256)
 
-    def place(self, shard: ShardEntry) -> str:
-        """Address of the shard, without secrets."""
-        return self.folder.place(shard.name)
-
-
-logger = logging.getLogger(__name__)
-
-
-class ReadAhead:
-    """One background thread a process, started when first needed; may be pickled and forked.
-
-    Faults are left to the reader, who meets them with the same shard and reports them.
-
-    Args:
-        shards: fetches.
-    """
-
-    def __init__(self, shards: RemoteShards) -> None:
-        self._shards = shards
-        self._process = os.getpid()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._wishes: list[ShardEntry] = []
-        self._asked: list[str] = []
-
     def want(self, shards: Sequence[ShardEntry]) -> None:
-        """Fetch these, the first first, and forget earlier wishes."""
-        if self._process != os.getpid():
-            self._restart()
-        with self._changed:
-            if [shard.name for shard in shards] == self._asked:
-                return
-            self._asked = [shard.name for shard in shards]
-            self._wishes = list(shards)
-            self._changed.notify()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
-                self._thread.start()
+        """Fetch these in the background, the first first, and forget earlier wishes.
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ReadAhead, (self._shards,)
+        Faults are left to the reader, who meets them with the same shard and reports them.
+        """
+        # After a fork the thread is the other process's.
+        asked = [str(os.getpid()), *(shard.name for shard in shards)]
+        if asked == self._asked:
+            return
+        self._asked, self._wishes = asked, list(shards)
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._fetch_wishes, name="read-ahead", daemon=True)
+            self._thread.start()
 
-    def _restart(self) -> None:
-        """After a fork neither thread nor lock are what they were."""
-        self._process = os.getpid()
-        self._changed, self._thread = threading.Condition(), None
-        self._wishes, self._asked = [], []
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._wishes:
-                    self._changed.wait()
-                shard = self._wishes.pop(0)
+    def _fetch_wishes(self) -> None:
+        while self._wishes:
+            shard = self._wishes.pop(0)
             try:
-                self._shards.fetch(shard)
+                if not self.cache.has(shard.sha256):
+                    os.close(self.open(shard))
             except JanusError as error:
                 logger.debug("reading ahead: %s", error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_thread": None, "_asked": []}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TAR_BLOCK_BYTES = 512
 _LOOK_FIRST_BYTES = 16 << 20
+_OPEN_FILES = 16
 _NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
 _OFFSET_DTYPE = "<u4"
@@ -193,7 +194,6 @@ class ShardReader:
     Args:
         split_dir: folder of the shards.
         index: its index.
-        open_files: shards kept open at once.
         store: brings the shards, where they do not lie in `split_dir`.
         cut_shards: read what is left of a shard of the wrong size, instead of refusing all of it.
     """
@@ -202,13 +202,11 @@ class ShardReader:
         self,
         split_dir: Path,
         index: SplitIndex,
-        open_files: int = 16,
         store: RemoteShards | None = None,
         cut_shards: bool = False,
     ) -> None:
         self._dir = split_dir
         self._index = index
-        self._limit = open_files
         self._store = store
         self._cut_shards = cut_shards
         self._files: OrderedDict[int, int] = OrderedDict()
@@ -235,7 +233,7 @@ class ShardReader:
     def place(self, shard: int) -> str:
         """Where a shard lies, for messages."""
         entry = self._index.shards[shard]
-        return self._store.place(entry) if self._store else str(self._dir / entry.name)
+        return self._store.folder.place(entry.name) if self._store else str(self._dir / entry.name)
 
     def close(self) -> None:
         """Close all files; the reader may be used again."""
@@ -296,7 +294,7 @@ class ShardReader:
             os.close(descriptor)
             what = f"the shard has {size} bytes, the index says {entry.size}: cut or swapped"
             raise DamagedDataError(what, where, _VERIFY)
-        if len(self._files) >= self._limit:
+        if len(self._files) >= _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         self._files[shard] = descriptor
         return descriptor

@@ -15,7 +15,6 @@ from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import SplitPlace
 from janus_ds.data.stream.quarantine import Damage
 from janus_ds.data.stream.schedule import CYCLE, SOURCE_BITS, Turns
-from janus_ds.data.stream.shard_cache import ReadAhead
 from janus_ds.data.stream.shards import ShardReader
 from janus_ds.errors import DamagedDataError, DataError
 
@@ -42,7 +41,6 @@ class Source:
         self.member_sizes: Ints = self.index.member_sizes()
         self.members_of_shard: Ints = np.array([len(s.members) for s in self.index.shards], dtype=np.int64)
         self._first_member = np.cumsum([0, *self.members_of_shard.tolist()])
-        self._read_ahead = ReadAhead(place.shards) if place.shards else None
 
     @property
     def samples(self) -> int:
@@ -66,14 +64,14 @@ class Source:
             members: in the order in which they will be read; read as far as needed.
             further: shards.
         """
-        if self._read_ahead is None:
+        if self.shards is None:
             return
         wanted: dict[int, None] = {}
         for member in members:
             wanted.setdefault(self.locate(member)[0])
             if len(wanted) > further:
                 break
-        self._read_ahead.want([self.index.shards[shard] for shard in wanted])
+        self.shards.want([self.index.shards[shard] for shard in wanted])
 
     def lengths(self) -> dict[str, Ints]:
         """Tokens of every sample by stream, without specials; reads the offsets alone.

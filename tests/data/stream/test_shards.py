@@ -35,9 +35,10 @@ def pair_split(tmp_path):
     return tmp_path, SplitIndex("uint32", ("source", "target"), tuple(shards)), data
 
 
-def test_members_come_back_and_the_index_is_exact(pair_split):
+def test_members_come_back_and_the_index_is_exact(pair_split, monkeypatch):
+    monkeypatch.setattr("janus_ds.data.stream.shards._OPEN_FILES", 1)
     directory, index, data = pair_split
-    reader = pickle.loads(pickle.dumps(ShardReader(directory, index, open_files=1)))
+    reader = pickle.loads(pickle.dumps(ShardReader(directory, index)))
     read = [
         reader.read_member(s, m) for s, shard in enumerate(index.shards) for m in range(len(shard.members))
     ]
