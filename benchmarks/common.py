@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -17,7 +16,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from janus_ds.cli.arguments import new_parser
-from janus_ds.errors import ResourceError, UsageError
+from janus_ds.errors import UsageError
+from janus_ds.metrics.scores import save_json
 from janus_ds.observe.run_record import installed_versions
 
 _PACKAGES = ("torch", "numpy", "deepspeed", "megatron-core", "webdataset")
@@ -88,23 +88,8 @@ def finish(result: Mapping[str, Any], text: str, file: Path | None) -> int:
     """Print the text, write the result if a file was given, and return exit code 0."""
     print(text)
     if file is not None:
-        write_json(file, result)
+        save_json(file, result)
     return 0
-
-
-def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result.
-
-    Raises:
-        ResourceError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(
-            f"the result cannot be written: {error.strerror}", str(path), "give another path to --json"
-        ) from error
 
 
 def interleave(

@@ -76,12 +76,7 @@ class Blanks:
 
 
 def blank_batches(run: LoadedRun, samples: int, data: Path | None = None) -> list[TwoStreamBatch]:
-    """The first samples of a run's validation split; masked is what the encoder does not see.
-
-    Args:
-        run: of pretraining, trained both ways.
-        samples: how many; fewer where the split has fewer.
-        data: the data directory; None: where it lay in training.
+    """The first samples of a run's validation split (at most all); masked is what the encoder does not see.
 
     Raises:
         DataError: the directory is not there any more, or is damaged.

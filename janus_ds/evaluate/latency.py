@@ -85,15 +85,8 @@ def measure_glge(
     ar_checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> LatencyReport:
-    """Time every system of a request, and both kinds of AR, one sentence at a time.
-
-    Args:
-        request: systems and decoding options.
-        run: the run under test.
-        sources: token ids of the split; sentences are taken evenly from all over it.
-        plan: number of sentences, warm-up, rounds.
-        ar_checkpoint: a run whose AR is the base; None: the run itself, where it has AR.
-        progress: see `measure`.
+    """Time every system of a request, and both kinds of AR, one sentence at a time; the sentences are taken
+    evenly from all over the split.
 
     Raises:
         CheckpointError: `ar_checkpoint` cannot be read, or has another vocabulary.

@@ -133,15 +133,8 @@ def _more_has_come(file: BufferedIOBase) -> bool:
 def line_passages(
     lines: Sequence[str], text: TextCodec, mask_share: float, seed: int, first: int = 0
 ) -> list[Passage]:
-    """Lines as sources; with a share of their words to hide, the lines are the references.
-
-    Args:
-        lines: the texts.
-        text: the run's tokenizer.
-        mask_share: share of the words to hide.
-        seed: with the number of the line, of which words.
-        first: number of the first line.
-    """
+    """Lines as sources; with a share of their words to hide, the lines are the references. Which words is
+    drawn by the seed and the number of the line, counted from `first`."""
     if not mask_share:
         return [Passage(text.encode(line), line) for line in lines]
     hidden = [infill(line, mask_share, f"{seed}:{number}") for number, line in enumerate(lines, first)]
@@ -172,14 +165,7 @@ def infill(line: str, share: float, seed: str) -> str:
 def heldout_passages(
     config: RunConfig, special: SpecialTokens, text: TextCodec, count: int, data: Path | None = None
 ) -> list[Passage]:
-    """Samples of a run's validation split, spread over it, with the noise of its validation.
-
-    Args:
-        config: the resolved run.
-        special: special symbols.
-        text: the run's tokenizer.
-        count: how many; fewer where the split has fewer.
-        data: the data directory; None: where it lay in training.
+    """Samples of a run's validation split (at most all), spread over it, with the noise of its validation.
 
     Raises:
         DataError: the directory is not there any more, or is damaged.
@@ -199,7 +185,7 @@ def heldout_passages(
 
 
 def valid_split(config: RunConfig, data: Path | None = None) -> Path:
-    """The folder of a run's validation split.
+    """The folder of a run's validation split; in `data`, or else where it lay in training.
 
     Raises:
         DataError: it is not there any more.

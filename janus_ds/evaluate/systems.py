@@ -75,13 +75,7 @@ def options_by_name(
     """Fields of `DecodeConfig` by system: ar, ar-greedy, nar-0, nar-4-rescored, nar-t0.9, draft, aux, ...
 
     Each threshold is one system, whose passes have no limit. Where AR rescores, NAR systems come
-    with and without.
-
-    Args:
-        modes: which to take.
-        iterations: of NAR.
-        thresholds: probabilities above which NAR settles a token.
-        decode: further fields, for all.
+    with and without. `decode` has further fields, for all.
     """
     systems: dict[str, dict[str, Any]] = {}
     plain = {name: value for name, value in decode.items() if name != "rescore"}

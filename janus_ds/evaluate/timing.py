@@ -83,7 +83,7 @@ def measure(
 
     Args:
         systems: by name.
-        sources: the sentences, as token ids; `plan.samples` is their number.
+        sources: the sentences, as token ids.
         plan: warm-up and rounds.
         device: where they decode; a GPU is waited for before each look at the clock.
         progress: called with "latency", and the numbers of finished sentences and of all.

@@ -231,13 +231,8 @@ def task_named(name: str) -> Task:
 
 
 def score_task(task: Task, texts: TaskTexts, split: str, meteor: Meteor) -> Scores:
-    """Score the predictions of one task as its official script does, in percent.
-
-    Args:
-        task: see `TASKS`.
-        texts: predictions, references and, for question generation, sources.
-        split: "dev" or "test".
-        meteor: see `choose_meteor`; only question generation asks for it.
+    """Score the predictions of one task as its official script does, in percent; only question generation
+    asks for METEOR.
 
     Raises:
         DataError: the files do not have the same number of lines.
@@ -290,13 +285,8 @@ def combine(found: Sequence[Scores], split: str) -> Scores:
 
 
 def read_texts(task: Task, predictions: Path, data: Path, split: str) -> TaskTexts:
-    """Predictions with the references of the data folder, and the sources where the task uses them.
-
-    Args:
-        task: see `TASKS`.
-        predictions: one a line.
-        data: the folder of one level in the official layout: glge/easy, with xsum_data/org_data/test.tgt.
-        split: "dev" or "test".
+    """Predictions with the references of the data folder, and the sources where the task uses them; the
+    folder is of one level in the official layout: glge/easy, with xsum_data/org_data/test.tgt.
 
     Raises:
         DataError: a file is missing (sources may be) or not text.

@@ -33,13 +33,8 @@ class QuestionItem:
 def squad_items(
     hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str] | None
 ) -> list[QuestionItem]:
-    """Items of SQuAD question generation: hypotheses rejoined and lower-cased, the rest lower-cased.
-
-    Args:
-        hypotheses: generated questions, tokens between spaces.
-        references: one for each.
-        sources: the input of each line, or None: then every line is an item.
-    """
+    """Items of SQuAD question generation: hypotheses rejoined and lower-cased, the rest lower-cased. Without
+    sources every line is an item."""
 
     def plain(text: str) -> str:
         return ascii_lower(ascii_strip(text))
@@ -54,7 +49,7 @@ def squad_items(
 def msqg_items(
     hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str] | None
 ) -> list[QuestionItem]:
-    """Items of MSQG, whose script changes nothing in the lines. Arguments as of `squad_items`."""
+    """Items of MSQG, whose script changes nothing in the lines."""
     return group(hypotheses, references, sources)
 
 

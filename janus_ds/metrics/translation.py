@@ -42,14 +42,14 @@ def score_translations(
     split: str,
     tokens: Sequence[Sequence[Hashable]] | None = None,
 ) -> Scores:
-    """Score a system's output.
+    """Score a system's output; subword-nmt's pieces ("@@ ") are joined where text is compared.
 
     Args:
-        hypotheses: one translation a line; subword-nmt's pieces ("@@ ") are joined where text is compared.
+        hypotheses: one translation a line.
         references: one for each.
-        split: "test", ...
-        tokens: what the model generated, for the repetition ratio; without them the words of the
-            lines as they stand, which are BPE's pieces if the lines have them.
+        split: their name.
+        tokens: what the model generated, for the repetition ratio; None: the words of the lines as they
+            stand, which are BPE's pieces if the lines have them.
 
     Raises:
         DataError: the two do not have the same number of lines.

@@ -161,10 +161,6 @@ def require_matplotlib(
 ) -> None:
     """See that pictures can be drawn, before anything is read.
 
-    Args:
-        where: what asks for them.
-        fix: what to do if they cannot.
-
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """

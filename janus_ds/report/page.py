@@ -175,13 +175,8 @@ def _signatures(runs: Sequence[RunFolder], task: str) -> Iterator[str]:
 
 
 def sample_cards(runs: Sequence[RunFolder], task: str, count: int) -> dict[str, Any]:
-    """`count` test sentences, taken at equal distances, with every run's output in every mode.
-
-    Args:
-        runs: runs whose outputs lie beside their scores, with references.txt and sources.txt.
-        task: whose outputs.
-        count: how many sentences.
-    """
+    """`count` test sentences, taken at equal distances, with every run's output in every mode, of runs whose
+    outputs lie beside their scores, with references.txt and sources.txt."""
     files = {
         (run.label, mode): path
         for run in runs

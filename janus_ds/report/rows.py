@@ -206,13 +206,8 @@ def term_title(term: str) -> str:
 
 
 def objective_text(preset: str, objective: Mapping[str, Any], task: str | None) -> str:
-    """The preset, and how a run's weights differ from it: "paper without AUX, K".
-
-    Args:
-        preset: its name.
-        objective: the fields of the recipe.
-        task: of the data, pair or denoise: `released` has a bundle for each.
-    """
+    """The preset, and how a run's weights differ from it: "paper without AUX, K"; `released` has a bundle for
+    each task of data."""
     weights = OBJECTIVE_PRESETS.get(preset) or OBJECTIVE_PRESETS.get(f"{preset}/{task}") or {}
     changed = {
         name.removeprefix("weight_"): objective[name]

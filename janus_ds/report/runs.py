@@ -136,11 +136,7 @@ class RunFolder:
 
 
 def read_runs(folders: Sequence[Path], split: str) -> list[RunFolder]:
-    """Read run folders; a folder named twice is read once.
-
-    Args:
-        folders: as the user gave them.
-        split: whose scores are wanted.
+    """Read run folders and their scores of a split; a folder named twice is read once.
 
     Raises:
         UsageError: none is given, one is not a folder, or one holds nothing of a run.

@@ -12,9 +12,7 @@ Started again, it resumes; asked to stop (SIGTERM, Ctrl-C), it lets the run save
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import lzma
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from demo_asset import folder_bytes, ship, training_minutes
+from demo_text import digest
 from driver import (
     ROOT,
     Driver,
@@ -39,6 +38,7 @@ from janus_ds.checkpoint.manifest import WEIGHTS_FILE
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.load import load_run_config
 from janus_ds.config.packaged import DENOISER, model_path
+from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.decode.load import load_run
 from janus_ds.errors import exit_on_error
 from janus_ds.io import write_atomic
@@ -61,16 +61,8 @@ _TELLING = 80
 
 def documents(path: Path) -> Iterator[list[str]]:
     """Paragraphs of each document; a blank line ends one."""
-    paragraphs: list[str] = []
-    with lzma.open(path, "rt", encoding="utf-8") as file:
-        for line in (line.strip() for line in file):
-            if line:
-                paragraphs.append(line)
-            elif paragraphs:
-                yield paragraphs
-                paragraphs = []
-    if paragraphs:
-        yield paragraphs
+    for text, _ in DocumentReader([path], DocumentRule("text")).read():
+        yield [line.strip() for line in text.split("\n")]
 
 
 def without_bundled(novels: Iterable[list[str]]) -> Iterator[list[str]]:
@@ -92,13 +84,9 @@ def pieces(paragraphs: list[str]) -> Iterator[str]:
 
 def draw(texts: Iterable[str], megabytes: float) -> list[str]:
     """So many megabytes of documents, chosen by hash."""
-    ordered = sorted(texts, key=_digest)
+    ordered = sorted(texts, key=digest)
     sizes = accumulate(len(text.encode()) for text in ordered)
     return [text for text, size in zip(ordered, sizes, strict=True) if size <= megabytes * 1e6]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def write_text(path: Path, novels_mb: float, wikipedia_mb: float) -> dict[str, int]:
@@ -108,7 +96,7 @@ def write_text(path: Path, novels_mb: float, wikipedia_mb: float) -> dict[str, i
     new = list(without_bundled(books))
     novels = draw((piece for book in new for piece in pieces(book)), novels_mb)
     articles = draw(map("\n".join, documents(files["wikipedia"])), wikipedia_mb)
-    text = "\n\n".join(sorted([*novels, *articles], key=_digest)) + "\n"
+    text = "\n\n".join(sorted([*novels, *articles], key=digest)) + "\n"
     write_atomic(path, text.encode())
     return {
         "novels": len(new),

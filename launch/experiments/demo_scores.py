@@ -29,13 +29,8 @@ _KEPT = ("sacrebleu", "tokenized_bleu", "chrf", "repetition", "length_ratio")
 
 
 def score_all(asset: Path, root: Path, limit: int) -> int:
-    """Score the shipped model and write `scores.json` beside it; the exit code of what failed.
-
-    Args:
-        asset: folder of the model.
-        root: folder of the experiment; text and outputs go below it.
-        limit: sentences of each test, from the first; 0: all.
-    """
+    """Score the shipped model on `limit` sentences of each test (0: all) and write `scores.json` beside it;
+    text and outputs go below `root`. The exit code of what failed."""
     folder = root / "scores"
     folder.mkdir(exist_ok=True)
     multi30k = shared_text("multi30k", "Multi30k", "test_2016_flickr.de and .en")

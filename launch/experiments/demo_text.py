@@ -51,7 +51,7 @@ def split_pairs(pairs: Sequence[Pair], valid: int, test: int, joined_share: floa
     by_target: dict[str, Pair] = {}
     for pair in sorted(pairs, key=_order):
         by_target.setdefault(_plain(pair[1]), pair)
-    drawn = sorted(by_target, key=_digest)
+    drawn = sorted(by_target, key=digest)
     if len(drawn) <= 2 * (valid + test):
         raise DataError(
             f"there are {len(drawn):,} distinct target sentences, too few to hold out {valid + test:,}",
@@ -89,12 +89,13 @@ def _plain(text: str) -> str:
     return " ".join(words) or text
 
 
-def _digest(text: str) -> bytes:
+def digest(text: str) -> bytes:
+    """A number by which text is drawn, whatever its order."""
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _order(pair: Pair) -> tuple[bytes, Pair]:
-    return _digest("\t".join(pair)), pair
+    return digest("\t".join(pair)), pair
 
 
 def write_splits(splits: PairSplits, folder: Path, languages: tuple[str, str]) -> None:

@@ -16,11 +16,7 @@ _STARTS = {
 
 
 def render_page(content: dict[str, Any]) -> Iterator[str]:
-    """The lines of the page.
-
-    Args:
-        content: what stands in the JSON.
-    """
+    """The lines of the page, of what stands in the JSON."""
     yield "# SQuAD question generation from a small model pretrained here"
     yield ""
     yield (

@@ -23,13 +23,9 @@ _CURVE_KEYS = ("samples_total", "tokens_total", "cpu_seconds_total", "seconds_to
 
 
 def collect(folder: Path, names: Sequence[str], placeholder: str) -> dict[str, Any]:
-    """The experiment's JSON: runs by name in the given order, and who is not there or not finished.
-
-    Args:
-        folder: holds one folder a run.
-        names: runs that make the experiment; others that were begun are added.
-        placeholder: stands for `folder` in commands and warnings, so that no machine's path is published.
-    """
+    """The experiment's JSON: runs by name in the given order (others that were begun are added), and who is
+    not there or not finished. `placeholder` stands for `folder` in commands and warnings: no machine's path
+    is published."""
     begun = sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
     order = list(dict.fromkeys([*names, *begun]))
     found = {name: _collect_run(folder, name, placeholder) for name in order}
@@ -115,13 +111,8 @@ def _portable(text: str, folder: Path, placeholder: str) -> str:
 def significance(
     folder: Path, runs: Mapping[str, Any], pairs: Sequence[tuple[str, str, str, str, str]]
 ) -> list[dict[str, Any]]:
-    """Paired bootstrap of outputs on the test set, where both are there.
-
-    Args:
-        folder: holds one folder a run.
-        runs: of `collect`.
-        pairs: (run, system, baseline run, baseline system, what it says).
-    """
+    """Paired bootstrap of outputs on the test set, where both are there; `pairs` are (run, system, baseline
+    run, baseline system, what it says)."""
     found = []
     for name, system, other, other_system, what in pairs:
         files = [

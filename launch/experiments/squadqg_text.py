@@ -8,14 +8,14 @@ not part of it.
 
 from __future__ import annotations
 
-import lzma
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from janus_ds.data.prepare.pair_files import read_pairs
+from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.data.text.sentences import split_sentences
-from janus_ds.errors import DataError
 from janus_ds.io import disk_faults, write_atomic
 
 DEV_PAIRS = 1_000
@@ -73,10 +73,10 @@ def write_squadqg(shared: Path, folder: Path) -> dict[str, int]:
         ResourceError: the folder cannot be written.
     """
     given = shared / "squadqg"
-    test = _pairs(given / "du2017.test.src.xz", given / "du2017.test.tgt")
-    held = _pairs(given / "du2017.dev.src.xz", given / "du2017.dev.tgt")
+    test = list(read_pairs(given / "du2017.test.src.xz", given / "du2017.test.tgt"))
+    held = list(read_pairs(given / "du2017.dev.src.xz", given / "du2017.dev.tgt"))
     cut = _sentence_start(held, len(held) - DEV_PAIRS)
-    reqa = _pairs(given / "reqa_train.sentence.src", given / "reqa_train.question.tgt")
+    reqa = read_pairs(given / "reqa_train.sentence.src", given / "reqa_train.question.tgt")
     own = [*((treebank_lower(source), treebank_lower(target)) for source, target in reqa), *held[:cut]]
     splits = {"train": _apart(own, [*test, *held[cut:]]), "dev": held[cut:], "test": test}
     inside = folder / "org_data"
@@ -101,44 +101,20 @@ def write_wikipedia(shared: Path, path: Path, megabytes: int) -> int:
         DataError: the file is missing.
         ResourceError: the file cannot be written.
     """
-    articles = 0
-    taken = 0
+    articles = taken = 0
     lines: list[str] = []
-    for line in _lines(shared / "pretrain_wikipedia_en" / "wiki.txt.xz"):
-        taken += len(line.encode()) + 1
-        lines.extend(treebank_lower(sentence) for sentence in split_sentences(line))
-        if not line.strip() and lines and lines[-1]:
-            lines.append("")
-            articles += 1
-            if taken >= megabytes * 1_000_000:
-                break
+    text = DocumentReader([shared / "pretrain_wikipedia_en" / "wiki.txt.xz"], DocumentRule("text"))
+    for article, _ in text.read():
+        sentences = (part for paragraph in article.split("\n") for part in split_sentences(paragraph))
+        lines += [*map(treebank_lower, sentences), ""]
+        articles += 1
+        taken += len(article.encode()) + 2
+        if taken >= megabytes * 1_000_000:
+            break
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
     return articles
-
-
-def _lines(path: Path) -> Iterator[str]:
-    opened = lzma.open if path.suffix == ".xz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                yield line.rstrip("\n")
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"the text cannot be read ({error})", str(path), "set JANUS_SHARED_DATA to a folder that has it"
-        ) from None
-
-
-def _pairs(source: Path, target: Path) -> list[Pair]:
-    sides = [[line.strip() for line in _lines(path)] for path in (source, target)]
-    if len(sides[0]) != len(sides[1]):
-        raise DataError(
-            f"the files have different numbers of lines: {len(sides[0]):,} and {len(sides[1]):,}",
-            f"{source} and {target}",
-            "give files whose lines belong together",
-        )
-    return list(zip(*sides, strict=True))
 
 
 def _sentence_start(pairs: Sequence[Pair], wanted: int) -> int:

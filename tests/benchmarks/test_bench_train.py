@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from benchmarks import attention, decode, save, train
-from benchmarks.common import count_calls, interleave, ratio_summary, write_json
+from benchmarks.common import count_calls, finish, interleave, ratio_summary
 from benchmarks.train import main
 from janus_ds.errors import ResourceError, UsageError
 
@@ -48,7 +48,7 @@ def test_rounds_are_interleaved_and_ratios_taken_within_a_round() -> None:
 def test_a_result_that_cannot_be_written_is_a_named_fault(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="cannot be written"):
-        write_json(tmp_path / "file" / "result.json", {})
+        finish({}, "", tmp_path / "file" / "result.json")
 
 
 @pytest.mark.parametrize("kind", [train, attention, decode, save])

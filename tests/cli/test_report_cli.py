@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from janus_ds.__main__ import main
-from janus_ds.errors import JanusError, MissingDependencyError, UsageError
+from janus_ds.errors import JanusError, UsageError
 from tests.support.report_runs import MadeUp
 
 MODES = {"ar": (30.0, 50.0, 40.0), "nar-0": (20.0, 300.0, 5.0), "nar-10": (28.0, 40.0, 44.0)}
@@ -134,14 +135,13 @@ def test_faults_have_three_parts(tmp_path, capsys, monkeypatch):
         assert all((caught.value.what, caught.value.where, caught.value.fix))
         return caught.value
 
-    for arguments in ((tmp_path / "none",), (tmp_path / "empty",), ("--output", tmp_path / "x")):
+    for arguments in ((tmp_path / "rum",), (tmp_path / "empty",), ("--output", tmp_path / "x")):
         assert isinstance(fault(*arguments), UsageError)
+    assert "did you mean 'run'" in fault(tmp_path / "rum").fix
     assert "-1 samples" in fault(good, "--samples", -1).what
     assert isinstance(fault(good, "--output", tmp_path / "file" / "x"), UsageError)
-    monkeypatch.setattr("janus_ds.report.page.require_matplotlib", no_matplotlib)
-    assert fault(good, "--output", tmp_path / "x").exit_code == 8
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    missing = fault(good, "--output", tmp_path / "x")
+    assert missing.exit_code == 8
+    assert "janus_ds[plots]" in missing.fix
     assert not (tmp_path / "x").exists()
-
-
-def no_matplotlib(*_: object) -> None:
-    raise MissingDependencyError("pictures need matplotlib", "here", "install it")

@@ -116,19 +116,14 @@ def _allow_fp16() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("elastic"))
-
-
-@pytest.fixture(scope="module")
-def jobs(folder: Path) -> dict[str, Any]:
+def jobs(inputs: Path) -> dict[str, Any]:
     """Two data-parallel ranks, then two tensor-parallel ones, then one process."""
     zero = [Segment(1, 0, 6), Segment(2, 1, 12), Segment(3, 0, 18), Segment(0, 0, 21)]
-    found: dict[str, Any] = {"two": run_ranks(two_ranks, 2, folder, zero, timeout=PATIENCE)}
+    found: dict[str, Any] = {"two": run_ranks(two_ranks, 2, inputs, zero, timeout=PATIENCE)}
     tensor = [Segment(2, 1, 25), Segment(3, 0, 29), Segment(1, 0, 32)]
-    found["tensor"] = run_ranks(tensor_ranks, 2, folder, tensor, timeout=PATIENCE)
+    found["tensor"] = run_ranks(tensor_ranks, 2, inputs, tensor, timeout=PATIENCE)
     last = [Segment(3, 0, 35), Segment(2, 1, 40)]
-    found["one"], found["reference"] = run_ranks(one_rank, 1, folder, last, timeout=PATIENCE)[0]
+    found["one"], found["reference"] = run_ranks(one_rank, 1, inputs, last, timeout=PATIENCE)[0]
     return found
 
 
@@ -184,12 +179,12 @@ def test_the_same_ranks_go_on_bit_for_bit(jobs: dict[str, Any], name: str) -> No
 
 
 @pytest.mark.heavy
-def test_rarer_executions_go_on_bit_for_bit(folder: Path) -> None:
-    for whole, resumed in run_ranks(rare_executions, 2, folder, timeout=PATIENCE)[0].values():
+def test_rarer_executions_go_on_bit_for_bit(inputs: Path) -> None:
+    for whole, resumed in run_ranks(rare_executions, 2, inputs, timeout=PATIENCE)[0].values():
         assert_bitwise(whole, resumed)
 
 
-def test_the_loss_scale_and_skipped_steps_go_on_elsewhere(jobs: dict[str, Any], folder: Path) -> None:
+def test_the_loss_scale_and_skipped_steps_go_on_elsewhere(jobs: dict[str, Any], inputs: Path) -> None:
     """fp16 on two ranks, with overflows before the stop, then on one."""
     whole = jobs["two"][0].pairs["fp16"][0]
     result = jobs["one"].pairs["fp16"][0]
@@ -200,7 +195,7 @@ def test_the_loss_scale_and_skipped_steps_go_on_elsewhere(jobs: dict[str, Any], 
     assert scales[5] in (scales[4], 2 * scales[4])
     assert scales[5] < scales[0]
     assert result.lines[5]["skipped_steps"] >= whole.lines[-1]["skipped_steps"] > 0
-    state = read_state(folder / "fp16/checkpoints/step-00000009")
+    state = read_state(inputs / "fp16/checkpoints/step-00000009")
     assert state["optimizer"]["adam_steps"] == 9 - result.lines[-1]["skipped_steps"]
     assert state["optimizer"]["loss_scale"]["cur_iter"] == 9
 
@@ -210,10 +205,10 @@ def test_what_cannot_go_on_is_said_in_words(jobs: dict[str, Any]) -> None:
 
 
 @pytest.mark.heavy
-def test_one_two_four_and_one_rank_with_all_workers(folder: Path, jobs: dict[str, Any], tally: Tally) -> None:
+def test_one_two_four_and_one_rank_with_all_workers(inputs: Path, jobs: dict[str, Any], tally: Tally) -> None:
     """Ranks 1 -> 2 -> 4 -> 1, tensor-parallel size 1 -> 2 -> 1, ZeRO 1 -> 2 -> 3, workers 0, 1, 4 each."""
     ids: dict[int, list[int]] = {}
-    run_folder = make_inputs(folder / "full")
+    run_folder = make_inputs(inputs / "full")
     end = 0
     for ranks, tensor_size in ((1, 1), (2, 1), (4, 2), (4, 1), (2, 2), (1, 1)):
         segments = []

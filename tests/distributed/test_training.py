@@ -22,7 +22,7 @@ from janus_ds.parallel.topology import init_topology
 from janus_ds.train.loop.trainer import Outcome
 from tests.support.bad_steps import bad_passes
 from tests.support.launch import run_ranks
-from tests.support.tiny_training import NO_DROPOUT, Result, Run, make_inputs, train
+from tests.support.tiny_training import NO_DROPOUT, Result, Run, train
 
 STEPS = 20
 SHORT = ("train.max_steps=5", "train.save_every=1", "train.valid_every=0", "train.keep_last=9")
@@ -140,12 +140,7 @@ def four_ranks(folder: Path) -> dict[str, Result]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_inputs(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
-def jobs(folder: Path) -> Any:
+def jobs(inputs: Path) -> Any:
     """The results of a job's ranks; each job is started when it is first asked for."""
 
     @cache
@@ -156,7 +151,7 @@ def jobs(folder: Path) -> Any:
             "tensor": (tensor_ranks, 2),
             "both": (four_ranks, 4),
         }[name]
-        return run_ranks(worker, ranks, folder)
+        return run_ranks(worker, ranks, inputs)
 
     return job
 

@@ -14,9 +14,10 @@ from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
 from janus_ds.evaluate.evaluation import EvalRequest, results_table
 from janus_ds.evaluate.tasks import NMT_COLUMNS, evaluate
 from janus_ds.parallel.topology import Topology, init_topology
+from janus_ds.train.loop.trainer import Outcome
 from tests.support.launch import run_ranks
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
-from tests.support.tiny_training import Result, Run, train
+from tests.support.tiny_training import Run, train
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 
@@ -29,32 +30,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def summary(result: Result) -> dict[str, Any]:
-    return {
-        "outcome": result.outcome.value,
-        "lines": result.lines,
-        "weights": {name: value.numpy() for name, value in result.weights.items()},
-    }
-
-
 def two_ranks(folder: str) -> dict[str, Any]:
     topology = init_topology(1, process_group=True)
     place = Path(folder)
-    return {"whole": summary(train(place, topology, Run("two", stage=1)))}
+    return {"whole": train(place, topology, Run("two", stage=1))}
 
 
 def one_rank(folder: str) -> dict[str, Any]:
     topology = init_topology(1, process_group=True)
     place = Path(folder)
-    found = {"whole": summary(train(place, topology, Run("one", stage=0)))}
+    found = {"whole": train(place, topology, Run("one", stage=0))}
     # Cut in the middle and continued.
     train(place, topology, Run("cut", stage=0, overrides=("train.max_steps=20",)))
-    found["cut"] = summary(train(place, topology, Run("cut", stage=0)))
+    found["cut"] = train(place, topology, Run("cut", stage=0))
     # A plain AR model; it stops early: with this rate its BLEU does not move.
     plain = ("objective.preset=ar", "train.valid_bleu=ar", "optim.lr=1e-9", "train.valid_every=2")
     stopped = Run("plain", stage=0, overrides=(*plain, "train.patience=2", "optim.warmup_init_lr=0"))
-    found["plain"] = summary(train(place, topology, stopped))
-    found["again"] = summary(train(place, topology, stopped))
+    found["plain"] = train(place, topology, stopped)
+    found["again"] = train(place, topology, stopped)
     warm = (
         f"init={place / 'plain'}",
         "objective.preset=released",
@@ -62,7 +55,7 @@ def one_rank(folder: str) -> dict[str, Any]:
         "train.save_every=50",
     )
     ramps = ("objective.ramp_kl_steps=8", "objective.ramp_aux_steps=4", "objective.ramp_start=2")
-    found["warm"] = summary(train(place, topology, Run("warm", stage=0, overrides=(*warm, *ramps))))
+    found["warm"] = train(place, topology, Run("warm", stage=0, overrides=(*warm, *ramps)))
     found["faults"] = [fault(place, topology, name, *overrides) for name, overrides in FAULTS.items()]
     return found
 
@@ -88,30 +81,26 @@ def found(folder: Path) -> dict[str, Any]:
     return {"two": two, "one": one}
 
 
-def series(run: dict[str, Any], key: str) -> list[float]:
-    return [line[key] for line in run["lines"] if key in line]
-
-
 def test_two_ranks_learn_what_one_learns(found):
     one, two = found["one"]["whole"], found["two"]["whole"]
     for key in ("loss", "ar", "nar", "aux", "samples_total", "valid/loss", "valid/bleu_ar", "valid/bleu_nar"):
         assert torch.allclose(
-            torch.tensor(series(one, key)).float(), torch.tensor(series(two, key)).float(), **CLOSE
+            torch.tensor(one.series(key)).float(), torch.tensor(two.series(key)).float(), **CLOSE
         ), key
-    assert len(series(one, "valid/bleu_ar")) == 3
-    assert series(one, "ar")[-1] < 0.8 * series(one, "ar")[0]
+    assert len(one.series("valid/bleu_ar")) == 3
+    assert one.series("ar")[-1] < 0.8 * one.series("ar")[0]
 
 
 def test_a_run_that_was_cut_is_bitwise_the_whole_run(found):
     whole, cut = found["one"]["whole"], found["one"]["cut"]
-    assert all((whole["weights"][name] == cut["weights"][name]).all() for name in whole["weights"])
+    assert all(torch.equal(value, cut.weights[name]) for name, value in whole.weights.items())
     for key in ("loss", "valid/bleu_ar", "valid/bleu_nar"):
-        assert series(whole, key) == series(cut, key)
+        assert whole.series(key) == cut.series(key)
 
 
 def test_the_best_weights_are_kept(found, folder):
     best = json.loads((folder / "one/checkpoints/best/best.json").read_text())
-    curve = series(found["one"]["whole"], "valid/bleu_ar")
+    curve = found["one"]["whole"].series("valid/bleu_ar")
     assert best["mode"] == "ar"
     assert best["valid_bleu"]["ar"] == pytest.approx(max(curve))
     assert best["step"] == 10 * (1 + curve.index(max(curve)))
@@ -122,13 +111,13 @@ def test_the_best_weights_are_kept(found, folder):
 
 def test_patience_ends_a_run_for_good(found):
     plain = found["one"]["plain"]
-    assert plain["outcome"] == "complete"
-    assert plain["lines"][-1]["step"] == 6
-    assert found["one"]["again"]["lines"] == plain["lines"]
+    assert plain.outcome is Outcome.COMPLETE
+    assert plain.lines[-1]["step"] == 6
+    assert found["one"]["again"].lines == plain.lines
 
 
 def test_ramps_hold_back_the_kl_and_a_warm_start_keeps_its_own_length_head(found):
-    lines = {line["step"]: line for line in found["one"]["warm"]["lines"]}
+    lines = {line["step"]: line for line in found["one"]["warm"].lines}
     weight = {"ar": 1, "nar": 0.5, "aux": 0.5, "length": 0.1, "kl_ar_nar": 1, "kl_ar_aux": 3, "kl_nar_aux": 1}
 
     def total(step: int, kl: float, aux: float) -> float:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jinja2 import Environment, PackageLoader
 
 from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.data.stream.index import Manifest, SplitTotals
-from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.report.figures import (
     draw_curve_pictures,
     draw_task_pictures,
     frontier,
     looks_of,
-    require_matplotlib,
     thinned,
 )
 from janus_ds.report.page import marked, sample_cards
@@ -80,18 +76,6 @@ def test_scores_are_found_in_all_their_forms(tmp_path):
     assert primary_metric(list(found.tasks["nmt"].values())) == "sacrebleu"
     modes = ["draft", "nar-10", "nar + rescore", "ar", "nar-4"]
     assert sorted_modes([dict.fromkeys(modes)]) == ["ar", "nar-4", "nar-10", "nar + rescore", "draft"]
-
-
-def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="no run is named"):
-        read_runs([], "test")
-    MadeUp(steps=20).write(tmp_path / "janus")
-    with pytest.raises(UsageError, match="no such run folder") as caught:
-        read_runs([tmp_path / "janis"], "test")
-    assert "janus" in caught.value.fix
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="nothing of a run"):
-        read_runs([tmp_path / "empty"], "test")
 
 
 def test_a_damaged_metrics_file_is_read_as_far_as_it_goes(tmp_path):
@@ -240,20 +224,6 @@ def test_looks_tell_kinds_by_colour_and_seeds_by_line(runs):
 def test_the_frontier_is_what_nothing_faster_equals():
     points = [(5.0, 20.0), (9.0, 19.0), (9.0, 25.0), (40.0, 25.0), (50.0, 30.0)]
     assert frontier(points) == [(5.0, 20.0), (9.0, 25.0), (50.0, 30.0)]
-
-
-def test_without_matplotlib_the_fault_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def none(name: str, *arguments: Any, **keywords: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", none)
-    with pytest.raises(MissingDependencyError, match="matplotlib") as caught:
-        require_matplotlib()
-    assert "janus_ds[plots]" in caught.value.fix
 
 
 def test_objectives_are_told_by_their_preset_and_what_differs():
