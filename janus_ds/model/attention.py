@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
+from janus_ds.model import cpu_bf16
 from janus_ds.model.decoding.cpu_kernels import PreparedProduct
 from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
@@ -275,7 +276,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """See :class:`Kernel`."""
         if not (self.training and self.dropout):
-            out = F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, is_causal=causal)
+            attend = cpu_bf16.attend if cpu_bf16.trains_in_bf16(q_BHTE) else F.scaled_dot_product_attention
+            out = attend(q_BHTE, k_BHSE, v_BHSE, mask, is_causal=causal)
         else:
             # Heads are sharded, so their masks must differ between the ranks of a tensor group.
             with self._sharded_rng():

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from janus_ds.config.schema import ModelConfig
 from janus_ds.model.attention import KeysValues, MultiHeadAttention, RowAttention, additive_mask
 from janus_ds.model.batch_attention import RowsOfBatch, attend_packed_source
+from janus_ds.model.cpu_bf16 import dropout
 from janus_ds.model.decoding.cpu_kernels import PreparedLinear
 from janus_ds.packing import GridPlaces
 from janus_ds.parallel.layers import ParallelLayers, drawn_embedding
@@ -57,7 +58,7 @@ class InputRows(nn.Module):
         rows_BTD = torch.add(self.positions(position_BT), embedded_BTD, alpha=self.scale)
         if self.embedding_norm is not None:
             rows_BTD = self.embedding_norm(rows_BTD)
-        return F.dropout(rows_BTD, self.dropout, self.training)
+        return dropout(rows_BTD, self.dropout) if self.training else rows_BTD
 
 
 class TransformerLayer(nn.Module):
@@ -85,7 +86,7 @@ class TransformerLayer(nn.Module):
     def residual(self, x_BTD: Tensor, change_BTD: Tensor, norm: nn.LayerNorm) -> Tensor:
         """norm(x + dropout(change))."""
         if self.training:
-            change_BTD = F.dropout(change_BTD, self.dropout)
+            change_BTD = dropout(change_BTD, self.dropout)
         out: Tensor = norm(x_BTD + change_BTD)
         return out
 
@@ -94,7 +95,7 @@ class TransformerLayer(nn.Module):
         inner = self._activation(self.fc1(x_BTD))
         if self.training and self.activation_dropout:
             with self._sharded_rng():
-                inner = F.dropout(inner, self.activation_dropout)
+                inner = dropout(inner, self.activation_dropout)
         return self.residual(x_BTD, self.fc2(inner), self.ffn_norm)
 
 

@@ -6,14 +6,15 @@ nothing is computed twice; the weight itself is not needed in the backward pass 
 Tokens that AR, NAR and AUX all predict go as one group, since the KL terms pair their rows.
 
 Exact: loss and gradients equal those of `tests/support/plain_losses.py` under autograd. Logits, softmax
-and all accumulation are float32 at least; for 16-bit inputs the operands of the products are 16-bit.
+and the sums over chunks are float32 at least; for 16-bit inputs the operands of the products are 16-bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -150,6 +151,9 @@ class _Head:
         self._operand = operand
         self._product = operand if weight_VD.is_cuda else self.dtype
         self._weight_VD = self._rounded(weight_VD.detach()[:count])
+        # On a CPU, where no product of bf16 gives float32.
+        narrow = weight_VD.dtype == operand == torch.bfloat16 and not weight_VD.is_cuda
+        self._narrow_VD = weight_VD.detach()[:count] if narrow else None
         self._wanted = wanted
         self._compiled = plan.compiled and wanted and count > 0
         # By the rows of the table here, padding included: all ranks must cut the same chunks.
@@ -198,19 +202,26 @@ class _Head:
         return [self._weight_gradient, *self._hidden_gradients.values()]
 
     def _logits(self, h_ND: Tensor) -> Tensor:
-        if self._product == self.dtype:
+        if self._product != self.dtype:
+            return torch.mm(h_ND, self._weight_VD.t(), out_dtype=self.dtype)
+        with _bf16_inside() if self._narrow_VD is not None else nullcontext():
             return torch.mm(h_ND, self._weight_VD.t(), out=self._buffer("logits", len(h_ND)))
-        return torch.mm(h_ND, self._weight_VD.t(), out_dtype=self.dtype)
 
     def _accumulate(self, dz_NV: Tensor, h_ND: Tensor, names: tuple[str, ...], rows: list[Tensor]) -> None:
-        count = self._vocab.count
-        dz_NV = self._rounded(dz_NV)
-        if self._product == self.dtype:
+        gradient_VD = self._weight_gradient[: self._vocab.count]
+        if self._narrow_VD is not None:
+            # Rounded once more than in float32; the gradients are in the end, the sum over chunks is not.
+            dz_NV, h_ND = dz_NV.to(self._operand), h_ND.to(self._operand)
+            dh_ND = torch.mm(dz_NV, self._narrow_VD).to(self.dtype)
+            gradient_VD += torch.mm(dz_NV.t(), h_ND)
+        elif self._product == self.dtype:
+            dz_NV = self._rounded(dz_NV)
             dh_ND = torch.mm(dz_NV, self._weight_VD)
-            self._weight_gradient[:count].addmm_(dz_NV.t(), h_ND)
+            gradient_VD.addmm_(dz_NV.t(), h_ND)
         else:
+            dz_NV = self._rounded(dz_NV)
             dh_ND = torch.mm(dz_NV, self._weight_VD, out_dtype=self.dtype)
-            self._weight_gradient[:count] += torch.mm(dz_NV.t(), h_ND, out_dtype=self.dtype)
+            gradient_VD += torch.mm(dz_NV.t(), h_ND, out_dtype=self.dtype)
         for name, index, part_nD in zip(names, rows, dh_ND.chunk(len(names)), strict=True):
             self._hidden_gradients[name].index_copy_(0, index, part_nD)
 
@@ -224,6 +235,18 @@ class _Head:
             width = -(-self._vocab.count // 64) * 64
             self._buffers[name] = self._weight_VD.new_empty(self._chunk_rows, width, dtype=self.dtype)
         return self._buffers[name][:rows, : self._vocab.count]
+
+
+@contextmanager
+def _bf16_inside() -> Iterator[None]:
+    """Let oneDNN multiply bf16 numbers that are written as float32 for what they are: fast with AMX."""
+    settings = cast(Any, torch.backends.mkldnn).matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _operand_dtype(hidden_ND: Tensor) -> torch.dtype:
