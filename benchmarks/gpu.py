@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.attention import attention_of
-from benchmarks.common import bench_parser, finish, measure, parse, positive, write_json
+from benchmarks.common import bench_parser, finish, measure, parse, positive
 from janus_ds.decode.generator import Generator
-from janus_ds.errors import ResourceError
+from janus_ds.io import write_atomic
 from janus_ds.model.attention_flex import FlexRows
 from janus_ds.model.batch_attention import BACKENDS
 from janus_ds.model.decoding.inference import InferenceOptions
@@ -91,14 +91,10 @@ def main(arguments: Sequence[str]) -> int:
     _, facts = measure({}, 0, options)
     page.insert(1, f"{facts['hardware']}\n\n{facts['versions']}\n")
     end = f"wrong: {', '.join(wrong) or 'nothing'}; {time.perf_counter() - begun:.0f} s"
+    finish({"bench": "gpu", "wrong": wrong, "parts": parts, **facts}, end, options.json)
     if options.json is not None:
-        write_json(options.json, {"bench": "gpu", "wrong": wrong, "parts": parts, **facts})
-        try:
-            options.json.with_suffix(".md").write_text("\n".join([*page, end, ""]), encoding="utf-8")
-        except OSError as error:
-            place = str(options.json.with_suffix(".md"))
-            raise ResourceError(f"no page: {error.strerror}", place, "give another --json") from error
-    return finish({}, end, None) or int(bool(wrong))
+        write_atomic(options.json.with_suffix(".md"), "\n".join([*page, end, ""]).encode())
+    return int(bool(wrong))
 
 
 def _parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Outcome]]]:
