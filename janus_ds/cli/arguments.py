@@ -53,7 +53,7 @@ BOTH_WAYS: dict[str, tuple[type, str]] = {
         "NAR, rescored: samples of each candidate where NAR is not sure, scored as well",
     ),
     "draft_width": (int, "draft: drafts of a sentence that are checked at once"),
-    "temperature": (float, "AR and draft: above 0, exact samples of AR's distribution"),
+    "temperature": (float, "above 0, exact samples of AR's distribution, in mode aux of AUX's"),
 }
 """Options of decoding both ways at once: fields of `DecodeConfig`, their type and help."""
 

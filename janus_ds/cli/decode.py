@@ -87,21 +87,22 @@ DECODE_OPTIONS = {
     "forbid": (str, "AR: tokens never written: specials, none, or ids"),
     "threshold": (float, "NAR: settle every token likelier than this in a pass, instead of a fixed schedule"),
     **BOTH_WAYS,
-    "top_k": (int, "AR, sampled: draw from so many of the likeliest tokens"),
-    "top_p": (float, "AR, sampled: draw from the likeliest tokens that have this probability together"),
+    "aux_order": (str, "aux: left_to_right, or certain (of a model that was trained for any order)"),
+    "top_k": (int, "sampled: draw from so many of the likeliest tokens"),
+    "top_p": (float, "sampled: draw from the likeliest tokens that have this probability together"),
 }
 USED_BY = {
     **dict.fromkeys(("iterations", "nar_score", "threshold", "rescore"), ("nar",)),
     **dict.fromkeys(("rescore_weight", "rescore_samples"), ("nar",)),
     **dict.fromkeys(("beam", "beam_stop", "length_penalty"), ("ar", "draft", "nar, rescored by AR")),
-    **dict.fromkeys(("top_k", "top_p", "early_stopping"), ("ar",)),
-    **dict.fromkeys(("min_length", "no_repeat_ngram_size", "repetition_penalty"), ("ar",)),
+    **dict.fromkeys(("temperature", "top_k", "top_p"), ("ar", "draft", "aux")),
+    **dict.fromkeys(("early_stopping", "min_length", "no_repeat_ngram_size", "repetition_penalty"), ("ar",)),
     "forbid": ("ar", "draft"),
     "prefix": ("ar",),
-    "temperature": ("ar", "draft"),
     "draft_width": ("draft",),
     "length_beam": ("nar", "aux"),
-    "nbest": ("ar", "nar"),
+    "aux_order": ("aux",),
+    "nbest": ("ar", "nar", "aux"),
     "target": ("nar", "aux"),
 }
 """Modes that an option has an effect on; it is refused where none of them is asked for."""
@@ -226,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     lengths = "--target: tokens that a blank may have, as 1,2,3; the best of all combinations (default: 1)"
     add("--blank-lengths", metavar="N,...", help=lengths)
     add("--seed", type=int, help="which words --mask-share hides; draws of samples (default: 1)")
-    nbest = "AR: beams or samples, NAR: length candidates: N of each input, as `number ||| text ||| score`"
+    nbest = "AR: beams or samples, NAR and aux: lengths: N of each input, as `number ||| text ||| score`"
     add("--nbest", type=int, metavar="N", help=nbest)
     add("--jsonl", action="store_true", help="one JSON object an output: text, score, passes, seconds, ...")
     add("--ids", action="store_true", help="inputs and outputs are token ids")
@@ -354,7 +355,7 @@ def _generator(run: LoadedRun, text: TextCodec, mode: str, parsed: argparse.Name
     if parsed.nbest is not None:
         # So many are looked for at least; samples are drawn as many as are wanted.
         size = "beam" if mode == "ar" else "length_beam"
-        least = 1 if mode == "ar" and parsed.temperature else getattr(run.config.decode, size)
+        least = 1 if mode != "nar" and parsed.temperature else getattr(run.config.decode, size)
         asked[size] = max(parsed.nbest, least)
     elif mode == "ar" and parsed.temperature:
         asked["beam"] = 1

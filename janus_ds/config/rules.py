@@ -286,9 +286,3 @@ def _one_by_one(run: RunConfig, refuse: _Refuse) -> None:
             f"decode.beam is {run.decode.beam}, but mode aux has no beam",
             "leave the beam out or give 1; several lengths are tried with decode.length_beam",
         )
-    if run.decode.mode == "aux" and run.decode.temperature:
-        refuse(
-            "decode.temperature decode.mode",
-            f"decode.temperature is {run.decode.temperature:g}, but mode aux draws no samples",
-            "leave the temperature out, or use mode draft",
-        )

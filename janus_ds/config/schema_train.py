@@ -182,6 +182,11 @@ class DecodeConfig:
     """NAR refinement iterations; decoder passes are one more. None, with `threshold` only: no limit."""
     length_beam: Count = 5
     """Length candidates of NAR and of mode aux."""
+    aux_order: Annotated[str, OneOf("left_to_right", "certain")] = "left_to_right"
+    """Mode aux: left_to_right, or certain: what NAR is surest of is written first.
+
+    certain needs a model that was trained with `masking.aux_order: random`.
+    """
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """NAR: a pass settles every token of a higher probability, and at least one, until none is masked.
 
@@ -202,13 +207,14 @@ class DecodeConfig:
     draft_width: Count = 3
     """Mode draft: drafts of a sentence that AR checks at once (lengths, or ways to go on)."""
     temperature: NotNegative = 0.0
-    """Modes ar and draft: above 0, exact samples of AR's distribution at this temperature.
+    """Above 0, exact samples at this temperature: of AR's distribution (modes ar, draft) or AUX's (aux).
 
-    Mode ar draws `beam` samples of each input token by token, draft one by rejection sampling.
+    Mode ar draws `beam` samples of each input token by token; by rejection sampling, draft draws one and aux
+    one of each of `length_beam` lengths.
     """
     top_k: Whole = 0
-    """Samples of mode ar: draw from so many of the likeliest tokens; 0: from all."""
+    """Samples: draw from so many of the likeliest tokens; 0: from all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Samples of mode ar: draw from the likeliest tokens that have this probability together."""
+    """Samples: draw from the likeliest tokens that have this probability together."""
     seed: Whole = 1
     """Of the samples."""

@@ -12,8 +12,14 @@ nothing but settled tokens. For this the original part stays as it was to the en
 into it would change what all other rows see. So its keys and values are those of the NAR pass, and those of
 settled tokens stand as well: a pass computes the rows of open slots alone, two for each.
 
+Slots are settled from left to right, or, by a model that was trained for any order, as NAR is sure of them.
+Samples are exact in both: they have the distribution of AUX that draws one token a pass. A drafted token
+that was drawn from q stands with probability min(1, p / q), where p is AUX's distribution; the first that
+does not is drawn from (p - q)+, normalised, and the next draft from AUX's rows (speculative sampling:
+Leviathan et al., Chen et al., 2023). Lengths are not drawn.
+
 Shape letters: B sentences, C length candidates, R = B * C rows, X rows of a pass, L longest row, P positions
-predicted in a pass, D width.
+predicted in a pass, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +30,8 @@ import torch
 from torch import Tensor
 
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.mask_predict import MaskPredictSettings, RowDecoder, TargetRows
+from janus_ds.decode.mask_predict import Asked, MaskPredictSettings, RowDecoder, TargetRows
+from janus_ds.decode.sample import Draws, draw_rows, left_over, stands, token_shares
 
 
 class JudgedRows(RowDecoder, Protocol):
@@ -43,24 +50,39 @@ class JudgedRows(RowDecoder, Protocol):
             most: the largest number of them in a row.
         """
 
+    def reorder(self, rank_RL: Tensor) -> None:
+        """Settle slots in another order than left to right: slot l as the rank_RL[r, l]-th, from 0."""
+
 
 def aux_search(
-    decoder: JudgedRows, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None = None
+    decoder: JudgedRows,
+    length_BC: Tensor,
+    settings: MaskPredictSettings,
+    given_RL: Tensor | None = None,
+    certain_first: bool = False,
+    draws: Draws | None = None,
 ) -> list[list[ScoredTokens]]:
-    """Write all rows as AUX does, left to right.
+    """Write all rows as AUX does, token by token.
 
     Args:
         decoder: the model on its encoded sources.
         length_BC: candidate lengths, bos and eos included; at least 3.
         settings: forbids all special symbols, MASK among them; score "paper".
         given_RL: as for :func:`janus_ds.decode.mask_predict.mask_predict`.
+        certain_first: slots are settled in the order of NAR's highest probabilities, not left to right.
+        draws: each candidate is a sample; None: AUX's likeliest tokens.
 
     Returns:
         For each sentence its C candidates, without bos and eos, that of the best mean log-probability first;
         `passes` counts the passes in which anything of the sentence was open.
     """
-    rows = _AuxRows(length_BC, settings, given_RL)
+    if draws is None:
+        rows = _AuxRows(length_BC, settings, given_RL)
+    else:
+        rows = _SampledRows(length_BC, settings, given_RL, draws)
     rows.fill(decoder)
+    if certain_first:
+        decoder.reorder(rows.order_by_certainty())
     while rows.judge(decoder):
         pass
     return rows.result()
@@ -72,7 +94,7 @@ class _AuxRows(TargetRows):
     def __init__(self, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None) -> None:
         super().__init__(length_BC, settings, given_RL)
         self.rank_RL = self.inner_RL.cumsum(1)
-        """Wanted tokens up to each place."""
+        """When each wanted token is settled, from 1."""
         self.settled_R = torch.ones_like(self.length_R)
         """Wanted tokens that are settled, once the NAR pass has been made."""
 
@@ -82,11 +104,84 @@ class _AuxRows(TargetRows):
         asked = self.ask(decoder, open_RL, open_RL)
         if asked is None:
             return False
-        row_X, before_RL = asked.row_X, self.token_RL
-        given = asked.number_X, before_RL[row_X, : asked.width], self.settled_R[row_X]
+        given = asked.number_X, self.token_RL[asked.row_X, : asked.width], self.settled_R[asked.row_X]
         hidden_PD = decoder.judged(*given, asked.picked_P, asked.most)
-        self.put(asked, *self.predict(decoder, hidden_PD))
+        token_P, score_P, first_R = self.verdict(decoder, hidden_PD, asked)
         # What AUX wrote itself before the first difference, and its token there.
-        same_RL = (self.token_RL == before_RL).long().cumprod(1)
-        self.settled_R = torch.minimum((same_RL * self.inner_RL).sum(1) + 1, self.inner_R)
+        self.settled_R = torch.minimum(first_R, self.inner_R)
+        self.put(asked, token_P, score_P)
         return True
+
+    def verdict(self, decoder: JudgedRows, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and their log-probabilities, and the rank of the first that was not drafted, (R,)."""
+        token_P, score_P = self.predict(decoder, hidden_PD, asked)
+        return token_P, score_P, self.first(asked.place_P, token_P != self.token_RL[asked.place_P])
+
+    def first(self, place_P: tuple[Tensor, Tensor], refused_P: Tensor) -> Tensor:
+        """The lowest rank of each row's refused tokens; beyond all where none is."""
+        beyond = self.rank_RL.shape[1]
+        rank_P = self.rank_RL[place_P].masked_fill(~refused_P, beyond)
+        return torch.full_like(self.inner_R, beyond).scatter_reduce(0, place_P[0], rank_P, "amin")
+
+    def order_by_certainty(self) -> Tensor:
+        """New ranks, by the NAR pass; from 0."""
+        sure_RL = self.certainty().masked_fill(~self.inner_RL, -torch.inf)
+        order_RL = sure_RL.sort(dim=1, descending=True, stable=True).indices
+        column_RL = torch.arange(order_RL.shape[1], device=order_RL.device).expand_as(order_RL)
+        self.rank_RL = torch.zeros_like(order_RL).scatter(1, order_RL, column_RL + 1)
+        return self.rank_RL - 1
+
+    def certainty(self) -> Tensor:
+        """NAR's highest log-probability at each place, (R, L)."""
+        return self.score_RL
+
+
+class _SampledRows(_AuxRows):
+    """Rows whose tokens are drawn."""
+
+    def __init__(
+        self, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None, draws: Draws
+    ) -> None:
+        super().__init__(length_BC, settings, given_RL)
+        self.draws = draws
+        self.sure_RL = self.score_RL
+        self.share_PV = self.score_RL[:0]
+        """What the tokens of the last pass were drawn from, and at which index those of each place."""
+        self.index_RL = self.token_RL
+
+    def predict(self, decoder: RowDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+        """The NAR pass: every token is drawn by itself."""
+        score_PV, share_PV = self._distributions(decoder, hidden_PD, asked)
+        allowed_PV = score_PV.masked_fill(share_PV == 0, -torch.inf)
+        self.sure_RL = self.sure_RL.to(score_PV.dtype).index_put(asked.place_P, allowed_PV.amax(1))
+        token_P = draw_rows(share_PV, self._uniform(asked))
+        return token_P, score_PV.gather(1, token_P[:, None]).squeeze(1)
+
+    def verdict(self, decoder: JudgedRows, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """Drafted tokens up to the first refused one, and newly drawn ones."""
+        place_P = asked.place_P
+        drawn_PV, draft_P = self.share_PV[self.index_RL[place_P]], self.token_RL[place_P]
+        score_PV, share_PV = self._distributions(decoder, hidden_PD, asked)
+        refused_P = ~stands(share_PV, drawn_PV, draft_P, self._uniform(asked))
+        first_R = self.first(place_P, refused_P)
+        behind_P = self.rank_RL[place_P] - first_R[place_P[0]]
+        source_PV = share_PV.where(behind_P[:, None] != 0, left_over(share_PV, drawn_PV))
+        token_P = draft_P.where(behind_P < 0, draw_rows(source_PV, self._uniform(asked)))
+        return token_P, score_PV.gather(1, token_P[:, None]).squeeze(1), first_R
+
+    def certainty(self) -> Tensor:
+        """NAR's highest log-probability, whatever was drawn."""
+        return self.sure_RL
+
+    def _distributions(self, decoder: RowDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+        """Log-probabilities, and what is drawn from."""
+        logits_PV = decoder.logits(hidden_PD)
+        self.share_PV = token_shares(logits_PV, self.settings.forbidden, self.draws.sampling)
+        index_P = torch.arange(len(logits_PV), device=logits_PV.device)
+        self.index_RL = self.index_RL.index_put(asked.place_P, index_P)
+        return logits_PV.double().log_softmax(1), self.share_PV
+
+    def _uniform(self, asked: Asked) -> Tensor:
+        row_P, _ = asked.place_P
+        count_B = (row_P // self.candidates).bincount(minlength=len(self.passes_B))
+        return self.draws.uniform(count_B.tolist()).to(row_P.device)

@@ -4,78 +4,98 @@ A round proposes and checks. The check feeds AR a block of content rows: the las
 the drafted ones behind it; the query row of each gives AR's own choice for the next token. The longest
 prefix of the draft that equals these choices is accepted, and one more token is known for certain: AR's
 choice where the draft differs, or behind its end. So a round settles at least one token, and by induction
-every settled token is what AR decoding one by one would have chosen: the output is that of greedy search
-(or, under a temperature, a sample of AR's distribution: `model_drafts.py`). Several drafts of a sentence
-are checked at once, as beams; the one of which most is accepted counts.
+every settled token is what AR decoding one by one would have chosen: the output is that of greedy search.
+Several drafts of a sentence are checked at once, as beams; the one of which most is accepted counts.
+
+The first drafts are one NAR pass over several lengths. The next ones come from the check itself: AR's choices
+behind the difference, and what earlier drafts have from there on, at the same place or shifted by one (AR
+wanted a token more, or one less). This costs no pass. Tails that continue AR's last token come first.
+
+Under a temperature outputs are exact samples of AR's distribution (speculative sampling: Leviathan et al.,
+Chen et al., 2023; see `sample.stands`). There is one draft then, drawn from NAR in the first round; what was
+chosen and not drawn counts as drawn from a distribution that is sure of it. A draft that stands as a whole is
+followed by one more token, drawn from AR.
 
 Sentences of a batch stand at points of their own. Rejected rows are dropped from the cache.
 
-Shape letters: B sentences, K drafts of a sentence, T rows of a block, P checked rows, D width, V vocabulary.
+Shape letters: B sentences, K drafts of a sentence, M drafted tokens, T rows of a block, P checked rows,
+D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from statistics import median
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import RunConfig
 from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows, length_candidates, mask_predict
+from janus_ds.decode.model_steps import NarDecoder, plain_settings, search_settings
+from janus_ds.decode.sample import Draws, draw_rows, left_over, stands, token_shares
 from janus_ds.decode.search_settings import SearchSettings
+from janus_ds.model.decoding.cache import ArStream, EncoderOutput
+from janus_ds.model.janus import JanusModel
+
+_TRIED, _MOST = 4, 4
+_SHIFTS = (0, 1, -1)
+_LONGEST = 6
+"""Tokens of a draft that are checked at once: of longer ones the end is seldom accepted."""
 
 
-@dataclass(frozen=True)
-class DraftRound:
-    """What became of one draft.
-
-    Attributes:
-        prefix: inner tokens that were settled before.
-        drafted: tokens of the draft.
-        accepted: how many of them AR would have chosen; the next one was rejected if there was one.
-        passes: decoder passes of the round, the check included.
-    """
-
-    prefix: int
-    drafted: int
-    accepted: int
-    passes: int
-
-
-@dataclass(frozen=True)
-class DraftedTokens(ScoredTokens):
-    """An output and how it came about, draft by draft."""
-
-    rounds: tuple[DraftRound, ...] = ()
-
-
-@dataclass
 class Payoff:
-    """Whether drafts save more than they cost, by what was accepted so far.
+    """Whether drafts save time: seconds a token of each batch, drafted and by AR alone, as measured.
 
-    A check costs as much as `1 + _CHECK_COST * sentences` steps of greedy AR: measured with the packaged
-    model on one CPU thread, where the rows of a block are not free; nothing was measured on a GPU.
+    The first batches of a size are drafted, the next ones are not; then what was faster goes on. Larger
+    batches than `_MOST` are not drafted: there the rows of a check cost more than they save.
     """
 
-    sentences: int = 0
-    passes: int = 0
-    steps: int = 0
+    def __init__(self) -> None:
+        self._rates: dict[tuple[int, bool], deque[float]] = defaultdict(lambda: deque(maxlen=4 * _TRIED))
 
-    def note(self, found: Sequence[DraftedTokens]) -> None:
-        """Count outputs that were drafted; greedy AR needs a step a token and one for eos."""
-        self.sentences += len(found)
-        self.passes += sum(item.passes for item in found)
-        self.steps += sum(len(item.tokens) + 1 for item in found)
+    def note(self, found: Sequence[ScoredTokens], drafted: bool, seconds: float) -> None:
+        """Add a batch; AR needs a step a token and one for eos."""
+        steps = sum(len(item.tokens) + 1 for item in found)
+        self._rates[len(found), drafted].append(seconds / steps)
 
     def pays(self, sentences: int) -> bool:
-        """Whether a batch of so many sentences should be drafted; the first small ones are, to find out."""
-        if self.sentences < _TRIED:
-            return sentences <= _TRIED // 2
-        return self.steps > self.passes * (1 + _CHECK_COST * sentences)
+        """Whether a batch of so many sentences should be drafted."""
+        drafted, alone = self._rates[sentences, True], self._rates[sentences, False]
+        if sentences > _MOST or len(drafted) < _TRIED or len(alone) < _TRIED:
+            return sentences <= _MOST and len(drafted) < _TRIED
+        return median(drafted) < median(alone)
 
 
-_CHECK_COST, _TRIED = 0.65, 8
+@dataclass(frozen=True)
+class DraftPlan:
+    """How drafts are made.
+
+    Attributes:
+        search: AR's limits.
+        nar: mask-predict's settings: one pass, in which no special symbol is drafted.
+        width: K.
+        convention: what the classes of the length head count.
+    """
+
+    search: SearchSettings
+    nar: MaskPredictSettings
+    width: int
+    convention: str
+
+
+def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
+    """As a run's recipe says."""
+    decode, convention = config.decode, config.objective.length_convention or "inner"
+    nar = replace(plain_settings(config, special), iterations=0, threshold=None)
+    # A best draft among several would not be a sample any more.
+    width = 1 if decode.temperature else decode.draft_width
+    return DraftPlan(search_settings(config, special), nar, width, convention)
 
 
 @dataclass(frozen=True)
@@ -84,82 +104,12 @@ class Proposal:
 
     Attributes:
         drafts: at least one; each is what may follow the settled tokens, and may be empty.
-        passes: decoder passes that they cost.
         drawn_MV: the distributions that the tokens of the only draft were drawn from, each by itself; None:
             they were not drawn but chosen.
     """
 
     drafts: list[list[int]]
-    passes: int
     drawn_MV: Tensor | None = None
-
-
-@dataclass
-class Sentence:
-    """The state of one sentence.
-
-    Attributes:
-        number: which sentence of the call it is.
-        pending: settled tokens that AR has not been fed yet, at least one.
-        inner: settled tokens without start symbols.
-        steps: settled tokens as AR counts them (a forced first one included).
-        pool: drafts of the whole sentence, the latest first: what was proposed, and AR's choices behind
-            each difference.
-    """
-
-    number: int
-    pending: list[int]
-    inner: list[int] = field(default_factory=list)
-    steps: int = 0
-    total: float = 0.0
-    passes: int = 0
-    rounds: list[DraftRound] = field(default_factory=list)
-    pool: list[list[int]] = field(default_factory=list)
-
-    @property
-    def closed(self) -> bool:
-        """eos is settled: nothing waits to be fed."""
-        return not self.pending
-
-    def settle(self, proposal: Proposal, verdict: Verdict, settings: SearchSettings) -> None:
-        """Record a verdict."""
-        passes, draft = proposal.passes + 1, proposal.drafts[verdict.draft]
-        self.rounds.append(DraftRound(len(self.inner), len(draft), verdict.accepted, passes))
-        self.passes += passes
-        self.total += verdict.gain
-        self.steps += verdict.accepted + 1
-        self.inner += draft[: verdict.accepted]
-        ended = verdict.following == settings.eos
-        self.inner += [] if ended else [verdict.following]
-        self.pending = [] if ended else [verdict.following]
-        if verdict.spare:
-            self.pool.insert(0, self.inner + verdict.spare)
-
-    def room(self, settings: SearchSettings) -> int:
-        """Most tokens that a draft may have; the last step is eos's."""
-        return settings.max_steps - 1 - self.steps
-
-
-class DraftDecoder(Protocol):
-    """What the search asks of a model."""
-
-    def propose(self, sentences: Sequence[Sentence]) -> list[Proposal]:
-        """Drafts for each open sentence, no longer than its room."""
-
-    def check(self, token_BKT: Tensor, parent_B: Tensor | None) -> Tensor:
-        """AR's hidden rows that predict what follows each token of a block, (B, K, T, D).
-
-        All drafts of a sentence go on from the draft `parent_B` of the block before.
-        """
-
-    def logits(self, hidden_XD: Tensor) -> Tensor:
-        """Logits over the vocabulary, (X, V), in float32 at least."""
-
-    def accept(self, kept_B: Tensor) -> None:
-        """Keep the first rows of the last block only."""
-
-    def keep(self, sentence_B: Tensor) -> None:
-        """Go on with these sentences only, by index."""
 
 
 @dataclass(frozen=True)
@@ -181,123 +131,228 @@ class Verdict:
     spare: list[int]
 
 
-class Judge(Protocol):
-    """How drafts are accepted."""
+@dataclass
+class Sentence:
+    """The state of one sentence.
 
-    def __call__(
-        self, logits_PV: Tensor, sentences: Sequence[Sentence], proposals: Sequence[Proposal]
-    ) -> list[Verdict]:
-        """Verdicts, from the logits of M + 1 rows for each draft of M tokens, in order."""
+    Attributes:
+        number: which of the batch it is.
+        pending: settled tokens that AR has not been fed yet; none once eos is settled.
+        inner: settled tokens without start symbols.
+        steps: settled tokens as AR counts them (a forced first one included).
+        total: their log-probability.
+        passes: decoder passes made.
+        pool: drafts of the whole sentence, the latest first: what was proposed, and AR's choices behind
+            each difference.
+    """
+
+    number: int
+    pending: list[int]
+    inner: list[int] = field(default_factory=list)
+    steps: int = 0
+    total: float = 0.0
+    passes: int = 0
+    pool: list[list[int]] = field(default_factory=list)
+
+    def settle(self, draft: list[int], verdict: Verdict, eos: int) -> None:
+        """Record a verdict."""
+        self.total += verdict.gain
+        self.steps += verdict.accepted + 1
+        self.pending = [] if verdict.following == eos else [verdict.following]
+        self.inner += draft[: verdict.accepted] + self.pending
+        if verdict.spare:
+            self.pool.insert(0, self.inner + verdict.spare)
 
 
-def draft_search(
-    decoder: DraftDecoder,
-    numbers: Sequence[int],
-    settings: SearchSettings,
-    judge: Judge | None = None,
-) -> list[DraftedTokens]:
-    """Decode a batch of sentences.
+def tails(sentence: Sentence, most: int, room: int) -> list[list[int]]:
+    """Up to `most` different continuations of the settled tokens from the pool, likely ones first."""
+    start = len(sentence.inner)
+    last = sentence.inner[-1] if sentence.inner else None
+    found: dict[tuple[int, ...], bool] = {}
+    for shift in _SHIFTS:
+        for draft in sentence.pool:
+            tail = tuple(draft[start + shift :][:room]) if start + shift > 0 else ()
+            if tail:
+                found[tail] = found.get(tail, False) or draft[start + shift - 1] == last
+    ordered = sorted(found, key=lambda tail: not found[tail])
+    return [list(tail) for tail in ordered[:most]] or [[]]
+
+
+class DraftSearch:
+    """Decodes one batch of sentences.
 
     Args:
-        decoder: the model on the encoded sources, with an empty cache.
-        numbers: a name for each sentence, by which a sampling judge draws.
-        settings: as for :func:`beam_search` with one beam; `stop` only says what a forced token costs.
-        judge: None: greedy.
-
-    Returns:
-        For each sentence what greedy search finds, with AR's score.
+        model: in evaluation mode.
+        memory: the encoded sources.
+        stream: how AR rows are made.
+        plan: how drafts are made; `stop` of its search only says what a forced token costs.
+        draws: outputs are samples, by these numbers; None: what greedy search finds.
     """
-    first = [] if settings.forced_first is None else [settings.forced_first]
-    sentences = [Sentence(number, [settings.start, *first], steps=len(first)) for number in numbers]
-    judge = judge or GreedyJudge(settings)
-    going, parents = list(sentences), None
-    while going:
-        chosen = _round(decoder, going, parents, judge, settings)
-        left = [place for place, sentence in enumerate(going) if not sentence.closed]
-        if left and len(left) < len(going):
-            decoder.keep(torch.tensor(left))
-        going = [going[place] for place in left]
-        parents = torch.tensor([chosen[place] for place in left])
-    return [_result(sentence, settings) for sentence in sentences]
 
+    def __init__(
+        self,
+        model: JanusModel,
+        memory: EncoderOutput,
+        stream: ArStream,
+        plan: DraftPlan,
+        draws: Draws | None = None,
+    ) -> None:
+        self._model, self._plan, self._draws = model, plan, draws
+        self._device = memory.states_BSD.device
+        self._cache = model.start_cache(memory, stream, plan.width, plan.search.max_steps)
 
-def _round(
-    decoder: DraftDecoder,
-    going: Sequence[Sentence],
-    parent_B: Tensor | None,
-    judge: Judge,
-    settings: SearchSettings,
-) -> list[int]:
-    """Propose, check, and settle what is certain; which draft of each sentence goes on."""
-    proposals = decoder.propose(going)
-    blocks = [[s.pending + draft for draft in p.drafts] for s, p in zip(going, proposals, strict=True)]
-    width = max(len(block) for drafts in blocks for block in drafts)
-    beams = max(len(drafts) for drafts in blocks)
-    filled = [drafts + drafts[:1] * (beams - len(drafts)) for drafts in blocks]
-    # What pads a block is rejected like any other row.
-    padded = [[block + [settings.eos] * (width - len(block)) for block in drafts] for drafts in filled]
-    hidden_BKTD = decoder.check(torch.tensor(padded), parent_B)
-    for sentence, gain in zip(going, _forced_gains(decoder, hidden_BKTD, going, settings), strict=True):
-        sentence.total += gain
-    rows = [
-        (place * beams + number) * width + row
-        for place, (sentence, drafts) in enumerate(zip(going, blocks, strict=True))
-        for number, block in enumerate(drafts)
-        for row in range(len(sentence.pending) - 1, len(block))
-    ]
-    hidden_PD = hidden_BKTD.flatten(0, 2)[torch.tensor(rows, device=hidden_BKTD.device)]
-    verdicts = judge(decoder.logits(hidden_PD), going, proposals)
-    kept = [len(s.pending) + verdict.accepted for s, verdict in zip(going, verdicts, strict=True)]
-    for sentence, proposal, verdict in zip(going, proposals, verdicts, strict=True):
-        sentence.settle(proposal, verdict, settings)
-    decoder.accept(torch.tensor(kept, device=hidden_BKTD.device))
-    return [verdict.draft for verdict in verdicts]
+    def run(self) -> list[ScoredTokens]:
+        """An output for each sentence, with AR's score."""
+        search = self._plan.search
+        first = [] if search.forced_first is None else [search.forced_first]
+        count = self._cache.memory.sentences
+        sentences = [Sentence(number, [search.start, *first], steps=len(first)) for number in range(count)]
+        going, proposals, parents = sentences, self.first_drafts(sentences), None
+        while going:
+            chosen = self._check(going, proposals, parents)
+            left = [place for place, sentence in enumerate(going) if sentence.pending]
+            if left and len(left) < len(going):
+                self._cache = self._cache.select(torch.tensor(left, device=self._device))
+            going = [going[place] for place in left]
+            parents = torch.tensor([chosen[place] for place in left], device=self._device)
+            proposals = [Proposal(tails(s, self._plan.width, self._longest(s))) for s in going]
+        return [
+            ScoredTokens(tuple(s.inner), s.total / s.steps**search.length_penalty, s.passes)
+            for s in sentences
+        ]
 
+    def _room(self, sentence: Sentence) -> int:
+        """Most tokens that a draft may have; the last step is eos's."""
+        return self._plan.search.max_steps - 1 - sentence.steps
 
-def _forced_gains(
-    decoder: DraftDecoder, hidden_BKTD: Tensor, going: Sequence[Sentence], settings: SearchSettings
-) -> list[float]:
-    """Log-probabilities of forced first tokens, in the first round of a search that counts them."""
-    if settings.forced_first is None or settings.free_forced or going[0].passes:
-        return [0.0] * len(going)
-    logits_BV = decoder.logits(hidden_BKTD[:, 0, 0])
-    return logits_BV.log_softmax(1)[:, settings.forced_first].tolist()
+    def _longest(self, sentence: Sentence) -> int:
+        room = self._room(sentence)
+        return room if self._draws else min(_LONGEST, room)
 
+    def first_drafts(self, sentences: Sequence[Sentence]) -> list[Proposal]:
+        """One NAR pass over the likeliest lengths."""
+        plan, memory = self._plan, self._cache.memory
+        decoder, room = NarDecoder(self._model, memory), self._room(sentences[0])
+        length_logits_BK = self._model.length_logits(memory).float()
+        length_BK = length_candidates(length_logits_BK, "paper", plan.width, plan.convention, room + 2)
+        if self._draws is None:
+            found = mask_predict(decoder, length_BK, plan.nar)
+            proposals = [Proposal([list(item.tokens) for item in items]) for items in found]
+        else:
+            proposals = self._drawn(decoder, length_BK, self._draws)
+        for sentence, proposal in zip(sentences, proposals, strict=True):
+            sentence.passes, sentence.pool = 1, list(proposal.drafts)
+        if self._draws is not None:
+            return proposals
+        cut = [dict.fromkeys(tuple(draft[:_LONGEST]) for draft in s.pool) for s in sentences]
+        return [Proposal([list(draft) for draft in drafts]) for drafts in cut]
 
-def _result(sentence: Sentence, settings: SearchSettings) -> DraftedTokens:
-    score = sentence.total / sentence.steps**settings.length_penalty
-    return DraftedTokens(tuple(sentence.inner), score, sentence.passes, rounds=tuple(sentence.rounds))
+    def _drawn(self, decoder: NarDecoder, length_B1: Tensor, draws: Draws) -> list[Proposal]:
+        """One draft a sentence, every token drawn from NAR's distribution at its position."""
+        blank, counts = TargetRows(length_B1, self._plan.nar), (length_B1[:, 0] - 2).tolist()
+        picked_P = blank.inner_RL.flatten().nonzero().squeeze(1)
+        logits_PV = decoder.logits(decoder.hidden(blank.token_RL, length_B1[:, 0], picked_P, max(counts)))
+        share_PV = token_shares(logits_PV, self._plan.nar.forbidden, draws.sampling)
+        token_P = draw_rows(share_PV, draws.uniform(counts).to(share_PV.device))
+        parts = zip(token_P.split(counts), share_PV.split(counts), strict=True)
+        return [Proposal([token_M.tolist()], share_MV) for token_M, share_MV in parts]
 
+    def _check(
+        self, going: Sequence[Sentence], proposals: Sequence[Proposal], parent_B: Tensor | None
+    ) -> list[int]:
+        """One pass of AR over all drafts: settle what is certain; which draft of each sentence goes on."""
+        search, beams = self._plan.search, self._cache.beams
+        blocks = [[s.pending + draft for draft in p.drafts] for s, p in zip(going, proposals, strict=True)]
+        width = max(len(block) for drafts in blocks for block in drafts)
+        filled = [drafts + drafts[:1] * (beams - len(drafts)) for drafts in blocks]
+        # What pads a block is rejected like any other row.
+        padded = [[block + [search.eos] * (width - len(block)) for block in drafts] for drafts in filled]
+        parent_BK = None if parent_B is None or beams == 1 else parent_B[:, None].expand(-1, beams)
+        token_BKT = torch.tensor(padded, device=self._device)
+        hidden_BKTD = self._model.ar_block(self._cache, token_BKT, parent_BK)
+        if parent_B is None and search.forced_first is not None and not search.free_forced:
+            forced_BV = self._model.logits(hidden_BKTD[:, 0, 0]).log_softmax(1)
+            for sentence, gain in zip(going, forced_BV[:, search.forced_first].tolist(), strict=True):
+                sentence.total += gain
+        rows = [
+            (place * beams + number) * width + row
+            for place, (sentence, drafts) in enumerate(zip(going, blocks, strict=True))
+            for number, block in enumerate(drafts)
+            for row in range(len(sentence.pending) - 1, len(block))
+        ]
+        logits_PV = self._model.logits(hidden_BKTD.flatten(0, 2)[torch.tensor(rows, device=self._device)])
+        if self._draws is None:
+            verdicts = self._greedy(logits_PV, going, proposals)
+        else:
+            verdicts = self._sampled(logits_PV, going, proposals, self._draws)
+        kept = [len(s.pending) + verdict.accepted for s, verdict in zip(going, verdicts, strict=True)]
+        for sentence, proposal, verdict in zip(going, proposals, verdicts, strict=True):
+            sentence.passes += 1
+            sentence.settle(proposal.drafts[verdict.draft], verdict, search.eos)
+        self._cache.accept(torch.tensor(kept, device=self._device))
+        return [verdict.draft for verdict in verdicts]
 
-class GreedyJudge:
-    """Accepts what AR would have chosen itself, with the tie rule of the beam search."""
-
-    def __init__(self, settings: SearchSettings) -> None:
-        self._settings = settings
-
-    def __call__(
-        self, logits_PV: Tensor, sentences: Sequence[Sentence], proposals: Sequence[Proposal]
+    def _greedy(
+        self, logits_PV: Tensor, going: Sequence[Sentence], proposals: Sequence[Proposal]
     ) -> list[Verdict]:
-        """See :class:`Judge`."""
-        settings = self._settings
-        total_P = logits_PV.logsumexp(1)
-        forbidden = torch.tensor(settings.forbidden, dtype=torch.long, device=logits_PV.device)
+        """Accept what AR would have chosen itself, with the tie rule of the beam search.
+
+        Logits are those of M + 1 rows for each draft of M tokens, in order.
+        """
+        search, total_P = self._plan.search, logits_PV.logsumexp(1)
+        forbidden = torch.tensor(search.forbidden, dtype=torch.long, device=logits_PV.device)
         # Two, as a search with one beam asks for: of equal logits, topk must give the same one here.
         best_P2, token_P2 = logits_PV.index_fill(1, forbidden, float("-inf")).topk(2, dim=1)
         choices, gains = token_P2[:, 0].tolist(), (best_P2[:, 0] - total_P).tolist()
-        ends = (logits_PV[:, settings.eos] - total_P).tolist()
+        ends = (logits_PV[:, search.eos] - total_P).tolist()
         verdicts, start = [], 0
-        for sentence, proposal in zip(sentences, proposals, strict=True):
+        for sentence, proposal in zip(going, proposals, strict=True):
             found = []
             for number, draft in enumerate(proposal.drafts):
                 stop = start + len(draft) + 1
                 choice, gain = choices[start:stop], gains[start:stop]
-                if sentence.room(settings) == len(draft):
-                    choice[-1] = settings.eos
-                    gain[-1] = 0.0 if settings.free_forced else ends[stop - 1]
-                found.append(_agreement(number, draft, choice, gain, settings.eos))
+                if self._room(sentence) == len(draft):
+                    choice[-1] = search.eos
+                    gain[-1] = 0.0 if search.free_forced else ends[stop - 1]
+                found.append(_agreement(number, draft, choice, gain, search.eos))
                 start = stop
             verdicts.append(max(found, key=lambda verdict: verdict.accepted))
+        return verdicts
+
+    def _sampled(
+        self, logits_PV: Tensor, going: Sequence[Sentence], proposals: Sequence[Proposal], draws: Draws
+    ) -> list[Verdict]:
+        """Accept so that outputs are samples; each sentence has one draft."""
+        search, gain_PV = self._plan.search, logits_PV.double().log_softmax(1)
+        share_PV = token_shares(logits_PV, search.forbidden, draws.sampling)
+        counts = [len(proposal.drafts[0]) + 1 for proposal in proposals]
+        of_all = dict(zip((sentence.number for sentence in going), counts, strict=True))
+        uniform_P = draws.uniform([of_all.get(number, 0) for number in range(draws.sentences)])
+        verdicts = []
+        for sentence, proposal, share_TV, gain_TV, uniform_T in zip(
+            going,
+            proposals,
+            share_PV.split(counts),
+            gain_PV.split(counts),
+            uniform_P.to(share_PV.device).split(counts),
+            strict=True,
+        ):
+            draft, last, drawn_MV = proposal.drafts[0], len(proposal.drafts[0]), proposal.drawn_MV
+            draft_M = torch.tensor(draft, dtype=torch.long, device=share_PV.device)
+            if drawn_MV is None:
+                drawn_MV = F.one_hot(draft_M, share_PV.shape[1]).to(share_PV)
+            accepted = int(
+                stands(share_TV[:last], drawn_MV, draft_M, uniform_T[:last]).long().cumprod(0).sum()
+            )
+            source_1V = share_TV[accepted : accepted + 1]
+            if accepted < last:
+                source_1V = left_over(source_1V, drawn_MV[accepted : accepted + 1])
+            following = int(draw_rows(source_1V, uniform_T[last:]))
+            if accepted == last == self._room(sentence):
+                following = search.eos
+            tokens = [*draft[:accepted], following]
+            gain = float(gain_TV[range(len(tokens)), tokens].sum())
+            verdicts.append(Verdict(0, accepted, following, gain, []))
         return verdicts
 
 

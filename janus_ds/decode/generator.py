@@ -28,23 +28,22 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.aux_search import aux_search
 from janus_ds.decode.beam_search import beam_search
-from janus_ds.decode.draft import Payoff, draft_search
+from janus_ds.decode.draft import DraftSearch, Payoff, draft_plan
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.infill import Target, given_rows, parse_target
 from janus_ds.decode.load import check_mode, load_run
 from janus_ds.decode.mask_predict import length_candidates, mask_predict
-from janus_ds.decode.model_drafts import ModelDrafts, SamplingJudge, draft_plan
 from janus_ds.decode.model_steps import (
     AuxDecoder,
     CachedSteps,
     NarDecoder,
-    draft_settings,
     mask_predict_settings,
     most_rows,
+    plain_settings,
     search_settings,
 )
 from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
-from janus_ds.decode.sample import Sampling, random_of, sample_search
+from janus_ds.decode.sample import Draws, Sampling, random_of, sample_search
 from janus_ds.decode.search_settings import SearchSettings
 from janus_ds.decode.text import IdText, TextCodec, batches_of, checked_texts
 from janus_ds.errors import CheckpointError, ConfigError, DataError
@@ -117,6 +116,9 @@ class Generator:
             ConfigError: an option that does not exist, or a mode that was not trained.
         """
         options = decode | ({} if mode is None else {"mode": mode})
+        if mode == "nar" and decode.get("temperature"):
+            what = f"mode nar draws no samples, but the temperature is {decode['temperature']}"
+            raise ConfigError(what, "decode.temperature", "leave it out, or use mode ar, draft or aux")
         run = load_run(path, options, device)
         text = IdText(run.special) if ids else run.text
         if text is None:
@@ -271,17 +273,22 @@ class Generator:
         targets: Sequence[Target | None],
     ) -> list[list[ScoredTokens]]:
         mode = self.config.decode.mode
-        ways = {"ar": self._sampled, "nar": self._parallel, "aux": self._by_aux, "draft": self._drafted}
+        greedy, began = not self.config.decode.temperature, perf_counter()
+        drafted = mode == "draft" and (not greedy or self._payoff.pays(len(sources)))
         with _evaluating(self.model):
-            greedy = not self.config.decode.temperature
-            if mode == "ar" and greedy:
+            if greedy and mode in ("ar", "draft") and not drafted:
                 found = self._autoregressive(sources, places, report)
-            elif mode == "draft" and greedy and not self._payoff.pays(len(sources)):
-                found = self._autoregressive(sources, len(sources), report)
-                found = [[replace(item, mode="ar") for item in group] for group in found]
             else:
                 memory = self.model.encode(*self._pad(sources))
-                found = self._infilled(memory, targets) if targets else ways[mode](memory, numbers)
+                if drafted:
+                    found = self._drafted(memory, numbers)
+                elif mode == "ar":
+                    found = self._sampled(memory, numbers)
+                else:
+                    found = self._parallel(memory, numbers, targets)
+        if mode == "draft" and greedy:
+            self._payoff.note([group[0] for group in found], drafted, perf_counter() - began)
+            found = [[replace(item, mode="" if drafted else "ar") for item in group] for group in found]
         if not all(candidates and math.isfinite(candidates[0].score) for candidates in found):
             raise CheckpointError(
                 "the model gives values that are not finite",
@@ -321,11 +328,15 @@ class Generator:
         return beam_search(steps, begun, settings, device, waiting)
 
     def _sampled(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
-        decode, settings = self.config.decode, self._search_settings()
+        settings = self._search_settings()
         cache = self.model.start_cache(memory, self._stream, settings.beam, settings.max_steps)
-        sampling = Sampling(decode.temperature, decode.top_k, decode.top_p, decode.seed)
         steps, device = CachedSteps(self.model, cache), memory.states_BSD.device
-        return sample_search(steps, numbers, settings, sampling, device)
+        return sample_search(steps, numbers, settings, self._sampling, device)
+
+    @property
+    def _sampling(self) -> Sampling:
+        decode = self.config.decode
+        return Sampling(decode.temperature, decode.top_k, decode.top_p, decode.seed)
 
     def _search_settings(self) -> SearchSettings:
         prefix = self.config.decode.prefix
@@ -342,46 +353,38 @@ class Generator:
         logits_BK = self.model.length_logits(memory)
         return length_candidates(logits_BK, rule, decode.length_beam, convention, longest)
 
-    def _by_aux(self, memory: EncoderOutput, _: Sequence[int]) -> list[list[ScoredTokens]]:
-        settings = draft_settings(self.config, self.special)
-        decoder = AuxDecoder(self.model, memory, settings.mask)
-        return aux_search(decoder, self._lengths(memory).clamp_min(3), settings)
-
-    def _infilled(self, memory: EncoderOutput, targets: Sequence[Target | None]) -> list[list[ScoredTokens]]:
-        decode, settings = self.config.decode, draft_settings(self.config, self.special)
-        given = given_rows([target for target in targets if target], settings)
-        length_BC, given_RL = (x.to(memory.states_BSD.device) for x in given)
-        if decode.mode == "aux":
-            found = aux_search(AuxDecoder(self.model, memory, settings.mask), length_BC, settings, given_RL)
+    def _parallel(
+        self, memory: EncoderOutput, numbers: Sequence[int], targets: Sequence[Target | None] = ()
+    ) -> list[list[ScoredTokens]]:
+        """Modes nar and aux: all lengths of a sentence, or all candidates of its given target."""
+        decode, given_RL = self.config.decode, None
+        judged, given = decode.mode == "aux", [target for target in targets if target]
+        settings = (plain_settings if judged or given else mask_predict_settings)(self.config, self.special)
+        if given:
+            rows = given_rows(given, settings)
+            length_BC, given_RL = (x.to(memory.states_BSD.device) for x in rows)
         else:
-            settings = replace(settings, iterations=decode.iterations, threshold=decode.threshold)
+            length_BC = self._lengths(memory).clamp_min(3 if judged else 2)
+        if judged:
+            draws = Draws(self._sampling, numbers) if decode.temperature else None
+            decoder, certain = AuxDecoder(self.model, memory, settings.mask), decode.aux_order == "certain"
+            found = aux_search(decoder, length_BC, settings, given_RL, certain, draws)
+        else:
             found = mask_predict(NarDecoder(self.model, memory), length_BC, settings, given_RL)
-        found = [list({item.tokens: item for item in reversed(group)}.values())[::-1] for group in found]
-        return found if decode.rescore is None else self._rescored(memory, found)
-
-    def _rescored(self, memory: EncoderOutput, found: list[list[ScoredTokens]]) -> list[list[ScoredTokens]]:
-        scorer = ArScorer(self.model, self._stream, self._search_settings())
-        return rescore(scorer, memory, found, self.config.decode.rescore_weight)
-
-    def _parallel(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
-        decode, length_BC = self.config.decode, self._lengths(memory)
-        settings = mask_predict_settings(self.config, self.special)
-        found = mask_predict(NarDecoder(self.model, memory), length_BC, settings)
-        if decode.rescore is None:
+        if given:
+            found = [list({item.tokens: item for item in reversed(group)}.values())[::-1] for group in found]
+        elif decode.rescore_samples and decode.rescore:
+            reader, random = NarDecoder(self.model, memory), [random_of(decode.seed, i) for i in numbers]
+            found = sampled_variants(reader, found, settings, decode.rescore_samples, random)
+        if judged or decode.rescore is None:
             return found
-        if decode.rescore_samples:
-            rows, random = NarDecoder(self.model, memory), [random_of(decode.seed, i) for i in numbers]
-            found = sampled_variants(rows, found, settings, decode.rescore_samples, random)
-        return self._rescored(memory, found)
+        scorer = ArScorer(self.model, self._stream, self._search_settings())
+        return rescore(scorer, memory, found, decode.rescore_weight)
 
     def _drafted(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
-        plan, decode = draft_plan(self.config, self.special), self.config.decode
-        sampling = Sampling(decode.temperature, seed=decode.seed)
-        sampler = SamplingJudge(plan.search, sampling) if decode.temperature else None
-        drafts = ModelDrafts(self.model, memory, self._stream, plan, sampler)
-        found = draft_search(drafts, numbers, plan.search, sampler)
-        self._payoff.note(found)
-        return [[item] for item in found]
+        plan = draft_plan(self.config, self.special)
+        draws = Draws(self._sampling, numbers) if self.config.decode.temperature else None
+        return [[item] for item in DraftSearch(self.model, memory, self._stream, plan, draws).run()]
 
 
 @contextmanager

@@ -105,17 +105,19 @@ def usable_device(name: torch.device | str | None) -> torch.device:
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     """The same run with other decoding options.
 
-    Modes draft and aux know no beam, and samples are drawn one by one: a beam that only the run's recipe
-    names is not taken over. Nor is its number of iterations by a threshold that is asked for.
+    Modes draft and aux know no beam, and samples are drawn one by one: a beam (of AUX, lengths) that only the
+    run's recipe names is not taken over. Nor is its number of iterations by a threshold that is asked for.
 
     Raises:
         ConfigError: an option that does not exist or cannot have its value; all faults are named.
     """
     values = to_dict(config)
     values["decode"] |= decode
-    sampled = values["decode"]["mode"] == "ar" and decode.get("temperature")
-    if (decode.get("mode") in ("draft", "aux") or sampled) and "beam" not in decode:
+    mode, sampled = values["decode"]["mode"], decode.get("temperature")
+    if (decode.get("mode") in ("draft", "aux") or (mode == "ar" and sampled)) and "beam" not in decode:
         values["decode"]["beam"] = 1
+    if mode == "aux" and sampled and "length_beam" not in decode:
+        values["decode"]["length_beam"] = 1
     if decode.get("threshold") is not None and "iterations" not in decode:
         values["decode"]["iterations"] = None
     return from_dict(values, "decoding options")
@@ -144,6 +146,12 @@ def check_mode(config: RunConfig) -> None:
     aux = ("aux",) * bool(objective.weight_aux and objective.weight_length)
     missing = [name for name in (("ar", "nar") if both else (mode,)) if name not in trained + aux]
     if not missing:
+        if mode == "aux" and config.decode.aux_order == "certain" and config.masking.aux_order != "random":
+            raise ConfigError(
+                f"AUX was trained {config.masking.aux_order}, not for any order",
+                "decode.aux_order",
+                "leave it out, or use a model that was trained with masking.aux_order: random",
+            )
         return
     terms = [term for name in missing for term in ((name,) if name == "ar" else (name, "length"))]
     untrained = ", ".join(

@@ -223,7 +223,8 @@ class TargetRows:
         self.token_RL = torch.where(again_R1, self.filled_RL, self.token_RL)
         if asked is not None:
             given = self.given_RL[asked.row_X, : asked.width], self.length_R[asked.row_X]
-            self.put(asked, *self.predict(decoder, decoder.hidden(*given, asked.picked_P, asked.most)))
+            hidden_PD = decoder.hidden(*given, asked.picked_P, asked.most)
+            self.put(asked, *self.predict(decoder, hidden_PD, asked))
         self.filled_RL = self.token_RL
         return bool(open_RL.any())
 
@@ -277,8 +278,8 @@ class TargetRows:
             tuple(self.token_RL[best, inner].tolist()), tuple(self.score_RL[best, inner].exp().tolist()), new
         )
 
-    def predict(self, decoder: RowDecoder, hidden_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest token of each hidden row and its log-probability."""
+    def predict(self, decoder: RowDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+        """The token of each hidden row, here the likeliest, and its log-probability."""
         parts = [
             _best(decoder.logits(hidden_PD[start : start + _CHUNK_ROWS]), self._forbidden)
             for start in range(0, len(hidden_PD), _CHUNK_ROWS)

@@ -143,6 +143,11 @@ class AuxDecoder(NarDecoder):
         )
         return hidden_XTD[place_P[0], step_P]
 
+    def reorder(self, rank_RL: Tensor) -> None:
+        """See :class:`janus_ds.decode.aux_search.JudgedRows`."""
+        if self._pool is not None:
+            self._pool = self._pool.ordered(rank_RL)
+
 
 def search_settings(config: RunConfig, special: SpecialTokens, prefix: Sequence[int] = ()) -> SearchSettings:
     """For AR: beam search, and the checks of a draft; in mode ar, outputs begin with a prefix.
@@ -193,15 +198,10 @@ def mask_predict_settings(config: RunConfig, special: SpecialTokens) -> MaskPred
     )
 
 
-def draft_settings(config: RunConfig, special: SpecialTokens) -> MaskPredictSettings:
-    """For a draft that is judged: one NAR pass, in which no special symbol is predicted."""
-    return replace(
-        mask_predict_settings(config, special),
-        iterations=0,
-        forbidden=tuple({special.bos, special.pad, special.eos, special.unk, special.mask}),
-        score="paper",
-        threshold=None,
-    )
+def plain_settings(config: RunConfig, special: SpecialTokens) -> MaskPredictSettings:
+    """The same where tokens are judged or stand in a given text: no special symbol is predicted."""
+    specials = {special.bos, special.pad, special.eos, special.unk, special.mask}
+    return replace(mask_predict_settings(config, special), forbidden=tuple(specials), score="paper")
 
 
 def most_rows(config: RunConfig) -> int:

@@ -45,6 +45,38 @@ def random_of(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+class Draws:
+    """Random numbers of the sentences of a batch, each from a generator of its own.
+
+    Args:
+        sampling: what they are for.
+        numbers: a name for each sentence.
+    """
+
+    def __init__(self, sampling: Sampling, numbers: Sequence[int]) -> None:
+        self.sampling = sampling
+        self.sentences = len(numbers)
+        self._random = [random_of(sampling.seed, number) for number in numbers]
+
+    def uniform(self, count_B: Sequence[int]) -> Tensor:
+        """The next numbers of each sentence from [0, 1), one after the other, float64 on the host."""
+        parts = zip(count_B, self._random, strict=True)
+        return torch.cat([torch.rand(count, generator=own, dtype=torch.float64) for count, own in parts])
+
+
+def stands(share_XV: Tensor, drawn_XV: Tensor, token_X: Tensor, uniform_X: Tensor) -> Tensor:
+    """Which drafted tokens a sampler keeps: those drawn from q with probability min(1, p / q)."""
+    p_X, q_X = (x.gather(1, token_X[:, None]).squeeze(1) for x in (share_XV, drawn_XV))
+    return uniform_X * q_X < p_X
+
+
+def left_over(share_XV: Tensor, drawn_XV: Tensor) -> Tensor:
+    """(p - q)+, not normalised: what a token is drawn from in place of one that does not stand."""
+    left_XV = (share_XV - drawn_XV).clamp_min(0.0)
+    # p = q but for rounding: nothing is left over, and p itself is right.
+    return left_XV.where(left_XV.sum(1, keepdim=True) > 0, share_XV)
+
+
 def token_shares(logits_XV: Tensor, forbidden: Sequence[int], sampling: Sampling) -> Tensor:
     """Probabilities of the next tokens in float64: temperature, then top_k, then top_p, each renormalised."""
     blocked = torch.tensor(list(forbidden), dtype=torch.long, device=logits_XV.device)

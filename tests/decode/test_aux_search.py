@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from janus_ds.config.schema import ObjectiveConfig, RunConfig
+from janus_ds.config.schema import MaskingConfig, ObjectiveConfig, RunConfig
+from janus_ds.decode.aux_search import aux_search
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run, with_decode
+from janus_ds.decode.model_steps import AuxDecoder, plain_settings
+from janus_ds.decode.sample import Draws, Sampling, token_shares
 from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
+from tests.numerics.test_drafting import SMALL, chi_square, small_model
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
 from tests.support.two_stream import TOY, Conventions, Sample, make_batch
 
@@ -34,31 +42,60 @@ def sources(count: int, seed: int, vocabulary: int = 29, longest: int = 12) -> l
 
 
 @torch.no_grad()
-def one_token_a_pass(
-    model: JanusModel, source: Sequence[int], inner: int, mask: int
-) -> tuple[list[int], float]:
-    """AUX left to right by `JanusModel.forward`: tokens and their mean log-probability."""
-    special, written, total = model.special, [], 0.0
-    blocked = [special.bos, special.pad, special.eos, special.unk, special.mask]
+def aux_logits(
+    model: JanusModel, source: Sequence[int], written: dict[int, int], order: list[int], mask: int
+) -> tuple[Tensor, Tensor]:
+    """AUX's logits of all inner places by `JanusModel.forward`, where each sees those before it in an order.
+
+    Args:
+        written: tokens by place; where none is, no row that counts sees it.
+        order: all inner places, from 1.
+
+    Returns:
+        logits in that order, and the same without special symbols, (N, V) each.
+    """
+    special = model.special
     how = Conventions(mask=mask, pad=special.pad, eos=special.eos, rows=AUX_ROWS)
-    for slot in range(inner):
-        target = [special.bos, *written, *[5] * (inner - slot), special.eos]
-        sample = Sample([special.bos, *source, special.eos], target, list(range(1, inner + 1)))
-        rows = model(make_batch([sample], how)).aux_BMD
-        logits_V = model.logits(rows)[0, slot].double()
-        allowed_V = logits_V.index_fill(0, torch.tensor(blocked), float("-inf"))
-        written.append(int(allowed_V.argmax()))
-        total += float(logits_V.log_softmax(0)[written[-1]])
-    return written, total / inner
+    inner = [written.get(place, 5) for place in range(1, len(order) + 1)]
+    sample = Sample([special.bos, *source, special.eos], [special.bos, *inner, special.eos], order)
+    logits_NV = model.logits(model(make_batch([sample], how)).aux_BMD)[0].double()
+    blocked = [special.bos, special.pad, special.eos, special.unk, special.mask]
+    return logits_NV, logits_NV.index_fill(1, torch.tensor(blocked), -torch.inf)
 
 
-def check_lossless(generator: Generator, texts: list[list[int]], mask: int) -> tuple[int, int]:
+def one_token_a_pass(
+    model: JanusModel, source: Sequence[int], inner: int, mask: int, certain: bool = False
+) -> tuple[list[int], float]:
+    """AUX one after another: tokens and their mean log-probability."""
+    order, written, total = list(range(1, inner + 1)), dict[int, int](), 0.0
+    if certain:
+        # A row without a token before it is the NAR row of its place.
+        sure = [one_row(model, source, order, place, mask) for place in order]
+        order.sort(key=lambda place: -sure[place - 1])
+    for slot, place in enumerate(order):
+        logits_NV, allowed_NV = aux_logits(model, source, written, order, mask)
+        written[place] = int(allowed_NV[slot].argmax())
+        total += float(logits_NV[slot].log_softmax(0)[written[place]])
+    return [written[place] for place in sorted(written)], total / inner
+
+
+def one_row(model: JanusModel, source: Sequence[int], order: list[int], place: int, mask: int) -> float:
+    """NAR's highest log-probability at a place of the masked target."""
+    first = [place, *[other for other in order if other != place]]
+    logits_NV, allowed_NV = aux_logits(model, source, {}, first, mask)
+    return float(logits_NV[0].log_softmax(0)[allowed_NV[0].argmax()])
+
+
+def check_lossless(
+    generator: Generator, texts: list[list[int]], mask: int, certain: bool = False
+) -> tuple[int, int]:
     """Compare all candidates; passes made, and passes that one token a pass would have made."""
     passes = tokens = 0
     found = generator.generate_ids(texts)
     for source, candidates in zip(texts, found, strict=True):
         for item in candidates:
-            written, score = one_token_a_pass(generator.model, source, len(item.tokens), mask)
+            inner = len(item.tokens)
+            written, score = one_token_a_pass(generator.model, source, inner, mask, certain)
             assert list(item.tokens) == written
             assert item.score == pytest.approx(score, abs=1e-9)
         assert [item.score for item in candidates] == sorted((i.score for i in candidates), reverse=True)
@@ -91,6 +128,76 @@ def test_the_packaged_model_in_float64() -> None:
     assert generator.generate(["Er wohnt in Berlin."])[0].mode == "aux"
 
 
+def test_most_certain_first_is_lossless_too() -> None:
+    masking = MaskingConfig(aux_order="random")
+    left_to_right = []
+    for seed, lengths in ((0, 1), (1, 2)):
+        options = {"mode": "aux", "beam": 1, "length_beam": lengths}
+        model, texts = tiny_model(TINY, seed), sources(12, seed)
+        base = tiny_generator(model, PAPER, 5, **options, aux_order="left_to_right").config
+        config = replace(base, masking=masking, decode=replace(base.decode, aux_order="certain"))
+        generator = Generator(model, None, model.special, config, batch_sentences=5)
+        passes, tokens = check_lossless(generator, texts, TOY.mask, certain=True)
+        assert passes < tokens
+        plain = Generator(model, None, model.special, base).generate_ids(texts)
+        left_to_right += [a[0] == b[0] for a, b in zip(plain, generator.generate_ids(texts), strict=True)]
+    assert not all(left_to_right)
+    with pytest.raises(ConfigError, match="AUX was trained left_to_right, not for any order") as caught:
+        tiny_generator(tiny_model(TINY), PAPER, mode="aux", beam=1, aux_order="certain")
+    assert caught.value.where == "decode.aux_order"
+    assert "masking.aux_order: random" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("certain", "temperature", "top_k"), [(False, 1.0, 0), (True, 2.0, 0), (False, 1.0, 2)]
+)
+def test_samples_have_auxs_distribution(certain: bool, temperature: float, top_k: int) -> None:
+    """27 outputs: with 26 degrees of freedom 54.1 is passed once in a thousand times."""
+    model, draws, order = small_model(), 4000, [1, 2, 3]
+    source = [5, 7, 6]
+    if certain:
+        sure = [one_row(model, source, order, place, SMALL.mask) for place in order]
+        order.sort(key=lambda place: -sure[place - 1])
+        assert order != [1, 2, 3]
+
+    def shares(temperature: float) -> dict[tuple[int, ...], float]:
+        sampling, found = Sampling(temperature, top_k), {}
+        for output in itertools.product((5, 6, 7), repeat=3):
+            written = dict(enumerate(output, 1))
+            _, allowed_NV = aux_logits(model, source, written, order, SMALL.mask)
+            share_NV = token_shares(allowed_NV, (), sampling)
+            found[output] = math.prod(float(share_NV[i, written[p]]) for i, p in enumerate(order))
+        assert sum(found.values()) == pytest.approx(1.0)
+        return {output: share for output, share in found.items() if share}
+
+    with torch.inference_mode():
+        source_BS = torch.tensor([[SMALL.bos, *source, SMALL.eos]]).expand(draws, -1)
+        memory = model.encode(source_BS, torch.full((draws,), 5))
+        settings = plain_settings(RunConfig(objective=PAPER), SMALL)
+        decoder, numbers = (
+            AuxDecoder(model, memory, SMALL.mask),
+            Draws(Sampling(temperature, top_k, 1.0, 7), range(draws)),
+        )
+        found = aux_search(decoder, torch.full((draws, 1), 5), settings, None, certain, numbers)
+    counts, expected = Counter(group[0].tokens for group in found), shares(temperature)
+    assert set(counts) <= set(expected)
+    assert chi_square(counts, expected, draws) < 54.1
+    # The test can tell, and drafts save passes.
+    assert chi_square(counts, shares(1.5 * temperature), draws) > 100
+    assert sum(group[0].passes for group in found) < 2.9 * draws
+
+
+def test_samples_of_aux_do_not_depend_on_the_batch() -> None:
+    options = {"mode": "aux", "beam": 1, "temperature": 1.0, "length_beam": 2}
+    texts = sources(9, 4)
+    one, two, other = (
+        tiny_generator(tiny_model(TINY, 2), PAPER, batch, **options, seed=seed).generate_ids(texts)
+        for batch, seed in ((9, 3), (2, 3), (9, 4))
+    )
+    assert [[item.tokens for item in group] for group in one] == [[i.tokens for i in group] for group in two]
+    assert [group[0].tokens for group in one] != [group[0].tokens for group in other]
+
+
 def test_one_token_and_no_text() -> None:
     generator = tiny_generator(tiny_model(TINY), PAPER, mode="aux", beam=1, max_length=1, length_beam=1)
     found = generator.generate_ids([[], [7, 8, 9]])
@@ -119,7 +226,7 @@ def test_a_checkpoint_without_aux_is_refused(objective: ObjectiveConfig, told: s
     ("decode", "told"),
     [
         ({"beam": 4}, r"decode\.beam is 4, but mode aux has no beam"),
-        ({"temperature": 0.5}, r"decode\.temperature is 0\.5, but mode aux draws no samples"),
+        ({"aux_order": "wild"}, r"decode\.aux_order has no value 'wild'"),
     ],
 )
 def test_options_that_aux_does_not_know(decode: dict[str, Any], told: str) -> None:

@@ -13,10 +13,9 @@ import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.decode.draft import DraftedTokens, DraftRound, Payoff, Sentence
+from janus_ds.decode.draft import DraftSearch, Payoff, Proposal, Sentence, tails
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.model_drafts import tails
 from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer
 from janus_ds.model.decoding.cache import ArStream
@@ -76,74 +75,62 @@ def test_drafts_change_nothing(name: str) -> None:
                 assert [item.tokens for item in found] == [item.tokens for item in expected]
                 for item, other in zip(found, expected, strict=True):
                     assert item.score == pytest.approx(other.score, abs=1e-9)
-                accepted += sum(r.accepted for item in found for r in getattr(item, "rounds", ()))
+                # One pass drafts, each other one settles a token of AR's beside the accepted ones.
+                accepted += sum(len(i.tokens) + 2 - i.passes for i in found if i.tokens and i.mode != "ar")
             lengths |= {len(item.tokens) for item in expected}
     assert accepted > 20
     # None, one, as many as allowed, as many as the position table has, and others.
     assert {0, 1, 4, 14} < lengths
 
 
-def test_the_books_add_up() -> None:
-    model = peaked(0, TINY, 0.6)
-    for item in best(generator(model, OBJECTIVES["query"], mode="draft").generate_ids(SOURCES[:5])):
-        assert isinstance(item, DraftedTokens)
-        prefix = 0
-        for number, turn in enumerate(item.rounds):
-            assert turn.prefix == prefix
-            assert 0 <= turn.accepted <= turn.drafted
-            # One pass checks; the first draft costs one, what is left of drafts nothing.
-            assert turn.passes == (2 if number == 0 else 1)
-            prefix += turn.accepted + 1
-        # The last token that was settled is eos.
-        assert prefix == len(item.tokens) + 1
-        assert item.passes == sum(turn.passes for turn in item.rounds)
-
-
 def test_a_right_draft_takes_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    from janus_ds.decode import model_drafts
-    from janus_ds.decode.draft import Proposal
-
-    model = peaked(1, TINY, 0.6)
-    expected = best(generator(model, OBJECTIVES["query"], mode="ar").generate_ids(SOURCES[:5]))
+    model, sources = peaked(1, TINY, 0.6), [[9, 8, 7], [7, 9, 9], [6, 5, 8], [15, 14, 13], [20, 21, 22]]
+    expected = best(generator(model, OBJECTIVES["query"], mode="ar").generate_ids(sources))
     calls = []
 
-    def propose(_: Any, sentences: list[Sentence]) -> list[Proposal]:
+    def first_drafts(_: Any, sentences: list[Sentence]) -> list[Proposal]:
         calls.append(len(sentences))
-        return [Proposal([list(expected[s.number].tokens)], 1) for s in sentences]
+        for sentence in sentences:
+            sentence.passes = 1
+        return [Proposal([list(expected[4 * (len(calls) - 1) + s.number].tokens)]) for s in sentences]
 
-    monkeypatch.setattr(model_drafts.ModelDrafts, "propose", propose)
-    found = best(generator(model, OBJECTIVES["query"], mode="draft").generate_ids(SOURCES[:5]))
+    monkeypatch.setattr(DraftSearch, "first_drafts", first_drafts)
+    found = best(generator(model, OBJECTIVES["query"], mode="draft").generate_ids(sources))
     assert [item.tokens for item in found] == [item.tokens for item in expected]
     assert calls == [4, 1]
-    for item in found:
-        assert isinstance(item, DraftedTokens)
-        count = len(item.tokens)
-        assert item.rounds == (DraftRound(0, count, count, 2),)
+    assert {item.passes for item in found} == {2}
 
 
 def test_where_drafts_do_not_pay_ar_goes_on_alone() -> None:
-    """Large batches are not drafted, small ones only while enough is accepted; the result says which."""
+    """Large batches are not drafted, small ones only while that is faster; the result says which."""
     model, objective = peaked(0, TINY, 1.1), OBJECTIVES["query"]
     sources = SOURCES[:5] * 4
     expected = [item.tokens for item in best(generator(model, objective, mode="ar").generate_ids(sources))]
-    large = generator(model, objective, mode="draft")
-    large.batch_sentences = 32
+    large, small = (generator(model, objective, mode="draft") for _ in range(2))
+    large.batch_sentences, small.batch_sentences = 32, 1
     found = best(large.generate_ids(sources))
     assert [item.tokens for item in found] == expected
     assert {item.mode for item in found} == {"ar"}
-    small = generator(model, objective, mode="draft")
-    small.batch_sentences = 1
     found = best(small.generate_ids(sources))
     assert [item.tokens for item in found] == expected
-    # The first eight show what drafts are worth.
-    drafted = [item for item in found if isinstance(item, DraftedTokens)]
-    assert len(drafted) >= 8
-    payoff = Payoff()
-    payoff.note(drafted)
-    assert ("ar" in {item.mode for item in found}) == (not payoff.pays(1))
-    assert Payoff(8, passes=10, steps=17).pays(1)
-    assert not Payoff(8, passes=10, steps=16).pays(1)
-    assert not Payoff(8, passes=10, steps=17).pays(2)
+    # Batches are decoded by length: four are drafted and four are not, to see what is faster.
+    first = sorted(range(20), key=lambda i: -len(sources[i]))[:8]
+    assert [found[i].mode for i in first] == [""] * 4 + ["ar"] * 4
+
+
+@pytest.mark.parametrize(("drafted", "pays"), [(0.9, True), (1.1, False)])
+def test_what_was_faster_goes_on(drafted: float, pays: bool) -> None:
+    payoff, batch = Payoff(), [ScoredTokens((5, 6, 7), 0.0)]
+    for seconds in (9.0, *[drafted] * 3):
+        assert payoff.pays(1)
+        payoff.note(batch, True, seconds)
+    for _ in range(4):
+        assert not payoff.pays(1)
+        payoff.note(batch, False, 1.0)
+    # The slow first batch does not decide, and other sizes are measured by themselves.
+    assert payoff.pays(1) == pays
+    assert payoff.pays(2)
+    assert not payoff.pays(5)
 
 
 def test_what_is_left_of_drafts_continues_the_last_token() -> None:

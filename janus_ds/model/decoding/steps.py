@@ -230,6 +230,13 @@ class AuxPool:
             torch.cat([column_L < length_X[:, None], rank_M < count_X[:, None]], 1),
         )
 
+    def ordered(self, rank_XL: Tensor) -> AuxPool:
+        """The pool with its slots in another order; no gold token's row may have been computed."""
+        most, width = self.slot_XM.shape[1], rank_XL.shape[1]
+        apart_XL = self.kind_XN[:, :width] != Segment.MSK.value
+        slot_XM = rank_XL.masked_fill(apart_XL, width).sort(dim=1, stable=True).indices[:, :most]
+        return replace(self, slot_XM=slot_XM, rank_XN=torch.cat([rank_XL, self.rank_XN[:, width:]], 1))
+
     def select(self, index_X: Tensor) -> AuxPool:
         """The pool of some candidates only."""
         keys, values = (tuple(x[index_X] for x in layers) for layers in (self.keys, self.values))
