@@ -135,7 +135,9 @@ def conventions(model: ModelConfig, has_length_head: bool, where: str) -> RunCon
             where,
             "convert files of NMT JANUS or of BART",
         )
-    data = DataConfig(task="denoise" if bart else "pair", block_tokens=model.max_target_positions - 2)
+    # A block is read and written.
+    most = min(model.max_target_positions, model.max_source_positions if bart else model.max_target_positions)
+    data = DataConfig(task="denoise" if bart else "pair", block_tokens=most - 2)
     objective = ObjectiveConfig(preset="ar")
     if has_length_head:
         objective = ObjectiveConfig(preset="released", weight_length=0.1, mask_symbol="unk")

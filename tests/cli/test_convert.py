@@ -12,21 +12,19 @@ from torch import Tensor
 from janus_ds.cli.convert import main
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
+from tests.support.released import FIXTURE, save_fairseq
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "janus_tiny_fixture.pt"
 WORDS = [f"w{i}" for i in range(22)] + ["un@@", "seen"]
 
 
 @pytest.fixture
 def nmt(tmp_path: Path) -> Path:
     """The released code's fixture as a fairseq file."""
-    save(tmp_path / "model.pt", fixture_state(), heads=2)
-    return tmp_path / "model.pt"
+    return save_fairseq(tmp_path / "model.pt", fixture_state(), heads=2)
 
 
 def fixture_state() -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(FIXTURE, weights_only=True)["state_dict"]
-    return state
+    return dict(FIXTURE["state_dict"])
 
 
 def bart_state() -> dict[str, Tensor]:
@@ -38,11 +36,6 @@ def bart_state() -> dict[str, Tensor]:
             f"{side}.layernorm_embedding.bias": torch.zeros(32),
         }
     return state
-
-
-def save(path: Path, state: dict[str, Tensor], heads: int | None = None) -> None:
-    args = {} if heads is None else {"encoder_attention_heads": heads, "decoder_attention_heads": heads}
-    torch.save({"args": argparse.Namespace(**args), "model": state}, path)
 
 
 def write_dict(path: Path, words: list[str] = WORDS) -> Path:
@@ -74,7 +67,7 @@ def test_an_nmt_file_becomes_a_run_with_its_dictionary(
 def test_a_bart_file_decodes_autoregressively_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save(tmp_path / "bart.pt", bart_state())
+    save_fairseq(tmp_path / "bart.pt", bart_state())
     main(["--from", "fairseq", str(tmp_path / "bart.pt"), "--to", str(tmp_path / "run"), "--heads", "2"])
     assert "added     length_head.weight" in capsys.readouterr().out
     generator = Generator.from_checkpoint(tmp_path / "run", ids=True, device="cpu", max_length=5)
@@ -99,7 +92,7 @@ def refused(error: type[JanusError], text: str, arguments: list[str]) -> None:
 
 def test_a_file_without_a_length_head_is_refused(tmp_path: Path) -> None:
     plain = {name: value for name, value in fixture_state().items() if "embed_length" not in name}
-    save(tmp_path / "plain.pt", plain, heads=2)
+    save_fairseq(tmp_path / "plain.pt", plain, heads=2)
     words = ["--from", "fairseq", str(tmp_path / "plain.pt"), "--to", str(tmp_path / "run")]
     refused(CheckpointError, "no length head", words)
     assert not (tmp_path / "run" / "run.json").exists()

@@ -5,38 +5,23 @@ Its AR scores are those of a search without a cache, so that ours, which has one
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from janus_ds.cli import convert
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import with_decode
+from tests.support.released import FIXTURE, released_file
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "janus_tiny_fixture.pt"
 TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module")
-def fixture() -> dict[str, Any]:
-    return torch.load(FIXTURE, weights_only=True)
-
-
-@pytest.fixture(scope="module")
-def generator(fixture: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Generator:
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     """The fixture as a user meets it: a fairseq file, the converter, a run folder."""
     folder = tmp_path_factory.mktemp("convert")
-    config = fixture["config"]
-    args = argparse.Namespace(
-        encoder_attention_heads=config["heads"],
-        decoder_attention_heads=config["heads"],
-        activation_fn=config["activation"],
-    )
-    torch.save({"model": fixture["state_dict"], "args": args}, folder / "model.pt")
-    convert.main(["--from", "fairseq", str(folder / "model.pt"), "--to", str(folder / "run")])
+    convert.main(["--from", "fairseq", str(released_file(folder)), "--to", str(folder / "run")])
     loaded = Generator.from_checkpoint(folder / "run", ids=True, device="cpu")
     loaded.model.double()
     return loaded
@@ -47,9 +32,9 @@ def with_options(generator: Generator, **options: Any) -> Generator:
     return Generator(generator.model, generator.text, generator.special, config)
 
 
-def sources(fixture: dict[str, Any]) -> list[list[int]]:
+def sources() -> list[list[int]]:
     """The two sentences without bos, eos and their left padding."""
-    return [[t for t in row if t > 2] for row in fixture["src_tokens"].tolist()]
+    return [[t for t in row if t > 2] for row in FIXTURE["src_tokens"].tolist()]
 
 
 def test_conventions_of_the_released_code(generator: Generator) -> None:
@@ -61,39 +46,35 @@ def test_conventions_of_the_released_code(generator: Generator) -> None:
 
 @pytest.mark.parametrize("length_beam", [1, 3])
 @pytest.mark.parametrize("iterations", [0, 1, 4, 10])
-def test_nar_decodes(
-    generator: Generator, fixture: dict[str, Any], iterations: int, length_beam: int
-) -> None:
+def test_nar_decodes(generator: Generator, iterations: int, length_beam: int) -> None:
     nar = with_options(generator, mode="nar", iterations=iterations, length_beam=length_beam)
-    found = nar.generate_ids(sources(fixture))
-    expected = fixture["expect"]["nar_decode"][f"{iterations},{length_beam}"]
+    found = nar.generate_ids(sources())
+    expected = FIXTURE["expect"]["nar_decode"][f"{iterations},{length_beam}"]
     for candidates, item in zip(found, expected, strict=True):
         assert len(candidates) == length_beam
         assert [0, *candidates[0].tokens, 2] == item["tokens"]
         assert candidates[0].score == pytest.approx(item["score"], abs=TOLERANCE)
 
 
-def test_ar_beam_5(generator: Generator, fixture: dict[str, Any]) -> None:
+def test_ar_beam_5(generator: Generator) -> None:
     ar = with_options(generator, mode="ar", beam=5, beam_stop="fairseq")
-    found = ar.generate_ids(sources(fixture))
-    for hypotheses, expected in zip(found, fixture["expect"]["ar_beam5_exact_no_cache"], strict=True):
+    found = ar.generate_ids(sources())
+    for hypotheses, expected in zip(found, FIXTURE["expect"]["ar_beam5_exact_no_cache"], strict=True):
         assert [[*item.tokens, 2] for item in hypotheses] == [item["tokens"] for item in expected]
         for hypothesis, item in zip(hypotheses, expected, strict=True):
             assert hypothesis.score == pytest.approx(item["score"], abs=TOLERANCE)
 
 
-def test_the_released_codes_own_cache_is_not_what_we_do(
-    generator: Generator, fixture: dict[str, Any]
-) -> None:
+def test_the_released_codes_own_cache_is_not_what_we_do(generator: Generator) -> None:
     """Its column differs by more than the tolerance, so the test above can tell the two apart."""
-    expect = fixture["expect"]
+    expect = FIXTURE["expect"]
     pairs = zip(expect["ar_beam5_exact_no_cache"], expect["ar_beam5_reference_cache"], strict=True)
     gaps = [abs(a["score"] - b["score"]) for rows in pairs for a, b in zip(*rows, strict=True)]
     assert max(gaps) > 100 * TOLERANCE
 
 
-def test_text_in_and_out_keeps_the_order(generator: Generator, fixture: dict[str, Any]) -> None:
-    lines = [" ".join(map(str, row)) for row in sources(fixture)]
+def test_text_in_and_out_keeps_the_order(generator: Generator) -> None:
+    lines = [" ".join(map(str, row)) for row in sources()]
     seen: list[tuple[int, int]] = []
     found = with_options(generator, mode="nar").generate(
         [*lines, lines[0]], lambda done, of: seen.append((done, of))

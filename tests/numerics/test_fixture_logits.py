@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,28 +14,17 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.layers import ParallelLayers
+from tests.support.released import FIXTURE, released_file
 from tests.support.two_stream import Conventions, Sample, make_batch
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "janus_tiny_fixture.pt"
 TOLERANCE = 2e-5
 RELEASED = Conventions(query_position="previous", mask=3)
 
 
 @pytest.fixture(scope="module")
-def fixture() -> dict[str, Any]:
-    return torch.load(FIXTURE, weights_only=True)
-
-
-@pytest.fixture(scope="module")
-def model(fixture: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> JanusModel:
-    path = tmp_path_factory.mktemp("fairseq") / "model.pt"
-    args = argparse.Namespace(
-        encoder_attention_heads=fixture["config"]["heads"],
-        decoder_attention_heads=fixture["config"]["heads"],
-        activation_fn=fixture["config"]["activation"],
-    )
-    torch.save({"model": fixture["state_dict"], "args": args}, path)
-    config, special, weights, report = load_fairseq(path)
+def model(tmp_path_factory: pytest.TempPathFactory) -> JanusModel:
+    folder = tmp_path_factory.mktemp("fairseq")
+    config, special, weights, report = load_fairseq(released_file(folder))
     assert (config.d_model, config.ffn_dim, config.heads, special.vocab_size) == (32, 64, 2, 28)
     assert config.length_classes == 256
     assert report.added == ()
@@ -47,11 +33,11 @@ def model(fixture: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return built
 
 
-def fixture_samples(fixture: dict[str, Any]) -> list[Sample]:
+def fixture_samples() -> list[Sample]:
     """Its two sentences; the source is left-padded there."""
     samples = []
     for source, target, hidden in zip(
-        fixture["src_tokens"], fixture["target"], fixture["nar_input"]["nar_query_p"], strict=True
+        FIXTURE["src_tokens"], FIXTURE["target"], FIXTURE["nar_input"]["nar_query_p"], strict=True
     ):
         tokens = [t for t in target.tolist() if t != 1]
         # Padding slots hold the pad symbol, 1; position 1 itself is not masked in either sentence.
@@ -61,11 +47,9 @@ def fixture_samples(fixture: dict[str, Any]) -> list[Sample]:
 
 
 @pytest.mark.parametrize("backend", ["dense", "grouped"])
-def test_logits_equal_those_of_the_released_code(
-    model: JanusModel, fixture: dict[str, Any], backend: str
-) -> None:
+def test_logits_equal_those_of_the_released_code(model: JanusModel, backend: str) -> None:
     model.attention_backend = backend
-    samples = fixture_samples(fixture)
+    samples = fixture_samples()
     assert [s.masked for s in samples] == [[2, 3, 5], [2]]
     with torch.no_grad():
         rows = model(make_batch(samples, RELEASED))
@@ -73,7 +57,7 @@ def test_logits_equal_those_of_the_released_code(
         assert rows.nar_BMD is not None
         assert rows.aux_BMD is not None
         ar, nar, aux = (model.logits(h) for h in (rows.ar_BAD, rows.nar_BMD, rows.aux_BMD))
-    expect = fixture["expect"]
+    expect = FIXTURE["expect"]
     for b, sample in enumerate(samples):
         length, masked = len(sample.target), len(sample.masked)
         shown = length - masked
@@ -88,13 +72,11 @@ def test_logits_equal_those_of_the_released_code(
     assert float((rows.length_logits_BK - expect["length_logits"]).abs().max()) < TOLERANCE
 
 
-def test_losses_and_gradient_norm_equal_those_of_the_released_code(
-    model: JanusModel, fixture: dict[str, Any]
-) -> None:
+def test_losses_and_gradient_norm_equal_those_of_the_released_code(model: JanusModel) -> None:
     run = RunConfig(data=DataConfig(task="pair"), objective=ObjectiveConfig(preset="released"))
     objective = JanusObjective(resolve(run).objective, 28, ParallelLayers())
-    expect = fixture["expect"]
-    batch = make_batch(fixture_samples(fixture), RELEASED)
+    expect = FIXTURE["expect"]
+    batch = make_batch(fixture_samples(), RELEASED)
     batch = replace(batch, length_target_B=expect["length_target"])
     model.zero_grad()
     report = objective(model(batch), batch, batch.counts)
