@@ -20,6 +20,8 @@ from janus_ds.cli.demo import Demo, DemoServer
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, UsageError
 from tests.support.chromium import Page, chromium
+from tests.support.packed_data import run_config
+from tests.support.tiny_run import write_run
 
 TEXT = "Der Hund schläft unter dem Tisch."
 Events = list[dict[str, Any]]
@@ -101,15 +103,19 @@ def test_given_outputs_are_kept_and_ar_says_why_it_cannot(server):
     )
 
 
-def test_blanks_of_a_denoiser_are_typed_into_the_text() -> None:
+def test_blanks_are_typed_into_the_text_of_pretrained_runs(tiny, tmp_path):
+    text = "the old dog saw ___ garden ."
+    run = write_run(tmp_path / "run", tiny, run_config(), 0.1)
+    for server in serving(run):
+        found = ends(decode(server, text=text, iterations=2))
+        assert "text" in found["ar"]
+        for mode in ("nar", "aux"):
+            assert re.fullmatch(r"the old dog saw .* garden \.", found[mode]["text"])
+            assert "___" not in found[mode]["text"]
     for server in serving("denoiser"):
-        found = ends(decode(server, text="The old man went ___ .", iterations=2))
-        modes = {mode: end for mode, end in found.items() if "text" in end}
-        assert modes["ar"]["text"]
-        assert "___" not in modes["ar"]["text"]
-        for mode in set(modes) - {"ar"}:
-            assert modes[mode]["text"].startswith("The old man went ")
-        assert all("trained" in end["error"] for end in found.values() if "error" in end)
+        found = ends(decode(server, text="The old man went ___ ."))
+        assert found["ar"]["text"].startswith("The old man went ")
+        assert "not trained to decode in mode 'aux'" in found["aux"]["error"]
 
 
 def test_texts_are_queued(server, monkeypatch):
