@@ -21,6 +21,8 @@ from janus_ds.parallel.topology import Topology
 
 _BUCKET = 1 << 25
 """Gather bucket size: 2^25 fp32 elements (128 MB)."""
+_PINNED_BYTES = 8 << 30
+"""A snapshot of at most so many bytes goes into page-locked memory, which torch keeps for the next one."""
 _SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -119,6 +121,8 @@ class MasterState:
 
     def _gathered(self, moment: str | None) -> dict[str, Tensor] | None:
         whole: dict[str, Tensor] = {}
+        copies = (1 + len(MOMENTS)) * 4 * self.parameters
+        pinned = self._topology.device.type == "cuda" and copies <= _PINNED_BYTES
         for names in self._buckets():
             parts = self._joined(names, moment)
             if self._topology.data_rank:
@@ -126,7 +130,10 @@ class MasterState:
             for name, part in zip(names, parts, strict=True):
                 merged = self._parallel.gather_shards(part, self._dims[name])
                 if self._topology.is_main:
-                    whole[name] = merged.detach().to("cpu", torch.float32, copy=True)
+                    whole[name] = torch.empty(merged.shape, dtype=torch.float32, pin_memory=pinned)
+                    whole[name].copy_(merged.detach(), non_blocking=pinned)
+        if pinned:
+            torch.cuda.current_stream().synchronize()
         return whole if self._topology.is_main else None
 
     def _joined(self, names: list[str], moment: str | None) -> Iterable[Tensor]:
