@@ -37,6 +37,7 @@ _NO_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 _OFFSET_DTYPE = "<u4"
 
 _Read = Callable[[BlobEntry], bytes]
+_Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 _Result = TypeVar("_Result")
 
@@ -159,19 +160,26 @@ def unpack_member(
         DamagedDataError: bytes are missing or differ from the index, or offsets and tokens do not agree.
     """
     rows = {}
+    token_type = np.dtype(index.stream_dtype).newbyteorder("<")
     for stream in index.streams:
-        tokens = _checked(member, f"{stream}.tokens", read, where)
-        offsets = _checked(member, f"{stream}.offsets", read, where)
-        try:
-            values = np.frombuffer(tokens, np.dtype(index.stream_dtype).newbyteorder("<"))
-            bounds = np.frombuffer(offsets, _OFFSET_DTYPE).astype(np.int64)
-        except ValueError:
-            raise DamagedDataError("a token file is not a whole number of tokens", where, _VERIFY) from None
-        whole = len(bounds) == member.samples + 1 and bounds[0] == 0 and bounds[-1] == len(values)
-        if not whole or np.any(np.diff(bounds) < 0):
+        tokens, bounds = (
+            _checked(member, f"{stream}.tokens", read, where),
+            _bounds(member, stream, read, where),
+        )
+        if len(tokens) != bounds[-1] * token_type.itemsize:
             raise DamagedDataError(f"the offsets of stream {stream!r} do not fit its tokens", where, _VERIFY)
-        rows[stream] = Ragged(values, bounds)
+        rows[stream] = Ragged(np.frombuffer(tokens, token_type), bounds)
     return rows
+
+
+def _bounds(member: MemberEntry, stream: str, read: _Read, where: str) -> _Ints:
+    """Where the samples of a stream begin and end."""
+    offsets = _checked(member, f"{stream}.offsets", read, where)
+    whole = len(offsets) == (member.samples + 1) * np.dtype(_OFFSET_DTYPE).itemsize
+    bounds = np.frombuffer(offsets, _OFFSET_DTYPE).astype(np.int64) if whole else np.ones(1, np.int64)
+    if bounds[0] != 0 or np.any(np.diff(bounds) < 0):
+        raise DamagedDataError(f"the offsets of stream {stream!r} do not fit its samples", where, _VERIFY)
+    return bounds
 
 
 def _checked(member: MemberEntry, name: str, read: Callable[[BlobEntry], bytes], where: str) -> bytes:
@@ -221,14 +229,17 @@ class ShardReader:
         entry = self._index.shards[shard].members[member]
         return self._use(shard, member, lambda read, where: unpack_member(entry, self._index, read, where))
 
-    def read_lengths(self, shard: int, member: int) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    def read_lengths(self, shard: int, member: int) -> dict[str, _Ints]:
         """Tokens of each sample of a member by stream, from its offsets alone.
 
         Raises:
             DataError: as from :meth:`read_member`.
         """
         entry = self._index.shards[shard].members[member]
-        return self._use(shard, member, lambda read, where: _lengths(entry, self._index, read, where))
+        streams = self._index.streams
+        return self._use(
+            shard, member, lambda read, where: {s: np.diff(_bounds(entry, s, read, where)) for s in streams}
+        )
 
     def place(self, shard: int) -> str:
         """Where a shard lies, for messages."""
@@ -306,20 +317,6 @@ def _read(descriptor: int, blob: BlobEntry) -> bytes:
     if size > _LOOK_FIRST_BYTES:
         size = max(0, min(size, os.fstat(descriptor).st_size - blob.offset))
     return os.pread(descriptor, size, blob.offset)
-
-
-def _lengths(
-    entry: MemberEntry, index: SplitIndex, read: _Read, where: str
-) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-    lengths: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}
-    for stream in index.streams:
-        offsets = _checked(entry, f"{stream}.offsets", read, where)
-        bounds = np.frombuffer(offsets, _OFFSET_DTYPE) if len(offsets) % 4 == 0 else np.zeros(0)
-        if len(bounds) != entry.samples + 1:
-            raise DamagedDataError(f"the offsets of stream {stream!r} do not fit its samples", where, _VERIFY)
-        whole = bounds.astype(np.int64)
-        lengths[stream] = whole[1:] - whole[:-1]
-    return lengths
 
 
 def raw_samples(stream: io.RawIOBase, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
