@@ -24,6 +24,8 @@ from typing import Any, BinaryIO, TextIO
 from janus_ds.errors import BusyError, DataError, ResourceError
 
 _CHUNK_BYTES = 1 << 20
+_BYTES_A_VALUE = 16
+"""Fewer bytes than values take in any file that this package reads, on average over the largest one."""
 _LOCK_POLL_SECONDS = 0.2
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
@@ -109,6 +111,20 @@ def read_bounded(path: Path, most: int) -> bytes:
     return data
 
 
+def parse_json(text: str | bytes, most: int = 1 << 22) -> Any:
+    """The value of a JSON text; three bytes of one can take 70 of memory, so that its values are counted.
+
+    Raises:
+        ValueError: it is no JSON, nested too deeply, or has more than `most` values in arrays and objects.
+    """
+    if text.count("," if isinstance(text, str) else b",") > most:  # type: ignore[arg-type]
+        raise ValueError(f"it holds more than {most:,} values")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path, most: int = 64 << 20) -> dict[str, Any]:
     """The JSON object in a regular file of at most `most` bytes.
 
@@ -116,10 +132,7 @@ def read_json(path: Path, most: int = 64 << 20) -> dict[str, Any]:
         OSError: as :func:`read_bounded`.
         ValueError: the file holds something else.
     """
-    try:
-        values = json.loads(read_bounded(path, most))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    values = parse_json(read_bounded(path, most), most // _BYTES_A_VALUE)
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
     return values
@@ -283,7 +296,8 @@ def folder_lock(folder: Path, patience: float) -> Iterator[None]:
 
 def _locked(path: Path) -> TextIO | None:
     """The lock file, locked; None where another process has it."""
-    file = path.open("a", encoding="utf-8")
+    # A link that lies in a folder of somebody else's making would have its target emptied.
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644), "a")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its last holder may have removed it between the two calls.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.errors import BusyError
+from janus_ds.errors import BusyError, ResourceError
+from janus_ds.io import disk_faults, folder_lock
 from tests.conftest import Tally
 from tests.support.bad_server import serve
 from tests.support.hostile import note
@@ -51,6 +52,15 @@ def test_a_second_start_in_a_run_folder_is_refused_in_words(
     assert program.finish() == 0, program.said[-3000:]
     assert_as_unbroken(program.run, unbroken)
     tally("a second start in the same run folder is refused, the first is unharmed", "1 of 1")
+
+
+def test_a_link_in_place_of_the_lock_empties_no_file(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
+    refused = pytest.raises(ResourceError, match="cannot be written")
+    with refused, disk_faults(tmp_path), folder_lock(tmp_path, 0.0):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
 
 
 def test_damaged_side_files_never_keep_a_run_from_going_on(

@@ -25,6 +25,7 @@ from janus_ds.data.stream.shards import raw_samples
 from janus_ds.data.text.byte_streams import TarBytes
 from janus_ds.data.text.text_files import LONGEST_TEXT_BYTES, TextFile
 from janus_ds.errors import DataError, MissingDependencyError
+from janus_ds.io import parse_json
 
 INPUT_FORMATS = ("auto", "text", "jsonl", "json", "parquet", "tar", "wiki")
 
@@ -32,8 +33,12 @@ DOCUMENT_RULES = ("blank", "line", "file")
 
 _LONGEST_DOCUMENT_CHARACTERS = 16 << 20
 """Longer text is taken as several documents, so that memory stays bounded."""
+_LINE_COSTS = 64
+"""Characters that a line counts for beside its own: short ones take memory, too."""
 
 _HEAD_BYTES = 1 << 16
+_MOST_VALUES = 1 << 22
+"""Of an element of a JSON file."""
 _PARQUET_ROWS = 8
 """Few: a file of 2 KB can hold a text of 16 MiB thousands of times, and rows come expanded."""
 _JSON_BEGINS = re.compile(r'\{\s*"|\[\s*["{\[]')
@@ -172,7 +177,7 @@ def _text_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRul
         blank = not line or line.isspace()
         if not blank:
             paragraphs.append(line)
-            size += len(line)
+            size += len(line) + _LINE_COSTS
         if size > _LONGEST_DOCUMENT_CHARACTERS or (blank and rule.document == "blank"):
             yield "\n".join(paragraphs)
             paragraphs, size = [], 0
@@ -189,8 +194,8 @@ def _jsonl_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[A
         if not line or line.isspace():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line)
+        except ValueError as error:
             fix = "mend or remove this line; if objects stand over several lines, give --format json"
             raise DataError(f"the line is not JSON ({error})", f"{file.where}, line {number}", fix) from None
         yield value, f"line {number}"
@@ -224,6 +229,8 @@ def _json_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[An
             inside, at, wanted = not inside, at + 1, 1
             continue
         try:
+            if len(text) - at > _MOST_VALUES and text.count(",", at) > _MOST_VALUES:
+                raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
             value, end = decode(text, at)
         except (ValueError, RecursionError) as error:
             cut = isinstance(error, json.JSONDecodeError) and _is_cut(error, text)
@@ -287,7 +294,7 @@ def _wiki_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRul
             paragraphs, size = (None, 0) if line.startswith("</doc>") else ([line], len(line))
         elif line and not line.isspace() and (paragraphs or line != title):
             paragraphs.append(line)
-            size += len(line)
+            size += len(line) + _LINE_COSTS
     if paragraphs is not None:
         raise DataError(
             "the file ends inside a document: there is no </doc>",
@@ -333,8 +340,8 @@ def _utf8(data: bytes, where: str) -> str:
 
 def _json_of(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise DataError(f"the file is not JSON ({error})", where, "mend or remove this file") from None
 
 

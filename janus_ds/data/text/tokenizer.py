@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from janus_ds.batch import SpecialTokens
 from janus_ds.data.text.word_tokenizer import WORDS_NAME, WordTokenizer
 from janus_ds.errors import DataError
-from janus_ds.io import disk_faults, fingerprint_of, read_bounded, write_atomic
+from janus_ds.io import disk_faults, fingerprint_of, parse_json, read_bounded, write_atomic
 
 MASK_TEXT = "<mask>"
 """How the mask symbol is written in text."""
@@ -347,8 +347,8 @@ def _write_files(directory: Path, files: dict[str, bytes]) -> None:
 def _read_vocab(data: bytes, where: str) -> dict[str, int]:
     fix = "copy the folder again from where it came"
     try:
-        ids = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        ids = parse_json(data)
+    except ValueError as error:
         raise DataError(f"{_VOCAB_NAME} is cut or is not JSON ({error})", where, fix) from None
     numbers: list[Any] = list(ids.values()) if isinstance(ids, dict) else [None]
     if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers))):

@@ -25,6 +25,7 @@ from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.stream.verify import verify_dataset
+from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.data.text.text_files import TextFile
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DamagedDataError, DataError
@@ -104,6 +105,20 @@ def test_a_mutated_journal_starts_anew_or_goes_on(tmp_path_factory, path, odd):
         file.write_text(json.dumps(mutated(json.loads(file.read_text()), path, odd)))
         with taken_or_refused():
             assert isinstance(journal.load(), Progress)
+
+
+def test_json_of_many_values_is_refused_before_it_is_read(tmp_path):
+    """A file of empty lists takes 25 times its size."""
+    body = "[" + "[]," * 4_500_000 + "[]]"
+    for name, kind in (("manifest.json", Manifest), ("vocab.json", None)):
+        (tmp_path / name).write_text(f'{{"a": {body}}}')
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+        with bounded(), pytest.raises(DataError, match="more than"):
+            kind.load(tmp_path) if kind else load_tokenizer(tmp_path)
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text(f'{{"a": {body}}}\n')
+        with bounded(), pytest.raises(DataError, match="more than"):
+            list(DocumentReader([tmp_path / name], DocumentRule()).read())
 
 
 @pytest.mark.parametrize("text", TRAPS)
