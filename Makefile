@@ -82,14 +82,16 @@ fault-test: install-dev
 # INSTALL=1 installs Debian's Slurm if there is none; without one, the tests are skipped visibly.
 INSTALL ?=
 # What others send: mutated files, hostile servers, strangers at the ports; JANUS_ATTACK_EXAMPLES files of each kind.
+# A part of it: make attack-test ATTACKS=tests/parallel
+ATTACKS := tests/model/test_hostile_models.py \
+    tests/data/stream/test_hostile_data.py tests/data/stream/test_hostile_server.py \
+    tests/data/stream/test_hostile_cache.py tests/config/test_mutated_files.py tests/config/test_load_traps.py \
+    tests/config/test_locations.py tests/train/loop/test_state.py tests/checkpoint/test_manifest.py \
+    tests/parallel/test_liveness.py tests/fault/test_run_folder.py tests/fault/test_kill_commands.py \
+    tests/cli/test_bad_streams.py tests/cli/test_outside_text.py tests/data/text/test_containers.py \
+    tests/data/text/test_sentences.py
 attack-test: install-dev
-	JANUS_ATTACK_EXAMPLES=500 $(PYTEST) --timeout 1800 tests/model/test_hostile_models.py \
-	    tests/data/stream/test_hostile_data.py tests/data/stream/test_hostile_server.py \
-	    tests/data/stream/test_hostile_cache.py tests/config/test_mutated_files.py tests/config/test_load_traps.py \
-	    tests/config/test_locations.py tests/train/loop/test_state.py tests/checkpoint/test_manifest.py \
-	    tests/parallel/test_liveness.py tests/fault/test_run_folder.py tests/fault/test_kill_commands.py \
-	    tests/cli/test_bad_streams.py tests/cli/test_outside_text.py tests/data/text/test_containers.py \
-	    tests/data/text/test_sentences.py
+	JANUS_ATTACK_EXAMPLES=500 $(PYTEST) --timeout 1800 $(ATTACKS)
 
 # Without --strict, pip-audit ends with 0 when its database has told it nothing.
 audit: install-dev
