@@ -24,6 +24,8 @@ from typing import Any, BinaryIO, TextIO
 from janus_ds.errors import BusyError, DataError, ResourceError
 
 _CHUNK_BYTES = 1 << 20
+MOST_VALUES = 1 << 22
+"""In one piece of JSON among others."""
 _BYTES_A_VALUE = 16
 """Fewer bytes than values take in any file that this package reads, on average over the largest one."""
 _LOCK_POLL_SECONDS = 0.2
@@ -111,7 +113,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     return data
 
 
-def parse_json(text: str | bytes, most: int = 1 << 22) -> Any:
+def parse_json(text: str | bytes, most: int = MOST_VALUES) -> Any:
     """The value of a JSON text; three bytes of one can take 70 of memory, so that its values are counted.
 
     Raises:

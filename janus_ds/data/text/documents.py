@@ -25,7 +25,7 @@ from janus_ds.data.stream.shards import raw_samples
 from janus_ds.data.text.byte_streams import TarBytes
 from janus_ds.data.text.text_files import LONGEST_TEXT_BYTES, TextFile
 from janus_ds.errors import DataError, MissingDependencyError
-from janus_ds.io import parse_json
+from janus_ds.io import MOST_VALUES, parse_json
 
 INPUT_FORMATS = ("auto", "text", "jsonl", "json", "parquet", "tar", "wiki")
 
@@ -37,8 +37,6 @@ _LINE_COSTS = 64
 """Characters that a line counts for beside its own: short ones take memory, too."""
 
 _HEAD_BYTES = 1 << 16
-_MOST_VALUES = 1 << 22
-"""Of an element of a JSON file."""
 _PARQUET_ROWS = 8
 """Few: a file of 2 KB can hold a text of 16 MiB thousands of times, and rows come expanded."""
 _JSON_BEGINS = re.compile(r'\{\s*"|\[\s*["{\[]')
@@ -229,8 +227,8 @@ def _json_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[An
             inside, at, wanted = not inside, at + 1, 1
             continue
         try:
-            if len(text) - at > _MOST_VALUES and text.count(",", at) > _MOST_VALUES:
-                raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
+            if len(text) - at > MOST_VALUES and text.count(",", at) > MOST_VALUES:
+                raise ValueError(f"it holds more than {MOST_VALUES:,} values")
             value, end = decode(text, at)
         except (ValueError, RecursionError) as error:
             cut = isinstance(error, json.JSONDecodeError) and _is_cut(error, text)
