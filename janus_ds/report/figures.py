@@ -47,6 +47,7 @@ _SETTINGS: Any = {
     "lines.linewidth": 1.4,
 }
 _COLUMNS = 3
+_DPI = 150
 _TRAINING_POINTS = 120
 _TERMS = ("ar", "nar", "aux", "kl_ar_nar", "kl_ar_aux", "kl_nar_aux", "length")
 _CLOCKS = {
@@ -73,7 +74,7 @@ class Picture:
     png: bytes | None
 
 
-def draw_task_pictures(runs: Sequence[RunFolder], task: str, dpi: int) -> list[Picture]:
+def draw_task_pictures(runs: Sequence[RunFolder], task: str) -> list[Picture]:
     """Pictures of the scores of one task: quality against iterations, and against time.
 
     Raises:
@@ -89,7 +90,6 @@ def draw_task_pictures(runs: Sequence[RunFolder], task: str, dpi: int) -> list[P
             f"Left scale, circles: {title}. Right scale, squares: sentences/s in batches. Horizontal "
             "line: AR decoding of the same run. All panels have the same scales.",
             "No run has scores of NAR decoding.",
-            dpi,
         ),
         _picture(
             lambda: _draw_tradeoff(scored, task, metric),
@@ -97,12 +97,11 @@ def draw_task_pictures(runs: Sequence[RunFolder], task: str, dpi: int) -> list[P
             "Up and to the left is better; the time axis is logarithmic. The grey steps are the best that "
             "can be had in at most this time. Numbers: NAR iterations.",
             "No run has measured speeds.",
-            dpi,
         ),
     ]
 
 
-def draw_curve_pictures(runs: Sequence[RunFolder], dpi: int) -> list[Picture]:
+def draw_curve_pictures(runs: Sequence[RunFolder]) -> list[Picture]:
     """Pictures of training: validation BLEU against updates, loss terms against epochs.
 
     Raises:
@@ -119,7 +118,6 @@ def draw_curve_pictures(runs: Sequence[RunFolder], dpi: int) -> list[Picture]:
             "Greedy AR and NAR with few iterations, on as many validation sentences as the recipe says: not "
             "to be compared with test scores, and with the scatter of few sentences.",
             "No run measured BLEU while it trained (train.valid_bleu).",
-            dpi,
         ),
         _picture(
             lambda: _draw_curves(runs, terms, epochs=True),
@@ -127,7 +125,6 @@ def draw_curve_pictures(runs: Sequence[RunFolder], dpi: int) -> list[Picture]:
             "Only terms that a run trains, before their weights, in nats; label smoothing included. Thin: "
             "training. Markers: held-out data. Updates where the size of a run's data is not known.",
             "No run has a metrics.jsonl with loss terms.",
-            dpi,
         ),
     ]
 
@@ -195,11 +192,11 @@ def png_of(figure: Figure, dpi: int) -> bytes:
 
 
 def _picture(
-    draw: Callable[[], Figure | None], names: tuple[str, str], caption: str, nothing: str, dpi: int
+    draw: Callable[[], Figure | None], names: tuple[str, str], caption: str, nothing: str
 ) -> Picture:
     with styled():
         figure = draw()
-        png = png_of(figure, dpi) if figure is not None else None
+        png = png_of(figure, _DPI) if figure is not None else None
     return Picture(*names, caption if png else nothing, png)
 
 

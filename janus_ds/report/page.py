@@ -24,7 +24,6 @@ from janus_ds.report.rows import metric_title, mode_table, mode_title, run_table
 from janus_ds.report.runs import RunFolder, listing, mapping, read_runs, sorted_modes
 
 PAGE = "index.html"
-_DPI = 150
 _WORDS = re.compile(r"(\s*)(\w+|[^\w\s])")
 _MOST_COMPARED = 2000
 """Words of a text; the time to compare grows with their square."""
@@ -57,8 +56,8 @@ def write_report(
     require_matplotlib()
     runs = read_runs(folders, split)
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
-    by_task = {task: draw_task_pictures(runs, task, _DPI) for task in tasks}
-    curves = draw_curve_pictures(runs, _DPI)
+    by_task = {task: draw_task_pictures(runs, task) for task in tasks}
+    curves = draw_curve_pictures(runs)
     told = {"subtitle": _subtitle(runs, split), "command": shlex.join(command)}
     page = render(_content(runs, by_task, curves, samples) | told)
     with disk_faults(output):

@@ -217,7 +217,6 @@ def test_evaluations_that_cannot_be_are_refused(results: Any) -> None:
     assert "no text of split 'later'" in refused(DataError, split="later")
     assert "xsum_data/org_data" in refused(DataError, task="xsum", data=folder)
     assert "not trained to decode in mode 'nar'" in refused(ConfigError, modes=("nar",))
-    assert "no mode 'fast'" in refused(UsageError, modes=("fast",))
     assert "another vocabulary" in refused(CheckpointError, data=folder / "pairs", run="foreign")
 
 

@@ -169,8 +169,6 @@ def test_evaluation_translates_scores_and_measures(found, folder):
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"iterations": (1, -1)}, UsageError, "-1 iterations cannot be made"),
-        ({"modes": ("arr",)}, UsageError, "there is no mode 'arr'"),
         ({"average": 5}, CheckpointError, "the run has 3"),
         ({"average": 0}, UsageError, "0 checkpoints cannot be averaged"),
         ({"split": "dev"}, JanusError, "sources of split 'dev' are missing"),

@@ -188,27 +188,27 @@ def test_epochs_come_from_the_data_beside_the_run(runs):
 
 
 def test_pictures_are_drawn_or_say_why_not(runs):
-    pictures = [*draw_task_pictures(runs, "nmt", 40), *draw_curve_pictures(runs, 40)]
+    pictures = [*draw_task_pictures(runs, "nmt"), *draw_curve_pictures(runs)]
     assert [picture.name for picture in pictures] == [
         "nmt_iterations", "nmt_time", "validation_bleu", "losses",
     ]  # fmt: skip
     assert all((picture.png or b"").startswith(PNG) for picture in pictures)
-    again = draw_task_pictures(runs, "nmt", 40)
+    again = draw_task_pictures(runs, "nmt")
     assert again[0].png == pictures[0].png, "the same figures give the same bytes"
     # Plain AR alone has no iterations; a run without speeds has no time.
     for system in runs[2].tasks["nmt"].values():
         dict.pop(system.scores, "speed")  # type: ignore[arg-type]
-    alone = draw_task_pictures(runs[2:3], "nmt", 40)
+    alone = draw_task_pictures(runs[2:3], "nmt")
     assert [picture.png for picture in alone] == [None, None]
     assert alone[0].caption == "No run has scores of NAR decoding."
     runs[2].lines = []
-    assert [picture.png for picture in draw_curve_pictures(runs[2:3], 40)] == [None, None]
+    assert [picture.png for picture in draw_curve_pictures(runs[2:3])] == [None, None]
 
 
 def test_a_single_iteration_and_odd_names_are_drawn(tmp_path):
     folder = MadeUp(modes={"nar-4": (0.0, 9.0, 9.0)}, steps=20).write(tmp_path / "$odd_{$ & <name>")
     found = read_runs([folder], "test")
-    drawn = [*draw_task_pictures(found, "nmt", 40), *draw_curve_pictures(found, 40)]
+    drawn = [*draw_task_pictures(found, "nmt"), *draw_curve_pictures(found)]
     assert [picture.png is not None for picture in drawn] == [True, True, False, True]
 
 

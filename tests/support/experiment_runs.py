@@ -25,18 +25,15 @@ def made_run(folder: Path, task: str, preset: str, systems: dict[str, Any]) -> N
         "hardware": {"machine": "x86_64", "cpus": 2, "gpus": []},
         "versions": {"torch": "2", "deepspeed": "0"},
     }
-    state = {"step": 60, "meters": {"seconds": 120.0, "tokens": 3_000_000}}
     scores = {"systems": systems}
     for path, content in {
         "run.json": record,
         "trained.json": {"steps": 60},
         "finished.json": {"steps": 60, "lines": 4},
-        "checkpoints/step-00000060/state.json": state,
         "eval/test/scores.json": scores,
     }.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps(content))
-    (folder / "attempts.jsonl").write_text('{"stage": "train", "seconds": 180.0, "exit": 0}\n')
     line = {"step": 60, "valid/loss": 3.0, "valid/ar_nll": 2.5, "valid/nar_nll": 4.25, "kl_ar_aux": 0.5}
     line |= {"seconds": 2.0, "valid/bleu_ar": 20.0, "samples_total": 900, "cpu_seconds_total": 1800.0}
     line["tokens_total"] = 3_000_000
