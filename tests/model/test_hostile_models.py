@@ -16,12 +16,16 @@ from hypothesis import strategies as st
 
 from janus_ds.__main__ import main
 from janus_ds.config.packaged import DEMO, model_path
+from janus_ds.config.presets import follow_init
+from janus_ds.config.schema import RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer
 from janus_ds.data.text.tokenizer import load_tokenizer
-from janus_ds.decode.load import load_run
+from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.errors import CheckpointError, JanusError
 from janus_ds.model.formats.fairseq import load_fairseq
 from janus_ds.model.formats.hf_import import load_hf_bart
+from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.train.loop.build_run import start_from
 from tests.support.hf_folder import hub_folder, hub_state
 from tests.support.hostile import (
     CHANGES,
@@ -40,6 +44,11 @@ from tests.support.hostile import (
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(model_path(DEMO), tmp_path_factory.mktemp("demo") / "run"))
+
+
+@pytest.fixture(scope="module")
+def sound() -> LoadedRun:
+    return load_run(DEMO)
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +103,20 @@ def test_files_of_another_shape_are_refused(demo: Path, tmp_path: Path, text: st
         load_hf_bart(tmp_path, None)
 
 
-@attacks(30)
+@attacks(15)
 @given(path=PATHS, odd=ODD)
-def test_a_mutated_record_is_taken_or_refused(demo: Path, path: list[int], odd: object) -> None:
+def test_a_mutated_record_is_taken_or_refused(
+    demo: Path, sound: LoadedRun, path: list[int], odd: object
+) -> None:
+    """For decoding, and as a start of training."""
     record = json.loads((model_path(DEMO) / "run.json").read_text())
     (demo / "run.json").write_text(json.dumps(mutated(record, path, odd)))
     with taken_or_refused():
         load_run(demo)
+    tokenizer = load_tokenizer(model_path(DEMO) / "tokenizer")
+    with taken_or_refused():
+        follow_init(RunConfig(init=str(demo)))
+        start_from(sound.model, str(demo), tokenizer, ParallelLayers())
 
 
 @attacks(30)

@@ -328,6 +328,6 @@ def _check_tokenizer(source: str, tokenizer: Tokenizer) -> None:
         own = source if tokenizer_name(source) != source else Path(source) / "tokenizer"
         raise CheckpointError(
             "the weights to start from were trained with another tokenizer than the data has",
-            f"init {source}: tokenizer {trained_with[:12]}, data {tokenizer.fingerprint[:12]}",
+            f"init {source}: tokenizer {str(trained_with)[:12]}, data {tokenizer.fingerprint[:12]}",
             f"prepare the data with --tokenizer {own}, give other weights, or --init none for random ones",
         )
