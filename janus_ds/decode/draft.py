@@ -200,6 +200,7 @@ class DraftSearch:
         self._model, self._plan, self._draws = model, plan, draws
         self._device = memory.states_BSD.device
         self._cache = model.start_cache(memory, stream, plan.width, plan.search.max_steps)
+        self._forbidden = torch.tensor(plan.search.forbidden, dtype=torch.long, device=self._device)
 
     def run(self) -> list[ScoredTokens]:
         """An output for each sentence, with AR's score."""
@@ -207,14 +208,15 @@ class DraftSearch:
         first = [] if search.forced_first is None else [search.forced_first]
         count = self._cache.memory.sentences
         sentences = [Sentence(number, [search.start, *first], steps=len(first)) for number in range(count)]
-        going, proposals, parents = sentences, self.first_drafts(sentences), None
+        going, proposals = sentences, self.first_drafts(sentences)
+        parents: list[int] | None = None
         while going:
             chosen = self._check(going, proposals, parents)
             left = [place for place, sentence in enumerate(going) if sentence.pending]
             if left and len(left) < len(going):
                 self._cache = self._cache.select(torch.tensor(left, device=self._device))
             going = [going[place] for place in left]
-            parents = torch.tensor([chosen[place] for place in left], device=self._device)
+            parents = [chosen[place] for place in left]
             proposals = [Proposal(tails(s, self._plan.width, self._longest(s))) for s in going]
         return [
             ScoredTokens(tuple(s.inner), s.total / s.steps**search.length_penalty, s.passes)
@@ -258,7 +260,7 @@ class DraftSearch:
         return [Proposal([token_M.tolist()], share_MV) for token_M, share_MV in parts]
 
     def _check(
-        self, going: Sequence[Sentence], proposals: Sequence[Proposal], parent_B: Tensor | None
+        self, going: Sequence[Sentence], proposals: Sequence[Proposal], parents: list[int] | None
     ) -> list[int]:
         """One pass of AR over all drafts: settle what is certain; which draft of each sentence goes on."""
         search, beams = self._plan.search, self._cache.beams
@@ -267,20 +269,23 @@ class DraftSearch:
         filled = [drafts + drafts[:1] * (beams - len(drafts)) for drafts in blocks]
         # What pads a block is rejected like any other row.
         padded = [[block + [search.eos] * (width - len(block)) for block in drafts] for drafts in filled]
-        parent_BK = None if parent_B is None or beams == 1 else parent_B[:, None].expand(-1, beams)
-        token_BKT = torch.tensor(padded, device=self._device)
-        hidden_BKTD = self._model.ar_block(self._cache, token_BKT, parent_BK)
-        if parent_B is None and search.forced_first is not None and not search.free_forced:
-            forced_BV = self._model.logits(hidden_BKTD[:, 0, 0]).log_softmax(1)
-            for sentence, gain in zip(going, forced_BV[:, search.forced_first].tolist(), strict=True):
-                sentence.total += gain
         rows = [
             (place * beams + number) * width + row
             for place, (sentence, drafts) in enumerate(zip(going, blocks, strict=True))
             for number, block in enumerate(drafts)
             for row in range(len(sentence.pending) - 1, len(block))
         ]
-        logits_PV = self._model.logits(hidden_BKTD.flatten(0, 2)[torch.tensor(rows, device=self._device)])
+        # One copy to the device: tokens, rows that are judged, and the drafts that go on.
+        token = [token for drafts in padded for block in drafts for token in block]
+        sent = torch.tensor([*token, *rows, *(parents or ())], device=self._device)
+        token_N, row_P, parent_B = sent.tensor_split([len(token), len(token) + len(rows)])
+        parent_BK = None if parents is None or beams == 1 else parent_B[:, None].expand(-1, beams)
+        hidden_BKTD = self._model.ar_block(self._cache, token_N.view(len(going), beams, width), parent_BK)
+        if parents is None and search.forced_first is not None and not search.free_forced:
+            forced_BV = self._model.logits(hidden_BKTD[:, 0, 0]).log_softmax(1)
+            for sentence, gain in zip(going, forced_BV[:, search.forced_first].tolist(), strict=True):
+                sentence.total += gain
+        logits_PV = self._model.logits(hidden_BKTD.flatten(0, 2)[row_P])
         if self._draws is None:
             verdicts = self._greedy(logits_PV, going, proposals)
         else:
@@ -289,7 +294,7 @@ class DraftSearch:
         for sentence, proposal, verdict in zip(going, proposals, verdicts, strict=True):
             sentence.passes += 1
             sentence.settle(proposal.drafts[verdict.draft], verdict, search.eos)
-        self._cache.accept(torch.tensor(kept, device=self._device))
+        self._cache.accept(torch.tensor(kept))
         return [verdict.draft for verdict in verdicts]
 
     def _greedy(
@@ -300,11 +305,11 @@ class DraftSearch:
         Logits are those of M + 1 rows for each draft of M tokens, in order.
         """
         search, total_P = self._plan.search, logits_PV.logsumexp(1)
-        forbidden = torch.tensor(search.forbidden, dtype=torch.long, device=logits_PV.device)
         # Two, as a search with one beam asks for: of equal logits, topk must give the same one here.
-        best_P2, token_P2 = logits_PV.index_fill(1, forbidden, float("-inf")).topk(2, dim=1)
-        choices, gains = token_P2[:, 0].tolist(), (best_P2[:, 0] - total_P).tolist()
-        ends = (logits_PV[:, search.eos] - total_P).tolist()
+        best_P2, token_P2 = logits_PV.index_fill(1, self._forbidden, float("-inf")).topk(2, dim=1)
+        gain_P, end_P = best_P2[:, 0] - total_P, logits_PV[:, search.eos] - total_P
+        told = torch.stack([x.double() for x in (token_P2[:, 0], gain_P, end_P)]).tolist()
+        choices, gains, ends = [int(token) for token in told[0]], told[1], told[2]
         verdicts, start = [], 0
         for sentence, proposal in zip(going, proposals, strict=True):
             found = []

@@ -27,11 +27,13 @@ CASES = {
     ),
     "nar": ("nar", {"length_beam": 3}, {"iterations": 2}, {"iterations": 6}),
     "threshold": ("nar", {"length_beam": 3, "iterations": None}, {"threshold": 0.1}, {"threshold": 0.9}),
+    "draft": ("draft", {}, {"max_length": 8}, {"max_length": 28}),
     "aux": ("aux", {"length_beam": 1}, {"max_length": 6}, {"max_length": 14}),
 }
 """Mode, settings, and two ways to change them, of which the second takes more passes."""
-SHARES = {"ar": (1 / 8, 0), "nar": (1, 1), "aux": (1, 1)}
-"""Values read and sent for each pass: beam search asks every 8 steps whether all is finished."""
+SHARES = {"ar": (1 / 8, 0), "nar": (1, 1), "aux": (1, 1), "draft": (1, 2)}
+"""Copies from and to the device for each pass: beam search asks every 8 steps whether all is finished; a
+draft sends its block, then how much of it stands."""
 
 
 def traffic(patch: pytest.MonkeyPatch, mode: str, decode: dict[str, Any]) -> tuple[Counter[str], int]:

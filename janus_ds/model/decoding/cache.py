@@ -120,6 +120,8 @@ class KVCache:
     """Which columns are the past of each beam, boolean; those from taken x K on do not count."""
     taken_B: Tensor
     """Tokens that the beams of each sentence were given and have kept."""
+    host_taken_B: Tensor
+    """The same on the host, so that nothing is asked of the device."""
     native: NativeDecoder | None = None
     """Computes the layers of a step, where it can."""
     reach: int = 0
@@ -134,12 +136,12 @@ class KVCache:
         self.past_BKN = self.past_BKN.gather(1, index)
 
     def accept(self, kept_B: Tensor) -> None:
-        """Keep the first tokens of the last block only, for each sentence its number (0 .. T).
+        """Keep the first tokens of the last block only, for each sentence its number (0 .. T), on the host.
 
-        The rows behind them are dropped: nothing sees them any more, and the next block takes their
-        place. Asks the device for one number.
+        The rows behind them are dropped: nothing sees them any more, and the next block takes their place.
         """
-        self.taken_B = self.taken_B - self._block + kept_B
+        self.host_taken_B = self.host_taken_B - self._block + kept_B
+        self.taken_B = self.host_taken_B.to(self.taken_B.device)
         self._block = 0
         self._measure()
 
@@ -152,6 +154,7 @@ class KVCache:
             values=[v[sentence_B] for v in self.values],
             past_BKN=self.past_BKN[sentence_B],
             taken_B=self.taken_B[sentence_B],
+            host_taken_B=self.host_taken_B[sentence_B.cpu()],
         )
         if not self.even:
             chosen._measure()
@@ -167,6 +170,7 @@ class KVCache:
         self.memory = self.memory.replaced(place_X, memory)
         # What stands in their columns is hidden by `taken_B`, and marked anew as it is written over.
         self.taken_B = self.taken_B.index_fill(0, place_X, 0)
+        self.host_taken_B = self.host_taken_B.index_fill(0, place_X.cpu(), 0)
         self._measure()
 
     def reserve(self, tokens: int) -> None:
@@ -181,13 +185,13 @@ class KVCache:
 
     def advance(self, tokens: int) -> None:
         """Count a block that every beam was given."""
-        self.taken_B = self.taken_B + tokens
+        self.taken_B, self.host_taken_B = self.taken_B + tokens, self.host_taken_B + tokens
         self.reach += tokens
         self._block = tokens
 
     def _measure(self) -> None:
-        first, last = self.taken_B.aminmax() if len(self.taken_B) else (self.taken_B.sum(),) * 2
-        self.reach, self.even = int(last), bool(first == last)
+        taken = self.host_taken_B.tolist() or [0]
+        self.reach, self.even = max(taken), min(taken) == max(taken)
 
 
 def _fit(x: Tensor, width: int, dim: int) -> Tensor:
@@ -206,6 +210,6 @@ def new_cache(
     sentences, columns = memory.sentences, beams * min(max_steps, _FIRST_STEPS)
     values = [k.new_zeros(sentences, k.shape[1], columns, k.shape[3]) for k, _ in memory.source]
     past = memory.valid_BS.new_zeros(sentences, beams, columns)
-    taken = torch.zeros(sentences, dtype=torch.long, device=past.device)
+    taken = torch.zeros(sentences, dtype=torch.long)
     keys = [torch.zeros_like(v) for v in values]
-    return KVCache(memory, stream, beams, keys, values, past, taken, native)
+    return KVCache(memory, stream, beams, keys, values, past, taken.to(past.device), taken, native)
