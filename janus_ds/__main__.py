@@ -1,4 +1,4 @@
-"""`janus-ds COMMAND`, or `python -m janus_ds COMMAND`: every command of the package, from one table.
+"""`janus-ds COMMAND`, or `python -m janus_ds COMMAND`: every command of the table in `cli/commands.py`.
 
 Commands are imported on demand, so that help and a misspelt name cost nothing.
 """
@@ -11,44 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
 
 from janus_ds import __version__
+from janus_ds.cli.commands import COMMANDS
 from janus_ds.errors import UsageError, exit_on_error
-
-
-class Command(NamedTuple):
-    """A command: where its function stands, and one line of help."""
-
-    module: str
-    function: str
-    help: str
-
-
-COMMANDS: dict[str, Command] = {
-    "init": Command("recipes", "copy_files", "copy the package's recipes and DeepSpeed files into a folder"),
-    "prepare": Command("prepare", "prepare_data", "make a data directory: tokenizer, shards, index"),
-    "prepare glge": Command("prepare", "prepare_glge", "make a data directory of a task of GLGE"),
-    "pretrain": Command("train", "pretrain", "pretrain a model, or go on with a run"),
-    "finetune": Command("train", "finetune", "train on pairs, from scratch or from another run"),
-    "decode": Command("decode", "main", "decode text with a run, AR and NAR"),
-    "demo": Command("demo", "main", "a page on this machine: AR, NAR and AUX side by side, pass by pass"),
-    "eval nmt": Command("evaluate", "evaluate_nmt", "decode and score translations"),
-    "eval glge": Command("evaluate", "evaluate_glge", "decode and score tasks of GLGE"),
-    "blanks": Command(
-        "blanks", "main", "how well a pretrained run fills blanks, before and after, with passages"
-    ),
-    "report": Command("report", "main", "one page about several runs: tables, curves, samples"),
-    "plan": Command("plan", "main", "parameters, memory, messages, checkpoint size and length of a run"),
-    "check": Command("check", "main", "all faults of recipe and DeepSpeed file at once, then a dry batch"),
-    "explain": Command(
-        "recipes", "print_explanation", "what a field of the recipe means, its type and default"
-    ),
-    "inspect": Command("inspect", "main", "a sample as the model sees it: masked views, rows, visibility"),
-    "verify": Command("verify", "main", "every damaged shard and member of a data directory"),
-    "convert": Command("convert", "main", "models of Hugging Face and fairseq into runs, and back"),
-    "bench": Command("bench", "main", "measured ratios, in a checkout"),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

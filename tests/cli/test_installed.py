@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,48 +18,45 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the sources and installed into a folder without its dependencies."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the sources."""
     sources = tmp_path_factory.mktemp("sources")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
     for name in ("janus_ds", "launch/recipes", "ds_configs"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "."], sources)
+    (found,) = sources.glob("janus_ds-*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, installed into a folder without its dependencies."""
     folder = tmp_path_factory.mktemp("installed")
-    options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", str(folder)]
-    command = [sys.executable, "-m", "pip", "install", "-q", *options, str(sources)]
-    done = subprocess.run(command, cwd=sources, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    options = ["--no-deps", "--disable-pip-version-check", "--target", str(folder)]
+    run([sys.executable, "-m", "pip", "install", "-q", *options, str(wheel)], folder)
     return folder
 
 
-def say(installed: Path, folder: Path, *arguments: str, code: int = 0) -> str:
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    env |= {"PYTHONPATH": str(installed), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    # Not -m from the checkout's folder, which would be found first.
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "janus_ds", *arguments],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+def run(command: list[str], folder: Path, path: Path | None = None, code: int = 0) -> str:
+    """Run a command outside of the checkout; gives what it has printed."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(path)} if path else {})
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
+
+
+def say(installed: Path, folder: Path, *arguments: str, code: int = 0) -> str:
+    # Not -m from the checkout's folder, which would be found first.
+    return run([sys.executable, "-P", "-m", "janus_ds", *arguments], folder, installed, code)
 
 
 def test_recipes_and_engines_have_names(installed: Path, tmp_path: Path) -> None:
     assert say(installed, tmp_path, "--version") == f"janus_ds {__version__}\n"
-    script = subprocess.run(
-        [sys.executable, str(installed / "bin/janus-ds"), "--version"],
-        env={"PYTHONPATH": str(installed)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert script.stdout == f"janus_ds {__version__}\n"
+    script = [sys.executable, str(installed / "bin/janus-ds"), "--version"]
+    assert run(script, tmp_path, installed) == f"janus_ds {__version__}\n"
     text = say(installed, tmp_path, "check", "--recipe", "iwslt", "--deepspeed_config", "zero2")
     assert (
         f"{installed}/janus_ds/recipes/nmt_iwslt.yaml and {installed}/janus_ds/ds_configs/zero2.json" in text
@@ -74,28 +72,41 @@ def test_recipes_and_engines_have_names(installed: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.heavy
-def test_from_text_to_scores(installed: Path, tmp_path: Path) -> None:
-    """Prepare, train on two ranks, decode and score, all from the installed package."""
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_a_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path, installer: str) -> None:
+    """Dependencies from the index; then prepare, train on two ranks, decode and score.
+
+    TORCH_PIP_ARGS are those of the Makefile, such as an index with builds for CPUs.
+    """
+    programs = tmp_path / "venv/bin"
+    run([sys.executable, "-m", "venv", "venv"], tmp_path)
+    install = [str(programs / "pip"), "install"]
+    if subprocess.run([*install, "-q", "--dry-run", "safetensors"], capture_output=True).returncode:
+        pytest.skip("no package index can be reached")
+    if installer == "uv":
+        uv = shutil.which("uv") or pytest.skip("uv is not installed")
+        install = [uv, "pip", "install", "--python", str(programs / "python")]
+    torch = re.search(r"TORCH_VERSION := (\S+)", (ROOT / "Makefile").read_text())
+    assert torch is not None
+    options = ["-c", str(ROOT / "constraints.txt"), *os.environ.get("TORCH_PIP_ARGS", "").split()]
+    options.append(f"torch=={torch[1]}")
+    run([*install, "-q", *options, str(wheel)], tmp_path)
+    janus = str(programs / "janus-ds")
+    assert run([janus, "--version"], tmp_path) == f"janus_ds {__version__}\n"
+    pairs = []
     for name, lines in (("train", tiny_lines(200)), ("valid", tiny_lines(16)), ("test", tiny_lines(8))):
+        pairs += [f"--{name}", f"{name}.de", f"{name}.en"]
         for side, language in enumerate(("de", "en")):
             (tmp_path / f"{name}.{language}").write_text("".join(f"{pair[side]}\n" for pair in lines))
-    files = [f"--{n} {n}.de {n}.en".split() for n in ("train", "valid", "test")]
-    options = ["--task", "nmt", "--source-lang", "de", "--target-lang", "en", "--vocab-size", "60"]
-    say(
-        installed,
-        tmp_path,
-        "prepare",
-        *options,
-        *(word for file in files for word in file),
-        "--output",
-        "data",
-    )
+    nmt = ["--task", "nmt", "--source-lang", "de", "--target-lang", "en", "--vocab-size", "60"]
+    run([janus, "prepare", *nmt, *pairs, "--output", "data"], tmp_path)
     small = ["model.d_model=16", "model.ffn_dim=16", "model.heads=2", "train.max_steps=2", "data.workers=0"]
     small += ["train.valid_bleu=none", "train.keep_best=none", "train.batch_tokens=200"]
-    env = {**os.environ, "PYTHONPATH": str(installed), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    train = ["-m", "janus_ds", "finetune", "--data", "data", "--deepspeed_config", "zero2", "--output", "run"]
-    subprocess.run([*torchrun, *train, "--set", *small], cwd=tmp_path, env=env, check=True)
-    decoded = say(installed, tmp_path, "decode", "--checkpoint", "run", "--mode", "ar", "--input", "test.de")
-    assert len(decoded.splitlines()) >= 8
-    assert "BLEU" in say(installed, tmp_path, "eval", "nmt", "--checkpoint", "run", "--iterations", "1")
+    ranks = [str(programs / "torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "janus_ds"]
+    train = ["finetune", "--data", "data", "--deepspeed_config", "zero2", "--output", "run"]
+    assert "complete after step 2" in run([*ranks, *train, "--set", *small], tmp_path)
+    decode = [janus, "decode", "--checkpoint", "run", "--mode", "ar", "--input", "test.de"]
+    assert len(run([*decode, "--output", "out"], tmp_path).splitlines()) <= 1
+    assert len((tmp_path / "out").read_text().splitlines()) == 8
+    assert "BLEU" in run([janus, "eval", "nmt", "--checkpoint", "run", "--iterations", "1"], tmp_path)

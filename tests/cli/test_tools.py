@@ -210,3 +210,23 @@ def test_inspect_draws_where_matplotlib_is(
     assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install matplotlib" in refusal(MissingDependencyError, *words)
+
+
+def test_the_shell_completes_commands_options_and_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    typed = {
+        "janus-ds de": "decode demo",
+        "/usr/bin/janus-ds eval ''": "glge nmt",
+        "janus-ds prepare gl": "glge",
+        "janus-ds prepare --block": "--block-tokens",
+        "janus-ds prepare glge --in": "--input",
+        "janus-ds decode --demo --on": "--on-long",
+        "janus-ds check --recipe nmt_iw": "nmt_iwslt",
+        "janus-ds check --deepspeed_config zero3": "zero3 zero3_offload",
+        "janus-ds decode --input fi": "",
+    }
+    ask = 't() { COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); _janus_ds; echo "${COMPREPLY[*]}"; }'
+    code = "\n".join([script, ask, *(f"t {words}" for words in typed)])
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == list(typed.values()), done.stderr

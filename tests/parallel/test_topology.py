@@ -121,3 +121,11 @@ def test_ranks_that_do_not_come_are_waited_for_in_words() -> None:
     assert "error: not all 2 ranks have come" in done.stderr
     assert f"rank 0, meeting at 127.0.0.1:{environment['MASTER_PORT']}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(given: dict[str, str], policy: str) -> None:
+    code = "import os, sys, janus_ds; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{policy} False\n"
