@@ -101,13 +101,24 @@ class _Wandb:
             number = note.read_text() if step and note.is_file() else secrets.token_hex(8)
             note.parent.mkdir(exist_ok=True)
             write_atomic(note, number.encode())
-            # The figures alone: neither output nor code nor the state of the checkout leaves the machine.
-            settings = wandb.Settings(
-                console="off", disable_git=True, save_code=False, x_disable_stats=True, silent=True
+            # The figures alone: no output, no code, and no command line, in which a password could stand.
+            off = (
+                "disable_git",
+                "disable_code",
+                "x_disable_stats",
+                "x_disable_meta",
+                "x_disable_machine_info",
             )
+            own: dict[str, Any] = dict.fromkeys(off, True)
+            own |= {"console": "off", "silent": True, "x_save_requirements": False}
             project = os.environ.get("WANDB_PROJECT", "janus_ds")
             self._run = wandb.init(
-                project=project, name=run.name, id=number, resume="allow", dir=run, settings=settings
+                project=project,
+                name=run.name,
+                id=number,
+                resume="allow",
+                dir=run,
+                settings=wandb.Settings(**own),
             )
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:

@@ -53,6 +53,7 @@ def logged(folder: Path) -> list[tuple[str, list[dict[str, float]]]]:
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_gets_the_scalars_of_the_other_writers(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("sys.argv", ["janus-ds", "--data", "https://me:topsecret@host/data"])
     for start, end in ((0, 3), (2, 4)):
         writer = MetricsWriter(tmp_path, start, "wandb")
         for step in range(start + 1, end + 1):
@@ -68,6 +69,9 @@ def test_wandb_gets_the_scalars_of_the_other_writers(tmp_path, monkeypatch):
     ]
     assert [lines[0], lines[1], lines[3], lines[4]] == expected
     assert lines[2] == lines[3]
+    written = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
+    assert len(written) > 2
+    assert not [path for path in written if b"topsecret" in path.read_bytes()]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
