@@ -46,8 +46,11 @@ def attend(
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Like `F.dropout` in training; rates are multiples of 2^-16, as four elements share a random number."""
-    if not trains_in_bf16(x):
+    """Like `F.dropout` in training; rates are multiples of 2^-16, as four elements share a random number.
+
+    A compiled model takes the compiler's own dropout.
+    """
+    if not trains_in_bf16(x) or torch.compiler.is_compiling():
         return F.dropout(x, rate)
     drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
     level = drawn.view(torch.int16)[: x.numel()].view(x.shape)
