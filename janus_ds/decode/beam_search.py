@@ -221,7 +221,7 @@ class _Search:
         self.token_BKT, self.sum_BKT = _beams(history_BCT, chosen_BK), _beams(sum_BCT, chosen_BK)
         if settings.stop == "never":
             scale_B1 = scale_B1.clamp_min(float(settings.max_steps) ** settings.length_penalty)
-        self._close(self.score_BK[:, :1] / scale_B1)
+        self._mark_finished(self.score_BK[:, :1] / scale_B1)
         self.steps, self.step_B = [step + 1 for step in self.steps], self.step_B + 1
         return parent_BC.gather(1, chosen_BK)
 
@@ -341,7 +341,7 @@ class _Search:
         pool.length_BK = length_BN.gather(1, keep_BK)
         pool.token_BKT, pool.sum_BKT = _beams(token_BNT, keep_BK), _beams(sum_BNT, keep_BK)
 
-    def _close(self, attainable_B1: Tensor) -> None:
+    def _mark_finished(self, attainable_B1: Tensor) -> None:
         """Mark the sentences whose search is finished after this step, given their best open scores."""
         full_B = (self.pool.score_BK > _DEAD).all(dim=1)
         settings = self.settings

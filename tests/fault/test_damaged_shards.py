@@ -59,7 +59,7 @@ def check_damage(tiny: Path, folder: Path, cuts: list[int], flips: int) -> int:
         assert faults, name
         assert {fault.place for fault in faults} == {f"train/{SHARD}"}, name
         source = SampleSource(folder / "train", max_damage=1.0)
-        sound = source.sound(everything)
+        sound = source.replace_damaged(everything)
         expected = hit(index, whole, damaged)
         assert np.flatnonzero(sound != everything).tolist() == expected, name
         assert not set(sound.tolist()) & set(expected), name

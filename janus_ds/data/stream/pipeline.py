@@ -115,7 +115,7 @@ class BatchMaker:
     def read(self, step: Step) -> Step:
         """First stage: the samples, those in damaged members replaced if the run wants it."""
         epochs, ids = (np.concatenate(column) for column in zip(*step["parts"], strict=True))
-        ids = self.source.sound(ids) if self._replaces else ids
+        ids = self.source.replace_damaged(ids) if self._replaces else ids
         return {**step, "epochs": epochs, "ids": ids, **self.source.read(ids)}
 
     def check(self, step: Step) -> Step:

@@ -95,7 +95,7 @@ class SampleSource:
     Args:
         split: DATA/train, for example; or opened places, whose weights say how they are mixed.
         cached_members: decoded members kept; at least as many as a batch touches.
-        max_damage: share of damaged members that :meth:`sound` replaces; None: it is not used, and a shard
+        max_damage: share of damaged members that :meth:`replace_damaged` replaces; None: it is not used, and a shard
             of the wrong size is refused whole.
 
     Raises:
@@ -169,7 +169,7 @@ class SampleSource:
             for stream, rows in parts.items()
         }
 
-    def sound(self, ids: ArrayLike) -> Ints:
+    def replace_damaged(self, ids: ArrayLike) -> Ints:
         """These numbers, those in damaged members replaced by numbers in whole ones of the same source.
 
         The replacement depends on the number and the damage alone: every rank makes the same.
@@ -187,7 +187,7 @@ class SampleSource:
         return wanted
 
     def take_damage(self) -> list[Damage]:
-        """Damage that :meth:`sound` met since the last call."""
+        """Damage that :meth:`replace_damaged` met since the last call."""
         found, self._new_damage = self._new_damage, []
         return found
 

@@ -172,7 +172,7 @@ class Trainer:
         counts = global_counts(data.counts, topology)
         rate = learning_rate(config.optim, self._train.max_steps, data.step)
         factors = ramp_factors(config.objective, data.step)
-        self._guard.weigh(factors, ramp_factors(config.objective, data.step - 1))
+        self._guard.reset_spikes_on_ramp(factors, ramp_factors(config.objective, data.step - 1))
         terms: dict[str, Tensor] = {}
         update = Update(False, 0.0, 1.0)
         for micro, batch in enumerate(data.batches):

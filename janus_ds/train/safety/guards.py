@@ -187,7 +187,7 @@ class StepGuard:
         """Whether any rank was asked to stop. Collective: for the middle of long work, such as validation."""
         return bool(self._topology.agree(int(self._signals.name is not None)))
 
-    def weigh(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
+    def reset_spikes_on_ramp(self, now: Mapping[str, float], before: Mapping[str, float]) -> None:
         """Forget what losses were like if the factors of their terms change with this step, as in a ramp."""
         if now != before:
             self._spikes.recent.clear()

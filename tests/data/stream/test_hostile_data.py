@@ -201,7 +201,7 @@ def test_a_failing_disk_names_the_shard_and_the_quarantine_works(copy, monkeypat
         SampleSource(copy / "train").read([0])
     assert "cannot be read" in caught.value.what
     source = SampleSource(copy / "train", max_damage=0.5)
-    replaced = source.sound([0])
+    replaced = source.replace_damaged([0])
     assert replaced[0] != 0
     assert [damage.member for damage in source.take_damage()] == ["000000"]
     assert len(source.read(replaced)["target"]) == 1

@@ -85,9 +85,9 @@ def test_a_shard_published_wrongly_is_quarantined_a_lost_server_is_not(tiny, tmp
             everything = np.arange(270)
             if fault == "500":
                 with pytest.raises(DataError, match="HTTP status 500"):
-                    maker.source.sound(everything)
+                    maker.source.replace_damaged(everything)
                 continue
-            sound = maker.source.sound(everything)
+            sound = maker.source.replace_damaged(everything)
             assert np.flatnonzero(sound != everything).tolist() == list(range(90, 180))
             # Two tries for the shard, none again for its other members.
             assert server.asked[f"train/{SHARD}"] == 2

@@ -162,9 +162,9 @@ def test_the_window_moves_with_the_run_and_is_empty_after_a_ramp() -> None:
     watch.add(2.5)
     assert losses == [*NOISE[1:], 2.5]
     guard = guards(losses, spike_window=20)
-    guard.weigh({"nar": 0.5}, {"nar": 0.5})
+    guard.reset_spikes_on_ramp({"nar": 0.5}, {"nar": 0.5})
     assert len(losses) == 20
-    guard.weigh({"nar": 0.75}, {"nar": 0.5})
+    guard.reset_spikes_on_ramp({"nar": 0.75}, {"nar": 0.5})
     assert losses == []
 
 
