@@ -158,6 +158,9 @@ class _Head:
         self._compiled = plan.compiled and wanted and count > 0
         # By the rows of the table here, padding included: all ranks must cut the same chunks.
         chunk_rows = plan.chunk_rows or rows_per_chunk(rows, weight_VD.device)
+        if narrow and plan.parallel.size == 1 and not plan.chunk_rows:
+            # The pass over the gradient weighs more beside faster products (BART-base: 1.2 x as fast).
+            chunk_rows = min(3 * chunk_rows, 512)
         self._chunk_rows = max(chunk_rows, *(len(group.names) for group in plan.groups))
         self._buffers: dict[str, Tensor] = {}
         unit = max([1e-30, *(c for g in plan.groups for c in _coefficients(g.terms))])
