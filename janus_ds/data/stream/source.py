@@ -95,8 +95,8 @@ class SampleSource:
     Args:
         split: DATA/train, for example; or opened places, whose weights say how they are mixed.
         cached_members: decoded members kept; at least as many as a batch touches.
-        max_damage: share of damaged members that :meth:`replace_damaged` replaces; None: it is not used, and a shard
-            of the wrong size is refused whole.
+        max_damage: share of damaged members that :meth:`replace_damaged` replaces; None: it is not used, and
+            a shard of the wrong size is refused whole.
 
     Raises:
         DataError: no index, or one that is damaged or of a newer version; sources of different kinds.
