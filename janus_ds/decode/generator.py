@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -273,7 +273,8 @@ class Generator:
         targets: Sequence[Target | None],
     ) -> list[list[ScoredTokens]]:
         mode = self.config.decode.mode
-        greedy, began = not self.config.decode.temperature, perf_counter()
+        clock = perf_counter if self.model.output_weight.is_cuda else process_time
+        greedy, began = not self.config.decode.temperature, clock()
         drafted = mode == "draft" and (not greedy or self._payoff.pays(len(sources)))
         with _evaluating(self.model):
             if greedy and mode in ("ar", "draft") and not drafted:
@@ -287,7 +288,7 @@ class Generator:
                 else:
                     found = self._parallel(memory, numbers, targets)
         if mode == "draft" and greedy:
-            self._payoff.note([group[0] for group in found], drafted, perf_counter() - began)
+            self._payoff.note([group[0] for group in found], drafted, clock() - began)
             found = [[replace(item, mode="" if drafted else "ar") for item in group] for group in found]
         if not all(candidates and math.isfinite(candidates[0].score) for candidates in found):
             raise CheckpointError(

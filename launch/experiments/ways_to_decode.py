@@ -164,7 +164,7 @@ def page(content: Mapping[str, Any]) -> Iterator[str]:
         "Made by `python launch/experiments/ways_to_decode.py --checkpoint RUN --text SOURCES REFERENCES`: "
         "all ways in one process, in interleaved rounds; CPU time of one thread of a shared machine, fp32. "
         f"p: paired bootstrap (sacreBLEU) against {BASELINE}. Passes are decoder passes of a sentence, in "
-        "batches."
+        "batches; draft goes on as plain AR where that is faster, in large batches always."
     )
     for name, part in content.items():
         yield from ("", f"## {name}", "")
@@ -183,7 +183,12 @@ def page(content: Mapping[str, Any]) -> Iterator[str]:
             ]
             yield from table(["way", "BLEU", "p", "passes", "ms, batch 32", "ms, batch 1"], rows)
         if "infilling" in part:
-            yield from ("", "Blanks of given targets, filled (`--infill`):", "", "```")
+            yield from [""] * ("ways" in part)
+            yield from (
+                'Blanks that are filled (`--checkpoint RUN --infill "SOURCE ||| TARGET"`):',
+                "",
+                "```",
+            )
             width = max(len(key) for item in part["infilling"] for key in item)
             for number, item in enumerate(part["infilling"]):
                 yield from [""] * bool(number)
