@@ -146,8 +146,10 @@ bench-decode: install-dev
 	    --json $(RESULTS)/decode_bart_base_batch32.json
 	$(DECODE) --batch 32 --output-tokens 64 --rounds 1 --only "ar fp32,ar int8,ctranslate2,transformers" \
 	    --json $(RESULTS)/decode_bart_base_batch32_64.json
-	$(DECODE) --shape iwslt --batch 1,32 --rounds 5 \
-	    --only "ar fp32,ar int8,janus fp32,ctranslate2,transformers,nar 4" --json $(RESULTS)/decode_iwslt.json
+	$(DECODE) --shape iwslt --batch 1 --rounds 9 --only "ar fp32,ar int8,janus fp32,ctranslate2,transformers" \
+	    --json $(RESULTS)/decode_iwslt.json
+	$(DECODE) --shape iwslt --batch 1,32 --rounds 2 --only "ar fp32,ar int8,ctranslate2,transformers" \
+	    --json $(RESULTS)/decode_iwslt_batch32.json
 
 # Installs nothing: takes .venv if it is there, else python3 with torch >= 2.9 and what PYTHONPATH adds. DEVICE=cpu: small.
 DEVICE ?= cuda
