@@ -1,4 +1,4 @@
-"""`python -m janus_ds bench KIND`: hands over to the benches of a checkout (`python -m benchmarks`)."""
+"""`janus-ds bench KIND`: hands over to the benches of a checkout (`python -m benchmarks`)."""
 
 from __future__ import annotations
 

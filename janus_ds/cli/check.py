@@ -1,4 +1,4 @@
-"""`python -m janus_ds check`: would this run start? All faults at once, then one dry batch."""
+"""`janus-ds check`: would this run start? All faults at once, then one dry batch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = new_parser("check", "All faults of a run's configuration at once, then one dry batch.")
     add_recipe_arguments(parser)
     add_deepspeed_argument(parser)
-    parser.add_argument("--data", metavar="DIR", help="made by launch/prepare_data.py; or as data.path")
+    parser.add_argument("--data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
     parser.add_argument("--ranks", type=int, default=1, help="processes of the run (default: 1)")
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
@@ -105,7 +105,7 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
         raise TrainingError(
             "the loss of an untrained model is not finite",
             f"samples {ids.tolist()}: {losses}",
-            "look at model.init_std and at the samples with `python -m janus_ds inspect`",
+            "look at model.init_std and at the samples with `janus-ds inspect`",
         )
 
 

@@ -1,10 +1,10 @@
-"""`python -m janus_ds convert`: models of Hugging Face and fairseq into run folders, and back.
+"""`janus-ds convert`: models of Hugging Face and fairseq into run folders, and back.
 
-    python -m janus_ds convert --from hf DIR --to RUN
-    python -m janus_ds convert --from fairseq model.pt --to RUN [--dict dict.txt | --tokenizer DIR]
-    python -m janus_ds convert --to hf RUN --output DIR [--license NAME]
-    python -m janus_ds convert --to bart RUN --output DIR
-    python -m janus_ds convert --to fairseq RUN --output model.pt
+    janus-ds convert --from hf DIR --to RUN
+    janus-ds convert --from fairseq model.pt --to RUN [--dict dict.txt | --tokenizer DIR]
+    janus-ds convert --to hf RUN --output DIR [--license NAME]
+    janus-ds convert --to bart RUN --output DIR
+    janus-ds convert --to fairseq RUN --output model.pt
 
 A converted folder holds what a run folder holds (`run.json`, `tokenizer/`, `weights.safetensors`), so
 that decoding, `init` in a recipe and every other command take it, and `conversion.json`: what became

@@ -1,10 +1,10 @@
 """Decode text with a checkpoint, autoregressively, non-autoregressively, or both.
 
-    python eval/decode.py --checkpoint RUN --mode nar --iterations 4 < sources.txt > outputs.txt
-    python eval/decode.py --checkpoint RUN --mode ar,nar --heldout 3
-    python eval/decode.py --checkpoint RUN --mode ar,nar --mask-share 0.3 --input passages.txt
-    python eval/decode.py --demo                         the model of the package: German to English
-    python eval/decode.py --demo --mode aux --target with_blanks.txt --input sources.txt
+    janus-ds decode --checkpoint RUN --mode nar --iterations 4 < sources.txt > outputs.txt
+    janus-ds decode --checkpoint RUN --mode ar,nar --heldout 3
+    janus-ds decode --checkpoint RUN --mode ar,nar --mask-share 0.3 --input passages.txt
+    janus-ds decode --demo                         the model of the package: German to English
+    janus-ds decode --demo --mode aux --target with_blanks.txt --input sources.txt
 
 Lines in, lines out, in order, as they come: each line is written when it is decoded (--output FILE: to
 FILE.part, which becomes FILE at the end). An input that is too long for the model is cut, and their number

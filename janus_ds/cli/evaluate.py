@@ -40,8 +40,8 @@ _ALL = "all"
 _NMT = """\
 Translate with a checkpoint and score, or score translations that are there.
 
-    python eval/nmt.py --checkpoint RUN [--average 5] [--modes ar,nar] [--iterations 0,1,4,10] [--split test]
-    python eval/nmt.py --predictions FILE --references FILE [--baseline FILE] [--output scores.json]
+    janus-ds eval nmt --checkpoint RUN [--average 5] [--modes ar,nar] [--iterations 0,1,4,10] [--split test]
+    janus-ds eval nmt --predictions FILE --references FILE [--baseline FILE] [--output scores.json]
 
 The first writes hypotheses and scores to RUN/eval/SPLIT (or --output DIR) and prints one table. Files have
 one sentence a line; lines of subword-nmt ("@@ ") are joined. Without arguments: help and an example.
@@ -49,10 +49,10 @@ one sentence a line; lines of subword-nmt ("@@ ") are joined. Without arguments:
 _GLGE = """\
 Decode and score GLGE's tasks as the official scripts do, or score prediction files that are there.
 
-    python eval/glge.py --task xsum --checkpoint RUN [--mode ar,nar] [--iterations 0,1,4,10] [--data FOLDER]
-    python eval/glge.py --task xsum --predictions FILE --references FILE [--sources FILE] [--output JSON]
-    python eval/glge.py --task xsum --predictions FILE --data glge/easy
-    python eval/glge.py --task all  --predictions FOLDER --data glge/easy
+    janus-ds eval glge --task xsum --checkpoint RUN [--mode ar,nar] [--iterations 0,1,4,10] [--data FOLDER]
+    janus-ds eval glge --task xsum --predictions FILE --references FILE [--sources FILE] [--output JSON]
+    janus-ds eval glge --task xsum --predictions FILE --data glge/easy
+    janus-ds eval glge --task all  --predictions FOLDER --data glge/easy
 
 Tasks: cnndm, gigaword, xsum, msnews, squadqg, msqg, coqa, personachat. The first form writes hypotheses and
 scores.json to RUN/eval/SPLIT (or --output DIR), takes the best checkpoint where training kept one, and

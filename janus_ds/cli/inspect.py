@@ -1,4 +1,4 @@
-"""`python -m janus_ds inspect DIR --sample N`: a sample as the model sees it."""
+"""`janus-ds inspect DIR --sample N`: a sample as the model sees it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser("inspect", "A sample as the model sees it: tokens, masked views, who sees whom.")
-    parser.add_argument("data", metavar="DIR", help="made by launch/prepare_data.py; or as data.path")
+    parser.add_argument("data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
     parser.add_argument("--sample", type=int, required=True, metavar="N", help="number of the sample")
     parser.add_argument("--split", default="train", help="train, valid or test (default: train)")
     parser.add_argument("--epoch", type=int, default=0, help="masks differ from epoch to epoch (default: 0)")

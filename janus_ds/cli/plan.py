@@ -1,4 +1,4 @@
-"""`python -m janus_ds plan`: what a run needs and how long it is, before anything is started."""
+"""`janus-ds plan`: what a run needs and how long it is, before anything is started."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser("plan", "Parameters, memory, checkpoint size, messages and length of a run.")
     add_recipe_arguments(parser)
-    parser.add_argument("--data", help="directory made by launch/prepare_data.py; or as data.path")
+    parser.add_argument("--data", help="directory made by `janus-ds prepare`; or as data.path")
     parser.add_argument("--vocab", type=int, help="vocabulary size, where there is no data yet")
     parser.add_argument("--ranks", type=int, default=8, help="processes of the run (default: 8)")
     add = parser.add_argument

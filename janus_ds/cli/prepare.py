@@ -31,10 +31,10 @@ _SPLITS = ("train", "valid", "test")
 _DATA = """\
 Make a data directory of text files: tokenizer, shards, index, manifest.
 
-    python launch/prepare_data.py --input TEXT... --output DIR
-    python launch/prepare_data.py --task nmt --source-lang de --target-lang en --train train.de train.en \\
+    janus-ds prepare --input TEXT... --output DIR
+    janus-ds prepare --task nmt --source-lang de --target-lang en --train train.de train.en \\
         --valid valid.de valid.en --test test.de test.en --output DIR
-    python launch/prepare_data.py --task nmt --distill RUN --data DIR --output DIR2
+    janus-ds prepare --task nmt --distill RUN --data DIR --output DIR2
 
 The first makes blocks of text for pretraining. The second makes pairs for translation. The third makes other
 targets for such pairs: the translations of a run that decodes autoregressively, from which
@@ -45,7 +45,7 @@ the first and the third go on where they stopped.
 _GLGE = """\
 Make a data directory of one GLGE task for fine-tuning: pairs, cut to the task's limits.
 
-    python launch/prepare_glge.py --task xsum --input glge/easy/xsum_data \\
+    janus-ds prepare glge --task xsum --input glge/easy/xsum_data \\
         --tokenizer runs/bart-base/tokenizer --output data/xsum
 
 The input is the official layout, org_data/{train,dev,test}.{src,tgt}; the tokenizer that of the run to

@@ -62,7 +62,7 @@ def explain(key: str | None) -> str:
     if key in SECTIONS:
         fields = [_one_line(spec) for spec in FIELDS.values() if spec.key.startswith(f"{key}.")]
         return "\n".join([f"{key}: {inspect.cleandoc(SECTIONS[key].__doc__ or '')}", "", *fields])
-    fix, known = "`python -m janus_ds explain` lists all keys", [*FIELDS, *SECTIONS]
+    fix, known = "`janus-ds explain` lists all keys", [*FIELDS, *SECTIONS]
     near = [name for name in known if key.lower() in name][:8]
     fix = f"did you mean one of {', '.join(near)}? ({fix})" if len(near) > 1 else suggestion(key, known, fix)
     raise UsageError(f"there is no key {key!r}", "explain", fix)

@@ -1,6 +1,6 @@
 """One page about runs: tables, curves, quality against time, sample outputs side by side.
 
-    python eval/report.py runs/ar runs/cmlm runs/janus [--output report/] [--split test]
+    janus-ds report runs/ar runs/cmlm runs/janus [--output report/] [--split test]
 
 Reads run.json and metrics.jsonl of each run, and what eval/nmt.py wrote to RUN/eval/SPLIT (scores.json and
 the outputs; a scores.json of eval/glge.py does as well). Writes report/index.html, which needs no other file
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{(__doc__ or '').strip()}\n\nAll options: --help")
         return 0
     parsed = _parser().parse_args(given)
-    command = ["python", "eval/report.py", *given]
+    command = ["janus-ds", "report", *given]
     written = write_report(parsed.runs, parsed.output, parsed.split, parsed.samples, command)
     print(f"wrote {written[0]} and {len(written) - 1} pictures beside it")
     return 0

@@ -1,4 +1,4 @@
-"""`python -m janus_ds verify DIR`: read a data directory whole and name all damage."""
+"""`janus-ds verify DIR`: read a data directory whole and name all damage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         DataError: the data is damaged (exit code 4), or is no data directory.
     """
     parser = new_parser("verify", "Read a data directory whole; name every damaged shard and member.")
-    parser.add_argument("data", metavar="DIR", help="made by launch/prepare_data.py; or as data.path")
+    parser.add_argument("data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
     add_override_argument(parser, "fields of a recipe that say how to fetch, such as data.cache_dir=DIR")
     parsed = parser.parse_args(arguments)
     data = load_run_config(None, parsed.overrides).data

@@ -42,7 +42,7 @@ class ConfigFaultsError(ConfigError):
         super().__init__(
             f"{len(self.faults)} faults in the configuration:{''.join(lines)}",
             ", ".join(dict.fromkeys(f.where.partition(": ")[0] for f in self.faults)),
-            "mend them all, then run `python -m janus_ds check` again",
+            "mend them all, then run `janus-ds check` again",
         )
 
 

@@ -2,7 +2,7 @@
 
 The sections in `schema.py` and `schema_train.py` are pydantic dataclasses: frozen, strict (no text or truth
 value as a number, but whole numbers as numbers), and finite. The text below a field in the source is its
-documentation; `python -m janus_ds explain KEY` prints it.
+documentation; `janus-ds explain KEY` prints it.
 """
 
 from __future__ import annotations

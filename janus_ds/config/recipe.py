@@ -212,7 +212,7 @@ def _known(key: str, value: Any, origin: str, faults: FaultList) -> dict[str, Gi
             faults.add(what, f"{origin}: {key}", f"leave {key} out")
         return {}
     known = [*FIELDS, *SECTIONS]
-    fix = suggestion(key, known, "`python -m janus_ds explain` lists all keys")
+    fix = suggestion(key, known, "`janus-ds explain` lists all keys")
     faults.add(f"unknown key {shown(key)}", f"{origin}: {shown(key)[1:-1]}", fix)
     if near := nearest(key, known):
         faults.spoilt.add(near)

@@ -1,6 +1,6 @@
 """What a run is, field by field: frozen dataclasses filled from `launch/recipes/*.yaml`.
 
-`python -m janus_ds explain KEY` prints the text below a field. Fields that are `None` take the
+`janus-ds explain KEY` prints the text below a field. Fields that are `None` take the
 value that the objective's preset bundles (`config/presets.py`).
 """
 
@@ -82,7 +82,7 @@ class DataConfig:
     """Where samples come from."""
 
     path: str | None = None
-    """Where launch/prepare_data.py's directory lies; None: the bundled corpus, prepared on first use.
+    """Where the directory of `janus-ds prepare` lies; None: the bundled corpus, prepared on first use.
 
     A folder, an address (http://, https://, s3://, gs:// or any of fsspec's), or a command that writes a
     file of it to standard output, with {} for the file's name: `pipe:ssh HOST cat DIR/{}`. In an address,
@@ -116,7 +116,7 @@ class DataConfig:
     """Segment widths are padded to a multiple of this, which bounds the number of distinct shapes.
 
     For sentences of some 20 tokens, 1 or 2 where shapes cost nothing (train.compile none or head): with 8, a
-    fifth of the decoder rows and more are padding (`python -m janus_ds bench data --shape pairs` counts it).
+    fifth of the decoder rows and more are padding (`janus-ds bench data --shape pairs` counts it).
     """
     pack_rows: bool = False
     """Rows of all samples of a batch one after the other, without padding between them.

@@ -83,7 +83,7 @@ def distill(request: DistillRequest, show: Show | None = None) -> PairReport:
         raise DataError(
             "the data directory holds no training pairs",
             str(request.data),
-            "give a directory made by launch/prepare_data.py --task nmt --train ...",
+            "give a directory made by `janus-ds prepare --task nmt --train ...`",
         )
     run, weights = load_mean(request.checkpoint, request.average, request.device)
     _check_run(run, manifest, request)

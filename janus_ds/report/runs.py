@@ -233,7 +233,9 @@ def _note_state(run: RunFolder, split: str) -> None:
             path.name for path in run.folder.glob("eval/*") if path.is_dir() and path.name != split
         )
         there = f" (there are scores of: {', '.join(others)})" if others else ""
-        run.notes.append(f"no scores of split {split}{there}: run eval/nmt.py --checkpoint {run.folder}")
+        run.notes.append(
+            f"no scores of split {split}{there}: run `janus-ds eval nmt` --checkpoint {run.folder}"
+        )
     for systems in run.tasks.values():
         first = next(iter(systems.values())).scores
         for system in systems.values():

@@ -57,7 +57,7 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="made by launch/prepare_data.py; an address, or A=0.7,B=0.3 (see `python -m janus_ds explain "
+        help="made by `janus-ds prepare`; an address, or A=0.7,B=0.3 (see `janus-ds explain "
         "data.path`); default: bundled corpus",
     )
     parser.add_argument("--output", type=user_path, metavar="DIR", help="run folder; default: runs/NAME")

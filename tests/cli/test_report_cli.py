@@ -74,7 +74,7 @@ def test_one_page_holds_everything(tmp_path, capsys):
         "warning: &lt;few&gt; sentences",
         "commit 0123456789ab",
         "launch/finetune.py --set",
-        "python eval/report.py",
+        "janus-ds report",
         "scored: step-00001000, mean of 5 checkpoint(s)",
     ):
         assert part in text, part
@@ -124,7 +124,7 @@ def test_scores_of_glge_and_runs_without_scores_make_pages(tmp_path):
 
 def test_faults_have_three_parts(tmp_path, capsys, monkeypatch):
     assert run("report") == 0
-    assert "eval/report.py runs/ar" in capsys.readouterr().out
+    assert "janus-ds report runs/ar" in capsys.readouterr().out
     good = MadeUp(steps=20).write(tmp_path / "run")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("in the way")

@@ -176,7 +176,7 @@ def assert_given_up(found: Found) -> None:
     assert error.exit_code == 6
     assert error.what == "3 steps in a row were skipped: the loss is not finite on rank 1"
     assert error.where.startswith(f"step {STEPS + 3}, samples [")
-    assert "python -m janus_ds inspect" in error.fix
+    assert "janus-ds inspect" in error.fix
     assert "goes on from the last checkpoint" in error.fix
 
 

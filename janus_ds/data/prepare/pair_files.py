@@ -269,7 +269,7 @@ def held_out_text(data: Path, split: str) -> PairText:
         raise DataError(
             "the data directory holds no translation data",
             str(data),
-            "give a directory made by launch/prepare_data.py --task nmt",
+            "give a directory made by `janus-ds prepare --task nmt`",
         ) from None
     paths = [data / "raw" / f"{split}.{name}" for name in names]
     for path in paths:

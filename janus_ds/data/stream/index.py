@@ -41,7 +41,7 @@ Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Sum = Annotated[int, Field(ge=0, le=1 << 62)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _T = TypeVar("_T")
-_PREPARE_AGAIN = "prepare the data again with launch/prepare_data.py, or copy the whole directory again"
+_PREPARE_AGAIN = "prepare the data again with `janus-ds prepare`, or copy the whole directory again"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -216,7 +216,7 @@ def _load(path: Path, kind: type[_T]) -> _T:
         raise DataError(
             f"the data directory holds no {path.name}",
             str(path.parent),
-            "if its preparation was interrupted, start the same launch/prepare_data.py again; "
+            "if its preparation was interrupted, start the same `janus-ds prepare` again; "
             "else give a directory that it has made",
         ) from None
     except OSError as error:

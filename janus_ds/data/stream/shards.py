@@ -41,7 +41,7 @@ _Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 _Result = TypeVar("_Result")
 
-_VERIFY = "run `python -m janus_ds verify` on the data directory; copy the shard again or prepare it again"
+_VERIFY = "run `janus-ds verify` on the data directory; copy the shard again or prepare it again"
 
 
 def token_dtype(vocab_size: int) -> str:

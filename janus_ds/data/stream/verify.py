@@ -86,7 +86,7 @@ def verify_dataset(
     """Look at every byte of a data directory.
 
     Args:
-        directory: as made by launch/prepare_data.py.
+        directory: as made by `janus-ds prepare`.
         progress: called after each shard with the share done (0 to 1) and the report so far.
         read_shard: brings the bytes of a shard, given its split, where they do not lie in `directory`.
 

@@ -204,7 +204,7 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
         raise UsageError(
             "there is no bundled data for translation",
             "--data",
-            "give the directory that launch/prepare_data.py --task nmt made",
+            "give the directory that `janus-ds prepare --task nmt` made",
         )
     if topology.is_main:
         logger.info("no --data: using the bundled corpus")

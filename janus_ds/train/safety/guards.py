@@ -30,7 +30,7 @@ from janus_ds.train.loop.engine import Update
 from janus_ds.train.safety.signals import StopSignals
 
 _SHOWN_SAMPLES = 16
-_LOOK = "look at these samples (`python -m janus_ds inspect DATA --sample N`)"
+_LOOK = "look at these samples (`janus-ds inspect DATA --sample N`)"
 _FROM_CHECKPOINT = "the same command goes on from the last checkpoint, which is whole"
 _NORMAL = 1.4826
 """Median absolute deviation -> standard deviation, for normal noise."""
