@@ -234,7 +234,7 @@ def _note_state(run: RunFolder, split: str) -> None:
         )
         there = f" (there are scores of: {', '.join(others)})" if others else ""
         run.notes.append(
-            f"no scores of split {split}{there}: run `janus-ds eval nmt` --checkpoint {run.folder}"
+            f"no scores of split {split}{there}: run `janus-ds eval nmt --checkpoint {run.folder}`"
         )
     for systems in run.tasks.values():
         first = next(iter(systems.values())).scores

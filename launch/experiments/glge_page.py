@@ -75,8 +75,15 @@ def _starts_table(runs: dict[str, Any]) -> Iterator[str]:
     yield from ("", "## From which weights", "")
     yield "OVERALL; in brackets the mean of ROUGE-L and BLEU-4, where METEOR could not be run:"
     columns, rows = ("ar", "nar-0", "nar-1", "nar-4", "nar-10"), []
-    for start, title in _STARTS.items():
-        found = [run["systems"] for run in runs.values() if run["start"] == start]
+    starts = [(title, start, False) for start, title in _STARTS.items()]
+    starts.append((f"{_STARTS['pre-janus']}, fine-tuned as released", "pre-janus", True))
+    for title, start, as_released in starts:
+        found = [
+            run["systems"]
+            for run in runs.values()
+            if run["start"] == start
+            and (run["recipe"]["objective"]["preset"] == "released_finetune") == as_released
+        ]
         merged = {system: scores for systems in found for system, scores in systems.items()}
         if merged:
             rows.append(

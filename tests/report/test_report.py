@@ -42,7 +42,7 @@ def test_runs_are_read_and_their_gaps_are_noted(runs, tmp_path):
     assert (janus.objective, janus.updates, list(janus.tasks["nmt"])) == ("paper", 1000, [*JANUS, "draft"])
     assert (janus.notes, plain.notes) == ([], [])
     assert begun.notes[0] == "not finished, or stopped early: 40 of 1,000 updates"
-    assert begun.notes[1].startswith("no scores of split test: run `janus-ds eval nmt`")
+    assert begun.notes[1].startswith("no scores of split test: run `janus-ds eval nmt --checkpoint ")
     # A run named twice is one; runs of one name are told apart by their folders.
     other = MadeUp(steps=20).write(tmp_path / "more" / "ar-s1")
     found = read_runs([plain.folder, other, plain.folder / ".." / "ar-s1"], "test")

@@ -64,7 +64,8 @@ def test_unfit_files_are_refused_in_words(tmp_path, kind):
     for damaged, said in (
         (b"", "cut"),
         (b"\xff\xfe", "cut or is not JSON"),
-        (b"[]", "no format_version"),
+        (b"[]", "no JSON object"),
+        (b"{}", "no format_version"),
         (json.dumps({**body, "format_version": FORMAT_VERSION + 1}).encode(), "format version 2"),
         (json.dumps({**body, "splits": {}, "shards": []}).encode(), "changed since it was written"),
     ):
