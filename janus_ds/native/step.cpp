@@ -1,6 +1,6 @@
 // One decoding step of AR: all decoder layers over a few rows of each sentence, and products with packed weights.
 //
-// Plain C interface, called through ctypes (janus_ds/native/library.py). GCC's vector types (also clang's) carry the
+// Plain C interface, called through ctypes (janus_ds/native/kernels.py). GCC's vector types (also clang's) carry the
 // arithmetic: 16 floats are one register with AVX512, two with AVX2, four with SSE or NEON. It is compiled for the
 // machine it runs on; only the int8 product names instructions.
 //
@@ -98,7 +98,7 @@ Floats gelu(Floats x) {
 
 extern "C" {
 enum Activation : int64_t { NONE, RELU, GELU };
-struct Matrix {  // weights of `out` outputs, in panels; see packed() in library.py
+struct Matrix {  // weights of `out` outputs, in panels; see packed() in kernels.py
   const void* weight;
   const float *scale, *sum, *bias;  // scale and sum of int8 alone; bias may be null
   int64_t in, out;

@@ -19,14 +19,14 @@ from janus_ds.model.decoding.cpu_kernels import (
     prepare,
 )
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
-from janus_ds.native.library import library
+from janus_ds.native.kernels import compiled
 from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.parallel.layers import ParallelLayers
 from tests.support.tiny_model import tiny_model
 
 packs = pytest.mark.skipif(not can_pack(torch.float32), reason="torch cannot pack weights here")
 compiles = pytest.mark.skipif(not compiler_is_at_hand(torch.device("cpu")), reason="there is no C++ compiler")
-quantizes = pytest.mark.skipif(library() is None, reason="there is no C++ compiler")
+quantizes = pytest.mark.skipif(compiled() is None, reason="there is no C++ compiler")
 
 
 def layer(rows: int = 40, columns: int = 24) -> tuple[nn.Linear, Tensor]:
@@ -103,8 +103,8 @@ def test_without_the_operators_linear_stays(monkeypatch: pytest.MonkeyPatch) -> 
         raise AttributeError("no such operator")
 
     can_pack.cache_clear()
-    monkeypatch.setattr(cpu_kernels, "library", lambda: None)
-    monkeypatch.setattr("janus_ds.model.decoding.inference.library", lambda: None)
+    monkeypatch.setattr(cpu_kernels, "compiled", lambda: None)
+    monkeypatch.setattr("janus_ds.model.decoding.inference.compiled", lambda: None)
     monkeypatch.setattr(cpu_kernels, "_packed_product", missing)
     try:
         plain, x = layer()
@@ -121,7 +121,7 @@ def test_precisions_that_cannot_be_are_refused() -> None:
         prepare_for_inference(tiny_model(), InferenceOptions("fp8"))
     with pytest.raises(ConfigError, match="int8 needs fp32"):
         prepare_for_inference(tiny_model(), InferenceOptions("bf16", int8=True))
-    if library() is not None:
+    if compiled() is not None:
         with pytest.raises(ConfigError, match="nothing to compile"):
             prepare_for_inference(tiny_model().float(), InferenceOptions(int8=True, compiled=True))
 

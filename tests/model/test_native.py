@@ -21,12 +21,12 @@ from janus_ds.decode.generator import Generator
 from janus_ds.errors import ConfigError
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
-from janus_ds.native import library as native
-from janus_ds.native.library import library, load, packed, product
+from janus_ds.native import kernels as native
+from janus_ds.native.kernels import compiled, load, packed, product
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY
 
-compiles = pytest.mark.skipif(library() is None, reason="there is no C++ compiler")
+compiles = pytest.mark.skipif(compiled() is None, reason="there is no C++ compiler")
 CPUS: dict[str, tuple[str, ...]] = {"this": (), "avx2": ("-march=x86-64-v3", "-O1"), "any": ("-O1",)}
 PLACES = ("janus_ds.model.decoding.cpu_kernels", "janus_ds.model.decoding.native_step")
 STREAMS = [
@@ -46,7 +46,7 @@ def kernels(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     if request.param == "avx2" and " avx2 " not in native._cpu()[2]:
         pytest.skip("this CPU has no AVX2")
     if request.param == "this":
-        return library()
+        return compiled()
     return load(native._built(tmp_path_factory.mktemp("native"), CPUS[request.param]))
 
 
@@ -60,7 +60,7 @@ def threads(count: int) -> Iterator[None]:
 
 def use(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (*PLACES, "janus_ds.model.decoding.inference"):
-        monkeypatch.setattr(f"{place}.library", lambda: kernels)
+        monkeypatch.setattr(f"{place}.compiled", lambda: kernels)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -140,7 +140,7 @@ def test_a_step_is_that_of_float64(
 def test_tokens_of_the_demo_are_those_of_pytorch(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Generator.from_checkpoint("demo", **options).generate(SOURCES)
     for place in PLACES:
-        monkeypatch.setattr(f"{place}.library", lambda: None)
+        monkeypatch.setattr(f"{place}.compiled", lambda: None)
     expected = Generator.from_checkpoint("demo", **options).generate(SOURCES)
     assert [result.text for result in found] == [result.text for result in expected]
     assert [result.score for result in found] == pytest.approx(
@@ -150,9 +150,9 @@ def test_tokens_of_the_demo_are_those_of_pytorch(options: Any, monkeypatch: pyte
 
 @pytest.fixture
 def fresh() -> Any:
-    library.cache_clear()
+    compiled.cache_clear()
     yield
-    library.cache_clear()
+    compiled.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh")
@@ -179,7 +179,7 @@ def test_without_a_compiler_pytorch_does_it_with_one_note(
 @pytest.mark.usefixtures("fresh")
 def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("JANUS_NATIVE", "0")
-    assert library() is None
+    assert compiled() is None
     assert not caplog.records
 
 
@@ -191,7 +191,7 @@ def test_a_folder_that_others_can_write_is_not_used(
     folder = native._cache_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o777)
-    assert library() is None
+    assert compiled() is None
     assert f"chmod 700 {folder}" in caplog.text
     folder.chmod(0o700)
     folder.parent.chmod(0o777)

@@ -13,7 +13,7 @@ from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.model.decoding.cache import ArStream, KVCache
 from janus_ds.model.decoding.inference import prepare_for_inference
 from janus_ds.model.janus import JanusModel
-from janus_ds.native.library import library
+from janus_ds.native.kernels import compiled
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY
 
@@ -61,7 +61,7 @@ def case(request: Any) -> Case:
     stream = ArStream.of(objective, TOY)
     if not native:
         return Case(tiny_model(config), stream, EXACT)
-    if library() is None:
+    if compiled() is None:
         pytest.skip("there is no C++ compiler")
     config = replace(config, d_model=64, ffn_dim=72, heads=2)
     return Case(prepare_for_inference(tiny_model(config)), stream, 1e-4, tiny_model(config))

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from janus_ds.native.library import library, packed, product
+from janus_ds.native.kernels import compiled, packed, product
 
 Product = Callable[[Tensor], Tensor]
 """x (..., in) -> x W^T + b, (..., out)."""
@@ -84,7 +84,7 @@ def product_of(weight: Tensor, bias: Tensor | None, int8: bool, activation: str 
         int8: quantize; the weight is float32 on the CPU.
         activation: none, relu or gelu: applied to the result.
     """
-    kernels = library() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
+    kernels = compiled() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
     if kernels is not None:
         matrix = packed(weight, bias, int8)
         return lambda x: product(kernels, matrix, x, activation)

@@ -19,7 +19,7 @@ from janus_ds.model.decoding.cpu_kernels import prepare
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.transformer import EncoderLayer, TransformerLayer
 from janus_ds.model.weights import check_shapes, load_weights
-from janus_ds.native.library import library
+from janus_ds.native.kernels import compiled
 from janus_ds.parallel.layers import ParallelLayers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -59,7 +59,7 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
         )
     device = next(model.parameters()).device.type
     model.to(DTYPES[options.dtype])
-    if options.int8 and (options.dtype != "fp32" or device != "cpu" or library() is None):
+    if options.int8 and (options.dtype != "fp32" or device != "cpu" or compiled() is None):
         raise ConfigError(
             "int8 needs fp32 beside it, a CPU, and a C++ compiler for its kernels",
             f"--int8 with --dtype {options.dtype} on {device}",

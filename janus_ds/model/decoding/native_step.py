@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from janus_ds.native.library import ACTIVATIONS, PANEL, Layer, Matrix, Step, library, packed
+from janus_ds.native.kernels import ACTIVATIONS, PANEL, Layer, Matrix, Step, compiled, packed
 
 if TYPE_CHECKING:
     from janus_ds.model.decoding.cache import KVCache
@@ -51,7 +51,7 @@ class NativeDecoder:
         fits = width % PANEL == 0 and width % (self._heads * _LANES) == 0
         if not fits or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
             return
-        self._kernels = library()
+        self._kernels = compiled()
         if self._kernels is not None:
             self._epsilon = layers[0].ffn_norm.eps
             self._activation = ACTIVATIONS.index(layers[0].activation_name)

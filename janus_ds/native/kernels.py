@@ -73,7 +73,7 @@ class Step(ctypes.Structure):
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be had, with a note, or are not wanted."""
     if os.environ.get("JANUS_NATIVE", "1") == "0":
         return None
