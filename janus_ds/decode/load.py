@@ -126,13 +126,11 @@ def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
 def trained_modes(objective: ObjectiveConfig) -> tuple[str, ...]:
     """The modes that a model trained with these weights can decode in.
 
-    AUX rows train both: they are predictions from MASK rows, and each but the first from gold tokens.
-    NAR needs a trained length head as well.
+    AR needs its own loss: AUX rows never predict eos. They train NAR as well, since they are predictions from
+    MASK rows; NAR also needs a trained length head.
     """
-    aux = bool(objective.weight_aux)
-    ar = bool(objective.weight_ar) or aux
-    nar = (bool(objective.weight_nar) or aux) and bool(objective.weight_length)
-    return ("ar",) * ar + ("nar",) * nar
+    nar = bool(objective.weight_nar or objective.weight_aux) and bool(objective.weight_length)
+    return ("ar",) * bool(objective.weight_ar) + ("nar",) * nar
 
 
 def check_mode(config: RunConfig) -> None:

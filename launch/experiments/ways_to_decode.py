@@ -1,19 +1,21 @@
-"""All ways to decode one model: BLEU against CPU seconds a sentence, in batches of 32 and one by one.
+"""All ways to decode one model: its score against CPU seconds a sentence, in batches of 32 and one by one.
 
     python launch/experiments/ways_to_decode.py --checkpoint demo --text test.de test.en --minutes 60
+    python launch/experiments/ways_to_decode.py --checkpoint RUN --task squadqg --text test.src test.tgt
     python launch/experiments/ways_to_decode.py --checkpoint demo --infill "Er wohnt hier. ||| He ___ here."
 
 Everything runs in one process, in rounds: each takes the next 32 sentences, all ways in turn, and then the
 first few of them one by one. So other work on the machine slows all ways alike. What was measured is kept in
 `--state` after each round; the same call again goes on from there. Rounds end when the text does or the time
-is up; the page says how many sentences were decoded. Any checkpoint that was trained for AR, NAR and AUX can
-be given; each call renews the section of its name and keeps the others. The held-out text of the
-demonstration model is written by `demo_de_en.py`.
+is up; the page says how many sentences were decoded. Ways that a checkpoint was not trained for are left out;
+each call renews the section of its name and keeps the others. The held-out text of the demonstration model
+is written by `demo_de_en.py`, that of Multi30k by `convergence.py`, that of SQuAD-QG by `glge_squadqg.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,12 +27,16 @@ from driver import ROOT
 from results import table, write_results
 
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun, load_run, with_decode
-from janus_ds.errors import UsageError, exit_on_error
+from janus_ds.decode.load import LoadedRun, check_mode, load_run, with_decode
+from janus_ds.decode.text import cut_sources, cut_warning
+from janus_ds.errors import ConfigError, UsageError, exit_on_error
 from janus_ds.io import write_atomic
-from janus_ds.metrics.scores import TextLines, check_same_length, read_lines
+from janus_ds.metrics.glge import TaskTexts, choose_meteor, score_task, task_named
+from janus_ds.metrics.scores import METRIC_TITLES, TextLines, check_same_length, read_lines
 from janus_ds.metrics.translation import compare_translations
+from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.model.decoding.inference import prepare_for_inference
+from janus_ds.observe.writers import read_metrics
 from janus_ds.report.figures import COLOURS, new_figure, png_of, styled
 
 BATCH = 32
@@ -63,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_for_inference(run.model)
     stem = options.results / "ways_to_decode"
     content = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").is_file() else {}
-    part = content.setdefault(options.name or options.checkpoint, {})
-    if run.weights.parent.name.startswith("step-"):
-        part["updates"] = int(run.weights.parent.name.removeprefix("step-"))
+    name = options.name or options.checkpoint
+    part = content[name] = content.get(name, {}) | training(run)
     if options.text:
-        sources, references = (read_lines(path) for path in options.text)
-        check_same_length(sources, references)
-        part |= score(measure(run, sources.lines, options), references)
+        texts = [read_lines(path) for path in options.text]
+        check_same_length(*texts)
+        state = options.state or ROOT / "runs" / f"ways_to_decode.{Path(name).name}.json"
+        part |= score(measure(run, texts[0].lines, state, options), *texts, options.task)
+        part["left_out"] = available(run)[1]
     if options.infill:
         part["infilling"] = [filled(run, *_blanks(text)) for text in options.infill]
     draw(content, options.results / "figures" / "ways_to_decode.png")
@@ -77,47 +84,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def training(run: LoadedRun) -> dict[str, Any]:
+    """Of a run that was trained: the update of its checkpoint, of all, and what its validation said."""
+    folder, metrics = run.weights.parent, run.folder / "metrics.jsonl"
+    best = folder / "best.json"
+    found: dict[str, Any] = json.loads(best.read_text(encoding="utf-8")) if best.is_file() else {}
+    step = found.get("step") or folder.name.removeprefix("step-")
+    if not str(step).isdigit():
+        return {}
+    made = read_metrics(metrics)[-1]["step"] if metrics.is_file() else None
+    kinds = {name.removeprefix("valid_"): value for name, value in found.items() if isinstance(value, dict)}
+    return {"updates": int(step), "made": made, "planned": run.config.train.max_steps, "validation": kinds}
+
+
+def available(run: LoadedRun) -> tuple[list[str], dict[str, str]]:
+    """The ways that the checkpoint was trained for, and why the others are left out."""
+    left = {}
+    for name, way in WAYS.items():
+        try:
+            check_mode(with_decode(run.config, way))
+        except ConfigError as error:
+            left[name] = error.what
+    return [name for name in WAYS if name not in left], left
+
+
 def generators(run: LoadedRun, batch: int) -> dict[str, Generator]:
     """One for each way."""
     return {
-        name: Generator(run.model, run.text, run.special, with_decode(run.config, way), batch)
-        for name, way in WAYS.items()
+        name: Generator(run.model, run.text, run.special, with_decode(run.config, WAYS[name]), batch)
+        for name in available(run)[0]
     }
 
 
-def measure(run: LoadedRun, lines: list[str], options: argparse.Namespace) -> dict[str, Any]:
+def measure(run: LoadedRun, lines: list[str], state: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Outputs, passes and CPU seconds by way: sums over sentences, in batches and one by one."""
+    batched, single = generators(run, BATCH), generators(run, 1)
+    of = hashlib.sha256(run.weights.read_bytes() + "\n".join(lines).encode()).hexdigest()[:16]
     found: dict[str, Any] = {
         name: {"text": [], "passes": [], "batch_seconds": 0.0, "single_seconds": 0.0, "singles": 0}
-        for name in WAYS
+        for name in batched
     }
-    if options.state.is_file():
-        found |= json.loads(options.state.read_text(encoding="utf-8"))
+    if state.is_file():
+        kept = json.loads(state.read_text(encoding="utf-8"))
+        if kept.get("of") != of or set(kept["ways"]) != set(found):
+            what = "it holds another checkpoint, text or ways"
+            raise UsageError(what, str(state), "remove it, or name another (--state)")
+        found |= kept["ways"]
     done = len(found[BASELINE]["text"])
-    if set(found) != set(WAYS) or any(len(item["text"]) != done for item in found.values()):
-        raise UsageError("it was measured in other ways", str(options.state), "remove it, or name another")
-    batched, single = generators(run, BATCH), generators(run, 1)
+    table_size = run.config.model.max_source_positions
+    sources, cut = cut_sources(map(single[BASELINE].text.encode, lines), table_size)
+    if cut:
+        print(cut_warning(cut, len(lines), table_size))
     for generator in (*batched.values(), *single.values()) if done < len(lines) else ():
-        generator.generate(lines[:2])
+        generator.generate_ids(sources[:2])
     until = time.monotonic() + 60 * options.minutes
     for start in range(done, len(lines), BATCH):
-        part = lines[start : start + BATCH]
         for name, item in found.items():
-            began = time.process_time()
-            outputs = batched[name].generate(part)
-            item["batch_seconds"] += time.process_time() - began
-            item["text"] += [output.text for output in outputs]
-            item["passes"] += [output.passes for output in outputs]
-            began = time.process_time()
-            for line in part[: options.singles]:
-                single[name].generate(line)
-            item["single_seconds"] += time.process_time() - began
-            item["singles"] += len(part[: options.singles])
-        write_atomic(options.state, json.dumps(found, ensure_ascii=False).encode())
-        print(f"{start + len(part)} of {len(lines)} sentences", flush=True)
+            _add_round(item, batched[name], single[name], sources[start : start + BATCH], options.singles)
+        write_atomic(state, json.dumps({"of": of, "ways": found}, ensure_ascii=False).encode())
+        print(f"{min(start + BATCH, len(lines))} of {len(lines)} sentences", flush=True)
         if time.monotonic() > until:
             break
     return found
+
+
+def _add_round(
+    item: dict[str, Any], batched: Generator, single: Generator, sources: list[list[int]], singles: int
+) -> None:
+    """One way's outputs of a round, its passes and times."""
+    began = time.process_time()
+    best = [candidates[0] for candidates in batched.generate_ids(sources)]
+    item["batch_seconds"] += time.process_time() - began
+    item["text"] += [batched.text.decode(found.tokens) for found in best]
+    item["passes"] += [found.passes for found in best]
+    began = time.process_time()
+    for source in sources[:singles]:
+        single.generate_ids([source])
+    item["single_seconds"] += time.process_time() - began
+    item["singles"] += len(sources[:singles])
 
 
 def filled(run: LoadedRun, source: str, target: str) -> dict[str, Any]:
@@ -139,13 +183,17 @@ def _blanks(text: str) -> list[str]:
     return parts
 
 
-def score(measured: Mapping[str, Any], references: TextLines) -> dict[str, Any]:
-    """BLEU of each way, its significance against NAR 10, and milliseconds a sentence."""
+def score(
+    measured: Mapping[str, Any], sources: TextLines, references: TextLines, task: str | None
+) -> dict[str, Any]:
+    """Scores of each way, the significance of its BLEU against NAR 10, and milliseconds a sentence."""
     count = len(measured[BASELINE]["text"])
-    given = TextLines(references.name, references.lines[:count])
+    asked, given = (TextLines(text.name, text.lines[:count]) for text in (sources, references))
     baseline, ways = TextLines(BASELINE, measured[BASELINE]["text"]), {}
+    meteor = choose_meteor("auto") if task else ""
     for name, item in measured.items():
-        compared = compare_translations(TextLines(name, item["text"]), given, baseline)["sacrebleu"]
+        output = TextLines(name, item["text"])
+        compared = compare_translations(output, given, baseline)["sacrebleu"]
         ways[name] = {
             "bleu": round(compared["score"], 2),
             "p": round(compared["p_sacrebleu"], 4),
@@ -153,35 +201,29 @@ def score(measured: Mapping[str, Any], references: TextLines) -> dict[str, Any]:
             "ms_batch": round(1e3 * item["batch_seconds"] / count, 2),
             "ms_single": round(1e3 * item["single_seconds"] / max(1, item["singles"]), 2),
         }
+        if task is not None:
+            texts = TaskTexts(output, given, asked)
+            found = score_task(task_named(task), texts, "test", meteor).metrics
+            ways[name] = {key: round(value, 2) for key, value in found.items()} | ways[name]
     singles = measured[BASELINE]["singles"]
-    return {"sentences": count, "singles": singles, "of": len(references.lines), "ways": ways}
+    return {"task": task, "sentences": count, "singles": singles, "of": len(references.lines), "ways": ways}
 
 
 def page(content: Mapping[str, Any]) -> Iterator[str]:
     """The Markdown."""
-    yield from ("# Ways to decode", "", "![BLEU against CPU time](figures/ways_to_decode.png)", "")
+    yield from ("# Ways to decode", "", "![Score against CPU time](figures/ways_to_decode.png)", "")
     yield (
         "Made by `python launch/experiments/ways_to_decode.py --checkpoint RUN --text SOURCES REFERENCES`: "
         "all ways in one process, in interleaved rounds; CPU time of one thread of a shared machine, fp32. "
-        f"p: paired bootstrap (sacreBLEU) against {BASELINE}. Passes are decoder passes of a sentence, in "
-        "batches; draft goes on as plain AR where that is faster, in large batches always."
+        f"p: paired bootstrap of BLEU (sacreBLEU) against {BASELINE}. Passes are decoder passes of a "
+        "sentence, in batches; draft goes on as plain AR where that is faster, in large batches always."
     )
     for name, part in content.items():
         yield from ("", f"## {name}", "")
         if "updates" in part:
-            yield f"A checkpoint after {part['updates']:,} updates; training may have gone on behind it."
-            yield ""
+            yield from (_checkpoint(part), "")
         if "ways" in part:
-            yield (
-                f"The first {part['sentences']:,} of {part['of']:,} held-out sentences in batches of "
-                f"{BATCH}; {part['singles']:,} of them one by one."
-            )
-            yield ""
-            rows = [
-                [way, *(f"{x[key]:.{digits}f}" for key, digits in _COLUMNS.items())]
-                for way, x in part["ways"].items()
-            ]
-            yield from table(["way", "BLEU", "p", "passes", "ms, batch 32", "ms, batch 1"], rows)
+            yield from _ways(part)
         if "infilling" in part:
             yield from [""] * ("ways" in part)
             yield from (
@@ -196,7 +238,54 @@ def page(content: Mapping[str, Any]) -> Iterator[str]:
             yield "```"
 
 
-_COLUMNS = {"bleu": 2, "p": 4, "passes": 1, "ms_batch": 1, "ms_single": 1}
+def _checkpoint(part: Mapping[str, Any]) -> str:
+    """One sentence about how far the model was trained."""
+    made, planned = part.get("made"), part.get("planned")
+    if made is None:
+        return f"A checkpoint after {part['updates']:,} updates; training may have gone on behind it."
+    scores = "; ".join(
+        f"{_VALIDATION.get(kind, kind)} of the validation set: "
+        + ", ".join(f"{mode.upper()} {value:.2f}" for mode, value in by_mode.items())
+        for kind, by_mode in part["validation"].items()
+    )
+    text = f"The checkpoint of update {part['updates']:,}" + f" ({scores})" * bool(scores)
+    if made >= planned:
+        return f"{text}; the run is finished ({planned:,} updates)."
+    return (
+        f"{text}. **Training is not finished: {made:,} of {planned:,} updates were made.** The same command "
+        "renews this section when it is."
+    )
+
+
+def _ways(part: Mapping[str, Any]) -> Iterator[str]:
+    """A table of the ways, and those left out."""
+    yield (
+        f"The first {part['sentences']:,} of {part['of']:,} held-out sentences in batches of "
+        f"{BATCH}; {part['singles']:,} of them one by one."
+    )
+    yield ""
+    columns = {key: title for key, title in _COLUMNS.items() if key in part["ways"][BASELINE]}
+    rows = [
+        [way, *(f"{x[key]:.{4 if key == 'p' else _digits(key)}f}" for key in columns)]
+        for way, x in part["ways"].items()
+    ]
+    left = part.get("left_out", {})
+    rows += [[way, *["not trained"] + ["-"] * (len(columns) - 1)] for way in left]
+    yield from table(["way", *columns.values()], rows)
+    for what in dict.fromkeys(left.values()):
+        yield from ("", f"Left out ({', '.join(way for way in left if left[way] == what)}): {what}.")
+
+
+def _digits(key: str) -> int:
+    return 1 if key in ("passes", "ms_batch", "ms_single") else 2
+
+
+_VALIDATION = {metric.name: metric.title for metric in VALIDATION_METRICS.values()}
+_COLUMNS = {
+    **{key: METRIC_TITLES[key][0] for key in ("rougeL", "bleu4", "meteor", "overall")},
+    **{"bleu": "BLEU", "p": "p", "passes": "passes"},
+    **{"ms_batch": f"ms, batch {BATCH}", "ms_single": "ms, batch 1"},
+}
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
@@ -210,15 +299,17 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         figure = new_figure(9.0, 4.2 * len(content))
         axes = figure.subplots(len(content), 2, squeeze=False)
         for (name, part), row in zip(content.items(), axes, strict=True):
+            score_key = next(key for key in _COLUMNS if key in part["ways"][BASELINE])
             for panel, (key, size) in zip(row, (("ms_single", 1), ("ms_batch", BATCH)), strict=True):
                 for kind, colour in zip(kinds, COLOURS, strict=False):
                     chosen = {way: x for way, x in part["ways"].items() if way.startswith(kind)}
-                    bleu = [x["bleu"] for x in chosen.values()]
-                    panel.scatter([x[key] for x in chosen.values()], bleu, label=kind, color=colour)
+                    scores = [x[score_key] for x in chosen.values()]
+                    panel.scatter([x[key] for x in chosen.values()], scores, label=kind, color=colour)
                     for way, x in chosen.items():
-                        panel.annotate(way.removeprefix(kind).strip(", "), (x[key], x["bleu"]), fontsize=5)
+                        place = (x[key], x[score_key])
+                        panel.annotate(way.removeprefix(kind).strip(", "), place, fontsize=5)
                 panel.set_xlabel("CPU ms a sentence")
-                panel.set_title(f"{name}, batch {size}: BLEU")
+                panel.set_title(f"{name}, batch {size}: {_COLUMNS[score_key]}")
         axes[0][0].legend(fontsize=7)
         write_atomic(path, png_of(figure, 80))
 
@@ -245,13 +336,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--minutes", type=float, default=60.0, help="no further round after so many [%(default)s]")
     add("--singles", type=int, default=4, help="sentences of a round that go one by one [%(default)s]")
-    state = ROOT / "runs" / "ways_to_decode.state.json"
-    add(
-        "--state",
-        type=Path,
-        default=state,
-        help="what was measured, of one checkpoint and text [%(default)s]",
-    )
+    add("--task", help="a task of GLGE, whose metrics are shown, such as squadqg [translation: BLEU]")
+    add("--state", type=Path, help="what was measured [runs/ways_to_decode.NAME.json]")
     add("--results", type=Path, default=ROOT / "docs" / "results", help="where the page goes")
     return parser
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from janus_ds.decode.load import load_run
 from janus_ds.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,19 +50,48 @@ def test_a_page_in_pieces(driver: ModuleType, tmp_path: Path) -> None:
     assert f"| draft | {part['ways']['draft']['bleu']:.2f} |" in page
     assert "The house is old." in page
     assert (tmp_path / "figures" / "ways_to_decode.png").stat().st_size > 1000
+    assert driver.main([*common, *text, "--name", "questions", "--task", "squadqg"]) == 0
+    page = (tmp_path / "ways_to_decode.md").read_text()
+    assert "| way | ROUGE-L | BLEU-4 |" in page
+    assert json.loads(json_file.read_text())["questions"]["ways"]["draft"]["rougeL"] > 50
+
+
+def test_ways_that_were_not_trained_are_left_out(driver: ModuleType) -> None:
+    run = load_run("demo")
+    config = replace(run.config, objective=replace(run.config.objective, weight_ar=0.0))
+    names, left = driver.available(replace(run, config=config))
+    assert names == [driver.BASELINE, "AUX, 1 length"]
+    assert set(left) == {"AR, greedy", "draft"}
+    assert all("objective.weight_ar is 0.0" in what for what in left.values())
+
+
+def test_how_far_a_run_was_trained_is_said(driver: ModuleType, tmp_path: Path) -> None:
+    run, best = load_run("demo"), tmp_path / "checkpoints" / "best"
+    assert driver.training(run) == {}
+    best.mkdir(parents=True)
+    (best / "best.json").write_text('{"step": 40, "valid_bleu": {"ar": 34.513}, "mode": "ar"}')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 50}\n')
+    config = replace(run.config, train=replace(run.config.train, max_steps=60))
+    begun = replace(run, folder=tmp_path, weights=best / "weights.safetensors", config=config)
+    found = driver.training(begun)
+    assert found == {"updates": 40, "made": 50, "planned": 60, "validation": {"bleu": {"ar": 34.513}}}
+    page = "\n".join(driver.page({"run": found}))
+    assert "update 40 (BLEU of the validation set: AR 34.51)" in page
+    assert "50 of 60 updates" in page
+    assert "the run is finished" in "\n".join(driver.page({"run": found | {"made": 60}}))
 
 
 def test_what_cannot_be_done_is_said(
     driver: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = tmp_path / "state"
-    state.write_text(json.dumps({"other": {"text": []}}))
+    state.write_text(json.dumps({"of": "another text", "ways": {}}))
     (tmp_path / "de").write_text("Ja!")
     text = ["--text", str(tmp_path / "de"), str(tmp_path / "de"), "--state", str(state)]
     for options, told in (
         ([], "nothing is to be"),
         (["--infill", "a ___"], "is no pair"),
-        (text, "other ways"),
+        (text, "another checkpoint, text"),
     ):
         with pytest.raises(UsageError, match=told) as caught:
             driver.main(["--checkpoint", "demo", "--results", str(tmp_path), *options])
