@@ -151,9 +151,9 @@ def exit_on_error(main: Callable[[], int | None]) -> None:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             code = 0
         elif error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fault = ResourceError(
-                f"the output cannot be written ({error.strerror})", "standard output", "free some space"
-            )
+            fix = "raise the limit (ulimit -f)" if error.errno == errno.EFBIG else "free some space"
+            what = f"the output cannot be written ({error.strerror})"
+            fault = ResourceError(what, "standard output", fix)
             print(fault, file=sys.stderr, flush=True)
             code = fault.exit_code
         else:

@@ -67,6 +67,14 @@ def add_decode_arguments(
         parser.add_argument(flag, type=kind, help=f"{text} (default: as the run's recipe says)")
 
 
+def add_long_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add `--on-long`."""
+    text = "inputs that are too long for the model: cut them, skip them (an empty output), or stop there"
+    parser.add_argument(
+        "--on-long", choices=("cut", "skip", "stop"), default="cut", help=f"{text} (default: cut)"
+    )
+
+
 def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
     """What was chosen.
 
@@ -125,6 +133,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
     add("--iterations", default="0,1,4,10", help="NAR refinements, one system each (default: 0,1,4,10)")
     add("--beam", type=int, help="AR: beam (default: as the run's recipe says)")
     add("--length-beam", type=int, help="NAR: length candidates (default: as the run's recipe says)")
+    add_long_argument(group)
     add("--limit", type=int, default=0, metavar="N", help="the first N sentences only")
     add(
         "--latency-samples",
@@ -170,6 +179,7 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
         output=parsed.output,
         decode={name: value for name, value in decode.items() if value is not None},
         limit=parsed.limit,
+        on_long=parsed.on_long,
         latency_sentences=parsed.latency,
         device=usable_device(parsed.device),
         inference=inference_options(parsed),

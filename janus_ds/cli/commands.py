@@ -52,12 +52,16 @@ _SCRIPT = """\
 # eval "$(janus-ds completion SHELL)" in the shell's start-up file
 _janus_ds() {
   local words="" cur="${COMP_WORDS[COMP_CWORD]}"
-  case "${COMP_WORDS[COMP_CWORD-1]}|${COMP_WORDS[*]:1:COMP_CWORD-1} " in
+  case "${COMP_WORDS[COMP_CWORD-1]}|${COMP_WORDS[*]:1:$((COMP_CWORD-1))} " in
 CASES
   esac
   COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }
 complete -o default -F _janus_ds janus-ds
+"""
+_ZSH = """\
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+autoload -Uz bashcompinit && bashcompinit
 """
 
 
@@ -80,7 +84,7 @@ def print_completion(arguments: Sequence[str] | None = None) -> int:
             cases.setdefault(f"'{first}|{first} '", both).append(second)
     lines = (f"    {key}) words='{' '.join(words)}' ;;" for key, words in cases.items())
     script = _SCRIPT.replace("SHELL", shell).replace("CASES", "\n".join(lines))
-    print("autoload -Uz bashcompinit && bashcompinit\n" * (shell == "zsh") + script, end="")
+    print(_ZSH * (shell == "zsh") + script, end="")
     return 0
 
 

@@ -27,6 +27,7 @@ from janus_ds.cli.arguments import (
     BOTH_WAYS,
     add_decode_arguments,
     add_inference_arguments,
+    add_long_argument,
     inference_options,
     program_parser,
 )
@@ -67,10 +68,6 @@ DEMO_SENTENCES = (
     "Kannst du mir bitte das Fenster öffnen?",
     "Er fragte mich, ob ich morgen ins Kino gehen möchte.",
     "Das Wetter war so schön, dass wir den ganzen Tag draußen blieben.",
-)
-ON_LONG = (
-    "inputs longer than the encoder's positions: cut them, skip them (an empty output line), or stop there "
-    "(default: cut)"
 )
 DECODE_OPTIONS = {
     "iterations": (int, "NAR: refinements after the first pass"),
@@ -209,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", help="ar, nar, draft, aux, or several, as ar,nar (default: as the run's recipe says)")
     add("--input", default="-", help="text file, one input a line (default: standard input)")
     add("--output", type=Path, help="file to write, FILE.part until the end (default: standard output)")
-    add("--on-long", choices=("cut", "skip", "stop"), default="cut", help=ON_LONG)
+    add_long_argument(parser)
     batch = "tokens of a batch, padding included (default: 4096, and 32 sentences at most)"
     add("--batch-tokens", type=int, metavar="N", help=batch)
     seconds = "seconds between two lines about progress where standard error is no terminal; 0: none"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.text import TextCodec, cut_warning, one_line
+from janus_ds.decode.text import TextCodec, fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import DataError
 from janus_ds.evaluate.passages import Passage
 from janus_ds.io import disk_faults, is_stream
@@ -64,31 +64,19 @@ class LongInputs:
 
     def fit(self, passages: Sequence[Passage]) -> list[Passage]:
         """The next inputs as they are decoded; to `stop`, those before the first over-long one."""
-        fitting: list[Passage] = []
-        for passage in passages:
-            self.total += 1
-            length = len(passage.ids) + 2
-            if length > self._table:
-                if self._action == "stop":
-                    self.fault = DataError(
-                        f"the text has {length} tokens with bos and eos; the model reads up to {self._table}",
-                        f"line {self.total} of the input",
-                        "cut the line into shorter ones, or choose --on-long cut or --on-long skip",
-                    )
-                    return fitting
-                self._numbers.append(self.total)
-                if self._action == "cut":
-                    passage = replace(passage, ids=passage.ids[: self._table - 2])
-                else:
-                    passage = replace(passage, ids=[], target=None)
-            fitting.append(passage)
-        return fitting
+        rows, numbers = fit_sources([passage.ids for passage in passages], self._table, self._action)
+        numbers = [self.total + number for number in numbers]
+        if len(rows) < len(passages):
+            self.fault = too_long(len(passages[len(rows)].ids), numbers[0], self._table)
+        else:
+            self._numbers += numbers
+        self.total += len(rows)
+        return [replace(passage, ids=row) for passage, row in zip(passages, rows, strict=False)]
 
     def warn(self) -> None:
         """Say on standard error how many inputs were too long, if any."""
         if self._numbers:
-            what = "cut" if self._action == "cut" else "skipped"
-            _say(cut_warning(self._numbers, self.total, self._table, what))
+            _say(f"warning: {long_warning(self._numbers, self.total, self._table, self._action)}")
 
 
 class Output:

@@ -67,24 +67,45 @@ def batches_of(lengths: Mapping[int, int], most: int, most_tokens: int) -> Itera
         yield batch
 
 
-def cut_sources(sources: Iterable[Sequence[int]], table: int) -> tuple[list[list[int]], list[int]]:
-    """Sources without what does not fit into the encoder, and the numbers (from 1) of those that were cut.
+def fit_sources(
+    sources: Iterable[Sequence[int]], table: int, action: str = "cut"
+) -> tuple[list[list[int]], list[int]]:
+    """Sources as they are decoded, and the numbers (from 1) of those that are too long for the encoder.
 
     Args:
         sources: token ids without bos and eos.
-        table: positions of the encoder, bos and eos included.
+        table: the most that is read, bos and eos included, such as the encoder's positions.
+        action: what becomes of one that is too long: cut, skip (nothing of it stays), or stop (neither it nor
+            what comes behind it is given).
     """
-    rows = [list(source) for source in sources]
-    return [row[: table - 2] for row in rows], [i for i, row in enumerate(rows, 1) if len(row) > table - 2]
+    most, rows = table - 2, [list(source) for source in sources]
+    long = [i for i, row in enumerate(rows, 1) if len(row) > most]
+    if long and action == "stop":
+        return rows[: long[0] - 1], long[:1]
+    left = most if action == "cut" else 0
+    return [row if len(row) <= most else row[:left] for row in rows], long
 
 
-def cut_warning(numbers: Sequence[int], total: int, table: int, what: str = "cut") -> str:
-    """What is said about inputs that were too long: how many, which ones, what became of them."""
+def long_warning(numbers: Sequence[int], total: int, table: int, action: str = "cut") -> str:
+    """What is said about inputs that were too long: how many, which ones, what became of them.
+
+    Arguments as in :func:`fit_sources`.
+    """
     few = len(numbers) == 1
     lines = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+    done = "cut" if action == "cut" else "skipped: an empty output"
     return (
-        f"warning: {len(numbers):,} of {total:,} inputs {'is' if few else 'are'} longer than the {table} "
-        f"positions of the encoder and {'was' if few else 'were'} {what} (line{'s' * (not few)} {lines})"
+        f"{len(numbers):,} of {total:,} inputs {'is' if few else 'are'} longer than the {table - 2} tokens "
+        f"that are read (line{'s' * (not few)} {lines}) and {'was' if few else 'were'} {done}"
+    )
+
+
+def too_long(tokens: int, number: int, table: int) -> DataError:
+    """The error about an input of so many tokens, without bos and eos; `number` is its line's."""
+    return DataError(
+        f"the text has {tokens + 2} tokens with bos and eos; the model reads up to {table}",
+        f"line {number} of the input",
+        "cut the line into shorter ones, or choose --on-long cut or --on-long skip",
     )
 
 

@@ -5,7 +5,6 @@ What translation and GLGE share; `tasks.py` says what is read and how it is scor
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
-from janus_ds.decode.text import TextCodec, cut_sources, cut_warning, one_line
+from janus_ds.decode.text import TextCodec, fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.systems import check_systems, options_by_name
 from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
@@ -50,6 +49,7 @@ class EvalRequest:
         output: folder of hypotheses and scores; None: RUN/eval/SPLIT.
         decode: other fields of `DecodeConfig`, such as beam.
         limit: sentences, from the first; 0: all.
+        on_long: what becomes of sources that are too long: cut, skip (the output is an empty line) or stop.
         latency_sentences: sentences decoded one by one for ms/sentence; 0: none.
         baseline: another system's outputs, for significance (translation).
         device: where to decode.
@@ -66,6 +66,7 @@ class EvalRequest:
     output: Path | None = None
     decode: Mapping[str, Any] = field(default_factory=dict)
     limit: int = 0
+    on_long: str = "cut"
     latency_sentences: int = 50
     baseline: Path | None = None
     device: torch.device | str = "cpu"
@@ -114,7 +115,7 @@ def run_evaluation(
     """
     systems = systems_of(request, run)
     text = task.read(request, run).first(request.limit)
-    sources = encode_sources(run, text)
+    sources, long = encode_sources(run, text, request.on_long)
     output = request.folder(run)
     with disk_faults(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,9 @@ def run_evaluation(
         scores = task.score(lines, found, text)
         decode = _decode_options(request, generator)
         extra = {"system": name, "speed": speed, "decode": decode, **_origin(run, request), **scores.extra}
-        scores = replace(scores, extra=extra)
+        extra |= {"long_inputs": long} if long else {}
+        warnings = [*([long["warning"]] if long else []), *scores.warnings]
+        scores = replace(scores, extra=extra, warnings=warnings)
         # A kill in between must not leave these outputs beside scores of an earlier evaluation.
         for stale in (f"{name}.scores.json", "scores.json"):
             (output / stale).unlink(missing_ok=True)
@@ -239,18 +242,25 @@ def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any
     return {**asked, "mode": decode.mode, **own}
 
 
-def encode_sources(run: LoadedRun, text: PairText) -> list[list[int]]:
-    """Token ids of the sources, without bos and eos; what the encoder has no positions for is cut off, and
-    the number of such sources is told on standard error."""
-    codec = codec_of(run)
-    rows = [codec.encode(source) for source in text.sources]
+def encode_sources(
+    run: LoadedRun, text: PairText, on_long: str = "cut"
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token ids of the sources, without bos and eos, and what the scores' JSON says of those that are longer
+    than what the model, or its task, reads: nothing if there are none.
+
+    Raises:
+        DataError: there are some, and `on_long` is stop.
+    """
+    codec, table = codec_of(run), run.config.model.max_source_positions
+    encoded = [codec.encode(source) for source in text.sources]
     if text.longest is not None:
-        rows = [plain_ids(row, run.special)[: text.longest] for row in rows]
-    table = run.config.model.max_source_positions
-    rows, cut = cut_sources(rows, table)
-    if cut:
-        sys.stderr.write(cut_warning(cut, len(rows), table) + "\n")
-    return rows
+        encoded = [plain_ids(row, run.special) for row in encoded]
+        table = min(text.longest + 2, table)
+    rows, long = fit_sources(encoded, table, on_long)
+    if long and on_long == "stop":
+        raise too_long(len(encoded[long[0] - 1]), long[0], table)
+    told = {"count": len(long), "action": on_long, "warning": long_warning(long, len(rows), table, on_long)}
+    return rows, told if long else {}
 
 
 def _decode(

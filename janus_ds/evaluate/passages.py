@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from io import BufferedIOBase
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -48,15 +49,19 @@ class Passage:
 
 
 def with_targets(passages: Sequence[Passage], targets: Iterator[Target], where: str) -> list[Passage]:
-    """The passages with the next targets, one for each.
+    """The passages with the next targets, one for each; of an empty input, such as a skipped one, nothing is
+    filled.
 
     Raises:
         DataError: there are fewer targets.
     """
-    found = [replace(passage, target=next(targets, None)) for passage in passages]
-    if found and found[-1].target is None:
+    given = list(islice(targets, len(passages)))
+    if len(given) < len(passages):
         raise DataError("there are fewer targets than inputs", where, "give one line for each line of input")
-    return found
+    return [
+        replace(passage, target=target if passage.ids else None)
+        for passage, target in zip(passages, given, strict=True)
+    ]
 
 
 def line_windows(name: str, largest: int = 256) -> Iterator[list[str]]:

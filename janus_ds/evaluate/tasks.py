@@ -120,7 +120,7 @@ def evaluate_glge(
     results = run_evaluation(request, run, split, progress)
     if latency is None:
         return results, None, run.weights.parent
-    sources = encode_sources(run, split.read(request, run).first(request.limit))
+    sources, _ = encode_sources(run, split.read(request, run).first(request.limit), request.on_long)
     report = measure_glge(request, run, sources, latency, ar_checkpoint, progress)
     systems = {result.name: result.scores.as_dict() for result in results}
     save_json(request.folder(run) / "scores.json", {"systems": systems, "latency": report.as_dict()})
@@ -143,7 +143,6 @@ class _GlgeSplit:
 
     def read(self, request: EvalRequest, run: LoadedRun) -> PairText:
         data = _data_of(request, run)
-        longest = run.config.model.max_source_positions - 2
         if (data / MANIFEST_NAME).is_file():
             files, limit = self._prepared(data, run)
         else:
@@ -152,7 +151,7 @@ class _GlgeSplit:
         pairs = list(read_pairs(source, target))
         references = None if target is None else [pair[1] for pair in pairs]
         names = (str(source), str(target))
-        return PairText([pair[0] for pair in pairs], references, names, min(longest, limit))
+        return PairText([pair[0] for pair in pairs], references, names, limit)
 
     def _prepared(self, data: Path, run: LoadedRun) -> tuple[tuple[Path, Path | None], int]:
         """The text that `prepare_glge.py` keeps, and the longest source of its settings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,22 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFi
     assert "folder" in fails(UsageError, "--input", source, "--output", tmp_path).what
     assert file.read_text() == "kept"
     assert FULL.is_char_device()
+
+
+def test_a_file_size_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text(f"{SENTENCE}\n" * 40)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        error = fails(ResourceError, "--input", source, "--output", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.what.endswith("cannot be written (File too large)")
+    assert "ulimit -f" in error.fix
+    assert not output.exists()
+    assert "not complete: 16 lines are in" in capsys.readouterr().err
+    assert len((tmp_path / "out.txt.part").read_text().splitlines()) >= 16
 
 
 def test_a_device_is_written_to_and_not_replaced() -> None:

@@ -95,9 +95,15 @@ def test_inputs_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[
     cut = lines_of(out, "--input", source)
     assert "1 of 3 inputs is longer" in capsys.readouterr().err
     skipped = lines_of(out, "--input", source, "--on-long", "skip")
-    assert "was skipped (line 2)" in capsys.readouterr().err
+    assert "(line 2) and was skipped" in capsys.readouterr().err
     assert cut[1]
     assert skipped == [cut[0], "", cut[2]]
+    targets = tmp_path / "targets.txt"
+    targets.write_text("Good ___.\nA ___.\nHow are ___?\n")
+    filled = lines_of(out, "--input", source, "--target", targets, "--on-long", "skip")
+    assert filled[1] == ""
+    assert filled[::2] == lines_of(out, "--input", source, "--target", targets)[::2]
+    out.write_text("".join(f"{line}\n" for line in skipped))
     with pytest.raises(DataError, match="the model reads up to") as caught:
         lines_of(out, "--input", source, "--on-long", "stop")
     assert caught.value.where == "line 2 of the input"

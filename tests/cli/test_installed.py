@@ -43,6 +43,8 @@ def run(command: list[str], folder: Path, path: Path | None = None, code: int = 
     """Run a command outside of the checkout; gives what it has printed."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(path)} if path else {})
+    # uv is to look where pip does.
+    env |= {f"UV_{name}": env[f"PIP_{name}"] for name in ("FIND_LINKS", "INDEX_URL") if f"PIP_{name}" in env}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -85,8 +87,7 @@ def test_a_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path, installer:
     if subprocess.run([*install, "-q", "--dry-run", "safetensors"], capture_output=True).returncode:
         pytest.skip("no package index can be reached")
     if installer == "uv":
-        uv = shutil.which("uv") or pytest.skip("uv is not installed")
-        install = [uv, "pip", "install", "--python", str(programs / "python")]
+        install = [sys.executable, "-m", "uv", "pip", "install", "--python", str(programs / "python")]
     torch = re.search(r"TORCH_VERSION := (\S+)", (ROOT / "Makefile").read_text())
     assert torch is not None
     options = ["-c", str(ROOT / "constraints.txt"), *os.environ.get("TORCH_PIP_ARGS", "").split()]

@@ -230,3 +230,9 @@ def test_the_shell_completes_commands_options_and_names(capsys: pytest.CaptureFi
     code = "\n".join([script, ask, *(f"t {words}" for words in typed)])
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == list(typed.values()), done.stderr
+    # zsh 5.9 in its interactive mode, by hand: it needs compinit, and no name bare within ${ :1: }.
+    assert main(["completion", "zsh"]) == 0
+    head, same = capsys.readouterr().out.split("# eval", 1)
+    assert same == script.split("# eval", 1)[1].replace("completion bash", "completion zsh")
+    assert head.index("&& compinit") < head.index("&& bashcompinit")
+    assert ":COMP" not in script

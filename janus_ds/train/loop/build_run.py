@@ -235,7 +235,7 @@ def _train(
     holder = WeightsHolder(config, tokenizer, topology.device)
     scorer = raise_on_all_ranks(topology, lambda: OutputScores.of(holder))
     if scorer is not None and scorer.warning and topology.rank == 0:
-        sys.stderr.write(f"{scorer.warning}, for train.valid_bleu\n")
+        sys.stderr.write(f"warning: {scorer.warning}, for train.valid_bleu\n")
     parts = TrainerParts(
         config=config,
         identity=run.identity,

@@ -17,7 +17,7 @@ from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.text.tokenizer import Tokenizer, plain_ids
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import trained_modes
-from janus_ds.decode.text import cut_sources, cut_warning, markdown_text, one_line
+from janus_ds.decode.text import fit_sources, long_warning, markdown_text, one_line
 from janus_ds.errors import ConfigError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.model.janus import JanusModel
@@ -90,13 +90,13 @@ class OutputScores:
         self._holder = holder
         text = text.first(config.train.valid_bleu_samples)
         self._sources = [tokenizer.encode(source) for source in text.sources]
+        table = config.model.max_source_positions
         if text.longest is not None:
             # As the training sources were cut.
-            longest = min(text.longest, config.model.max_source_positions - 2)
-            self._sources = [plain_ids(row, tokenizer.special)[:longest] for row in self._sources]
-        table = config.model.max_source_positions
-        self._sources, cut = cut_sources(self._sources, table)
-        self.warning = cut_warning(cut, len(self._sources), table) if cut else None
+            table = min(text.longest + 2, table)
+            self._sources = [plain_ids(row, tokenizer.special) for row in self._sources]
+        self._sources, cut = fit_sources(self._sources, table)
+        self.warning = long_warning(cut, len(self._sources), table) if cut else None
         """What is to be said about sources that were too long for the model and were cut."""
         self._references = text.references or []
         self._modes = scored_modes(config)
@@ -167,7 +167,7 @@ class SampleDecoder:
         self._holder.load(weights)
         config, tokenizer = self._holder.config, self._holder.tokenizer
         rows = [tokenizer.encode(pair.source) for pair in self._pairs]
-        sources, _ = cut_sources(rows, config.model.max_source_positions)
+        sources, _ = fit_sources(rows, config.model.max_source_positions)
         outputs = {
             mode: [tokenizer.decode(found[0].tokens) for found in generator.generate_ids(sources)]
             for mode in trained_modes(config.objective)

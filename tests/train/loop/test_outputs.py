@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from janus_ds.cli.evaluate import evaluate_nmt
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import resolve
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
-from janus_ds.decode.text import cut_sources, cut_warning
+from janus_ds.decode.text import fit_sources, long_warning
+from janus_ds.errors import DataError
+from janus_ds.evaluate import tasks
 from janus_ds.evaluate.evaluation import encode_sources
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.layers import ParallelLayers
@@ -29,7 +34,7 @@ def test_a_validation_survives_a_line_that_is_too_long(tmp_path: Path) -> None:
     holder = WeightsHolder(config, tokenizer, torch.device("cpu"))
     scorer = OutputScores(holder, PairText(["nichts .", LONG], ["nothing .", "a"], ("valid.de", "valid.en")))
     assert scorer.warning
-    assert "1 of 2 inputs is longer than the 48 positions" in scorer.warning
+    assert "1 of 2 inputs is longer than the 46 tokens" in scorer.warning
     weights = JanusModel(holder.config.model, tokenizer.special, ParallelLayers()).state_dict()
     scores = scorer(weights)
     assert scores is not None
@@ -37,18 +42,50 @@ def test_a_validation_survives_a_line_that_is_too_long(tmp_path: Path) -> None:
     assert "- **ar**" in SampleDecoder(holder, [TextPair(LONG, "a")])(weights)
 
 
-def test_an_evaluation_cuts_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_says_what_was_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = load_run("demo")
-    rows = encode_sources(run, PairText(["Guten Morgen.", LONG, LONG], None, ("test.de", "")))
-    table = run.config.model.max_source_positions
-    assert [len(row) == table - 2 for row in rows] == [False, True, True]
-    assert capsys.readouterr().err.startswith("warning: 2 of 3 inputs are longer than")
+    text = PairText(["Guten Morgen.", LONG, LONG], ["Good morning.", "a", "b"], ("test.de", "test.en"))
+    monkeypatch.setattr(tasks, "check_vocabulary", lambda *_: None)
+    monkeypatch.setattr(tasks, "held_out_text", lambda *_: text)
+    command = [
+        "--checkpoint",
+        "demo",
+        "--data",
+        str(tmp_path),
+        "--output",
+        str(tmp_path),
+        "--mode",
+        "ar-greedy",
+    ]
+    outputs = {}
+    for action in ("cut", "skip"):
+        assert evaluate_nmt([*command, "--latency-samples", "0", "--on-long", action]) == 0
+        found = json.loads((tmp_path / "ar-greedy.scores.json").read_text())
+        assert (found["long_inputs"]["count"], found["long_inputs"]["action"]) == (2, action)
+        assert "2 of 3 inputs are longer than" in found["warnings"][0]
+        assert f"warning: {found['warnings'][0]}" in capsys.readouterr().out
+        outputs[action] = (tmp_path / "ar-greedy.txt").read_text().split("\n")
+    assert outputs["skip"] == [outputs["cut"][0], "", "", ""]
+    assert outputs["cut"][1]
+    with pytest.raises(DataError, match="the model reads up to") as caught:
+        evaluate_nmt([*command, "--on-long", "stop"])
+    assert caught.value.where == "line 2 of the input"
+    # What the task reads is a limit like the model's.
+    rows, long = encode_sources(run, replace(text, longest=2))
+    assert [len(row) for row in rows] == [2, 2, 2]
+    assert long["count"] == 3
+    assert encode_sources(run, text.first(1))[1] == {}
 
 
 def test_cutting_and_what_is_said_of_it() -> None:
-    assert cut_sources([[1], [1, 2, 3], [1, 2, 3, 4]], 5) == ([[1], [1, 2, 3], [1, 2, 3]], [3])
-    said = cut_warning(range(1, 8), 9, 5, "skipped")
-    assert said.endswith(
-        "7 of 9 inputs are longer than the 5 positions of the encoder and were skipped "
-        "(lines 1, 2, 3, 4, 5, ...)"
+    sources = [[1], [1, 2, 3], [1, 2, 3, 4], [2]]
+    assert fit_sources(sources, 5) == ([[1], [1, 2, 3], [1, 2, 3], [2]], [3])
+    assert fit_sources(sources, 5, "skip") == ([[1], [1, 2, 3], [], [2]], [3])
+    assert fit_sources(sources, 5, "stop") == ([[1], [1, 2, 3]], [3])
+    said = long_warning(range(1, 8), 9, 5, "skip")
+    assert said == (
+        "7 of 9 inputs are longer than the 3 tokens that are read (lines 1, 2, 3, 4, 5, ...) and were "
+        "skipped: an empty output"
     )
