@@ -31,7 +31,7 @@ from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.batch_attention import RowsOfBatch, fitting
-from janus_ds.tables import table
+from janus_ds.observe.progress import table
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -37,8 +37,8 @@ from janus_ds.decode.search_settings import SearchSettings
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import ParallelLayers
-from janus_ds.tables import table
+from janus_ds.observe.progress import table
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 
 @dataclass(frozen=True)

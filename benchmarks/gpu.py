@@ -35,7 +35,7 @@ from janus_ds.io import write_atomic
 from janus_ds.model.attention_flex import FlexRows
 from janus_ds.model.batch_attention import BACKENDS
 from janus_ds.model.decoding.inference import InferenceOptions
-from janus_ds.tables import table
+from janus_ds.observe.progress import table
 from tests.support.two_stream import long_batch, valid_rows
 
 Outcome = tuple[bool, dict[str, Any], str]

@@ -34,8 +34,8 @@ from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.step_plan import RankShare, make_step_plan
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import ParallelLayers
-from janus_ds.tables import table
+from janus_ds.observe.progress import table
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 _SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=10_151, vocab_size=10_152)
 CASES = {

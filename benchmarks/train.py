@@ -33,8 +33,8 @@ from benchmarks.shapes import SHAPES, BenchShape, make_batch, special_tokens, tr
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import ParallelLayers
-from janus_ds.tables import table
+from janus_ds.observe.progress import table
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train.loop.reporting import device_peak_flops, step_flops
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -33,7 +33,7 @@ from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.passages import heldout_passages, valid_split
 from janus_ds.io import write_atomic
 from janus_ds.model.janus import JanusModel
-from janus_ds.tables import table
+from janus_ds.observe.progress import table
 
 _BATCH = 32
 

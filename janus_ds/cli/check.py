@@ -13,7 +13,7 @@ from janus_ds.config.deepspeed import ExecutionConfig, load_setup
 from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import TrainingError, UsageError
-from janus_ds.tables import count_text
+from janus_ds.observe.progress import count_text
 
 if TYPE_CHECKING:
     from janus_ds.batch import SpecialTokens, TwoStreamBatch

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from janus_ds.cli.arguments import new_parser
 from janus_ds.config.packaged import packaged_folder
-from janus_ds.errors import JanusError
+from janus_ds.errors import JanusError, UsageError
 
 
 class Command(NamedTuple):
@@ -42,10 +42,10 @@ COMMANDS: dict[str, Command] = {
         "recipes", "print_explanation", "what a field of the recipe means, its type and default"
     ),
     "inspect": Command("inspect", "main", "a sample as the model sees it: masked views, rows, visibility"),
-    "verify": Command("verify", "main", "every damaged shard and member of a data directory"),
+    "verify": Command("inspect", "verify", "every damaged shard and member of a data directory"),
     "convert": Command("convert", "main", "models of Hugging Face and fairseq into runs, and back"),
     "completion": Command("commands", "print_completion", "words for the shell's completion: bash or zsh"),
-    "bench": Command("bench", "main", "measured ratios, in a checkout"),
+    "bench": Command("commands", "run_bench", "measured ratios, in a checkout"),
 }
 
 _SCRIPT = """\
@@ -96,3 +96,21 @@ def _options(command: Command) -> list[str]:
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit, JanusError):
         getattr(import_module(f"janus_ds.cli.{command.module}"), command.function)(["--help"])
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]*", said.getvalue())))
+
+
+def run_bench(arguments: Sequence[str]) -> int:
+    """Run one measurement.
+
+    Raises:
+        UsageError: this is no checkout.
+    """
+    try:
+        benches = import_module("benchmarks.__main__")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "the benches are not part of the installed package",
+            "bench",
+            "run `python -m benchmarks` at the root of a checkout of janus_ds",
+        ) from error
+    code: int = benches.main(arguments)
+    return code

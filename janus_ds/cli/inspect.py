@@ -1,10 +1,13 @@
-"""`janus-ds inspect DIR --sample N`: a sample as the model sees it."""
+"""`janus-ds inspect DIR --sample N`, a sample as the model sees it, and `janus-ds verify DIR`: all damage."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,17 @@ from numpy.typing import NDArray
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.cli.arguments import new_parser, recipe_path
-from janus_ds.config.load import add_recipe_arguments, load_run_config
+from janus_ds.config.load import add_override_argument, add_recipe_arguments, load_run_config
+from janus_ds.config.locations import is_remote, parse_locations, public_location
+from janus_ds.config.schema import DataConfig
 from janus_ds.data.masking.views import Views
+from janus_ds.data.stream.index import Manifest, ShardEntry, SplitIndex
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.pipeline import BatchMaker
+from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.data.text.tokenizer import Tokenizer
-from janus_ds.errors import UsageError
+from janus_ds.errors import JanusError, UsageError
+from janus_ds.observe.progress import Progress, bytes_text, count_text, table
 from janus_ds.report.figures import new_figure, require_matplotlib
 from janus_ds.stream_mask import Segment, dense_mask
 
@@ -222,3 +230,70 @@ def _goal(batch: TwoStreamBatch, segment: Segment, place: int) -> int | None:
         return int(batch.masked_target_BM[0, place])
     predicts = Segment.ARQ if batch.layout.arq else Segment.ARC
     return int(batch.ar_target_BA[0, place]) if segment == predicts else None
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Print a line for each shard and every fault; 0 if the data is whole.
+
+    Raises:
+        DataError: the data is damaged (exit code 4), or is no data directory.
+    """
+    parser = new_parser("verify", "Read a data directory whole; name every damaged shard and member.")
+    parser.add_argument("data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
+    add_override_argument(parser, "fields of a recipe that say how to fetch, such as data.cache_dir=DIR")
+    parsed = parser.parse_args(arguments)
+    data = load_run_config(None, parsed.overrides).data
+    reports = [_verify(source.location, data) for source in parse_locations(parsed.data)]
+    for name, report in reports:
+        report.raise_if_faulty(name)
+    return 0
+
+
+def _verify(location: str, data: DataConfig) -> tuple[str, VerifyReport]:
+    """Print what there is to say about one source."""
+    name, directory, read = public_location(location), Path(location), None
+    if is_remote(location):
+        place = open_data(location, data)
+        stores = {name: part.shards for name in place.manifest.splits for part in place.split(name)}
+        directory, read = place.sources[0].folder, partial(_fetched, stores)
+    started = time.monotonic()
+    report = verify_dataset(directory, partial(_show, Progress()), read)
+    seconds = max(time.monotonic() - started, 1e-6)
+    print(_shard_table(directory, report.faults))
+    for fault in report.faults:
+        print(f"fault: {fault}")
+    if not report.faults:
+        speed = bytes_text(report.bytes / seconds)
+        print(
+            f"{name} is whole: {report.shards} shards, {count_text(report.samples)} samples, "
+            f"{count_text(report.tokens)} tokens, {bytes_text(report.bytes)} at {speed}/s"
+        )
+    return name, report
+
+
+def _fetched(stores: Mapping[str, Any], split: str, shard: ShardEntry) -> bytes:
+    with os.fdopen(stores[split].open(shard), "rb") as file:
+        return file.read()
+
+
+def _show(line: Progress, share: float, report: VerifyReport) -> None:
+    line.show(f"{share:.0%}, {report.shards} shards, {len(report.faults)} faults")
+    if share >= 1:
+        line.end()
+
+
+def _shard_table(directory: Path, faults: list[Fault]) -> str:
+    rows: list[tuple[str, ...]] = [("shard", "members", "samples", "tokens", "size", "state")]
+    for split in Manifest.load(directory).splits:
+        try:
+            index = SplitIndex.load(directory / split)
+        except JanusError:
+            rows.append((f"{split}/", "", "", "", "", "no usable index"))
+            continue
+        for shard in index.shards:
+            place = f"{split}/{shard.name}"
+            found = sum(fault.place == place for fault in faults)
+            state = f"{found} fault{'s' if found > 1 else ''}" if found else "whole"
+            numbers = (f"{len(shard.members):,}", f"{shard.samples:,}", f"{shard.tokens:,}")
+            rows.append((place, *numbers, bytes_text(shard.size), state))
+    return table(rows)

@@ -28,7 +28,7 @@ from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
-from janus_ds.tables import table
+from janus_ds.observe.progress import table
 
 Progress = Callable[[str, int, int], None]
 """Called with the system, and the numbers of finished sentences and of all."""

@@ -26,7 +26,7 @@ from janus_ds.evaluate.evaluation import (
 from janus_ds.evaluate.hf_folders import write_hf
 from janus_ds.evaluate.timing import DecodeOne, Latency, LatencyPlan, measure, spread_over
 from janus_ds.model.decoding.inference import prepare_for_inference
-from janus_ds.tables import table
+from janus_ds.observe.progress import table
 
 _OURS, _THEIRS = "ar", "hf-ar"
 

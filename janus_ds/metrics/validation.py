@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from janus_ds.metrics.bleu import sacrebleu_13a
 from janus_ds.metrics.dialogue import mean_answer_f1, mean_sentence_bleu
 from janus_ds.metrics.glge import MakeItems, PrepareSummaries
 from janus_ds.metrics.glge_text import cnndm_summaries, files2rouge_summaries, gigaword_summaries
 from janus_ds.metrics.question_generation import coco_bleu, coco_rouge_l, msqg_items, squad_items
 from janus_ds.metrics.rouge import rouge_pair
+from janus_ds.metrics.translation import sacrebleu_13a
 
 Lines = Sequence[str]
 

@@ -37,7 +37,7 @@ from janus_ds.model.decoding.steps import (
 from janus_ds.model.transformer import Decoder, Encoder, LengthHead, Recompute, padding_mask, recompute_with
 from janus_ds.model.weights import padded_vocab
 from janus_ds.packing import GridPlaces, source_part
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.stream_mask import Segment
 
 

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from janus_ds.config.schema import ModelConfig
-from janus_ds.model.attention import KeysValues, MultiHeadAttention, RowAttention, additive_mask
+from janus_ds.model.attention import KeysValues, MultiHeadAttention, RowAttention, additive_mask, dropout
 from janus_ds.model.batch_attention import RowsOfBatch, attend_packed_source
-from janus_ds.model.cpu_bf16 import dropout
 from janus_ds.model.decoding.cpu_kernels import PreparedLinear
 from janus_ds.packing import GridPlaces
-from janus_ds.parallel.layers import ParallelLayers, drawn_embedding
+from janus_ds.parallel.tensor_parallel import ParallelLayers, drawn_embedding
 
 Recompute = Callable[..., Tensor]
 """Calls a function with the arguments that follow it, now or once more in the backward pass."""

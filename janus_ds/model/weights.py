@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError
-from janus_ds.parallel.layers import ParallelLayers, shard_dims, take_shard
+from janus_ds.parallel.tensor_parallel import ParallelLayers, shard_dims, take_shard
 
 _NAMED_AT_MOST = 6
 

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_gradient, chunk_losses, logit_gradient
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 _CPU_ELEMENTS = 6_000_000
 _CUDA_ELEMENTS = 150_000_000

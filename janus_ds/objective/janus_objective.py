@@ -18,7 +18,7 @@ from janus_ds.batch import BatchCounts, PredictedRows, TwoStreamBatch
 from janus_ds.config.schema import KL_PAIRS, STREAMS, ObjectiveConfig
 from janus_ds.objective.chunk_math import Terms
 from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 _PAIRS = tuple((first, second) for first, second in KL_PAIRS if first != second)
 _SAME_STREAM = tuple(f"kl_{name}_{name}" for name in STREAMS)

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from janus_ds.data.prepare.blocks import split_sentences
 from janus_ds.data.prepare.pair_files import read_pairs
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
-from janus_ds.data.text.sentences import split_sentences
 from janus_ds.io import disk_faults, write_atomic
 
 DEV_PAIRS = 1_000

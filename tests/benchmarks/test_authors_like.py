@@ -18,7 +18,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.tiny_model import TINY
 
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 37, 1)

@@ -23,7 +23,7 @@ from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.text.tokenizer import train_sentencepiece
 from janus_ds.errors import DataError, MissingDependencyError, UsageError
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
 from tests.support.commands import ROOT, SMALL, ZERO2, refusal, say
 from tests.support.programs import python

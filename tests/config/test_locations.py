@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.cli.verify import main as verify
+from janus_ds.cli.inspect import verify
 from janus_ds.config.locations import checked_name, join_location
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream import index

@@ -9,8 +9,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from janus_ds.objective.fused_head import fused_head
-from janus_ds.parallel.layers import ParallelLayers, merge_shards, shard_dims, take_shard
-from janus_ds.parallel.tensor_parallel import deepspeed_mpu, make_layers
+from janus_ds.parallel.tensor_parallel import (
+    ParallelLayers,
+    deepspeed_mpu,
+    make_layers,
+    merge_shards,
+    shard_dims,
+    take_shard,
+)
 from janus_ds.parallel.topology import Topology, close_topology, init_topology
 from tests.support.head_cases import CASES, HeadInputs, gradients, make_inputs, make_plan, reference
 from tests.support.launch import run_ranks

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from janus_ds.errors import DataError
-from janus_ds.metrics.bleu import (
+from janus_ds.metrics.rouge import perl_draws
+from janus_ds.metrics.scores import TextLines
+from janus_ds.metrics.translation import (
+    compare_translations,
     compound_bleu,
     length_ratio,
     remove_bpe,
     repetition,
     sacrebleu_13a,
+    score_translations,
     split_compounds,
     tokenized_bleu,
 )
-from janus_ds.metrics.rouge import perl_draws
-from janus_ds.metrics.scores import TextLines
-from janus_ds.metrics.translation import compare_translations, score_translations
 from tests.support.metric_fixtures import metric_cases
 
 ORIGINS = ["own", "real"]

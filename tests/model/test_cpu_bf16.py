@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from janus_ds.model import cpu_bf16
+from janus_ds.model import attention
 
 SHAPE = (3, 2, 7, 16)
 
@@ -29,7 +29,7 @@ def test_attention_loses_no_more_than_torchs(masked: bool, causal: bool) -> None
     )
     wanted = [exact, *torch.autograd.grad(exact.pow(2).sum(), exact_inputs)]
     errors = []
-    for attend in (cpu_bf16.attend, F.scaled_dot_product_attention):
+    for attend in (attention.attend_in_bf16, F.scaled_dot_product_attention):
         out = attend(*inputs, mask_of[torch.bfloat16], is_causal=causal and not masked)
         found = [out, *torch.autograd.grad(out.pow(2).sum(), inputs)]
         errors.append([float((x.double() - y).norm() / y.norm()) for x, y in zip(found, wanted, strict=True)])
@@ -45,17 +45,17 @@ def test_long_rows_take_the_kernel_that_stores_no_scores(monkeypatch: pytest.Mon
     )
     for rows in (128, 129):
         x = torch.randn(1, 1, rows, 8).bfloat16().requires_grad_()
-        cpu_bf16.attend(x, x, x)
+        attention.attend_in_bf16(x, x, x)
     assert calls == [129]
 
 
 def test_dropout_keeps_its_share_and_is_drawn_again_from_the_same_state() -> None:
     x = torch.ones(401, 501, dtype=torch.bfloat16, requires_grad=True)
     torch.manual_seed(3)
-    first = cpu_bf16.dropout(x, 0.3)
+    first = attention.dropout(x, 0.3)
     torch.manual_seed(3)
-    again = cpu_bf16.dropout(x, 0.3)
-    other = cpu_bf16.dropout(x, 0.3)
+    again = attention.dropout(x, 0.3)
+    other = attention.dropout(x, 0.3)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     kept = first > 0
@@ -66,12 +66,12 @@ def test_dropout_keeps_its_share_and_is_drawn_again_from_the_same_state() -> Non
         assert abs(float(pattern.float().mean()) - share) < 5 * math.sqrt(share * (1 - share) * 2 / count)
     first.sum().backward()
     assert torch.equal(x.grad, first.detach())
-    assert cpu_bf16.dropout(x, 0.0).equal(x)
+    assert attention.dropout(x, 0.0).equal(x)
 
 
 def test_other_precisions_take_torchs_dropout() -> None:
     x = torch.ones(40, 50, requires_grad=True)
     torch.manual_seed(3)
-    ours = cpu_bf16.dropout(x, 0.3)
+    ours = attention.dropout(x, 0.3)
     torch.manual_seed(3)
     assert torch.equal(ours, F.dropout(x, 0.3))

@@ -17,7 +17,7 @@ from janus_ds.errors import CheckpointError
 from janus_ds.model.formats.fairseq import load_fairseq, to_fairseq
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY
 

@@ -16,7 +16,7 @@ from janus_ds.errors import CheckpointError, DataError
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights, padded_vocab, parameter_shapes
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.tiny_model import SAMPLES, TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY, Conventions, Sample, make_batch
 

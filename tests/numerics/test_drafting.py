@@ -20,7 +20,7 @@ from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
 from tests.support.two_stream import TOY
 

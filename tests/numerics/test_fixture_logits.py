@@ -13,7 +13,7 @@ from janus_ds.model.formats.fairseq import load_fairseq
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.released import FIXTURE, released_file
 from tests.support.two_stream import Conventions, Sample, make_batch
 

@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from janus_ds.objective import chunk_math
 from janus_ds.objective.chunk_math import Terms, VocabSlice, chunk_losses, compiler_is_at_hand, logit_gradient
 from janus_ds.objective.fused_head import fused_head, rows_per_chunk
-from janus_ds.parallel.layers import ParallelLayers
-from janus_ds.parallel.tensor_parallel import make_layers
+from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
 from tests.support.head_cases import (
     CASES,
     VOCAB,

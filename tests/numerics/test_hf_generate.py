@@ -19,7 +19,7 @@ from janus_ds.cli.convert import main
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.model.formats.hf_export import export_generation
-from janus_ds.model.formats.hf_search import GENERATION_FILE, read_search
+from janus_ds.model.formats.hf_import import GENERATION_FILE, read_search
 from tests.support.hf_models import SHAPES, build_bart, padded_sources
 
 transformers = pytest.importorskip("transformers")

@@ -11,7 +11,7 @@ import torch
 from janus_ds.batch import BatchCounts
 from janus_ds.config.schema import ModelConfig
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.naive_step import assert_same_gradients, collated, naive_step
 from tests.support.packed_data import run_config
 from tests.support.tiny_model import SAMPLES, TINY, TINY_NMT, tiny_model

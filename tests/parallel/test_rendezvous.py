@@ -12,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from janus_ds.errors import MissingDependencyError
-from janus_ds.parallel.rendezvous import fresh_store, launcher_store, rendezvous_in_time
+from janus_ds.parallel.topology import fresh_store, launcher_store, rendezvous_in_time
 
 RANKS = 3
 AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "2"}

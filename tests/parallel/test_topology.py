@@ -111,10 +111,7 @@ def test_dense_layers_draw_their_weights_and_zero_their_biases() -> None:
 
 def test_ranks_that_do_not_come_are_waited_for_in_words() -> None:
     """One of two ranks alone."""
-    script = (
-        "from janus_ds.parallel import rendezvous, topology\n"
-        "rendezvous._LIMIT_SECONDS = 0.5\ntopology.init_topology()"
-    )
+    script = "from janus_ds.parallel import topology\ntopology._LIMIT_SECONDS = 0.5\ntopology.init_topology()"
     environment = rank_environment(0, 2, free_port())
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == MissingDependencyError.exit_code

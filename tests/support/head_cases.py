@@ -9,7 +9,7 @@ from torch import Tensor
 
 from janus_ds.objective.chunk_math import Terms
 from janus_ds.objective.fused_head import HeadPlan, RowGroup
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.plain_losses import label_smoothed_cross_entropy, symmetric_kl
 
 VOCAB, TABLE_ROWS, WIDTH, ROWS = 29, 32, 6, 11

@@ -15,7 +15,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.formats.hf_export import export_config, export_generation, export_weights
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.hf_models import letters_tokenizer
 
 VOCAB_SIZE = 61

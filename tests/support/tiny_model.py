@@ -9,7 +9,7 @@ import torch
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.two_stream import TOY, Sample
 
 TINY = ModelConfig(

@@ -14,7 +14,7 @@ from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, Object
 from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.run_record import write_run_record
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 
 def make_run(folder: Path, data: Path, preset: str, positions: int = 48) -> Path:

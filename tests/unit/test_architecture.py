@@ -28,10 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     **{name: LOW | {"config"} for name in MIDDLE},
     "checkpoint": LOW | {"config"} | MIDDLE,
     "train": LOW | {"config", "checkpoint"} | MIDDLE,
-    "tables": set(),
     "report": LOW | {"config"} | MIDDLE,
-    "evaluate": LOW | {"config", "checkpoint", "tables"} | MIDDLE,
-    "cli": LOW | {"config", "checkpoint", "train", "evaluate", "tables", "report"} | MIDDLE,
+    "evaluate": LOW | {"config", "checkpoint"} | MIDDLE,
+    "cli": LOW | {"config", "checkpoint", "train", "evaluate", "report"} | MIDDLE,
     "__main__": {"errors", "config", "cli"},
     "__init__": LOW | {"config", "checkpoint", "train"} | MIDDLE,
 }
@@ -51,8 +50,8 @@ DOORS = {
     "tensorboard": {"observe/writers.py"},
     "wandb": {"observe/writers.py"},
     "torch.utils.tensorboard": {"observe/writers.py"},
-    "sentencepiece": {"data/text/tokenizer.py", "data/text/fast_tokenizer.py"},
-    "tokenizers": {"data/text/tokenizer.py", "data/text/fast_tokenizer.py"},
+    "sentencepiece": {"data/text/tokenizer.py", "data/text/hf_tokenizer.py"},
+    "tokenizers": {"data/text/tokenizer.py", "data/text/hf_tokenizer.py"},
     "matplotlib": {f"report/{part}.py" for part in ("style", "figures", "panels")},
 }
 # These take long to import and must not be paid by who does not use them.

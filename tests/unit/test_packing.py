@@ -15,7 +15,7 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import unpacked
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.stream_mask import Segment
 from janus_ds.train.loop.step import TrainingStep
 from tests.support.operations import CountedOperations

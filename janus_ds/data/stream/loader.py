@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from janus_ds.batch import BatchCounts, RowLayout, TwoStreamBatch
 from janus_ds.data.stream.pipeline import BatchMaker, Step
-from janus_ds.data.stream.quarantine import Damage
+from janus_ds.data.stream.source import Damage
 from janus_ds.data.stream.step_plan import RankShare, make_step_plan
 from janus_ds.errors import ConfigError, DataError, JanusError, ResourceError
 

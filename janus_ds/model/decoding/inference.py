@@ -20,7 +20,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.model.transformer import EncoderLayer, TransformerLayer
 from janus_ds.model.weights import check_shapes, load_weights
 from janus_ds.native.kernels import compiled
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 """Precisions of decoding by the names of `--dtype`."""

@@ -28,7 +28,7 @@ from janus_ds.data.prepare.corpus import prepare_bundled_corpus
 from janus_ds.data.stream.loader import StepData, StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
-from janus_ds.data.stream.quarantine import QuarantineList
+from janus_ds.data.stream.source import QuarantineList
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, UsageError
@@ -37,13 +37,18 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.run_record import note_end, write_run_record
-from janus_ds.parallel.layers import ParallelLayers
 from janus_ds.parallel.liveness import Liveness
-from janus_ds.parallel.tensor_parallel import make_layers
+from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
-from janus_ds.train.loop.announce import announce_end, announce_start
 from janus_ds.train.loop.engine import TrainingEngine
-from janus_ds.train.loop.outputs import OutputScores, SampleDecoder, WeightsHolder, text_pairs
+from janus_ds.train.loop.outputs import (
+    OutputScores,
+    SampleDecoder,
+    WeightsHolder,
+    announce_end,
+    announce_start,
+    text_pairs,
+)
 from janus_ds.train.loop.state import Meters, RunIdentity, read_resumable, resume
 from janus_ds.train.loop.step import TrainingStep, compile_step
 from janus_ds.train.loop.trainer import Outcome, Trainer, TrainerParts

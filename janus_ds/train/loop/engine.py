@@ -26,8 +26,7 @@ from janus_ds.checkpoint.tensors import Snapshot, open_saved
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.schema import OptimConfig
 from janus_ds.objective.janus_objective import LossReport
-from janus_ds.parallel.layers import ParallelLayers
-from janus_ds.parallel.tensor_parallel import deepspeed_mpu
+from janus_ds.parallel.tensor_parallel import ParallelLayers, deepspeed_mpu
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.master_state import MasterState
 from janus_ds.train.loop.step import TrainingStep

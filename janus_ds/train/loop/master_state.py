@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_ds.checkpoint.tensors import MOMENTS, ReadTensor
-from janus_ds.parallel.layers import ParallelLayers, shard_dims, take_shard
+from janus_ds.parallel.tensor_parallel import ParallelLayers, shard_dims, take_shard
 from janus_ds.parallel.topology import Topology
 
 _BUCKET = 1 << 25

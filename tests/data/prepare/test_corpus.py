@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_ds.data.prepare.blocks import BlockEncoder
+from janus_ds.data.prepare.blocks import BlockEncoder, split_sentences
 from janus_ds.data.prepare.corpus import prepare, prepare_bundled_corpus
 from janus_ds.data.prepare.pool import ordered_map
 from janus_ds.data.prepare.settings import Execution, PrepareSettings
@@ -22,7 +22,6 @@ from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardReader
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.data.text.documents import DocumentRule
-from janus_ds.data.text.sentences import split_sentences
 from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
 from janus_ds.errors import ConfigError, DataError, ResourceError
 from tests.data.text.test_tokenizer import small_byte_level

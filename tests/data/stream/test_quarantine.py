@@ -15,7 +15,7 @@ from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.loader import StepData, StepLoader
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.quarantine import QUARANTINE_NAME, Damage, QuarantineList
+from janus_ds.data.stream.source import QUARANTINE_NAME, Damage, QuarantineList
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.errors import DamagedDataError, DataError
 from tests.support.bad_server import serve

@@ -13,7 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from janus_ds.cli import inspect, plan, verify
+from janus_ds.cli import inspect, plan
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
 from janus_ds.data.stream.loader import StepLoader
@@ -268,7 +268,7 @@ def test_a_cache_too_small_for_the_order_is_refused(tiny, tmp_path):
 def test_tools_read_distant_and_mixed_data(tiny, tmp_path, capsys):
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     with serve(tiny) as server:
-        assert verify.main([server.address, "--set", cache]) == 0
+        assert inspect.verify([server.address, "--set", cache]) == 0
         assert f"{server.address} is whole: 7 shards, 300 samples" in capsys.readouterr().out
         both = f"{tiny}=0.5,{server.address}=0.5"
         sample = str((1 << SOURCE_BITS) + 44)
@@ -285,7 +285,7 @@ def test_tools_read_distant_and_mixed_data(tiny, tmp_path, capsys):
         serve(tiny, always={"shard-000001.tar": "flip"}) as server,
         pytest.raises(DataError, match="1 fault"),
     ):
-        verify.main(
+        inspect.verify(
             [server.address, "--set", f"data.cache_dir={tmp_path / 'new'}", "--set", "data.retries=1"]
         )
     assert "fault: train/shard-000001.tar: cannot fetch" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_ds.data.text.sentences import cut_rows, split_sentences
+from janus_ds.data.prepare.blocks import cut_rows, split_sentences
 from tests.support.hostile import bounded
 
 

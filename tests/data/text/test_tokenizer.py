@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as Fast
 
-from janus_ds.data.text.fast_tokenizer import sentencepiece_json
+from janus_ds.data.text.hf_tokenizer import sentencepiece_json
 from janus_ds.data.text.tokenizer import (
     ByteLevelBPE,
     SentencePieceTokenizer,

@@ -10,8 +10,8 @@ import torch
 from janus_ds.config.deepspeed import read_setup
 from janus_ds.observe.progress import Progress, duration
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loop.announce import announce_end, announce_start
 from janus_ds.train.loop.build_run import build_run
+from janus_ds.train.loop.outputs import announce_end, announce_start
 from janus_ds.train.loop.reporting import ProgressBar
 from janus_ds.train.loop.state import Meters
 

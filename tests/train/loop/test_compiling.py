@@ -17,7 +17,7 @@ from janus_ds.objective import chunk_math
 from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train.loop import step as compiling
 from janus_ds.train.loop.step import TrainingStep, compile_step
 

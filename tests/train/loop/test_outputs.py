@@ -20,7 +20,7 @@ from janus_ds.errors import DataError
 from janus_ds.evaluate import tasks
 from janus_ds.evaluate.evaluation import encode_sources
 from janus_ds.model.janus import JanusModel
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train.loop.outputs import OutputScores, SampleDecoder, TextPair, WeightsHolder
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 

@@ -15,7 +15,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective import chunk_math, fused_head
-from janus_ds.parallel.layers import ParallelLayers
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train.loop.step import TrainingStep
 from tests.support.operations import META, CountedOperations, host_traffic, on_device
 
