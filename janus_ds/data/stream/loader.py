@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -138,6 +139,8 @@ class StepLoader:
     def __iter__(self) -> Iterator[StepData]:
         data = self._maker.config.data
         workers = min(data.workers, len(self._range))
+        # Recipes are made for machines with more cores; more workers than cores do no harm.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
         items = iter(
             DataLoader(
                 self._maker.pipeline(self._sampled).compose(self._packed),
