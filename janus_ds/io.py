@@ -169,11 +169,7 @@ def disk_faults(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder if it is not there, and see that a file can be written into it.
-
-    Raises:
-        ResourceError: it cannot.
-    """
+    """Make a folder if it is not there, and see that a file can be written into it."""
     probe = folder / f".probe-{os.getpid()}"
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)

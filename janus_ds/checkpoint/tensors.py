@@ -76,11 +76,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+    """All tensors of a file."""
     with _readable(path, "weights"):
         return load_file(str(path))
 
@@ -178,22 +174,14 @@ class Snapshot:
     counters: Mapping[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write the tensors; `counters` go into the checkpoint's state.
-
-        Raises:
-            OSError: the disk is full, or the folder cannot be written.
-        """
+        """Write the tensors; `counters` go into the checkpoint's state."""
         write_tensors(folder / WEIGHTS_FILE, self.weights)
         write_tensors(folder / OPTIMIZER_FILE, self.moments)
 
 
 @contextmanager
 def open_saved(folder: Path) -> Iterator[ReadTensor]:
-    """Open the tensors of a checkpoint, to be read one at a time.
-
-    Raises:
-        CheckpointError: a file is missing or cannot be read, or does not hold the tensor that is asked for.
-    """
+    """Open the tensors of a checkpoint, to be read one at a time."""
     with ExitStack() as stack:
 
         def opened(path: Path) -> Any:

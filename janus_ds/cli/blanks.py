@@ -76,11 +76,7 @@ class Blanks:
 
 
 def blank_batches(run: LoadedRun, samples: int, data: Path | None = None) -> list[TwoStreamBatch]:
-    """The first samples of a run's validation split (at most all); masked is what the encoder does not see.
-
-    Raises:
-        DataError: the directory is not there any more, or is damaged.
-    """
+    """The first samples of a run's validation split (at most all), masked where the encoder does not see."""
     masking = replace(run.config.masking, target_share=run.config.masking.source_share)
     config: RunConfig = replace(run.config, masking=masking)
     maker = BatchMaker(valid_split(config, data), config, run.special)

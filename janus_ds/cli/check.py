@@ -23,13 +23,7 @@ _DRY_SAMPLES = 2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check a run; returns 0 if it would start.
-
-    Raises:
-        ConfigError: faults in either file, all of them in one message.
-        DataError: missing or damaged data.
-        TrainingError: the losses of the dry batch are not finite.
-    """
+    """Check a run; returns 0 if it would start."""
     parsed = _parser().parse_args(arguments)
     if min(parsed.ranks, parsed.tensor_parallel) < 1 or parsed.ranks % parsed.tensor_parallel:
         raise UsageError(

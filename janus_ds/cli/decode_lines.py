@@ -94,11 +94,7 @@ class Output:
             sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
     def write(self, lines: Sequence[str]) -> None:
-        """Write lines; the file begins with the first ones.
-
-        Raises:
-            ResourceError: it cannot be written.
-        """
+        """Write lines; the file begins with the first ones."""
         content = "".join(f"{line}\n" for line in lines)
         if self._path is None:
             print(content, end="", flush=True)
@@ -112,11 +108,7 @@ class Output:
         self._lines += len(lines)
 
     def finish(self) -> None:
-        """All is decoded: the file takes its name.
-
-        Raises:
-            ResourceError: it cannot.
-        """
+        """All is decoded: the file takes its name."""
         if self._path is not None and self._file is not None:
             part = _part_of(self._path)
             with disk_faults(self._path):

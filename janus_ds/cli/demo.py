@@ -45,11 +45,7 @@ _Tell = Callable[[dict[str, Any]], None]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve the page until Ctrl-C.
-
-    Raises:
-        CheckpointError: there is no such run, or it has no tokenizer; UsageError: the port is taken.
-    """
+    """Serve the page until Ctrl-C."""
     parsed = _parser().parse_args(arguments)
     demo = Demo(parsed.checkpoint, parsed.device)
     with DemoServer(demo, parsed.port) as server:

@@ -164,11 +164,7 @@ class RowPicture:
         return line
 
     def save_image(self, path: Path) -> None:
-        """Write the picture as a PNG.
-
-        Raises:
-            MissingDependencyError: matplotlib is not installed.
-        """
+        """Write the picture as a PNG."""
         fix = "pip install matplotlib, or leave --png out: the picture is printed as text"
         require_matplotlib("--png", fix)
         rows, columns = self.seen_RC.shape
@@ -233,11 +229,7 @@ def _goal(batch: TwoStreamBatch, segment: Segment, place: int) -> int | None:
 
 
 def verify(arguments: Sequence[str]) -> int:
-    """Print a line for each shard and every fault; 0 if the data is whole.
-
-    Raises:
-        DataError: the data is damaged (exit code 4), or is no data directory.
-    """
+    """Print a line for each shard and every fault; 0 if the data is whole."""
     parser = new_parser("verify", "Read a data directory whole; name every damaged shard and member.")
     parser.add_argument("data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
     add_override_argument(parser, "fields of a recipe that say how to fetch, such as data.cache_dir=DIR")

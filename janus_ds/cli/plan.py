@@ -220,8 +220,7 @@ def _batch_shape(run: RunConfig, length: int, samples: int, parts: int) -> Batch
         qry=aux,
     )
     if run.data.batch == "tokens":
-        cost = layout.rows if run.train.batch_cost == "rows" else length
-        samples = max(1, round(run.train.batch_tokens / cost / parts))
+        samples = max(1, round(run.train.batch_tokens / length / parts))
     samples *= run.objective.dropout_draws
     return BatchShape(samples, length, layout, masked * samples, max(ar - masked, 0) * samples)
 
@@ -250,17 +249,15 @@ def describe_length(run: RunConfig, manifest: Manifest | None) -> str:
 def _token_length(run: RunConfig, manifest: Manifest | None) -> str:
     """The same with batches of tokens, whose number of samples is not known before the data is read."""
     train = run.train
-    unit = "tokens of the longer side" if train.batch_cost == "tokens" else "decoder rows"
-    lines = ["length of the run", f"  {train.max_steps:,} steps x up to {train.batch_tokens:,} {unit}"]
+    most = f"{train.batch_tokens:,} tokens of the longer side"
+    lines = ["length of the run", f"  {train.max_steps:,} steps x up to {most}"]
     totals = manifest.splits.get("train") if manifest else None
     if totals is None or not totals.samples:
         return "\n".join([*lines, "  epochs: give --data to know the size of the data"])
     mean = totals.tokens / totals.samples / (2 if run.data.task == "pair" else 1) + 2
     lines.append(f"  data: {count_text(totals.samples)} samples, {mean:.0f} tokens a side with bos and eos")
-    if train.batch_cost == "tokens":
-        epochs = train.max_steps * train.batch_tokens / mean / totals.samples
-        lines.append(f"  = about {epochs:.1f} epochs, fewer by what is padding")
-    return "\n".join(lines)
+    epochs = train.max_steps * train.batch_tokens / mean / totals.samples
+    return "\n".join([*lines, f"  = about {epochs:.1f} epochs, fewer by what is padding"])
 
 
 _MASTER_BYTES, _ADAM_BYTES = 4, 8

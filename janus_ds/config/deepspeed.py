@@ -128,9 +128,6 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
         run: what is trained.
         data_size: number of data-parallel ranks (all ranks / tensor-parallel size).
         faults: what is wrong with the recipe already; reported together with what is wrong here.
-
-    Raises:
-        ConfigError: there is any fault; the message names all of them.
     """
     file = DeepSpeedFile(path, run, faults)
     stage, precision = file.zero_stage(), file.precision()

@@ -108,10 +108,6 @@ def _data(run: RunConfig, refuse: _Refuse) -> None:
                 "data.shuffle_shards orders batches of samples; batches of tokens have an order of their own"
             )
             refuse("data.shuffle_shards data.batch", what, "leave data.shuffle_shards out")
-    if data.pack_rows and run.train.compile == "graphs":
-        what = "CUDA graphs need few shapes, but under data.pack_rows every batch has its own"
-        fix = "use train.compile model or head, or data.pack_rows false"
-        refuse("train.compile data.pack_rows", what, fix)
     if run.train.valid_bleu != "none" and (len(places) > 1 or any(map(is_remote, places))):
         what = "train.valid_bleu reads the validation text of one local directory"
         fix = "copy the data to this machine, or set train.valid_bleu to none"

@@ -123,7 +123,7 @@ class DataConfig:
 
     Only attention spreads them into samples. Worth it where lengths differ: samples as they come, or sources
     whose lengths differ from their targets'. `pad_multiple` then fills up the sum, not each sample. Measured
-    on CPUs only; not with train.compile graphs, since every batch has its own shape.
+    on CPUs only.
     """
     cache_dir: str = ""
     """Folder that keeps what is fetched, shared by all processes of a machine; empty: the user's cache."""
@@ -315,6 +315,7 @@ SECTIONS: dict[str, type] = {
 RETIRED: dict[str, tuple[Any, str]] = {
     "objective.ar_loss": ("all", "an AR loss on masked tokens alone cost 1.1 to 4.1 BLEU"),
     "objective.aux_share": (1.0, "AUX on a part of the sentences cost 2.1 to 5.8 BLEU"),
+    "train.batch_cost": ("tokens", "no recipe counted decoder rows instead of tokens"),
     "decode.length_pruning": (False, "candidates that were given up early cost 0.6 to 2.3 BLEU"),
     "decode.confidence": (None, "decode.threshold settles single tokens by their probability"),
     "decode.redraft": ("reuse", "drafting anew was slower than what is left of earlier drafts"),

@@ -22,19 +22,16 @@ class TrainConfig:
     global_batch: Count = 32
     """Samples an update, over all ranks and micro-batches (data.batch samples)."""
     batch_tokens: Count = 4096
-    """Tokens an update, over all ranks and micro-batches, padding included (data.batch tokens)."""
+    """Tokens an update, over all ranks and micro-batches, padding included (data.batch tokens).
+
+    Of a pair its longer side with bos and eos counts, as in fairseq's --max-tokens: the same samples an
+    update whatever the objective.
+    """
     batch_groups: Count = 1
     """Groups of samples of like length that an update is put together from.
 
     Samples of a group have about the same length, groups come in mixed order: with several, an update
     sees several lengths. Each is train.batch_tokens / train.batch_groups large.
-    """
-    batch_cost: Annotated[str, OneOf("tokens", "rows")] = "tokens"
-    """What train.batch_tokens counts: tokens or rows.
-
-    tokens: the longer side of a pair with bos and eos, as fairseq's --max-tokens; the same samples an
-    update whatever the objective. rows: decoder rows, 3 N + 2 M for JANUS with M masked tokens expected
-    and N for ar, which follow memory and time.
     """
     max_steps: Count = 300
     """Updates of the run."""
@@ -121,12 +118,12 @@ class TrainConfig:
     """
     activation_checkpointing: bool = False
     """Recompute layers in the backward pass (non-reentrant) to save memory."""
-    compile: Annotated[str, OneOf("none", "head", "model", "graphs")] = "none"
-    """What torch.compile makes faster: none, head, model or graphs.
+    compile: Annotated[str, OneOf("none", "head", "model")] = "none"
+    """What torch.compile makes faster: none, head or model.
 
     head: the mathematics of the losses, one walk over the logits where there were many. model: the model
-    too, forward and backward. graphs: the compiled model as CUDA graphs. Needs a C++ compiler (Triton on a
-    GPU); without one the run says so and goes on uncompiled. The first steps take a minute longer.
+    too, forward and backward. Needs a C++ compiler (Triton on a GPU); without one the run says so and goes on
+    uncompiled. The first steps take a minute longer.
     """
     attention_backend: Annotated[str, OneOf("auto", "dense", "grouped", "flex")] = "auto"
     """How decoder rows attend to one another: auto, dense, grouped or flex. All compute the same.

@@ -107,9 +107,6 @@ def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
 
     Modes draft and aux know no beam, and samples are drawn one by one: a beam (of AUX, lengths) that only the
     run's recipe names is not taken over. Nor is its number of iterations by a threshold that is asked for.
-
-    Raises:
-        ConfigError: an option that does not exist or cannot have its value; all faults are named.
     """
     values = to_dict(config)
     values["decode"] |= decode

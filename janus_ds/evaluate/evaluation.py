@@ -73,11 +73,7 @@ class EvalRequest:
     inference: InferenceOptions = field(default_factory=InferenceOptions)
 
     def check(self) -> None:
-        """Refuse what cannot be, before anything is loaded.
-
-        Raises:
-            UsageError: a mode or a number of iterations that does not exist.
-        """
+        """Refuse what cannot be, before anything is loaded."""
         check_systems(self.modes, self.iterations, self.thresholds, self.decode)
 
     def folder(self, run: LoadedRun) -> Path:
@@ -108,11 +104,7 @@ class Evaluation(Protocol):
 def run_evaluation(
     request: EvalRequest, run: LoadedRun, task: Evaluation, progress: Progress | None = None
 ) -> list[SystemResult]:
-    """Decode, score, measure and write; a system's files appear as soon as it is done.
-
-    Raises:
-        JanusError: as `task.read` and `task.score` say; ConfigError: a mode that was not trained.
-    """
+    """Decode, score, measure and write; a system's files appear as soon as it is done."""
     systems = systems_of(request, run)
     text = task.read(request, run).first(request.limit)
     sources, long = encode_sources(run, text, request.on_long)
@@ -144,12 +136,7 @@ def run_evaluation(
 
 
 def load_checkpoint(request: EvalRequest) -> LoadedRun:
-    """The model to evaluate, with the mean of its last checkpoints where that is asked for.
-
-    Raises:
-        UsageError: a mean is wanted, but a single checkpoint is named.
-        CheckpointError: no such run, too few checkpoints to average, or no tokenizer.
-    """
+    """The model to evaluate, with the mean of its last checkpoints where that is asked for."""
     run, _ = load_mean(request.checkpoint, request.average, request.device)
     codec_of(run)
     prepare_for_inference(run.model, request.inference)
@@ -211,11 +198,7 @@ def check_vocabulary(run: LoadedRun, data: Path) -> Manifest:
 
 
 def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
-    """A generator for each way of decoding, by name: ar, nar-0, nar-1, ...
-
-    Raises:
-        UsageError: what cannot be; ConfigError: a mode that was not trained, before anything is decoded.
-    """
+    """A generator for each way of decoding, by name: ar, nar-0, nar-1, ..."""
     request.check()
     modes = request.modes or trained_modes(run.config.objective)
     systems = options_by_name(modes, request.iterations, request.thresholds, request.decode)

@@ -103,11 +103,7 @@ def _write_janus(
 
 
 def write_hf(loaded: LoadedRun, folder: Path, licence: str | None = None) -> ConversionReport:
-    """A `BartForConditionalGeneration` of a run that has been read; its decoding options go along.
-
-    Raises:
-        CheckpointError: its shape is none of Hugging Face's BART.
-    """
+    """A `BartForConditionalGeneration` of a run that has been read; its decoding options go along."""
     weights = loaded.model.state_dict()
     config = export_config(loaded.config, loaded.special)
     state = export_weights(weights, loaded.config.model, loaded.special.vocab_size)
@@ -172,11 +168,7 @@ REPORT_FILE = "conversion.json"
 
 
 def refuse_run(folder: Path) -> None:
-    """Keep a run, or anything else, from being written over.
-
-    Raises:
-        UsageError: the folder is not empty.
-    """
+    """Keep a run, or anything else, from being written over."""
     _refuse_full(folder, RUN_FILE, "a run")
 
 

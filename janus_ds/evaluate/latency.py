@@ -87,10 +87,6 @@ def measure_glge(
 ) -> LatencyReport:
     """Time every system of a request, and both kinds of AR, one sentence at a time; the sentences are taken
     evenly from all over the split.
-
-    Raises:
-        CheckpointError: `ar_checkpoint` cannot be read, or has another vocabulary.
-        ConfigError: it was not trained for AR.
     """
     chosen = [sources[i] for i in spread_over(len(sources), plan.samples)]
     notes: list[str] = []
@@ -191,9 +187,6 @@ def hf_ar(
         folder: empty; the exported model goes there.
         lengths: tokens to write for each source; None: as many as the model wants.
         device: where to decode.
-
-    Raises:
-        CheckpointError: BART has no such shape.
     """
     write_hf(run, folder)
     import transformers

@@ -170,11 +170,7 @@ def infill(line: str, share: float, seed: str) -> str:
 def heldout_passages(
     config: RunConfig, special: SpecialTokens, text: TextCodec, count: int, data: Path | None = None
 ) -> list[Passage]:
-    """Samples of a run's validation split (at most all), spread over it, with the noise of its validation.
-
-    Raises:
-        DataError: the directory is not there any more, or is damaged.
-    """
+    """Samples of a run's validation split (at most all), spread over it, with the noise of its validation."""
     # Reading shards takes more to import than decoding of lines.
     from janus_ds.data.stream.loader import VALIDATION_EPOCH
     from janus_ds.data.stream.pipeline import BatchMaker

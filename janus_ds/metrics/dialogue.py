@@ -2,8 +2,8 @@
 
 Responses get BLEU-1, BLEU-2 and Distinct as GLGE's PersonaChat script (PLATO's) computes them: the mean of
 nltk's sentence BLEU with "method7" smoothing over the lines. nltk changed that smoothing in 3.5 and in 3.6;
-the published numbers fit 3.5 only. Smoothing lifts every order, so a perfect line scores more than 100.
-Answers get the F1 of words that the CoQA and SQuAD scripts compute.
+the published numbers fit 3.5 only, which is followed here. Smoothing lifts every order, so a perfect line
+scores more than 100. Answers get the F1 of words that the CoQA and SQuAD scripts compute.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from itertools import pairwise
 from typing import Literal
 
 Order = Literal[1, 2]
-Smoothing = Literal["nltk35", "nltk36"]
 Weights = tuple[float, float, float, float]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -27,22 +26,16 @@ _K = 5
 _WEIGHTS: dict[int, Weights] = {1: (1.0, 0.0, 0.0, 0.0), 2: (0.5, 0.5, 0.0, 0.0)}
 
 
-def mean_sentence_bleu(
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-    order: Order,
-    smoothing: Smoothing = "nltk35",
-) -> float:
+def mean_sentence_bleu(hypotheses: Sequence[str], references: Sequence[str], order: Order) -> float:
     """Mean over the lines of sentence BLEU-1 or BLEU-2, times 100.
 
     Args:
         hypotheses: tokens between single spaces, case kept.
         references: one for each.
         order: 1 or 2.
-        smoothing: the version of nltk to follow; "nltk35" is what published numbers used.
     """
     scores = [
-        _sentence_bleu(_tokens(hypothesis), _tokens(reference), _WEIGHTS[order], smoothing)
+        _sentence_bleu(_tokens(hypothesis), _tokens(reference), _WEIGHTS[order])
         for hypothesis, reference in zip(hypotheses, references, strict=True)
     ]
     return 100 * math.fsum(scores) / len(scores) if scores else 0.0
@@ -65,17 +58,15 @@ def _ngrams(tokens: list[str], order: int) -> list[tuple[str, ...]]:
     return [tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1)]
 
 
-def _sentence_bleu(
-    hypothesis: list[str], reference: list[str], weights: Weights, smoothing: Smoothing
-) -> float:
+def _sentence_bleu(hypothesis: list[str], reference: list[str], weights: Weights) -> float:
     counted = [_hits_and_total(hypothesis, reference, order) for order in range(1, _ORDERS + 2)]
     if counted[0][0] == 0:
         return 0.0
     try:
-        precisions = _smooth_neighbours(_smooth_zeros(counted, len(hypothesis), smoothing))
+        precisions = _smooth_neighbours(_smooth_zeros(counted, len(hypothesis)))
         logs = [weight * math.log(p) for weight, p in zip(weights, precisions, strict=True)]
     except (ZeroDivisionError, ValueError):
-        # The script counts a line as 0 when nltk fails, as 3.5 does for one token: 5 / ln(1).
+        # The script counts a line as 0 when nltk fails, as it does for one token: 5 / ln(1).
         return 0.0
     return _brevity(len(hypothesis), len(reference)) * math.exp(math.fsum(logs))
 
@@ -90,19 +81,12 @@ def _brevity(length: int, wanted: int) -> float:
     return 1.0 if length > wanted else math.exp(1 - wanted / length)
 
 
-def _smooth_zeros(counted: list[tuple[int, int]], length: int, smoothing: Smoothing) -> list[float]:
+def _smooth_zeros(counted: list[tuple[int, int]], length: int) -> list[float]:
     """nltk's method4 on the first four orders; the fifth stays as counted."""
-    precisions = []
-    zeros = 0
-    for order, (hits, total) in enumerate(counted):
-        if hits > 0 or order == _ORDERS or (smoothing == "nltk36" and length <= 1):
-            precisions.append(hits / total)
-        elif smoothing == "nltk35":
-            precisions.append((order + _K / math.log(length)) / total)
-        else:
-            zeros += 1
-            precisions.append(math.log(length) / (_K * 2**zeros) / total)
-    return precisions
+    return [
+        (hits if hits or order == _ORDERS else order + _K / math.log(length)) / total
+        for order, (hits, total) in enumerate(counted)
+    ]
 
 
 def _smooth_neighbours(precisions: list[float]) -> list[float]:

@@ -160,9 +160,6 @@ def score_dialogue(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
     for order in _ORDERS:
         value = distinct(texts.predictions.lines, order)
         scores.put(f"distinct{order}", value, "different n-grams in % of all, over all lines")
-    for order in _ORDERS:
-        value = mean_sentence_bleu(*pair, order, "nltk36")
-        scores.put(f"bleu{order}_nltk36", value, "the same as nltk 3.6 and later smooth it")
     _warn_of_glued_stops(texts, scores)
 
 

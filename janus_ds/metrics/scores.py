@@ -148,11 +148,7 @@ def finite_numbers(values: Any) -> dict[str, float]:
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `scores.json`, making its folder if need be.
-
-    Raises:
-        ResourceError: the file cannot be written.
-    """
+    """Write `scores.json`, making its folder if need be."""
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

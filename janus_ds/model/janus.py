@@ -223,11 +223,7 @@ class JanusModel(nn.Module):
         return hidden
 
     def start_cache(self, memory: EncoderOutput, stream: ArStream, beams: int, max_steps: int) -> KVCache:
-        """An empty cache for a search of at most `max_steps` tokens with K beams a sentence.
-
-        Raises:
-            DataError: so many tokens do not fit the position table.
-        """
+        """An empty cache for a search of at most `max_steps` tokens with K beams a sentence."""
         last = max_steps + (stream.query_offset if stream.two_stream else 0)
         _check_table(last, self.config.max_target_positions, "target")
         native = self._native

@@ -65,9 +65,6 @@ def check_shapes(
         config: the model's shape.
         vocab_size: symbols of its vocabulary.
         where: the file, for error messages.
-
-    Raises:
-        CheckpointError: they differ; the differences are named.
     """
     refuse_too_many_layers(config, len(found), where)
     header = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
@@ -130,9 +127,6 @@ def load_weights(
         weights: whole tensors by canonical name.
         where: the file, for error messages.
         parallel: the layers the model was built from; None: one process.
-
-    Raises:
-        CheckpointError: names or shapes differ; the differences are named.
     """
     size, rank = (parallel.size, parallel.rank) if parallel else (1, 0)
     dims = shard_dims(model)

@@ -86,11 +86,7 @@ def write_run_record(
 
 
 def note_end(run: Path, ended: str) -> None:
-    """Say in `run.json` how the last start has ended; of one that was killed it goes on to say nothing.
-
-    Raises:
-        ResourceError: it cannot be written.
-    """
+    """Say in `run.json` how the last start has ended; of one that was killed it goes on to say nothing."""
     record = read_run_record(run)
     attempts = None if record is None else record.get("attempts")
     if isinstance(attempts, list) and attempts and _is_open(attempts[-1]):

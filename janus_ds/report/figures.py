@@ -75,11 +75,7 @@ class Picture:
 
 
 def draw_task_pictures(runs: Sequence[RunFolder], task: str) -> list[Picture]:
-    """Pictures of the scores of one task: quality against iterations, and against time.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
+    """Pictures of the scores of one task: quality against iterations, and against time."""
     scored = [run for run in runs if task in run.tasks]
     metric = primary_metric([system for run in scored for system in run.tasks[task].values()])
     title = metric_title(metric)
@@ -102,11 +98,7 @@ def draw_task_pictures(runs: Sequence[RunFolder], task: str) -> list[Picture]:
 
 
 def draw_curve_pictures(runs: Sequence[RunFolder]) -> list[Picture]:
-    """Pictures of training: validation BLEU against updates, loss terms against epochs.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
+    """Pictures of training: validation BLEU against updates, loss terms against epochs."""
     start = "valid/bleu_"
     modes = sorted({key for run in runs for line in run.lines for key in line if key.startswith(start)})
     scores = [(mode_title(key.removeprefix(start)), "", key) for key in modes]

@@ -187,11 +187,7 @@ class Journal:
         return SplitState(saved.shards, pending)
 
     def commit(self, progress: Progress) -> None:
-        """Make the progress lasting.
-
-        Raises:
-            ResourceError: full disk; the earlier progress stays.
-        """
+        """Make the progress lasting."""
         arrays = {
             f"{name}.{stream}.{part}": getattr(rows, part)
             for name, split in progress.splits.items()

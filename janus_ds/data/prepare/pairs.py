@@ -117,9 +117,6 @@ def prepare_glge(
         folder: the task's folder in GLGE's layout (`pair_files.find_files`).
         output, processes, show: as in :func:`prepare_pairs`.
         settings: what is made.
-
-    Raises:
-        ConfigError, DataError, ResourceError: as in :func:`prepare_pairs`; DataError: no tokenizer.
     """
     settings.check()
     tokenizer = load_tokenizer(settings.tokenizer)

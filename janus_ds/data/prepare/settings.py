@@ -138,12 +138,7 @@ class PrepareSettings(_TextSettings):
     rule: DocumentRule = field(default_factory=DocumentRule)
 
     def check(self) -> None:
-        """Refuse settings that cannot be meant.
-
-        Raises:
-            ConfigError: a number is out of range or a name is unknown.
-            DataError: the tokenizer's folder does not exist.
-        """
+        """Refuse settings that cannot be meant."""
         faults = []
         if not (self.valid_share >= 0 and self.test_share >= 0 and self.valid_share + self.test_share < 1):
             faults.append("valid_share and test_share must be 0 or more and less than 1 together")
@@ -192,12 +187,7 @@ class PairSettings(_TextSettings):
     _kinds: ClassVar[tuple[str, ...]] = PAIR_TOKENIZERS
 
     def check(self) -> None:
-        """Refuse settings that cannot be meant.
-
-        Raises:
-            ConfigError: a number is out of range or a name is unknown.
-            DataError: the tokenizer's folder does not exist.
-        """
+        """Refuse settings that cannot be meant."""
         faults = []
         if not self.max_ratio >= 1:
             faults.append(f"max_ratio must be at least 1, not {self.max_ratio}")
@@ -228,10 +218,6 @@ class GlgeSettings(_Settings):
     limits: Limits
 
     def check(self) -> None:
-        """Refuse settings that cannot be meant.
-
-        Raises:
-            ConfigError: a number below 1.
-        """
+        """Refuse settings that cannot be meant."""
         numbers = {"--source-tokens": self.limits.source, "--target-tokens": self.limits.target}
         self._refuse([f"{name} is {number}" for name, number in numbers.items() if number < 1])

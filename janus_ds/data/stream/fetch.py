@@ -118,11 +118,7 @@ class RemoteFolder:
             self.patience.pause(max(tries, 1))
 
     def fetch_small(self, name: str, target: Path, most: int, sha256: str | None = None) -> None:
-        """Bring a small file, of at most `most` bytes, to `target`, whole or not at all.
-
-        Raises:
-            DataError: as :meth:`fetch`.
-        """
+        """Bring a small file, of at most `most` bytes, to `target`, whole or not at all."""
         from tempfile import TemporaryFile
 
         with TemporaryFile() as file:

@@ -76,11 +76,7 @@ class DataPlace:
         return self.sources[0].manifest
 
     def split(self, name: str) -> tuple[SplitPlace, ...]:
-        """A split of each source; fetches its index.
-
-        Raises:
-            DataError: the index cannot be fetched, or is not the manifest's.
-        """
+        """A split of each source; fetches its index."""
         return tuple(source.split(name, self.data) for source in self.sources)
 
     def fingerprint(self, split: str) -> str:
@@ -109,11 +105,7 @@ def open_data(location: str, data: DataConfig) -> DataPlace:
 
 
 def open_split(location: str, data: DataConfig) -> SplitPlace:
-    """A split by itself, as `data.valid_path` names it.
-
-    Raises:
-        DataError: it is missing.
-    """
+    """A split by itself, as `data.valid_path` names it."""
     if not is_remote(location):
         return SplitPlace(Path(location), location)
     remote = RemoteFolder(location, Patience(data.retries, data.stall_seconds))
@@ -163,11 +155,7 @@ def _cache_folder(data: DataConfig) -> Path:
 
 
 def _cached_folder(location: str, data: DataConfig) -> Path:
-    """Where what is small of a distant directory is kept; nothing there is another user's.
-
-    Raises:
-        DataError: something is.
-    """
+    """Where what is small of a distant directory is kept; nothing there is another user's."""
     # The address itself could hold a password.
     folder = _cache_folder(data) / "folders" / fingerprint_of(location.encode())[:24]
     with disk_faults(folder):

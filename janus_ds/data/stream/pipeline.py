@@ -105,9 +105,6 @@ class BatchMaker:
 
         Args:
             parts: (epochs, sample numbers) of each micro-batch, int64.
-
-        Raises:
-            DataError: as from :meth:`pipeline`.
         """
         step: Step = {"__key__": "samples apart", "step": None, "parts": parts}
         return next(iter(self.pipeline(lambda: iter([step]))))  # type: ignore[no-any-return]

@@ -98,9 +98,6 @@ def write_shard(path: Path, samples: Mapping[str, Ragged], form: ShardFormat, fi
         samples: the samples of each stream, equally many.
         form: token type and samples per member.
         first_key: number of the first member, counted over the whole split.
-
-    Raises:
-        ResourceError: full disk or missing permission.
     """
     from webdataset import TarWriter
 

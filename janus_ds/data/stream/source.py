@@ -66,9 +66,6 @@ class QuarantineList:
         Args:
             found: damaged members.
             step: the update for which they were read; None: validation.
-
-        Raises:
-            ResourceError: the file cannot be written.
         """
         entries = list(found)
         if not entries:
@@ -157,11 +154,7 @@ class Source:
         self.shards.want([self.index.shards[shard] for shard in wanted])
 
     def lengths(self) -> dict[str, Ints]:
-        """Tokens of every sample by stream, without specials; reads the offsets alone.
-
-        Raises:
-            DataError: a shard is missing, cut, swapped or changed; names shard and member.
-        """
+        """Tokens of every sample by stream, without specials; reads the offsets alone."""
         parts = [self.reader.read_lengths(*self.locate(member)) for member in range(len(self.member_sizes))]
         nothing = [np.zeros(0, dtype=np.int64)]
         streams = self.index.streams

@@ -34,20 +34,12 @@ class RankShare:
 
 
 def make_step_plan(maker: BatchMaker, share: RankShare) -> _SamplePlan | _TokenPlan:
-    """A pure function of the step number, as the run's `data.batch` asks for.
-
-    Raises:
-        ConfigError: batch sizes that contradict each other; DataError: a split without samples.
-    """
+    """A pure function of the step number, as the run's `data.batch` asks for."""
     return _TokenPlan(maker, share) if maker.config.data.batch == "tokens" else _SamplePlan(maker, share)
 
 
 def sample_costs(maker: BatchMaker) -> SampleCosts:
-    """Lengths of all samples, from the offsets on disk, and what they cost under the run's objective.
-
-    Raises:
-        DataError: damaged data.
-    """
+    """Lengths of all samples, from the offsets on disk, and what they cost under the run's objective."""
     # Several sources are refused with batches of tokens (`config.rules`).
     lengths = maker.source.parts[0].lengths()
     inner_N = lengths["target"]
@@ -55,7 +47,7 @@ def sample_costs(maker: BatchMaker) -> SampleCosts:
     kinds, config = maker.kinds, maker.config
     rows_N = expected_rows(inner_N, kinds.ar + kinds.ar_query, kinds.nar, kinds.aux, config.masking)
     rows_N *= config.objective.dropout_draws
-    width_N = np.maximum(source_N, inner_N + 2) if config.train.batch_cost == "tokens" else rows_N
+    width_N = np.maximum(source_N, inner_N + 2)
     multiple = config.data.pad_multiple
     return SampleCosts(inner_N + 2, source_N, width_N.astype(np.float64), rows_N + source_N, multiple)
 

@@ -133,11 +133,7 @@ class RemoteBytes(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, less at the end only.
-
-        Raises:
-            TransferError: the last try failed.
-        """
+        """Fill the buffer, less at the end only."""
         filled = 0
         while filled < len(buffer) and (self._rest or self._advance()):
             size = min(len(buffer) - filled, len(self._rest))

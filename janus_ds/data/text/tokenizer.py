@@ -161,9 +161,6 @@ class ByteLevelBPE:
         vocab: bytes of `vocab.json`, symbols to ids 0 .. V-1.
         merges: bytes of `merges.txt`.
         where: the folder, for error messages.
-
-    Raises:
-        DataError: a file is garbled, ids have gaps, or a special symbol is missing.
     """
 
     joiner = " "

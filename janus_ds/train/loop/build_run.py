@@ -168,7 +168,15 @@ def build_run(
         tokenizer=place.tokenizer,
         train=BatchMaker(place.split("train"), config, special, stages),
         valid=BatchMaker(valid, _for_validation(config), special, stages),
-        identity=RunIdentity.of(config, place.tokenizer.fingerprint, order, execution, topology),
+        identity=RunIdentity(
+            recipe=config,
+            tokenizer_fingerprint=place.tokenizer.fingerprint,
+            data_fingerprint=order,
+            world_size=topology.world_size,
+            tensor_size=topology.tensor_size,
+            zero_stage=execution.zero_stage,
+            precision=execution.precision,
+        ),
     )
 
 
@@ -179,11 +187,7 @@ def _for_validation(config: RunConfig) -> RunConfig:
 
 
 def build_engine(run: Run, topology: Topology) -> TrainingEngine:
-    """Model, objective and optimizer under DeepSpeed; the weights are a function of the seed, or --init.
-
-    Raises:
-        CheckpointError: the weights to start from are missing or of another shape.
-    """
+    """Model, objective and optimizer under DeepSpeed; the weights are a function of the seed, or --init."""
     config, special, parallel = run.config, run.tokenizer.special, make_layers(topology.tensor_size)
     # The same draw on all ranks, whatever they draw later.
     parallel.seed_rng(config.train.seed)
@@ -242,7 +246,6 @@ def _train(
     if scorer is not None and scorer.warning and topology.rank == 0:
         sys.stderr.write(f"warning: {scorer.warning}, for train.valid_bleu\n")
     parts = TrainerParts(
-        config=config,
         identity=run.identity,
         run=run.folder,
         engine=engine,
@@ -308,10 +311,6 @@ def start_from(
         tokenizer: the data's; must be what the weights were trained with.
         parallel: the layers the model was built from.
         new_length_head: keep the model's own even where the other one fits.
-
-    Raises:
-        CheckpointError: there are no weights, they are of another shape, or they were trained with
-            another tokenizer than the data has.
     """
     _check_tokenizer(source, tokenizer)
     path = find_weights(Path(source))

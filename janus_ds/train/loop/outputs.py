@@ -116,11 +116,7 @@ class OutputScores:
 
     @classmethod
     def of(cls, holder: WeightsHolder) -> OutputScores | None:
-        """For the run's own validation text; None where no scores are asked for.
-
-        Raises:
-            ConfigError: a mode that is not trained; DataError: the text is missing.
-        """
+        """For the run's own validation text; None where no scores are asked for."""
         if not scored_modes(holder.config):
             return None
         return cls(holder, held_out_text(Path(holder.config.data.path or ""), "valid"))

@@ -18,11 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from janus_ds.checkpoint.manifest import STATE_FILE, read_state
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE
-from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.load import changed_training, field_of, from_dict, to_dict
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import CheckpointError, ConfigError
-from janus_ds.parallel.topology import Topology
 from janus_ds.train.loop.engine import TrainingEngine
 
 STATE_VERSION = 2
@@ -71,35 +69,11 @@ class RunIdentity:
     zero_stage: int
     precision: str
 
-    @classmethod
-    def of(
-        cls, recipe: RunConfig, tokenizer: str, data: str, execution: ExecutionConfig, topology: Topology
-    ) -> RunIdentity:
-        """The identity of a start."""
-        return cls(
-            recipe=recipe,
-            tokenizer_fingerprint=tokenizer,
-            data_fingerprint=data,
-            world_size=topology.world_size,
-            tensor_size=topology.tensor_size,
-            zero_stage=execution.zero_stage,
-            precision=execution.precision,
-        )
-
     def state(self, step: int, meters: Meters) -> dict[str, Any]:
         """The contents of `state.json` after `step` updates."""
-        return {
-            "format_version": STATE_VERSION,
-            "step": step,
-            "meters": asdict(meters),
-            "world_size": self.world_size,
-            "tensor_size": self.tensor_size,
-            "zero_stage": self.zero_stage,
-            "precision": self.precision,
-            "tokenizer_fingerprint": self.tokenizer_fingerprint,
-            "data_fingerprint": self.data_fingerprint,
-            "recipe": to_dict(self.recipe),
-        }
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        own = {"format_version": STATE_VERSION, "step": step, "meters": asdict(meters)}
+        return {**own, **known, "recipe": to_dict(self.recipe)}
 
 
 class _Form(BaseModel):
@@ -283,11 +257,7 @@ def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, 
 
 
 def resume(engine: TrainingEngine, checkpoint: Path, state: dict[str, Any], identity: RunIdentity) -> None:
-    """Load what :func:`read_resumable` has accepted, and say on what it continues; all ranks together.
-
-    Raises:
-        CheckpointError: a file cannot be read.
-    """
+    """Load what :func:`read_resumable` has accepted, and say on what it continues; all ranks together."""
     step = int(state["step"])
     engine.restore(checkpoint, state["optimizer"], step)
     if engine.topology.is_main:

@@ -3,9 +3,8 @@
 DeepSpeed's hooks see model and objective together. `head` compiles the chunk mathematics of the loss
 (`objective.chunk_math`). `model` compiles forward and backward of encoder and decoder as well; shapes
 come in buckets (`data.pad_multiple`), and the compiler takes them as unknown from the second one on, so
-their number does not matter. `graphs` replays the compiled parts as CUDA graphs, one a shape: for small
-models, whose steps wait for launches. None of this changes what is computed but for rounding, and dropout,
-which compiled code draws by another rule.
+their number does not matter. None of this changes what is computed but for rounding, and dropout, which
+compiled code draws by another rule.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class TrainingStep(nn.Module):
 logger = logging.getLogger(__name__)
 
 _SHAPES = 64
-"""Compiled variants that one function may have before it runs uncompiled: graphs need one a shape."""
+"""Compiled variants that one function may have before it runs uncompiled."""
 
 
 def compile_step(
@@ -68,25 +67,19 @@ def compile_step(
 
     Args:
         step: model and objective.
-        what: none, head, model or graphs.
+        what: none, head or model.
         device: where the step runs.
         sharded: weights are gathered layer by layer (ZeRO-3) or sharded (tensor parallelism).
         backend: of torch.compile for the model.
 
     Raises:
-        ConfigError: graphs without CUDA; a compiled model whose weights are sharded.
+        ConfigError: a compiled model whose weights are sharded.
     """
     if what == "none":
         return
-    if what == "graphs" and device.type != "cuda":
-        raise ConfigError(
-            f"CUDA graphs were asked for, but the step runs on {device.type}",
-            "train.compile",
-            "use model or head, or start on a machine with a GPU",
-        )
     if what != "head" and sharded:
         raise ConfigError(
-            f"train.compile {what!r} cannot be used with ZeRO-3 or tensor parallelism, which exchange "
+            "train.compile 'model' cannot be used with ZeRO-3 or tensor parallelism, which exchange "
             "weights and activations inside of the model",
             "train.compile",
             "use train.compile head, or ZeRO stage 2 with --tensor-parallel 1",
@@ -105,7 +98,4 @@ def compile_step(
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
     # Not the model as a whole: it hands out its tied table, whose gradient would come in two ways.
     for part in (step.model.encoder, step.model.decoder):
-        if what == "graphs":
-            part.compile(mode="reduce-overhead", dynamic=False)
-        else:
-            part.compile(backend=backend)
+        part.compile(backend=backend)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manager import CheckpointManager
-from janus_ds.config.schema import OptimConfig, RunConfig
+from janus_ds.config.schema import OptimConfig
 from janus_ds.data.stream.loader import StepData
 from janus_ds.errors import JanusError
 from janus_ds.metrics.validation import VALIDATION_METRICS
@@ -51,8 +51,7 @@ class TrainerParts:
     """What a trainer works with.
 
     Args:
-        config: the resolved recipe.
-        identity: goes into every checkpoint.
+        identity: the resolved recipe and what else goes into every checkpoint.
         run: the run folder.
         engine: model, optimizer and their state.
         validator: losses and outputs of the validation set.
@@ -66,7 +65,6 @@ class TrainerParts:
         scorer: scores outputs for the validation set, or None; the same on all ranks.
     """
 
-    config: RunConfig
     identity: RunIdentity
     run: Path
     engine: TrainingEngine
@@ -117,13 +115,14 @@ class Trainer:
 
     def __init__(self, parts: TrainerParts, step: int, meters: Meters) -> None:
         self._parts = parts
-        self._train = parts.config.train
+        self._config = parts.identity.recipe
+        self._train = self._config.train
         self._engine = parts.engine
         topology = parts.engine.topology
         self._progress = _Progress(step, step, step, meters)
         self._guard = StepGuard(topology, self._train, parts.signals, meters.recent_losses)
         self._best = BestWeights(self._train, meters, parts.run / "checkpoints", topology)
-        self._reporter = Reporter(parts.config, parts.run, parts.vocab_size, parts.engine, step, meters)
+        self._reporter = Reporter(self._config, parts.run, parts.vocab_size, parts.engine, step, meters)
 
     @property
     def step(self) -> int:
@@ -168,7 +167,7 @@ class Trainer:
 
     def train_step(self, data: StepData) -> Verdict:
         """One update from one global batch."""
-        config, topology = self._parts.config, self._engine.topology
+        config, topology = self._config, self._engine.topology
         counts = global_counts(data.counts, topology)
         rate = learning_rate(config.optim, self._train.max_steps, data.step)
         factors = ramp_factors(config.objective, data.step)
