@@ -192,7 +192,6 @@ def atomic_file(path: Path, *, unique: bool = False) -> Iterator[BinaryIO]:
     is not replaced but written to.
 
     Args:
-        path: the file to write.
         unique: write under a temporary name of this thread, since others may write the same file.
 
     Raises:
@@ -218,11 +217,6 @@ def atomic_file(path: Path, *, unique: bool = False) -> Iterator[BinaryIO]:
 
 def write_atomic(path: Path, data: bytes, *, unique: bool = False) -> None:
     """Write a file so that after a crash there is the old file or the new one, never a part.
-
-    Args:
-        path: the file to write.
-        data: its content.
-        unique: as in :func:`atomic_file`.
 
     Raises:
         ResourceError: full disk or missing permission.
@@ -264,7 +258,6 @@ def folder_lock(folder: Path, patience: float) -> Iterator[None]:
     a killed process, and it holds between hosts on NFS.
 
     Args:
-        folder: an existing folder.
         patience: seconds to wait for another process to leave.
 
     Raises:

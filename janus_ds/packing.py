@@ -102,7 +102,6 @@ def _moved(rows: Tensor, order: Tensor, inverse: Tensor, without: Tensor) -> Ten
     """rows[order].
 
     Args:
-        rows: what is moved.
         order: row of each result.
         inverse: the result that each row went to.
         without: rows that went nowhere, or to results that are not used.
@@ -151,7 +150,6 @@ def pack(batch: TwoStreamBatch, pad: int, multiple: int) -> TwoStreamBatch:
     """The same batch without padding between its rows.
 
     Args:
-        batch: padded, on the host.
         pad: token of the rows that fill up.
         multiple: packed rows of each segment, and of the source, are filled up to a multiple of this.
     """

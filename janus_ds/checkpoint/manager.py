@@ -269,11 +269,6 @@ class CheckpointManager:
 def save_best(root: Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
     """Put weights in the place of the best ones so far, RUN/checkpoints/best; for rank 0.
 
-    Args:
-        root: RUN/checkpoints.
-        weights: whole, by canonical name.
-        record: step and score, for `best.json`.
-
     Raises:
         ResourceError: full disk or missing permission; the earlier best stays.
     """

@@ -96,13 +96,7 @@ def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
 
 
 def add_score_arguments(parser: argparse.ArgumentParser, predictions: str, references: str) -> None:
-    """`--predictions`, `--references`, `--split` and `--output`.
-
-    Args:
-        parser: to add to.
-        predictions: help for what is scored.
-        references: help for what it is compared with.
-    """
+    """`--predictions`, `--references`, `--split` and `--output`."""
     add = parser.add_argument
     add("--predictions", type=Path, metavar="PATH", help=predictions)
     add("--references", type=Path, metavar="FILE", help=references)

@@ -109,12 +109,7 @@ class Request:
 
 
 class Demo:
-    """A run that decodes one text after the other.
-
-    Args:
-        checkpoint: a run folder, a checkpoint, or "demo".
-        device: None: the first GPU, or else the CPU.
-    """
+    """A run that decodes one text after the other."""
 
     def __init__(self, checkpoint: str | Path, device: str | None = None) -> None:
         self._run = load_run(checkpoint, None, device)
@@ -185,10 +180,6 @@ class Demo:
 
 class DemoServer(ThreadingHTTPServer):
     """The page and its decoder at 127.0.0.1.
-
-    Args:
-        demo: decodes.
-        port: 0: any that is free.
 
     Raises:
         UsageError: the port cannot be had.

@@ -132,11 +132,7 @@ class RowPicture:
     seen_RC: NDArray[np.bool_]
 
     def text(self, pieces: dict[int, str]) -> str:
-        """The picture in characters: `#` where a row sees a content row.
-
-        Args:
-            pieces: how tokens are written.
-        """
+        """The picture in characters: `#` where a row sees a content row."""
         columns = self.seen_RC.shape[1]
         starts = [c for c in range(columns) if c == 0 or self.segment_R[c] != self.segment_R[c - 1]]
         names = {start: self.segment_R[start].name for start in starts}

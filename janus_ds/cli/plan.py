@@ -295,12 +295,6 @@ def state_bytes(parameters: int, stage: int, precision: str, data_size: int) -> 
 
     DeepSpeed keeps an fp32 copy of the weights beside Adam's two moments from stage 1 on, in fp32
     as well. Stage 1 shares out these 12 bytes a parameter, stage 2 gradients too, stage 3 weights too.
-
-    Args:
-        parameters: on one tensor-parallel rank.
-        stage: ZeRO stage.
-        precision: fp32, bf16 or fp16.
-        data_size: data-parallel ranks.
     """
     weight = 4 if precision == "fp32" else 2
     if stage == 0:

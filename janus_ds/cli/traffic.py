@@ -50,11 +50,8 @@ class Sent:
     """Collectives of one kind that a rank takes part in, in one step.
 
     Args:
-        what: for the reader.
         operation: all-reduce, all-gather or reduce-scatter.
         group: data, tensor or world.
-        calls: how many.
-        bytes: sum of their sizes.
     """
 
     what: str
@@ -69,11 +66,6 @@ class Execution:
     """What of the DeepSpeed file and the launch decides about messages.
 
     Args:
-        stage: ZeRO stage.
-        precision: fp32, bf16 or fp16.
-        micro_batches: of one step on one rank.
-        data_size: data-parallel ranks.
-        tensor_size: tensor-parallel ranks.
         bucket: `reduce_bucket_size`, in numbers.
         prefetch: `stage3_prefetch_bucket_size`.
         persistence: `stage3_param_persistence_threshold`; parameters of at most so many numbers stay whole.

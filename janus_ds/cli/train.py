@@ -34,7 +34,6 @@ def pretrain(argv: Sequence[str] | None = None, stages: Sequence[Any] = ()) -> i
     """Pretrain a model: `deepspeed launch/pretrain.py --deepspeed_config ds_configs/zero2.json`.
 
     Args:
-        argv: the options; None: those of the program.
         stages: of the user, for the data pipeline (`janus_ds/data/stream/pipeline.py`).
     """
     return _main(argv, packaged_folder("recipes") / "quickstart.yaml", "Pretrain a JANUS model.", stages)

@@ -73,12 +73,8 @@ def load_setup(
     """What is trained and how it is executed, from both files.
 
     Args:
-        recipe: YAML file; None takes the defaults of the schema.
         overrides: `section.field=value` each.
-        deepspeed_config: the DeepSpeed JSON.
-        data_size: number of data-parallel ranks.
         tensor_size: tensor-parallel ranks that share a copy of the model.
-        mode: one of the recipe's modes.
 
     Raises:
         ConfigError: anything is wrong in either; the message names all faults. Values that DeepSpeed itself
@@ -124,8 +120,6 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
     """The DeepSpeed JSON for a resolved run on `data_size` data-parallel ranks.
 
     Args:
-        path: the JSON file.
-        run: what is trained.
         data_size: number of data-parallel ranks (all ranks / tensor-parallel size).
         faults: what is wrong with the recipe already; reported together with what is wrong here.
     """

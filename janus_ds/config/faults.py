@@ -96,10 +96,8 @@ def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | N
     """The text of a file of settings, with or without a byte-order mark; None with a fault.
 
     Args:
-        path: the file.
         what: what messages call it.
         example: a path of such a file; names of neighbours with its ending are suggested.
-        faults: takes what is wrong.
     """
     try:
         with path.open("rb") as file:

@@ -127,12 +127,7 @@ def field_of(run: RunConfig, key: str) -> Any:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
-    """`--recipe` and `--set` (as `overrides`).
-
-    Args:
-        parser: to add to.
-        default: the recipe where none is given; None: the program looks for the quickstart's.
-    """
+    """`--recipe` and `--set` (as `overrides`)."""
     shown = f"launch/recipes/{default.name}" if default else "launch/recipes/quickstart.yaml"
     help_line = f"what is trained: a file, or a name such as iwslt (default: {shown})"
     parser.add_argument("--recipe", type=recipe_file, default=default, metavar="YAML", help=help_line)

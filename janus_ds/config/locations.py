@@ -90,7 +90,6 @@ def join_location(location: str, name: str) -> str:
     """Where a file of a directory lies; an address keeps its query, a command its {}.
 
     Args:
-        location: the directory.
         name: below it: names as :func:`checked_name` takes them, `/` between them.
 
     Raises:

@@ -49,9 +49,7 @@ class DistillRequest:
     """What is to be distilled.
 
     Attributes:
-        data: a data directory of pairs.
         checkpoint: an AR run, or one of its checkpoints, with the data's tokenizer.
-        output: the data directory to make.
         average: mean of the run's last N checkpoints; 1: the newest, or the one named.
         decode: fields of `DecodeConfig` that replace the run's own, such as beam.
         device: where to decode; changes nothing but rounding.

@@ -36,7 +36,6 @@ def from_hf(path: Path, folder: Path) -> ConversionReport:
     """Make a run folder of a BART, with its tokenizer if it has one.
 
     Args:
-        path: a folder with `config.json`, weights, and tokenizer files.
         folder: the run folder to make; it appears whole or not at all.
 
     Raises:
@@ -64,10 +63,8 @@ def to_hf(run: Path, folder: Path, bart: bool = False, licence: str | None = Non
     Plain AR of BART's shape becomes a `BartForConditionalGeneration`, all else a model with its own code.
 
     Args:
-        run: a run folder or one of its checkpoints.
         folder: the folder to make; it appears whole or not at all.
         bart: make a `BartForConditionalGeneration` of any run, which loses what BART does not have.
-        licence: for the model card.
 
     Raises:
         CheckpointError: the run cannot be read, or a BART is wanted and its shape is none.
@@ -203,8 +200,6 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
 
     Args:
         run: what is exported; scores are those of its folder (`scores.json`, `eval/*/scores.json`).
-        modes: that the exported folder decodes in.
-        own_code: the folder brings its modelling code along.
         licence: of the weights, as the hub names it; None: not said.
     """
     trust = ", trust_remote_code=True" if own_code else ""

@@ -186,7 +186,6 @@ def hf_ar(
         run: its shape must be one of BART's.
         folder: empty; the exported model goes there.
         lengths: tokens to write for each source; None: as many as the model wants.
-        device: where to decode.
     """
     write_hf(run, folder)
     import transformers

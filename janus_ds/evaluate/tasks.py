@@ -97,11 +97,8 @@ def evaluate_glge(
 
     Args:
         request: checkpoint, modes, split and so on; its `latency_sentences` is not used.
-        task: the task.
-        meteor: see `choose_meteor`.
         latency: how speed is measured; None: it is not.
         ar_checkpoint: a run whose AR is the 1.0x of the speed-ups; None: the run itself, if it has AR.
-        progress: as in `evaluate`.
 
     Returns:
         One result for each way of decoding, the latency, and the folder of the weights.

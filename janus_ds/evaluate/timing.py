@@ -38,12 +38,7 @@ class LatencyPlan:
 
 @dataclass
 class Latency:
-    """Times of one system.
-
-    Attributes:
-        milliseconds: of each sentence of each round.
-        tokens: length of each output.
-    """
+    """Times of one system."""
 
     milliseconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -82,9 +77,6 @@ def measure(
     """Time systems on the same sentences.
 
     Args:
-        systems: by name.
-        sources: the sentences, as token ids.
-        plan: warm-up and rounds.
         device: where they decode; a GPU is waited for before each look at the clock.
         progress: called with "latency", and the numbers of finished sentences and of all.
     """

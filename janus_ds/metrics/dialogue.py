@@ -31,8 +31,6 @@ def mean_sentence_bleu(hypotheses: Sequence[str], references: Sequence[str], ord
 
     Args:
         hypotheses: tokens between single spaces, case kept.
-        references: one for each.
-        order: 1 or 2.
     """
     scores = [
         _sentence_bleu(_tokens(hypothesis), _tokens(reference), _WEIGHTS[order])
@@ -103,7 +101,6 @@ def mean_answer_f1(answers: Sequence[str], references: Sequence[Sequence[str]]) 
     """Mean F1 in percent.
 
     Args:
-        answers: one for each question.
         references: for each question the accepted answers; the best of them counts.
     """
     scores = [

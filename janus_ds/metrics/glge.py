@@ -182,9 +182,7 @@ class Task:
     """A task of GLGE.
 
     Attributes:
-        name: as in file names.
         columns: the metrics whose mean is OVERALL.
-        score: fills in the metrics.
         uses_sources: lines with equal sources are one item.
         doubt: what is not known about the agreement with the official script, if anything.
     """

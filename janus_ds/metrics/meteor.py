@@ -32,7 +32,6 @@ class MeteorProgram:
     """A METEOR that can be run.
 
     Attributes:
-        java: the Java program.
         jar: meteor-1.5.jar, with data/paraphrase-en.gz beside it.
     """
 

@@ -187,7 +187,6 @@ def perl_draws(seeds: npt.NDArray[np.int64], below: int, count: int) -> Iterator
     Args:
         seeds: S seeds, each the start of a generator of its own.
         below: draws are from 0 to below - 1.
-        count: how many draws to make of each generator.
 
     Yields:
         `count` arrays of S draws, the k-th of them the k-th draw of every seed.

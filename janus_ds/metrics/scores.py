@@ -17,8 +17,6 @@ class TextLines:
     """The lines of a file, without their ends.
 
     Attributes:
-        name: the file, for messages.
-        lines: one text a line.
         ends_with_newline: whether the last line is closed; some official scripts cut a character if not.
     """
 
@@ -95,9 +93,6 @@ class Scores:
     """What an evaluation found; metrics enter themselves by `put`.
 
     Attributes:
-        task: "nmt" or a task of GLGE.
-        split: "dev", "test", ...
-        n: number of lines scored.
         metrics: values by name, in percent (0 to 100; BLEU of PersonaChat can be higher by definition).
             A metric that could not be computed is absent and spoken of in `warnings`.
         signatures: how each metric was computed.

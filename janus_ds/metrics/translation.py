@@ -143,9 +143,6 @@ def score_translations(
     """Score a system's output; subword-nmt's pieces ("@@ ") are joined where text is compared.
 
     Args:
-        hypotheses: one translation a line.
-        references: one for each.
-        split: their name.
         tokens: what the model generated, for the repetition ratio; None: the words of the lines as they
             stand, which are BPE's pieces if the lines have them.
 

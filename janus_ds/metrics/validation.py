@@ -32,7 +32,6 @@ class ValidationMetric:
 
     Attributes:
         name: its name among the figures of a run: `valid/NAME_MODE`.
-        title: its name in messages.
         score: from outputs and references, one line each, to percent; higher is better.
     """
 

@@ -79,10 +79,8 @@ class RowAttention:
         """Attention to the encoder states, of which there may be two dropout draws.
 
         Args:
-            kernel: of the cross-attention.
             q_BHTE: queries of the rows [first_row, R).
             sources: keys and values of the encoder states: of one draw, or of two.
-            mask_B11S: padding of the source.
             runs: with two draws, widths of runs of rows that take the first and the second draw in turn.
 
         Returns:
@@ -306,9 +304,6 @@ def attend_in_bf16(
     """Scaled dot-product attention, (B, H, T, E), with scores and softmax in fp32.
 
     Args:
-        q_BHTE: in training, bf16.
-        k_BHSE: keys.
-        v_BHSE: values.
         mask: additive.
         is_causal: row t sees the keys 0 .. t.
     """

@@ -47,7 +47,6 @@ class RowsOfBatch:
         """Masks of a batch, made once for all layers.
 
         Args:
-            batch: rows and lengths.
             dtype: dtype of the masks, that of the queries.
             backend: a key of :data:`BACKENDS`, or auto.
             dropout: of attention weights in this pass; 0 in evaluation.
@@ -104,12 +103,7 @@ class PackedRows(RowAttention):
 
     @classmethod
     def build(cls, batch: TwoStreamBatch, inner: RowAttention) -> PackedRows:
-        """All rows of a packed batch.
-
-        Args:
-            batch: packed.
-            inner: of the unpacked batch.
-        """
+        """All rows of a packed batch."""
         packed = batch.layout.packed
         if packed is None:
             raise ValueError("the batch is not packed")
@@ -160,8 +154,6 @@ def attend_packed_source(
     """Self-attention of packed source tokens, (1, tokens, H, E).
 
     Args:
-        places: of the source.
-        kernel: of the attention.
         projected: queries, keys and values, (1, H, tokens, E) each.
         mask_B11S: padding of the source in its grid.
     """

@@ -45,9 +45,6 @@ class JanusModel(nn.Module):
     """Encoder, two-stream decoder, length head, one tied embedding.
 
     Args:
-        config: shape.
-        special: special symbols and vocabulary size.
-        parallel: layers of the tensor-parallel group.
         recompute: activation checkpointing of every layer (non-reentrant).
         attention_backend: of decoder rows in training, see `train.attention_backend`.
     """
@@ -80,7 +77,6 @@ class JanusModel(nn.Module):
         """Hidden rows to predict from, for all rows of the batch in one pass of the decoder.
 
         Args:
-            batch: the micro-batch.
             encoder_passes: dropout draws of the encoder in training. With 2, AR rows attend to the first
                 draw, all other rows and the length head to the second. In evaluation the encoder runs once.
 
@@ -126,12 +122,7 @@ class JanusModel(nn.Module):
     # Decoding. The caller puts the model into eval mode and switches gradients off.
 
     def encode(self, source_BS: Tensor, source_length_B: Tensor) -> EncoderOutput:
-        """Encode a batch of sources once for all that follows.
-
-        Args:
-            source_BS: source tokens with bos and eos, padded at the end.
-            source_length_B: tokens of each source.
-        """
+        """Encode a batch of sources once for all that follows."""
         self._check_source(source_BS.shape[1], source_length_B)
         valid_BS = _valid(source_length_B, source_BS.shape[1])
         embedded_BSD = self.embedding(source_BS)
@@ -156,7 +147,6 @@ class JanusModel(nn.Module):
         """One mask-predict pass over N length candidates of each sentence.
 
         Args:
-            memory: the encoded sources.
             token_BNL: targets with bos and eos in target order, masked where to be predicted; padded at
                 the end.
             length_BN: tokens of each candidate, bos and eos included.
@@ -200,7 +190,6 @@ class JanusModel(nn.Module):
         """One AUX pass over N candidates of each sentence (section 3.1 of the paper).
 
         Args:
-            memory: the encoded sources.
             pool: of the candidates; gold tokens before the last settled one are in it. Changed in place.
             token_BNL: targets with tokens at all masked places; AUX row j sees those before it.
             settled_BN: masked places of each candidate that are settled, at least 1.

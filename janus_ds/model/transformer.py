@@ -122,7 +122,6 @@ class EncoderLayer(TransformerLayer):
 
         Args:
             x_BSD: states before it.
-            mask_B11S: additive mask of padding.
             places: of a packed source; states are then (1, all tokens, D).
         """
         attention = self.self_attention
@@ -159,7 +158,6 @@ class DecoderLayer(TransformerLayer):
             x_BRD: all rows, content rows first.
             rows: which rows are computed, and what they see of the content rows.
             sources: :meth:`source_keys_values` of the encoder states; with two dropout draws, of both.
-            source_mask: additive mask of source padding, (B, 1, 1, S).
             runs: with two draws, how the computed rows alternate between them (`RowAttention.attend_source`).
         """
         attention, x_BTD = self.self_attention, x_BRD
@@ -215,9 +213,6 @@ class Encoder(InputRows):
         """Encoder states, shape (B, S, D).
 
         Args:
-            embedded_BSD: token embeddings.
-            mask_B11S: additive mask of padding.
-            recompute: activation checkpointing of each layer, if wanted.
             places: of a packed source; embeddings and states are then (1, all tokens, D).
         """
         if places is None:
@@ -255,8 +250,6 @@ class Decoder(InputRows):
             x_BRD: rows from :meth:`input_rows`.
             rows: self-attention of all rows and of the predicted ones.
             states: encoder states, (B, S, D) each: one dropout draw, or AR's and that of all other rows.
-            source_mask: additive mask of source padding.
-            recompute: activation checkpointing of each layer, if wanted.
         """
         last = len(self.layers) - 1
         for number, layer in enumerate(self.decoder_layers()):
@@ -287,7 +280,6 @@ class LengthHead(nn.Module):
         """Logits over the classes, shape (B, K).
 
         Args:
-            states_BSD: encoder output.
             valid_BS: False for padding.
         """
         share_BS = valid_BS.to(states_BSD.dtype)

@@ -58,14 +58,7 @@ def parameter_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[in
 def check_shapes(
     found: Mapping[str, tuple[int, ...]], config: ModelConfig, vocab_size: int, where: str
 ) -> None:
-    """Hold a file's header against a model's sizes, before anything of either size is allocated.
-
-    Args:
-        found: name and shape of every tensor in the file.
-        config: the model's shape.
-        vocab_size: symbols of its vocabulary.
-        where: the file, for error messages.
-    """
+    """Hold a file's header against a model's sizes, before anything of either size is allocated."""
     refuse_too_many_layers(config, len(found), where)
     header = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
     check_weights(header, parameter_shapes(config, vocab_size), where)
@@ -125,7 +118,6 @@ def load_weights(
     Args:
         model: the model to fill; dtype and device of its parameters stay.
         weights: whole tensors by canonical name.
-        where: the file, for error messages.
         parallel: the layers the model was built from; None: one process.
     """
     size, rank = (parallel.size, parallel.rank) if parallel else (1, 0)

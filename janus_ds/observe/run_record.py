@@ -55,9 +55,6 @@ def write_run_record(
     """Write `run.json`, keeping the record of earlier attempts; secrets of addresses are left out.
 
     Args:
-        run: the run folder.
-        config: the resolved recipe.
-        special: ids of the special symbols and the vocabulary's size.
         tokenizer_fingerprint: of the run's tokenizer, so that decoding notices another.
         execution: how it is executed (DeepSpeed configuration, ranks), as plain values.
         step: where this start begins.

@@ -36,7 +36,6 @@ class MetricsWriter:
     Args:
         run: the run folder; writes `metrics.jsonl` and `tensorboard/`.
         step: the step the run continues after; later values are removed. 0 starts anew.
-        monitor: `train.monitor`; gets the numbers too.
     """
 
     def __init__(self, run: Path, step: int, monitor: str = "none") -> None:

@@ -53,7 +53,6 @@ class LostRankError(TrainingError):
     """A rank has ended without notice, or its host cannot be reached.
 
     Args:
-        lost: the ranks.
         speaker: whether this rank is the one of its host to say so.
     """
 

@@ -72,10 +72,6 @@ class ParallelLayers:
     """Factory of layers and collectives of one tensor-parallel group; this class is a group of one rank.
 
     It needs torch alone. `tensor_parallel` has the class for larger groups, which overrides all of it.
-
-    Attributes:
-        size: ranks in the group.
-        rank: this process's rank in it.
     """
 
     size: int = 1

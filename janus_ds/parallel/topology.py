@@ -337,12 +337,7 @@ def rendezvous_in_time(launched: Mapping[str, str], world_size: int) -> Iterator
 
 
 def launcher_store(launched: Mapping[str, str], environ: Mapping[str, str]) -> Store | None:
-    """The store of a launcher that restarts ranks and keeps it; None where each start has its own.
-
-    Args:
-        launched: MASTER_ADDR and MASTER_PORT, where the store is.
-        environ: of this process.
-    """
+    """The store of a launcher that restarts ranks and keeps it; None where each start has its own."""
     kept = environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     if not kept or environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         return None

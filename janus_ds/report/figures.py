@@ -63,7 +63,6 @@ class Picture:
 
     Attributes:
         name: stem of its file.
-        title: its heading.
         caption: how to read it; where there is no picture, why.
         png: the image; None if there was nothing to draw.
     """

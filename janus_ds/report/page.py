@@ -34,13 +34,6 @@ def write_report(
 ) -> list[Path]:
     """Write index.html and the PNGs; returns their paths, the page first.
 
-    Args:
-        folders: run folders.
-        output: folder of the page and its pictures.
-        split: whose scores.
-        samples: test sentences shown; 0: none.
-        command: the command line, for the foot of the page.
-
     Raises:
         UsageError: no run, a folder that is none, a negative number of samples.
         MissingDependencyError: matplotlib is not installed.

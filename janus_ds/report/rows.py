@@ -33,12 +33,10 @@ class Row:
 
     Attributes:
         label: the run, or the kind of runs.
-        objective: the preset.
         seed: which, or how many.
         updates: made, and asked for where that is more.
         modes: values by mode and metric; speeds count as metrics.
         trends: the course of validation BLEU in each mode.
-        is_mean: whether it is a mean.
     """
 
     label: str
@@ -106,9 +104,6 @@ def trend_of(points: Sequence[tuple[int, float]]) -> str | None:
     Two single points would do for a difference, but validation BLEU of a few hundred sentences scatters by
     half a point or more; a line fitted by least squares uses all points, and their scatter around it says
     how far to believe it.
-
-    Args:
-        points: (update, value).
 
     Returns:
         In words, with the gain of the line and two standard errors: "still rising (+1.2 ± 0.4)". None where

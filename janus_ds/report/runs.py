@@ -33,7 +33,6 @@ class System:
 
     Attributes:
         mode: ar, nar-4, draft, ...
-        scores: its part of scores.json.
         hypotheses: the file of outputs; None if it is not there.
     """
 
@@ -57,7 +56,6 @@ class RunFolder:
     """A run as a report sees it.
 
     Attributes:
-        folder: where it lies.
         label: its name in tables and pictures, unique among the runs.
         record: run.json; empty if there is none.
         lines: metrics.jsonl, in the order of steps.

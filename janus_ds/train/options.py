@@ -44,13 +44,7 @@ class TrainOptions:
 
 
 def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptions:
-    """Read the command line.
-
-    Args:
-        argv: arguments without the program's name.
-        recipe: used when --recipe is not given.
-        program: one line for --help.
-    """
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=program, allow_abbrev=False)
     add_deepspeed_argument(parser)
     add_recipe_arguments(parser, recipe)

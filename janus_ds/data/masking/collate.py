@@ -58,9 +58,7 @@ class Collator:
     """Builds batches for one objective.
 
     Args:
-        special: special symbols of the tokenizer.
         objective: resolved (`config.presets.resolve`).
-        length_classes: classes of the length head.
         pad_multiple: segment widths and the source are padded to a multiple of this.
         max_source_positions: the padded source is never wider than this (None: no bound).
         packs_rows: leave padding out (`janus_ds.packing`).

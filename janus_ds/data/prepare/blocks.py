@@ -153,12 +153,7 @@ def read_units(
 
 
 class BlockEncoder:
-    """Turns documents into blocks of complete sentences (task `denoise`, one stream "target").
-
-    Args:
-        tokenizer: encodes the sentences.
-        settings: block size and shares of the splits.
-    """
+    """Turns documents into blocks of complete sentences (task `denoise`, one stream "target")."""
 
     streams = ("target",)
     task = "denoise"
@@ -233,10 +228,7 @@ def ensure_tokenizer(
 
     Args:
         folder: OUT/tokenizer; appears whole or not at all.
-        work: a folder for the unfinished one.
-        settings: names the tokenizer.
         reader: the input, read once more for training.
-        progress: called with the stage along the way.
 
     Raises:
         DataError: the input cannot be read or is too small, or a given tokenizer is damaged.

@@ -48,8 +48,6 @@ class PrepareProgress:
         stage: "reading text for the tokenizer", "training the tokenizer" or "writing shards".
         share: of the input files' bytes, 0 to 1.
         text_bytes: bytes of text tokenised by this call.
-        documents: documents tokenised by this call.
-        seconds: since this stage of the call began.
     """
 
     stage: str
@@ -69,11 +67,7 @@ class PrepareReport:
     """What was made.
 
     Args:
-        output: the data directory.
-        manifest: as written.
         done: what this call tokenised, and in what time.
-        already_whole: the directory was finished before, nothing was done.
-        resumed: the call went on with an interrupted preparation.
     """
 
     output: Path
@@ -100,9 +94,6 @@ def prepare(
     Args:
         inputs: files and folders of them, addresses, `pipe:` commands (`text_files.list_inputs`).
         output: the data directory; must be new, empty, or of the same preparation.
-        settings: what is made.
-        execution: how it is done.
-        progress: called now and then.
 
     Raises:
         ConfigError: settings that cannot be meant.
@@ -254,7 +245,6 @@ def prepare_bundled_corpus(
             given tokenizer `novels-BLOCK-FINGERPRINT`.
         block_tokens: most tokens of a block, without bos and eos.
         vocab_size: symbols of the unigram tokenizer trained on it.
-        progress: called now and then.
         tokenizer: folder of a given one, of a model to start from; None: one is trained.
 
     Returns:

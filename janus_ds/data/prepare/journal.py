@@ -85,7 +85,6 @@ class Journal:
     """The working folder of one preparation; use as a context, which holds the lock.
 
     Args:
-        output: the data directory.
         key: what is prepared: settings and inputs with sizes and times of change.
 
     Raises:
@@ -218,13 +217,7 @@ class Journal:
 
 
 class SplitWriter:
-    """Writes the shards of one split; what they hold depends on the order of samples alone.
-
-    Args:
-        directory: OUT/SPLIT.
-        packing: token type and sizes.
-        state: what an interrupted preparation left.
-    """
+    """Writes the shards of one split; what they hold depends on the order of samples alone."""
 
     def __init__(self, directory: Path, packing: ShardFormat, state: SplitState) -> None:
         self._dir = directory

@@ -51,9 +51,7 @@ def pair_up(
     """Files given in turn, source and target; those of JSON or Parquet hold both.
 
     Args:
-        paths: the files.
         languages: of source and target; records may name their fields by them.
-        option: that gave the files, for messages.
         given: names of the fields of records.
 
     Raises:
@@ -211,7 +209,6 @@ def find_split(folder: Path, task: str, split: str) -> tuple[Path, Path | None]:
 
     Args:
         folder: of one level (glge/easy), of the task (glge/easy/xsum_data), or the org_data in it.
-        task: name of the task.
         split: the official name: train, dev or test.
 
     Raises:
@@ -313,7 +310,6 @@ class PairCleaner:
     """Looks at pairs one after the other.
 
     Args:
-        settings: limits.
         held_out: keys of validation and test pairs: training pairs among them are counted, and kept.
         counts: what is read, left out ("empty", "too_unequal", "duplicates") and "also_held_out".
     """

@@ -67,9 +67,7 @@ def prepare_pairs(
     Args:
         files: by split: train, and any of valid and test.
         output: the data directory; must be new, empty, or of the same preparation.
-        settings: what is made.
         processes: processes that tokenise; changes nothing.
-        show: called now and then.
 
     Raises:
         ConfigError: settings that cannot be meant.
@@ -115,8 +113,6 @@ def prepare_glge(
 
     Args:
         folder: the task's folder in GLGE's layout (`pair_files.find_files`).
-        output, processes, show: as in :func:`prepare_pairs`.
-        settings: what is made.
     """
     settings.check()
     tokenizer = load_tokenizer(settings.tokenizer)
@@ -191,8 +187,6 @@ class _Builder:
         """Encode a split and write its shards and index; training pairs are shuffled once.
 
         Args:
-            split: its name.
-            pairs: all of them.
             encode: turns portions into tokens; called in other processes.
             counts: what was counted of the pairs so far; counts of `encode` are added.
             nothing: raised where no pair is left.

@@ -29,7 +29,6 @@ class Patience:
     Args:
         retries: further tries after one that brought nothing new, or damaged bytes.
         stall_seconds: how long a transfer may bring nothing.
-        sleep: for tests.
     """
 
     retries: int = 5
@@ -67,7 +66,6 @@ class RemoteFolder:
 
     Args:
         location: an address, or `pipe:COMMAND {}`.
-        patience: tries and time limits.
     """
 
     def __init__(self, location: str, patience: Patience) -> None:

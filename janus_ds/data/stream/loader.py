@@ -116,9 +116,7 @@ class StepLoader:
     Args:
         maker: of the training split; `config.data.workers` and `.prefetch_steps` say how far ahead and
             by how many processes; the batch sizes and the seed come from its config too.
-        share: this rank's part.
         start_step: the first step; steps before it cost nothing.
-        stop_step: where iteration ends.
         pin_memory: batches come in page-locked memory, for copies to a GPU.
 
     Raises:
@@ -256,11 +254,6 @@ def validation_batches(maker: BatchMaker, share: RankShare, samples: int) -> Ite
     """The first `samples` samples of a split, in order, each on one rank, with masks that never change.
 
     All ranks get the same number of batches.
-
-    Args:
-        maker: of the validation split.
-        share: this rank's part.
-        samples: how many; fewer where the split has fewer.
 
     Raises:
         DataError: the split has no sample, or as `BatchMaker` raises it.

@@ -46,7 +46,6 @@ class BatchMaker:
     Args:
         split: DATA/train or DATA/valid; or the opened places that are mixed.
         config: resolved (`config.presets.resolve`).
-        special: special symbols of the data's tokenizer.
         stages: of the user, after reading. A stage hands on each step with as many samples as it came with,
             and is a function of the step: of `ids` and `epochs`, not of a generator of its own.
 

@@ -39,7 +39,6 @@ class TransferError(Exception):
     """A transfer failed; says why without naming the address, which may hold secrets.
 
     Args:
-        reason: a few words.
         passing: another try may succeed.
         missing: there is no such file.
         damaged: bytes came, but not the right ones.
@@ -73,7 +72,6 @@ def open_transfer(location: str, start: int, stall_seconds: float) -> Iterator[T
 
     Args:
         location: an address, or a command after `pipe:`.
-        start: the first byte that is wanted.
         stall_seconds: how long nothing may come.
 
     Raises:

@@ -48,10 +48,8 @@ class SampleSchedule:
     """The infinite stream of samples; epoch e holds the positions [e n, (e + 1) n).
 
     Args:
-        seed: the run's seed.
         member_sizes: samples of each packed member, in index order.
         window: members that are mixed with one another.
-        global_batch: samples a step, over all ranks and micro-batches.
         groups: how members mix; None: over all shards.
 
     Raises:

@@ -243,12 +243,7 @@ def _locked(path: Path, *, create: bool = False) -> int | None:
 
 
 class RemoteShards:
-    """The shards of a distant split, fetched into the cache when they are needed.
-
-    Args:
-        folder: the split's directory.
-        cache: where they are kept.
-    """
+    """The shards of a distant split, fetched into the cache when they are needed."""
 
     def __init__(self, folder: RemoteFolder, cache: ShardCache) -> None:
         self.folder = folder

@@ -94,9 +94,6 @@ def write_shard(path: Path, samples: Mapping[str, Ragged], form: ShardFormat, fi
     The bytes are a function of the arguments: equal samples give equal files.
 
     Args:
-        path: SPLIT/shard-NNNNNN.tar.
-        samples: the samples of each stream, equally many.
-        form: token type and samples per member.
         first_key: number of the first member, counted over the whole split.
     """
     from webdataset import TarWriter
@@ -148,8 +145,6 @@ def unpack_member(
     """The samples of one member, every stream, checked against the index.
 
     Args:
-        member: its entry in the index.
-        index: the split's index (streams and token type).
         read: gives the bytes of a blob, fewer where the file ends before.
         where: names shard and member in errors.
 
@@ -197,8 +192,6 @@ class ShardReader:
     """Reads packed members by number, by positioned reads; may be pickled and shared over forks.
 
     Args:
-        split_dir: folder of the shards.
-        index: its index.
         store: brings the shards, where they do not lie in `split_dir`.
         cut_shards: read what is left of a shard of the wrong size, instead of refusing all of it.
     """

@@ -37,10 +37,7 @@ class Damage:
 
     Attributes:
         shard: path or address of its shard.
-        member: its key.
         first_sample: number of its first sample; the others follow.
-        samples: how many are left out.
-        reason: what is wrong with it.
     """
 
     shard: str
@@ -51,11 +48,7 @@ class Damage:
 
 
 class QuarantineList:
-    """RUN/quarantine.jsonl: one line for each damaged member, whichever process met it first.
-
-    Args:
-        run: the run folder.
-    """
+    """RUN/quarantine.jsonl: one line for each damaged member, whichever process met it first."""
 
     def __init__(self, run: Path) -> None:
         self._path = run / QUARANTINE_NAME
@@ -64,7 +57,6 @@ class QuarantineList:
         """Append what is not in the list yet; safe between processes.
 
         Args:
-            found: damaged members.
             step: the update for which they were read; None: validation.
         """
         entries = list(found)

@@ -77,7 +77,6 @@ def expected_rows(inner_N: Ints, ar: int, nar: bool, aux: bool, masking: Masking
     """Decoder rows of samples before their masks are drawn: 3 N + 2 M for JANUS.
 
     Args:
-        inner_N: target tokens without bos and eos.
         ar: streams of AR: 0, 1 (content alone) or 2 (and queries).
         nar: whether there is the original part.
         aux: whether there are compensation and AUX rows.
@@ -92,12 +91,8 @@ class TokenSchedule:
     """The infinite stream of groups; epoch e holds the groups [e G, (e + 1) G).
 
     Args:
-        seed: the run's seed.
-        member_sizes: samples of each packed member, in index order.
-        costs: lengths and costs of all samples.
         window: members of a pool.
         budget: what a group may cost: samples x its largest `width`.
-        groups: groups an update.
 
     Raises:
         DataError: there is no sample.
@@ -224,8 +219,6 @@ def share_out(groups: Sequence[Group], costs: SampleCosts, parts: int) -> list[t
     are in order of length, so that ranks that work side by side (part k * ranks + rank) have like shapes.
 
     Args:
-        groups: of one update.
-        costs: of all samples.
         parts: how many, at most as many as there are samples.
 
     Returns:

@@ -37,7 +37,6 @@ class Fault:
     Args:
         place: the file, relative to the data directory.
         member: the member of the shard, where one can be named.
-        what: what is wrong with it.
     """
 
     place: str
@@ -86,7 +85,6 @@ def verify_dataset(
     """Look at every byte of a data directory.
 
     Args:
-        directory: as made by `janus-ds prepare`.
         progress: called after each shard with the share done (0 to 1) and the report so far.
         read_shard: brings the bytes of a shard, given its split, where they do not lie in `directory`.
 

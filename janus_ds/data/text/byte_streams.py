@@ -113,12 +113,7 @@ def _zstandard() -> Any:
 
 
 class RemoteBytes(io.RawIOBase):
-    """A distant file or a command's output, read once; a transfer that breaks off is continued.
-
-    Args:
-        location: an address, or `pipe:COMMAND`.
-        patience: tries and time limits.
-    """
+    """A distant file or a command's output, read once; a transfer that breaks off is continued."""
 
     def __init__(self, location: str, patience: Patience) -> None:
         self._location, self._patience = expanded(location), patience
@@ -195,9 +190,6 @@ class TarBytes(io.RawIOBase):
 
     Sizes are looked at before a reader of tars trusts them: of long names and other headers, and of
     sparse files, which stand for more bytes than there are.
-
-    Args:
-        stream: the tar.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:

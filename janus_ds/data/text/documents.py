@@ -70,12 +70,7 @@ class Position:
 
 
 class DocumentReader:
-    """All documents of all files, in order; memory is bounded by the largest document.
-
-    Args:
-        files: the inputs, as `text_files.list_inputs` gives them.
-        rule: how they are cut.
-    """
+    """All documents of all files, in order; memory is bounded by the largest document."""
 
     def __init__(self, files: Sequence[Path | str], rule: DocumentRule) -> None:
         self.files = [TextFile(location) for location in files]
@@ -150,7 +145,6 @@ def records(file: TextFile, names: Collection[str]) -> Iterator[tuple[Any, str]]
     """The objects of a file of JSON, JSON lines or Parquet, each with its place in the file.
 
     Args:
-        file: the file.
         names: columns that are read of Parquet, where it has them.
 
     Raises:
@@ -358,12 +352,7 @@ def _parquet_documents(file: TextFile, _: io.BufferedReader, rule: DocumentRule)
 def _parquet_rows(
     file: TextFile, choose: Callable[[Mapping[str, bool]], list[str]]
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """Some rows at a time: neither a row group nor a file has to fit into memory.
-
-    Args:
-        file: the file.
-        choose: the columns that are wanted, of all names, each with whether it holds text.
-    """
+    """Some rows at a time: neither a row group nor a file has to fit into memory."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -125,12 +125,7 @@ _UNIGRAM = 1
 
 
 def sentencepiece_json(tokenizer: SentencePieceTokenizer, special: Mapping[str, int]) -> str:
-    """Of a unigram or BPE model.
-
-    Args:
-        tokenizer: the model.
-        special: special symbols and their ids.
-    """
+    """Of a unigram or BPE model."""
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 

@@ -160,7 +160,6 @@ class ByteLevelBPE:
     Args:
         vocab: bytes of `vocab.json`, symbols to ids 0 .. V-1.
         merges: bytes of `merges.txt`.
-        where: the folder, for error messages.
     """
 
     joiner = " "

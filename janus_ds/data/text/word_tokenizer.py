@@ -24,7 +24,6 @@ class WordTokenizer:
 
     Args:
         data: bytes of `words.txt`, one word a line, special symbols included.
-        where: the file, for error messages.
 
     Raises:
         DataError: the list is damaged.

@@ -58,12 +58,7 @@ class EncoderOutput:
         )
 
     def replaced(self, place_X: Tensor, other: EncoderOutput) -> EncoderOutput:
-        """The memory with other sentences at some places; as wide as the longest source that is left.
-
-        Args:
-            place_X: indices of the places.
-            other: as many sources.
-        """
+        """The memory with other sentences at some places; as wide as the longest source that is left."""
         kept_B = torch.ones(self.sentences, dtype=torch.bool, device=place_X.device)
         kept_B[place_X] = False
         length_B = torch.cat([self.valid_BS[kept_B].sum(1), other.valid_BS.sum(1)])

@@ -91,10 +91,7 @@ def model_from_file(
     """Build a model of a shape and fill it from a file.
 
     Args:
-        config: shape.
-        special: special symbols and vocabulary size.
         path: a safetensors file with whole matrices under our names.
-        device: where the model is wanted.
 
     Raises:
         CheckpointError: the file cannot be read, is of another shape, or holds values that are not finite.

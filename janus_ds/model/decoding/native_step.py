@@ -24,11 +24,7 @@ _MOST_ROWS = 32
 
 
 class NativeDecoder:
-    """The layers of a decoder with packed weights.
-
-    Args:
-        int8: quantize them.
-    """
+    """The layers of a decoder with packed weights."""
 
     def __init__(self, int8: bool) -> None:
         self._int8 = int8

@@ -75,11 +75,7 @@ class ConversionReport:
 
 
 def our_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights under our names as fp32, and the names in the file that they came from.
-
-    Args:
-        state: tensors under fairseq's names.
-    """
+    """Weights under our names as fp32, and the names in the file that they came from."""
     weights, used = {}, []
     for name, value in state.items():
         ours = _TOP.get(name) or _layer_name(name)

@@ -110,14 +110,7 @@ def export_weights(weights: Mapping[str, Tensor], model: ModelConfig, vocab_size
 def export_janus(
     run: RunConfig, special: SpecialTokens, weights: Mapping[str, Tensor], modes: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`config.json` and weights of a folder that `hf_modeling.py` loads.
-
-    Args:
-        run: as it was trained.
-        special: its symbols.
-        weights: under our names, whole.
-        modes: ways of decoding that were trained.
-    """
+    """`config.json` and weights of a folder that `hf_modeling.py` loads."""
     model, stream = run.model, ArStream.of(run.objective, special)
     shape = ("d_model", "encoder_layers", "decoder_layers", "heads", "ffn_dim", "activation", "init_std")
     more = ("max_source_positions", "max_target_positions", "layernorm_embedding", "scale_embedding")

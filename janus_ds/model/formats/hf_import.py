@@ -282,7 +282,6 @@ class HfSearch:
 
     Attributes:
         decoder_start: as `objective.decoder_start`.
-        decode: the search.
         notes: what `generate` would do otherwise.
     """
 
@@ -293,12 +292,6 @@ class HfSearch:
 
 def read_search(folder: Path, settings: dict[str, Any], special: SpecialTokens, positions: int) -> HfSearch:
     """As transformers reads them: from `generation_config.json`, or else from `config.json`.
-
-    Args:
-        folder: the model's.
-        settings: its `config.json`.
-        special: its special symbols.
-        positions: rows of the decoder's position table.
 
     Raises:
         CheckpointError: a start token or a length penalty that is not known here.

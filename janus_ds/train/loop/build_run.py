@@ -84,9 +84,6 @@ def run(
     """Train, or continue to train, the run that the options describe.
 
     Args:
-        topology: this process's place.
-        options: what the command line says.
-        signals: stop requests of this process.
         liveness: connections to the other ranks; without them, no watchdog looks after several ranks.
 
     Raises:
@@ -307,9 +304,7 @@ def start_from(
 
     Args:
         model: fresh from its seed.
-        source: where the weights are.
         tokenizer: the data's; must be what the weights were trained with.
-        parallel: the layers the model was built from.
         new_length_head: keep the model's own even where the other one fits.
     """
     _check_tokenizer(source, tokenizer)

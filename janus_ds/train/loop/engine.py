@@ -55,10 +55,6 @@ class TrainingEngine:
 
     Args:
         step: model and objective, with the weights to start from, equal on all data-parallel ranks.
-        optim: the optimizer's settings.
-        execution: how it is executed.
-        topology: the ranks.
-        parallel: the layers that the model was built from.
     """
 
     def __init__(
@@ -170,13 +166,7 @@ class TrainingEngine:
         return Snapshot(weights, moments, self._master.counters)
 
     def restore(self, folder: Path, counters: dict[str, Any], step: int) -> None:
-        """Continue from a checkpoint that any number of ranks wrote in any ZeRO stage.
-
-        Args:
-            folder: the checkpoint.
-            counters: what its snapshot's were.
-            step: updates done.
-        """
+        """Continue from a checkpoint that any number of ranks wrote in any ZeRO stage."""
         with torch.no_grad(), open_saved(folder) as read:
             self._master.restore(read, counters)
         self._engine.global_steps = step

@@ -53,9 +53,6 @@ class MasterState:
     Args:
         engine: the DeepSpeed engine, around torch's AdamW.
         model: the part of its module whose parameters are saved.
-        stage: its ZeRO stage.
-        topology: this rank's place.
-        parallel: the layers that the model was built from.
     """
 
     def __init__(
@@ -101,12 +98,7 @@ class MasterState:
         return whole if self._topology.is_main else None
 
     def restore(self, read: ReadTensor, counters: dict[str, Any]) -> None:
-        """Put a saved state in the place of the present one; all ranks together.
-
-        Args:
-            read: of the saved state.
-            counters: as :attr:`counters`.
-        """
+        """Put a saved state in the place of the present one; all ranks together."""
         if self._stage == 3:
             self._zero.checkpoint_event_prologue()
         self._reset_moments(counters["adam_steps"])

@@ -56,13 +56,7 @@ def scored_modes(config: RunConfig) -> tuple[str, ...]:
 
 
 class WeightsHolder:
-    """One whole model on this rank that takes given weights: the engine's may be partitioned over ranks.
-
-    Args:
-        config: the resolved run.
-        tokenizer: the run's tokenizer.
-        device: where to decode.
-    """
+    """One whole model on this rank that takes given weights: the engine's may be partitioned over ranks."""
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, device: torch.device) -> None:
         self.config = config
@@ -90,12 +84,7 @@ class _StoppedError(Exception):
 
 
 class OutputScores:
-    """Decodes fixed sources with given weights and scores the outputs by the task's metric.
-
-    Args:
-        holder: takes the weights.
-        text: sources and references.
-    """
+    """Decodes fixed sources with given weights and scores the outputs by the task's metric."""
 
     def __init__(self, holder: WeightsHolder, text: PairText) -> None:
         config, tokenizer = holder.config, holder.tokenizer
@@ -159,12 +148,7 @@ class TextPair:
 
 
 class SampleDecoder:
-    """Decodes fixed inputs with given weights in every mode that the model is trained for.
-
-    Args:
-        holder: takes the weights.
-        pairs: the inputs.
-    """
+    """Decodes fixed inputs with given weights in every mode that the model is trained for."""
 
     def __init__(self, holder: WeightsHolder, pairs: Sequence[TextPair]) -> None:
         self._holder = holder

@@ -37,9 +37,6 @@ class StepResult:
 
     Args:
         counts: of the whole step, over all micro-batches and ranks.
-        rate: the learning rate.
-        update: what the engine did.
-        verdict: whether it counted.
         terms: this rank's parts of the losses, by name.
     """
 
@@ -54,10 +51,7 @@ class Reporter:
     """Times steps, adds them up, and writes their figures; only the first rank writes.
 
     Args:
-        config: the resolved recipe.
-        run: the run folder.
         vocab_size: of the tokenizer, for the work count.
-        engine: what is timed.
         step: updates done at this start.
         meters: sums over the run; updated here.
     """
@@ -140,8 +134,6 @@ class ProgressBar:
 
     Args:
         step: completed steps at the start.
-        max_steps: steps of the run.
-        visible: False on all ranks but the first.
     """
 
     def __init__(self, step: int, max_steps: int, visible: bool) -> None:

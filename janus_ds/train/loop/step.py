@@ -26,8 +26,6 @@ class TrainingStep(nn.Module):
     """Model and objective: a batch in, named losses out.
 
     Args:
-        model: hidden rows from a batch.
-        objective: losses from hidden rows.
         encoder_passes: dropout draws of the encoder (`objective.encoder_passes`).
     """
 
@@ -46,7 +44,6 @@ class TrainingStep(nn.Module):
         and misses its hooks on anything else.
 
         Args:
-            batch: one micro-batch.
             counts: counts of the whole step, over all micro-batches and ranks.
             factors: ramps of loss weights at this step.
         """
@@ -66,11 +63,7 @@ def compile_step(
     """Make `step` compile at its first call; without a compiler, say so and leave it as it is.
 
     Args:
-        step: model and objective.
-        what: none, head or model.
-        device: where the step runs.
         sharded: weights are gathered layer by layer (ZeRO-3) or sharded (tensor parallelism).
-        backend: of torch.compile for the model.
 
     Raises:
         ConfigError: a compiled model whose weights are sharded.

@@ -52,14 +52,7 @@ class TrainerParts:
 
     Args:
         identity: the resolved recipe and what else goes into every checkpoint.
-        run: the run folder.
-        engine: model, optimizer and their state.
-        validator: losses and outputs of the validation set.
-        checkpoints: saves and finds them.
-        memory: watches what the device holds.
         vocab_size: of the tokenizer, for the work count.
-        signals: stop requests of this process.
-        watchdog: is told what goes on.
         sampler: decodes samples for TensorBoard, or None; the same on all ranks, since gathering the
             weights takes all of them.
         scorer: scores outputs for the validation set, or None; the same on all ranks.
@@ -83,7 +76,6 @@ class _Progress:
     """How far the run is.
 
     Args:
-        step: updates done, skipped ones included.
         first: what `step` was at this start.
         saved: `step` of the last checkpoint.
         meters: sums over the run.
@@ -105,13 +97,7 @@ class _Progress:
 
 
 class Trainer:
-    """Trains from a step to `train.max_steps`, with guards, figures and checkpoints.
-
-    Args:
-        parts: what it works with.
-        step: updates already done.
-        meters: sums of the run up to there.
-    """
+    """Trains from a step to `train.max_steps`, with guards, figures and checkpoints."""
 
     def __init__(self, parts: TrainerParts, step: int, meters: Meters) -> None:
         self._parts = parts

@@ -28,7 +28,6 @@ class Validator:
 
     Args:
         batches: this rank's batches, as many as every other rank has; their masks never change.
-        topology: the ranks that share the set.
     """
 
     def __init__(self, batches: Sequence[ValidationBatch], topology: Topology) -> None:
@@ -43,7 +42,6 @@ class Validator:
         """Each term as its mean over the whole set, and the weighted total as "loss".
 
         Args:
-            engine: the model.
             stop: asked before each batch, on all ranks with one answer; true ends it with None.
         """
         sums: dict[str, Tensor] = {}
@@ -84,10 +82,7 @@ class BestWeights:
     """Follows `train.keep_best` from validation to validation; all ranks together.
 
     Args:
-        train: what is kept, and how long to wait for a better one.
         meters: the best so far; brought up to date here.
-        root: RUN/checkpoints.
-        topology: the ranks that agree.
     """
 
     def __init__(self, train: TrainConfig, meters: Meters, root: Path, topology: Topology) -> None:
@@ -106,7 +101,6 @@ class BestWeights:
         """Take a validation into account.
 
         Args:
-            step: updates done.
             losses: held-out losses, equal on all ranks.
             scores: by mode, equal on all ranks.
             weights: gives all weights on rank 0; collective.

@@ -88,7 +88,6 @@ class SpikeDetector:
     noise is its standard deviation and which a few odd steps cannot move, and at least 1 % of the median.
 
     Args:
-        train: action, factor and window.
         recent: losses that counted, oldest first; updated here, and part of the checkpoint, so that a
             resumed run judges as the unbroken one.
     """
@@ -151,9 +150,7 @@ class StepGuard:
     """Observes the micro-batches of a step, decides whether its update counts, and explains why not.
 
     Args:
-        topology: the ranks that decide together.
         train: maximum consecutive skips allowed, by cause, and what to do about spikes.
-        signals: whether this process was asked to stop.
         recent_losses: see :class:`SpikeDetector`.
     """
 
@@ -224,9 +221,7 @@ class StepGuard:
         """After the update: whether the step counted, was skipped, or was one skip too many. Collective.
 
         Args:
-            step: number of the step, from 0.
             update: what the engine did; the same on all ranks.
-            sample_ids: samples of this rank's micro-batches.
         """
         seen, self._seen = self._seen, _Seen()
         spike = seen.spike is not None and bool(seen.spike)

@@ -31,13 +31,7 @@ class OutOfMemoryError(ResourceError):
 
 
 class MemoryGuard:
-    """Turns a failed allocation into words.
-
-    Args:
-        config: what is trained.
-        execution: how it is executed.
-        topology: this rank's place.
-    """
+    """Turns a failed allocation into words."""
 
     def __init__(self, config: RunConfig, execution: ExecutionConfig, topology: Topology) -> None:
         self._config = config
@@ -50,7 +44,6 @@ class MemoryGuard:
 
         Args:
             words: the work, such as "in the forward pass of step 40, micro-batch 2".
-            batch: what it works on.
 
         Raises:
             OutOfMemoryError: it did; on this rank alone.

@@ -64,13 +64,7 @@ class RankStatus:
 
 @dataclass(frozen=True)
 class Report:
-    """The last word of a rank.
-
-    Args:
-        status: where it was.
-        heard: seconds since that came.
-        silent: it should have spoken since.
-    """
+    """The last word of a rank."""
 
     status: RankStatus
     heard: float
@@ -154,9 +148,7 @@ class Watchdog:
     A context manager: the thread lives inside of it.
 
     Args:
-        topology: the ranks.
         liveness: carries words between them; None with one rank, or for a run that nobody watches.
-        folder: where stacks are written, RUN/stacks.
         limit: seconds without progress; 0: do nothing at all.
     """
 
