@@ -1,41 +1,22 @@
-"""FlexAttention: its rule and its blocks against the predicate, its values against dense attention."""
+"""FlexAttention: its rule against the predicate, its values against dense attention."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention_flex import FlexRows
 from janus_ds.model.batch_attention import RowsOfBatch, fitting
 from tests.model.test_attention import LAYOUTS, batch_of, inputs, predicate_mask
-from tests.support.operations import META, CountedOperations, host_traffic
-from tests.support.tiny_model import SAMPLES
-from tests.support.two_stream import long_batch, make_batch, valid_rows
-
-LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices")
+from tests.support.two_stream import long_batch, valid_rows
 
 
 @torch.no_grad()
 def built(batch: TwoStreamBatch, block: int, first_row: int = 0) -> FlexRows:
-    rows = FlexRows.build(batch, torch.float64, block)
-    return rows.from_row(first_row) if first_row else rows
-
-
-def assert_blocks(rows: FlexRows, batch: TwoStreamBatch, block: int) -> None:
-    queries, keys = batch.layout.rows - rows.first_row, batch.layout.content_rows
-    samples = len(batch.sample_id_B)
-    brute = create_block_mask(
-        rows.rule.function(), samples, None, queries, keys, device="cpu", BLOCK_SIZE=block
-    )
-    assert rows.blocks.shape == brute.shape == (samples, 1, queries, keys)
-    for name in LISTS:
-        ours, theirs = getattr(rows.blocks, name), getattr(brute, name)
-        assert ours.dtype == theirs.dtype, name
-        assert torch.equal(ours, theirs), name
+    return FlexRows.build(batch, torch.float64, block, first_row)
 
 
 def dense_rule(rows: FlexRows, batch: TwoStreamBatch) -> Tensor:
@@ -46,23 +27,19 @@ def dense_rule(rows: FlexRows, batch: TwoStreamBatch) -> Tensor:
         torch.arange(batch.layout.content_rows),
         indexing="ij",
     )
-    return rows.rule.function()(b, torch.zeros_like(b), q, kv)
+    return rows.blocks.mask_mod(b, torch.zeros_like(b), q, kv)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_rule_and_blocks_are_those_of_the_predicate(name: str) -> None:
+def test_the_rule_is_the_predicate(name: str) -> None:
     batch = batch_of(name)
     for first_row in (0, batch.layout.predicted_start):
-        for block in (2, 8):
-            rows = built(batch, block, first_row)
-            assert torch.equal(dense_rule(rows, batch), predicate_mask(batch)[:, first_row:])
-            assert_blocks(rows, batch, block)
+        rows = built(batch, 8, first_row)
+        assert torch.equal(dense_rule(rows, batch), predicate_mask(batch)[:, first_row:])
 
 
 def test_blocks_of_long_ragged_sentences() -> None:
     batch = long_batch()
-    for first_row in (0, batch.layout.predicted_start):
-        assert_blocks(built(batch, 128, first_row), batch, 128)
     blocks = built(batch, 128).blocks
     assert int(blocks.full_kv_num_blocks.sum()) > 0, "some blocks need no rule"
     computed = blocks.kv_num_blocks.sum() + blocks.full_kv_num_blocks.sum()
@@ -83,21 +60,6 @@ def test_values_are_those_of_dense_attention(name: str) -> None:
     assert float((every - expected)[valid].abs().max()) < 1e-12
     predicted = rows.predicted.attend(None, q[:, :, first:], k, v)  # type: ignore[arg-type]
     assert float((predicted - expected[:, first:])[valid[:, first:]].abs().max()) < 1e-12
-
-
-def test_blocks_are_made_without_waiting_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    with host_traffic(monkeypatch) as seen:
-        batch = make_batch(SAMPLES).to(META)
-        seen.clear()
-        FlexRows.build(batch, torch.float32).from_row(batch.layout.predicted_start)
-    assert seen == {}
-    calls = []
-    for samples in (SAMPLES[:2], SAMPLES * 2):
-        batch = make_batch(samples)
-        with CountedOperations() as names:
-            built(batch, 4)
-        calls.append(names.calls)
-    assert calls[0] == calls[1], "as many operations for two samples as for six"
 
 
 def test_it_is_never_chosen_by_itself_and_refuses_what_it_cannot_do() -> None:
