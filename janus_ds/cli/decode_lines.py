@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.search_settings import ScoredTokens
 from janus_ds.decode.text import TextCodec, fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import DataError
 from janus_ds.evaluate.passages import Passage

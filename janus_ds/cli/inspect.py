@@ -28,7 +28,6 @@ from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import JanusError, UsageError
 from janus_ds.observe.progress import Progress, bytes_text, count_text, table
-from janus_ds.report.figures import new_figure, require_matplotlib
 from janus_ds.stream_mask import Segment, dense_mask
 
 
@@ -58,9 +57,6 @@ def main(arguments: Sequence[str]) -> int:
     print(describe_views(views, pieces))
     print(f"\nrows up to position {parsed.positions - 1}, of {batch.layout.rows} in all\n")
     print(picture.text(pieces))
-    if parsed.png:
-        picture.save_image(parsed.png)
-        print(f"\nwritten: {parsed.png}")
     return 0
 
 
@@ -71,7 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="train", help="train, valid or test (default: train)")
     parser.add_argument("--epoch", type=int, default=0, help="masks differ from epoch to epoch (default: 0)")
     parser.add_argument("--positions", type=int, default=10, help="tokens in the picture (default: 10)")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write the picture as an image too")
     add_recipe_arguments(parser)
     return parser
 
@@ -158,34 +153,6 @@ class RowPicture:
             if column in cells:
                 line = line.ljust(place)[:place] + cells[column]
         return line
-
-    def save_image(self, path: Path) -> None:
-        """Write the picture as a PNG."""
-        fix = "pip install matplotlib, or leave --png out: the picture is printed as text"
-        require_matplotlib("--png", fix)
-        rows, columns = self.seen_RC.shape
-        figure = new_figure(2 + columns * 0.16, 1 + rows * 0.16)
-        axes = figure.add_subplot()
-        axes.imshow(self.seen_RC, cmap="Blues", vmin=0, vmax=1.4, interpolation="none")
-        self._label(axes, columns)
-        figure.savefig(path, dpi=150, bbox_inches="tight", format="png")
-
-    def _label(self, axes: Any, columns: int) -> None:
-        for first, count, name in self._groups():
-            axes.axhline(first - 0.5, color="black", linewidth=0.8)
-            middle = first + (count - 1) / 2
-            axes.text(-1, middle, name, ha="right", va="center", fontsize=8)
-            if first < columns:
-                axes.axvline(first - 0.5, color="black", linewidth=0.8)
-                axes.text(middle, -1, name, ha="left", va="bottom", fontsize=8, rotation=45)
-        axes.set_xticks([])
-        axes.set_yticks([])
-
-    def _groups(self) -> list[tuple[int, int, str]]:
-        return [
-            (self.segment_R.index(s), self.segment_R.count(s), _NAMES[s])
-            for s in dict.fromkeys(self.segment_R)
-        ]
 
 
 def picture_of(batch: TwoStreamBatch, positions: int) -> RowPicture:

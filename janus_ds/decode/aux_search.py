@@ -29,9 +29,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.mask_predict import Asked, MaskPredictSettings, RowDecoder, TargetRows
 from janus_ds.decode.sample import Draws, draw_rows, left_over, stands, token_shares
+from janus_ds.decode.search_settings import ScoredTokens
 
 
 class JudgedRows(RowDecoder, Protocol):

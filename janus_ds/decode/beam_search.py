@@ -32,8 +32,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.search_settings import SearchSettings, TokenRules
+from janus_ds.decode.search_settings import ScoredTokens, SearchSettings, TokenRules
 
 
 class StepFunction(Protocol):

@@ -35,11 +35,10 @@ from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
-from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows, length_candidates, mask_predict
 from janus_ds.decode.model_steps import NarDecoder, plain_settings, search_settings
 from janus_ds.decode.sample import Draws, draw_rows, left_over, stands, token_shares
-from janus_ds.decode.search_settings import SearchSettings
+from janus_ds.decode.search_settings import ScoredTokens, SearchSettings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 

@@ -29,7 +29,6 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.decode.aux_search import aux_search
 from janus_ds.decode.beam_search import beam_search
 from janus_ds.decode.draft import DraftSearch, Payoff, draft_plan
-from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.infill import Target, given_rows, parse_target
 from janus_ds.decode.load import check_mode, load_run
 from janus_ds.decode.mask_predict import length_candidates, mask_predict
@@ -44,7 +43,7 @@ from janus_ds.decode.model_steps import (
 )
 from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
 from janus_ds.decode.sample import Draws, Sampling, random_of, sample_search
-from janus_ds.decode.search_settings import SearchSettings
+from janus_ds.decode.search_settings import Hypothesis, ScoredTokens, SearchSettings
 from janus_ds.decode.text import IdText, TextCodec, batches_of, checked_texts
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput

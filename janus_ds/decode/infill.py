@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from janus_ds.data.text.tokenizer import MASK_TEXT
-from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.mask_predict import MaskPredictSettings
+from janus_ds.decode.search_settings import ScoredTokens
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import ConfigError, DataError
 

@@ -35,7 +35,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.search_settings import ScoredTokens
 from janus_ds.decode.watch import Pass, current_watch
 
 _CHUNK_ROWS = 1024

@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows
 from janus_ds.decode.model_steps import NarDecoder
 from janus_ds.decode.sample import draw_rows
-from janus_ds.decode.search_settings import SearchSettings
+from janus_ds.decode.search_settings import ScoredTokens, SearchSettings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 

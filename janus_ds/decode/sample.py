@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.decode.beam_search import StepFunction
-from janus_ds.decode.hypothesis import ScoredTokens
-from janus_ds.decode.search_settings import SearchSettings
+from janus_ds.decode.search_settings import ScoredTokens, SearchSettings
 
 _DEAD = float("-inf")
 

@@ -1,4 +1,4 @@
-"""What a search needs to know: beam, symbols, limits, and rules about the tokens of an output.
+"""What a search gives back, and what it needs to know: beam, symbols, limits, rules about tokens.
 
 The rules make some next tokens worse or impossible, given what an output has already. They are those of the
 logits processors of transformers that published models ask for, in their order and arithmetic. The output
@@ -10,10 +10,56 @@ Shape letters: B sentences, K beams, T tokens so far (start included), W windows
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """One candidate of a search, as token ids.
+
+    Attributes:
+        tokens: the inner tokens y_1 .. y_N, without bos and eos.
+        score: what candidates of the same input are ranked by; higher is better, at most 0.
+    """
+
+    tokens: tuple[int, ...]
+    score: float
+    passes: int = field(default=0, compare=False)
+    """Decoder passes that its sentence took part in; in AR, steps until its search ended."""
+    token_scores: tuple[float, ...] = field(default=(), compare=False)
+    """Log-probability of each token, by AR's search or sampling."""
+    filled: tuple[int, ...] = field(default=(), compare=False)
+    """Places of the tokens that a search put into a given target."""
+    mode: str = field(default="", compare=False)
+    """Where it is not the one asked for: ar, where drafts did not pay."""
+    seconds: float = field(default=0.0, compare=False)
+    """From the start of its batch (in AR, of its sentence) to the end, in wall time."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One output of a generator.
+
+    Attributes:
+        text: the decoded text.
+        tokens: the ids behind the text, without bos and eos.
+        score: AR: sum of log-probabilities / number of generated tokens ** length penalty (eos is a
+            generated token). NAR: average log-probability of a token (`decode.nar_score`). Mode aux: the
+            same, by AUX.
+        mode: "ar", "nar", "draft" or "aux"; "ar" instead of "draft" where drafts did not pay.
+        passes, seconds: see :class:`ScoredTokens`.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    score: float
+    mode: str
+    passes: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+
 
 _DEAD = float("-inf")
 

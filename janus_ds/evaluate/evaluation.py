@@ -18,8 +18,8 @@ from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.hypothesis import Hypothesis, ScoredTokens
 from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
+from janus_ds.decode.search_settings import Hypothesis, ScoredTokens
 from janus_ds.decode.text import TextCodec, fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.systems import check_systems, options_by_name

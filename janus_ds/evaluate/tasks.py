@@ -20,8 +20,8 @@ from janus_ds.data.prepare.pair_files import (
     task_limits,
 )
 from janus_ds.data.stream.index import MANIFEST_NAME
-from janus_ds.decode.hypothesis import Hypothesis
 from janus_ds.decode.load import LoadedRun
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.errors import DataError, UsageError
 from janus_ds.evaluate.evaluation import (
     EvalRequest,

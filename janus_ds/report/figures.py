@@ -144,9 +144,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return best
 
 
-def require_matplotlib(
-    where: str = "the report", fix: str = 'pip install "janus_ds[plots]", or pip install matplotlib'
-) -> None:
+def require_matplotlib() -> None:
     """See that pictures can be drawn, before anything is read.
 
     Raises:
@@ -155,7 +153,8 @@ def require_matplotlib(
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise MissingDependencyError("pictures need matplotlib, which is not installed", where, fix) from None
+        what, fix = "pictures need matplotlib, which is not installed", 'pip install "janus_ds[plots]"'
+        raise MissingDependencyError(what, "the report", f"{fix}, or pip install matplotlib") from None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from janus_ds.cli.decode_lines import FoundBy, as_blocks, as_json
-from janus_ds.decode.hypothesis import ScoredTokens
+from janus_ds.decode.search_settings import ScoredTokens
 from janus_ds.decode.text import markdown_text
 from janus_ds.errors import DataError, PlainFormatter, exit_on_error
 from janus_ds.evaluate.hf_folders import model_card

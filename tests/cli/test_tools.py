@@ -21,7 +21,7 @@ from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import FIELDS
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.text.tokenizer import train_sentencepiece
-from janus_ds.errors import DataError, MissingDependencyError, UsageError
+from janus_ds.errors import DataError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
@@ -200,16 +200,6 @@ def test_the_picture_is_the_rule(tiny: Path) -> None:
     kept = [i for i, position in enumerate(picture.position_R) if position < 6]
     columns = [i for i in kept if i < len(content)]
     assert (cut.seen_RC == picture.seen_RC[np.ix_(kept, columns)]).all()
-
-
-def test_inspect_draws_where_matplotlib_is(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("inspect", tiny, "--sample", 0, "--png", tmp_path / "rows.png")
-    say(capsys, *words)
-    assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install matplotlib" in refusal(MissingDependencyError, *words)
 
 
 def test_the_shell_completes_commands_options_and_names(capsys: pytest.CaptureFixture[str]) -> None:

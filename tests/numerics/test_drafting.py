@@ -15,9 +15,9 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.draft import DraftSearch, Payoff, Proposal, Sentence, tails
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer
+from janus_ds.decode.search_settings import ScoredTokens
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers

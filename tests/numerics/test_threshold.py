@@ -12,9 +12,9 @@ import torch
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.hypothesis import ScoredTokens
 from janus_ds.decode.mask_predict import MaskPredictSettings, length_candidates
 from janus_ds.decode.model_steps import mask_predict_settings, most_rows
+from janus_ds.decode.search_settings import ScoredTokens
 from janus_ds.errors import ConfigError
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
 from tests.support.two_stream import TOY

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loop.engine import Update
-from janus_ds.train.loop.step import TrainingStep
+from janus_ds.train.loop.engine import TrainingStep, Update
 from janus_ds.train.safety.guards import StepGuard, Verdict
 
 

@@ -40,7 +40,7 @@ from janus_ds.observe.run_record import note_end, write_run_record
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
-from janus_ds.train.loop.engine import TrainingEngine
+from janus_ds.train.loop.engine import TrainingEngine, TrainingStep, compile_step
 from janus_ds.train.loop.outputs import (
     OutputScores,
     SampleDecoder,
@@ -50,7 +50,6 @@ from janus_ds.train.loop.outputs import (
     text_pairs,
 )
 from janus_ds.train.loop.state import Meters, RunIdentity, read_resumable, resume
-from janus_ds.train.loop.step import TrainingStep, compile_step
 from janus_ds.train.loop.trainer import Outcome, Trainer, TrainerParts
 from janus_ds.train.loop.validation import Validator
 from janus_ds.train.options import TrainOptions
