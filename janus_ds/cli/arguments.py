@@ -47,11 +47,6 @@ def add_inference_arguments(parser: argparse.ArgumentParser | argparse._Argument
 
 BOTH_WAYS: dict[str, tuple[type, str]] = {
     "rescore": (str, "NAR: ar lets AR score the candidates with the same weights"),
-    "rescore_weight": (float, "NAR, rescored: weight of AR's score, NAR's gets the rest"),
-    "rescore_samples": (
-        int,
-        "NAR, rescored: samples of each candidate where NAR is not sure, scored as well",
-    ),
     "draft_width": (int, "draft: drafts of a sentence that are checked at once"),
     "temperature": (float, "above 0, exact samples of AR's distribution, in mode aux of AUX's"),
 }

@@ -90,7 +90,6 @@ DECODE_OPTIONS = {
 }
 USED_BY = {
     **dict.fromkeys(("iterations", "nar_score", "threshold", "rescore"), ("nar",)),
-    **dict.fromkeys(("rescore_weight", "rescore_samples"), ("nar",)),
     **dict.fromkeys(("beam", "beam_stop", "length_penalty"), ("ar", "draft", "nar, rescored by AR")),
     **dict.fromkeys(("temperature", "top_k", "top_p"), ("ar", "draft", "aux")),
     **dict.fromkeys(("early_stopping", "min_length", "no_repeat_ngram_size", "repetition_penalty"), ("ar",)),
@@ -331,13 +330,8 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
     needs = {
         "top_k": ("--temperature", parsed.temperature),
         "top_p": ("--temperature", parsed.temperature),
-        "rescore_weight": ("--rescore ar", parsed.rescore),
-        "rescore_samples": ("--rescore ar", parsed.rescore),
         "blank_lengths": ("--target", parsed.target),
-        "seed": (
-            "--mask-share, --temperature or --rescore-samples",
-            parsed.mask_share or parsed.temperature or parsed.rescore_samples,
-        ),
+        "seed": ("--mask-share or --temperature", parsed.mask_share or parsed.temperature),
     }
     for name, (needed, value) in needs.items():
         if getattr(parsed, name) is not None and not value:

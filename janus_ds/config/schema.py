@@ -317,6 +317,8 @@ RETIRED: dict[str, tuple[Any, str]] = {
     "objective.aux_share": (1.0, "AUX on a part of the sentences cost 2.1 to 5.8 BLEU"),
     "train.batch_cost": ("tokens", "no recipe counted decoder rows instead of tokens"),
     "decode.length_pruning": (False, "candidates that were given up early cost 0.6 to 2.3 BLEU"),
+    "decode.rescore_weight": (1.0, "a mixture of AR's and NAR's scores cost 1.0 BLEU at equal weights"),
+    "decode.rescore_samples": (0, "samples for AR to score: 0.4 BLEU more in 1.7 times the time"),
     "decode.confidence": (None, "decode.threshold settles single tokens by their probability"),
     "decode.redraft": ("reuse", "drafting anew was slower than what is left of earlier drafts"),
     "decode.draft_iterations": (0, "refined drafts cost more passes than they saved"),

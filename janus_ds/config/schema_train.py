@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from janus_ds.config.fields import STRICT, Count, NotNegative, OneOf, Positive, Share, Whole
+from janus_ds.config.fields import STRICT, Count, NotNegative, OneOf, Positive, Whole
 
 _Task = OneOf("nmt", "cnndm", "gigaword", "xsum", "msnews", "squadqg", "msqg", "coqa", "personachat")
 _TokenOrNone = Annotated[int, Field(ge=-1)]
@@ -197,10 +197,6 @@ class DecodeConfig:
     """
     rescore: Annotated[str, OneOf("ar")] | None = None
     """NAR: `ar` lets AR score the candidates of mask-predict, in one pass of the same weights."""
-    rescore_weight: Share = 1.0
-    """Weight of AR's score among candidates; the rest goes to NAR's."""
-    rescore_samples: Whole = 0
-    """Further candidates for AR to score: samples of each one at the positions NAR is not sure of."""
     draft_width: Count = 3
     """Mode draft: drafts of a sentence that AR checks at once (lengths, or ways to go on)."""
     temperature: NotNegative = 0.0

@@ -41,8 +41,8 @@ from janus_ds.decode.model_steps import (
     plain_settings,
     search_settings,
 )
-from janus_ds.decode.rescore import ArScorer, rescore, sampled_variants
-from janus_ds.decode.sample import Draws, Sampling, random_of, sample_search
+from janus_ds.decode.rescore import ArScorer, rescore
+from janus_ds.decode.sample import Draws, Sampling, sample_search
 from janus_ds.decode.search_settings import Hypothesis, ScoredTokens, SearchSettings
 from janus_ds.decode.text import IdText, TextCodec, batches_of, checked_texts
 from janus_ds.errors import CheckpointError, ConfigError, DataError
@@ -183,12 +183,6 @@ class Generator:
                 f"mode {self.config.decode.mode} writes from left to right and cannot keep to a given target",
                 "decode.mode",
                 "use mode nar or aux",
-            )
-        if self.config.decode.rescore_samples:
-            raise ConfigError(
-                "samples of a candidate would not keep to a given target",
-                "decode.rescore_samples",
-                "leave it out",
             )
         most = most_rows(self.config) - 2
         return parse_target(text, self._codec(), self.special.mask, lengths, most, number)
@@ -373,13 +367,10 @@ class Generator:
             found = mask_predict(NarDecoder(self.model, memory), length_BC, settings, given_RL)
         if given:
             found = [list({item.tokens: item for item in reversed(group)}.values())[::-1] for group in found]
-        elif decode.rescore_samples and decode.rescore:
-            reader, random = NarDecoder(self.model, memory), [random_of(decode.seed, i) for i in numbers]
-            found = sampled_variants(reader, found, settings, decode.rescore_samples, random)
         if judged or decode.rescore is None:
             return found
         scorer = ArScorer(self.model, self._stream, self._search_settings())
-        return rescore(scorer, memory, found, decode.rescore_weight)
+        return rescore(scorer, memory, found)
 
     def _drafted(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
         plan = draft_plan(self.config, self.special)

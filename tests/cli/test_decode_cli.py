@@ -107,7 +107,7 @@ def test_both_ways_at_once(
         "AR",
         "DRAFT",
     ]
-    options = {"iterations": 2, "length_beam": 4, "rescore": "ar", "rescore_samples": 2, "threshold": 0.3}
+    options = {"iterations": 2, "length_beam": 4, "rescore": "ar", "threshold": 0.3}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     made = Generator.from_checkpoint(run, "nar", device="cpu", max_length=12, **options)
     assert lines("--mode", "nar", *flags) == [item.text for item in made.generate(SENTENCES)]

@@ -179,7 +179,7 @@ def test_samples_and_what_is_known_of_outputs(tmp_path: Path) -> None:
         ("draft", ["--nbest", "3"], "--nbest"),
         ("ar", ["--draft-width", "3"], "--draft-width"),
         ("ar", ["--top-p", "0.9"], "--top-p"),
-        ("nar", ["--rescore-samples", "2"], "--rescore-samples"),
+        ("ar", ["--rescore", "ar"], "--rescore"),
         ("ar", ["--seed", "2"], "--seed"),
         ("ar", ["--nbest", "0"], "--nbest"),
         ("ar", ["--temperature", "1", "--beam", "2"], "--beam, --temperature"),

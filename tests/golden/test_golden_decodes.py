@@ -34,7 +34,6 @@ MODES = {
     "nar 4 released": "--mode nar --iterations 4 --nar-score released --dtype float64",
     "nar 10": "--mode nar --iterations 10 --length-beam 3 --dtype float64",
     "nar 4 rescored": "--mode nar --iterations 4 --rescore ar --dtype float64",
-    "nar 4 sampled": "--mode nar --rescore ar --rescore-weight .5 --rescore-samples 3 --dtype float64",
     "draft": "--mode draft",
     "draft float64": "--mode draft --draft-width 2 --dtype float64",
     "draft sampled": "--mode draft --temperature .8 --seed 5 --dtype float64",
