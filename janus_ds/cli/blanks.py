@@ -2,20 +2,25 @@
 
     janus-ds blanks runs/quickstart
 
-Before: the weights that the run started from (`init`), if it did not start from random ones.
+Before: the weights that the run started from (`init`), if it did not start from random ones. The passages
+shown have whole words hidden: AR writes each anew; NAR and AUX fill its blanks, which may have up to three
+tokens each, and keep the rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manifest import step_of
@@ -26,16 +31,31 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.loader import validation_batches
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.step_plan import RankShare
+from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
+from janus_ds.decode.model_steps import most_rows
 from janus_ds.decode.text import one_line
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.evaluate.passages import heldout_passages, valid_split
+from janus_ds.evaluate.passages import heldout_passages, line_passages, valid_split
 from janus_ds.io import write_atomic
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table
 
+WAYS = {
+    "ar": "AR: one after another, from the left",
+    "nar": "NAR: all at once, from both sides",
+    "aux": "AUX: one after another, from both sides",
+}
+"""What each mode knows of a blank when it fills it."""
 _BATCH = 32
+_COMMONEST = 10
+_WORDS_HIDDEN = 0.15
+_DRAWN = 40
+_WHOLE = re.compile(r"""["']?[A-Z].{40,}[.!?]["']?$""")
+_SEED = 1
+_MOST_CANDIDATES = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,11 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.json is not None:
         figures: dict[str, Any] = {"step": step_of(run.weights.parent), "steps": run.config.train.max_steps}
         figures |= {"passages": passages, "tokens": found["after"].tokens, "shown": shown}
-        figures |= {name.split()[0]: {"ar": item.ar, "nar": item.nar} for name, item in found.items()}
+        figures |= {name.split()[0]: item.shares for name, item in found.items()} | {
+            "rare": found["after"].rare
+        }
         write_atomic(parsed.json, (json.dumps(figures, indent=1, ensure_ascii=False) + "\n").encode())
     print(f"The run lies in {run.folder}. Next, give it a sentence with some words hidden:\n")
-    command = f"janus-ds decode --checkpoint {shlex.quote(str(run.folder))} --mode ar,nar --show-source"
-    print(f'  echo "The old man opened the <mask> and looked <mask> the street." | {command}')
+    print('  echo "The old man opened the <mask> and looked <mask> the street." > blanks.txt')
+    command = f"janus-ds decode --checkpoint {shlex.quote(str(run.folder))} --input blanks.txt"
+    print(f"  {command} --target blanks.txt --mode nar,aux --blank-lengths 1,2,3")
     return 0
 
 
@@ -69,10 +92,11 @@ class Blanks:
     """Tokens hidden from the encoder, and the shares of them whose likeliest token is the original."""
 
     tokens: int
-    ar: float
-    """Each given the source and all of the original to its left."""
-    nar: float
-    """All at once, given the source and what the original has around the blanks."""
+    shares: dict[str, float]
+    """By mode. ar: each given the source and all of the original to its left. nar: all at once, given the
+    source and what the original has around the blanks. aux: as nar, and given the blanks to the left, too."""
+    rare: dict[str, float]
+    """The same without the ten commonest of the hidden tokens."""
 
 
 def blank_batches(run: LoadedRun, samples: int, data: Path | None = None) -> list[TwoStreamBatch]:
@@ -87,18 +111,25 @@ def blank_batches(run: LoadedRun, samples: int, data: Path | None = None) -> lis
 @torch.no_grad()
 def fill_blanks(model: JanusModel, batches: list[TwoStreamBatch]) -> Blanks:
     """Predict all masked tokens, in one pass of the decoder a batch; the model is in evaluation mode."""
-    tokens, right = 0, {"ar": 0, "nar": 0}
+    found: dict[str, list[Tensor]] = defaultdict(list)
     symbols = model.special.vocab_size
     for batch in batches:
         batch = batch.to(model.output_weight.device)
         rows = model(batch)
         target_T = batch.masked_target_BM.flatten()[batch.masked_T]
-        tokens += len(target_T)
+        found["hidden"].append(target_T)
         streams = {"ar": (rows.ar_BAD, batch.ar_masked_T), "nar": (rows.nar_BMD, batch.masked_T)}
+        streams |= {"aux": (rows.aux_BMD, batch.masked_T)} if rows.aux_BMD is not None else {}
         for name, (hidden, index_T) in streams.items():
             logits_TV = hidden.flatten(0, 1)[index_T] @ model.output_weight[:symbols].T
-            right[name] += int((logits_TV.argmax(1) == target_T).sum())
-    return Blanks(tokens, right["ar"] / max(1, tokens), right["nar"] / max(1, tokens))
+            found[name].append(logits_TV.argmax(1))
+    hidden_N, *tokens = (torch.cat(parts) for parts in found.values())
+    common = hidden_N.bincount().topk(min(_COMMONEST, symbols)).indices
+    rare_N = ~torch.isin(hidden_N, common)
+    right = {name: (token_N == hidden_N).double() for name, token_N in zip(streams, tokens, strict=True)}
+    shares = {name: float(right_N.mean()) for name, right_N in right.items()}
+    rare = {name: float(right_N[rare_N].mean()) if rare_N.any() else 0.0 for name, right_N in right.items()}
+    return Blanks(len(hidden_N), shares, rare)
 
 
 def _check(run: LoadedRun) -> None:
@@ -117,37 +148,64 @@ def _figures(found: dict[str, Blanks]) -> str:
     after = found["after"]
     rows = [
         [f"blanks ({after.tokens:,} tokens) filled with the original token", *found],
-        ["NAR: all at once, from both sides", *(f"{100 * blanks.nar:.1f} %" for blanks in found.values())],
-        ["AR: one after another, from the left", *(f"{100 * blanks.ar:.1f} %" for blanks in found.values())],
+        *(
+            [WAYS[mode], *(f"{100 * blanks.shares[mode]:.1f} %" for blanks in found.values())]
+            for mode in after.shares
+        ),
     ]
     before = next(iter(found.values()))
     if before is after:
         return table(rows)
-    kept = "kept" if after.ar >= before.ar - 0.01 else "lost some of"
+    kept = "kept" if after.shares["ar"] >= before.shares["ar"] - 0.01 else "lost some of"
     words = (
-        f"Of 100 hidden tokens, NAR finds {100 * after.nar:.0f} at once; before this run it found "
-        f"{100 * before.nar:.0f}. AR has {kept} what it knew."
+        f"Of 100 hidden tokens, NAR finds {100 * after.shares['nar']:.0f} at once; before this run it found "
+        f"{100 * before.shares['nar']:.0f}. AR has {kept} what it knew.\n{rare_words(after.rare)}"
     )
     return f"{table(rows)}\n{words}"
 
 
+def rare_words(rare: dict[str, float]) -> str:
+    """What a short training does not teach, in words."""
+    shares = ", ".join(f"{mode.upper()} {100 * share:.0f}" for mode, share in rare.items())
+    return (
+        "Commas and small words are learned first: of 100 hidden tokens that are not among the "
+        f"{_COMMONEST} commonest, {shares} are found."
+    )
+
+
 def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[str, str]], list[str]]:
-    """Held-out passages and what AR and NAR make of their sources: as texts, and as lines to print."""
+    """Held-out passages with words hidden, and what each mode makes of them: as texts, as lines to print."""
     text = run.text
     if text is None or count < 1:
         return [], []
-    passages = heldout_passages(run.config, run.special, text, count, data)
-    sources = [passage.ids for passage in passages]
+    drawn = heldout_passages(run.config, run.special, text, _DRAWN * count, data)
+    lines = [one_line(passage.reference or "") for passage in drawn]
+    most = min(run.config.model.max_source_positions, most_rows(run.config)) - 2
+    passages = [item for item in line_passages(lines, text, _WORDS_HIDDEN, _SEED) if len(item.ids) <= most]
+    # Most blocks begin or end within a sentence.
+    whole = [passage for passage in passages if _WHOLE.match(passage.reference or "")]
+    passages = whole if len(whole) >= count else passages
+    passages = passages[:: max(1, len(passages) // count)][:count]
     found = {}
-    for mode in ("ar", "nar"):
+    for mode in run.config.objective.streams:
         generator = Generator(run.model, text, run.special, with_decode(run.config, {"mode": mode}))
-        found[mode] = FoundBy(generator.generate_ids(sources), 0.0)
+        targets = None if mode == "ar" else [_target(generator, passage.source) for passage in passages]
+        items = generator.generate_ids([passage.ids for passage in passages], targets=targets)
+        found[mode] = FoundBy(items, 0.0)
+    say = saying(passages, text)
     shown = [
-        {"source": one_line(passage.source), "reference": one_line(passage.reference or "")}
-        | {mode: one_line(text.decode(by.items[number][0].tokens)) for mode, by in found.items()}
+        {"source": one_line(passage.source), "reference": passage.reference or ""}
+        | {mode: say(number, by.items[number][0]) for mode, by in found.items()}
         for number, passage in enumerate(passages)
     ]
-    return shown, as_blocks(passages, 1, found, saying(passages, text))
+    return shown, as_blocks(passages, 1, found, say)
+
+
+def _target(generator: Generator, source: str) -> Target:
+    """A passage whose blanks may have up to three tokens each, or fewer where there are many blanks."""
+    blanks = source.count(MASK_TEXT)
+    lengths = [n for n in (1, 2, 3) if n**blanks <= _MOST_CANDIDATES]
+    return generator.target(source, lengths)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import TrainingError, UsageError
 from janus_ds.observe.progress import count_text
+from janus_ds.stream_mask import Segment
 
 if TYPE_CHECKING:
     from janus_ds.batch import SpecialTokens, TwoStreamBatch
@@ -93,7 +94,8 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     print(f"{maker.source.name} is readable: {count_text(maker.source.samples)} samples to train on")
     layout = batch.layout.packed or batch.layout
     each = "in all" if batch.layout.packed else "each"
-    print(f"dry batch: samples {ids.tolist()}, {layout.rows} decoder rows {each}, {layout}")
+    widths = ", ".join(f"{part.name} {layout.width(part)}" for part in Segment if layout.width(part))
+    print(f"dry batch: samples {ids.tolist()}, {layout.rows} decoder rows {each}: {widths}")
     print("  losses before training: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     if not torch.isfinite(report.total):
         raise TrainingError(

@@ -36,6 +36,7 @@ from torch.nn import functional
 
 from janus_ds.checkpoint.manifest import WEIGHTS_FILE
 from janus_ds.checkpoint.tensors import read_weights
+from janus_ds.cli.blanks import WAYS, rare_words
 from janus_ds.config.load import load_run_config
 from janus_ds.config.packaged import DENOISER, model_path
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
@@ -207,13 +208,22 @@ def page_text(training: dict[str, Any], found: dict[str, Any]) -> str:
         "| | before | after |",
         "| --- | --- | --- |",
     ]
-    names = {"nar": "NAR: all at once, from both sides", "ar": "AR: one after another, from the left"}
-    for mode, name in names.items():
+    for mode, name in WAYS.items():
         shares = " | ".join(f"{100 * found[when][mode]:.1f} %" for when in ("before", "after"))
         lines.append(f"| {name} | {shares} |")
-    lines += ["", "Passages of that part, spread evenly over it:", "", "```"]
+    lines += [
+        "",
+        rare_words(found["rare"])
+        + " Words that carry the meaning take a larger model, and days instead of minutes.",
+        "",
+        "Sentences of that part with words hidden, spread evenly over it. AR writes the sentence anew. NAR "
+        "fills all blanks at once, in 10 iterations, AUX one after the other; both try one to three tokens "
+        "for each blank, and keep what stands around it.",
+        "",
+        "```",
+    ]
     for shown in found["shown"]:
-        lines += [*(f"{name:<10}{shown[name]}" for name in ("source", "ar", "nar", "reference")), ""]
+        lines += [*(f"{name:<10}{shown[name]}" for name in ("source", *WAYS, "reference")), ""]
     return "\n".join([*lines[:-1], "```", ""])
 
 

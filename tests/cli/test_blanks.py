@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from janus_ds.cli.blanks import blank_batches, fill_blanks, main
 from janus_ds.config.load import load_run_config
@@ -19,7 +21,8 @@ from tests.support.tiny_training import make_inputs
 def random_run(inputs: Path, name: str, scale: float, *overrides: str) -> Path:
     """A run with random weights on the tiny data."""
     data = inputs / "data"
-    config = load_run_config(inputs / "recipe.yaml", [f"data.path={data}", *overrides])
+    given = [f"data.path={data}", "decode.max_length=40", *overrides]
+    config = load_run_config(inputs / "recipe.yaml", given)
     return write_run(inputs / name, data, replace(config, model=replace(config.model, init_std=0.5)), scale)
 
 
@@ -35,12 +38,13 @@ def test_every_hidden_token_counts_once(inputs: Path) -> None:
     run = load_run(inputs / "after")
     batches = blank_batches(run, 11)
     found = fill_blanks(run.model, batches)
-    hidden, ar, nar = 0, 0, 0
+    hidden, right = 0, {"ar": 0, "nar": 0, "aux": 0}
     for batch in batches:
         assert batch.counts.samples == 11
         rows = run.model(batch)
         assert rows.ar_BAD is not None
         assert rows.nar_BMD is not None
+        assert rows.aux_BMD is not None
         for b in range(batch.counts.samples):
             for j in range(int(batch.masked_length_B[b])):
                 token = int(batch.masked_target_BM[b, j])
@@ -48,14 +52,21 @@ def test_every_hidden_token_counts_once(inputs: Path) -> None:
                 written = int((batch.ar_target_BA[b] == token).sum())
                 assert shown < written, "a token that the encoder sees is not hidden"
                 hidden += 1
-                nar += int((rows.nar_BMD[b, j] @ run.model.output_weight[:60].T).argmax()) == token
+                for name, row in (("nar", rows.nar_BMD[b, j]), ("aux", rows.aux_BMD[b, j])):
+                    right[name] += int((row @ run.model.output_weight[:60].T).argmax()) == token
         for place in batch.ar_masked_T.tolist():
             b, a = divmod(place, batch.ar_target_BA.shape[1])
-            ar += int((rows.ar_BAD[b, a] @ run.model.output_weight[:60].T).argmax()) == int(
+            right["ar"] += int((rows.ar_BAD[b, a] @ run.model.output_weight[:60].T).argmax()) == int(
                 batch.ar_target_BA[b, a]
             )
     assert hidden > 20
-    assert (found.tokens, found.ar, found.nar) == (hidden, ar / hidden, nar / hidden)
+    assert found.tokens == hidden
+    assert found.shares == pytest.approx({name: count / hidden for name, count in right.items()})
+    tokens = torch.cat([batch.masked_target_BM.flatten()[batch.masked_T] for batch in batches]).tolist()
+    common = {token for token, _ in Counter(tokens).most_common(10)}
+    assert len(tokens) == hidden
+    assert 0 < len([token for token in tokens if token not in common]) < hidden
+    assert set(found.rare) == {"ar", "nar", "aux"}
 
 
 def test_before_after_and_passages_are_told(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,12 +77,17 @@ def test_before_after_and_passages_are_told(inputs: Path, capsys: pytest.Capture
     found = json.loads(figures.read_text())
     assert f"before ({inputs / 'before'})" in told
     for when in ("before", "after"):
-        for mode in ("ar", "nar"):
+        for mode in ("ar", "nar", "aux"):
             assert f"{100 * found[when][mode]:.1f} %" in told
     assert found["before"] != found["after"]
     assert (found["step"], found["steps"]) == (10, 20)
-    assert [told.count(f"\n{word} ") for word in ("source", "reference", "AR", "NAR")] == [2, 2, 2, 2]
-    assert all(text["reference"] in told and "<mask>" in text["source"] for text in found["shown"])
+    assert [told.count(f"\n{word} ") for word in ("source", "reference", "AR", "NAR", "AUX")] == [2] * 5
+    for text in found["shown"]:
+        assert text["reference"] in told
+        assert "<mask>" in text["source"]
+        # What stands around the blanks is kept.
+        first, *_, last = (part.strip() for part in text["source"].split("<mask>"))
+        assert all(text[mode].startswith(first) and text[mode].endswith(last) for mode in ("nar", "aux"))
     assert f"The run lies in {inputs / 'after'}" in told
     assert f"janus-ds decode --checkpoint {inputs / 'after'}" in told
     with pytest.raises(UsageError, match="not pretrained both ways"):

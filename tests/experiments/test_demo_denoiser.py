@@ -66,15 +66,18 @@ def test_long_documents_are_cut_at_paragraphs(driver: ModuleType) -> None:
 def test_the_page_says_what_was_measured(driver: ModuleType) -> None:
     counts = {"novels": 83, "novels_left_out": 10, "articles": 2261, "bytes": 31983132}
     training = {"text": counts, "held_out": {"500": 4.5}, "minutes": 60.0, "averaged_steps": [750, 1000]}
-    shown = [{"source": "a <mask> c", "reference": "a b c", "ar": "a b c", "nar": "a d c"}]
+    shown = [{"source": "a <mask> c", "reference": "a b c", "ar": "a b c", "nar": "a d c", "aux": "a e c"}]
     found = {"step": 300, "steps": 450, "passages": 4, "tokens": 1234, "shown": shown}
-    found |= {"before": {"ar": 0.5, "nar": 0.125}, "after": {"ar": 0.25, "nar": 1.0}}
+    found |= {"before": {"ar": 0.5, "nar": 0.125, "aux": 0}, "after": {"ar": 0.25, "nar": 1.0, "aux": 0.75}}
+    found["rare"] = {"ar": 0.02, "nar": 0.05}
     page = driver.page_text(training, found)
+    assert "AR 2, NAR 5 are found" in page
     assert "1,000 updates in 60 minutes" in page
     assert "(450 updates)" in page
     assert "after update 300" in page
     assert "| NAR: all at once, from both sides | 12.5 % | 100.0 % |" in page
-    assert "nar       a d c" in page
+    assert "| AUX: one after another, from both sides | 0.0 % | 75.0 % |" in page
+    assert "nar       a d c\naux       a e c" in page
 
 
 @pytest.mark.heavy
