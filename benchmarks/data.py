@@ -23,7 +23,7 @@ from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, Run
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.schedule import SampleSchedule
+from janus_ds.data.stream.sample_order import SampleSchedule
 from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
 
 _SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=50264, vocab_size=50265)

@@ -65,7 +65,6 @@ def aux_search(
     """Write all rows as AUX does, token by token.
 
     Args:
-        decoder: the model on its encoded sources.
         length_BC: candidate lengths, bos and eos included; at least 3.
         settings: forbids all special symbols, MASK among them; score "paper".
         given_RL: as for :func:`janus_ds.decode.mask_predict.mask_predict`.

@@ -44,7 +44,6 @@ class StepFunction(Protocol):
         Args:
             token_BK: the last token of each beam (the start symbol at step 0).
             parent_BK: the beam of the step before that each beam grew from; None at step 0.
-            step: counts the calls.
         """
 
     def keep(self, sentence_B: Tensor) -> None:
@@ -94,7 +93,6 @@ def beam_search(
     """Search many sentences at once.
 
     Args:
-        step_function: gives the logits of the next tokens; see :class:`StepFunction`.
         sentences: B, those that begin at once.
         settings: beam, rules and limits.
         device: where `step_function` wants its tokens.

@@ -76,9 +76,7 @@ class DraftPlan:
     """How drafts are made.
 
     Attributes:
-        search: AR's limits.
         nar: mask-predict's settings: one pass, in which no special symbol is drafted.
-        width: K.
         convention: what the classes of the length head count.
     """
 
@@ -181,9 +179,6 @@ class DraftSearch:
     """Decodes one batch of sentences.
 
     Args:
-        model: in evaluation mode.
-        memory: the encoded sources.
-        stream: how AR rows are made.
         plan: how drafts are made; `stop` of its search only says what a forced token costs.
         draws: outputs are samples, by these numbers; None: what greedy search finds.
     """

@@ -60,7 +60,6 @@ class Generator:
     Args:
         model: any device and precision; put into evaluation mode during a call only.
         text: the tokenizer; None allows :meth:`generate_ids` alone.
-        special: special symbols.
         config: the run; its `decode` and `objective` say how.
         batch_sentences: sentences that are decoded at a time, at most.
         batch_tokens: source tokens that are decoded at a time, padding included; one sentence may have more.
@@ -159,7 +158,6 @@ class Generator:
         """Given targets with their blanks filled, in mode nar or aux; all other text is kept to the letter.
 
         Args:
-            texts: the sources.
             targets: one for each; blanks are `___` or `<mask>`, as "Das ist ___ sehr ___ Haus".
             lengths: tokens that each blank may have; the best of all combinations is given.
 

@@ -60,9 +60,6 @@ def parse_target(
     """Read a target with blanks.
 
     Args:
-        text: the target.
-        codec: the run's tokenizer.
-        mask: the id of `<mask>`.
         lengths: tokens to try for each blank.
         most: inner tokens that a target may have.
         number: of its line, for messages.

@@ -42,12 +42,8 @@ class LoadedRun:
     """A checkpoint ready for decoding.
 
     Attributes:
-        model: in evaluation mode.
         text: the run's tokenizer; None where it has none.
-        special: special symbols.
         config: the run as it was trained, presets written out, with decoding options applied.
-        folder: the run folder.
-        weights: the file that was read.
     """
 
     model: JanusModel

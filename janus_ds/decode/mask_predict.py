@@ -127,7 +127,6 @@ def mask_predict(
     """Fill all rows, in at most I + 1 passes; with a threshold and no I, until nothing is masked.
 
     Args:
-        decoder: the model on its encoded sources.
         length_BC: candidate lengths, bos and eos included.
         settings: iterations and rules.
         given_RL: tokens that stand, bos, eos and padding among them; -1 where one is wanted. None: all inner
@@ -233,11 +232,6 @@ class TargetRows:
 
         Rows are equally many of each sentence that the decoder holds, in order. Sentences with no open row
         are given up, once they are many enough to be worth it.
-
-        Args:
-            decoder: holds the sentences.
-            open_RL: what is not settled, on the host.
-            wanted_RL: what of it is to be predicted.
         """
         open_B = open_RL.any(1).view(-1, self.candidates).any(1)
         self.passes_B += open_B

@@ -29,7 +29,6 @@ class CachedSteps:
     """The step function of a beam search: one content row and one query row a beam.
 
     Args:
-        model: in evaluation mode.
         cache: of the sentences that begin.
         encode_next: encodes the next sentences that wait, so many; None: none wait.
         before: a token that is fed together with the first ones, before them.
@@ -98,13 +97,7 @@ class NarDecoder:
 
 
 class AuxDecoder(NarDecoder):
-    """The decoder of AUX search: NAR's pass, and passes of AUX rows.
-
-    Args:
-        model: in evaluation mode.
-        memory: the encoded sources.
-        mask: what stands for an unknown token.
-    """
+    """The decoder of AUX search: NAR's pass, and passes of AUX rows."""
 
     def __init__(self, model: JanusModel, memory: EncoderOutput, mask: int) -> None:
         super().__init__(model, memory)

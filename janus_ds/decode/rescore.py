@@ -25,13 +25,7 @@ _WIDEST_BLOCK = 512
 
 @dataclass(frozen=True)
 class ArScorer:
-    """AR's view of given outputs.
-
-    Attributes:
-        model: in evaluation mode.
-        stream: how AR rows are made.
-        search: start symbols, eos, and the exponent of the length in a score.
-    """
+    """AR's view of given outputs."""
 
     model: JanusModel
     stream: ArStream
@@ -41,7 +35,6 @@ class ArScorer:
         """Logits for every token of each output and the eos behind it, (N + 1, V) each.
 
         Args:
-            memory: the encoded sources.
             outputs: for each sentence equally many candidates, inner tokens only.
         """
         first = [] if self.search.forced_first is None else [self.search.forced_first]

@@ -45,12 +45,7 @@ def random_of(seed: int, number: int) -> torch.Generator:
 
 
 class Draws:
-    """Random numbers of the sentences of a batch, each from a generator of its own.
-
-    Args:
-        sampling: what they are for.
-        numbers: a name for each sentence.
-    """
+    """Random numbers of the sentences of a batch, each from a generator of its own."""
 
     def __init__(self, sampling: Sampling, numbers: Sequence[int]) -> None:
         self.sampling = sampling
@@ -113,10 +108,8 @@ def sample_search(
     """Draw K outputs of each sentence, K = `settings.beam`, in the order drawn.
 
     Args:
-        step_function: gives the logits of the next tokens.
         numbers: a name for each sentence, by which numbers are drawn.
         settings: symbols and limits; the rules of a search are not used.
-        sampling: what is drawn from.
         device: where `step_function` wants its tokens.
 
     Returns:

@@ -44,8 +44,6 @@ class Hypothesis:
     """One output of a generator.
 
     Attributes:
-        text: the decoded text.
-        tokens: the ids behind the text, without bos and eos.
         score: AR: sum of log-probabilities / number of generated tokens ** length penalty (eos is a
             generated token). NAR: average log-probability of a token (`decode.nar_score`). Mode aux: the
             same, by AUX.
@@ -88,7 +86,6 @@ class TokenRules:
         """The scores after all rules, as a new tensor.
 
         Args:
-            score_BKV: log-probabilities or logits of the next tokens.
             past_BKT: tokens so far, the start symbol first; anything behind them.
             length_B: how many they are, the start symbol included.
         """
@@ -129,7 +126,6 @@ class SearchSettings:
         beam: K; 1 is greedy search.
         max_steps: most tokens that a hypothesis generates, eos (and a forced first token) included.
         start: the token that the decoder is fed first.
-        eos: the token that ends a hypothesis.
         forbidden: tokens that are never generated.
         forced_first: a token that every hypothesis generates first (bos in the `eos_bos` layout).
         shows_first: that token is part of the output.

@@ -152,7 +152,6 @@ class FairseqWords:
 
     Args:
         path: the `dict.txt`, one "word count" a line.
-        special: the model's special symbols and vocabulary size.
 
     Raises:
         DataError: the file cannot be read, or is of another vocabulary size.

@@ -72,11 +72,7 @@ def watched(show: Callable[[Pass], None]) -> Iterator[Watch]:
 
 
 class BeamTrace:
-    """Follows the beams of one sentence by what a search asks its step function.
-
-    Args:
-        watch: gets the best beam that goes on, after each step.
-    """
+    """Follows the beams of one sentence by what a search asks its step function."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch

@@ -36,8 +36,6 @@ class RowGroup:
     Attributes:
         names: streams, as keys of the head's hidden inputs.
         rows: for each stream, the rows to take of it, int64 (n,), each row at most once.
-        target_n: the tokens.
-        terms: coefficients of the sums in the total.
     """
 
     names: tuple[str, ...]
@@ -72,7 +70,6 @@ def fused_head(
     Args:
         hidden: hidden rows of each stream, (N, D) each; replicated under tensor parallelism.
         weight_VD: output table, or this rank's rows of it; rows beyond the vocabulary are padding.
-        plan: what to compute.
 
     Returns:
         the total (0-dim, float32 at least) and the sums by name, float64 without gradient.

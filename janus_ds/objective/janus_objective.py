@@ -51,7 +51,6 @@ class JanusObjective(nn.Module):
     Args:
         config: resolved objective (no field is None).
         vocab_size: symbols; further rows of the output table are padding and take no part.
-        parallel: the tensor-parallel group that holds the table.
 
     Attributes:
         compiled_head: whether training compiles the mathematics of the losses.
@@ -77,8 +76,6 @@ class JanusObjective(nn.Module):
         """Losses of `batch`, whose sums are divided by `counts` of the whole step.
 
         Args:
-            rows: what the model predicts from.
-            batch: the micro-batch.
             counts: over all micro-batches and data-parallel ranks of the step.
             factors: what weights are multiplied by at this step (`objective.ramps`); absent ones are 1.
         """

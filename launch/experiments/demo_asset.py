@@ -5,6 +5,7 @@ The folder is a run folder as `Generator.from_checkpoint` reads it. Nothing in i
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from driver import ROOT
 from results import wall_seconds
 from safetensors.torch import save
 from torch import Tensor
@@ -24,6 +26,16 @@ from janus_ds.errors import CheckpointError
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.observe.run_record import RUN_FILE, RUN_FORMAT_VERSION, read_run_record
 from janus_ds.observe.writers import read_metrics
+
+
+def add_asset_arguments(parser: argparse.ArgumentParser, asset: Path, page: str) -> None:
+    """`--ship`, `--asset`, `--average`, `--page`: a folder of the package, and a file of docs/results."""
+    add = parser.add_argument
+    add("--ship", action="store_true", help="only make the asset (and scores) of what is trained so far")
+    add("--asset", type=Path, default=asset, help="where the asset goes")
+    add("--average", type=int, default=8, help="last checkpoints averaged for the asset [%(default)s]")
+    add("--page", type=Path, default=ROOT / "docs" / "results" / page, help="the results page")
+
 
 MOST_BYTES = 5_000_000
 """What the shipped folder may hold, all files together."""

@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from demo_asset import folder_bytes, ship, training_minutes
+from demo_asset import add_asset_arguments, folder_bytes, ship, training_minutes
 from demo_scores import score_all, write_page
 from demo_text import split_pairs, write_splits
 from driver import (
@@ -29,6 +29,7 @@ from driver import (
 
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.config.load import load_run_config
+from janus_ds.config.packaged import DEMO, model_path
 from janus_ds.data.prepare.pair_files import PairFiles
 from janus_ds.errors import exit_on_error
 
@@ -118,10 +119,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--valid", type=int, default=1_000, help="held-out pairs for validation [%(default)s]")
     add("--test", type=int, default=2_000, help="held-out pairs for the test [%(default)s]")
     add("--joined", type=float, default=0.1, help="share of training pairs made of several [%(default)s]")
-    add("--ship", action="store_true", help="only make the asset and its scores of what is trained so far")
-    add("--asset", type=Path, default=ROOT / "janus_ds" / "assets" / "demo", help="where the asset goes")
-    add("--page", type=Path, default=ROOT / "docs" / "results" / "demo_de_en.md", help="the results page")
-    add("--average", type=int, default=8, help="last checkpoints averaged for the asset [%(default)s]")
+    add_asset_arguments(parser, model_path(DEMO), "demo_de_en.md")
     return parser.parse_args(arguments)
 
 

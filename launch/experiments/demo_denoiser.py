@@ -19,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from demo_asset import folder_bytes, ship, training_minutes
+from demo_asset import add_asset_arguments, folder_bytes, ship, training_minutes
 from demo_text import digest
 from driver import (
     ROOT,
@@ -235,11 +235,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--vocab", type=int, default=4_000, help="symbols of the vocabulary [%(default)s]")
     add("--novels-mb", type=float, default=24, help="megabytes of novels [%(default)s]")
     add("--wikipedia-mb", type=float, default=8, help="megabytes of Wikipedia [%(default)s]")
-    add("--ship", action="store_true", help="only make the asset of what is trained so far")
-    add("--asset", type=Path, default=model_path(DENOISER), help="where the asset goes")
-    add("--average", type=int, default=8, help="last checkpoints averaged for the asset [%(default)s]")
+    add_asset_arguments(parser, model_path(DENOISER), "demo_denoiser.md")
     add("--quickstart", type=Path, metavar="RUN", help="only write the page, about this run of make pretrain")
-    add("--page", type=Path, default=ROOT / "docs" / "results" / "demo_denoiser.md", help="the page")
     return parser.parse_args(arguments)
 
 

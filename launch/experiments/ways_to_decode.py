@@ -28,7 +28,7 @@ from results import table, write_results
 
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, check_mode, load_run, with_decode
-from janus_ds.decode.text import cut_sources, cut_warning
+from janus_ds.decode.text import fit_sources, long_warning
 from janus_ds.errors import ConfigError, UsageError, exit_on_error
 from janus_ds.io import write_atomic
 from janus_ds.metrics.glge import TaskTexts, choose_meteor, score_task, task_named
@@ -132,9 +132,9 @@ def measure(run: LoadedRun, lines: list[str], state: Path, options: argparse.Nam
         found |= kept["ways"]
     done = len(found[BASELINE]["text"])
     table_size = run.config.model.max_source_positions
-    sources, cut = cut_sources(map(single[BASELINE].text.encode, lines), table_size)
+    sources, cut = fit_sources(list(map(single[BASELINE].text.encode, lines)), table_size)
     if cut:
-        print(cut_warning(cut, len(lines), table_size))
+        print(long_warning(cut, len(lines), table_size))
     for generator in (*batched.values(), *single.values()) if done < len(lines) else ():
         generator.generate_ids(sources[:2])
     until = time.monotonic() + 60 * options.minutes

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import SplitPlace
-from janus_ds.data.stream.schedule import CYCLE, SOURCE_BITS, Turns
+from janus_ds.data.stream.sample_order import CYCLE, SOURCE_BITS, Turns
 from janus_ds.data.stream.shards import ShardReader
 from janus_ds.errors import DamagedDataError, DataError
 from janus_ds.io import disk_faults

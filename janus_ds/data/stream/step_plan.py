@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from janus_ds.config.schema import DataConfig, RunConfig
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.schedule import CYCLE, SOURCE_BITS, SampleSchedule, ShardGroups
+from janus_ds.data.stream.sample_order import CYCLE, SOURCE_BITS, SampleSchedule, ShardGroups
 from janus_ds.data.stream.source import Source
 from janus_ds.data.stream.token_schedule import SampleCosts, TokenSchedule, expected_rows, share_out
 from janus_ds.errors import ConfigError

@@ -18,7 +18,7 @@ from janus_ds.config.schema import DataConfig, RunConfig
 from janus_ds.data.stream.loader import StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import SplitPlace, open_data
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.schedule import CYCLE, SOURCE_BITS, SampleSchedule, ShardGroups, Turns
+from janus_ds.data.stream.sample_order import CYCLE, SOURCE_BITS, SampleSchedule, ShardGroups, Turns
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.errors import ConfigError, DataError
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split

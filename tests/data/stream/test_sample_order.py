@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_ds.data.masking.counter_rng import SampleKeys, Stream, bits, keys, shuffled, uniforms
-from janus_ds.data.stream.schedule import SampleSchedule
+from janus_ds.data.stream.sample_order import SampleSchedule
 from janus_ds.errors import DataError
 
 FROZEN_ORDER = [11, 10, 0, 9, 1, 2, 6, 8, 5, 7, 4, 3]
