@@ -125,38 +125,35 @@ def _request(reader: DocumentReader, settings: PrepareSettings) -> dict[str, Any
     }
 
 
+@dataclass(frozen=True)
 class _Job:
     """One call of :func:`prepare` on a folder that it holds the lock of."""
 
-    def __init__(
-        self,
-        reader: DocumentReader,
-        output: Path,
-        settings: PrepareSettings,
-        execution: Execution,
-        journal: Journal,
-    ) -> None:
-        self._output = output
-        self._settings = settings
-        self._execution = execution
-        self._journal = journal
-        self._reader = reader
-        self._total_bytes = max(1, self._reader.total_bytes)
+    reader: DocumentReader
+    output: Path
+    settings: PrepareSettings
+    execution: Execution
+    journal: Journal
+    writers: dict[str, SplitWriter] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Of the input files' bytes, those that have been read."""
+        return self.reader.bytes_read / max(1, self.reader.total_bytes)
 
     def run(self, request: dict[str, Any], show: Callable[[PrepareProgress], None]) -> PrepareReport:
         def told(stage: str) -> None:
-            show(PrepareProgress(stage, self._reader.bytes_read / self._total_bytes))
+            show(PrepareProgress(stage, self.share))
 
-        folder, settings = self._output / "tokenizer", self._settings
-        tokenizer = ensure_tokenizer(folder, self._journal.folder, settings, self._reader, told)
+        folder, settings = self.output / "tokenizer", self.settings
+        tokenizer = ensure_tokenizer(folder, self.journal.folder, settings, self.reader, told)
         encoder = BlockEncoder(tokenizer, settings)
-        before = self._journal.load()
+        before = self.journal.load()
         dtype = token_dtype(tokenizer.special.vocab_size)
         form = ShardFormat(dtype, settings.samples_per_member, settings.members_per_shard)
-        self._writers = {
-            name: SplitWriter(self._output / name, form, before.splits.get(name, SplitState()))
-            for name in _SPLIT_ORDER
-        }
+        for name in _SPLIT_ORDER:
+            left = before.splits.get(name, SplitState())
+            self.writers[name] = SplitWriter(self.output / name, form, left)
         counts, done = self._encode(encoder, before, show)
         totals = self._finish(encoder, counts)
         manifest = Manifest(
@@ -166,9 +163,9 @@ class _Job:
             settings={"request": request, "counts": dict(sorted(counts.items()))},
             splits=totals,
         )
-        manifest.save(self._output)
+        manifest.save(self.output)
         resumed = before.position != Position()
-        return PrepareReport(self._output, manifest, done, resumed=resumed)
+        return PrepareReport(self.output, manifest, done, resumed=resumed)
 
     def _encode(
         self, encoder: BlockEncoder, before: Progress, show: Callable[[PrepareProgress], None]
@@ -178,19 +175,19 @@ class _Job:
         already = (counts["text_bytes"], counts["documents"])
         start = last_commit = time.monotonic()
         progress = PrepareProgress("writing shards", 1.0)
-        units = read_units(self._reader, before.position, self._execution.unit_characters)
-        with closing(ordered_map(encoder, units, self._execution.processes)) as results:
+        units = read_units(self.reader, before.position, self.execution.unit_characters)
+        with closing(ordered_map(encoder, units, self.execution.processes)) as results:
             for result, position in results:
-                wrote = [self._writers[name].add(part) for name, part in result.samples.items()]
+                wrote = [self.writers[name].add(part) for name, part in result.samples.items()]
                 counts.update(result.counts)
                 now = time.monotonic()
-                if any(wrote) or now - last_commit >= self._execution.commit_seconds:
-                    splits = {name: writer.state() for name, writer in self._writers.items()}
-                    self._journal.commit(Progress(position, counts, splits))
+                if any(wrote) or now - last_commit >= self.execution.commit_seconds:
+                    splits = {name: writer.state() for name, writer in self.writers.items()}
+                    self.journal.commit(Progress(position, counts, splits))
                     last_commit = now
                 progress = PrepareProgress(
                     "writing shards",
-                    self._reader.bytes_read / self._total_bytes,
+                    self.share,
                     counts["text_bytes"] - already[0],
                     counts["documents"] - already[1],
                     now - start,
@@ -200,22 +197,22 @@ class _Job:
 
     def _finish(self, encoder: BlockEncoder, counts: Counter[str]) -> dict[str, SplitTotals]:
         if not counts["documents"]:
-            places = ", ".join(file.where for file in self._reader.files[:3])
+            places = ", ".join(file.where for file in self.reader.files[:3])
             raise DataError("the input holds no text", places, "give files that hold text")
-        train, valid = self._writers["train"], self._writers["valid"]
-        if self._settings.valid_share and valid.empty and (given := train.give(self._settings.valid_share)):
+        train, valid = self.writers["train"], self.writers["valid"]
+        if self.settings.valid_share and valid.empty and (given := train.give(self.settings.valid_share)):
             # Few documents: a run needs a validation split to start.
             valid.add(given)
             counts["validation_blocks_of_training_documents"] = len(given["target"])
         totals = {}
         for name in _SPLIT_ORDER:
-            if self._writers[name].empty:
+            if self.writers[name].empty:
                 continue
-            totals[name] = self._writers[name].finish(encoder.streams)
+            totals[name] = self.writers[name].finish(encoder.streams)
         if "train" not in totals:
             raise DataError(
                 f"none of the {counts['documents']} documents gave training text",
-                str(self._output),
+                str(self.output),
                 "give more documents, or smaller --valid-share and --test-share",
             )
         return totals

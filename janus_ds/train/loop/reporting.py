@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,14 @@ class Reporter:
         timing = self.timer.finish(
             counts, step_flops(config.model, config.objective, self._vocab_size, counts)
         )
-        meters.seconds += timing.seconds
-        meters.cpu_seconds += timing.cpu_seconds
+        meters.seconds += timing["seconds"]
+        meters.cpu_seconds += timing["cpu_seconds"]
         if not (wanted or skipped or verdict.spike):
             self._bar.advance({})
             return None
         values: dict[str, Any] = {**global_terms(result.terms, self._topology), "lr": result.rate}
         values |= {"grad_norm": result.update.grad_norm, "loss_scale": result.update.loss_scale}
-        values |= {name: value for name, value in asdict(timing).items() if value is not None}
+        values |= timing
         values["memory_bytes"] = memory_bytes(self._topology.device)
         values |= {"samples_total": meters.samples, "tokens_total": meters.tokens}
         values |= {"cpu_seconds_total": meters.cpu_seconds, "skipped_steps": meters.skipped_steps}
@@ -180,22 +180,6 @@ _PEAK_TFLOPS = {
 }
 
 
-@dataclass(frozen=True)
-class StepTiming:
-    """Figures of one step."""
-
-    seconds: float
-    cpu_seconds: float
-    """CPU time of this process, all its threads."""
-    data_wait_share: float
-    """Share of the step in which the trainer waited for the loader."""
-    tokens_per_second: float
-    """Source and target tokens without padding, over all ranks."""
-    tokens_per_second_device: float
-    mfu: float | None
-    """Model FLOP/s as a share of the device's peak; None where the peak is not known."""
-
-
 class StepMeter:
     """Times steps: `data_ready` when the batch is there, `finish` when the update is done.
 
@@ -218,19 +202,26 @@ class StepMeter:
         """The step's data has arrived."""
         self._ready = time.perf_counter()
 
-    def finish(self, counts: BatchCounts, flops: float) -> StepTiming:
-        """End the step, with its global counts and FLOPs, and begin the next."""
+    def finish(self, counts: BatchCounts, flops: float) -> dict[str, float]:
+        """End the step, with its global counts and FLOPs, and begin the next.
+
+        Returns:
+            seconds; cpu_seconds, of this process and all its threads; data_wait_share, in which the trainer
+            waited for the loader; tokens_per_second, source and target without padding, of all ranks and of
+            each; mfu, model FLOP/s as a share of the device's peak, where that is known.
+        """
         now = time.perf_counter()
         seconds = max(now - self._start, 1e-9)
         tokens = (counts.source_tokens + counts.target_tokens) / seconds
-        timing = StepTiming(
-            seconds=seconds,
-            cpu_seconds=time.process_time() - self._cpu_start,
-            data_wait_share=(self._ready - self._start) / seconds,
-            tokens_per_second=tokens,
-            tokens_per_second_device=tokens / self._devices,
-            mfu=None if self._peak is None else flops / seconds / (self._devices * self._peak),
-        )
+        timing = {
+            "seconds": seconds,
+            "cpu_seconds": time.process_time() - self._cpu_start,
+            "data_wait_share": (self._ready - self._start) / seconds,
+            "tokens_per_second": tokens,
+            "tokens_per_second_device": tokens / self._devices,
+        }
+        if self._peak is not None:
+            timing["mfu"] = flops / seconds / (self._devices * self._peak)
         self._start = self._ready = now
         self._cpu_start = time.process_time()
         return timing

@@ -71,31 +71,6 @@ class TrainerParts:
     scorer: OutputScorer | None = None
 
 
-@dataclass
-class _Progress:
-    """How far the run is.
-
-    Args:
-        first: what `step` was at this start.
-        saved: `step` of the last checkpoint.
-        meters: sums over the run.
-    """
-
-    step: int
-    first: int
-    saved: int
-    meters: Meters
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this start has made no step yet: things are imported, compiled and fetched."""
-        return self.step == self.first
-
-    def due(self, every: int) -> bool:
-        """Whether something that is done `every` so many steps is to be done now; 0: never."""
-        return every > 0 and self.step % every == 0
-
-
 class Trainer:
     """Trains from a step to `train.max_steps`, with guards, figures and checkpoints."""
 
@@ -105,20 +80,14 @@ class Trainer:
         self._train = self._config.train
         self._engine = parts.engine
         topology = parts.engine.topology
-        self._progress = _Progress(step, step, step, meters)
+        self.step = step
+        """Updates done, skipped ones included."""
+        self.meters = meters
+        """Sums over the run."""
+        self._first, self._saved = step, step  # at this start; of the last checkpoint
         self._guard = StepGuard(topology, self._train, parts.signals, meters.recent_losses)
         self._best = BestWeights(self._train, meters, parts.run / "checkpoints", topology)
         self._reporter = Reporter(self._config, parts.run, parts.vocab_size, parts.engine, step, meters)
-
-    @property
-    def step(self) -> int:
-        """Updates done."""
-        return self._progress.step
-
-    @property
-    def meters(self) -> Meters:
-        """Sums over the run."""
-        return self._progress.meters
 
     def fit(self, data: Iterator[StepData]) -> Outcome:
         """Train to the end, or until asked to stop.
@@ -128,23 +97,23 @@ class Trainer:
             DataError: damaged data, on all ranks.
             ResourceError: the last checkpoint, or several in a row, could not be written; on all ranks.
         """
-        progress, watchdog = self._progress, self._parts.watchdog
+        watchdog = self._parts.watchdog
         try:
             if not self._validate_again():
                 return self._stop()
-            while progress.step < self._train.max_steps and not progress.meters.finished:
+            while self.step < self._train.max_steps and not self.meters.finished:
                 self._reporter.timer.restart()
-                watchdog.enter(f"reading the data of step {progress.step + 1}", slow=progress.is_first)
+                watchdog.enter(f"reading the data of step {self.step + 1}", slow=self.step == self._first)
                 step_data, fault = _fetch(data)
                 self._reporter.timer.data_ready()
-                watchdog.enter(f"beginning step {progress.step + 1}")
+                watchdog.enter(f"beginning step {self.step + 1}")
                 if self._guard.before_step(fault) is Decision.STOP_SAVE:
                     return self._stop()
                 self.train_step(step_data)
-                if progress.meters.unvalidated is not None:
+                if self.meters.unvalidated is not None:
                     return self._stop()
                 self._sample()
-                if progress.due(self._train.save_every):
+                if self._due(self._train.save_every):
                     self._save()
             self._finish()
             return Outcome.COMPLETE
@@ -171,11 +140,11 @@ class Trainer:
                 self._guard.after_backward(self._engine.largest_gradient)
             with self._work("in the update", micro, batch):
                 update = self._engine.update(rate)
-        self._parts.watchdog.enter(f"after the update of step {self._progress.step + 1}")
+        self._parts.watchdog.enter(f"after the update of step {self.step + 1}")
         verdict = self._guard.judge(data.step, update, [batch.sample_id_B.tolist() for batch in data.batches])
         if verdict.keeps_loss_scale:
             self._engine.forgive()
-        self._progress.step += 1
+        self.step += 1
         self._report(StepResult(counts, rate, update, verdict, terms))
         if verdict.decision is Decision.ABORT:
             raise self._guard.error(data.step, verdict, update)
@@ -184,46 +153,46 @@ class Trainer:
     @contextmanager
     def _work(self, where: str, micro: int, batch: TwoStreamBatch) -> Iterator[None]:
         """A part of a step: the watchdog knows of it, and so does the error if memory runs out."""
-        words = f"{where} of step {self._progress.step + 1}, micro-batch {micro + 1}"
-        self._parts.watchdog.enter(words, slow=self._progress.is_first)
+        words = f"{where} of step {self.step + 1}, micro-batch {micro + 1}"
+        self._parts.watchdog.enter(words, slow=self.step == self._first)
         with self._parts.memory.during(words, batch):
             yield
 
     def _report(self, result: StepResult) -> None:
         """One line of figures, on the steps that are logged, with those of the validation if one is due."""
-        wanted = self._validates or self._progress.due(self._train.log_every)
+        wanted = self._validates or self._due(self._train.log_every)
         values = self._reporter.finish_step(result, wanted)
         if values is None:
             return
         if self._validates:
             found = self._validate()
             if found is None:
-                self._progress.meters.unvalidated = values
+                self.meters.unvalidated = values
                 return
             values |= found
-        self._reporter.write(self._progress.step, values)
+        self._reporter.write(self.step, values)
 
     @property
     def _validates(self) -> bool:
-        return self._progress.due(self._train.valid_every) or self._progress.step == self._train.max_steps
+        return self._due(self._train.valid_every) or self.step == self._train.max_steps
 
     def _validate_again(self) -> bool:
         """Do the validation that a stop has interrupted, as if it had not; False if stopped again."""
-        meters = self._progress.meters
+        meters = self.meters
         if meters.unvalidated is None:
             return True
         found = self._validate()
         if found is None:
             return False
-        self._reporter.write(self._progress.step, meters.unvalidated | found)
+        self._reporter.write(self.step, meters.unvalidated | found)
         meters.unvalidated = None
-        self._progress.saved = -1
+        self._saved = -1
         self._sample()
         return True
 
     def _validate(self) -> dict[str, float] | None:
         """Figures on held-out data; None on all ranks where any of them was asked to stop meanwhile."""
-        step = self._progress.step
+        step = self.step
         words = f"validating after step {step}"
         self._parts.watchdog.enter(words, slow=True)
         with self._parts.memory.during(words):
@@ -241,7 +210,7 @@ class Trainer:
         metric = VALIDATION_METRICS[self._train.valid_task]
         if scores:
             text = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
-            best = self._progress.meters
+            best = self.meters
             known = f"; best {best.best_bleu:.2f}" if best.best_step else ""
             self._reporter.note(f"step {step} {metric.title}: {text}{known}")
         scored = {f"{metric.name}_{mode}": score for mode, score in scores.items()}
@@ -257,7 +226,7 @@ class Trainer:
         scorer = self._parts.scorer
         if scorer is None:
             return {}
-        self._parts.watchdog.enter(f"scoring outputs after step {self._progress.step}", slow=True)
+        self._parts.watchdog.enter(f"scoring outputs after step {self.step}", slow=True)
         weights = self._engine.full_weights()
 
         def stop() -> bool:
@@ -268,18 +237,22 @@ class Trainer:
 
     def _sample(self) -> None:
         every, sampler = self._train.sample_every, self._parts.sampler
-        if sampler is None or not (self._progress.due(every) if every else self._validates):
+        if sampler is None or not (self._due(every) if every else self._validates):
             return
-        self._parts.watchdog.enter(f"decoding samples after step {self._progress.step}", slow=True)
+        self._parts.watchdog.enter(f"decoding samples after step {self.step}", slow=True)
         weights = self._engine.full_weights()
         if weights is not None:
-            self._reporter.write_text(self._progress.step, "samples", sampler(weights))
+            self._reporter.write_text(self.step, "samples", sampler(weights))
+
+    def _due(self, every: int) -> bool:
+        """Whether something that is done `every` so many steps is to be done now; 0: never."""
+        return every > 0 and self.step % every == 0
 
     def _stop(self) -> Outcome:
         reason = self._parts.signals.name or "another rank"
-        logger.warning("asked to stop (%s): saving at step %d", reason, self._progress.step)
+        logger.warning("asked to stop (%s): saving at step %d", reason, self.step)
         self._finish()
-        step, end = self._progress.step, self._train.max_steps
+        step, end = self.step, self._train.max_steps
         self._reporter.close()  # so that this is the last line
         logger.warning("not complete: step %d of %d is saved; the same command goes on", step, end)
         self._parts.signals.leave()
@@ -292,19 +265,18 @@ class Trainer:
         self._parts.checkpoints.finish()
 
     def _save(self) -> None:
-        progress = self._progress
-        if progress.step == progress.saved:
+        if self.step == self._saved:
             return
         self._enter_saving()
         self._reporter.flush()
-        state = self._parts.identity.state(progress.step, progress.meters)
-        if self._parts.checkpoints.save(progress.step, self._engine, state):
-            progress.saved = progress.step
+        state = self._parts.identity.state(self.step, self.meters)
+        if self._parts.checkpoints.save(self.step, self._engine, state):
+            self._saved = self.step
 
     def _enter_saving(self) -> None:
         root = self._parts.run / "checkpoints"
         probe = (lambda: _bytes_of_saves(root)) if self._engine.topology.is_main else None
-        self._parts.watchdog.enter(f"saving after step {self._progress.step}", slow=True, probe=probe)
+        self._parts.watchdog.enter(f"saving after step {self.step}", slow=True, probe=probe)
 
 
 def learning_rate(config: OptimConfig, max_steps: int, step: int) -> float:
