@@ -66,17 +66,15 @@ def _sentence_bleu(hypothesis: list[str], reference: list[str], weights: Weights
     except (ZeroDivisionError, ValueError):
         # The script counts a line as 0 when nltk fails, as it does for one token: 5 / ln(1).
         return 0.0
-    return _brevity(len(hypothesis), len(reference)) * math.exp(math.fsum(logs))
+    length, wanted = len(hypothesis), len(reference)
+    brevity = 1.0 if length > wanted else math.exp(1 - wanted / length)
+    return brevity * math.exp(math.fsum(logs))
 
 
 def _hits_and_total(hypothesis: list[str], reference: list[str], order: int) -> tuple[int, int]:
     grams = Counter(_ngrams(hypothesis, order))
     hits = grams & Counter(_ngrams(reference, order))
     return hits.total(), max(1, grams.total())
-
-
-def _brevity(length: int, wanted: int) -> float:
-    return 1.0 if length > wanted else math.exp(1 - wanted / length)
 
 
 def _smooth_zeros(counted: list[tuple[int, int]], length: int) -> list[float]:

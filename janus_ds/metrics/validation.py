@@ -40,10 +40,6 @@ class ValidationMetric:
     score: Callable[[Lines, Lines], float]
 
 
-def _bleu(outputs: Lines, references: Lines) -> float:
-    return float(sacrebleu_13a(outputs, references).score)
-
-
 def _rouge(prepare: PrepareSummaries) -> ValidationMetric:
     def score(outputs: Lines, references: Lines) -> float:
         pairs = zip(*prepare(outputs, references), strict=True)
@@ -60,23 +56,15 @@ def _question(make_items: MakeItems) -> ValidationMetric:
     return ValidationMetric("question", "mean of ROUGE-L and BLEU-4", score)
 
 
-def _answers(outputs: Lines, references: Lines) -> float:
-    return mean_answer_f1(outputs, [[line] for line in references])
-
-
-def _responses(outputs: Lines, references: Lines) -> float:
-    return mean_sentence_bleu(outputs, references, 2)
-
-
 VALIDATION_METRICS: Mapping[str, ValidationMetric] = {
-    "nmt": ValidationMetric("bleu", "BLEU", _bleu),
+    "nmt": ValidationMetric("bleu", "BLEU", lambda out, ref: float(sacrebleu_13a(out, ref).score)),
     "cnndm": _rouge(cnndm_summaries),
     "gigaword": _rouge(gigaword_summaries),
     "xsum": _rouge(files2rouge_summaries),
     "msnews": _rouge(files2rouge_summaries),
     "squadqg": _question(squad_items),
     "msqg": _question(msqg_items),
-    "coqa": ValidationMetric("f1", "F1", _answers),
-    "personachat": ValidationMetric("bleu2", "BLEU-2", _responses),
+    "coqa": ValidationMetric("f1", "F1", lambda out, ref: mean_answer_f1(out, [[line] for line in ref])),
+    "personachat": ValidationMetric("bleu2", "BLEU-2", lambda out, ref: mean_sentence_bleu(out, ref, 2)),
 }
 """By the name of the task (`train.valid_task`)."""
