@@ -1,4 +1,4 @@
-"""The tables of a report: runs, means over seeds, trends, best values; names for readers."""
+"""The tables of a report: runs, means over seeds, best values; names for readers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers
@@ -20,11 +18,6 @@ _SPEED_TITLES = {
     "ms_per_sentence_batch_1": "ms/sentence, one by one",
 }
 _SEED = re.compile(r"[-_]?s(eed)?\d+$")
-_FLAT_BLEU = 0.3
-"""A rise over the last third that counts as none."""
-_SURE_BLEU = 1.0
-"""Two standard errors beyond this tell nothing."""
-_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,6 @@ class Row:
         seed: which, or how many.
         updates: made, and asked for where that is more.
         modes: values by mode and metric; speeds count as metrics.
-        trends: the course of validation BLEU in each mode.
     """
 
     label: str
@@ -44,7 +36,6 @@ class Row:
     seed: str
     updates: str
     modes: dict[str, dict[str, float]]
-    trends: tuple[str, ...] = ()
     is_mean: bool = False
 
 
@@ -68,8 +59,6 @@ def _row(run: RunFolder, task: str) -> Row:
     updates = "?" if run.updates is None else f"{run.updates:,}"
     if isinstance(asked, int) and run.updates is not None and run.updates < asked:
         updates += f" of {asked:,}"
-    curves = dict.fromkeys(key for line in run.lines for key in line if key.startswith("valid/bleu_"))
-    trends = {mode_title(key.removeprefix("valid/bleu_")): trend_of(run.points(key)) for key in curves}
     return Row(
         run.label,
         objective_text(run.objective, finite_numbers(run.recipe("objective")), run.recipe("data", "task")),
@@ -79,7 +68,6 @@ def _row(run: RunFolder, task: str) -> Row:
             mode: {k: v for k, v in system.metrics.items() if not k.startswith("reference_")} | system.speed
             for mode, system in run.tasks.get(task, {}).items()
         },
-        tuple(f"{mode} {trend}" for mode, trend in trends.items() if trend) or ("too short to say",),
     )
 
 
@@ -96,32 +84,6 @@ def _mean(rows: Sequence[Row]) -> Row:
     updates = " / ".join(dict.fromkeys(row.updates for row in rows))
     label = _SEED.sub("", rows[0].label) or rows[0].label
     return Row(f"{label}: mean", rows[0].objective, f"{len(rows)} seeds", updates, means, is_mean=True)
-
-
-def trend_of(points: Sequence[tuple[int, float]]) -> str | None:
-    """The trend of the last third of the updates: rising, falling, flat, or unclear where scatter hides it.
-
-    Two single points would do for a difference, but validation BLEU of a few hundred sentences scatters by
-    half a point or more; a line fitted by least squares uses all points, and their scatter around it says
-    how far to believe it.
-
-    Returns:
-        In words, with the gain of the line and two standard errors: "still rising (+1.2 ± 0.4)". None where
-        fewer than four points lie in the last half: too short to say.
-    """
-    ordered = sorted(points)
-    end = ordered[-1][0] if ordered else 0
-    third = [point for point in ordered if point[0] >= end * 2 / 3]
-    last = third if len(third) >= _FEWEST else ordered[-_FEWEST:]
-    if len(last) < _FEWEST or last[0][0] < end / 2 or last[0][0] == end:
-        return None
-    x, y = np.array(last, dtype=np.float64).T
-    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
-    rise, doubt = slope * (x[-1] - x[0]), 2 * np.sqrt(covariance[0, 0]) * (x[-1] - x[0])
-    word = "flat" if abs(rise) <= _FLAT_BLEU and doubt <= _SURE_BLEU else "unclear"
-    if abs(rise) > max(_FLAT_BLEU, doubt):
-        word = "still rising" if rise > 0 else "falling"
-    return f"{word} ({rise:+.1f} ± {doubt:.1f})"
 
 
 def run_table(runs: Sequence[RunFolder], task: str) -> dict[str, Any]:

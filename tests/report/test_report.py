@@ -1,9 +1,8 @@
-"""Reports: what is read of run folders, tables, trends, pictures, marked words."""
+"""Reports: what is read of run folders, tables, pictures, marked words."""
 
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from janus_ds.report.figures import (
     thinned,
 )
 from janus_ds.report.page import marked, sample_cards
-from janus_ds.report.rows import mode_table, objective_text, rows_of, run_table, trend_of
+from janus_ds.report.rows import mode_table, objective_text, rows_of, run_table
 from janus_ds.report.runs import RunFolder, primary_metric, read_runs, sorted_modes
 from tests.support.report_runs import SOURCES, MadeUp, scores_of, write_lines
 
@@ -88,24 +87,7 @@ def test_a_damaged_metrics_file_is_read_as_far_as_it_goes(tmp_path):
     assert run.points("nar")[-1] == (60, 3.5)
 
 
-def test_trends_tell_a_rise_from_scatter():
-    rng = random.Random(1)
-
-    def curve(slope: float, scatter: float, count: int = 30) -> list[tuple[int, float]]:
-        return [(100 * i, 30 + slope * i + rng.gauss(0, scatter)) for i in range(1, count + 1)]
-
-    assert trend_of([]) is None
-    assert trend_of(curve(1, 0, count=5)) is None, "four points reach beyond the last half"
-    assert trend_of(curve(1, 0, count=8)) == "still rising (+3.0 ± 0.0)", "the last four of eight"
-    assert trend_of(curve(0.5, 0)) == "still rising (+5.0 ± 0.0)"
-    # By hand: a slope of 0.5 with residuals 0.1 and -0.1 has a standard error of 0.1 / sqrt(5) a step.
-    assert trend_of([(7, 1.1), (8, 1.4), (9, 1.9), (10, 2.6)]) == "still rising (+1.5 ± 0.4)"
-    found = [trend_of(curve(*shape)) for shape in ((0.3, 0.3), (-0.3, 0.3), (0, 0.05), (0, 5))]
-    words = [(trend or "").split(" (")[0] for trend in found]
-    assert words == ["still rising", "falling", "flat", "unclear"]
-    # One lucky point at the end is not a rise.
-    lucky = [(100 * i, 30.0 + (1.0 if i == 29 else 0.1 * (i % 2))) for i in range(1, 31)]
-    assert "rising" not in (trend_of(lucky) or "")
+def test_thinned_curves_are_means_of_neighbours():
     assert thinned([(i, i * 2) for i in range(6)], 3) == [(0.5, 1), (2.5, 5), (4.5, 9)]
 
 
@@ -116,8 +98,7 @@ def test_rows_hold_means_over_seeds(runs):
     assert (mean.is_mean, mean.seed, mean.modes["ar"]["sacrebleu"]) == (True, "2 seeds", 31.0)
     assert "draft" not in mean.modes, "one seed has it"
     assert mean.modes["nar-0"]["ms_per_sentence_batch_1"] == 5.0
-    assert (rows[4].updates, rows[4].modes, rows[4].trends) == ("40 of 1,000", {}, ("too short to say",))
-    assert [trend.split(" (+")[0] for trend in rows[0].trends] == ["AR still rising", "NAR still rising"]
+    assert (rows[4].updates, rows[4].modes) == ("40 of 1,000", {})
 
 
 def part(name: str, content: object) -> str:
