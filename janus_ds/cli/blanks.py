@@ -37,7 +37,7 @@ from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
 from janus_ds.decode.model_steps import most_rows
 from janus_ds.decode.text import one_line
-from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.errors import UsageError
 from janus_ds.evaluate.passages import heldout_passages, line_passages, valid_split
 from janus_ds.io import write_atomic
 from janus_ds.model.janus import JanusModel
@@ -139,8 +139,7 @@ def _check(run: LoadedRun) -> None:
             str(run.folder),
             "give a run of `janus-ds pretrain` with objective.preset paper",
         )
-    if run.text is None:
-        raise CheckpointError("the run has no tokenizer", str(run.folder), "give a run that has one")
+    run.codec()
 
 
 def _figures(found: dict[str, Blanks]) -> str:
@@ -175,9 +174,9 @@ def rare_words(rare: dict[str, float]) -> str:
 
 def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[str, str]], list[str]]:
     """Held-out passages with words hidden, and what each mode makes of them: as texts, as lines to print."""
-    text = run.text
-    if text is None or count < 1:
+    if count < 1:
         return [], []
+    text = run.codec()
     drawn = heldout_passages(run.config, run.special, text, _DRAWN * count, data)
     lines = [one_line(passage.reference or "") for passage in drawn]
     most = min(run.config.model.max_source_positions, most_rows(run.config)) - 2

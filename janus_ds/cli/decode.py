@@ -48,8 +48,8 @@ from janus_ds.config.packaged import DEMO
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, with_decode
-from janus_ds.decode.text import IdText, TextCodec
-from janus_ds.errors import CheckpointError, DataError, UsageError
+from janus_ds.decode.text import TextCodec
+from janus_ds.errors import DataError, UsageError
 from janus_ds.evaluate.passages import (
     Passage,
     heldout_passages,
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     modes = modes or (run.config.decode.mode,)
     _check_used(parsed, modes)
     prepare_for_inference(run.model, inference_options(parsed))
-    text = _text(run, parsed.ids)
+    text = run.codec(parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
     generators = {mode: _generator(run, text, mode, parsed) for mode in modes}
     targets = _targets(parsed, list(generators.values()))
@@ -303,16 +303,6 @@ def _no_input(name: str) -> bool:
 
 def _on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
-
-
-def _text(run: LoadedRun, ids: bool) -> TextCodec:
-    if ids:
-        return IdText(run.special)
-    if run.text is None:
-        raise CheckpointError(
-            "the run has no tokenizer", str(run.folder), "give token ids and --ids, or convert it with --dict"
-        )
-    return run.text
 
 
 def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:

@@ -29,9 +29,9 @@ from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import BLANK
 from janus_ds.decode.load import load_run, with_decode
-from janus_ds.decode.text import TextCodec, checked_texts
+from janus_ds.decode.text import checked_texts
 from janus_ds.decode.watch import Pass, watched
-from janus_ds.errors import CheckpointError, JanusError, UsageError
+from janus_ds.errors import JanusError, UsageError
 from janus_ds.model.decoding.inference import prepare_for_inference
 
 MODES = ("ar", "nar", "aux")
@@ -114,10 +114,7 @@ class Demo:
     def __init__(self, checkpoint: str | Path, device: str | None = None) -> None:
         self._run = load_run(checkpoint, None, device)
         self.name = str(checkpoint)
-        if self._run.text is None:
-            fix = "convert it with its tokenizer (--dict or --tokenizer)"
-            raise CheckpointError("the run has no tokenizer", str(self._run.folder), fix)
-        self._codec: TextCodec = self._run.text
+        self._codec = self._run.codec()
         self._fills = self._run.config.data.task == "denoise"
         prepare_for_inference(self._run.model, None)
         self._turn = threading.Lock()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -35,7 +34,6 @@ from janus_ds.metrics.translation import compare_translations, score_translation
 if TYPE_CHECKING:
     from janus_ds.evaluate.evaluation import SystemResult
 
-_PROGRAMS = Path(__file__).parents[2] / "eval"
 _ALL = "all"
 _NMT = """\
 Translate with a checkpoint and score, or score translations that are there.
@@ -44,7 +42,7 @@ Translate with a checkpoint and score, or score translations that are there.
     janus-ds eval nmt --predictions FILE --references FILE [--baseline FILE] [--output scores.json]
 
 The first writes hypotheses and scores to RUN/eval/SPLIT (or --output DIR) and prints one table. Files have
-one sentence a line; lines of subword-nmt ("@@ ") are joined. Without arguments: help and an example.
+one sentence a line; lines of subword-nmt ("@@ ") are joined.
 """
 _GLGE = """\
 Decode and score GLGE's tasks as the official scripts do, or score prediction files that are there.
@@ -60,7 +58,7 @@ measures milliseconds a sample one by one; its --data is a prepared directory or
 layout (default: where the data lay in training). In the others --data is the folder of one level in the
 official layout (xsum_data/org_data/test.tgt); the files of a folder are named as in submissions
 (xsum.easy.test). Question generation needs the sources, or else every line counts as an item. METEOR needs
-Java and pycocoevalcap. Without arguments: help and an example.
+Java and pycocoevalcap.
 """
 
 
@@ -68,10 +66,8 @@ def evaluate_nmt(arguments: Sequence[str] | None = None) -> int:
     """Translate and score, or score translations that are there; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given:
-        samples = _PROGRAMS / "samples" / "nmt"
-        sides = {"predictions": "system", "references": "reference", "baseline": "baseline"}
-        files = [part for side, name in sides.items() for part in (f"--{side}", samples / f"{name}.en")]
-        return _help(_NMT, "nmt.py", files)
+        print(f"{_NMT}\nAll options: --help")
+        return 0
     parser = program_parser(_NMT)
     add_score_arguments(parser, "translations to score, one a line", "reference translations, one for each")
     baseline = "another system's translations: paired bootstrap"
@@ -92,9 +88,8 @@ def evaluate_glge(arguments: Sequence[str] | None = None) -> int:
     """Decode and score a task of GLGE, or score predictions that are there; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given:
-        samples = _PROGRAMS / "samples"
-        files = ["--predictions", samples / "submission", "--data", samples / "glge"]
-        return _help(_GLGE, "glge.py", ["--task", _ALL, *files])
+        print(f"{_GLGE}\nAll options: --help")
+        return 0
     parsed = _glge_parser().parse_args(given)
     if parsed.checkpoint is not None:
         return _decode_glge(parsed)
@@ -103,14 +98,6 @@ def evaluate_glge(arguments: Sequence[str] | None = None) -> int:
     print("\n\n".join(render(part) for part in ([*found, scores] if parsed.task == _ALL else found)))
     if parsed.output is not None:
         save_json(parsed.output, scores.as_dict())
-    return 0
-
-
-def _help(text: str, program: str, example: Sequence[object]) -> int:
-    """Print what a program does, and an example that runs from where one is."""
-    words = [os.path.relpath(word) if isinstance(word, Path) else str(word) for word in example]
-    line = " ".join(["python", os.path.relpath(_PROGRAMS / program), *words])
-    print(f"{text.strip()}\n\nTry it:\n    {line}\n\nAll options: --help")
     return 0
 
 

@@ -44,7 +44,7 @@ from janus_ds.decode.model_steps import (
 from janus_ds.decode.rescore import ArScorer, rescore
 from janus_ds.decode.sample import Draws, Sampling, sample_search
 from janus_ds.decode.search_settings import Hypothesis, ScoredTokens, SearchSettings
-from janus_ds.decode.text import IdText, TextCodec, batches_of, checked_texts
+from janus_ds.decode.text import TextCodec, batches_of, checked_texts
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
@@ -118,14 +118,8 @@ class Generator:
             what = f"mode nar draws no samples, but the temperature is {decode['temperature']}"
             raise ConfigError(what, "decode.temperature", "leave it out, or use mode ar, draft or aux")
         run = load_run(path, options, device)
-        text = IdText(run.special) if ids else run.text
-        if text is None:
-            raise CheckpointError(
-                "the run has no tokenizer",
-                str(run.folder),
-                "convert it again with its tokenizer (--dict or --tokenizer), or decode token ids (--ids)",
-            )
-        return cls(prepare_for_inference(run.model, inference), text, run.special, run.config)
+        model, text = prepare_for_inference(run.model, inference), run.codec(ids)
+        return cls(model, text, run.special, run.config)
 
     def generate(self, texts: str | Sequence[str], progress: Progress | None = None) -> list[Hypothesis]:
         """The best hypothesis of each text, in the order of the texts; a string is one text.

@@ -21,7 +21,7 @@ from janus_ds.config.load import from_dict, to_dict
 from janus_ds.config.packaged import model_path
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
-from janus_ds.decode.text import DICT_NAME, FairseqWords, TextCodec
+from janus_ds.decode.text import DICT_NAME, FairseqWords, IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, UsageError
 from janus_ds.io import read_json
 from janus_ds.model.decoding.inference import model_from_file
@@ -52,6 +52,18 @@ class LoadedRun:
     config: RunConfig
     folder: Path
     weights: Path
+
+    def codec(self, ids: bool = False) -> TextCodec:
+        """The run's tokenizer; with `ids`, texts are token ids written as numbers.
+
+        Raises:
+            CheckpointError: it has none.
+        """
+        text = IdText(self.special) if ids else self.text
+        if text is None:
+            fix = "convert it again with its tokenizer (--dict or --tokenizer), or decode token ids (--ids)"
+            raise CheckpointError("the run has no tokenizer", str(self.folder), fix)
+        return text
 
 
 def load_run(

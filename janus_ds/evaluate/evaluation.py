@@ -20,7 +20,7 @@ from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
 from janus_ds.decode.search_settings import Hypothesis, ScoredTokens
-from janus_ds.decode.text import TextCodec, fit_sources, long_warning, one_line, too_long
+from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.systems import check_systems, options_by_name
 from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
@@ -138,7 +138,7 @@ def run_evaluation(
 def load_checkpoint(request: EvalRequest) -> LoadedRun:
     """The model to evaluate, with the mean of its last checkpoints where that is asked for."""
     run, _ = load_mean(request.checkpoint, request.average, request.device)
-    codec_of(run)
+    run.codec()
     prepare_for_inference(run.model, request.inference)
     return run
 
@@ -164,19 +164,6 @@ def load_mean(
     paths = last_checkpoints(run.folder, average)
     load_weights(run.model, average_weights(paths), str(paths[-1]))
     return run, paths
-
-
-def codec_of(run: LoadedRun) -> TextCodec:
-    """The run's tokenizer.
-
-    Raises:
-        CheckpointError: it has none.
-    """
-    if run.text is None:
-        raise CheckpointError(
-            "the run has no tokenizer", str(run.folder), "convert it again with its dictionary (--dict)"
-        )
-    return run.text
 
 
 def check_vocabulary(run: LoadedRun, data: Path) -> Manifest:
@@ -234,7 +221,7 @@ def encode_sources(
     Raises:
         DataError: there are some, and `on_long` is stop.
     """
-    codec, table = codec_of(run), run.config.model.max_source_positions
+    codec, table = run.codec(), run.config.model.max_source_positions
     encoded = [codec.encode(source) for source in text.sources]
     if text.longest is not None:
         encoded = [plain_ids(row, run.special) for row in encoded]

@@ -19,7 +19,6 @@ from janus_ds.errors import CheckpointError
 from janus_ds.evaluate.evaluation import (
     EvalRequest,
     Progress,
-    codec_of,
     one_by_one,
     systems_of,
 )
@@ -114,7 +113,7 @@ def measure_glge(
 def _other_run(path: Path, run: LoadedRun, request: EvalRequest) -> LoadedRun:
     other = load_run(path, None, request.device)
     prepare_for_inference(other.model, request.inference)
-    if getattr(codec_of(other), "fingerprint", None) != getattr(codec_of(run), "fingerprint", None):
+    if getattr(other.codec(), "fingerprint", None) != getattr(run.codec(), "fingerprint", None):
         raise CheckpointError(
             "the two runs have different vocabularies",
             f"{run.folder} and {other.folder}",

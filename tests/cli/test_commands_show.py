@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from janus_ds.__main__ import COMMANDS, main
-from janus_ds.metrics.meteor import JAR_VARIABLE
-from tests.support.commands import ROOT, SMALL, ZERO2, say
+from tests.support.commands import SMALL, ZERO2, say
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -44,19 +42,3 @@ def test_inspect_shows_the_views_of_an_epoch(tiny: Path, capsys: pytest.CaptureF
     assert re.search(r"^ARQ +0 <mask> .*#\.+", text, re.M)
     other = say(capsys, "inspect", tiny, "--sample", 5, "--epoch", 1)
     assert other.partition("target, ")[2].splitlines()[1] != target
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"), [("nmt", ["sacrebleu", "p = "]), ("glge", ["rougeL", "all, test"])]
-)
-def test_the_example_of_the_help_runs_as_printed(
-    name: str, parts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(JAR_VARIABLE, "/dev/null/none.jar")
-    monkeypatch.chdir(ROOT)
-    shown = say(capsys, "eval", name)
-    (example,) = (line for line in shown.split("Try it:")[1].splitlines() if "python" in line)
-    words = shlex.split(example)
-    assert words[:2] == ["python", f"eval/{name}.py"]
-    said = say(capsys, "eval", name, *words[2:])
-    assert all(part in said for part in parts)
