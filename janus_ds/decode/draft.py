@@ -350,7 +350,8 @@ class DraftSearch:
             if accepted == last == self._room(sentence):
                 following = search.eos
             tokens = [*draft[:accepted], following]
-            gain = float(gain_TV[range(len(tokens)), tokens].sum())
+            token_T1 = torch.tensor(tokens, device=gain_TV.device)[:, None]
+            gain = float(gain_TV.gather(1, token_T1).sum())
             verdicts.append(Verdict(0, accepted, following, gain, []))
         return verdicts
 
