@@ -10,7 +10,8 @@ from pathlib import Path
 from janus_ds.cli.arguments import program_parser
 from janus_ds.config.packaged import tokenizer_name
 from janus_ds.data.prepare import pairs
-from janus_ds.data.prepare.corpus import PrepareProgress, PrepareReport, prepare
+from janus_ds.data.prepare.corpus import prepare
+from janus_ds.data.prepare.journal import PrepareProgress, PrepareReport
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
 from janus_ds.data.prepare.settings import (
     TOKENIZER_KINDS,
@@ -162,14 +163,14 @@ def _pairs_progress() -> Callable[[str, int], None]:
     return lambda stage, count: line.show(f"{stage}: {count:,} pairs")
 
 
-def _split_report(report: PrepareReport | pairs.PairReport, unit: str) -> None:
+def _split_report(report: PrepareReport, unit: str) -> None:
     """What was made, and of pairs what was left out."""
     if report.already_whole:
         print(f"{report.output} is whole already, nothing to do")
     for name, totals in report.manifest.splits.items():
         sizes = f"{totals.samples:>12,} {unit} {totals.tokens:>15,} tokens {totals.shards:>6,} shards"
         print(f"{name:<6} {sizes}")
-        if isinstance(report, pairs.PairReport):
+        if unit == "pairs":
             for what, count in sorted(report.counts[name].items()):
                 print(f"  {what.replace('_', ' '):<34} {count:>12,}")
 

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from janus_ds.config.schema import DecodeConfig
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
-from janus_ds.data.prepare.pairs import PairReport
+from janus_ds.data.prepare.journal import PrepareReport, SplitState, SplitWriter, finished_manifest
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardFormat
 from janus_ds.data.stream.source import SampleSource
@@ -65,7 +64,7 @@ class DistillRequest:
     portion: int = 2048
 
 
-def distill(request: DistillRequest, show: Show | None = None) -> PairReport:
+def distill(request: DistillRequest, show: Show | None = None) -> PrepareReport:
     """Make the data directory; it appears whole or not at all, and at once where it is there already.
 
     Raises:
@@ -90,7 +89,7 @@ def distill(request: DistillRequest, show: Show | None = None) -> PairReport:
     finished = finished_manifest(output, asked)
     if finished is not None:
         shutil.rmtree(_work(output), ignore_errors=True)  # left if the last act was interrupted
-        return PairReport(output, finished, already_whole=True)
+        return PrepareReport(output, finished, already_whole=True)
     work = _open_work(output, asked)
     targets = _Targets(run, request, work / "portions").translate(show or (lambda done, total: None))
     whole = work / "data"
@@ -100,7 +99,7 @@ def distill(request: DistillRequest, show: Show | None = None) -> PairReport:
             output.rmdir()
         whole.rename(output)
     shutil.rmtree(work, ignore_errors=True)
-    return PairReport(output, made)
+    return PrepareReport(output, made)
 
 
 def _check_run(run: LoadedRun, manifest: Manifest, request: DistillRequest) -> None:

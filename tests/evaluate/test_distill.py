@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from janus_ds.cli.prepare import prepare_data
-from janus_ds.data.prepare.pairs import PairReport
+from janus_ds.data.prepare.journal import PrepareReport
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.verify import verify_dataset
@@ -42,7 +42,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def go(data: Path, run: Path, output: Path, **options: object) -> PairReport:
+def go(data: Path, run: Path, output: Path, **options: object) -> PrepareReport:
     return distill(DistillRequest(data, run, output, portion=16, **options))  # type: ignore[arg-type]
 
 

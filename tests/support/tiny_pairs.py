@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from janus_ds.data.prepare.journal import PrepareReport
 from janus_ds.data.prepare.pair_files import PairFiles
-from janus_ds.data.prepare.pairs import PairReport, prepare_pairs
+from janus_ds.data.prepare.pairs import prepare_pairs
 from janus_ds.data.prepare.settings import Languages, PairSettings
 
 TINY_PAIR_RECIPE = """
@@ -56,7 +57,7 @@ def make_tiny_pairs(folder: Path, count: int = 200) -> dict[str, list[PairFiles]
     return files
 
 
-def prepare_tiny(folder: Path, count: int = 200) -> PairReport:
+def prepare_tiny(folder: Path, count: int = 200) -> PrepareReport:
     """The data directory `folder`/data of these files."""
     settings = PairSettings(Languages("de", "en"), vocab_size=60, max_tokens=40, duplicates="keep")
     return prepare_pairs(make_tiny_pairs(folder / "text", count), folder / "data", settings)

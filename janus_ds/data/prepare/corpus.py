@@ -22,6 +22,8 @@ from janus_ds.data.prepare.blocks import BlockEncoder, ensure_tokenizer, read_un
 from janus_ds.data.prepare.journal import (
     WORK_NAME,
     Journal,
+    PrepareProgress,
+    PrepareReport,
     Progress,
     SplitState,
     SplitWriter,
@@ -38,48 +40,6 @@ from janus_ds.errors import DataError
 from janus_ds.io import disk_faults
 
 _SPLIT_ORDER = ("train", "valid", "test")
-
-
-@dataclass(frozen=True)
-class PrepareProgress:
-    """How far a preparation is.
-
-    Args:
-        stage: "reading text for the tokenizer", "training the tokenizer" or "writing shards".
-        share: of the input files' bytes, 0 to 1.
-        text_bytes: bytes of text tokenised by this call.
-    """
-
-    stage: str
-    share: float
-    text_bytes: int = 0
-    documents: int = 0
-    seconds: float = 0.0
-
-    @property
-    def megabytes_per_second(self) -> float:
-        """Text tokenised, 10^6 bytes a second."""
-        return self.text_bytes / 1e6 / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class PrepareReport:
-    """What was made.
-
-    Args:
-        done: what this call tokenised, and in what time.
-    """
-
-    output: Path
-    manifest: Manifest
-    done: PrepareProgress = field(default_factory=lambda: PrepareProgress("writing shards", 1.0))
-    already_whole: bool = False
-    resumed: bool = False
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Counts over the whole input: documents, sentences, sentences cut, unknown tokens, ..."""
-        return dict(self.manifest.settings["counts"])
 
 
 def prepare(
@@ -165,7 +125,7 @@ class _Job:
         )
         manifest.save(self.output)
         resumed = before.position != Position()
-        return PrepareReport(self.output, manifest, done, resumed=resumed)
+        return PrepareReport(self.output, manifest, resumed=resumed, done=done)
 
     def _encode(
         self, encoder: BlockEncoder, before: Progress, show: Callable[[PrepareProgress], None]

@@ -44,6 +44,50 @@ WORK_NAME = ".prepare"
 _KEY, _STATE, _LOCK = "key.json", "state.json", "lock"
 
 
+@dataclass(frozen=True)
+class PrepareProgress:
+    """How far a preparation is.
+
+    Args:
+        stage: "reading text for the tokenizer", "training the tokenizer" or "writing shards".
+        share: of the input files' bytes, 0 to 1.
+        text_bytes: bytes of text tokenised by this call.
+    """
+
+    stage: str
+    share: float
+    text_bytes: int = 0
+    documents: int = 0
+    seconds: float = 0.0
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """Text tokenised, 10^6 bytes a second."""
+        return self.text_bytes / 1e6 / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What a preparation made.
+
+    Args:
+        already_whole: the directory was finished before, nothing was done.
+        resumed: the call went on with an interrupted preparation.
+        done: what this call tokenised, and in what time.
+    """
+
+    output: Path
+    manifest: Manifest
+    already_whole: bool = False
+    resumed: bool = False
+    done: PrepareProgress = field(default_factory=lambda: PrepareProgress("writing shards", 1.0))
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was read, cut or left out: over the whole input; of pairs, by split."""
+        return dict(self.manifest.settings["counts"])
+
+
 @dataclass
 class SplitState:
     """One split: shards on disk, and samples that wait for the next shard, by stream."""

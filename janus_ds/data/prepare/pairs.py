@@ -21,7 +21,7 @@ import numpy as np
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.blocks import hash_sample
-from janus_ds.data.prepare.journal import SplitState, SplitWriter, finished_manifest
+from janus_ds.data.prepare.journal import PrepareReport, SplitState, SplitWriter, finished_manifest
 from janus_ds.data.prepare.pair_files import PairCleaner, PairFiles, find_files, pair_key, read_pairs
 from janus_ds.data.prepare.pool import ordered_map
 from janus_ds.data.prepare.settings import GlgeSettings, Limits, PairSettings
@@ -41,27 +41,13 @@ Show = Callable[[str, int], None]
 """Called with the stage and the number of pairs done in it."""
 
 
-@dataclass(frozen=True)
-class PairReport:
-    """What a preparation of pairs made."""
-
-    output: Path
-    manifest: Manifest
-    already_whole: bool = False
-
-    @property
-    def counts(self) -> dict[str, dict[str, int]]:
-        """What was read, cut or left out and why, by split."""
-        return dict(self.manifest.settings["counts"])
-
-
 def prepare_pairs(
     files: Mapping[str, Sequence[PairFiles]],
     output: Path,
     settings: PairSettings,
     processes: int = 1,
     show: Show | None = None,
-) -> PairReport:
+) -> PrepareReport:
     """Make a data directory of parallel text; it appears whole or not at all.
 
     Args:
@@ -108,7 +94,7 @@ def prepare_pairs(
 
 def prepare_glge(
     folder: Path, output: Path, settings: GlgeSettings, processes: int = 1, show: Show | None = None
-) -> PairReport:
+) -> PrepareReport:
     """Make a data directory of one task; it appears whole or not at all.
 
     Args:
@@ -138,13 +124,13 @@ def prepare_glge(
     return _build_whole(output, request, build)
 
 
-def _build_whole(output: Path, request: dict[str, Any], build: Callable[[Path], Manifest]) -> PairReport:
+def _build_whole(output: Path, request: dict[str, Any], build: Callable[[Path], Manifest]) -> PrepareReport:
     """Build beside the output and rename; nothing to do where it is there already."""
     manifest = finished_manifest(output, request)
     if manifest is not None:
-        return PairReport(output, manifest, already_whole=True)
+        return PrepareReport(output, manifest, already_whole=True)
     with disk_faults(output), atomic_dir(output) as building:
-        return PairReport(output, build(building))
+        return PrepareReport(output, build(building))
 
 
 @dataclass(frozen=True)
