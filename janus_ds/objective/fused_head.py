@@ -12,7 +12,7 @@ and the sums over chunks are float32 at least; for 16-bit inputs the operands of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,6 +25,8 @@ from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 _CPU_ELEMENTS = 6_000_000
 _CUDA_ELEMENTS = 150_000_000
+_COLUMNS = 8192
+"""Of the vocabulary at a time: large tensors that live for a moment cost more than what is done with them."""
 _HALF_RANGE = 64.0
 """Factor on gradients that pass through 16 bits: keeps eps / V normal, far from the largest float16."""
 
@@ -147,17 +149,17 @@ class _Head:
         self._hidden = hidden
         self._operand = operand
         self._product = operand if weight_VD.is_cuda else self.dtype
-        self._weight_VD = self._rounded(weight_VD.detach()[:count])
         # On a CPU, where no product of bf16 gives float32.
-        narrow = weight_VD.dtype == operand == torch.bfloat16 and not weight_VD.is_cuda
-        self._narrow_VD = weight_VD.detach()[:count] if narrow else None
+        self._narrow = weight_VD.dtype == operand == torch.bfloat16 and not weight_VD.is_cuda
+        weight_VD = weight_VD.detach()
+        self._weight_VD = weight_VD[:count] if self._narrow else self._rounded(weight_VD[:count])
         self._wanted = wanted
         self._compiled = plan.compiled and wanted and count > 0
         # By the rows of the table here, padding included: all ranks must cut the same chunks.
         chunk_rows = plan.chunk_rows or rows_per_chunk(rows, weight_VD.device)
-        if narrow and plan.parallel.size == 1 and not plan.chunk_rows:
-            # The pass over the gradient weighs more beside faster products (BART-base: 1.2 x as fast).
-            chunk_rows = min(3 * chunk_rows, 512)
+        if self._narrow and plan.parallel.size == 1 and not plan.chunk_rows:
+            # The pass over the gradient weighs more beside faster products.
+            chunk_rows = min(5 * chunk_rows, 512)
         self._chunk_rows = max(chunk_rows, *(len(group.names) for group in plan.groups))
         self._buffers: dict[str, Tensor] = {}
         unit = max([1e-30, *(c for g in plan.groups for c in _coefficients(g.terms))])
@@ -204,16 +206,22 @@ class _Head:
     def _logits(self, h_ND: Tensor) -> Tensor:
         if self._product != self.dtype:
             return torch.mm(h_ND, self._weight_VD.t(), out_dtype=self.dtype)
-        with _bf16_inside() if self._narrow_VD is not None else nullcontext():
-            return torch.mm(h_ND, self._weight_VD.t(), out=self._buffer("logits", len(h_ND)))
+        z_NV = self._buffer("logits", len(h_ND))
+        if not self._narrow:
+            return torch.mm(h_ND, self._weight_VD.t(), out=z_NV)
+        with _bf16_inside():
+            for part in self._columns():
+                torch.mm(h_ND, self._weight_VD[part].float().t(), out=z_NV[:, part])
+        return z_NV
 
     def _accumulate(self, dz_NV: Tensor, h_ND: Tensor, names: tuple[str, ...], rows: list[Tensor]) -> None:
         gradient_VD = self._weight_gradient[: self._vocab.count]
-        if self._narrow_VD is not None:
+        if self._narrow:
             # Rounded once more than in float32; the gradients are in the end, the sum over chunks is not.
             dz_NV, h_ND = dz_NV.to(self._operand), h_ND.to(self._operand)
-            dh_ND = torch.mm(dz_NV, self._narrow_VD).to(self.dtype)
-            gradient_VD += torch.mm(dz_NV.t(), h_ND)
+            dh_ND = torch.mm(dz_NV, self._weight_VD).to(self.dtype)
+            for part in self._columns():
+                gradient_VD[part] += torch.mm(dz_NV[:, part].t(), h_ND)
         elif self._product == self.dtype:
             dz_NV = self._rounded(dz_NV)
             dh_ND = torch.mm(dz_NV, self._weight_VD)
@@ -224,6 +232,9 @@ class _Head:
             gradient_VD += torch.mm(dz_NV.t(), h_ND, out_dtype=self.dtype)
         for name, index, part_nD in zip(names, rows, dh_ND.chunk(len(names)), strict=True):
             self._hidden_gradients[name].index_copy_(0, index, part_nD)
+
+    def _columns(self) -> list[slice]:
+        return [slice(start, start + _COLUMNS) for start in range(0, self._vocab.count, _COLUMNS)]
 
     def _rounded(self, x: Tensor) -> Tensor:
         """An operand of a product: rounded as the inputs are. CPUs then multiply in float32."""

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from janus_ds.config.schema import ObjectiveConfig
+from janus_ds.decode.infill import Target
 from tests.support.operations import host_traffic, on_device
 from tests.support.tiny_model import TINY, tiny_generator, tiny_model
 from tests.support.two_stream import TOY
 
 CONFIG = replace(TINY, max_target_positions=64)
 RULES = {"no_repeat_ngram_size": 2, "repetition_penalty": 2.0}
+ONE = [[5, 9, 13, 17, 21, 6]]
+MANY = [*ONE, [7, 8], [9], [5, 6, 7, 8], [21, 5, 9], [6, 5], [13] * 5]
 CASES = {
     "beam": ("ar", {"beam": 3}, {"max_length": 20}, {"max_length": 44}),
     "greedy": ("ar", {"beam": 1}, {"max_length": 20}, {"max_length": 44}),
@@ -36,19 +39,36 @@ SHARES = {"ar": (1 / 8, 0), "nar": (1, 1), "aux": (1, 1), "draft": (1, 2)}
 draft sends its block, then how much of it stands."""
 
 
-def traffic(patch: pytest.MonkeyPatch, mode: str, decode: dict[str, Any]) -> tuple[Counter[str], int]:
+OTHER_WAYS = {
+    "places refilled": ("ar", {"beam": 2}),
+    "samples": ("ar", {"beam": 2, "temperature": 1.0, "top_k": 9, "top_p": 0.9}),
+    "samples, rules": ("ar", {"temperature": 1.0, **RULES}),
+    "aux, drawn": ("aux", {"temperature": 0.8}),
+    "rescored": ("nar", {"rescore": "ar", "rescore_samples": 2, "iterations": 1}),
+    "released": ("nar", {"nar_score": "released", "iterations": 2}),
+    "blanks": ("nar", {"iterations": 2}),
+    "blanks, aux": ("aux", {}),
+}
+"""Mode and settings; all on sentences of several lengths, more than fit a batch."""
+
+
+def traffic(
+    patch: pytest.MonkeyPatch, mode: str, decode: dict[str, Any], given: list[list[int]], blanks: bool = False
+) -> tuple[Counter[str], int]:
     """Transfers of one call by kind, and its passes."""
-    model, given = tiny_model(CONFIG, seed=0), [[5, 9, 13, 17, 21, 6]]
+    model = tiny_model(CONFIG, seed=0)
     # No output ends before its longest length, which is also the likeliest for the length head.
     with torch.no_grad():
         model.embedding.weight[TOY.eos] = 0.0
         model.length_head.weight[14] += 9.0 * model.encode(*_padded(given[0])).states_BSD.mean((0, 1))
     built = tiny_generator(model, ObjectiveConfig(preset="paper"), mode=mode, **decode)
-    wanted = built.generate_ids(given)
+    targets = [Target((), (7, None), ((7, None), (7, None, None)))] * len(given) if blanks else None
+    wanted = built.generate_ids(given, targets=targets)
     on_device(model)
     with host_traffic(patch) as seen:
-        found = built.generate_ids(given)
-    assert [item.tokens for item in found[0]] == [item.tokens for item in wanted[0]]
+        found = built.generate_ids(given, targets=targets)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert [item.tokens for item in ours] == [item.tokens for item in theirs]
     kinds: Counter[str] = Counter()
     for (kind, _), count in seen.items():
         kinds[kind] += count
@@ -65,10 +85,17 @@ def test_a_pass_waits_for_the_host_no_more_often_than_it_must(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode, shared, short, long = CASES[name]
-    few, passes = traffic(monkeypatch, mode, shared | short)
-    many, more = traffic(monkeypatch, mode, shared | long)
+    few, passes = traffic(monkeypatch, mode, shared | short, ONE)
+    many, more = traffic(monkeypatch, mode, shared | long, ONE)
     assert more >= passes + 2
     reads, uploads = SHARES[mode]
     assert many["read"] - few["read"] <= reads * (more - passes)
     assert many["upload"] - few["upload"] <= uploads * (more - passes)
-    assert many["boolean index"] == few["boolean index"] == 0
+    assert many["boolean index"] == few["boolean index"] == many["mixed"] == 0
+
+
+@pytest.mark.parametrize("name", OTHER_WAYS)
+def test_no_operation_mixes_tensors_of_host_and_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, _ = traffic(monkeypatch, *OTHER_WAYS[name], MANY, blanks=name.startswith("blanks"))
+    assert seen["mixed"] == 0
+    assert seen["upload"]

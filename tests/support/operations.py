@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 META, CPU = torch.device("meta"), torch.device("cpu")
 Seen = Counter[tuple[str, str]]
 _READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero", "bincount")
+_MAY_MIX = ("_to_copy", "copy_", "index", "index_put", "index_put_")
+"""Operations of torch that take tensors of two devices: copies, and indices from the host."""
 _MADE_ON_HOST = (torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor)
 
 
@@ -92,7 +94,7 @@ class _Operations(TorchDispatchMode):
             self._seen["boolean index", _place()] += 1
         on_host = [x for x in given if not isinstance(x, _Held) and (x.dim() or name == "_to_copy")]
         if on_host and any(isinstance(x, _Held) for x in made):
-            self._seen["upload", _place()] += 1
+            self._seen["upload" if name in _MAY_MIX else "mixed", _place()] += 1
         return out
 
 
@@ -126,7 +128,7 @@ def on_device(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def host_traffic(patch: pytest.MonkeyPatch) -> Iterator[Seen]:
-    """Counts of (kind, file:line) while the block runs: read, upload, boolean index."""
+    """Counts of (kind, file:line) while the block runs: read, upload, boolean index, mixed (an error)."""
     # Torch knows no autocast for this device.
     patch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     patch.setattr(torch, "autocast", lambda *_, **__: nullcontext())

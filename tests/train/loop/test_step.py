@@ -185,6 +185,8 @@ def test_the_watch_sees_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
         x[[0, 1]]
         torch.arange(3).to(META)
         x[x > 0] = 1.0
+        x + torch.zeros(4)
         assert x.sum().item() == 12
         assert x.tolist() == x.cpu().tolist() == [[1.0] * 4] * 3
-    assert seen == {("upload", "outside"): 3, ("boolean index", "outside"): 1, ("read", "outside"): 3}
+    counts = {"upload": 3, "boolean index": 1, "read": 3, "mixed": 1}
+    assert seen == {(kind, "outside"): count for kind, count in counts.items()}
