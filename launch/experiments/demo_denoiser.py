@@ -199,7 +199,7 @@ def page_text(training: dict[str, Any], found: dict[str, Any]) -> str:
         "",
         "## What second-stage pretraining makes of it",
         "",
-        f"`make pretrain` ({found['steps']:,} updates), then "
+        f"`make pretrain`, or its recipe in one process ({found['steps']:,} updates), then "
         "`python launch/experiments/demo_denoiser.py --quickstart RUN`, which writes this page; after update "
         f"{found['step']:,}. {found['passages']} passages of the bundled novels' validation part; "
         f"{found['tokens']:,} tokens are hidden from the encoder. Shares that are filled with the "
