@@ -3,7 +3,7 @@
     janus-ds blanks runs/quickstart
 
 Before: the weights that the run started from (`init`), if it did not start from random ones. The passages
-shown have whole words hidden: AR writes each anew; NAR and AUX fill its blanks, which may have up to three
+shown have whole words hidden: AR writes each anew; NAR and AUX fill its blanks, which may have one or two
 tokens each, and keep the rest.
 """
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"The run lies in {run.folder}. Next, give it a sentence with some words hidden:\n")
     print('  echo "The old man opened the <mask> and looked <mask> the street." > blanks.txt')
     command = f"janus-ds decode --checkpoint {shlex.quote(str(run.folder))} --input blanks.txt"
-    print(f"  {command} --target blanks.txt --mode nar,aux --blank-lengths 1,2,3")
+    print(f"  {command} --target blanks.txt --mode nar,aux --blank-lengths 1,2")
     return 0
 
 
@@ -201,9 +201,9 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
 
 
 def _target(generator: Generator, source: str) -> Target:
-    """A passage whose blanks may have up to three tokens each, or fewer where there are many blanks."""
+    """A passage whose blanks may have one or two tokens each, or one where there are many."""
     blanks = source.count(MASK_TEXT)
-    lengths = [n for n in (1, 2, 3) if n**blanks <= _MOST_CANDIDATES]
+    lengths = [n for n in (1, 2) if n**blanks <= _MOST_CANDIDATES]
     return generator.target(source, lengths)
 
 

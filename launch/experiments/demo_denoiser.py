@@ -217,7 +217,7 @@ def page_text(training: dict[str, Any], found: dict[str, Any]) -> str:
         + " Words that carry the meaning take a larger model, and days instead of minutes.",
         "",
         "Sentences of that part with words hidden, spread evenly over it. AR writes the sentence anew. NAR "
-        "fills all blanks at once, in 10 iterations, AUX one after the other; both try one to three tokens "
+        "fills all blanks at once, in 10 iterations, AUX one after the other; both try one and two tokens "
         "for each blank, and keep what stands around it.",
         "",
         "```",
