@@ -131,6 +131,10 @@ bench-bart: install
 	    $(ACTIVATED) python -m benchmarks train --also authors --shape bart_base --masked-share $$share \
 	        --attention-dropout $$rate --json $(RESULTS)/train_bart_base_$${share#.}_dropout_$${rate#.}.json || exit 1; \
 	done; done
+	for p in float32 bfloat16; do \
+	    $(ACTIVATED) python -m benchmarks train --also hf --shape bart_base --rounds 3 --precision $$p \
+	        --json $(RESULTS)/train_outsiders_bart_base_$$p.json || exit 1; \
+	done
 	$(ACTIVATED) python -m benchmarks head --shape bart_base --json $(RESULTS)/head_bart_base.json
 	$(ACTIVATED) python -m benchmarks attention --shape bart_base --json $(RESULTS)/attention_bart_base.json
 
