@@ -47,7 +47,6 @@ def add_inference_arguments(parser: argparse.ArgumentParser | argparse._Argument
 
 BOTH_WAYS: dict[str, tuple[type, str]] = {
     "rescore": (str, "NAR: ar lets AR score the candidates with the same weights"),
-    "draft_width": (int, "draft: drafts of a sentence that are checked at once"),
     "temperature": (float, "above 0, exact samples of AR's distribution, in mode aux of AUX's"),
 }
 """Options of decoding both ways at once: fields of `DecodeConfig`, their type and help."""

@@ -95,7 +95,6 @@ USED_BY = {
     **dict.fromkeys(("early_stopping", "min_length", "no_repeat_ngram_size", "repetition_penalty"), ("ar",)),
     "forbid": ("ar", "draft"),
     "prefix": ("ar",),
-    "draft_width": ("draft",),
     "length_beam": ("nar", "aux"),
     "aux_order": ("aux",),
     "nbest": ("ar", "nar", "aux"),
@@ -109,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     _check(parsed)
     if parsed.demo:
-        parsed.checkpoint, parsed.mode = Path(DEMO), parsed.mode or "ar,nar"
+        both = "ar,nar" if parsed.target is None else "nar,aux"
+        parsed.checkpoint, parsed.mode = Path(DEMO), parsed.mode or both
     modes = _modes(parsed.mode)
     given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping")}
     options = {name: value for name, value in given.items() if value is not None}

@@ -322,6 +322,7 @@ RETIRED: dict[str, tuple[Any, str]] = {
     "decode.confidence": (None, "decode.threshold settles single tokens by their probability"),
     "decode.redraft": ("reuse", "drafting anew was slower than what is left of earlier drafts"),
     "decode.draft_iterations": (0, "refined drafts cost more passes than they saved"),
+    "decode.draft_width": (3, "several drafts in a check cost more time than the passes they saved"),
 }
 """Keys that earlier versions had: the value that means what is done today, and why the others went.
 

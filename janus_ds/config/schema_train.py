@@ -197,8 +197,6 @@ class DecodeConfig:
     """
     rescore: Annotated[str, OneOf("ar")] | None = None
     """NAR: `ar` lets AR score the candidates of mask-predict, in one pass of the same weights."""
-    draft_width: Count = 3
-    """Mode draft: drafts of a sentence that AR checks at once (lengths, or ways to go on)."""
     temperature: NotNegative = 0.0
     """Above 0, exact samples at this temperature: of AR's distribution (modes ar, draft) or AUX's (aux).
 

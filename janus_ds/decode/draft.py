@@ -5,21 +5,19 @@ the drafted ones behind it; the query row of each gives AR's own choice for the 
 prefix of the draft that equals these choices is accepted, and one more token is known for certain: AR's
 choice where the draft differs, or behind its end. So a round settles at least one token, and by induction
 every settled token is what AR decoding one by one would have chosen: the output is that of greedy search.
-Several drafts of a sentence are checked at once, as beams; the one of which most is accepted counts.
 
-The first drafts are one NAR pass over several lengths. The next ones come from the check itself: AR's choices
-behind the difference, and what earlier drafts have from there on, at the same place or shifted by one (AR
-wanted a token more, or one less). This costs no pass. Tails that continue AR's last token come first.
+The first draft is one NAR pass over the likeliest length. The next ones come from the check itself: AR's
+choices behind the difference, or what earlier drafts have from there on, at the same place or shifted by one
+(AR wanted a token more, or one less). This costs no pass. A tail that continues AR's last token comes first.
 
 Under a temperature outputs are exact samples of AR's distribution (speculative sampling: Leviathan et al.,
-Chen et al., 2023; see `sample.stands`). There is one draft then, drawn from NAR in the first round; what was
-chosen and not drawn counts as drawn from a distribution that is sure of it. A draft that stands as a whole is
-followed by one more token, drawn from AR.
+Chen et al., 2023; see `sample.stands`). The first draft is drawn from NAR then; what was chosen and not drawn
+counts as drawn from a distribution that is sure of it. A draft that stands as a whole is followed by one more
+token, drawn from AR.
 
 Sentences of a batch stand at points of their own. Rejected rows are dropped from the cache.
 
-Shape letters: B sentences, K drafts of a sentence, M drafted tokens, T rows of a block, P checked rows,
-D width, V vocabulary.
+Shape letters: B sentences, M drafted tokens, T rows of a block, P checked rows, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -82,17 +80,13 @@ class DraftPlan:
 
     search: SearchSettings
     nar: MaskPredictSettings
-    width: int
     convention: str
 
 
 def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
     """As a run's recipe says."""
-    decode, convention = config.decode, config.objective.length_convention or "inner"
     nar = replace(plain_settings(config, special), iterations=0, threshold=None)
-    # A best draft among several would not be a sample any more.
-    width = 1 if decode.temperature else decode.draft_width
-    return DraftPlan(search_settings(config, special), nar, width, convention)
+    return DraftPlan(search_settings(config, special), nar, config.objective.length_convention or "inner")
 
 
 @dataclass(frozen=True)
@@ -100,28 +94,26 @@ class Proposal:
     """What is proposed for one sentence.
 
     Attributes:
-        drafts: at least one; each is what may follow the settled tokens, and may be empty.
-        drawn_MV: the distributions that the tokens of the only draft were drawn from, each by itself; None:
-            they were not drawn but chosen.
+        draft: what may follow the settled tokens; may be empty.
+        drawn_MV: the distributions that its tokens were drawn from, each by itself; None: they were not drawn
+            but chosen.
     """
 
-    drafts: list[list[int]]
+    draft: list[int]
     drawn_MV: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What AR says about the drafts of one sentence.
+    """What AR says about the draft of one sentence.
 
     Attributes:
-        draft: which one counts.
         accepted: tokens of it that stand.
         following: the token behind them; may be eos.
         gain: log-probability of all these tokens.
         spare: AR's choices behind a difference.
     """
 
-    draft: int
     accepted: int
     following: int
     gain: float
@@ -161,18 +153,16 @@ class Sentence:
             self.pool.insert(0, self.inner + verdict.spare)
 
 
-def tails(sentence: Sentence, most: int, room: int) -> list[list[int]]:
-    """Up to `most` different continuations of the settled tokens from the pool, likely ones first."""
-    start = len(sentence.inner)
-    last = sentence.inner[-1] if sentence.inner else None
-    found: dict[tuple[int, ...], bool] = {}
+def tail(sentence: Sentence, room: int) -> list[int]:
+    """A continuation of the settled tokens from the pool, of at most `room` tokens."""
+    start, likely = len(sentence.inner), list[int]()
     for shift in _SHIFTS:
-        for draft in sentence.pool:
-            tail = tuple(draft[start + shift :][:room]) if start + shift > 0 else ()
-            if tail:
-                found[tail] = found.get(tail, False) or draft[start + shift - 1] == last
-    ordered = sorted(found, key=lambda tail: not found[tail])
-    return [list(tail) for tail in ordered[:most]] or [[]]
+        for draft in sentence.pool if start + shift > 0 else ():
+            found = draft[start + shift :][:room]
+            if found and draft[start + shift - 1 : start + shift] == sentence.inner[-1:]:
+                return found
+            likely = likely or found
+    return likely
 
 
 class DraftSearch:
@@ -193,7 +183,7 @@ class DraftSearch:
     ) -> None:
         self._model, self._plan, self._draws = model, plan, draws
         self._device = memory.states_BSD.device
-        self._cache = model.start_cache(memory, stream, plan.width, plan.search.max_steps)
+        self._cache = model.start_cache(memory, stream, 1, plan.search.max_steps)
         self._forbidden = torch.tensor(plan.search.forbidden, dtype=torch.long, device=self._device)
 
     def run(self) -> list[ScoredTokens]:
@@ -203,15 +193,13 @@ class DraftSearch:
         count = self._cache.memory.sentences
         sentences = [Sentence(number, [search.start, *first], steps=len(first)) for number in range(count)]
         going, proposals = sentences, self.first_drafts(sentences)
-        parents: list[int] | None = None
         while going:
-            chosen = self._check(going, proposals, parents)
+            self._check(going, proposals)
             left = [place for place, sentence in enumerate(going) if sentence.pending]
             if left and len(left) < len(going):
                 self._cache = self._cache.select(torch.tensor(left, device=self._device))
             going = [going[place] for place in left]
-            parents = [chosen[place] for place in left]
-            proposals = [Proposal(tails(s, self._plan.width, self._longest(s))) for s in going]
+            proposals = [Proposal(tail(s, self._longest(s))) for s in going]
         return [
             ScoredTokens(tuple(s.inner), s.total / s.steps**search.length_penalty, s.passes)
             for s in sentences
@@ -230,18 +218,15 @@ class DraftSearch:
         plan, memory = self._plan, self._cache.memory
         decoder, room = NarDecoder(self._model, memory), self._room(sentences[0])
         length_logits_BK = self._model.length_logits(memory).float()
-        length_BK = length_candidates(length_logits_BK, "paper", plan.width, plan.convention, room + 2)
+        length_B1 = length_candidates(length_logits_BK, "paper", 1, plan.convention, room + 2)
         if self._draws is None:
-            found = mask_predict(decoder, length_BK, plan.nar)
-            proposals = [Proposal([list(item.tokens) for item in items]) for items in found]
+            found = mask_predict(decoder, length_B1, plan.nar)
+            proposals = [Proposal(list(item.tokens)) for (item,) in found]
         else:
-            proposals = self._drawn(decoder, length_BK, self._draws)
+            proposals = self._drawn(decoder, length_B1, self._draws)
         for sentence, proposal in zip(sentences, proposals, strict=True):
-            sentence.passes, sentence.pool = 1, list(proposal.drafts)
-        if self._draws is not None:
-            return proposals
-        cut = [dict.fromkeys(tuple(draft[:_LONGEST]) for draft in s.pool) for s in sentences]
-        return [Proposal([list(draft) for draft in drafts]) for drafts in cut]
+            sentence.passes, sentence.pool = 1, [proposal.draft]
+        return proposals if self._draws else [Proposal(p.draft[:_LONGEST]) for p in proposals]
 
     def _drawn(self, decoder: NarDecoder, length_B1: Tensor, draws: Draws) -> list[Proposal]:
         """One draft a sentence, every token drawn from NAR's distribution at its position."""
@@ -251,35 +236,29 @@ class DraftSearch:
         share_PV = token_shares(logits_PV, self._plan.nar.forbidden, draws.sampling)
         token_P = draw_rows(share_PV, draws.uniform(counts).to(share_PV.device))
         parts = zip(token_P.split(counts), share_PV.split(counts), strict=True)
-        return [Proposal([token_M.tolist()], share_MV) for token_M, share_MV in parts]
+        return [Proposal(token_M.tolist(), share_MV) for token_M, share_MV in parts]
 
-    def _check(
-        self, going: Sequence[Sentence], proposals: Sequence[Proposal], parents: list[int] | None
-    ) -> list[int]:
-        """One pass of AR over all drafts: settle what is certain; which draft of each sentence goes on."""
-        search, beams = self._plan.search, self._cache.beams
-        blocks = [[s.pending + draft for draft in p.drafts] for s, p in zip(going, proposals, strict=True)]
-        width = max(len(block) for drafts in blocks for block in drafts)
-        filled = [drafts + drafts[:1] * (beams - len(drafts)) for drafts in blocks]
-        # What pads a block is rejected like any other row.
-        padded = [[block + [search.eos] * (width - len(block)) for block in drafts] for drafts in filled]
+    def _check(self, going: Sequence[Sentence], proposals: Sequence[Proposal]) -> None:
+        """One pass of AR over all drafts: settle what is certain."""
+        search, cache = self._plan.search, self._cache
+        blocks = [s.pending + p.draft for s, p in zip(going, proposals, strict=True)]
+        width, first = max(map(len, blocks)), cache.reach == 0
         rows = [
-            (place * beams + number) * width + row
-            for place, (sentence, drafts) in enumerate(zip(going, blocks, strict=True))
-            for number, block in enumerate(drafts)
+            place * width + row
+            for place, (sentence, block) in enumerate(zip(going, blocks, strict=True))
             for row in range(len(sentence.pending) - 1, len(block))
         ]
-        # One copy to the device: tokens, rows that are judged, and the drafts that go on.
-        token = [token for drafts in padded for block in drafts for token in block]
-        sent = torch.tensor([*token, *rows, *(parents or ())], device=self._device)
-        token_N, row_P, parent_B = sent.tensor_split([len(token), len(token) + len(rows)])
-        parent_BK = None if parents is None or beams == 1 else parent_B[:, None].expand(-1, beams)
-        hidden_BKTD = self._model.ar_block(self._cache, token_N.view(len(going), beams, width), parent_BK)
-        if parents is None and search.forced_first is not None and not search.free_forced:
-            forced_BV = self._model.logits(hidden_BKTD[:, 0, 0]).log_softmax(1)
+        # What pads a block is rejected like any other row.
+        token = [token for block in blocks for token in [*block, *[search.eos] * (width - len(block))]]
+        # One copy to the device: tokens, rows that are judged, and where the blocks stand.
+        sent = torch.tensor([*token, *rows, *cache.host_taken_B.tolist()], device=self._device)
+        token_N, row_P, cache.taken_B = sent.tensor_split([len(token), len(token) + len(rows)])
+        hidden_B1TD = self._model.ar_block(cache, token_N.view(len(going), 1, width))
+        if first and search.forced_first is not None and not search.free_forced:
+            forced_BV = self._model.logits(hidden_B1TD[:, 0, 0]).log_softmax(1)
             for sentence, gain in zip(going, forced_BV[:, search.forced_first].tolist(), strict=True):
                 sentence.total += gain
-        logits_PV = self._model.logits(hidden_BKTD.flatten(0, 2)[row_P])
+        logits_PV = self._model.logits(hidden_B1TD.flatten(0, 2)[row_P])
         if self._draws is None:
             verdicts = self._greedy(logits_PV, going, proposals)
         else:
@@ -287,16 +266,15 @@ class DraftSearch:
         kept = [len(s.pending) + verdict.accepted for s, verdict in zip(going, verdicts, strict=True)]
         for sentence, proposal, verdict in zip(going, proposals, verdicts, strict=True):
             sentence.passes += 1
-            sentence.settle(proposal.drafts[verdict.draft], verdict, search.eos)
-        self._cache.accept(torch.tensor(kept))
-        return [verdict.draft for verdict in verdicts]
+            sentence.settle(proposal.draft, verdict, search.eos)
+        cache.accept(torch.tensor(kept))
 
     def _greedy(
         self, logits_PV: Tensor, going: Sequence[Sentence], proposals: Sequence[Proposal]
     ) -> list[Verdict]:
         """Accept what AR would have chosen itself, with the tie rule of the beam search.
 
-        Logits are those of M + 1 rows for each draft of M tokens, in order.
+        Logits are those of M + 1 rows for a draft of M tokens, in order.
         """
         search, total_P = self._plan.search, logits_PV.logsumexp(1)
         # Two, as a search with one beam asks for: of equal logits, topk must give the same one here.
@@ -306,25 +284,23 @@ class DraftSearch:
         choices, gains, ends = [int(token) for token in told[0]], told[1], told[2]
         verdicts, start = [], 0
         for sentence, proposal in zip(going, proposals, strict=True):
-            found = []
-            for number, draft in enumerate(proposal.drafts):
-                stop = start + len(draft) + 1
-                choice, gain = choices[start:stop], gains[start:stop]
-                if self._room(sentence) == len(draft):
-                    choice[-1] = search.eos
-                    gain[-1] = 0.0 if search.free_forced else ends[stop - 1]
-                found.append(_agreement(number, draft, choice, gain, search.eos))
-                start = stop
-            verdicts.append(max(found, key=lambda verdict: verdict.accepted))
+            draft = proposal.draft
+            stop = start + len(draft) + 1
+            choice, gain = choices[start:stop], gains[start:stop]
+            if self._room(sentence) == len(draft):
+                choice[-1] = search.eos
+                gain[-1] = 0.0 if search.free_forced else ends[stop - 1]
+            verdicts.append(_agreement(draft, choice, gain, search.eos))
+            start = stop
         return verdicts
 
     def _sampled(
         self, logits_PV: Tensor, going: Sequence[Sentence], proposals: Sequence[Proposal], draws: Draws
     ) -> list[Verdict]:
-        """Accept so that outputs are samples; each sentence has one draft."""
+        """Accept so that outputs are samples."""
         search, gain_PV = self._plan.search, logits_PV.double().log_softmax(1)
         share_PV = token_shares(logits_PV, search.forbidden, draws.sampling)
-        counts = [len(proposal.drafts[0]) + 1 for proposal in proposals]
+        counts = [len(proposal.draft) + 1 for proposal in proposals]
         of_all = dict(zip((sentence.number for sentence in going), counts, strict=True))
         uniform_P = draws.uniform([of_all.get(number, 0) for number in range(draws.sentences)])
         verdicts = []
@@ -336,7 +312,7 @@ class DraftSearch:
             uniform_P.to(share_PV.device).split(counts),
             strict=True,
         ):
-            draft, last, drawn_MV = proposal.drafts[0], len(proposal.drafts[0]), proposal.drawn_MV
+            draft, last, drawn_MV = proposal.draft, len(proposal.draft), proposal.drawn_MV
             draft_M = torch.tensor(draft, dtype=torch.long, device=share_PV.device)
             if drawn_MV is None:
                 drawn_MV = F.one_hot(draft_M, share_PV.shape[1]).to(share_PV)
@@ -352,13 +328,11 @@ class DraftSearch:
             tokens = [*draft[:accepted], following]
             token_T1 = torch.tensor(tokens, device=gain_TV.device)[:, None]
             gain = float(gain_TV.gather(1, token_T1).sum())
-            verdicts.append(Verdict(0, accepted, following, gain, []))
+            verdicts.append(Verdict(accepted, following, gain, []))
         return verdicts
 
 
-def _agreement(
-    number: int, draft: Sequence[int], choice: Sequence[int], gain: Sequence[float], eos: int
-) -> Verdict:
+def _agreement(draft: Sequence[int], choice: Sequence[int], gain: Sequence[float], eos: int) -> Verdict:
     """Accept a draft up to where it differs from AR's choices; eos among these ends it."""
     accepted = 0
     while accepted < len(draft) and draft[accepted] == choice[accepted] != eos:
@@ -366,4 +340,4 @@ def _agreement(
     spare = list(choice[accepted + 1 :])
     if eos in spare:
         spare = spare[: spare.index(eos)]
-    return Verdict(number, accepted, choice[accepted], sum(gain[: accepted + 1]), spare)
+    return Verdict(accepted, choice[accepted], sum(gain[: accepted + 1]), spare)

@@ -199,7 +199,7 @@ def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any
     decode = generator.config.decode
     names = {
         "nar": ("iterations", "threshold", "rescore"),
-        "draft": ("draft_width",),
+        "draft": (),
         "aux": (),
         "ar": ("beam",),
     }

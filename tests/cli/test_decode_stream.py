@@ -177,7 +177,6 @@ def test_samples_and_what_is_known_of_outputs(tmp_path: Path) -> None:
         ("nar", ["--top-k", "3"], "--top-k"),
         ("ar", ["--aux-order", "certain"], "--aux-order"),
         ("draft", ["--nbest", "3"], "--nbest"),
-        ("ar", ["--draft-width", "3"], "--draft-width"),
         ("ar", ["--top-p", "0.9"], "--top-p"),
         ("ar", ["--rescore", "ar"], "--rescore"),
         ("ar", ["--seed", "2"], "--seed"),

@@ -34,9 +34,8 @@ CASES = {
     "aux": ("aux", {"length_beam": 1}, {"max_length": 6}, {"max_length": 14}),
 }
 """Mode, settings, and two ways to change them, of which the second takes more passes."""
-SHARES = {"ar": (1 / 8, 0), "nar": (1, 1), "aux": (1, 1), "draft": (1, 2)}
-"""Copies from and to the device for each pass: beam search asks every 8 steps whether all is finished; a
-draft sends its block, then how much of it stands."""
+SHARES = {"ar": (1 / 8, 0), "nar": (1, 1), "aux": (1, 1), "draft": (1, 1)}
+"""Copies from and to the device for each pass: beam search asks every 8 steps whether all is finished."""
 
 
 OTHER_WAYS = {

@@ -117,7 +117,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     first, second = run("--mode", "aux", "--blank-lengths", "1,2").splitlines()
     assert first.startswith("That is  a ")
     assert second.startswith("I live")
-    assert "AUX" in run("--mode", "nar,aux")
+    assert "AUX" in run("--mode", "nar,aux") == run()
     for options, fault, told in (
         (("--mode", "draft"), UsageError, "mode draft does not use --target"),
         (("--mode", "nar", "--blank-lengths", "x"), UsageError, "'x' are no lengths"),

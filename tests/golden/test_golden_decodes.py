@@ -35,7 +35,7 @@ MODES = {
     "nar 10": "--mode nar --iterations 10 --length-beam 3 --dtype float64",
     "nar 4 rescored": "--mode nar --iterations 4 --rescore ar --dtype float64",
     "draft": "--mode draft",
-    "draft float64": "--mode draft --draft-width 2 --dtype float64",
+    "draft float64": "--mode draft --dtype float64",
     "draft sampled": "--mode draft --temperature .8 --seed 5 --dtype float64",
 }
 Decodes = dict[str, list[list[str]]]

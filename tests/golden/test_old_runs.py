@@ -27,6 +27,7 @@ RETIRED = {
     "decode.confidence": "0.9",
     "decode.draft_iterations": "2",
     "decode.redraft": "nar",
+    "decode.draft_width": "2",
 }
 
 

@@ -113,7 +113,7 @@ def test_sentences_stand_at_their_own_points_and_rejected_rows_are_dropped(
             )
         taken += torch.tensor(kept)
         cache.accept(torch.tensor(kept))
-        assert cache.taken_B.tolist() == taken.tolist()
+        assert cache.host_taken_B.tolist() == taken.tolist()
         assert cache.reach == int(taken.max())
     assert taken.tolist() == [7, 7, 7]
     assert cache.even

@@ -13,7 +13,7 @@ import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.decode.draft import DraftSearch, Payoff, Proposal, Sentence, tails
+from janus_ds.decode.draft import DraftSearch, Payoff, Proposal, Sentence, tail
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer
@@ -62,21 +62,15 @@ def test_drafts_change_nothing(name: str) -> None:
     config = TINY_NMT if name == "previous" else TINY
     for seed, eos in itertools.product(range(2), (0.7, 1.1, 1.4, 1.8)):
         model = peaked(seed, config, eos)
-        for longest, stop, widths in (
-            (0, "fairseq", (1, 3)),
-            (4, "transformers", (3,)),
-            (1, "fairseq", (2,)),
-        ):
+        for longest, stop in ((0, "fairseq"), (4, "transformers"), (1, "fairseq")):
             common = {"max_length": longest, "beam_stop": stop}
             expected = best(generator(model, objective, mode="ar", **common).generate_ids(SOURCES))
-            for width in widths:
-                drafts = generator(model, objective, mode="draft", **common, draft_width=width)
-                found = best(drafts.generate_ids(SOURCES))
-                assert [item.tokens for item in found] == [item.tokens for item in expected]
-                for item, other in zip(found, expected, strict=True):
-                    assert item.score == pytest.approx(other.score, abs=1e-9)
-                # One pass drafts, each other one settles a token of AR's beside the accepted ones.
-                accepted += sum(len(i.tokens) + 2 - i.passes for i in found if i.tokens and i.mode != "ar")
+            found = best(generator(model, objective, mode="draft", **common).generate_ids(SOURCES))
+            assert [item.tokens for item in found] == [item.tokens for item in expected]
+            for item, other in zip(found, expected, strict=True):
+                assert item.score == pytest.approx(other.score, abs=1e-9)
+            # One pass drafts, each other one settles a token of AR's beside the accepted ones.
+            accepted += sum(len(i.tokens) + 2 - i.passes for i in found if i.tokens and i.mode != "ar")
             lengths |= {len(item.tokens) for item in expected}
     assert accepted > 20
     # None, one, as many as allowed, as many as the position table has, and others.
@@ -92,7 +86,7 @@ def test_a_right_draft_takes_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(len(sentences))
         for sentence in sentences:
             sentence.passes = 1
-        return [Proposal([list(expected[4 * (len(calls) - 1) + s.number].tokens)]) for s in sentences]
+        return [Proposal(list(expected[4 * (len(calls) - 1) + s.number].tokens)) for s in sentences]
 
     monkeypatch.setattr(DraftSearch, "first_drafts", first_drafts)
     found = best(generator(model, OBJECTIVES["query"], mode="draft").generate_ids(sources))
@@ -137,9 +131,13 @@ def test_what_is_left_of_drafts_continues_the_last_token() -> None:
     sentence = Sentence(0, [9], [5, 9], 2)
     # AR has put 9 where the draft had 6; a later draft has another token before its 9.
     sentence.pool = [[5, 6, 7, 8], [5, 6, 9, 4]]
-    assert tails(sentence, 9, 9) == [[4], [7, 8], [9, 4], [8], [6, 7, 8], [6, 9, 4]]
-    assert tails(sentence, 2, 1) == [[4], [7]]
-    assert tails(Sentence(0, [0], [], 0), 3, 5) == [[]]
+    assert tail(sentence, 9) == [4]
+    sentence.pool[1] = [5, 6, 3, 4]
+    assert tail(sentence, 9) == [7, 8]
+    assert tail(sentence, 1) == [7]
+    sentence.pool.append([9, 6])
+    assert tail(sentence, 9) == [6]
+    assert tail(Sentence(0, [0], [], 0), 5) == []
 
 
 SMALL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=8)

@@ -134,9 +134,11 @@ class KVCache:
         """Keep the first tokens of the last block only, for each sentence its number (0 .. T), on the host.
 
         The rows behind them are dropped: nothing sees them any more, and the next block takes their place.
+        `taken_B` is not sent to a device: who drops rows sends it along with the next block.
         """
         self.host_taken_B = self.host_taken_B - self._block + kept_B
-        self.taken_B = self.host_taken_B.to(self.taken_B.device)
+        if self.taken_B.device.type == "cpu":
+            self.taken_B = self.host_taken_B
         self._block = 0
         self._measure()
 
