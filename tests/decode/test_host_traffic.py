@@ -43,7 +43,7 @@ OTHER_WAYS = {
     "samples": ("ar", {"beam": 2, "temperature": 1.0, "top_k": 9, "top_p": 0.9}),
     "samples, rules": ("ar", {"temperature": 1.0, **RULES}),
     "aux, drawn": ("aux", {"temperature": 0.8}),
-    "rescored": ("nar", {"rescore": "ar", "rescore_samples": 2, "iterations": 1}),
+    "rescored": ("nar", {"rescore": "ar", "iterations": 1}),
     "released": ("nar", {"nar_score": "released", "iterations": 2}),
     "blanks": ("nar", {"iterations": 2}),
     "blanks, aux": ("aux", {}),
