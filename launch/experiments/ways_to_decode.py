@@ -220,7 +220,8 @@ def page(content: Mapping[str, Any]) -> Iterator[str]:
     """The Markdown."""
     yield from ("# Ways to decode", "", "![Score against CPU time](figures/ways_to_decode.png)", "")
     yield (
-        "Made by `python launch/experiments/ways_to_decode.py --checkpoint RUN --text SOURCES REFERENCES`: "
+        "Made by `python launch/experiments/ways_to_decode.py --checkpoint RUN --text SOURCES REFERENCES` "
+        "(lower-cased data, as Multi30k's: `--lowercase`; questions: `--task squadqg`): "
         "all ways in one process, in interleaved rounds; CPU time of one thread of a shared machine, fp32. "
         f"p: paired bootstrap of BLEU (sacreBLEU) against {BASELINE}. Passes are decoder passes of a "
         "sentence, in batches; draft goes on as plain AR where that is faster, in large batches always."
