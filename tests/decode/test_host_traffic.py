@@ -42,6 +42,7 @@ OTHER_WAYS = {
     "places refilled": ("ar", {"beam": 2}),
     "samples": ("ar", {"beam": 2, "temperature": 1.0, "top_k": 9, "top_p": 0.9}),
     "samples, rules": ("ar", {"temperature": 1.0, **RULES}),
+    "drafts, drawn": ("draft", {"temperature": 0.8}),
     "aux, drawn": ("aux", {"temperature": 0.8}),
     "rescored": ("nar", {"rescore": "ar", "iterations": 1}),
     "released": ("nar", {"nar_score": "released", "iterations": 2}),
