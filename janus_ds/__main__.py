@@ -14,7 +14,7 @@ from importlib import import_module
 
 from janus_ds import __version__
 from janus_ds.cli.commands import COMMANDS
-from janus_ds.errors import UsageError, exit_on_error
+from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Raises:
         UsageError: there is no such command.
+        MissingDependencyError: this Python lacks a package that the command needs.
     """
     width = max(map(len, COMMANDS)) + 2
     parser = argparse.ArgumentParser(
@@ -49,7 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = COMMANDS[name]
     # Imports leave nothing behind to be collected; looking for it takes a tenth of the start.
     gc.disable()
-    function = getattr(import_module(f"janus_ds.cli.{command.module}"), command.function)
+    try:
+        function = getattr(import_module(f"janus_ds.cli.{command.module}"), command.function)
+    except ModuleNotFoundError as error:
+        if (error.name or "janus_ds").startswith("janus_ds"):
+            raise
+        raise MissingDependencyError(
+            f"the package {error.name} is not installed",
+            sys.executable,
+            "use the Python that janus_ds was installed into (`. .venv/bin/activate` after `make install`)",
+        ) from error
     gc.freeze()
     gc.enable()
     before = sys.argv

@@ -90,7 +90,7 @@ DECODE_OPTIONS = {
 }
 USED_BY = {
     **dict.fromkeys(("iterations", "nar_score", "threshold", "rescore"), ("nar",)),
-    **dict.fromkeys(("beam", "beam_stop", "length_penalty"), ("ar", "draft", "nar, rescored by AR")),
+    **dict.fromkeys(("beam", "beam_stop", "length_penalty"), ("ar", "draft", "nar with --rescore ar")),
     **dict.fromkeys(("temperature", "top_k", "top_p"), ("ar", "draft", "aux")),
     **dict.fromkeys(("early_stopping", "min_length", "no_repeat_ngram_size", "repetition_penalty"), ("ar",)),
     "forbid": ("ar", "draft"),
@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = program_parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a run folder, one of its checkpoints, or demo")
-    add("--demo", action="store_true", help="the model of the package, German to English, in both modes")
+    add("--demo", action="store_true", help="the package's German-English model (ar,nar; blanks: nar,aux)")
     add("--mode", help="ar, nar, draft, aux, or several, as ar,nar (default: as the run's recipe says)")
     add("--input", default="-", help="text file, one input a line (default: standard input)")
     add("--output", type=Path, help="file to write, FILE.part until the end (default: standard output)")
@@ -311,7 +311,7 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
     Raises:
         UsageError: no mode that is asked for uses an option, or another option is missing for it.
     """
-    doing = [*modes, *["nar, rescored by AR"] * ("nar" in modes and parsed.rescore is not None)]
+    doing = [*modes, *["nar with --rescore ar"] * ("nar" in modes and parsed.rescore is not None)]
     for name, users in USED_BY.items():
         option = f"--{name.replace('_', '-')}"
         if getattr(parsed, name) is not None and not set(users) & set(doing):

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from janus_ds.config.packaged import packaged_names
 from janus_ds.errors import ConfigError
 
 _MOST_BYTES = 1 << 20
@@ -107,8 +108,13 @@ def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | N
             return None
         return data.decode("utf-8-sig")
     except OSError as error:
-        names = [p.name for p in path.parent.glob(f"*{Path(example).suffix}")] if path.parent.is_dir() else []
-        fix = suggestion(path.name, names, f"give the path of {example}")
+        suffix = Path(example).suffix
+        if path.suffix or len(path.parts) > 1:
+            names, fix = [p.name for p in path.parent.glob(f"*{suffix}")], f"give the path of {example}"
+        else:
+            names = packaged_names(suffix)
+            fix = f"give a path, or one of the names {', '.join(names)}"
+        fix = suggestion(path.name, names, fix)
         faults.add(f"{what} cannot be read: {error.strerror}", str(path), fix)
     except UnicodeDecodeError as error:
         faults.add(f"{what} is not UTF-8 text: {error.reason}", str(path), "save it as UTF-8")

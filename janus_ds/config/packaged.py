@@ -10,6 +10,7 @@ DEMO, DENOISER = "demo", "denoiser"
 
 _PACKAGE = Path(__file__).parents[1]
 _IN_CHECKOUT = {"recipes": "launch/recipes", "ds_configs": "ds_configs"}
+_SUFFIXES = {"recipes": ".yaml", "ds_configs": ".json"}
 _PREFIXES = ("", "nmt_", "glge_")
 
 
@@ -26,12 +27,12 @@ def packaged_folder(kind: str) -> Path:
 
 def recipe_file(text: str) -> Path:
     """The recipe that is meant: a path, or a name such as quickstart, iwslt or xsum."""
-    return _named(text, "recipes", ".yaml")
+    return _named(text, "recipes")
 
 
 def deepspeed_file(text: str) -> Path:
     """The DeepSpeed file that is meant: a path, or a name such as zero2."""
-    return _named(text, "ds_configs", ".json")
+    return _named(text, "ds_configs")
 
 
 def model_path(path: str | Path) -> Path:
@@ -46,9 +47,16 @@ def tokenizer_name(text: str) -> str:
     return text if model == Path(text) else str(model / "tokenizer")
 
 
-def _named(text: str, kind: str, suffix: str) -> Path:
+def packaged_names(suffix: str) -> list[str]:
+    """The names of the recipes (".yaml") or DeepSpeed files (".json") that come with the package."""
+    kind = next(kind for kind, ending in _SUFFIXES.items() if ending == suffix)
+    stems = [file.stem for file in packaged_folder(kind).glob(f"*{suffix}")]
+    return sorted({stem.removeprefix("nmt_").removeprefix("glge_") for stem in stems})
+
+
+def _named(text: str, kind: str) -> Path:
     path = user_path(text)
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
-    files = (packaged_folder(kind) / f"{prefix}{text}{suffix}" for prefix in _PREFIXES)
+    files = (packaged_folder(kind) / f"{prefix}{text}{_SUFFIXES[kind]}" for prefix in _PREFIXES)
     return next((file for file in files if file.is_file()), path)

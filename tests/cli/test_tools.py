@@ -21,7 +21,7 @@ from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import FIELDS
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.text.tokenizer import train_sentencepiece
-from janus_ds.errors import DataError, UsageError
+from janus_ds.errors import ConfigError, DataError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
@@ -47,6 +47,29 @@ def test_bench_hands_over_to_its_kinds(kind: str, capsys: pytest.CaptureFixture[
         main(["bench", kind, "--help"])
     assert caught.value.code == 0
     assert "--json" in capsys.readouterr().out
+
+
+def test_the_wrong_python_is_told_which_package_it_lacks() -> None:
+    command = [sys.executable, "-S", "-m", "janus_ds", "plan", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 8
+    assert re.match(
+        r"error: the package \w+ is not installed\n  where: .*\n  to do: use the Python", done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--recipe second_stag", "second_stage"),
+        ("--recipe iwsl", "iwslt"),
+        ("--recipe launch/recipes/nmt_iwsl.yaml", "nmt_iwslt.yaml"),
+    ],
+)
+def test_a_misspelt_recipe_is_told_the_nearest_name(given: str, meant: str) -> None:
+    error = refusal(ConfigError, "plan", *given.split())
+    assert f"did you mean {meant!r}?" in error
+    assert ("second_stage, small_wikipedia" in error) == ("/" not in given)
 
 
 def test_a_reader_that_stops_early_is_no_fault() -> None:
