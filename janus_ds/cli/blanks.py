@@ -3,14 +3,15 @@
     janus-ds blanks runs/quickstart
 
 Before: the weights that the run started from (`init`), if it did not start from random ones. The passages
-shown have whole words hidden: AR writes each anew; NAR and AUX fill its blanks, which may have one or two
-tokens each, and keep the rest.
+shown have two words of one token each hidden: AR writes each passage anew; NAR and AUX fill its blanks and
+keep the rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import shlex
 from collections import defaultdict
@@ -33,12 +34,11 @@ from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
 from janus_ds.decode.model_steps import most_rows
-from janus_ds.decode.text import one_line
+from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import UsageError
-from janus_ds.evaluate.passages import heldout_passages, line_passages, valid_split
+from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, valid_split
 from janus_ds.io import write_atomic
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table
@@ -54,8 +54,8 @@ _COMMONEST = 10
 _WORDS_HIDDEN = 0.15
 _DRAWN = 40
 _WHOLE = re.compile(r"""["']?[A-Z].{40,}[.!?]["']?$""")
+_HIDDEN = 2
 _SEED = 1
-_MOST_CANDIDATES = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"The run lies in {run.folder}. Next, give it a sentence with some words hidden:\n")
     print('  echo "The old man opened the <mask> and looked <mask> the street." > blanks.txt')
     command = f"janus-ds decode --checkpoint {shlex.quote(str(run.folder))} --input blanks.txt"
-    print(f"  {command} --target blanks.txt --mode nar,aux --blank-lengths 1,2")
+    print(f"  {command} --target blanks.txt --mode nar,aux")
     return 0
 
 
@@ -180,15 +180,17 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
     drawn = heldout_passages(run.config, run.special, text, _DRAWN * count, data)
     lines = [one_line(passage.reference or "") for passage in drawn]
     most = min(run.config.model.max_source_positions, most_rows(run.config)) - 2
-    passages = [item for item in line_passages(lines, text, _WORDS_HIDDEN, _SEED) if len(item.ids) <= most]
     # Most blocks begin or end within a sentence.
-    whole = [passage for passage in passages if _WHOLE.match(passage.reference or "")]
-    passages = whole if len(whole) >= count else passages
+    hidden = {line: _with_blanks(line, text) for line in lines if _WHOLE.match(line)}
+    passages = [Passage(text.encode(source), source, line) for line, source in hidden.items() if source]
+    if len(passages) < count:
+        passages = line_passages(lines, text, _WORDS_HIDDEN, _SEED)
+    passages = [item for item in passages if len(item.ids) <= most]
     passages = passages[:: max(1, len(passages) // count)][:count]
     found = {}
     for mode in run.config.objective.streams:
         generator = Generator(run.model, text, run.special, with_decode(run.config, {"mode": mode}))
-        targets = None if mode == "ar" else [_target(generator, passage.source) for passage in passages]
+        targets = None if mode == "ar" else [generator.target(item.source, (1,)) for item in passages]
         items = generator.generate_ids([passage.ids for passage in passages], targets=targets)
         found[mode] = FoundBy(items, 0.0)
     say = saying(passages, text)
@@ -200,11 +202,16 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
     return shown, as_blocks(passages, 1, found, say)
 
 
-def _target(generator: Generator, source: str) -> Target:
-    """A passage whose blanks may have one or two tokens each, or one where there are many."""
-    blanks = source.count(MASK_TEXT)
-    lengths = [n for n in (1, 2) if n**blanks <= _MOST_CANDIDATES]
-    return generator.target(source, lengths)
+def _with_blanks(line: str, text: TextCodec) -> str | None:
+    """A line with two inner words hidden that are one token each; None: it has not two."""
+    words, draw = line.split(), random.Random(f"{_SEED}:{line}")
+    short = [i for i, word in enumerate(words) if word.isalpha() and len(text.encode(word)) == 1][1:-1]
+    if len(short) < _HIDDEN:
+        return None
+    for place in draw.sample(short, _HIDDEN):
+        words[place] = MASK_TEXT
+    source = " ".join(words)
+    return None if f"{MASK_TEXT} {MASK_TEXT}" in source else source
 
 
 def _parser() -> argparse.ArgumentParser:

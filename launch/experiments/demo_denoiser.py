@@ -216,9 +216,9 @@ def page_text(training: dict[str, Any], found: dict[str, Any]) -> str:
         rare_words(found["rare"])
         + " Words that carry the meaning take a larger model, and days instead of minutes.",
         "",
-        "Sentences of that part with words hidden, spread evenly over it. AR writes the sentence anew. NAR "
-        "fills all blanks at once, in 10 iterations, AUX one after the other; both try one and two tokens "
-        "for each blank, and keep what stands around it.",
+        "Sentences of that part, spread evenly over it, with two words hidden that are one token each. AR "
+        "writes the sentence anew. NAR fills both blanks at once, in 10 iterations, AUX one after the other; "
+        "both keep what stands around them.",
         "",
         "```",
     ]
