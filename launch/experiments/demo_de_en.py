@@ -55,17 +55,23 @@ def prepare(options: argparse.Namespace) -> int:
         given = shared_text("tatoeba_de-en", "Tatoeba", "manythings2018.de.xz and manythings2018.en.xz")
         sides = [given / f"manythings2018.{language}.xz" for language in LANGUAGES]
         pairs = list(PairFiles(sides[0], sides[1]).read())
-        splits = split_pairs(pairs, options.valid, options.test, options.joined)
+        splits = split_pairs(pairs, options.valid, options.test, options.joined, options.short_copies)
         write_splits(splits, text, LANGUAGES)
         counts = {"read": len(pairs), "train": len(splits.train), "joined": len(splits.joined)}
-        counts |= {"valid": options.valid, "test": options.test, "left_out": splits.left_out}
+        counts |= {
+            "short": len(splits.short),
+            "valid": options.valid,
+            "test": options.test,
+            "left_out": splits.left_out,
+        }
         made.write_text(json.dumps(counts) + "\n", encoding="utf-8")
     print(f"pairs: {made.read_text(encoding='utf-8').strip()}", flush=True)
+    tokenizer = options.start / "tokenizer" if options.start else "sentencepiece-unigram"
     files = {split: [str(text / f"{split}.{side}") for side in LANGUAGES] for split in SPLITS}
     command = prepare_pairs_command(
         LANGUAGES,
         root / "data",
-        *("--vocab-size", str(options.vocab), "--max-tokens", "94", "--tokenizer", "sentencepiece-unigram"),
+        *("--vocab-size", str(options.vocab), "--max-tokens", "94", "--tokenizer", str(tokenizer)),
         *("--train", *files["train"], "--valid", *files["valid"], "--test", *files["test"]),
     )
     return run_logged(root, "data", command)
@@ -75,11 +81,12 @@ SPLITS = ("train", "valid", "test")
 
 
 def runs_of(options: argparse.Namespace) -> dict[str, Run]:
-    """Both runs; the second starts from the first."""
+    """Both runs, the second from the first; with `--start` JANUS alone, from that model."""
     root, found = options.root, {}
-    for name, steps, own in (("ar", options.ar_steps, AR), ("janus", options.janus_steps, ())):
-        start = "ar" if name == "janus" else None
-        init = ("--init", root / start) if start else ()
+    both = (("ar", options.ar_steps, AR), ("janus", options.janus_steps, ()))
+    for name, steps, own in both[1:] if options.start else both:
+        start = "ar" if name == "janus" and not options.start else None
+        init = ("--init", root / start if start else options.start) if name == "janus" else ()
         given = ("--set", f"train.max_steps={steps}", f"name=demo-de-en-{name}", *own, *options.overrides)
         train = training_command("finetune", RECIPE, root / "data", root / name, *init, *given)
         found[name] = Run(train, steps, start)
@@ -115,10 +122,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ar-steps", type=int, default=5_000, help="updates of the first run [%(default)s]")
     add("--janus-steps", type=int, default=7_000, help="updates of the second run [%(default)s]")
+    add("--start", type=Path, help="no AR run: JANUS goes on from this model, with its tokenizer")
     add("--vocab", type=int, default=5_000, help="symbols of the joint vocabulary [%(default)s]")
     add("--valid", type=int, default=1_000, help="held-out pairs for validation [%(default)s]")
     add("--test", type=int, default=2_000, help="held-out pairs for the test [%(default)s]")
     add("--joined", type=float, default=0.1, help="share of training pairs made of several [%(default)s]")
+    add("--short-copies", type=int, default=2, help="copies of pairs of up to three words [%(default)s]")
     add_asset_arguments(parser, model_path(DEMO), "demo_de_en.md")
     return parser.parse_args(arguments)
 

@@ -17,6 +17,7 @@ from janus_ds.io import disk_faults
 Pair = tuple[str, str]
 
 _SENTENCES_JOINED = (2, 3, 4)
+_SHORT_WORDS = 3
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,16 @@ class PairSplits:
     train: list[Pair]
     joined: list[Pair]
     """Training pairs put one after another."""
+    short: list[Pair]
+    """Copies of training pairs of a few words: greetings and answers, rare in the text, common in use."""
     valid: list[Pair]
     test: list[Pair]
     left_out: int
 
 
-def split_pairs(pairs: Sequence[Pair], valid: int, test: int, joined_share: float = 0.0) -> PairSplits:
+def split_pairs(
+    pairs: Sequence[Pair], valid: int, test: int, joined_share: float = 0.0, short_copies: int = 0
+) -> PairSplits:
     """Draw held-out parts by hash of the target side, so that the draw does not depend on the order.
 
     Sentences count as equal if they differ in case, punctuation and white space alone. A held-out target
@@ -44,6 +49,7 @@ def split_pairs(pairs: Sequence[Pair], valid: int, test: int, joined_share: floa
         test: pairs of the test part.
         joined_share: training pairs that are two to four pairs in a row, as a share of the pairs. Where all
             sentences are short, they train the later positions.
+        short_copies: how many times more training has each pair of at most three target words.
 
     Raises:
         DataError: there are too few distinct target sentences.
@@ -66,7 +72,8 @@ def split_pairs(pairs: Sequence[Pair], valid: int, test: int, joined_share: floa
     targets = {_plain(target) for _, target in [*held_test, *held_valid]}
     train = list(_without(pairs, sources, targets))
     joined = _joined(sorted(train, key=_order), round(joined_share * len(train)))
-    return PairSplits(train, joined, held_valid, held_test, len(pairs) - len(train) - valid - test)
+    short = short_copies * [pair for pair in train if len(pair[1].split()) <= _SHORT_WORDS]
+    return PairSplits(train, joined, short, held_valid, held_test, len(pairs) - len(train) - valid - test)
 
 
 def _without(pairs: Iterable[Pair], sources: set[str], targets: set[str]) -> Iterator[Pair]:
@@ -104,7 +111,11 @@ def write_splits(splits: PairSplits, folder: Path, languages: tuple[str, str]) -
     Raises:
         ResourceError: full disk or missing permission.
     """
-    parts = {"train": [*splits.train, *splits.joined], "valid": splits.valid, "test": splits.test}
+    parts = {
+        "train": [*splits.train, *splits.joined, *splits.short],
+        "valid": splits.valid,
+        "test": splits.test,
+    }
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, pairs in parts.items():
