@@ -37,33 +37,44 @@ def kill_at_step(program: Program, step: int, delay: float) -> None:
 
 
 def kill_in_save(program: Program, delay: float) -> bool:
-    """Kill shortly after a save has begun; returns whether it left a torn one."""
+    """Kill so many seconds after a stop within a save, 0: in it; returns whether it left a torn one."""
     start = program.checkpoint
     with program.running() as process:
-        # The first save of this start: later ones would let the run end before the next kill.
-        wait_for(lambda: program.saving, process, program.log)
-        time.sleep(delay)
+        # Mostly the first save of this start: later ones would let the run end before the next kill.
+        while True:
+            wait_for(lambda: program.saving, process, program.log)
+            os.killpg(process.pid, signal.SIGSTOP)
+            time.sleep(0.01)
+            if program.saving:
+                break
+            os.killpg(process.pid, signal.SIGCONT)
+        if delay:
+            os.killpg(process.pid, signal.SIGCONT)
+            time.sleep(delay)
     torn = program.saving
     assert program.checkpoint >= start
     return torn
 
 
 def kill_and_resume(program: Program, step_kills: int, save_kills: int) -> None:
-    """Kills at random steps and in saves, in random order, then lets the run finish."""
+    """Kills at random steps and in saves, in random order, then lets the run finish.
+
+    The first kill in a save is sure to leave a torn one: on a fast disk others may come behind its end.
+    """
     draw = random.Random(step_kills * 100 + save_kills)
     kinds = ["step"] * step_kills + ["save"] * save_kills
     draw.shuffle(kinds)
     torn = 0
     for number, kind in enumerate(kinds):
         if kind == "save":
-            torn += kill_in_save(program, draw.uniform(0, 0.03))
+            torn += kill_in_save(program, draw.uniform(0, 0.03) if torn else 0)
         else:
             last = (STEPS - 6) * (number + 1) // len(kinds)
             first = max(program.checkpoint + 1, 1)
             kill_at_step(program, draw.randint(first, max(first, last)), draw.uniform(0, 0.05))
         assert program.steps < STEPS
     assert program.finish() == 0, program.log.read_text()[-3000:]
-    assert torn >= save_kills // 2
+    assert torn or not save_kills
 
 
 def test_killed_runs_end_as_the_unbroken_one(inputs: Path, unbroken: Path, tally: Tally) -> None:

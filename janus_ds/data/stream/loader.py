@@ -17,6 +17,7 @@ import torch
 import webdataset as wds
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C import _error_if_any_worker_fails
 from torch.utils.data import DataLoader
 
 from janus_ds.batch import BatchCounts, RowLayout, TwoStreamBatch
@@ -95,7 +96,7 @@ class PackedStep:
         return StepData.of(self.step, batches, self.damage)
 
     def pin_memory(self) -> PackedStep:
-        """The same in page-locked memory (called by the data loader on CUDA machines)."""
+        """The same in page-locked memory."""
         return replace(self, values=torch.from_numpy(self.values).pin_memory().numpy())
 
 
@@ -146,17 +147,19 @@ class StepLoader:
                 num_workers=workers,
                 prefetch_factor=data.prefetch_steps if workers else None,
                 worker_init_fn=_start_worker,
-                pin_memory=self._pin,
             )
         )
         shutdown = partial(_shutdown, items)
         # Before torch's and multiprocessing's own exit handlers, which wait for workers that ignore SIGTERM.
         atexit.register(shutdown)
-        with _quiet_children():
+        watch = _WorkerWatch()
+        with watch.installed():
             try:
-                arriving = _guarded(items) if workers else items
+                arriving = watch.items(items) if workers else items
                 for step in self._range:
-                    yield _expected(step, next(arriving, None))
+                    packed = _expected(step, next(arriving, None))
+                    # Not by the data loader: its thread for this waits for ever for a worker that was killed.
+                    yield (packed.pin_memory() if self._pin else packed).unpack()
             finally:
                 atexit.unregister(shutdown)
                 shutdown()
@@ -177,7 +180,7 @@ class StepLoader:
             yield _Failure(error)
 
 
-def _expected(step: int, item: PackedStep | _Failure | None) -> StepData:
+def _expected(step: int, item: PackedStep | _Failure | None) -> PackedStep:
     if isinstance(item, _Failure):
         raise item.error
     if item is None or item.step != step:
@@ -186,7 +189,7 @@ def _expected(step: int, item: PackedStep | _Failure | None) -> StepData:
             f"the stages given to the training program, step {step}",
             "let stages change samples, not leave out steps: the order of the data is counted in them",
         )
-    return item.unpack()
+    return item
 
 
 def _start_worker(_worker: int) -> None:
@@ -203,34 +206,53 @@ def _shutdown(items: Any) -> None:
         stop()
 
 
-@contextmanager
-def _quiet_children() -> Iterator[None]:
-    """Keep torch's handler of lost workers from raising in the midst of other code, a save for example.
+class _WorkerWatch:
+    """Has the loss of a worker raise in the fetch that waits for it, and nowhere else.
 
-    It raises wherever the main thread happens to be. Without it, the next fetch finds the loss by itself.
+    torch's handler of SIGCHLD raises wherever the main thread happens to be, in a save for example. Without
+    any, a worker that is killed while it writes leaves a fetch that waits for the rest for ever: the pipe
+    stays open, for the trainer holds its other end.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
 
+    def __init__(self) -> None:
+        self._waiting = False
 
-def _guarded(items: Iterator[Any]) -> Iterator[Any]:
-    """The items; a worker that vanished becomes an error that says what to do."""
-    try:
-        yield from items
-    except (RuntimeError, EOFError, OSError) as error:
-        if not _is_lost_worker(error):
-            raise
-        raise ResourceError(
-            "a data worker process was killed",
-            f"data.workers of this rank: {(str(error) or repr(error)).splitlines()[0]}",
-            "look for the kernel's out-of-memory message; use fewer data.workers or data.prefetch_steps",
-        ) from error
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """As the process's handler; only the main thread can have one."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGCHLD, lambda *_: self._look())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+
+    def _look(self) -> None:
+        if self._waiting:
+            _error_if_any_worker_fails()
+
+    def items(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The items; a worker that vanished becomes an error that says what to do."""
+        try:
+            while True:
+                self._waiting = True
+                # Those that vanished since the last fetch.
+                self._look()
+                item = next(items, None)
+                self._waiting = False
+                yield item
+        except (RuntimeError, EOFError, OSError) as error:
+            if not _is_lost_worker(error):
+                raise
+            raise ResourceError(
+                "a data worker process was killed",
+                f"data.workers of this rank: {(str(error) or repr(error)).splitlines()[0]}",
+                "look for the kernel's out-of-memory message; use fewer data.workers or data.prefetch_steps",
+            ) from error
+        finally:
+            self._waiting = False
 
 
 def _is_lost_worker(error: Exception) -> bool:

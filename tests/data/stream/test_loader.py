@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import pickle
 import signal
+import termios
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -184,10 +186,16 @@ def test_workers_outlive_a_stop_signal_and_end_with_the_loader(split):
     assert not multiprocessing.active_children()
 
 
-def test_a_killed_worker_is_reported(split):
-    loader = StepLoader(BatchMaker(split, config(1), SPECIAL), RankShare(0, 1, 4), 0, 1000)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_killed_while_it_writes_is_reported(split, workers):
+    loader = StepLoader(BatchMaker(split, config(workers), SPECIAL), RankShare(0, 1, 4), 0, 1000)
     steps = iter(loader)
     next(steps)
+    # Steps of 40 kB and a pipe that holds 64: full, it has a part of one.
+    pipe, inside = steps.gi_frame.f_locals["items"]._worker_result_queue._reader.fileno(), bytearray(4)
+    while int.from_bytes(inside, "little") < 60_000:
+        time.sleep(0.01)
+        fcntl.ioctl(pipe, termios.FIONREAD, inside)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     with pytest.raises(ResourceError, match="data worker process was killed"):
         for _ in steps:
