@@ -26,13 +26,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.attention import attention_of
 from benchmarks.common import bench_parser, finish, measure, parse, positive
 from janus_ds.decode.generator import Generator
 from janus_ds.io import write_atomic
-from janus_ds.model.attention_flex import FlexRows
 from janus_ds.model.batch_attention import BACKENDS
 from janus_ds.model.decoding.inference import InferenceOptions
 from janus_ds.observe.progress import table
@@ -100,7 +98,6 @@ def main(arguments: Sequence[str]) -> int:
 def _parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Outcome]]]:
     device, small = options.device, options.device == "cpu"
     yield "attention against dense in float64", partial(check_attention, device)
-    yield "compilations of flex", partial(check_compilations, device)
     yield "tokens against float64 on the CPU", partial(check_tokens, device)
     yield "ZeRO-2, bf16: stopped and resumed, bit for bit", partial(check_resume, device)
     if not small:
@@ -140,39 +137,21 @@ def check_attention(device: str) -> Outcome:
             found = _attended(name, device, inputs)
             errors[f"{name} {precision}"] = [
                 float((ours - theirs).norm() / theirs.norm())
-                for ours, theirs in zip(found, exact, strict=False)
+                for ours, theirs in zip(found, exact, strict=True)
             ]
     right = all(max(found) < _BOUNDS[name.split()[1]] for name, found in errors.items())
     rows = [["back end", "values", "of queries", "of keys", "of values"]]
     rows += [[name, *(f"{error:.1e}" for error in found)] for name, found in errors.items()]
-    shown = table([row + ["no gradients on a CPU", "", ""][: 5 - len(row)] for row in rows])
-    return right, {"relative_errors": errors}, shown
+    return right, {"relative_errors": errors}, table(rows)
 
 
 def _attended(name: str, device: str, given: Sequence[Tensor]) -> list[Tensor]:
-    """Attended rows that are no padding, and the gradients of the inputs where there are any."""
+    """Attended rows that are no padding, and the gradients of the inputs."""
     batch, valid = long_batch().to(device), valid_rows(long_batch()).to(device)
-    learns = name != "flex" or device != "cpu"
-    inputs = [x.to(device).requires_grad_(learns) for x in given]
-    with torch.set_grad_enabled(learns):
-        out = attention_of(name, batch, inputs, 0.0)()[valid]
-    found = [out, *(torch.autograd.grad(out.pow(2).sum(), inputs) if learns else ())]
+    inputs = [x.to(device).requires_grad_() for x in given]
+    out = attention_of(name, batch, inputs, 0.0)()[valid]
+    found = [out, *torch.autograd.grad(out.pow(2).sum(), inputs)]
     return [x.detach().double().cpu() for x in found]
-
-
-def check_compilations(device: str) -> Outcome:
-    """Flex over batches of one shape, which differ in what is masked and visible: one compilation."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    call: Any = torch.compile(flex_attention, backend="inductor" if device == "cuda" else "eager")
-    for shift in range(3):
-        batch = long_batch(shift).to(device)
-        sizes = (batch.layout.rows, batch.layout.content_rows, batch.layout.content_rows)
-        q, k, v = (torch.randn(len(batch.sample_id_B), 2, n, 64, device=device) for n in sizes)
-        with torch.no_grad():
-            call(q, k, v, block_mask=FlexRows.build(batch, torch.float32).blocks)
-    made = int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    return made == 1, {"compilations": made}, f"three batches of one shape: {made} compilation(s)"
 
 
 def check_tokens(device: str) -> Outcome:

@@ -53,8 +53,8 @@ def visible(query_segment: Any, query_rank: Any, key_segment: Any, key_rank: Any
     other. CMP row i: VIS, MASK j for j > i, gold j for j <= i. QRY row i: VIS, MASK j for j >= i, gold j
     for j < i. Works on integers, numpy arrays and tensors alike, with broadcasting.
 
-    In training it is applied by `model.attention.segment_rule` (dense), `GroupedRows` (by stretches
-    of rows) and `model.attention_flex`; in AUX decoding by `model.decoding.steps.AuxRows`.
+    In training it is applied by `model.attention.segment_rule` (dense) and `GroupedRows` (by stretches of
+    rows); in AUX decoding by `model.decoding.steps.AuxRows`.
 
     Returns:
         boolean, of the broadcast shape.

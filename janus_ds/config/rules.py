@@ -58,19 +58,12 @@ def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
 
 
 def _model(run: RunConfig, refuse: _Refuse) -> None:
-    model, backend = run.model, run.train.attention_backend
+    model = run.model
     if model.d_model % model.heads:
         refuse(
             "model.heads model.d_model",
             f"{model.heads} heads do not divide d_model {model.d_model}",
             f"give a number of heads that divides {model.d_model}, or another model.d_model",
-        )
-    if backend == "flex" and model.attention_dropout:
-        refuse(
-            "train.attention_backend model.attention_dropout",
-            f"train.attention_backend 'flex' cannot drop attention weights, and model.attention_dropout "
-            f"is {model.attention_dropout}",
-            "use auto or grouped, or set model.attention_dropout to 0",
         )
     needed = run.data.block_tokens + 2
     for side in ["max_target_positions"] + ["max_source_positions"] * (run.data.task == "denoise"):

@@ -125,13 +125,11 @@ class TrainConfig:
     too, forward and backward. Needs a C++ compiler (Triton on a GPU); without one the run says so and goes on
     uncompiled. The first steps take a minute longer.
     """
-    attention_backend: Annotated[str, OneOf("auto", "dense", "grouped", "flex")] = "auto"
-    """How decoder rows attend to one another: auto, dense, grouped or flex. All compute the same.
+    attention_backend: Annotated[str, OneOf("auto", "dense", "grouped")] = "auto"
+    """How decoder rows attend to one another: auto, dense or grouped. All compute the same.
 
     dense: one call under one mask, fastest for short sentences (up to 48 tokens). grouped: a call a group
-    of rows, masks only where needed. flex (experimental): FlexAttention, one call that skips what no row
-    sees; training on GPUs only, no attention dropout, and not measured yet, so never chosen by itself.
-    auto: dense for short sentences, else grouped.
+    of rows, masks only where needed. auto: dense for short sentences, else grouped.
     """
 
 

@@ -1,9 +1,8 @@
 """Which attention the decoder rows of a batch take, and attention of packed rows.
 
-All back ends compute one predicate (:func:`janus_ds.stream_mask.visible`): `dense` and `grouped`
-(`attention`), and the experimental `flex` (`attention_flex`), which `auto` never takes. Packed rows are
-spread into the grid of a padded batch, attend there, and are taken out again; everything else in the model
-sees a packed batch as a batch of one without padding.
+Both back ends, `dense` and `grouped` (`attention`), compute one predicate
+(:func:`janus_ds.stream_mask.visible`). Packed rows are spread into the grid of a padded batch, attend there,
+and are taken out again; everything else in the model sees a packed batch as a batch of one without padding.
 
 Shape letters as in `attention` and `janus_ds.packing`; T rows computed.
 """
@@ -17,9 +16,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
-from janus_ds.errors import ConfigError
 from janus_ds.model.attention import DenseRows, GroupedRows, Kernel, KeysValues, RowAttention
-from janus_ds.model.attention_flex import FlexRows
 from janus_ds.packing import GridPlaces, segment_parts, source_part, unpacked
 from janus_ds.stream_mask import CONTENT_SEGMENTS, Segment
 
@@ -41,26 +38,14 @@ class RowsOfBatch:
     """The same of the predicted rows."""
 
     @classmethod
-    def build(
-        cls, batch: TwoStreamBatch, dtype: torch.dtype, backend: str = "auto", dropout: float = 0.0
-    ) -> RowsOfBatch:
+    def build(cls, batch: TwoStreamBatch, dtype: torch.dtype, backend: str = "auto") -> RowsOfBatch:
         """Masks of a batch, made once for all layers.
 
         Args:
             dtype: dtype of the masks, that of the queries.
             backend: a key of :data:`BACKENDS`, or auto.
-            dropout: of attention weights in this pass; 0 in evaluation.
-
-        Raises:
-            ConfigError: the back end cannot do what is asked.
         """
         name = fitting(batch.layout) if backend == "auto" else backend
-        if name == "flex" and dropout:
-            raise ConfigError(
-                f"attention backend 'flex' cannot drop attention weights (rate {dropout})",
-                "train.attention_backend",
-                "use auto or grouped, or set model.attention_dropout to 0",
-            )
         rows = BACKENDS[name].build(unpacked(batch), dtype)
         first = Segment.MSK if batch.layout.predicted_start else Segment.ARC
         every, predicted = rows, rows.from_row(batch.layout.predicted_start)
@@ -77,11 +62,7 @@ def _runs(layout: RowLayout, first: Segment) -> tuple[int, ...]:
     return arc, vis + cmp + msk, arq, qry
 
 
-BACKENDS: dict[str, type[DenseRows] | type[GroupedRows] | type[FlexRows]] = {
-    "dense": DenseRows,
-    "grouped": GroupedRows,
-    "flex": FlexRows,
-}
+BACKENDS: dict[str, type[DenseRows] | type[GroupedRows]] = {"dense": DenseRows, "grouped": GroupedRows}
 
 
 def fitting(layout: RowLayout) -> str:

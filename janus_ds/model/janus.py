@@ -92,8 +92,7 @@ class JanusModel(nn.Module):
         places = GridPlaces.of([source_part(batch)]) if packed else None
         passes = encoder_passes if self.training else 1
         states = tuple(self.encoder(source_BSD, mask, recompute, places) for _ in range(passes))
-        dropout = self.config.attention_dropout if self.training else 0.0
-        rows = RowsOfBatch.build(batch, rows_BRD.dtype, self.attention_backend, dropout)
+        rows = RowsOfBatch.build(batch, rows_BRD.dtype, self.attention_backend)
         x_BRD = self.decoder.input_rows(rows_BRD, batch.row_position_BR)
         hidden_BTD = self.decoder(x_BRD, rows, states, mask, recompute)
 

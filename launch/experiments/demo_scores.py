@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from driver import prepare_pairs_command, product, run_logged, shared_text
-from moses import moses_detokenize, moses_tokenize
 from results import table
+from sacremoses import MosesDetokenizer, MosesTokenizer
 
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.io import write_atomic
@@ -82,13 +82,17 @@ def _score_iwslt(asset: Path, folder: Path, limit: int) -> int:
     official = shared_text("iwslt14_de-en", "IWSLT14's test", "tok.test.de and tok.test.en")
     source, reference = (read_lines(official / f"tok.test.{side}").lines for side in ("de", "en"))
     count = limit or len(source)
-    tokenizer = load_tokenizer(asset / "tokenizer")
+    tokenizer, moses = load_tokenizer(asset / "tokenizer"), MosesTokenizer("en")
+
+    def plain(text: str) -> str:
+        found: str = MosesDetokenizer("de").detokenize(text.split())
+        return found
 
     def fits(text: str) -> bool:
-        return len(tokenizer.encode(moses_detokenize(text))) <= _LONGEST
+        return len(tokenizer.encode(plain(text))) <= _LONGEST
 
     pieces = [cut(line, fits) for line in source[:count]]
-    _write(folder / "pieces.de", [moses_detokenize(piece) for line in pieces for piece in line])
+    _write(folder / "pieces.de", [plain(piece) for line in pieces for piece in line])
     _write(folder / "reference.en", reference[:count])
     for name, mode in SYSTEMS.items():
         raw, output = folder / f"{name}.pieces.en", folder / f"{name}.en"
@@ -99,7 +103,7 @@ def _score_iwslt(asset: Path, folder: Path, limit: int) -> int:
             return code
         translated = iter(read_lines(raw).lines)
         joined = [" ".join(next(translated) for _ in line) for line in pieces]
-        _write(output, [moses_tokenize(line).lower() for line in joined])
+        _write(output, [moses.tokenize(line, return_str=True).lower() for line in joined])
         compared = ("--predictions", output, "--references", folder / "reference.en")
         score = product("eval/nmt.py", *compared, "--output", folder / f"{name}.json")
         code = run_logged(folder, "score-iwslt14", score)

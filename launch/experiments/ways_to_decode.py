@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from draft_calls import draft_calls, paragraph
 from driver import ROOT
 from results import table, write_results
 
@@ -81,9 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         state = options.state or ROOT / "runs" / f"ways_to_decode.{Path(name).name}.json"
         part |= score(measure(run, texts[0].lines, state, options), *texts, options.task)
         part["left_out"] = available(run)[1]
-        if options.draft_calls:
-            lines = texts[0].lines[: options.draft_calls]
-            part["draft_calls"] = draft_calls(run, [run.text.encode(line) for line in lines])
     if options.infill:
         part["infilling"] = [filled(run, *_blanks(text)) for text in options.infill]
     draw(content, options.results / "figures" / "ways_to_decode.png")
@@ -232,8 +228,8 @@ def page(content: Mapping[str, Any]) -> Iterator[str]:
             yield from (_checkpoint(part), "")
         if "ways" in part:
             yield from _ways(part)
-        if "draft_calls" in part:
-            yield from ("", *paragraph(part["draft_calls"]))
+        if "notes" in part:
+            yield from ("", *part["notes"])
         if "infilling" in part:
             yield from [""] * ("ways" in part)
             yield from (
@@ -346,7 +342,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--minutes", type=float, default=60.0, help="no further round after so many [%(default)s]")
     add("--singles", type=int, default=4, help="sentences of a round that go one by one [%(default)s]")
-    add("--draft-calls", type=int, default=0, metavar="N", help="calls of drafts, of so many sentences")
     add("--lowercase", action="store_true", help="the text, as `prepare --lowercase` makes the data")
     add("--task", help="a task of GLGE, whose metrics are shown, such as squadqg [translation: BLEU]")
     add("--state", type=Path, help="what was measured [runs/ways_to_decode.NAME.json]")

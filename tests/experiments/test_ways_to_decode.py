@@ -50,20 +50,11 @@ def test_a_page_in_pieces(driver: ModuleType, tmp_path: Path) -> None:
     assert f"| draft | {part['ways']['draft']['bleu']:.2f} |" in page
     assert "The house is old." in page
     assert (tmp_path / "figures" / "ways_to_decode.png").stat().st_size > 1000
-    more = ["--name", "questions", "--task", "squadqg", "--draft-calls", "2"]
-    assert driver.main([*common, *text, *more]) == 0
+    assert driver.main([*common, *text, "--name", "questions", "--task", "squadqg"]) == 0
     page = (tmp_path / "ways_to_decode.md").read_text()
     assert "| way | ROUGE-L | BLEU-4 |" in page
     part = json.loads(json_file.read_text())["questions"]
     assert part["ways"]["draft"]["rougeL"] > 50
-    drafts = part["draft_calls"]["ways"]
-    # A draft of all that is settled saves checks; what one call would take lies above its bound.
-    assert drafts["greedy AR"]["calls"] > drafts["today: drafted once"]["calls"] >= 2
-    joined = drafts["in the check's call, from what was settled before it"]
-    assert joined["calls"] <= drafts["today: drafted once"]["calls"]
-    assert joined["ms"] >= joined["ms_free"]
-    assert f"| greedy AR | {drafts['greedy AR']['calls']:.2f} |" in page
-    assert part["draft_calls"]["differ"] == 0
 
 
 def test_ways_that_were_not_trained_are_left_out(driver: ModuleType) -> None:
