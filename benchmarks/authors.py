@@ -43,15 +43,15 @@ class AuthorsLikeStep:
         ar, _ = self._streams(batch, [Segment.ARC], [Segment.ARQ])
         aux, nar, states = self._nar_streams(batch)
         gold = batch.masked_target_BM
-        total = w.weight_ar * self._smoothed(ar, batch.ar_target_BA, smoothing)
-        total = total + w.weight_nar * self._smoothed(nar, gold, smoothing)
-        total = total + w.weight_aux * self._smoothed(aux, gold, smoothing)
+        total = w.weight_ar * smoothed_loss(ar, batch.ar_target_BA, smoothing)
+        total = total + w.weight_nar * smoothed_loss(nar, gold, smoothing)
+        total = total + w.weight_aux * smoothed_loss(aux, gold, smoothing)
         index_BM1 = (batch.ar_masked_T % ar.shape[1]).view(*gold.shape, 1)
         ar_masked = ar.gather(1, index_BM1.expand(-1, -1, ar.shape[-1]))
         pairs = [(w.weight_kl_ar_nar, ar_masked, nar), (w.weight_kl_ar_aux, ar_masked, aux)]
         for weight, first, second in [*pairs, (w.weight_kl_nar_aux, nar, aux)]:
             if weight:
-                total = total + weight * _two_way_kl(first, second).sum() / gold.numel()
+                total = total + weight * two_way_kl(first, second).sum() / gold.numel()
         if w.weight_length:
             valid = torch.ones_like(batch.source_BS, dtype=torch.bool)
             logits = self.model.length_head(states, valid)
@@ -102,11 +102,13 @@ class AuthorsLikeStep:
         cross = _attend(layer.cross_attention, x, states, None)
         return layer.feed_forward(layer.residual(x, cross, layer.cross_attention_norm))
 
-    def _smoothed(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-        log_p = F.log_softmax(_single(logits), dim=-1)
-        nll = -log_p.gather(-1, target[..., None]).sum()
-        spread = -log_p.sum() / log_p.shape[-1]
-        return ((1 - smoothing) * nll + smoothing * spread) / target.numel()
+
+def smoothed_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Label-smoothed cross-entropy from whole logits, the mean over targets."""
+    log_p = F.log_softmax(_single(logits), dim=-1)
+    nll = -log_p.gather(-1, target[..., None]).sum()
+    spread = -log_p.sum() / log_p.shape[-1]
+    return ((1 - smoothing) * nll + smoothing * spread) / target.numel()
 
 
 def _visible(batch: TwoStreamBatch, rows: list[Segment], keys: list[Segment]) -> Tensor:
@@ -138,7 +140,7 @@ def _attend(attention: MultiHeadAttention, x: Tensor, keys: Tensor, mask: Tensor
     return attention.merge(out.transpose(1, 2))
 
 
-def _two_way_kl(first: Tensor, second: Tensor) -> Tensor:
+def two_way_kl(first: Tensor, second: Tensor) -> Tensor:
     """Half the sum of both directions, un-reduced, each from softmaxes of its own."""
     forward = F.kl_div(F.log_softmax(_single(first), -1), F.softmax(_single(second), -1), reduction="none")
     backward = F.kl_div(F.log_softmax(_single(second), -1), F.softmax(_single(first), -1), reduction="none")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.authors import smoothed_loss, two_way_kl
 from benchmarks.common import (
     bench_parser,
     cells,
@@ -75,16 +76,11 @@ class _Rows:
         names = ["ar", "nar", "aux"] if aux else ["ar"]
         logits = {name: F.linear(self.hidden[name], self.weight) for name in names}
         total = self.weight.new_zeros(())
-        for name in names:
-            log_p = F.log_softmax(logits[name], -1)
-            nll = -log_p.gather(-1, self.target[: len(log_p), None]).sum()
-            spread = -log_p.sum() / self.vocab
-            total = total + ((1 - _SMOOTHING) * nll + _SMOOTHING * spread) / len(log_p)
+        for z_NV in logits.values():
+            total = total + smoothed_loss(z_NV, self.target[: len(z_NV)], _SMOOTHING)
         for first, second in (("ar", "aux"), ("nar", "aux")) if aux else ():
-            z, w = logits[first][: self.masked], logits[second]
-            there = F.kl_div(F.log_softmax(z, -1), F.softmax(w, -1), reduction="none")
-            back = F.kl_div(F.log_softmax(w, -1), F.softmax(z, -1), reduction="none")
-            total = total + _KL * 0.5 * (there + back).sum() / self.masked
+            divergence = two_way_kl(logits[first][: self.masked], logits[second])
+            total = total + _KL * divergence.sum() / self.masked
         return total
 
 

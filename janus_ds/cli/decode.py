@@ -57,7 +57,6 @@ from janus_ds.evaluate.passages import (
     line_windows,
     with_targets,
 )
-from janus_ds.evaluate.systems import check_beam
 from janus_ds.model.decoding.inference import prepare_for_inference
 
 MODES = ("ar", "nar", "draft", "aux")
@@ -90,7 +89,8 @@ DECODE_OPTIONS = {
 }
 USED_BY = {
     **dict.fromkeys(("iterations", "nar_score", "threshold", "rescore"), ("nar",)),
-    **dict.fromkeys(("beam", "beam_stop", "length_penalty"), ("ar", "draft", "nar with --rescore ar")),
+    "beam": ("ar", "nar with --rescore ar"),
+    **dict.fromkeys(("beam_stop", "length_penalty"), ("ar", "draft", "nar with --rescore ar")),
     **dict.fromkeys(("temperature", "top_k", "top_p"), ("ar", "draft", "aux")),
     **dict.fromkeys(("early_stopping", "min_length", "no_repeat_ngram_size", "repetition_penalty"), ("ar",)),
     "forbid": ("ar", "draft"),
@@ -115,7 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     # --seed says which words are hidden, and how tokens are drawn.
     options["seed"] = 1 if parsed.seed is None else parsed.seed
-    check_beam(modes, parsed.beam)
     run = load_run(parsed.checkpoint, options, parsed.device)
     modes = modes or (run.config.decode.mode,)
     _check_used(parsed, modes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from janus_ds.cli.arguments import program_parser
 from janus_ds.config.packaged import tokenizer_name
@@ -126,7 +128,8 @@ def _add_pair_options(group: argparse._ArgumentGroup) -> None:
         default=default.max_ratio,
         help="leave out training pairs with a side of 10 words or more that is longer by this [%(default)s]",
     )
-    add("--keep-duplicates", action="store_true", help="train on a pair as often as it stands there")
+    keep = "train on a pair as often as it stands there"
+    add("--keep-duplicates", dest="duplicates", action="store_const", const="keep", help=keep)
 
 
 def _add_distill_options(group: argparse._ArgumentGroup) -> None:
@@ -196,22 +199,18 @@ def _block_report(report: PrepareReport) -> None:
         )
 
 
+def _given(kind: type, options: argparse.Namespace) -> dict[str, Any]:
+    """Options that are named like fields of the settings; those that are not given keep their defaults."""
+    values = {field.name: getattr(options, field.name, None) for field in fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _prepare_text(options: argparse.Namespace) -> None:
     """Blocks of text."""
     if not options.input:
         raise UsageError("no input is given", "--input", "give at least one text file or folder")
-    settings = PrepareSettings(
-        tokenizer=options.tokenizer,
-        vocab_size=options.vocab_size or PrepareSettings.vocab_size,
-        tokenizer_sample_mb=options.tokenizer_sample_mb,
-        normalization=options.normalization,
-        block_tokens=options.block_tokens,
-        valid_share=options.valid_share,
-        test_share=options.test_share,
-        rule=DocumentRule(options.format, options.document, options.field),
-        samples_per_member=options.samples_per_member,
-        members_per_shard=options.members_per_shard,
-    )
+    rule = DocumentRule(options.format, options.document, options.field)
+    settings = PrepareSettings(rule=rule, **_given(PrepareSettings, options))
     execution = Execution(processes=options.processes)
     report = prepare(options.input, options.output, settings, execution, _stages())
     if report.resumed:
@@ -235,19 +234,7 @@ def _prepare_translation(options: argparse.Namespace) -> None:
     given = {split: getattr(options, split) for split in _SPLITS}
     fields = (options.source_field, options.target_field)
     files = {s: pair_up(paths, languages, f"--{s}", fields) for s, paths in given.items() if paths}
-    settings = PairSettings(
-        languages,
-        tokenizer=options.tokenizer,
-        vocab_size=options.vocab_size or PairSettings.vocab_size,
-        tokenizer_sample_mb=options.tokenizer_sample_mb,
-        normalization=options.normalization,
-        lowercase=options.lowercase,
-        max_tokens=options.max_tokens,
-        max_ratio=options.max_ratio,
-        duplicates="keep" if options.keep_duplicates else "drop",
-        samples_per_member=options.samples_per_member,
-        members_per_shard=options.members_per_shard,
-    )
+    settings = PairSettings(languages, **_given(PairSettings, options))
     report = pairs.prepare_pairs(files, options.output, settings, options.processes, _pairs_progress())
     _split_report(report, "pairs")
 
@@ -314,13 +301,7 @@ def prepare_glge(argv: Sequence[str] | None = None) -> int:
         default.source if options.source_tokens is None else options.source_tokens,
         default.target if options.target_tokens is None else options.target_tokens,
     )
-    settings = GlgeSettings(
-        options.task,
-        options.tokenizer,
-        limits,
-        samples_per_member=options.samples_per_member,
-        members_per_shard=options.members_per_shard,
-    )
+    settings = GlgeSettings(limits=limits, **_given(GlgeSettings, options))
     report = pairs.prepare_glge(options.input, options.output, settings, options.processes, _pairs_progress())
     _split_report(report, "pairs")
     return 0

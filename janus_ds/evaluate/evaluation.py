@@ -22,13 +22,16 @@ from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
 from janus_ds.decode.search_settings import Hypothesis, ScoredTokens
 from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.evaluate.systems import check_systems, options_by_name
 from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
 from janus_ds.observe.progress import table
+
+GREEDY = "ar-greedy"
+"""AR with one beam, beside AR with the beam that was asked for."""
+MODES = ("ar", GREEDY, "nar", "draft", "aux")
 
 Progress = Callable[[str, int, int], None]
 """Called with the system, and the numbers of finished sentences and of all."""
@@ -73,8 +76,43 @@ class EvalRequest:
     inference: InferenceOptions = field(default_factory=InferenceOptions)
 
     def check(self) -> None:
-        """Refuse what cannot be, before anything is loaded."""
-        check_systems(self.modes, self.iterations, self.thresholds, self.decode)
+        """Refuse what cannot be, before anything is loaded.
+
+        Raises:
+            UsageError: a mode, a number of iterations or a threshold that does not exist.
+        """
+        for mode in (mode for mode in self.modes if mode not in MODES):
+            fix = f"use {', '.join(MODES)}, or several, as ar,nar"
+            raise UsageError(f"there is no mode {mode!r}", "--modes", fix)
+        for number in (number for number in self.iterations if number < 0):
+            fix = "give 0 or more, such as 0,1,4,10"
+            raise UsageError(f"{number} iterations cannot be made", "--iterations", fix)
+        for share in (share for share in self.thresholds if not 0 < share <= 1):
+            fix = "give shares above 0 and up to 1, such as 0.9,0.99"
+            raise UsageError(f"{share} is no probability", "--threshold", fix)
+
+    def systems(self, modes: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Fields of `DecodeConfig` by system: ar, ar-greedy, nar-0, nar-4-rescored, nar-t0.9, draft, aux, ...
+
+        Each threshold is one system, whose passes have no limit. Where AR rescores, NAR systems come with and
+        without. A beam is meant for AR where it is among the modes.
+        """
+        plain = {name: value for name, value in self.decode.items() if name != "rescore"}
+        without_beam = {name: value for name, value in plain.items() if name != "beam" or "ar" not in modes}
+        found: dict[str, dict[str, Any]] = {}
+        for mode in modes:
+            if mode == "nar":
+                ways: dict[str, dict[str, Any]] = {f"nar-{n}": {"iterations": n} for n in self.iterations}
+                ways |= {f"nar-t{share:g}": {"threshold": share} for share in self.thresholds}
+                for name, way in ways.items():
+                    found[name] = {**plain, "mode": "nar", **way}
+                    if self.decode.get("rescore") is not None:
+                        found[f"{name}-rescored"] = {**found[name], "rescore": self.decode["rescore"]}
+            elif mode == GREEDY:
+                found[mode] = {**plain, "mode": "ar", "beam": 1}
+            else:
+                found[mode] = {**(plain if mode == "ar" else without_beam), "mode": mode}
+        return found
 
     def folder(self, run: LoadedRun) -> Path:
         """Where hypotheses and scores go."""
@@ -187,8 +225,7 @@ def check_vocabulary(run: LoadedRun, data: Path) -> Manifest:
 def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
     """A generator for each way of decoding, by name: ar, nar-0, nar-1, ..."""
     request.check()
-    modes = request.modes or trained_modes(run.config.objective)
-    systems = options_by_name(modes, request.iterations, request.thresholds, request.decode)
+    systems = request.systems(request.modes or trained_modes(run.config.objective))
     return {
         name: Generator(run.model, run.text, run.special, with_decode(run.config, decode))
         for name, decode in systems.items()

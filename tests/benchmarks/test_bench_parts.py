@@ -1,4 +1,4 @@
-"""The benches of head and attention: what they write, and the counted figures among it."""
+"""The benches of head, attention, packing and saves: what they write, and the counted figures among it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attention, head
+from benchmarks import attention, head, packing, save
 from benchmarks.shapes import SHAPES, BenchShape
 
 
@@ -40,3 +40,34 @@ def test_attention_writes_all_back_ends_and_refuses_none_silently(tmp_path: Path
     options = ["--rounds", "1", "--attention-dropout", ".1", "--json", str(file)]
     assert attention.main(options) == 0
     assert set(json.loads(file.read_text())["milliseconds"]) == {"dense", "grouped"}
+
+
+def test_packed_rows_are_counted_and_padding_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, name = tmp_path / "packing.json", "like_length_pad_multiple_8"
+    options = ["--model", "quickstart", "--only", name, "--rounds", "1", "--samples", "512"]
+    assert packing.main([*options, "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert set(result["ratios"]) == {f"{name}_padded_over_packed"}
+    rows, printed = result["rows"][name], capsys.readouterr().out
+    for what in ("decoder_rows", "source"):
+        assert 0 < rows["packed"][what] < rows["padded"][what]
+        assert f"{rows['packed'][what]:,}" in printed
+
+
+def test_figures_of_saves_follow_from_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, file = tmp_path / "disk", tmp_path / "save.json"
+    folder.mkdir()
+    arguments = ["--shape", "quickstart", "--rounds", "1", "--every", "7", "--folder", str(folder)]
+    assert save.main([*arguments, "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["bytes"] == 12 * figures["parameters"]
+    assert figures["waiting_seconds"]["median"] > 0
+    assert figures["writing_seconds"]["median"] > 0
+    step = figures["waiting_seconds"]["median"] / 0.02 / 7 * 1000
+    printed = capsys.readouterr().out
+    assert f"2% of the time at train.save_every=7 is held by steps of {step:.0f} ms" in printed
+    assert not list(folder.iterdir())
+    with pytest.raises(SystemExit):
+        save.main(["--rounds", "0"])

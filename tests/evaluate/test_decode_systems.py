@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from janus_ds.errors import UsageError
-from janus_ds.evaluate.systems import check_systems, options_by_name
+from janus_ds.evaluate.evaluation import EvalRequest
 
 
 def test_names_and_options() -> None:
-    found = options_by_name(
-        ("ar", "ar-greedy", "nar", "draft", "aux"),
-        (0, 4),
-        (0.5,),
-        {"beam": 3, "rescore": "ar", "length_beam": 5},
-    )
+    decode = {"beam": 3, "rescore": "ar", "length_beam": 5}
+    request = EvalRequest(Path("run"), iterations=(0, 4), thresholds=(0.5,), decode=decode)
+    found = request.systems(("ar", "ar-greedy", "nar", "draft", "aux"))
     assert list(found) == [
         "ar",
         "ar-greedy",
@@ -41,29 +39,23 @@ def test_names_and_options() -> None:
     # A draft is greedy; the beam is AR's.
     assert found["draft"] == {"length_beam": 5, "mode": "draft"}
     assert found["aux"] == {"length_beam": 5, "mode": "aux"}
+    # Without AR it is kept, and refused with the other faults of decoding options.
+    assert request.systems(("aux",)) == {"aux": {"beam": 3, **found["aux"]}}
 
 
 @pytest.mark.parametrize(
-    ("modes", "iterations", "thresholds", "decode", "text"),
+    ("asked", "text"),
     [
-        (("ra",), (), (), {}, "no mode 'ra'"),
-        (("nar",), (-1,), (), {}, "-1 iterations"),
-        (("nar",), (1,), (1.01,), {}, "1.01 is no probability"),
-        (("nar",), (1,), (0.0,), {}, "0.0 is no probability"),
-        (("nar",), (1,), (float("nan"),), {}, "nan is no probability"),
-        (("draft",), (), (), {"beam": 5}, "the beam is 5"),
-        (("aux",), (), (), {"beam": 5}, "mode aux has no beam"),
+        ({"modes": ("ra",)}, "no mode 'ra'"),
+        ({"iterations": (-1,)}, "-1 iterations"),
+        ({"thresholds": (1.01,)}, "1.01 is no probability"),
+        ({"thresholds": (0.0,)}, "0.0 is no probability"),
+        ({"thresholds": (float("nan"),)}, "nan is no probability"),
     ],
 )
-def test_what_cannot_be(
-    modes: tuple[str, ...],
-    iterations: tuple[int, ...],
-    thresholds: tuple[float, ...],
-    decode: dict[str, Any],
-    text: str,
-) -> None:
+def test_what_cannot_be(asked: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text) as caught:
-        check_systems(modes, iterations, thresholds, decode)
+        EvalRequest(Path("run"), **asked).check()
     assert caught.value.where
     assert caught.value.fix
-    check_systems(("ar", "nar", "draft", "aux"), (0, 1), (0.5, 1.0), {"beam": 5})
+    EvalRequest(Path("run"), modes=("ar", "nar", "draft", "aux"), thresholds=(0.5, 1.0)).check()
