@@ -175,7 +175,8 @@ class _SampledRows(_AuxRows):
     def _distributions(self, decoder: RowDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """Log-probabilities, and what is drawn from."""
         logits_PV = decoder.logits(hidden_PD)
-        self.share_PV = token_shares(logits_PV, self.settings.forbidden, self.draws.sampling)
+        allowed_PV = self.allowed(logits_PV, asked)
+        self.share_PV = token_shares(allowed_PV, self.settings.forbidden, self.draws.sampling)
         index_P = torch.arange(len(logits_PV), device=logits_PV.device)
         self.index_RL = self.index_RL.index_put(asked.place_P, index_P)
         return logits_PV.double().log_softmax(1), self.share_PV

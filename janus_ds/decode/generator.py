@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from time import perf_counter, process_time
@@ -29,7 +30,7 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.decode.aux_search import aux_search
 from janus_ds.decode.beam_search import beam_search
 from janus_ds.decode.draft import DraftSearch, Payoff, draft_plan
-from janus_ds.decode.infill import Target, given_rows, parse_target
+from janus_ds.decode.infill import Target, given_rows, parse_target, word_beginnings
 from janus_ds.decode.load import check_mode, load_run
 from janus_ds.decode.mask_predict import length_candidates, mask_predict
 from janus_ds.decode.model_steps import (
@@ -328,6 +329,13 @@ class Generator:
         prefix = self.config.decode.prefix
         return search_settings(self.config, self.special, self._codec().encode(prefix) if prefix else ())
 
+    @cached_property
+    def _begins_word_V(self) -> Tensor | None:
+        if self.text is None:
+            return None
+        begins_V = word_beginnings(self.text, self.special.vocab_size)
+        return None if begins_V is None else begins_V.to(self.model.output_weight.device)
+
     @property
     def _stream(self) -> ArStream:
         return ArStream.of(self.config.objective, self.special)
@@ -347,6 +355,7 @@ class Generator:
         judged, given = decode.mode == "aux", [target for target in targets if target]
         settings = (plain_settings if judged or given else mask_predict_settings)(self.config, self.special)
         if given:
+            settings = replace(settings, begins_word_V=self._begins_word_V)
             rows = given_rows(given, settings)
             length_BC, given_RL = (x.to(memory.states_BSD.device) for x in rows)
         else:

@@ -3,7 +3,8 @@
 A blank is `___` (three underscores or more) or `<mask>`, and stands for one token, or for as many as any of
 several lengths says: each combination of lengths is one candidate of its sentence, and all are filled in the
 passes of one search (`mask_predict.py`, `aux_search.py`), which sees given tokens as settled. Blanks with
-nothing but spaces between them are filled as one.
+nothing but spaces between them are filled as one. Behind a space a blank begins with the beginning of a word,
+behind anything else with what may go on from there.
 
 Shape letters: B sentences, C candidates, R = B * C rows, L longest row.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.data.text.tokenizer import MASK_TEXT
-from janus_ds.decode.mask_predict import MaskPredictSettings
+from janus_ds.decode.mask_predict import ANY_TOKEN, BEGINS_WORD, WITHIN_WORD, MaskPredictSettings
 from janus_ds.decode.search_settings import ScoredTokens
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import ConfigError, DataError
@@ -36,13 +37,14 @@ class Target:
 
     Attributes:
         parts: the text before, between and behind blanks.
-        ids: its inner tokens, None for each blank.
-        candidates: the same with so many None for each blank as is tried, at least one.
+        ids: its inner tokens, and for each blank a number below 0: which token may be put there (`ANY_TOKEN`,
+            `BEGINS_WORD`, `WITHIN_WORD`).
+        candidates: the same with so many tokens for each blank as is tried, at least one.
     """
 
     parts: tuple[str, ...]
-    ids: tuple[int | None, ...]
-    candidates: tuple[tuple[int | None, ...], ...]
+    ids: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
 
     def text(self, item: ScoredTokens, codec: TextCodec) -> str:
         """The given text with what was found for its blanks."""
@@ -77,9 +79,10 @@ def parse_target(
     if not blanks:
         raise DataError("the target has no blank", where, f"write ___ or {MASK_TEXT} where text is wanted")
     encoded = codec.encode(re.sub(BLANK, MASK_TEXT, text))
-    ids = tuple(None if id_ == mask else id_ for id_ in encoded)
-    if ids.count(None) != blanks:
+    if encoded.count(mask) != blanks:
         raise DataError("the tokenizer does not see every blank", where, "put spaces around blanks")
+    rule = iter(_rules(text))
+    ids = tuple(next(rule) if id_ == mask else id_ for id_ in encoded)
     if len(set(lengths)) ** blanks > _MOST_CANDIDATES:
         raise DataError(
             f"{len(set(lengths))} lengths for each of {blanks} blanks are more than {_MOST_CANDIDATES} "
@@ -91,23 +94,46 @@ def parse_target(
             f"{given} tokens and {blanks} blanks are at least {least} positions; the model has {most}",
             where, "take blanks or words out of the target",
         )  # fmt: skip
-    found: dict[tuple[int | None, ...], None] = {}
+    found: dict[tuple[int, ...], None] = {}
     for counts in product(dict.fromkeys(lengths), repeat=blanks):
         count = iter(counts)
-        row = tuple(x for id_ in ids for x in ([None] * next(count) if id_ is None else [id_]))
+        row = tuple(x for id_ in ids for x in [id_, *[ANY_TOKEN] * (next(count) - 1 if id_ < 0 else 0)])
         if len(row) <= most:
             found[row] = None
     return Target(tuple(_RUN.split(text)), ids, tuple(found))
 
 
+def _rules(text: str) -> list[int]:
+    """What may be put at each blank, by the text before it; of several in a row the first alone is ruled."""
+    found = []
+    for run in _RUN.finditer(text):
+        before = text[: run.start()]
+        rule = BEGINS_WORD if before[-1:].isspace() else WITHIN_WORD if before else ANY_TOKEN
+        found += [rule, *[ANY_TOKEN] * (len(re.findall(BLANK, run.group())) - 1)]
+    return found
+
+
+def word_beginnings(codec: TextCodec, size: int) -> Tensor | None:
+    """Which of so many tokens begin a word: written behind another token, they are a space and more.
+
+    Returns:
+        bool, shape (V,); None where all do or none does, as for texts of numbers.
+    """
+    (first, *_) = codec.encode("a")
+    written = codec.decode([first])
+    behind = [codec.decode([first, id_])[len(written) :] for id_ in range(size)]
+    begins_V = torch.tensor([text[:1].isspace() and not text.isspace() for text in behind])
+    return begins_V if begins_V.any() and not begins_V.all() else None
+
+
 def given_rows(targets: Sequence[Target], settings: MaskPredictSettings) -> tuple[Tensor, Tensor]:
-    """All candidates as rows of a search: lengths (B, C) with bos and eos, and tokens (R, L), -1 at blanks.
+    """All candidates as rows of a search: lengths (B, C) with bos and eos; tokens (R, L), below 0 at blanks.
 
     A sentence with fewer candidates has some of them twice.
     """
     most = max(len(target.candidates) for target in targets)
     rows = [
-        [settings.bos, *(-1 if id_ is None else id_ for id_ in row), settings.eos]
+        [settings.bos, *row, settings.eos]
         for target in targets
         for row in target.candidates + target.candidates[:1] * (most - len(target.candidates))
     ]

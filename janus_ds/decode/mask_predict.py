@@ -38,6 +38,9 @@ from torch import Tensor
 from janus_ds.decode.search_settings import ScoredTokens
 from janus_ds.decode.watch import Pass, current_watch
 
+ANY_TOKEN, BEGINS_WORD, WITHIN_WORD = -1, -2, -3
+"""Which token is wanted at a place of a given target: any, one that begins a word, or one that does not."""
+
 _CHUNK_ROWS = 1024
 """Rows that are projected to the vocabulary at a time, so that logits take a bounded memory."""
 
@@ -72,6 +75,7 @@ class MaskPredictSettings:
         score: "paper" (mean log-probability of inner tokens) or "released" (their sum divided by the
             length with bos and eos, which count as certain).
         threshold: P, above 0 and at most 1; None: mask-predict.
+        begins_word_V: which tokens do, bool, shape (V,); None: places of given targets take any token.
     """
 
     iterations: int | None
@@ -82,6 +86,7 @@ class MaskPredictSettings:
     forbidden: tuple[int, ...] = ()
     score: str = "paper"
     threshold: float | None = None
+    begins_word_V: Tensor | None = None
 
 
 def remask_counts(inner_R: Tensor, step: int, steps: int) -> Tensor:
@@ -129,8 +134,8 @@ def mask_predict(
     Args:
         length_BC: candidate lengths, bos and eos included.
         settings: iterations and rules.
-        given_RL: tokens that stand, bos, eos and padding among them; -1 where one is wanted. None: all inner
-            ones are wanted.
+        given_RL: tokens that stand, bos, eos and padding among them; `ANY_TOKEN`, `BEGINS_WORD` or
+            `WITHIN_WORD` where one is wanted. None: all inner ones are wanted.
 
     Returns:
         For each sentence its C candidates, best first, without bos and eos; `passes` counts those passes
@@ -194,7 +199,8 @@ class TargetRows:
             given_RL = torch.full((len(length_R), len(column_L)), settings.pad, device=length_R.device)
             given_RL[:, 0] = settings.bos
             given_RL = given_RL.masked_fill(column_L == last_R1, settings.eos)
-            given_RL = given_RL.masked_fill((column_L > 0) & (column_L < last_R1), -1)
+            given_RL = given_RL.masked_fill((column_L > 0) & (column_L < last_R1), ANY_TOKEN)
+        self._wanted_RL = given_RL
         self.inner_RL = given_RL < 0
         """Places that tokens are wanted for: all inner ones, but for given ones."""
         self.inner_R = self.inner_RL.sum(1)
@@ -274,12 +280,23 @@ class TargetRows:
 
     def predict(self, decoder: RowDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """The token of each hidden row, here the likeliest, and its log-probability."""
-        parts = [
-            _best(decoder.logits(hidden_PD[start : start + _CHUNK_ROWS]), self._forbidden)
-            for start in range(0, len(hidden_PD), _CHUNK_ROWS)
-        ]
+        parts = []
+        for start in range(0, len(hidden_PD), _CHUNK_ROWS):
+            logits_XV = decoder.logits(hidden_PD[start : start + _CHUNK_ROWS])
+            allowed_XV = self.allowed(logits_XV, asked, start)
+            best_X, token_X = allowed_XV.index_fill(1, self._forbidden, -math.inf).max(dim=1)
+            parts.append((token_X, best_X - logits_XV.logsumexp(dim=1)))
         token_P, score_P = (torch.cat(part) for part in zip(*parts, strict=True))
         return token_P, score_P
+
+    def allowed(self, logits_XV: Tensor, asked: Asked, start: int = 0) -> Tensor:
+        """The logits, from position `start` on; -inf where the text before a blank rules a token out."""
+        begins_V = self.settings.begins_word_V
+        if begins_V is None or not self.infills:
+            return logits_XV
+        wanted_X1 = self._wanted_RL[asked.place_P][start : start + len(logits_XV), None]
+        wrong_XV = ((wanted_X1 == BEGINS_WORD) & ~begins_V) | ((wanted_X1 == WITHIN_WORD) & begins_V)
+        return logits_XV.masked_fill(wrong_XV, -math.inf)
 
     def mask_unsure(self, threshold: float) -> None:
         """Mask what the last pass predicted, but for each row's likeliest token and all above `threshold`."""
@@ -319,10 +336,3 @@ class TargetRows:
         ]
         groups = [found[i : i + self.candidates] for i in range(0, len(found), self.candidates)]
         return [sorted(group, key=lambda item: -item.score) for group in groups]
-
-
-def _best(logits_XV: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest allowed token of each position and its log-probability over the whole vocabulary."""
-    total_X = logits_XV.logsumexp(dim=1)
-    best_X, token_X = logits_XV.index_fill(1, forbidden, float("-inf")).max(dim=1)
-    return token_X, best_X - total_X

@@ -62,7 +62,7 @@ def traffic(
         model.embedding.weight[TOY.eos] = 0.0
         model.length_head.weight[14] += 9.0 * model.encode(*_padded(given[0])).states_BSD.mean((0, 1))
     built = tiny_generator(model, ObjectiveConfig(preset="paper"), mode=mode, **decode)
-    targets = [Target((), (7, None), ((7, None), (7, None, None)))] * len(given) if blanks else None
+    targets = [Target((), (7, -1), ((7, -1), (7, -1, -1)))] * len(given) if blanks else None
     wanted = built.generate_ids(given, targets=targets)
     on_device(model)
     with host_traffic(patch) as seen:

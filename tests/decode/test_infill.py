@@ -11,6 +11,7 @@ from janus_ds.cli.decode import main
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
 from janus_ds.decode.load import load_run, with_decode
+from janus_ds.decode.mask_predict import ANY_TOKEN, BEGINS_WORD, WITHIN_WORD
 from janus_ds.errors import ConfigError, DataError, UsageError
 from tests.decode.test_aux_search import AUX_ROWS, PAPER
 from tests.support.tiny_model import TINY, tiny_generator, tiny_model
@@ -49,7 +50,7 @@ def test_a_blank_takes_the_length_that_is_likeliest() -> None:
     model = tiny_model(TINY, 1)
     for mode in ("nar", "aux"):
         generator = tiny_generator(model, PAPER, mode=mode, beam=1)
-        rows = [(9, None, 3, None), (9, None, None, 3, None), (9, None, None, 3, None, None)]
+        rows = [(9, -1, 3, -1), (9, -1, -1, 3, -1), (9, -1, -1, 3, -1, -1)]
         alone = [
             generator.generate_ids([[7, 8, 9]], targets=[Target(("",), row, (row,))])[0][0] for row in rows
         ]
@@ -66,14 +67,35 @@ def test_a_blank_takes_the_length_that_is_likeliest() -> None:
             assert TOY.mask not in item.tokens
 
 
+@pytest.mark.parametrize(("mode", "settings"), [("nar", {}), ("aux", {}), ("aux", {"temperature": 2.0})])
+def test_a_blank_begins_as_the_text_before_it_says(
+    demo: dict[str, Generator], mode: str, settings: dict[str, float]
+) -> None:
+    """Behind a space a word begins, behind a letter it goes on, whatever the model would rather write."""
+    base = demo[mode]
+    generator = Generator(base.model, base.text, base.special, with_decode(base.config, settings))
+    decode, (first, *_) = generator._codec().decode, generator._codec().encode("a")
+    wanted = {
+        "That is a <mask>house.": [True],
+        "Th<mask> is <mask> <mask> beautif<mask> house.": [False, True, False],
+        "Hell<mask> , <mask> Tom ?": [False, True],
+        "<mask> is good.": [],
+    }
+    for target, begins in wanted.items():
+        (found,) = generator.infill(SOURCES[0], target, (2,))
+        rules = generator.target(target, (2,)).candidates[0]
+        ruled = [found.tokens[i] for i, rule in enumerate(rules) if rule in (BEGINS_WORD, WITHIN_WORD)]
+        assert [decode([first, token])[1:2] == " " for token in ruled] == begins
+
+
 @torch.no_grad()
 def test_aux_fills_blanks_as_the_training_rows_say() -> None:
     model, special = tiny_model(TINY, 2), TOY
     generator = tiny_generator(model, PAPER, mode="aux", beam=1)
-    given: tuple[int | None, ...] = (None, 12, None, None, 14, None)
+    given = (ANY_TOKEN, 12, ANY_TOKEN, ANY_TOKEN, 14, ANY_TOKEN)
     (found,) = generator.generate_ids([[7, 8, 9, 10]], targets=[Target(("",), given, (given,))])
-    written = [5 if id_ is None else id_ for id_ in given]
-    slots = [place + 1 for place, id_ in enumerate(given) if id_ is None]
+    written = [5 if id_ < 0 else id_ for id_ in given]
+    slots = [place + 1 for place, id_ in enumerate(given) if id_ < 0]
     how = Conventions(mask=special.mask, pad=special.pad, eos=special.eos, rows=AUX_ROWS)
     blocked = torch.tensor([special.bos, special.pad, special.eos, special.unk, special.mask])
     for number, slot in enumerate(slots):
