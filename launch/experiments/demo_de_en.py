@@ -100,9 +100,15 @@ def make_asset(options: argparse.Namespace) -> int:
         "driver": "launch/experiments/demo_de_en.py",
         "data": "Tatoeba sentence pairs by way of www.manythings.org/anki, CC BY 2.0 FR; see README.md",
         "pairs": counts,
-        "minutes": {name: training_minutes(options.root / name) for name in ("ar", "janus")},
-        "ar_steps": _ar_steps(options.root / "ar"),
+        "minutes": {name: training_minutes(options.root / name) for name in runs_of(options)},
     }
+    if options.start:
+        # Of the model before; its mean of checkpoints was the start.
+        record = json.loads((options.start / "run.json").read_text(encoding="utf-8"))
+        about["started_from"] = record["training"]
+        about["overrides"] = options.overrides
+    else:
+        about["ar_steps"] = _ar_steps(options.root / "ar")
     shipped = ship(options.root / "janus", options.asset, options.average, about)
     print(f"averaged steps {shipped['training']['averaged_steps']}", flush=True)
     code = score_all(options.asset, options.root, options.limit)
