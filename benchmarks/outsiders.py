@@ -67,7 +67,7 @@ def outsider_step(
         MissingDependencyError: transformers is not installed.
     """
     torch.manual_seed(1)
-    model = _torch(shape, config) if name == "torch" else _bart(name, shape, config)
+    model = TorchSeq2Seq(config, shape.vocab_size) if name == "torch" else _bart(name, shape, config)
     model = model.to(device, dtype).train()
     first = special_tokens(shape).mask + 1
     source_BS, target_BT = (
@@ -82,10 +82,6 @@ def outsider_step(
         )
 
     return forward_backward(model, loss)
-
-
-def _torch(shape: BenchShape, config: ModelConfig) -> nn.Module:
-    return TorchSeq2Seq(config, shape.vocab_size)
 
 
 def _bart(name: str, shape: BenchShape, config: ModelConfig) -> nn.Module:

@@ -20,14 +20,13 @@ from benchmarks.common import (
     choices,
     cpu_threads,
     finish,
-    forward_backward,
     measure,
     parse,
     positive,
     ratio_summary,
 )
 from benchmarks.data import pairs_run, sentence_lengths, write_split
-from benchmarks.shapes import training_step
+from benchmarks.shapes import step_job
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig, RunConfig
@@ -76,7 +75,7 @@ def bench_packing(options: argparse.Namespace) -> dict[str, Any]:
             for way, packs in (("padded", False), ("packed", True)):
                 run = pairs_run(*CASES[name], packs)
                 batch = _batch(split, run)
-                jobs[way] = _job(model, run, batch)
+                jobs[way] = step_job(model, run.objective, batch)
                 rows[name][way] = {
                     "decoder_rows": batch.row_token_BR.numel(),
                     "source": batch.source_BS.numel(),
@@ -91,11 +90,6 @@ def _batch(split: Path, run: RunConfig) -> TwoStreamBatch:
     maker = BatchMaker(split, run, _SPECIAL)
     plan = make_step_plan(maker, RankShare(0, 1, 80, 2))
     return maker.make(*plan.parts(int(plan.steps_per_epoch) // 2))["batches"][0]
-
-
-def _job(model: JanusModel, run: RunConfig, batch: TwoStreamBatch) -> Any:
-    step = training_step(model, run.objective)
-    return forward_backward(model, lambda: step(batch, batch.counts)[0])
 
 
 def _describe(result: dict[str, Any]) -> str:

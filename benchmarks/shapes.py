@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.common import forward_backward
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
 from janus_ds.data.masking.collate import Collator
@@ -70,3 +72,9 @@ def training_step(model: JanusModel, objective: ObjectiveConfig) -> TrainingStep
     """The step that training runs, in training mode, on one device."""
     head = JanusObjective(objective, model.special.vocab_size, ParallelLayers())
     return TrainingStep(model, head, objective.encoder_passes).train()
+
+
+def step_job(model: JanusModel, objective: ObjectiveConfig, batch: TwoStreamBatch) -> Callable[[], None]:
+    """A job: forward and backward of that step."""
+    step = training_step(model, objective)
+    return forward_backward(model, lambda: step(batch, batch.counts)[0])

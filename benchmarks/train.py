@@ -29,7 +29,7 @@ from benchmarks.common import (
     summary,
 )
 from benchmarks.outsiders import OUTSIDERS, outsider_step
-from benchmarks.shapes import SHAPES, BenchShape, make_batch, special_tokens, training_step
+from benchmarks.shapes import SHAPES, BenchShape, make_batch, special_tokens, step_job
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
@@ -126,8 +126,7 @@ def _steps(
             steps[name] = forward_backward(model, lambda: authors(batch))
         else:
             rows[name] = batch.row_token_BR.numel()
-            step = training_step(model, run.objective)
-            steps[name] = forward_backward(model, lambda: step(batch, batch.counts)[0])
+            steps[name] = step_job(model, run.objective, batch)
 
     for name, run in runs.items():
         add(name, run)

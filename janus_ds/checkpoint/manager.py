@@ -228,12 +228,9 @@ class CheckpointManager:
     def _prune(self) -> None:
         published = {step_of(folder) or 0: folder for folder in self._published()}
         for step in self._policy.outdated(list(published)):
-            self._remove(published[step])
-
-    def _remove(self, folder: Path) -> None:
-        doomed = folder.with_name(f"{_REMOVING}{folder.name}")
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+            doomed = self._root / f"{_REMOVING}{published[step].name}"
+            published[step].rename(doomed)
+            shutil.rmtree(doomed)
 
     def _clean(self) -> None:
         """Remove what a killed or failed save or removal left behind."""

@@ -45,9 +45,6 @@ def publish(working: Path, final: Path, before: Path) -> None:
         working: the folder, beside `final`; gets its manifest here.
         final: its name from now on.
         before: where a folder that has this name now goes, until the new one is in its place.
-
-    Raises:
-        OSError: full disk or missing permission.
     """
     sync_tree(working)
     write_manifest(working)

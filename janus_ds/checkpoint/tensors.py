@@ -54,9 +54,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Layout: 8 bytes with the length of the header, the header in JSON (type, shape and place of each
     tensor), then the tensors' bytes one after the other. They go to a new file that then takes the name:
     tensors that were read from the old one lie in its memory map, and cutting it would end the process.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
     """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -99,11 +99,6 @@ def from_fairseq(
         folder: the run folder to make; it appears whole or not at all.
         text: a `dict.txt` or a tokenizer folder; None: the run decodes token ids.
         heads: attention heads, for files that do not tell.
-
-    Raises:
-        CheckpointError: the file is damaged or of another kind of model.
-        DataError: the tokenizer is not the model's.
-        UsageError: the folder is not empty.
     """
     refuse_run(folder)
     symbols = load_tokenizer(text).special.vocab_size if text is not None and text.is_dir() else None

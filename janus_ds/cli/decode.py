@@ -124,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     generators = {mode: _generator(run, text, mode, parsed) for mode in modes}
     targets = _targets(parsed, list(generators.values()))
     long = LongInputs(run.config.model.max_source_positions, parsed.on_long)
-    progress = DecodeProgress(parsed.progress_seconds, parsed.output is not None or not _on_terminal())
+    on_terminal = parsed.output is None and sys.stdout is not None and sys.stdout.isatty()
+    progress = DecodeProgress(parsed.progress_seconds, not on_terminal)
     output = Output(parsed.output)
     try:
         for passages in _windows(parsed, run, text):
@@ -298,10 +299,6 @@ def _check(parsed: argparse.Namespace) -> None:
 def _no_input(name: str) -> bool:
     """Whether nothing waits to be decoded: no file is named and nobody has put anything into the pipe."""
     return name == "-" and (sys.stdin is None or sys.stdin.isatty() or not sys.stdin.buffer.peek(1))  # type: ignore[union-attr]
-
-
-def _on_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:

@@ -37,11 +37,6 @@ def from_hf(path: Path, folder: Path) -> ConversionReport:
 
     Args:
         folder: the run folder to make; it appears whole or not at all.
-
-    Raises:
-        CheckpointError: files are missing, damaged, of another kind of model, or do not belong together.
-        DataError: the tokenizer is damaged or of another kind.
-        UsageError: the folder is not empty.
     """
     refuse_run(folder)
     tokenizer = read_hf_tokenizer(path)
@@ -65,10 +60,6 @@ def to_hf(run: Path, folder: Path, bart: bool = False, licence: str | None = Non
     Args:
         folder: the folder to make; it appears whole or not at all.
         bart: make a `BartForConditionalGeneration` of any run, which loses what BART does not have.
-
-    Raises:
-        CheckpointError: the run cannot be read, or a BART is wanted and its shape is none.
-        UsageError: the folder is not empty.
     """
     _refuse_full(folder, CONFIG_FILE, "a model")
     loaded = load_run(run)

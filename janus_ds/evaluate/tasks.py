@@ -42,14 +42,7 @@ NMT_COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetiti
 
 
 def evaluate(request: EvalRequest, progress: Progress | None = None) -> list[SystemResult]:
-    """Translate, score, measure and write.
-
-    Raises:
-        UsageError: a mode or a number of iterations that cannot be.
-        CheckpointError: no such run, too few checkpoints to average, another vocabulary than the data's.
-        ConfigError: a mode that was not trained.
-        DataError: the split's text is missing.
-    """
+    """Translate, score, measure and write."""
     request.check()
     run = load_checkpoint(request)
     baseline = read_lines(request.baseline) if request.baseline else None
@@ -102,13 +95,6 @@ def evaluate_glge(
 
     Returns:
         One result for each way of decoding, the latency, and the folder of the weights.
-
-    Raises:
-        UsageError: a mode or a number of iterations that cannot be, or data of another task.
-        CheckpointError: no such run, too few checkpoints to average, another vocabulary than the data's.
-        ConfigError: a mode that was not trained.
-        DataError: the split's text is missing.
-        MissingDependencyError: METEOR's program failed.
     """
     request = replace(request, latency_sentences=0)
     request.check()

@@ -228,10 +228,6 @@ def task_named(name: str) -> Task:
 def score_task(task: Task, texts: TaskTexts, split: str, meteor: Meteor) -> Scores:
     """Score the predictions of one task as its official script does, in percent; only question generation
     asks for METEOR.
-
-    Raises:
-        DataError: the files do not have the same number of lines.
-        MissingDependencyError: METEOR's program failed.
     """
     check_same_length(texts.predictions, texts.references)
     if texts.sources is not None:

@@ -145,9 +145,6 @@ def score_translations(
     Args:
         tokens: what the model generated, for the repetition ratio; None: the words of the lines as they
             stand, which are BPE's pieces if the lines have them.
-
-    Raises:
-        DataError: the two do not have the same number of lines.
     """
     check_same_length(hypotheses, references)
     scores = Scores("nmt", split, len(hypotheses.lines))
@@ -208,9 +205,6 @@ def compare_translations(hypotheses: TextLines, references: TextLines, baseline:
         For each compared metric `score` and `baseline` (0 to 100), `p_moses` (share of samples, about half of
         what approximate randomisation gives), `p_sacrebleu` ((count + 1) / (samples + 1)), and intervals:
         mean of the samples and half the width of their central 95 %.
-
-    Raises:
-        DataError: the files do not have the same number of lines.
     """
     check_same_length(hypotheses, references)
     check_same_length(baseline, references)

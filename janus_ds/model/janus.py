@@ -79,9 +79,6 @@ class JanusModel(nn.Module):
         Args:
             encoder_passes: dropout draws of the encoder in training. With 2, AR rows attend to the first
                 draw, all other rows and the length head to the second. In evaluation the encoder runs once.
-
-        Raises:
-            DataError: a source or target longer than the position table.
         """
         self._check_lengths(batch)
         source_BSD, rows_BRD = self._embed_together(batch.source_BS, batch.row_token_BR)

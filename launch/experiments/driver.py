@@ -44,7 +44,12 @@ def experiment_parser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--root", type=_absolute, default=f"runs/{root}", help="where runs lie [%(default)s]")
+    add(
+        "--root",
+        type=lambda text: Path(text).resolve(),
+        default=f"runs/{root}",
+        help="where runs lie [%(default)s]",
+    )
     add("--limit", type=int, default=0, help="test sentences, for a trial; 0: all")
     add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
     if runs:
@@ -53,10 +58,6 @@ def experiment_parser(
         add("--only", default=",".join(runs), help="runs, with what they start from [%(default)s]")
         add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time [%(default)s]")
     return parser
-
-
-def _absolute(text: str) -> Path:
-    return Path(text).resolve()
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ SAMPLES = (0, 400, 1200)
 
 def runs_of(options: argparse.Namespace) -> dict[str, Run]:
     """The runs that are asked for."""
-    lines = options.limit or _test_lines(options.root)
+    counts = options.root / "text" / "counts.json"
+    lines = options.limit or json.loads(counts.read_text(encoding="utf-8"))["test"]
     return {name: _run(options, name, lines) for name in options.only}
 
 
@@ -110,10 +111,6 @@ def _run(options: argparse.Namespace, name: str, lines: int) -> Run:
         *("--latency-samples", options.latency),
     )
     return Run(train, steps, run.start, evaluate, lines)
-
-
-def _test_lines(root: Path) -> int:
-    return int(json.loads((root / "text" / "counts.json").read_text(encoding="utf-8"))["test"])
 
 
 def report(options: argparse.Namespace) -> None:

@@ -206,10 +206,6 @@ def prepare_bundled_corpus(
 
     Returns:
         The data directory.
-
-    Raises:
-        DataError: `output` holds something else.
-        ResourceError: full disk or missing permission.
     """
     words = load_tokenizer(tokenizer).fingerprint[:8] if tokenizer else str(vocab_size)
     target = output or Path("runs", "data", f"novels-{block_tokens}-{words}")

@@ -143,11 +143,7 @@ class SplitIndex:
 
     @classmethod
     def load(cls, split_dir: Path) -> SplitIndex:
-        """Read `split_dir/index.json`.
-
-        Raises:
-            DataError: the file is missing, cut, changed, or of a newer format version.
-        """
+        """Read `split_dir/index.json`."""
         return _load(split_dir / INDEX_NAME, cls)
 
 
@@ -185,11 +181,7 @@ class Manifest:
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:
-        """Read `directory/manifest.json`.
-
-        Raises:
-            DataError: the directory or the file is missing, cut, changed, or of a newer version.
-        """
+        """Read `directory/manifest.json`."""
         return _load(directory / MANIFEST_NAME, cls)
 
 

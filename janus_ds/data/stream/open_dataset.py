@@ -94,9 +94,6 @@ def open_data(location: str, data: DataConfig) -> DataPlace:
     Args:
         location: as `data.path` gives it.
         data: cache and patience; other fields do not matter.
-
-    Raises:
-        DataError: a directory is missing or damaged, or several do not belong together.
     """
     sources = tuple(_open_one(found.location, found.weight, data) for found in parse_locations(location))
     for source in sources:

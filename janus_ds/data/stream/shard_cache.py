@@ -65,10 +65,6 @@ class ShardCache:
             sha256: of the shard.
             size: its bytes.
             download: brings it into a file that may hold its beginning already.
-
-        Raises:
-            ResourceError: it does not fit into the cache, or the disk is full.
-            DataError: as `download` raises it.
         """
         while True:
             descriptor = self._open_whole(self._whole(sha256), size)

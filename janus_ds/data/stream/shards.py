@@ -210,21 +210,12 @@ class ShardReader:
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def read_member(self, shard: int, member: int) -> dict[str, Ragged]:
-        """The samples of member number `member` within shard number `shard`, checksums verified.
-
-        Raises:
-            DamagedDataError: the shard is missing, cut, swapped or changed; names shard and member.
-            DataError: it cannot be fetched, or opened (rights, too many open files).
-        """
+        """The samples of member number `member` within shard number `shard`, checksums verified."""
         entry = self._index.shards[shard].members[member]
         return self._use(shard, member, lambda read, where: unpack_member(entry, self._index, read, where))
 
     def read_lengths(self, shard: int, member: int) -> dict[str, _Ints]:
-        """Tokens of each sample of a member by stream, from its offsets alone.
-
-        Raises:
-            DataError: as from :meth:`read_member`.
-        """
+        """Tokens of each sample of a member by stream, from its offsets alone."""
         entry = self._index.shards[shard].members[member]
         streams = self._index.streams
         return self._use(
@@ -318,9 +309,6 @@ def raw_samples(stream: io.RawIOBase, wanted: Callable[[str], bool]) -> Iterator
 
     Returns:
         Of each sample, the bytes of its files by extension, and "__key__".
-
-    Raises:
-        tarfile.TarError, ValueError: the tar is damaged, or a file comes twice.
     """
     from webdataset import WebDataset
     from webdataset.gopen import gopen_schemes

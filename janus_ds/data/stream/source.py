@@ -213,12 +213,7 @@ class SampleSource:
         return int(self._size.sum())
 
     def read(self, ids: ArrayLike) -> dict[str, Ragged]:
-        """The samples with these numbers, in this order, by stream; values in the type on disk.
-
-        Raises:
-            DataError: a shard is missing, cut, swapped or changed; names shard and member.
-            IndexError: a number that no sample has.
-        """
+        """The samples with these numbers, in this order, by stream; values in the type on disk."""
         member, inside = self._locate(np.atleast_1d(np.asarray(ids, dtype=np.int64)))
         touched, first = np.unique(member, return_index=True)
         parts: dict[str, list[Ragged]] = {stream: [] for stream in self.streams}
@@ -241,9 +236,6 @@ class SampleSource:
         """These numbers, those in damaged members replaced by numbers in whole ones of the same source.
 
         The replacement depends on the number and the damage alone: every rank makes the same.
-
-        Raises:
-            DataError: more damage than `max_damage`; or a shard cannot be fetched.
         """
         wanted = np.array(ids, dtype=np.int64)
         member, inside = self._locate(wanted)

@@ -90,9 +90,6 @@ def verify_dataset(
 
     Returns:
         The report; damage is in its `faults`, not raised.
-
-    Raises:
-        DataError: the directory does not exist, or its manifest cannot be used at all.
     """
     report = VerifyReport()
     manifest = Manifest.load(directory)

@@ -44,9 +44,6 @@ def load_fairseq(
 
     Returns:
         the model's shape, its special symbols, the weights under our names, and a report.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, wants code to be run, or holds another kind of model.
     """
     with unknown_forms(str(path)):
         return _convert(Path(path), heads, vocab_size)

@@ -59,10 +59,6 @@ def load_hf_bart(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
     Args:
         folder: with `config.json` and weights (`model.safetensors` or `pytorch_model.bin`, also in shards).
         tokenizer: special symbols and size of the folder's tokenizer; None: ids come from `config.json`.
-
-    Raises:
-        CheckpointError: files are missing or damaged, the model is no BART, config and weights disagree,
-            or the tokenizer has more symbols than the embedding table.
     """
     with unknown_forms(str(folder / CONFIG_FILE)):
         return _convert(folder, tokenizer)

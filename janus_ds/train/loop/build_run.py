@@ -145,12 +145,7 @@ def build_run(
     topology: Topology,
     stages: Sequence[Stage] = (),
 ) -> Run:
-    """Look at the data, and say what must not change between two starts.
-
-    Raises:
-        DataError: missing or damaged data.
-        ConfigError: data for another task.
-    """
+    """Look at the data, and say what must not change between two starts."""
     place = open_data(config.data.path or "", config.data)
     apart = config.data.valid_path
     valid = place.split("valid") if apart is None else (open_split(apart, config.data),)

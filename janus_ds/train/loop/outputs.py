@@ -207,6 +207,7 @@ def announce_start(run: Run, topology: Topology, step: int) -> None:
     epochs = "" if by_tokens else f" ({train.max_steps * train.global_batch / size:.1f} epochs)"
     threads = f", threads {torch.get_num_threads()}" if topology.device.type == "cpu" else ""
     place = public_location(data.path or "")
+    both = f" = {topology.data_size} data-parallel x {topology.tensor_size} tensor-parallel"
     rows = [
         (
             "model",
@@ -217,7 +218,10 @@ def announce_start(run: Run, topology: Topology, step: int) -> None:
         ("data", f"{place}: {size:,} samples to train on, {held_out:,} held out"),
         ("steps", f"{train.max_steps:,}{epochs}" + (f", going on from {step:,}" if step else "")),
         ("batch", f"{batch} = {spread}"),
-        ("ranks", f"{topology.world_size}" + _parallel(topology) + f" on {topology.device.type}{threads}"),
+        (
+            "ranks",
+            f"{topology.world_size}{both * (topology.tensor_size > 1)} on {topology.device.type}{threads}",
+        ),
         ("engine", f"{execution.precision}, ZeRO {execution.zero_stage}" + ", offload" * execution.offload),
         ("folder", f"{run.folder}"),
     ]
@@ -243,12 +247,6 @@ def announce_end(run: Run, topology: Topology, step: int, meters: Meters) -> Non
         ("", f"janus-ds report {folder}"),
     ]
     _say(f"complete after step {step:,}", rows)
-
-
-def _parallel(topology: Topology) -> str:
-    if topology.tensor_size == 1:
-        return ""
-    return f" = {topology.data_size} data-parallel x {topology.tensor_size} tensor-parallel"
 
 
 def _say(title: str, rows: Sequence[tuple[str, str]]) -> None:

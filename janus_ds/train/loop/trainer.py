@@ -90,13 +90,7 @@ class Trainer:
         self._reporter = Reporter(self._config, parts.run, parts.vocab_size, parts.engine, step, meters)
 
     def fit(self, data: Iterator[StepData]) -> Outcome:
-        """Train to the end, or until asked to stop.
-
-        Raises:
-            TrainingError: too many steps in a row were not finite.
-            DataError: damaged data, on all ranks.
-            ResourceError: the last checkpoint, or several in a row, could not be written; on all ranks.
-        """
+        """Train to the end, or until asked to stop."""
         watchdog = self._parts.watchdog
         try:
             if not self._validate_again():
@@ -274,8 +268,12 @@ class Trainer:
             self._saved = self.step
 
     def _enter_saving(self) -> None:
-        root = self._parts.run / "checkpoints"
-        probe = (lambda: _bytes_of_saves(root)) if self._engine.topology.is_main else None
+        def written() -> int:
+            """Bytes of the checkpoint that is being written; they grow while that goes on."""
+            files = (self._parts.run / "checkpoints").glob(".saving-*/*")
+            return sum(path.stat().st_size for path in files)
+
+        probe = written if self._engine.topology.is_main else None
         self._parts.watchdog.enter(f"saving after step {self.step}", slow=True, probe=probe)
 
 
@@ -294,11 +292,6 @@ def learning_rate(config: OptimConfig, max_steps: int, step: int) -> float:
     if config.schedule == "polynomial":
         return config.lr * max(max_steps - step, 0) / max(max_steps - warmup, 1)
     return config.lr
-
-
-def _bytes_of_saves(root: Path) -> int:
-    """Bytes of the checkpoint that is being written; they grow while that goes on."""
-    return sum(path.stat().st_size for path in root.glob(".saving-*/*"))
 
 
 def _fetch(data: Iterator[StepData]) -> tuple[Any, JanusError | None]:
