@@ -162,7 +162,7 @@ class TwoStreamBatch:
         return self._with(moved)
 
     def pin_memory(self) -> TwoStreamBatch:
-        """The same batch in page-locked memory (called by the data loader on CUDA machines)."""
+        """The same batch in page-locked memory."""
         return self._with({name: value.pin_memory() for name, value in self.tensors()})
 
     def _with(self, tensors: dict[str, Tensor]) -> TwoStreamBatch:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from janus_ds.batch import SpecialTokens
+from janus_ds.data.text.word_tokenizer import FIRST_WORDS, MASK_WORD, Words
 from janus_ds.errors import DataError
 
 DICT_NAME = "dict.txt"
-_FIRST_WORDS = ("<s>", "<pad>", "</s>", "<unk>")
-_MASK_WORD = "<mask>"
-_JOIN = "@@ "
 _OVERWRITE = " #fairseq:overwrite"
 
 
@@ -131,7 +129,7 @@ class IdText:
         Raises:
             DataError: something is no number, or no id of the vocabulary.
         """
-        size, text = self._special.vocab_size, text.replace(_MASK_WORD, f" {self._special.mask} ")
+        size, text = self._special.vocab_size, text.replace(MASK_WORD, f" {self._special.mask} ")
         for word in text.split():
             if not word.isascii() or not word.isdigit() or int(word) >= size:
                 raise DataError(
@@ -144,11 +142,10 @@ class IdText:
         return " ".join(str(id_) for id_ in ids)
 
 
-class FairseqWords:
-    """Words between spaces, numbered by fairseq's `dict.txt`: for text that BPE has cut already.
+class FairseqWords(Words):
+    """Words of fairseq's `dict.txt`: for text that BPE has cut already.
 
-    fairseq puts four special symbols first and, for BART, a mask behind the last word. In decoded text
-    the "@@ " of subword-nmt is joined again.
+    fairseq puts four special symbols first and, for BART, a mask behind the last word.
 
     Args:
         path: the `dict.txt`, one "word count" a line.
@@ -158,29 +155,17 @@ class FairseqWords:
     """
 
     def __init__(self, path: Path, special: SpecialTokens) -> None:
-        words = [*_FIRST_WORDS, *_read_words(path)]
+        words = [*FIRST_WORDS, *_read_words(path)]
         self.fingerprint = hashlib.sha256("\n".join(words).encode()).hexdigest()
         if special.vocab_size == len(words) + 1:
-            words.append(_MASK_WORD)
+            words.append(MASK_WORD)
         if special.vocab_size != len(words):
             raise DataError(
                 f"the dictionary has {len(words)} symbols, the model {special.vocab_size}",
                 str(path),
                 "give the dict.txt that the model was trained with",
             )
-        self.words = words
-        self._ids = {word: id_ for id_, word in enumerate(words)} | {_MASK_WORD: special.mask}
-        self.special = special
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of the words; unknown words become unk."""
-        return [self._ids.get(word, self.special.unk) for word in text.split()]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Words with spaces between them; bos, eos and pad are dropped."""
-        dropped = (self.special.bos, self.special.eos, self.special.pad)
-        text = " ".join(self.words[id_] for id_ in ids if id_ not in dropped)
-        return f"{text} ".replace(_JOIN, "").rstrip()
+        super().__init__(words, special)
 
 
 def _read_words(path: Path) -> list[str]:

@@ -21,7 +21,7 @@ from janus_ds.config.load import load_run_config, to_dict
 from janus_ds.config.packaged import DEMO, DENOISER, model_path, packaged_folder
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
-from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.errors import CheckpointError
 from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
 
@@ -103,13 +103,6 @@ def test_the_name_demo_means_the_shipped_folder(
     # A folder of that name comes first, as any path does.
     ship(run, tmp_path / "demo", 1, {})
     assert load_run("demo").folder == Path("demo")
-
-
-def test_one_model_must_be_named() -> None:
-    with pytest.raises(UsageError, match="no model is named"):
-        decode.main([])
-    with pytest.raises(UsageError, match="two models are named"):
-        decode.main(["--demo", "--checkpoint", "runs/x"])
 
 
 needs_asset = pytest.mark.skipif(

@@ -59,12 +59,3 @@ def test_killed_preparations_go_on_and_end_in_the_same_bytes(tmp_path):
         assert "went on with an interrupted preparation" in last.stdout
         assert "MB/s" in last.stdout
     assert content(output) == content(tmp_path / "whole")
-
-
-def test_faults_are_told_in_words_with_an_exit_code(tmp_path):
-    (tmp_path / "latin.txt").write_bytes(b"Caf\xe9 au lait.\n")
-    failed = python(PROGRAM, "--input", tmp_path / "latin.txt", "--output", tmp_path / "out")
-    assert failed.returncode == 4
-    assert failed.stderr.startswith("error: the text is not UTF-8: byte 0xe9")
-    assert "line 1, byte 3" in failed.stderr
-    assert "Traceback" not in failed.stderr

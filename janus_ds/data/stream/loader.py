@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -50,54 +50,35 @@ class StepData:
 
 
 @dataclass(frozen=True)
-class _Header:
-    """What is left of a batch without its tensors."""
-
-    layout: RowLayout
-    counts: BatchCounts
-    draws: int
-    shapes: dict[str, torch.Size]
-
-
-@dataclass(frozen=True)
 class PackedStep:
-    """A step as one flat array, of which the trainer's batches are views.
+    """A step whose tensors are arrays, as it passes through the worker's pipe.
 
-    It passes through the worker's pipe. Tensors would pass through shared memory: one file descriptor each,
-    and a socket in a temporary folder (pymp-*), which stays when the worker is killed.
+    Tensors would pass through shared memory: one file descriptor each, and a socket in a temporary folder
+    (pymp-*), which stays when the worker is killed.
     """
 
     step: int
-    headers: list[_Header]
-    values: NDArray[np.int64]
+    batches: list[tuple[RowLayout, BatchCounts, int, dict[str, NDArray[np.int64]]]]
     damage: tuple[Damage, ...] = ()
 
     @classmethod
     def pack(cls, data: StepData) -> PackedStep:
-        """All tensors of the step, one after the other."""
-        headers: list[_Header] = []
-        parts: list[Tensor] = []
-        for batch in data.batches:
-            tensors = dict(batch.tensors())
-            shapes = {name: value.shape for name, value in tensors.items()}
-            headers.append(_Header(batch.layout, batch.counts, batch.draws, shapes))
-            parts.extend(value.reshape(-1) for value in tensors.values())
-        return cls(data.step, headers, torch.cat(parts).numpy(), data.damage)
+        """The step as arrays."""
+        batches = [
+            (batch.layout, batch.counts, batch.draws, {name: x.numpy() for name, x in batch.tensors()})
+            for batch in data.batches
+        ]
+        return cls(data.step, batches, data.damage)
 
-    def unpack(self) -> StepData:
-        """The step again; its tensors share the flat array's memory."""
-        batches, position, values = [], 0, torch.from_numpy(self.values)
-        for header in self.headers:
-            fields = {}
-            for name, shape in header.shapes.items():
-                fields[name] = values[position : position + shape.numel()].view(shape)
-                position += shape.numel()
-            batches.append(TwoStreamBatch(header.layout, header.counts, **fields, draws=header.draws))
-        return StepData.of(self.step, batches, self.damage)
-
-    def pin_memory(self) -> PackedStep:
-        """The same in page-locked memory."""
-        return replace(self, values=torch.from_numpy(self.values).pin_memory().numpy())
+    def unpack(self, pin: bool = False) -> StepData:
+        """The step again, on the arrays' memory; with `pin`, in page-locked memory."""
+        batches = [
+            TwoStreamBatch(
+                layout, counts, **{name: torch.from_numpy(x) for name, x in arrays.items()}, draws=draws
+            )
+            for layout, counts, draws, arrays in self.batches
+        ]
+        return StepData.of(self.step, [b.pin_memory() if pin else b for b in batches], self.damage)
 
 
 VALIDATION_EPOCH = 2**31 - 1
@@ -159,7 +140,7 @@ class StepLoader:
                 for step in self._range:
                     packed = _expected(step, next(arriving, None))
                     # Not by the data loader: its thread for this waits for ever for a worker that was killed.
-                    yield (packed.pin_memory() if self._pin else packed).unpack()
+                    yield packed.unpack(self._pin)
             finally:
                 atexit.unregister(shutdown)
                 shutdown()

@@ -12,41 +12,22 @@ from janus_ds.io import disk_faults, fingerprint_of, write_atomic
 
 WORDS_NAME = "words.txt"
 
-_SPECIAL_WORDS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+FIRST_WORDS, MASK_WORD = ("<s>", "<pad>", "</s>", "<unk>"), "<mask>"
+_SPECIAL_WORDS = (*FIRST_WORDS, MASK_WORD)
 
 _JOIN = "@@ "
 
 _MOST_WORDS = 100_000
 
 
-class WordTokenizer:
-    """Words between spaces, numbered by a list; bos 0, pad 1, eos 2, unk 3, mask 4 come first.
-
-    Args:
-        data: bytes of `words.txt`, one word a line, special symbols included.
-
-    Raises:
-        DataError: the list is damaged.
-    """
+class Words:
+    """Words between spaces, numbered by a list, special symbols included."""
 
     joiner = ""
 
-    def __init__(self, data: bytes, where: str = WORDS_NAME) -> None:
-        try:
-            words = data.decode("utf-8").split("\n")[:-1]
-        except UnicodeDecodeError:
-            words = []
-        if tuple(words[:5]) != _SPECIAL_WORDS or len(set(words)) != len(words):
-            raise DataError(
-                "this is not a list of different words that begins with the special symbols",
-                where,
-                "copy the file again, or prepare the data again",
-            )
-        self._data = data
-        self.words = words
-        self._ids = {word: number for number, word in enumerate(words)}
-        self.fingerprint = fingerprint_of(b"words", data)
-        self.special = SpecialTokens(0, 1, 2, 3, 4, vocab_size=len(words))
+    def __init__(self, words: list[str], special: SpecialTokens) -> None:
+        self.words, self.special = words, special
+        self._ids = {word: number for number, word in enumerate(words)} | {MASK_WORD: special.mask}
 
     def encode(self, text: str) -> list[int]:
         """Ids of the words without bos and eos; unknown words become unk."""
@@ -61,6 +42,32 @@ class WordTokenizer:
         dropped = (self.special.bos, self.special.pad, self.special.eos)
         text = " ".join(self.words[int(id_)] for id_ in ids if int(id_) not in dropped)
         return f"{text} ".replace(_JOIN, "").rstrip()
+
+
+class WordTokenizer(Words):
+    """Words of a list that begins with bos 0, pad 1, eos 2, unk 3, mask 4.
+
+    Args:
+        data: bytes of `words.txt`, one word a line, special symbols included.
+
+    Raises:
+        DataError: the list is damaged.
+    """
+
+    def __init__(self, data: bytes, where: str = WORDS_NAME) -> None:
+        try:
+            words = data.decode("utf-8").split("\n")[:-1]
+        except UnicodeDecodeError:
+            words = []
+        if tuple(words[:5]) != _SPECIAL_WORDS or len(set(words)) != len(words):
+            raise DataError(
+                "this is not a list of different words that begins with the special symbols",
+                where,
+                "copy the file again, or prepare the data again",
+            )
+        super().__init__(words, SpecialTokens(0, 1, 2, 3, 4, vocab_size=len(words)))
+        self._data = data
+        self.fingerprint = fingerprint_of(b"words", data)
 
     def save(self, directory: Path) -> None:
         """Write `words.txt`."""

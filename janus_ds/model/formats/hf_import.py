@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
+from janus_ds.config.fields import shown
 from janus_ds.config.schema import DecodeConfig, ModelConfig
 from janus_ds.errors import CheckpointError
 from janus_ds.model.decoding.symbols import ANY
@@ -34,8 +36,14 @@ _HEAD = "lm_head"
 _COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", f"{_HEAD}.weight")
 """Where the tied embedding table stands once more in some files."""
 _OTHER_KIND = "convert a BART (model_type bart); other models have no counterpart here"
-_WHOLES = ("vocab_size", "d_model", "max_position_embeddings", "encoder_layers", "decoder_layers")
-_PAIRED = {"ffn_dim": "ffn_dim", "attention_heads": "heads"}
+_SIZES = {
+    **{name: name for name in ("d_model", "encoder_layers", "decoder_layers")},
+    **{"ffn_dim": "encoder_ffn_dim", "heads": "encoder_attention_heads"},
+    **{f"max_{side}_positions": "max_position_embeddings" for side in ("source", "target")},
+}
+"""Fields of ours that must be given, and theirs."""
+_RATES = {"dropout": 0.1, "attention_dropout": 0.0, "activation_dropout": 0.0, "init_std": 0.02}
+"""What is taken where they are not given."""
 _LAST_NORMS = tuple(f"model.{side}.layer_norm.weight" for side in ("encoder", "decoder"))
 _UNSUPPORTED = ("normalize_before", "add_final_layer_norm", "static_position_embeddings", "add_bias_logits")
 
@@ -118,58 +126,29 @@ def _refuse_pre_norm(state: Mapping[str, Tensor], where: str) -> None:
 
 
 def _shape(settings: dict[str, Any], where: str) -> ModelConfig:
-    paired = [f"{side}_{name}" for name in _PAIRED for side in ("encoder", "decoder")]
-    wrong = [n for n in (*_WHOLES, *paired) if not isinstance(settings.get(n), int) or settings[n] <= 0]
-    if wrong:
-        raise CheckpointError(
-            f"{', '.join(wrong)}: not given as whole numbers above 0", where, "copy the file again"
-        )
-    for name in _PAIRED:
-        sides = [settings[f"{side}_{name}"] for side in ("encoder", "decoder")]
+    for name in ("ffn_dim", "attention_heads"):
+        sides = [settings.get(f"{side}_{name}") for side in ("encoder", "decoder")]
         if sides[0] != sides[1]:
             raise CheckpointError(
                 f"encoder_{name} is {sides[0]}, decoder_{name} {sides[1]}",
                 where,
                 "only models with equal numbers can be converted",
             )
-    activation = settings.get("activation_function", "gelu")
-    if activation not in ("gelu", "relu"):
+    given: dict[str, Any] = {ours: settings.get(theirs) for ours, theirs in _SIZES.items()}
+    given |= {name: settings.get(name, default) for name, default in _RATES.items()}
+    given["activation"] = settings.get("activation_function", "gelu")
+    given["scale_embedding"] = bool(settings.get("scale_embedding", False))
+    try:
+        model = ModelConfig(layernorm_embedding=True, **given)
+    except ValidationError as error:
+        items = error.errors(include_url=False)
+        faults = "; ".join(f"{item['loc'][0]} is {shown(item['input'])}: {item['msg']}" for item in items)
+        raise CheckpointError(f"the settings are no BART's ({faults})", where, _OTHER_KIND) from None
+    if model.d_model % model.heads:
         raise CheckpointError(
-            f"the activation {activation!r} is not known", where, "convert gelu or relu models"
+            f"{model.heads} heads do not divide d_model {model.d_model}", where, "copy the file again"
         )
-    if settings["d_model"] % settings["encoder_attention_heads"]:
-        raise CheckpointError(
-            f"{settings['encoder_attention_heads']} heads do not divide d_model {settings['d_model']}",
-            where,
-            "copy the file again",
-        )
-    return ModelConfig(
-        d_model=settings["d_model"],
-        encoder_layers=settings["encoder_layers"],
-        decoder_layers=settings["decoder_layers"],
-        **{ours: settings[f"encoder_{theirs}"] for theirs, ours in _PAIRED.items()},
-        activation=activation,
-        max_source_positions=settings["max_position_embeddings"],
-        max_target_positions=settings["max_position_embeddings"],
-        layernorm_embedding=True,
-        scale_embedding=bool(settings.get("scale_embedding", False)),
-        dropout=_rate(settings, "dropout", 0.1, where),
-        attention_dropout=_rate(settings, "attention_dropout", 0.0, where),
-        activation_dropout=_rate(settings, "activation_dropout", 0.0, where),
-        init_std=_rate(settings, "init_std", 0.02, where),
-    )
-
-
-def _rate(settings: dict[str, Any], name: str, default: float, where: str) -> float:
-    """A number from 0 to 1.
-
-    Raises:
-        CheckpointError: it is none.
-    """
-    value = settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise CheckpointError(f"{name} is no number from 0 to 1", where, "copy the file again")
-    return float(value)
+    return model
 
 
 def _full_name(name: str, raw: Mapping[str, Tensor]) -> str:

@@ -138,7 +138,8 @@ def test_packed_steps_come_back_whole(split):
     packed = PackedStep.pack(data)
     again = packed.unpack()
     assert [fingerprint(b) for b in again.batches] == [fingerprint(b) for b in data.batches]
-    assert again.batches[0].source_BS.untyped_storage().data_ptr() == packed.values.ctypes.data
+    arrays = packed.batches[0][-1]
+    assert again.batches[0].source_BS.untyped_storage().data_ptr() == arrays["source_BS"].ctypes.data
 
 
 def broken(tmp_path: Path) -> Path:
