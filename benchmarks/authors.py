@@ -22,7 +22,7 @@ from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.model.attention import MultiHeadAttention
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.transformer import DecoderLayer, EncoderLayer
-from janus_ds.stream_mask import Segment, dense_mask
+from janus_ds.stream_mask import Segment
 
 
 class AuthorsLikeStep:
@@ -115,15 +115,7 @@ def _visible(batch: TwoStreamBatch, rows: list[Segment], keys: list[Segment]) ->
     """What each row sees, (B, rows, keys), as one matrix a sample."""
     columns = [torch.arange(batch.layout.rows)[batch.layout.columns(s)] for s in Segment]
     row_columns, key_columns = (torch.cat([columns[s] for s in part]) for part in (rows, keys))
-    segment_R = batch.layout.segment_of_rows()
-    size = len(batch.sample_id_B)
-    return dense_mask(
-        segment_R[row_columns],
-        batch.row_rank_BR[:, row_columns],
-        segment_R[key_columns],
-        batch.row_rank_BR[:, key_columns],
-        torch.ones(size, len(key_columns), dtype=torch.bool),
-    )
+    return batch.layout.visible(row_columns, key_columns).repeat(len(batch.sample_id_B), 1, 1)
 
 
 def _attend(attention: MultiHeadAttention, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_ds.stream_mask import CONTENT_SEGMENTS, Segment
+from janus_ds.stream_mask import CONTENT_SEGMENTS, Segment, visible
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,21 @@ class RowLayout:
         plain_ar = self.arc > 0 and self.arq == 0
         return 0 if plain_ar else self.start(Segment.MSK)
 
-    def segment_of_rows(self) -> Tensor:
-        """The segment of every column, int64, shape (R,)."""
-        widths = torch.tensor([self.width(segment) for segment in Segment])
-        return torch.repeat_interleave(torch.arange(len(Segment)), widths)
+    def segment_and_rank(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """The segment of every column and its rank in there (`stream_mask`), int64, each of shape (R,)."""
+        widths = [self.width(segment) for segment in Segment]
+        segments = [torch.full((n,), s, device=device) for s, n in zip(Segment, widths, strict=True)]
+        return torch.cat(segments), torch.cat([torch.arange(n, device=device) for n in widths])
+
+    def visible(
+        self, queries: slice | Tensor, keys: slice | Tensor, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Whether rows see content rows, padding aside, for columns of each: boolean, (queries, keys)."""
+        segment_R, rank_R = self.segment_and_rank(device)
+        rule: Tensor = visible(
+            segment_R[queries, None], rank_R[queries, None], segment_R[None, keys], rank_R[None, keys]
+        )
+        return rule
 
 
 @dataclass(frozen=True)
@@ -127,8 +138,6 @@ class TwoStreamBatch:
     source_length_B: Tensor
     row_token_BR: Tensor
     row_position_BR: Tensor
-    row_rank_BR: Tensor
-    """int64: rank within the segment (see `stream_mask`)."""
     ar_length_B: Tensor
     """AR content rows of each sample, and AR query rows where there are any."""
     visible_length_B: Tensor

@@ -142,7 +142,6 @@ def unpacked(batch: TwoStreamBatch) -> TwoStreamBatch:
         source_BS=batch.source_BS[0][source],
         row_token_BR=batch.row_token_BR[0][rows],
         row_position_BR=batch.row_position_BR[0][rows],
-        row_rank_BR=batch.row_rank_BR[0][rows],
     )
 
 
@@ -185,7 +184,6 @@ def pack(batch: TwoStreamBatch, pad: int, multiple: int) -> TwoStreamBatch:
         source_BS=F.pad(source, (0, -source.shape[1] % multiple), value=pad),
         row_token_BR=rows(batch.row_token_BR, pad),
         row_position_BR=rows(batch.row_position_BR, 0),
-        row_rank_BR=rows(batch.row_rank_BR, 0),
         ar_target_BA=kept(batch.ar_target_BA, ar_real),
         masked_target_BM=kept(batch.masked_target_BM, real[Segment.MSK]),
         ar_unmasked_U=ar_row[batch.ar_unmasked_U],

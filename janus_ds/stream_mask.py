@@ -17,16 +17,13 @@ The AUX order is the target order, unless `masking.aux_order` is random; CMP, MS
 VIS and MSK together are the paper's "original part". Keys and values come from content rows
 (ARC, VIS, CMP, MSK) only. The rule is four comparisons on two integers a row, so neither a loop
 over samples nor a three-dimensional matrix is needed (the paper's section on limitations names
-that matrix as its cost); :func:`dense_mask` builds one all the same, for the reference.
+that matrix as its cost).
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
 from typing import Any
-
-import torch
-from torch import Tensor
 
 
 class Segment(IntEnum):
@@ -53,8 +50,7 @@ def visible(query_segment: Any, query_rank: Any, key_segment: Any, key_rank: Any
     other. CMP row i: VIS, MASK j for j > i, gold j for j <= i. QRY row i: VIS, MASK j for j >= i, gold j
     for j < i. Works on integers, numpy arrays and tensors alike, with broadcasting.
 
-    In training it is applied by `model.attention.segment_rule` (dense) and `GroupedRows` (by stretches of
-    rows); in AUX decoding by `model.decoding.steps.AuxRows`.
+    In training it is applied by `RowLayout.visible`; in AUX decoding by `model.decoding.steps.AuxRows`.
 
     Returns:
         boolean, of the broadcast shape.
@@ -70,31 +66,3 @@ def visible(query_segment: Any, query_rank: Any, key_segment: Any, key_rank: Any
         (k == _VIS) | ((k == _MSK) & (key_rank >= query_rank)) | ((k == _CMP) & (key_rank < query_rank))
     )
     return ar | original | compensation | auxiliary
-
-
-def dense_mask(
-    query_segment_R: Tensor,
-    query_rank_BR: Tensor,
-    key_segment_C: Tensor,
-    key_rank_BC: Tensor,
-    key_valid_BC: Tensor,
-) -> Tensor:
-    """The visibility matrix of a batch, True where a row may attend: the reference form.
-
-    Args:
-        query_segment_R: segment of each row, shape (R,).
-        query_rank_BR: rank of each row, shape (B, R).
-        key_segment_C: segment of each content row, shape (C,).
-        key_rank_BC: rank of each content row, shape (B, C).
-        key_valid_BC: False for padding, shape (B, C).
-
-    Returns:
-        boolean, shape (B, R, C).
-    """
-    rule = visible(
-        query_segment_R[None, :, None],
-        query_rank_BR[:, :, None],
-        key_segment_C[None, None, :],
-        key_rank_BC[:, None, :],
-    )
-    return torch.as_tensor(rule) & key_valid_BC[:, None, :]

@@ -28,7 +28,7 @@ from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import JanusError, UsageError
 from janus_ds.observe.progress import Progress, bytes_text, count_text, table
-from janus_ds.stream_mask import Segment, dense_mask
+from janus_ds.stream_mask import Segment
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -161,26 +161,18 @@ def picture_of(batch: TwoStreamBatch, positions: int) -> RowPicture:
     Rows stand in order of position inside their segment, so the cut keeps the rule as it is.
     """
     layout = batch.layout
-    segment_R = layout.segment_of_rows()
-    place_R = torch.cat([torch.arange(layout.width(segment)) for segment in Segment])
+    segment_R, place_R = layout.segment_and_rank()
     length_R = torch.stack([batch.row_length_B(segment)[0] for segment in Segment])[segment_R]
     shown_R = (place_R < length_R) & (batch.row_position_BR[0] < positions)
     rows = torch.nonzero(shown_R).flatten()
     content = rows[rows < layout.content_rows]
-    seen = dense_mask(
-        segment_R[rows],
-        batch.row_rank_BR[:, rows],
-        segment_R[content],
-        batch.row_rank_BR[:, content],
-        batch.content_valid_BC()[:, content],
-    )[0]
     chosen = rows.tolist()
     return RowPicture(
         segment_R=[Segment(int(segment_R[row])) for row in chosen],
         position_R=batch.row_position_BR[0, rows].tolist(),
         token_R=batch.row_token_BR[0, rows].tolist(),
         predicts_R=[_goal(batch, Segment(int(segment_R[row])), int(place_R[row])) for row in chosen],
-        seen_RC=seen.numpy(),
+        seen_RC=layout.visible(rows, content).numpy(),
     )
 
 

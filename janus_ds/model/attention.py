@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.model.decoding.cpu_kernels import PreparedProduct
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.stream_mask import Segment, visible
+from janus_ds.stream_mask import Segment
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of the encoder states for one layer, each (B, H, S, E)."""
@@ -107,17 +107,6 @@ def additive_mask(visible_pairs: Tensor, dtype: torch.dtype) -> Tensor:
     return zero.masked_fill_(hidden, -math.inf)
 
 
-def segment_rule(layout: RowLayout, queries: slice, keys: slice, device: torch.device) -> Tensor:
-    """The predicate for a block of columns, padding aside: boolean, shape (queries, keys)."""
-    widths = [layout.width(segment) for segment in Segment]
-    segment_R = torch.cat([torch.full((n,), s, device=device) for s, n in zip(Segment, widths, strict=True)])
-    rank_R = torch.cat([torch.arange(n, device=device) for n in widths])
-    rule: Tensor = visible(
-        segment_R[queries, None], rank_R[queries, None], segment_R[None, keys], rank_R[None, keys]
-    )
-    return rule
-
-
 @dataclass(frozen=True)
 class DenseRows(RowAttention):
     """One call over all rows."""
@@ -129,7 +118,7 @@ class DenseRows(RowAttention):
         """All rows of a batch."""
         layout, valid_BC = batch.layout, batch.content_valid_BC()
         content = layout.content_rows
-        rule_RC = segment_rule(layout, slice(None), slice(content), valid_BC.device)
+        rule_RC = layout.visible(slice(None), slice(content), valid_BC.device)
         mask = additive_mask((rule_RC & valid_BC[:, None, :])[:, None], dtype)
         return cls(content, 0, mask)
 
@@ -163,7 +152,7 @@ class GroupedRows(RowAttention):
             original = additive_mask(original_valid[:, None, None], dtype)
         if layout.cmp + layout.qry:
             keys, device = slice(layout.arc, layout.content_rows), valid_BC.device
-            rule = torch.cat([segment_rule(layout, rows, keys, device) for rows in (cmp, qry)])
+            rule = torch.cat([layout.visible(rows, keys, device) for rows in (cmp, qry)])
             auxiliary = additive_mask((rule & valid_BC[:, None, keys])[:, None], dtype)
         return cls(layout.content_rows, 0, layout, original, auxiliary)
 

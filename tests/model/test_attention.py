@@ -15,7 +15,6 @@ from janus_ds.batch import RowLayout, TwoStreamBatch
 from janus_ds.model.attention import DenseRows, GroupedRows, MultiHeadAttention, additive_mask
 from janus_ds.model.batch_attention import DENSE_ROW_LIMIT, RowsOfBatch
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.stream_mask import dense_mask
 from tests.support.tiny_model import SAMPLES
 from tests.support.two_stream import Conventions, make_batch, valid_rows
 
@@ -50,14 +49,8 @@ def batch_of(name: str) -> TwoStreamBatch:
 
 
 def predicate_mask(batch: TwoStreamBatch) -> Tensor:
-    segment_R, content = batch.layout.segment_of_rows(), batch.layout.content_rows
-    return dense_mask(
-        segment_R,
-        batch.row_rank_BR,
-        segment_R[:content],
-        batch.row_rank_BR[:, :content],
-        batch.content_valid_BC(),
-    )
+    content = slice(batch.layout.content_rows)
+    return batch.layout.visible(slice(None), content) & batch.content_valid_BC()[:, None]
 
 
 def inputs(batch: TwoStreamBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +134,6 @@ def test_the_back_end_follows_the_shape() -> None:
             counts=base.counts,
             row_token_BR=tokens,
             row_position_BR=tokens,
-            row_rank_BR=tokens,
             **fields,
         )
         return type(RowsOfBatch.build(batch, torch.float32).every)

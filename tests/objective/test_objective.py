@@ -28,7 +28,6 @@ def literal_batch() -> TwoStreamBatch:
         source_length_B=torch.tensor([5, 4]),
         row_token_BR=none,
         row_position_BR=none,
-        row_rank_BR=none,
         ar_length_B=torch.tensor([2, 1]),
         visible_length_B=torch.tensor([2, 1]),
         masked_length_B=torch.tensor([1, 1]),

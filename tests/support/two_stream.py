@@ -94,7 +94,6 @@ def make_batch(samples: list[Sample], how: Conventions | None = None) -> TwoStre
         for row in range(len(targets))
         if row not in ar_of_masked[b] or not slots
     ]
-    rank_BR = torch.cat([torch.arange(widths[n]) for n in names]).repeat(len(samples), 1)
     return TwoStreamBatch(
         layout=RowLayout(**widths),
         counts=BatchCounts(
@@ -109,7 +108,6 @@ def make_batch(samples: list[Sample], how: Conventions | None = None) -> TwoStre
         source_length_B=torch.tensor([len(s.source) for s in samples]),
         row_token_BR=column(0, how.pad),
         row_position_BR=column(1, 0),
-        row_rank_BR=rank_BR,
         ar_length_B=torch.tensor([len(r["arc"]) for r in rows]),
         visible_length_B=torch.tensor([len(r["vis"]) for r in rows]),
         masked_length_B=torch.tensor([len(m) for m in masked]),

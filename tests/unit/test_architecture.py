@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["model"] |= {"parallel", "native"}
 ALLOWED["objective"] |= {"parallel"}
-ALLOWED["decode"] |= {"model", "parallel", "data.text.tokenizer", "checkpoint.manifest"}
+ALLOWED["decode"] |= {"model", "parallel", "data.text.tokenizer", "data.text.word_tokenizer"}
+ALLOWED["decode"] |= {"checkpoint.manifest"}
 
 # One door for each third-party package: where it may be imported at all.
 DOORS = {

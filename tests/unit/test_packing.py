@@ -73,7 +73,7 @@ def test_unpacking_gives_the_padded_batch_back(multiple: int) -> None:
     assert unpacked(padded) is padded
     assert again.layout == padded.layout
     valid = padded.row_token_BR != TOY.pad
-    for name in ("row_token_BR", "row_position_BR", "row_rank_BR"):
+    for name in ("row_token_BR", "row_position_BR"):
         assert torch.equal(getattr(again, name)[valid], getattr(padded, name)[valid]), name
     read = padded.source_BS != TOY.pad
     assert torch.equal(again.source_BS[read], padded.source_BS[read])

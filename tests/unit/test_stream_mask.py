@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from janus_ds.batch import RowLayout
-from janus_ds.stream_mask import CONTENT_SEGMENTS, Segment, dense_mask, visible
+from janus_ds.stream_mask import CONTENT_SEGMENTS, Segment, visible
 
 # Y = y1..y6, masked y2 y3 y5; columns y1 y4 y6 M M M y2 y3 y5 (VIS, MSK, CMP).
 COLUMNS = [(Segment.VIS, r) for r in range(3)] + [(Segment.MSK, r) for r in range(3)]
@@ -56,21 +56,14 @@ def test_aux_sees_each_masked_slot_once_as_mask_or_gold() -> None:
             assert seen == [1] * 5
 
 
-def test_dense_mask_leaves_padding_out_and_equals_the_rule() -> None:
+def test_a_layout_says_the_rule_of_its_columns() -> None:
     layout = RowLayout(arc=3, vis=2, cmp=2, msk=2, arq=3, qry=2)
-    segment_R = layout.segment_of_rows()
-    rank_R = torch.cat([torch.arange(layout.width(s)) for s in Segment])
-    rank_BR = rank_R.expand(2, -1)
+    rows = [(segment, rank) for segment in Segment for rank in range(layout.width(segment))]
     content = layout.content_rows
-    valid_BC = torch.ones(2, content, dtype=torch.bool)
-    valid_BC[1, layout.columns(Segment.MSK)] = False
-    mask = dense_mask(segment_R, rank_BR, segment_R[:content], rank_BR[:, :content], valid_BC)
-    assert mask.shape == (2, layout.rows, content)
-    for r in range(layout.rows):
-        for c in range(content):
-            rule = bool(visible(int(segment_R[r]), int(rank_R[r]), int(segment_R[c]), int(rank_R[c])))
-            assert bool(mask[0, r, c]) == rule
-            assert bool(mask[1, r, c]) == (rule and bool(valid_BC[1, c]))
+    expected = [[visible(*row, *key) for key in rows[:content]] for row in rows]
+    assert layout.visible(slice(None), slice(content)).tolist() == expected
+    some, keys = torch.tensor([9, 2, 12]), slice(1, 7)
+    assert layout.visible(some, keys).tolist() == [expected[row][keys] for row in (9, 2, 12)]
 
 
 def test_layout_puts_content_first_and_predicted_rows_last() -> None:

@@ -116,7 +116,6 @@ class Collator:
             "source_length_B": source_length_B,
             "row_token_BR": rows.token,
             "row_position_BR": rows.position,
-            "row_rank_BR": rows.rank,
             "ar_length_B": ar_length_B,
             "visible_length_B": masked.shown_length_B,
             "masked_length_B": masked.length_B,
@@ -247,15 +246,13 @@ class Collator:
 
 
 class _Rows:
-    """Token, position and rank of all rows, in the shape of the layout; padding is pad at position 0."""
+    """Token and position of all rows, in the shape of the layout; padding is pad at position 0."""
 
     def __init__(self, size: int, layout: RowLayout, pad: int) -> None:
         self.layout = layout
         shape = (size, layout.rows)
         self.token = np.full(shape, pad)
         self.position = np.zeros(shape, dtype=np.int64)
-        ranks = np.concatenate([np.arange(layout.width(segment)) for segment in Segment])
-        self.rank = np.broadcast_to(ranks, shape).copy()
 
     def columns(self, array: Array, segment: Segment) -> Array:
         """A view of one segment of one of the arrays, (B, width)."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
-from janus_ds.stream_mask import Segment, dense_mask
+from janus_ds.stream_mask import Segment
 from tests.support.naive_step import views_of
 from tests.support.packed_data import run_config
 from tests.support.two_stream import TOY, Conventions, Sample, make_batch
@@ -90,15 +90,7 @@ def test_released_layout(released):
 def tables(batch: TwoStreamBatch, sample: int, rows: tuple[Segment, ...]) -> list[str]:
     """The visibility of real rows over real columns, VIS MSK CMP, as strings of 0 and 1."""
     layout = batch.layout
-    kinds = layout.segment_of_rows()
-    valid = batch.content_valid_BC()
-    mask = dense_mask(
-        kinds,
-        batch.row_rank_BR,
-        kinds[: layout.content_rows],
-        batch.row_rank_BR[:, : layout.content_rows],
-        valid,
-    )[sample]
+    valid, mask = batch.content_valid_BC(), layout.visible(slice(None), slice(layout.content_rows))
     order = [range(layout.rows)[layout.columns(s)] for s in (Segment.VIS, Segment.MSK, Segment.CMP)]
     columns = [c for part in order for c in part if valid[sample, c]]
     length = {Segment.VIS: batch.visible_length_B, Segment.ARQ: batch.ar_length_B}
@@ -200,7 +192,7 @@ def test_padding_changes_nothing_but_widths(samples, case, multiple):
     assert wide.source_BS.shape[1] % multiple == 0
     assert wide.counts == tight.counts
     for name in Segment:
-        for field in ("token", "position", "rank"):
+        for field in ("token", "position"):
             assert segment(wide, name, field) == segment(tight, name, field)
     padding = ~wide.content_valid_BC()
     assert set(wide.row_token_BR[:, : wide.layout.content_rows][padding].tolist()) <= {TOY.pad}
