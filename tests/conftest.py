@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny_data import make_tiny_data
 
     return make_tiny_data(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture
+def handlers_put_back() -> Iterator[None]:
+    """Signals are handled after the test as before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +11,7 @@ from driver import Driver, Run
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE
 
-
-@pytest.fixture(autouse=True)
-def _pytests_handlers() -> Iterator[None]:
-    """Signal handlers stay pytest's."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("handlers_put_back")
 
 
 class Made:

@@ -206,17 +206,13 @@ def test_a_spike_is_only_told_or_skipped_or_the_end(caplog: pytest.LogCaptureFix
     assert "train.spike_action=warn" in error.fix
 
 
+@pytest.mark.usefixtures("handlers_put_back")
 def test_signals_are_remembered_not_obeyed_at_once() -> None:
     signals = StopSignals()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        signals.install()
-        guard = StepGuard(ALONE, TrainConfig(), signals, [])
-        assert guard.before_step() is Decision.PROCEED
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGUSR1)
-        assert guard.before_step() is Decision.STOP_SAVE
-        assert signals.name == "SIGUSR1"
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    signals.install()
+    guard = StepGuard(ALONE, TrainConfig(), signals, [])
+    assert guard.before_step() is Decision.PROCEED
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert guard.before_step() is Decision.STOP_SAVE
+    assert signals.name == "SIGUSR1"

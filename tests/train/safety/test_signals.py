@@ -114,44 +114,34 @@ def test_time_limits() -> None:
     assert short._deadline[0] == pytest.approx(now + 90, abs=2)
 
 
+@pytest.mark.usefixtures("handlers_put_back")
 def test_only_a_rank_that_was_asked_tells_the_others() -> None:
     told: list[str] = []
     asked, heard = StopSignals(), StopSignals()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        for requests in (asked, heard):
-            requests.install()
-            requests.watch()
-            requests.tell(told.append)
-        asked.ask("SIGTERM")
-        heard.hear("rank 0: SIGTERM")
-        wait_until(lambda: bool(told), 20, "telling")
-        time.sleep(0.1)
-    finally:
-        signal.set_wakeup_fd(-1)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for requests in (asked, heard):
+        requests.install()
+        requests.watch()
+        requests.tell(told.append)
+    asked.ask("SIGTERM")
+    heard.hear("rank 0: SIGTERM")
+    wait_until(lambda: bool(told), 20, "telling")
+    time.sleep(0.1)
     assert told == ["SIGTERM"]
     assert heard.name == "rank 0: SIGTERM"
 
 
+@pytest.mark.usefixtures("handlers_put_back")
 def test_a_signal_to_a_forked_child_is_not_one_to_this_process() -> None:
     requests = StopSignals()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        requests.install()
-        requests.watch()
-        child = os.fork()
-        if child == 0:
-            os.kill(os.getpid(), signal.SIGTERM)  # its handler, inherited, only sets a flag
-            os._exit(7 if requests.name == "SIGTERM" else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        time.sleep(0.5)
-        assert requests.name is None
-        os.kill(os.getpid(), signal.SIGUSR1)
-        wait_until(requests.asked, 20, "the request")
-    finally:
-        signal.set_wakeup_fd(-1)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    requests.install()
+    requests.watch()
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGTERM)  # its handler, inherited, only sets a flag
+        os._exit(7 if requests.name == "SIGTERM" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    time.sleep(0.5)
+    assert requests.name is None
+    os.kill(os.getpid(), signal.SIGUSR1)
+    wait_until(requests.asked, 20, "the request")
     assert requests.name == "SIGUSR1"
