@@ -13,12 +13,10 @@ import hmac
 import logging
 import os
 import secrets
-import selectors
 import socket
+import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 _CONNECT_SECONDS = 20.0
 """Time in which all ranks must have connected; those that have not are not watched."""
@@ -69,93 +67,55 @@ def _proof(token: bytes, challenge: bytes, rank: int) -> bytes:
     return hmac.new(token, challenge + b" %d" % rank, hashlib.sha256).hexdigest().encode()
 
 
-@dataclass
-class _Candidate:
-    """A connection that has not yet answered its challenge."""
-
-    challenge: bytes
-    deadline: float
-    received: bytes = b""
-
-
 def accept_ranks(listener: socket.socket, token: bytes, world_size: int) -> dict[int, socket.socket]:
     """The connections of the ranks that have proved to know the token, by rank; for rank 0.
 
-    All connections are served at once. The fault of one (silence, garbage, a reset) ends that one only.
+    Each connection has a thread: the fault of one (silence, garbage, a reset) ends that one only.
     """
     joined: dict[int, socket.socket] = {}
+    answering: set[socket.socket] = set()
+    one_at_a_time = threading.Lock()
     deadline = time.monotonic() + _CONNECT_SECONDS
-    listener.setblocking(False)
-    with selectors.DefaultSelector() as waiting:
-        waiting.register(listener, selectors.EVENT_READ)
-        while len(joined) < world_size - 1 and time.monotonic() < deadline:
-            for key, _ in waiting.select(0.2):
-                if key.fileobj is listener:
-                    _challenge(listener, waiting)
-                    continue
-                line, candidate = key.fileobj, key.data
-                rank = _answered(line, candidate, token)
-                if rank is None:
-                    continue
-                waiting.unregister(line)
-                if 0 < rank < world_size and rank not in joined and _welcomed(line):
-                    joined[rank] = line  # type: ignore[assignment]
-                else:
-                    line.close()  # type: ignore[union-attr]
-            _drop_late(waiting)
-        for key in list(waiting.get_map().values()):
-            if key.data is not None:
-                key.fileobj.close()  # type: ignore[union-attr]
-    return joined
 
-
-def _challenge(listener: socket.socket, waiting: selectors.BaseSelector) -> None:
-    """Take one connection and send it a challenge."""
-    with contextlib.suppress(OSError):
-        line, _ = listener.accept()
-        line.setblocking(False)
-        candidate = _Candidate(secrets.token_hex(16).encode(), time.monotonic() + _ANSWER_SECONDS)
-        if len(waiting.get_map()) > _MOST_PENDING or line.send(candidate.challenge + b"\n") < 33:
+    def admit(line: socket.socket) -> None:
+        try:
+            rank = _proved_rank(line, token)
+            with one_at_a_time:
+                if not 0 < rank < world_size or rank in joined or time.monotonic() >= deadline:
+                    raise OSError("refused")
+                line.sendall(b"welcome\n")
+                joined[rank] = line
+        except (OSError, ValueError):
             line.close()
-            return
-        waiting.register(line, selectors.EVENT_READ, candidate)
+        finally:
+            answering.discard(line)
+
+    listener.settimeout(0.05)
+    while len(joined) < world_size - 1 and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            line, _ = listener.accept()
+            if len(answering) == _MOST_PENDING:
+                line.close()
+                continue
+            answering.add(line)
+            threading.Thread(target=admit, args=(line,), daemon=True).start()
+    for line in list(answering):
+        with contextlib.suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)
+    with one_at_a_time:
+        return joined
 
 
-def _answered(line: Any, candidate: _Candidate, token: bytes) -> int | None:
-    """The rank that a connection has proved to be; None while its answer is incomplete; -1: a stranger."""
-    try:
-        received = line.recv(_MOST_BYTES)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return -1
-    candidate.received += received
-    answer, end, _ = candidate.received.partition(b"\n")
-    if not end and received and len(candidate.received) < _MOST_BYTES:
-        return None
-    number, _, proof = answer.partition(b" ")
-    if not end or not number.isdigit() or len(number) > 9:
-        return -1
+def _proved_rank(line: socket.socket, token: bytes) -> int:
+    """The rank that a connection has proved to be; an OSError or a ValueError for a stranger's."""
+    line.settimeout(_ANSWER_SECONDS)
+    challenge = secrets.token_hex(16).encode()
+    line.sendall(challenge + b"\n")
+    number, _, proof = _line_of(line).partition(b" ")
     rank = int(number)
-    return rank if hmac.compare_digest(proof, _proof(token, candidate.challenge, rank)) else -1
-
-
-def _welcomed(line: Any) -> bool:
-    """Tell a rank that it is watched; False where it has gone."""
-    try:
-        line.send(b"welcome\n")
-    except OSError:
-        return False
-    return True
-
-
-def _drop_late(waiting: selectors.BaseSelector) -> None:
-    """Close the connections that have not answered in time."""
-    now = time.monotonic()
-    for key in list(waiting.get_map().values()):
-        if key.data is not None and now > key.data.deadline:
-            waiting.unregister(key.fileobj)
-            key.fileobj.close()  # type: ignore[union-attr]
+    if not hmac.compare_digest(proof, _proof(token, challenge, rank)):
+        raise OSError("a stranger")
+    return rank
 
 
 def join(address: tuple[str, int], token: bytes, rank: int) -> socket.socket | None:
@@ -166,8 +126,8 @@ def join(address: tuple[str, int], token: bytes, rank: int) -> socket.socket | N
         try:
             line = socket.create_connection(address, left)
             try:
-                line.sendall(b"%d %s\n" % (rank, _proof(token, _line_of(line), rank)))
-                if _line_of(line) == b"welcome":
+                line.sendall(b"%d %s\n" % (rank, _proof(token, _line_of(line, left), rank)))
+                if _line_of(line, left) == b"welcome":
                     return line
                 raise OSError("refused")
             except BaseException:
@@ -180,10 +140,11 @@ def join(address: tuple[str, int], token: bytes, rank: int) -> socket.socket | N
     return None
 
 
-def _line_of(line: socket.socket) -> bytes:
+def _line_of(line: socket.socket, seconds: float = _ANSWER_SECONDS) -> bytes:
     """One short line, byte by byte: what follows belongs to the messages."""
-    found = b""
+    found, deadline = b"", time.monotonic() + seconds
     while not found.endswith(b"\n"):
+        line.settimeout(max(deadline - time.monotonic(), 1e-3))
         byte = line.recv(1)
         if not byte or len(found) > _MOST_BYTES:
             raise OSError("the connection was closed")
