@@ -18,6 +18,7 @@ Pair = tuple[str, str]
 
 _SENTENCES_JOINED = (2, 3, 4)
 _SHORT_WORDS = 3
+_ENDS = (".", "!", ".", "")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class PairSplits:
     joined: list[Pair]
     """Training pairs put one after another."""
     short: list[Pair]
-    """Copies of training pairs of a few words: greetings and answers, rare in the text, common in use."""
+    """Copies of training pairs of a few words: greetings and answers, rare in the text, common in use. Where
+    both sides end with a full stop, every second copy has another end."""
     valid: list[Pair]
     test: list[Pair]
     left_out: int
@@ -72,7 +74,8 @@ def split_pairs(
     targets = {_plain(target) for _, target in [*held_test, *held_valid]}
     train = list(_without(pairs, sources, targets))
     joined = _joined(sorted(train, key=_order), round(joined_share * len(train)))
-    short = short_copies * [pair for pair in train if len(pair[1].split()) <= _SHORT_WORDS]
+    few = [pair for pair in train if len(pair[1].split()) <= _SHORT_WORDS]
+    short = [_with_end(pair, _ENDS[copy % len(_ENDS)]) for copy in range(short_copies) for pair in few]
     return PairSplits(train, joined, short, held_valid, held_test, len(pairs) - len(train) - valid - test)
 
 
@@ -89,6 +92,13 @@ def _joined(pairs: Sequence[Pair], count: int) -> list[Pair]:
         joined.append((" ".join(source for source, _ in group), " ".join(target for _, target in group)))
         start += size
     return joined
+
+
+def _with_end(pair: Pair, end: str) -> Pair:
+    if not all(side.endswith(".") for side in pair):
+        return pair
+    source, target = (side[:-1] + end for side in pair)
+    return source, target
 
 
 def _plain(text: str) -> str:
