@@ -6,7 +6,8 @@
 
 Trained on English novels published by 1925 and on articles of Wikipedia. A novel of which one paragraph
 stands in the bundled corpus is left out whole, so all of that corpus is new to the denoiser.
-Started again, it resumes; asked to stop (SIGTERM, Ctrl-C), it lets the run save first.
+Two runs, the second from the first and with twice the batch. Started again, it resumes; asked to stop
+(SIGTERM, Ctrl-C), it lets the run save first.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ from janus_ds.errors import exit_on_error
 from janus_ds.io import write_atomic
 from janus_ds.observe.writers import read_metrics
 
-NAME = "denoiser"
+FIRST, LONGER = "denoiser", "longer"
+LONGER_SETTINGS = ("train.global_batch=32", "optim.lr=2.0e-3", "train.valid_every=1000")
+"""Overrides of the second run."""
 RECIPE = ROOT / "launch" / "recipes" / "denoiser.yaml"
 BUNDLED = ROOT / "janus_ds" / "assets" / "corpus" / "novels.txt.xz"
 SOURCES = {
@@ -126,14 +129,15 @@ def prepare(options: argparse.Namespace) -> int:
 
 def make_asset(options: argparse.Namespace) -> int:
     """The folder that the package ships."""
+    runs = {name: options.root / name for name in (FIRST, LONGER)}
     about = {
         "driver": "launch/experiments/demo_denoiser.py",
         "data": "English novels published by 1925, public domain; Wikipedia, CC BY-SA 3.0; see README.md",
         "text": json.loads((options.root / "counts.json").read_text(encoding="utf-8")),
-        "minutes": training_minutes(options.root / NAME),
-        "held_out": _held_out(options.root / NAME),
+        "minutes": {name: training_minutes(run) for name, run in runs.items()},
+        "held_out": {name: _held_out(run) for name, run in runs.items()},
     }
-    shipped = ship(options.root / NAME, options.asset, options.average, about)
+    shipped = ship(runs[LONGER], options.asset, options.average, about)
     widen(options.asset, POSITIONS)
     print(f"averaged steps {shipped['training']['averaged_steps']}", flush=True)
     print(f"{options.asset}: {folder_bytes(options.asset):,} bytes", flush=True)
@@ -182,19 +186,24 @@ def page_text(training: dict[str, Any], found: dict[str, Any]) -> str:
         training: what `run.json` of the asset says of it.
         found: what `janus-ds blanks --json` wrote.
     """
-    counts, held_out = training["text"], training["held_out"]
+    counts, held_out, minutes = training["text"], training["held_out"], training["minutes"]
+    first, longer = (list(held_out[name]) for name in (FIRST, LONGER))
     lines = [
         "# The denoiser that the package ships",
         "",
         "Made by `python launch/experiments/demo_denoiser.py`, then `--ship`, with JANUS_SHARED_DATA set "
         "(launch/recipes/denoiser.yaml, seed 1, one CPU core that was shared with other work): "
-        f"{training['averaged_steps'][-1]:,} updates in {training['minutes']:.0f} minutes of wall time; mean "
-        f"of checkpoints {', '.join(map(str, training['averaged_steps']))}; bf16. Its text: "
+        f"{int(first[-1]):,} updates of 16 passages in {minutes[FIRST]:.0f} minutes of wall time, then "
+        f"{training['averaged_steps'][-1]:,} of 32 in {minutes[LONGER]:.0f} (`{' '.join(LONGER_SETTINGS)}`); "
+        f"mean of checkpoints {', '.join(map(str, training['averaged_steps']))}; bf16. Its text: "
         f"{counts['bytes'] / 1e6:.0f} MB, of {counts['novels']} novels and {counts['articles']:,} articles "
         f"of Wikipedia. The {counts['novels_left_out']} novels of the bundled corpus were left out whole.",
         "",
         "Held out of its own text, nats a token of AR: "
-        + ", ".join(f"{value:.2f} (update {step})" for step, value in held_out.items())
+        + "; then ".join(
+            ", ".join(f"{held_out[name][step]:.2f} (update {step})" for step in steps)
+            for name, steps in ((FIRST, first[1::2]), (LONGER, longer))
+        )
         + ".",
         "",
         "## What second-stage pretraining makes of it",
@@ -231,7 +240,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = experiment_parser(__doc__, "denoiser")
     add = parser.add_argument
-    add("--steps", type=int, default=8_000, help="updates [%(default)s]")
+    add("--steps", type=int, default=8_000, help="updates of the first run [%(default)s]")
+    add("--longer-steps", type=int, default=24_000, help="updates of the second run [%(default)s]")
     add("--vocab", type=int, default=4_000, help="symbols of the vocabulary [%(default)s]")
     add("--novels-mb", type=float, default=24, help="megabytes of novels [%(default)s]")
     add("--wikipedia-mb", type=float, default=8, help="megabytes of Wikipedia [%(default)s]")
@@ -249,9 +259,16 @@ def main() -> int:
         return make_asset(options)
     if options.quickstart:
         return make_page(options)
-    root, given = options.root, ("--set", f"train.max_steps={options.steps}", *options.overrides)
-    train = training_command("pretrain", RECIPE, root / "data", root / NAME, *given)
-    return prepare(options) or Driver(root, {NAME: Run(train, options.steps)}).run()
+    root, runs = options.root, {}
+    stages = (
+        (FIRST, options.steps, (), ()),
+        (LONGER, options.longer_steps, ("--init", root / FIRST), LONGER_SETTINGS),
+    )
+    for name, steps, init, own in stages:
+        given = (*init, "--set", f"train.max_steps={steps}", *own, *options.overrides)
+        train = training_command("pretrain", RECIPE, root / "data", root / name, *given)
+        runs[name] = Run(train, steps, FIRST if init else None)
+    return prepare(options) or Driver(root, runs).run()
 
 
 if __name__ == "__main__":
