@@ -65,14 +65,17 @@ def test_long_documents_are_cut_at_paragraphs(driver: ModuleType) -> None:
 
 def test_the_page_says_what_was_measured(driver: ModuleType) -> None:
     counts = {"novels": 83, "novels_left_out": 10, "articles": 2261, "bytes": 31983132}
-    training = {"text": counts, "held_out": {"500": 4.5}, "minutes": 60.0, "averaged_steps": [750, 1000]}
+    held_out = {"denoiser": {"500": 4.5, "1000": 3.5}, "longer": {"1000": 2.5}}
+    minutes = {"denoiser": 30.0, "longer": 60.0}
+    training = {"text": counts, "held_out": held_out, "minutes": minutes, "averaged_steps": [750, 1000]}
     shown = [{"source": "a <mask> c", "reference": "a b c", "ar": "a b c", "nar": "a d c", "aux": "a e c"}]
     found = {"step": 300, "steps": 450, "passages": 4, "tokens": 1234, "shown": shown}
     found |= {"before": {"ar": 0.5, "nar": 0.125, "aux": 0}, "after": {"ar": 0.25, "nar": 1.0, "aux": 0.75}}
     found["rare"] = {"ar": 0.02, "nar": 0.05}
     page = driver.page_text(training, found)
     assert "AR 2, NAR 5 are found" in page
-    assert "1,000 updates in 60 minutes" in page
+    assert "1,000 updates of 16 passages in 30 minutes of wall time, then 1,000 of 32 in 60 " in page
+    assert "3.50 (update 1000); then 2.50 (update 1000)." in page
     assert "(450 updates)" in page
     assert "after update 300" in page
     assert "| NAR: all at once, from both sides | 12.5 % | 100.0 % |" in page
@@ -93,7 +96,7 @@ def test_from_text_to_asset(driver: ModuleType, tmp_path: Path) -> None:
         "train.save_every=2",
         "train.valid_every=0",
     ]
-    train = ["--vocab", "120", "--steps", "4", "--set", *small]
+    train = ["--vocab", "120", "--steps", "4", "--longer-steps", "4", "--set", *small]
     for options in (train, ["--ship", "--asset", str(asset)]):
         command = [sys.executable, str(SCRIPT), "--root", str(root), *options]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
