@@ -47,12 +47,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install -q $(TORCH_PIP_ARGS) torch==$(TORCH_VERSION)
-	$(BIN)/pip install -q -c constraints.txt -e ".[plots]"
+	$(BIN)/pip install $(TORCH_PIP_ARGS) torch==$(TORCH_VERSION)
+	$(BIN)/pip install -c constraints.txt -e ".[plots]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -c constraints.txt -e ".[dev]"
 	@touch $@
 
 install: $(VENV)/.installed

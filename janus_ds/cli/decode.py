@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check(parsed)
     if parsed.demo:
         both = "ar,nar" if parsed.target is None else "nar,aux"
-        parsed.checkpoint, parsed.mode = Path(DEMO), parsed.mode or both
+        parsed.checkpoint, parsed.mode = Path(DEMO), both if parsed.mode is None else parsed.mode
     modes = _modes(parsed.mode)
     given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping")}
     options = {name: value for name, value in given.items() if value is not None}
@@ -224,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--blank-lengths", metavar="N,...", help=lengths)
     add("--seed", type=int, help="which words --mask-share hides; draws of samples (default: 1)")
     nbest = "AR: beams or samples, NAR and aux: lengths: N of each input, as `number ||| text ||| score`"
+    nbest += "; best first, samples in the order they were drawn"
     add("--nbest", type=int, metavar="N", help=nbest)
     add("--jsonl", action="store_true", help="one JSON object an output: text, score, passes, seconds, ...")
     add("--ids", action="store_true", help="inputs and outputs are token ids")
@@ -286,11 +287,18 @@ def _check(parsed: argparse.Namespace) -> None:
         raise UsageError(
             "samples have no beam", "--beam, --temperature", "leave --beam out; --nbest N draws N"
         )
+    for option, size in (("--beam", parsed.beam), ("--length-beam", parsed.length_beam)):
+        if None not in (size, parsed.nbest) and size < parsed.nbest:
+            fix = f"give {option} {parsed.nbest} or more, or leave it out"
+            raise UsageError(f"{option} {size} finds no {parsed.nbest} outputs", f"{option}, --nbest", fix)
     if parsed.output is not None and parsed.output.is_dir():
         raise UsageError("the output is a folder", str(parsed.output), "give a file to --output")
     files = [path for path in (parsed.output, Path(parsed.input)) if path is not None and path.is_file()]
     if len(files) == 2 and files[0].samefile(files[1]):
         raise UsageError("input and output are one file", str(parsed.output), "give another file to --output")
+    if not parsed.progress_seconds >= 0:
+        what = f"progress cannot be told every {parsed.progress_seconds} seconds"
+        raise UsageError(what, "--progress-seconds", "give 0 or more")
     if parsed.batch_tokens is not None and parsed.batch_tokens < 1:
         what = f"a batch cannot have {parsed.batch_tokens} tokens"
         raise UsageError(what, "--batch-tokens", "give 1 or more")

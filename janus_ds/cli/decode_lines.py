@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +116,7 @@ class Output:
                 self._file.close()
                 self._file = None
                 if part != self._path:
-                    part.replace(self._path.resolve())
+                    part.replace(os.path.realpath(self._path))
 
     def close(self) -> None:
         """Close the file; of one that is not finished, say where its lines are."""
@@ -127,7 +128,7 @@ class Output:
 
 def _part_of(path: Path) -> Path:
     """Where an output is written until it is complete."""
-    return path if is_stream(path) else path.resolve().with_name(f"{path.resolve().name}.part")
+    return path if is_stream(path) else Path(f"{os.path.realpath(path)}.part")
 
 
 class DecodeProgress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from janus_ds.cli.arguments import new_parser
 from janus_ds.config.faults import suggestion
@@ -68,24 +69,27 @@ def explain(key: str | None) -> str:
     raise UsageError(f"there is no key {key!r}", "explain", fix)
 
 
-def _default(spec: FieldSpec) -> str:
-    if spec.default is None:
+def _written(value: Any) -> str:
+    """A value as a recipe has it."""
+    if value is None:
         return "null"
-    return str(spec.default).lower() if spec.type is bool else str(spec.default)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _one_line(spec: FieldSpec) -> str:
     summary = spec.text.splitlines()[0]
-    return f"{spec.key:<31}{_default(spec):<14}{summary}"
+    return f"{spec.key:<31}{_written(spec.default):<14}{summary}"
 
 
 def _whole(spec: FieldSpec) -> str:
-    lines = [spec.key, f"  type     {spec.type_name}", f"  default  {_default(spec)}"]
+    lines = [spec.key, f"  type     {spec.type_name}", f"  default  {_written(spec.default)}"]
     if spec.choices:
         lines.append(f"  values   {', '.join(spec.choices)}")
     section, _, name = spec.key.partition(".")
     bundles = {"model": MODEL_PRESETS, "masking": MASKING_PRESETS, "objective": OBJECTIVE_PRESETS}
     presets = {preset: each[name] for preset, each in bundles.get(section, {}).items() if name in each}
     if presets:
-        lines.append("  presets  " + "\n           ".join(f"{p}: {value}" for p, value in presets.items()))
+        lines.append(
+            "  presets  " + "\n           ".join(f"{p}: {_written(value)}" for p, value in presets.items())
+        )
     return "\n".join([*lines, "", textwrap.indent(spec.text, "  ")])

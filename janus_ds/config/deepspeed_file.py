@@ -150,6 +150,11 @@ class DeepSpeedFile:
             where, problem = f"{where}:{error.lineno}", error.msg
             if text[error.pos :].lstrip().startswith(("//", "/*", "#")):
                 problem, fix = "it has a comment", "leave the comment out; JSON has none"
+            elif text.startswith("\ufeff"):
+                problem = "it begins with a byte-order mark (BOM)"
+                fix = f"save it as UTF-8 without BOM: sed -i '1s/^\\xEF\\xBB\\xBF//' {self._path}"
+            elif not text.strip():
+                problem, fix = "it is empty", "begin with a file of those that `janus-ds init DIR` copies"
         except RecursionError:
             problem, fix = "it is nested too deeply", "write sections of keys and values"
         except ValueError as error:

@@ -94,7 +94,7 @@ def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | None:
-    """The text of a file of settings, with or without a byte-order mark; None with a fault.
+    """The text of a file of settings, a byte-order mark included; None with a fault.
 
     Args:
         what: what messages call it.
@@ -106,7 +106,9 @@ def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | N
         if len(data) > _MOST_BYTES:
             faults.add(f"{what} is larger than {_MOST_BYTES:,} bytes", str(path), f"give {example}")
             return None
-        return data.decode("utf-8-sig")
+        if b"\0" not in data:
+            return data.decode("utf-8")
+        faults.add(f"{what} is not UTF-8 text: it has NUL bytes, as UTF-16", str(path), "save it as UTF-8")
     except OSError as error:
         suffix = Path(example).suffix
         if path.suffix or len(path.parts) > 1:

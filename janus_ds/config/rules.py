@@ -34,9 +34,9 @@ _NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,99}")
 
 def check_name(name: str, where: Where, faults: FaultList) -> None:
     """Refuse the name of a new run that cannot be a folder's."""
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name != name.strip() or not name.isprintable():
         what = f"name is {name[:60]!r}, but it names the folder runs/NAME"
-        fix = "give 1 to 100 characters without slashes, not starting with a dot; --output takes any folder"
+        fix = "give 1 to 100 visible characters without slashes, no dot first; --output takes any folder"
         faults.add(what, where("name"), fix, ["name"])
 
 

@@ -70,7 +70,7 @@ class ModelConfig:
     activation_dropout: Rate = 0.0
     """Dropout inside the feed-forward block, after the activation."""
     length_classes: Annotated[int, Field(ge=2)] | None = None
-    """Classes of the length head; None: 256 under the `released` convention, else max_target_positions."""
+    """Classes of the length head; null: 256 under the `released` convention, else max_target_positions."""
     init_std: Positive = 0.02
     """Standard deviation of the normal distribution that weights are drawn from."""
     vocab_multiple: Count = 8
@@ -82,7 +82,7 @@ class DataConfig:
     """Where samples come from."""
 
     path: str | None = None
-    """Where the directory of `janus-ds prepare` lies; None: the bundled corpus, prepared on first use.
+    """Where the directory of `janus-ds prepare` lies; null: the bundled corpus, prepared on first use.
 
     A folder, an address (http://, https://, s3://, gs:// or any of fsspec's), or a command that writes a
     file of it to standard output, with {} for the file's name: `pipe:ssh HOST cat DIR/{}`. In an address,
@@ -90,7 +90,7 @@ class DataConfig:
     weights are mixed: `wiki=0.7,books=0.3`.
     """
     valid_path: str | None = None
-    """Directory of validation shards, given in the same way; None: `path`/valid."""
+    """Directory of validation shards, given in the same way; null: `path`/valid."""
     task: Annotated[str, OneOf("denoise", "pair")] = "denoise"
     """denoise (pretraining: source is the noised target) or pair (source and target are given)."""
     batch: Annotated[str, OneOf("samples", "tokens")] = "samples"
@@ -147,7 +147,7 @@ class DataConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class MaskingConfig:
-    """How views are made of a sample (sections 2 and 3.3 of the paper). None: as the preset says."""
+    """How views are made of a sample (sections 2 and 3.3 of the paper). null: as the preset says."""
 
     target: Annotated[str, _Masking] | None = None
     """How target tokens are masked.
@@ -172,7 +172,7 @@ class MaskingConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ObjectiveConfig:
-    """Loss weights and conventions (section 3 of the paper, eq. 5). None: as the preset says."""
+    """Loss weights and conventions (section 3 of the paper, eq. 5). null: as the preset says."""
 
     preset: Annotated[str, _Objective] = "paper"
     """paper, released, ar, ar_query, cmlm, ar_rdrop, ar_query_rdrop or released_finetune."""
@@ -219,7 +219,7 @@ class ObjectiveConfig:
     decoder_start: Annotated[str, OneOf("bos", "eos_bos")] | None = None
     """bos (NMT: content b y1 .. yN) or eos_bos (BART: content e b w1 .. wn).
 
-    None: as the run that `init` names, or else eos_bos for task denoise and bos for task pair.
+    null: as the run that `init` names, or else eos_bos for task denoise and bos for task pair.
     """
     length_convention: Annotated[str, OneOf("inner", "with_specials")] | None = None
     """inner (tokens without b and e) or with_specials (released: with b and e, clamped to the classes)."""
@@ -282,7 +282,7 @@ class RunConfig:
     name: str = "quickstart"
     """Name of the run; its folder is runs/NAME unless --output says otherwise."""
     init: str | None = None
-    """Run folder or checkpoint to take weights from, or denoiser, which the package ships; None: random."""
+    """Run folder or checkpoint to take weights from, or denoiser, which the package ships; null: random."""
     init_length_head: Annotated[str, OneOf("keep", "new")] = "keep"
     """keep: the length head comes from `init` where it fits; new: it is drawn from train.seed instead.
 

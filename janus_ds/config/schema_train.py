@@ -173,10 +173,10 @@ class DecodeConfig:
     """AR: id of the token that an output of the greatest length ends with; -1: any; null: eos."""
     forbid: str = "specials"
     """AR: tokens that are never written: specials (bos, pad, unk and mask), none, or ids such as "3 101"."""
-    iterations: Whole | None = 4
-    """NAR refinement iterations; decoder passes are one more. None, with `threshold` only: no limit."""
-    length_beam: Count = 5
-    """Length candidates of NAR and of mode aux."""
+    iterations: Annotated[int, Field(ge=0, le=1000)] | None = 4
+    """NAR refinement iterations, up to 1000; decoder passes are one more. null, by `threshold`: no limit."""
+    length_beam: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Length candidates of NAR and of mode aux, up to 1000."""
     aux_order: Annotated[str, OneOf("left_to_right", "certain")] = "left_to_right"
     """Mode aux: left_to_right, or certain: what NAR is surest of is written first.
 
@@ -185,10 +185,10 @@ class DecodeConfig:
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """NAR: a pass settles every token of a higher probability, and at least one, until none is masked.
 
-    Takes the place of mask-predict's schedule; `iterations` then limits the passes. None: the schedule.
+    Takes the place of mask-predict's schedule; `iterations` then limits the passes. null: the schedule.
     """
     nar_score: Annotated[str, OneOf("paper", "released")] | None = None
-    """NAR candidates and their score; None: as the objective's preset says.
+    """NAR candidates and their score; null: as the objective's preset says.
 
     paper (the likeliest lengths, mean over inner tokens, special symbols forbidden) or released
     (neighbours of the likeliest length, sum divided by the length with b and e, nothing forbidden).

@@ -102,12 +102,14 @@ def usable_device(name: torch.device | str | None) -> torch.device:
         UsageError: this machine, or this build of torch, has none.
     """
     try:
-        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
+        device = torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
+        if device.type != "meta":
+            return device
+        reason = "it holds no values"
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"there is no device {str(name)!r} ({reason})", "--device", "leave the option out, or give cpu"
-        ) from None
+    fix = "leave the option out, or give cpu"
+    raise UsageError(f"there is no device {str(name)!r} ({reason})", "--device", fix)
 
 
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:

@@ -81,9 +81,17 @@ def test_batches_and_windows_change_nothing(tmp_path: Path) -> None:
     assert found == lines_of(tmp_path / "out2.txt", "--input", source, "--batch-tokens", 30)
     assert found[:4] * 15 == found
     assert found[2] == ""
-    for count in ("0", "-3"):
-        with pytest.raises(UsageError, match="a batch cannot have"):
-            lines_of(tmp_path / "out.txt", "--input", source, "--batch-tokens", count)
+    for words, *options in (
+        ("a batch cannot have", "--batch-tokens", 0),
+        ("a batch cannot have", "--batch-tokens", -3),
+        ("--beam 3 finds no 5 outputs", "--beam", 3, "--nbest", 5),
+        ("--length-beam 1 finds no 2 outputs", "--mode", "nar", "--length-beam", 1, "--nbest", 2),
+        ("progress cannot be told", "--progress-seconds", "nan"),
+        ("there is no device 'meta'", "--device", "meta"),
+        ("there is no mode ''", "--mode", ""),
+    ):
+        with pytest.raises(UsageError, match=words):
+            lines_of(tmp_path / "out.txt", "--input", source, *options)
     with pytest.raises(UsageError, match="one file"):
         lines_of(source, "--input", source)
     assert source.read_text(encoding="utf-8").startswith("Guten")

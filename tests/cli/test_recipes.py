@@ -8,6 +8,7 @@ import pytest
 
 from janus_ds.__main__ import main
 from janus_ds.cli.recipes import explain
+from janus_ds.config.schema import FIELDS
 from janus_ds.errors import UsageError
 
 
@@ -35,3 +36,7 @@ def test_home_is_found_behind_an_equals_sign(
     words = ["--input=~/text.txt", "--output=~/out.txt", "--device", "cpu", "--mode", "ar"]
     assert main(["decode", "--demo", *words]) == 0
     assert len((tmp_path / "out.txt").read_text().splitlines()) == 1
+
+
+def test_nothing_is_written_as_recipes_write_it() -> None:
+    assert all("None" not in explain(key) for key in [None, *FIELDS])

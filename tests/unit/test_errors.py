@@ -53,6 +53,7 @@ def test_ranks_can_send_each_other_their_errors(error: JanusError) -> None:
         (4, "raise DataError('the shard is cut', 'shard-000003.tar', 'copy it again')"),
         (130, "raise KeyboardInterrupt"),
         (7, "return 7"),
+        (2, "open('x' * 300)"),
         (0, "return None"),
     ],
 )
