@@ -130,13 +130,18 @@ TITLES = {
 }
 
 
-def _continued(training: dict[str, Any]) -> str:
-    """How the training went on, with `--start`."""
-    given = " ".join(training["overrides"])
+def _stages(training: dict[str, Any]) -> str:
+    """All training that led to the model: AR and JANUS, and what went on from it with `--start`."""
+    steps, minutes = training["averaged_steps"][-1], training["minutes"]
+    if "started_from" not in training:
+        return (
+            f"{training['ar_steps']:,} updates AR ({minutes['ar']:.0f} min), then {steps:,} updates JANUS "
+            f"({minutes['janus']:.0f} min of wall time)"
+        )
     return (
-        f". From the mean of its last checkpoints on, `--start` with `--set {given}`: "
-        f"{training['averaged_steps'][-1]:,} more updates JANUS ({training['minutes']['janus']:.0f} min), "
-        f"with {training['pairs']['short']:,} copies of pairs of up to three words"
+        f"{_stages(training['started_from'])}; from the mean of its last checkpoints on (`--start`, `--set "
+        f"{' '.join(training['overrides'])}`) {steps:,} updates JANUS ({minutes['janus']:.0f} min), with "
+        f"{training['pairs']['short']:,} copies of pairs of up to three words"
     )
 
 
@@ -144,19 +149,15 @@ def write_page(asset: Path, page: Path) -> None:
     """The results page, made of what lies in the asset."""
     scores = json.loads((asset / "scores.json").read_text(encoding="utf-8"))
     training = json.loads((asset / "run.json").read_text(encoding="utf-8"))["training"]
-    pairs, steps, before = training["pairs"], training["averaged_steps"], training.get("started_from")
-    first = before or training
+    pairs, steps = training["pairs"], training["averaged_steps"]
     lines = [
         "# The demonstration model: German to English",
         "",
         "Made by `python launch/experiments/demo_de_en.py`, then `--ship`, with JANUS_SHARED_DATA set "
         "(launch/recipes/nmt_demo.yaml, seed 1, one CPU core that was shared with other work). "
         f"Trained on {pairs['train']:,} Tatoeba pairs and {pairs['joined']:,} joined of them; "
-        f"{first['ar_steps']:,} updates AR ({first['minutes']['ar']:.0f} min), then "
-        f"{first['averaged_steps'][-1]:,} updates JANUS ({first['minutes']['janus']:.0f} min of wall time)"
-        + (_continued(training) if before else "")
-        + f"; mean of checkpoints {', '.join(map(str, steps))}; bf16. No sentence of the test, on either "
-        "side, was in training.",
+        f"{_stages(training)}; mean of checkpoints {', '.join(map(str, steps))}; bf16. No sentence of the "
+        "test, on either side, was in training.",
         "",
     ]
     rows = []
