@@ -3,8 +3,7 @@
     janus-ds blanks runs/quickstart
 
 Before: the weights that the run started from (`init`), if it did not start from random ones. The passages
-shown have two words of one token each hidden: AR writes each passage anew; NAR and AUX fill its blanks and
-keep the rest.
+shown have two words of one token each hidden, which each mode fills with what it knows of them.
 """
 
 from __future__ import annotations
@@ -34,12 +33,17 @@ from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.infill import word_beginnings
 from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
-from janus_ds.decode.model_steps import most_rows
+from janus_ds.decode.mask_predict import BEGINS_WORD
+from janus_ds.decode.model_steps import most_rows, plain_settings, search_settings
+from janus_ds.decode.rescore import ArScorer
+from janus_ds.decode.search_settings import ScoredTokens
 from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import UsageError
 from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, valid_split
 from janus_ds.io import write_atomic
+from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table
 
@@ -186,20 +190,48 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
     if len(passages) < count:
         passages = line_passages(lines, text, _WORDS_HIDDEN, _SEED)
     passages = [item for item in passages if len(item.ids) <= most]
-    passages = passages[:: max(1, len(passages) // count)][:count]
     found = {}
-    for mode in run.config.objective.streams:
+    for mode in run.config.objective.streams[1:]:
         generator = Generator(run.model, text, run.special, with_decode(run.config, {"mode": mode}))
-        targets = None if mode == "ar" else [generator.target(item.source, (1,)) for item in passages]
-        items = generator.generate_ids([passage.ids for passage in passages], targets=targets)
-        found[mode] = FoundBy(items, 0.0)
+        targets = [generator.target(item.source, (1,)) for item in passages]
+        passages = [replace(item, target=target) for item, target in zip(passages, targets, strict=True)]
+        found[mode] = FoundBy(generator.generate_ids([item.ids for item in passages], targets=targets), 0.0)
+    begins_V = word_beginnings(text, run.special.vocab_size)
+    found = {"ar": FoundBy([[_from_left(run, item, begins_V)] for item in passages], 0.0)} | found
+    # Sure is not right: the scores know nothing of the hidden words.
+    sure = [sum(by.items[i][0].score for by in found.values()) for i in range(len(passages))]
+    surest = sorted(range(len(passages)), key=lambda i: -sure[i])[:count]
+    told = f"The {len(surest)} of {len(passages)} such sentences that the modes together are surest of:"
+    passages = [passages[i] for i in surest]
+    found = {mode: FoundBy([by.items[i] for i in surest], 0.0) for mode, by in found.items()}
     say = saying(passages, text)
     shown = [
         {"source": one_line(passage.source), "reference": passage.reference or ""}
         | {mode: say(number, by.items[number][0]) for mode, by in found.items()}
         for number, passage in enumerate(passages)
     ]
-    return shown, as_blocks(passages, 1, found, say)
+    return shown, [told, "", *as_blocks(passages, 1, found, say)]
+
+
+@torch.inference_mode()
+def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> ScoredTokens:
+    """AR's fills: each blank's likeliest token, given the source and what stands to the left of it alone."""
+    model, config, special = run.model, run.config, run.special
+    settings, device = plain_settings(config, special), model.output_weight.device
+    scorer = ArScorer(model, ArStream.of(config.objective, special), search_settings(config, special))
+    source_1S = torch.tensor([[special.bos, *passage.ids, special.eos]], device=device)
+    memory = model.encode(source_1S, torch.tensor([source_1S.shape[1]], device=device))
+    row, gains = list(passage.target.ids if passage.target else ()), []
+    places = [place for place, id_ in enumerate(row) if id_ < 0]
+    for place in places:
+        ((logits_TV,),) = scorer.logits(memory, [[[max(id_, 0) for id_ in row]]])
+        score_V = logits_TV[place].log_softmax(0)
+        allowed_V = score_V.index_fill(0, torch.tensor(settings.forbidden, device=device), -torch.inf)
+        if row[place] == BEGINS_WORD and begins_V is not None:
+            allowed_V = allowed_V.masked_fill(~begins_V.to(device), -torch.inf)
+        row[place] = int(allowed_V.argmax())
+        gains.append(float(score_V[row[place]]))
+    return ScoredTokens(tuple(row), sum(gains) / len(gains), len(places), filled=tuple(places))
 
 
 def _with_blanks(line: str, text: TextCodec) -> str | None:

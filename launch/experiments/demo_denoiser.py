@@ -225,9 +225,9 @@ def page_text(training: dict[str, Any], found: dict[str, Any]) -> str:
         rare_words(found["rare"])
         + " Words that carry the meaning take a larger model, and days instead of minutes.",
         "",
-        "Sentences of that part, spread evenly over it, with two words hidden that are one token each. AR "
-        "writes the sentence anew. NAR fills both blanks at once, in 10 iterations, AUX one after the other; "
-        "both keep what stands around them.",
+        "Sentences of that part, from passages spread evenly over it, with two words hidden that are one "
+        "token each: those whose fills the modes together are surest of. AR sees the source and what stands "
+        "to the left of a blank; NAR fills both blanks at once, in 10 iterations, AUX one after the other.",
         "",
         "```",
     ]

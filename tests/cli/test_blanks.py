@@ -87,7 +87,9 @@ def test_before_after_and_passages_are_told(inputs: Path, capsys: pytest.Capture
         assert "<mask>" in text["source"]
         # What stands around the blanks is kept.
         first, *_, last = (part.strip() for part in text["source"].split("<mask>"))
-        assert all(text[mode].startswith(first) and text[mode].endswith(last) for mode in ("nar", "aux"))
+        assert all(
+            text[mode].startswith(first) and text[mode].endswith(last) for mode in ("ar", "nar", "aux")
+        )
     assert f"The run lies in {inputs / 'after'}" in told
     assert f"janus-ds decode --checkpoint {inputs / 'after'}" in told
     with pytest.raises(UsageError, match="not pretrained both ways"):
