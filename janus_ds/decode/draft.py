@@ -33,14 +33,14 @@ from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
-from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows, length_candidates, mask_predict
+from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows, length_candidates
 from janus_ds.decode.model_steps import NarDecoder, plain_settings, search_settings
 from janus_ds.decode.sample import Draws, draw_rows, left_over, stands, token_shares
 from janus_ds.decode.search_settings import ScoredTokens, SearchSettings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
-_TRIED, _MOST = 4, 4
+_TRIED, _RETRIED, _MOST = 4, 32, 4
 _SHIFTS = (0, 1, -1)
 _LONGEST = 6
 """Tokens of a draft that are checked at once: of longer ones the end is seldom accepted."""
@@ -49,24 +49,27 @@ _LONGEST = 6
 class Payoff:
     """Whether drafts save time: seconds a token of each batch, drafted and by AR alone, as measured.
 
-    The first batches of a size are drafted, the next ones are not; then what was faster goes on. Larger
-    batches than `_MOST` are not drafted: there the rows of a check cost more than they save.
+    The first batches of a size are drafted, the next ones are not; then what was faster goes on, and one of
+    so many is done the other way, so that other work on the machine decides for a while only. Larger batches
+    than `_MOST` are not drafted: there the rows of a check cost more than they save.
     """
 
     def __init__(self) -> None:
         self._rates: dict[tuple[int, bool], deque[float]] = defaultdict(lambda: deque(maxlen=4 * _TRIED))
+        self._noted = 0
 
     def note(self, found: Sequence[ScoredTokens], drafted: bool, seconds: float) -> None:
         """Add a batch; AR needs a step a token and one for eos."""
         steps = sum(len(item.tokens) + 1 for item in found)
         self._rates[len(found), drafted].append(seconds / steps)
+        self._noted += 1
 
     def pays(self, sentences: int) -> bool:
         """Whether a batch of so many sentences should be drafted."""
         drafted, alone = self._rates[sentences, True], self._rates[sentences, False]
         if sentences > _MOST or len(drafted) < _TRIED or len(alone) < _TRIED:
             return sentences <= _MOST and len(drafted) < _TRIED
-        return median(drafted) < median(alone)
+        return (median(drafted) < median(alone)) != (self._noted % _RETRIED == 0)
 
 
 @dataclass(frozen=True)
@@ -219,24 +222,21 @@ class DraftSearch:
         decoder, room = NarDecoder(self._model, memory), self._room(sentences[0])
         length_logits_BK = self._model.length_logits(memory).float()
         length_B1 = length_candidates(length_logits_BK, "paper", 1, plan.convention, room + 2)
+        blank, counts = TargetRows(length_B1, plan.nar), (length_B1[:, 0] - 2).tolist()
+        picked_P = blank.inner_RL.flatten().nonzero().squeeze(1)
+        logits_PV = decoder.logits(decoder.hidden(blank.token_RL, length_B1[:, 0], picked_P, max(counts)))
+        shares: Sequence[Tensor | None] = [None] * len(counts)
         if self._draws is None:
-            found = mask_predict(decoder, length_B1, plan.nar)
-            proposals = [Proposal(list(item.tokens)) for (item,) in found]
+            token_P = logits_PV.index_fill(1, self._forbidden, float("-inf")).argmax(1)
         else:
-            proposals = self._drawn(decoder, length_B1, self._draws)
+            share_PV = token_shares(logits_PV, plan.nar.forbidden, self._draws.sampling)
+            token_P = draw_rows(share_PV, self._draws.uniform(counts).to(share_PV.device))
+            shares = share_PV.split(counts)
+        drafts = zip(token_P.split(counts), shares, strict=True)
+        proposals = [Proposal(token_M.tolist(), share_MV) for token_M, share_MV in drafts]
         for sentence, proposal in zip(sentences, proposals, strict=True):
             sentence.passes, sentence.pool = 1, [proposal.draft]
         return proposals if self._draws else [Proposal(p.draft[:_LONGEST]) for p in proposals]
-
-    def _drawn(self, decoder: NarDecoder, length_B1: Tensor, draws: Draws) -> list[Proposal]:
-        """One draft a sentence, every token drawn from NAR's distribution at its position."""
-        blank, counts = TargetRows(length_B1, self._plan.nar), (length_B1[:, 0] - 2).tolist()
-        picked_P = blank.inner_RL.flatten().nonzero().squeeze(1)
-        logits_PV = decoder.logits(decoder.hidden(blank.token_RL, length_B1[:, 0], picked_P, max(counts)))
-        share_PV = token_shares(logits_PV, self._plan.nar.forbidden, draws.sampling)
-        token_P = draw_rows(share_PV, draws.uniform(counts).to(share_PV.device))
-        parts = zip(token_P.split(counts), share_PV.split(counts), strict=True)
-        return [Proposal(token_M.tolist(), share_MV) for token_M, share_MV in parts]
 
     def _check(self, going: Sequence[Sentence], proposals: Sequence[Proposal]) -> None:
         """One pass of AR over all drafts: settle what is certain."""

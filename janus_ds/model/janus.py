@@ -24,7 +24,7 @@ from janus_ds.model.attention import KeysValues, additive_mask
 from janus_ds.model.batch_attention import RowsOfBatch
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput, KVCache, new_cache
 from janus_ds.model.decoding.cpu_kernels import PreparedProduct
-from janus_ds.model.decoding.native_step import NativeDecoder
+from janus_ds.model.decoding.native_step import SeenRows
 from janus_ds.model.decoding.steps import (
     AuxAttention,
     AuxPool,
@@ -63,7 +63,6 @@ class JanusModel(nn.Module):
         self.padded_vocab = padded_vocab(config, special.vocab_size)
         self.attention_backend = attention_backend
         self._vocabulary: PreparedProduct | None = None
-        self._native: NativeDecoder | None = None
         self._parallel = parallel
         self._recompute: Recompute | None = recompute_with(parallel) if recompute else None
         self.embedding = parallel.vocab_embedding(self.padded_vocab, config.d_model, std=config.init_std)
@@ -124,6 +123,8 @@ class JanusModel(nn.Module):
         embedded_BSD = self.embedding(source_BS)
         mask = None if bool(valid_BS.all()) else padding_mask(valid_BS, embedded_BSD.dtype)
         states_BSD = self.encoder(embedded_BSD, mask)
+        if self.decoder.native is not None:
+            self.decoder.native.prepare()
         source = tuple(layer.kept_keys_values(states_BSD) for layer in self.decoder.decoder_layers())
         return EncoderOutput(states_BSD, valid_BS, mask, source)
 
@@ -162,6 +163,13 @@ class JanusModel(nn.Module):
         mask = additive_mask(valid[:, None, None], embedded.dtype)
         rows = CandidateAttention(candidates * width, 0, mask, candidates, kept=kept)
         x = self.decoder.input_rows(embedded, position_L.repeat(candidates))
+        native = self.decoder.native
+        if native is not None and native.takes(x, width):
+            x_XLD = x.view(-1, width, x.shape[2])
+            wanted, pool = native.bidirectional(x_XLD, mask, memory, picked and picked[0])
+            if kept is not None:
+                kept.extend(pool)
+            return wanted if picked else wanted.view(sentences, candidates, width, -1)
         *layers, last = zip(self.decoder.decoder_layers(), memory.source, strict=True)
         for layer, source in layers:
             x = layer(x, rows, (source,), memory.mask_B11S)
@@ -199,6 +207,13 @@ class JanusModel(nn.Module):
         position_BR = rows.position_BR.clamp_max(self.config.max_target_positions - 1)
         x = self.decoder.input_rows(self.embedding(rows.token_BR), position_BR)
         last, candidates = len(self.decoder.layers) - 1, token_BNL.shape[1]
+        native = self.decoder.native
+        if native is not None and native.takes(x):
+            # (B, content and query, N, T, D) -> rows of each candidate
+            x = x.unflatten(1, (2, candidates, block)).transpose(1, 2).reshape(-1, 2 * block, x.shape[2])
+            seen = SeenRows(block, pool.keys[0].shape[2], rows.mask_X1QN, rows.column_XT)
+            x = native(x, list(zip(pool.keys, pool.values, strict=True)), seen, memory)
+            return x.view(-1, block, x.shape[1])
         for number, layer in enumerate(self.decoder.decoder_layers()):
             first = rows.content if number == last else 0
             kept = pool.keys[number], pool.values[number]
@@ -211,10 +226,7 @@ class JanusModel(nn.Module):
         """An empty cache for a search of at most `max_steps` tokens with K beams a sentence."""
         last = max_steps + (stream.query_offset if stream.two_stream else 0)
         _check_table(last, self.config.max_target_positions, "target")
-        native = self._native
-        if native is not None:
-            native.prepare(self.decoder)
-        return new_cache(memory, stream, beams, max_steps, native)
+        return new_cache(memory, stream, beams, max_steps)
 
     def ar_step(self, cache: KVCache, token_BK: Tensor, parent_BK: Tensor | None = None) -> Tensor:
         """:meth:`ar_block` for one token a beam: hidden rows, (B, K, D), that predict the next one."""
@@ -245,8 +257,10 @@ class JanusModel(nn.Module):
         )
         x = self.decoder.input_rows(self.embedding(rows.token_BQ), rows.position_Q)
         layers, last = self.decoder.decoder_layers(), len(self.decoder.layers) - 1
-        if cache.native is not None and cache.native.takes(x):
-            x, layers = cache.native(x, rows, cache), []
+        native = self.decoder.native
+        if native is not None and native.takes(x):
+            seen = SeenRows(rows.content, rows.end, rows.mask_B1QN, rows.column_BR)
+            x, layers = native(x, list(zip(cache.keys, cache.values, strict=True)), seen, cache.memory), []
         for number, layer in enumerate(layers):
             first = rows.content if cache.stream.two_stream and number == last else 0
             cached = CachedRows(rows.content, first, cache.keys[number], cache.values[number], rows)
@@ -271,7 +285,6 @@ class JanusModel(nn.Module):
     def prepare_products(self, int8: bool) -> None:
         """Let :meth:`logits` use a packed weight; called by `decoding.cpu_kernels.prepare`."""
         self._vocabulary = PreparedProduct(int8)
-        self._native = NativeDecoder(int8)
 
     def _embed_together(self, source_BS: Tensor, row_BR: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of source and rows from one lookup: one gradient of the table's size, not two."""

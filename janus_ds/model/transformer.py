@@ -22,6 +22,7 @@ from janus_ds.config.schema import ModelConfig
 from janus_ds.model.attention import KeysValues, MultiHeadAttention, RowAttention, additive_mask, dropout
 from janus_ds.model.batch_attention import RowsOfBatch, attend_packed_source
 from janus_ds.model.decoding.cpu_kernels import PreparedLinear
+from janus_ds.model.decoding.native_step import NativeLayers
 from janus_ds.packing import GridPlaces
 from janus_ds.parallel.tensor_parallel import ParallelLayers, drawn_embedding
 
@@ -51,6 +52,13 @@ class InputRows(nn.Module):
         self.embedding_norm = nn.LayerNorm(config.d_model) if config.layernorm_embedding else None
         self.scale = config.d_model**0.5 if config.scale_embedding else 1.0
         self.dropout = config.dropout
+        self.layers = nn.ModuleList()
+        self.native: NativeLayers | None = None
+        """Computes all layers in decoding, where it can."""
+
+    def prepare_products(self, int8: bool) -> None:
+        """Compute all layers in one call, for inference."""
+        self.native = NativeLayers(self, int8)
 
     def input_rows(self, embedded_BTD: Tensor, position_BT: Tensor) -> Tensor:
         """Rows that enter the first layer, shape (B, T, D)."""
@@ -221,6 +229,10 @@ class Encoder(InputRows):
             position_S = places.place_T % places.kept_BR.shape[1]
         # Padding may reach past the table; its positions do not matter.
         x_BSD = self.input_rows(embedded_BSD, position_S.clamp_max(self.positions.num_embeddings - 1))
+        if self.native is not None and places is None:
+            self.native.prepare()
+            if self.native.takes(x_BSD, x_BSD.shape[1]):
+                return self.native.bidirectional(x_BSD, mask_B11S)[0].view_as(x_BSD)
         for layer in self.layers:
             if recompute:
                 x_BSD = recompute(layer, x_BSD, mask_B11S, places)

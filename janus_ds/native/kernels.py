@@ -66,9 +66,10 @@ class Step(ctypes.Structure):
     """As in step.cpp."""
 
     _fields_ = [
-        *_numbers("sentences content queries columns end source width heads layers activation threads"),
+        *_numbers("sentences content queries columns end source width heads"),
+        *_numbers("layers activation threads share mask_rows picks"),
         ("epsilon", ctypes.c_double),
-        *_pointers("column mask valid"),
+        *_pointers("column mask valid picked"),
     ]
 
 

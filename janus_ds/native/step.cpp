@@ -1,12 +1,12 @@
-// One decoding step of AR: all decoder layers over a few rows of each sentence, and products with packed weights.
+// All layers of the encoder, or of the decoder over the rows of one pass; and products with packed weights.
 //
 // Plain C interface, called through ctypes (janus_ds/native/kernels.py). GCC's vector types (also clang's) carry the
 // arithmetic: 16 floats are one register with AVX512, two with AVX2, four with SSE or NEON. It is compiled for the
 // machine it runs on; only the int8 product names instructions.
 //
-// Letters: B sentences, R content rows of a sentence, Q computed rows of a sentence (R, or 2R with query rows),
-// N columns of the pool, S source tokens, D width, H heads, E width of a head. Rows stand as all content rows,
-// sentence by sentence, then all query rows.
+// Letters: B sentences (of NAR and AUX: their length candidates), R content rows of a sentence, Q rows of a sentence (R,
+// or 2R with query rows), N columns of the pool, S source tokens, D width, H heads, E width of a head. Rows stand as all
+// content rows, sentence by sentence, then all query rows.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -107,18 +107,19 @@ struct Norm {
   const float *weight, *bias;
 };
 struct Layer {
-  Matrix qkv, self_out, cross_query, cross_out, inner, outer;
+  Matrix qkv, self_out, cross_query, cross_out, inner, outer;  // of an encoder: cross_query has no outputs
   Norm self_norm, cross_norm, outer_norm;
   void *keys, *values;                             // (B, H, N, E) of the pool
-  const void *source_keys, *source_values;         // (B, H, S, E)
+  const void *source_keys, *source_values;         // (B / share, H, S, E)
 };
 struct Step {
   int64_t sentences, content, queries, columns, end, source, width, heads;  // B, R, Q - R, N, end, S, D, H
-  int64_t layers, activation, threads;
+  int64_t layers, activation, threads, share, mask_rows, picks;
   double epsilon;
   const int64_t* column;    // (B, R) columns that the content rows take; null: the last ones before `end`
-  const float* mask;        // (B, Q, end) additive; null: all columns are seen
-  const uint8_t* valid;     // (B, S) source tokens that are no padding
+  const float* mask;        // (B, mask_rows = Q or 1, end) additive; null: all columns are seen
+  const uint8_t* valid;     // (B / share, S) source tokens that are no padding
+  const int64_t* picked;    // `picks` rows, ascending, that the last layer computes; null: query rows, if any, or all
 };
 }
 
@@ -329,12 +330,14 @@ struct Seen {
   int64_t count(int64_t list) const { return start[list + 1] - start[list]; }
 };
 
-template <class W> class Decoder {
+template <class W> class Layers {
   using T = std::conditional_t<std::is_same_v<W, Bf16>, Bf16, float>;  // of keys and values
+  static constexpr int64_t BLOCK = 16;  // rows that a thread takes at a time: neighbours share keys
   const Step& s;
   const int64_t head_width = s.width / s.heads, content = s.sentences * s.content,
                 rows = s.sentences * (s.content + s.queries);
   Seen past, source;
+  std::vector<int64_t> asked;  // rows that are computed
   std::vector<float> x, q, kv, attended, change, inner;
 
   // The sentence of a row, and its place among the Q rows of the sentence.
@@ -343,19 +346,20 @@ template <class W> class Decoder {
     return {inside / s.content, inside % s.content + query * s.content};
   }
 
-  // Rows [first, rows) over keys and values (B, H, stride, E).
-  void attend_rows(int64_t first, const void* keys, const void* values, int64_t stride, const Seen& seen, bool by_row) {
+  // Attention to keys and values (B or B / share, H, stride, E): of the pool, or of the source.
+  void attend_rows(const void* keys, const void* values, int64_t stride, bool crossing) {
+    int64_t count = asked.size(), pairs = (count + BLOCK - 1) / BLOCK * s.heads;
+    const Seen& seen = crossing ? source : past;
 #pragma omp parallel for num_threads(s.threads) if (s.threads > 1)
-    for (int64_t pair = 0; pair < s.sentences * s.heads; pair++) {
-      int64_t b = pair / s.heads, h = pair % s.heads;
+    for (int64_t pair = 0; pair < pairs; pair++) {
+      int64_t h = pair % s.heads, start = pair / s.heads * BLOCK;
       std::vector<float> score(stride + LANES);
-      int64_t offset = pair * stride * head_width;
-      for (int64_t part = first; part < rows; part += content)
-        for (int64_t r = part + b * s.content; r < part + (b + 1) * s.content; r++) {
-          int64_t at = (r - first) * s.width + h * head_width, list = by_row ? r : b;
-          attend(&q[at], static_cast<const T*>(keys) + offset, static_cast<const T*>(values) + offset, seen.of(list),
-                 seen.count(list), head_width, score.data(), &attended[at]);
-        }
+      for (int64_t i = start; i < std::min(start + BLOCK, count); i++) {
+        int64_t b = place(asked[i]).first / (crossing ? s.share : 1), list = crossing ? b : asked[i];
+        int64_t at = i * s.width + h * head_width, offset = (b * s.heads + h) * stride * head_width;
+        attend(&q[at], static_cast<const T*>(keys) + offset, static_cast<const T*>(values) + offset, seen.of(list),
+               seen.count(list), head_width, score.data(), &attended[at]);
+      }
     }
   }
 
@@ -374,58 +378,62 @@ template <class W> class Decoder {
     }
   }
 
-  void sublayer(const Matrix& m, const Norm& norm, const std::vector<float>& from, int64_t first) {
-    int64_t n = rows - first;
-    multiply<W>(m, 0, m.out, Input<W>(from.data(), n, m.in), n, change.data(), NONE, s.threads);
-    add_and_norm(norm, change.data(), &x[first * s.width], n, s.width, s.epsilon);
+  // From now on only the rows that are wanted of the last layer.
+  void choose() {
+    if (s.picked) asked.assign(s.picked, s.picked + s.picks);
+    else if (s.queries) asked.erase(asked.begin(), asked.begin() + content);
+    for (size_t i = 0; i < asked.size(); i++)
+      if (asked[i] != static_cast<int64_t>(i)) std::copy_n(&x[asked[i] * s.width], s.width, &x[i * s.width]);
+  }
+
+  void multiplied(const Matrix& m, int64_t last, const std::vector<float>& from, int64_t activation, std::vector<float>& to) {
+    int64_t n = asked.size();
+    multiply<W>(m, 0, last, Input<W>(from.data(), n, m.in), n, to.data(), activation, s.threads);
+  }
+
+  void sublayer(const Matrix& m, const Norm& norm, const std::vector<float>& from) {
+    multiplied(m, m.out, from, NONE, change);
+    add_and_norm(norm, change.data(), x.data(), asked.size(), s.width, s.epsilon);
   }
 
  public:
-  // hidden (B, Q, D) in and out
-  Decoder(const Step& step, const Layer* layers, float* hidden) : s(step) {
+  // hidden (B, Q, D): the rows that enter; those that leave stand at its beginning.
+  Layers(const Step& step, const Layer* layers, float* hidden) : s(step), asked(rows) {
     int64_t per = s.content + s.queries;
-    for (int64_t row = 0; row < rows; row++) {
-      auto [b, i] = place(row);
-      const float* mask = s.mask ? s.mask + (b * per + i) * s.end : nullptr;
-      for (int64_t n = 0; n < s.end; n++)
-        if (!mask || mask[n] == 0.0f) past.columns.push_back(n);
-      past.close();
-    }
-    for (int64_t b = 0; b < s.sentences; b++) {
-      for (int64_t n = 0; n < s.source; n++)
-        if (s.valid[b * s.source + n]) source.columns.push_back(n);
-      source.close();
-    }
     for (auto* part : {&x, &q, &attended, &change}) part->resize(rows * s.width);
     kv.resize(content * 2 * s.width);
     inner.resize(rows * layers[0].inner.out);
     for (int64_t row = 0; row < rows; row++) {
       auto [b, i] = place(row);
+      const float* mask = s.mask ? s.mask + (b * s.mask_rows + i % s.mask_rows) * s.end : nullptr;
+      for (int64_t n = 0; n < s.end; n++)
+        if (!mask || mask[n] == 0.0f) past.columns.push_back(n);
+      past.close();
+      asked[row] = row;
       std::copy_n(hidden + (b * per + i) * s.width, s.width, &x[row * s.width]);
     }
-    int64_t first = 0;
-    for (int64_t l = 0; l < s.layers; l++) {
-      const Layer& layer = layers[l];
-      if (l == s.layers - 1 && s.queries) first = content;
-      const Input<W> all(x.data(), rows, s.width);
-      multiply<W>(layer.qkv, s.width, 3 * s.width, all, content, kv.data(), NONE, s.threads);
-      keep(layer);
-      const Input<W> asking(&x[first * s.width], rows - first, s.width);
-      multiply<W>(layer.qkv, 0, s.width, asking, rows - first, q.data(), NONE, s.threads);
-      attend_rows(first, layer.keys, layer.values, s.columns, past, true);
-      sublayer(layer.self_out, layer.self_norm, attended, first);
-      const Input<W> crossing(&x[first * s.width], rows - first, s.width);
-      multiply<W>(layer.cross_query, 0, s.width, crossing, rows - first, q.data(), NONE, s.threads);
-      attend_rows(first, layer.source_keys, layer.source_values, s.source, source, false);
-      sublayer(layer.cross_out, layer.cross_norm, attended, first);
-      const Input<W> feeding(&x[first * s.width], rows - first, s.width);
-      multiply<W>(layer.inner, 0, layer.inner.out, feeding, rows - first, inner.data(), s.activation, s.threads);
-      sublayer(layer.outer, layer.outer_norm, inner, first);
+    for (int64_t b = 0; b < s.sentences / s.share; b++) {
+      for (int64_t n = 0; n < s.source; n++)
+        if (s.valid[b * s.source + n]) source.columns.push_back(n);
+      source.close();
     }
-    for (int64_t row = first; row < rows; row++) {
-      auto [b, i] = place(row);
-      std::copy_n(&x[row * s.width], s.width, hidden + (b * per + i) * s.width);
+    for (const Layer* layer = layers; layer < layers + s.layers; layer++) {
+      const Input<W> all(x.data(), content, s.width);
+      multiply<W>(layer->qkv, s.width, 3 * s.width, all, content, kv.data(), NONE, s.threads);
+      keep(*layer);
+      if (layer == layers + s.layers - 1) choose();
+      multiplied(layer->qkv, s.width, x, NONE, q);
+      attend_rows(layer->keys, layer->values, s.columns, false);
+      sublayer(layer->self_out, layer->self_norm, attended);
+      if (layer->cross_query.out) {
+        multiplied(layer->cross_query, s.width, x, NONE, q);
+        attend_rows(layer->source_keys, layer->source_values, s.source, true);
+        sublayer(layer->cross_out, layer->cross_norm, attended);
+      }
+      multiplied(layer->inner, layer->inner.out, x, s.activation, inner);
+      sublayer(layer->outer, layer->outer_norm, inner);
     }
+    std::copy_n(x.data(), asked.size() * s.width, hidden);
   }
 };
 
@@ -434,11 +442,11 @@ template <class W> class Decoder {
 extern "C" {
 enum Kind : int64_t { FLOAT, BF16, INT8 };
 
-// hidden (B, Q, D): the rows that enter the first layer; those that leave the last one take their place.
+// hidden (B, Q, D): the rows that enter the first layer; those that leave the last one, (P, D), stand at its beginning.
 void janus_step(const Step* step, const Layer* layers, int64_t kind, float* hidden) {
-  if (kind == FLOAT) Decoder<float>(*step, layers, hidden);
-  if (kind == BF16) Decoder<Bf16>(*step, layers, hidden);
-  if (kind == INT8) Decoder<Int8>(*step, layers, hidden);
+  if (kind == FLOAT) Layers<float>(*step, layers, hidden);
+  if (kind == BF16) Layers<Bf16>(*step, layers, hidden);
+  if (kind == INT8) Layers<Int8>(*step, layers, hidden);
 }
 
 // y (rows, out) = activation(x W^T + b)

@@ -19,8 +19,10 @@ from torch import Tensor
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import ConfigError
+from janus_ds.model.attention import KeysValues
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
+from janus_ds.model.decoding.steps import AuxPool
 from janus_ds.native import kernels as native
 from janus_ds.native.kernels import compiled, load, packed, product
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
@@ -111,18 +113,54 @@ def test_a_step_is_that_of_float64(
         found = []
         for model in (ready, plain):
             cache = model.start_cache(model.encode(sources, lengths), stream, 3, 8)
-            assert (cache.native is not None) == (model is ready)
+            assert (model.decoder.native is not None) == (model is ready)
             first = torch.tensor([[[0, 9], [0, 8], [0, 7]], [[0, 11], [0, 12], [0, 13]]])
             model.ar_block(cache, first)
             parents = torch.tensor([[1, 1, 0], [2, 0, 1]])
             found.append(model.ar_step(cache, first[..., 1].flip(1), parents))
-        assert ready._native is not None
-        assert ready._native.takes(found[0])
+        assert ready.decoder.native is not None
+        assert ready.decoder.native.takes(found[0])
         assert error(*found) < most
         with threads(2):
             cache = ready.start_cache(ready.encode(sources, lengths), stream, 3, 8)
             ready.ar_block(cache, first)
             assert torch.equal(ready.ar_step(cache, first[..., 1].flip(1), parents), found[0])
+
+
+@compiles
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [TINY, TINY_NMT], ids=["gelu", "relu"])
+@pytest.mark.parametrize(("options", "most"), [("fp32", 1e-5), ("bf16", 0.06), ("int8", 0.06)])
+def test_passes_of_nar_and_aux_are_those_of_float64(
+    kernels: Any, shape: ModelConfig, options: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two length candidates of a sentence, ragged; picked rows and all; then AUX blocks."""
+    use(kernels, monkeypatch)
+    config = replace(shape, d_model=96, ffn_dim=72, heads=2, init_std=0.15)
+    int8 = options == "int8"
+    settings = InferenceOptions("fp32" if int8 else options, int8=int8)
+    ready, plain = prepare_for_inference(tiny_model(config), settings), tiny_model(config)
+    sources, lengths = torch.tensor([[0, 9, 8, 7, 2], [0, 7, 2, 1, 1]]), torch.tensor([5, 3])
+    target_length = torch.tensor([[5, 4], [4, 3]])
+    mask = TOY.mask
+    rows = [[0, mask, mask, mask, 2], [0, mask, mask, 2, 1], [0, 8, mask, 2, 1], [0, mask, 2, 1, 1]]
+    blank = torch.tensor(rows).view(2, 2, 5)
+    picked = (blank == mask).flatten().nonzero().squeeze(1)
+    settled, filled = torch.ones_like(target_length), blank.masked_fill(blank == mask, 11)
+    found: list[list[Tensor]] = []
+    for model in (ready, plain):
+        memory, kept = model.encode(sources, lengths), list[KeysValues]()
+        native = model.decoder.native
+        assert (native is not None and native.takes(memory.states_BSD)) == (model is ready)
+        every = model.nar_rows(memory, blank, target_length)
+        valid = torch.arange(5) < target_length[..., None]
+        some = model.nar_rows(memory, blank, target_length, (picked, 3), kept)
+        slots = (blank == mask).flatten(0, 1)
+        pool = AuxPool.build(kept, slots, target_length.flatten(), 3)
+        blocks = [model.aux_rows(memory, pool, filled, at, 2, mask)[:1] for at in (settled, settled + 1)]
+        found.append([memory.states_BSD[0], every[valid], some, *blocks])
+    for one, other in zip(*found, strict=True):
+        assert error(one, other) < most
 
 
 @compiles

@@ -125,6 +125,12 @@ def test_what_was_faster_goes_on(drafted: float, pays: bool) -> None:
     assert payoff.pays(1) == pays
     assert payoff.pays(2)
     assert not payoff.pays(5)
+    chosen = []
+    for _ in range(100):
+        chosen.append(payoff.pays(1))
+        payoff.note(batch, chosen[-1], drafted if chosen[-1] else 1.0)
+    # What was slower is tried again now and then.
+    assert chosen.count(not pays) == 3
 
 
 def test_what_is_left_of_drafts_continues_the_last_token() -> None:

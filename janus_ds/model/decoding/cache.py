@@ -25,7 +25,6 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.model.attention import KeysValues, additive_mask
-from janus_ds.model.decoding.native_step import NativeDecoder
 
 _FIRST_STEPS = 32
 """Tokens a beam that a new pool has room for."""
@@ -117,8 +116,6 @@ class KVCache:
     """Tokens that the beams of each sentence were given and have kept."""
     host_taken_B: Tensor
     """The same on the host, so that nothing is asked of the device."""
-    native: NativeDecoder | None = None
-    """Computes the layers of a step, where it can."""
     reach: int = 0
     """No sentence has taken more tokens than this."""
     even: bool = True
@@ -200,13 +197,11 @@ def _fit(x: Tensor, width: int, dim: int) -> Tensor:
     return torch.cat([x, x.new_zeros(shape)], dim)
 
 
-def new_cache(
-    memory: EncoderOutput, stream: ArStream, beams: int, max_steps: int, native: NativeDecoder | None = None
-) -> KVCache:
+def new_cache(memory: EncoderOutput, stream: ArStream, beams: int, max_steps: int) -> KVCache:
     """A cache without rows for at most `max_steps` tokens a beam; its pool grows as it is filled."""
     sentences, columns = memory.sentences, beams * min(max_steps, _FIRST_STEPS)
     values = [k.new_zeros(sentences, k.shape[1], columns, k.shape[3]) for k, _ in memory.source]
     past = memory.valid_BS.new_zeros(sentences, beams, columns)
     taken = torch.zeros(sentences, dtype=torch.long)
     keys = [torch.zeros_like(v) for v in values]
-    return KVCache(memory, stream, beams, keys, values, past, taken.to(past.device), taken, native)
+    return KVCache(memory, stream, beams, keys, values, past, taken.to(past.device), taken)
