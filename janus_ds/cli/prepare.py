@@ -147,7 +147,8 @@ def _stages() -> Callable[[PrepareProgress], None]:
 
     def show(progress: PrepareProgress) -> None:
         nonlocal stage
-        text = f"{progress.stage}: {progress.share:.1%}"
+        known = progress.share < 1 or progress.text_bytes
+        text = f"{progress.stage}: {progress.share:.1%}" if known else f"{progress.stage} ..."
         if progress.text_bytes:
             text += (
                 f"  {progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB"

@@ -36,6 +36,7 @@ _BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{},\s$]*(?:,[^{},\s$]*)+
 
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF_32 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
 _FOREIGN = {
     b"%PDF-": "a PDF file",
     b"PK\x03\x04": "a ZIP archive (such as .docx, .epub, .npz)",
@@ -81,9 +82,13 @@ def list_inputs(paths: Sequence[Path | str]) -> list[Path | str]:
             elif path.is_dir():
                 files.extend(_inside(path))
             else:
-                raise DataError(
-                    "the input does not exist", str(path), "give the path of a text file or folder"
+                there = (
+                    "is neither a file nor a folder"
+                    if path.exists() or str(path) == "-"
+                    else "does not exist"
                 )
+                fix = "give the path of a text file or folder, or 'pipe:COMMAND', which writes text"
+                raise DataError(f"the input {there}", str(path), fix)
     if not files:
         raise DataError("no input is given", "--input", "give at least one text file or folder")
     return files
@@ -265,9 +270,10 @@ class TextFile:
         head = stream.peek(512)[:512]
         odd, even = head[1::2], head[::2]
         halves = (odd.count(0), even.count(0))
-        if head.startswith(_UTF_16) or (len(head) > 8 and max(halves) > 0.4 * len(odd) and 0 in halves):
-            little = head.startswith(_UTF_16[0]) or halves[0] > halves[1]
-            name = "UTF-16" if head.startswith(_UTF_16) else f"UTF-16{'LE' if little else 'BE'}"
+        marked = head.startswith((*_UTF_16, *_UTF_32))
+        if marked or (len(head) > 8 and max(halves) > 0.4 * len(odd) and 0 in halves):
+            name = "UTF-16" if marked else f"UTF-16{'LE' if halves[0] > halves[1] else 'BE'}"
+            name = "UTF-32" if head.startswith(_UTF_32) else name
             raise DataError(
                 f"the text is {name}, not UTF-8",
                 self.where,

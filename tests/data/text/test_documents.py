@@ -156,6 +156,8 @@ def test_reading_goes_on_from_any_position(tmp_path):
         ("a.txt", b'{"body": "a"}\n{"body": "b"}\n', "it has: body", "line 1"),
         ("a.txt", "﻿Text.".encode("utf-16"), "UTF-16,", "a.txt"),
         ("a.txt", "Text in it.".encode("utf-16-be"), "UTF-16BE", "a.txt"),
+        ("a.txt", "Text.".encode("utf-32"), "UTF-32,", "a.txt"),
+        ("a.jsonl", b'{"text": null}\n', "no text in field 'text'; it holds null there", "line 1"),
         ("a.txt", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF file", "a.txt"),
         ("a.txt", b"PK\x03\x04\x14\x00\x06\x00", "a ZIP archive", "a.txt"),
         ("a.txt", b"Fine.\n\x00\x01\xff\n", "no text", "line 2"),
@@ -175,6 +177,8 @@ def test_unfit_files_are_told_by_line(tmp_path, name, data, what, where):
 def test_inputs_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         list_inputs([tmp_path / "no.txt"])
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        list_inputs(["/dev/null"])
     with pytest.raises(DataError, match="folder is empty"):
         list_inputs([tmp_path])
     with pytest.raises(DataError, match="no input is given"):
