@@ -166,6 +166,10 @@ def test_every_kind_of_tokenizer_is_written_for_transformers(tmp_path: Path, kin
         ours = train_sentencepiece(lines, kind, 800) if trained else load_tokenizer(ASSETS / "demo/tokenizer")
     (tmp_path / "config.json").write_text('{"model_type": "bart"}')
     write_hf_tokenizer(ours, tmp_path, 9999)
+    if kind in ("demo", "unigram", "bpe"):
+        back = read_hf_tokenizer(tmp_path)
+        assert back is not None
+        assert back.fingerprint == ours.fingerprint
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     # Symbols that a text spells are symbols there; `<mask>` is one in SentencePiece as well.
     odd = [text for text in (*SPECIAL, *ODD) if "<" not in text]

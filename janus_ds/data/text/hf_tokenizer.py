@@ -16,6 +16,7 @@ from typing import Any
 from janus_ds.data.text.tokenizer import (
     MASK_TEXT,
     MOST_TOKENIZER_BYTES,
+    TOKENIZER_FILES,
     ByteLevelBPE,
     SentencePieceTokenizer,
     Tokenizer,
@@ -24,7 +25,7 @@ from janus_ds.data.text.tokenizer import (
 from janus_ds.errors import DataError
 from janus_ds.io import read_json, write_atomic
 
-_FAST, _CONFIG, _VOCAB, _MERGES = "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
+_FAST, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 _ROLES = {
     "bos_token": "<s>",
@@ -43,7 +44,7 @@ def read_hf_tokenizer(folder: Path) -> Tokenizer | None:
     Raises:
         DataError: its files are damaged, or it is not BART's kind of tokenizer.
     """
-    if (folder / _VOCAB).is_file() and (folder / _MERGES).is_file():
+    if any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
         return load_tokenizer(folder)
     path = folder / _FAST
     if not path.is_file():
@@ -51,12 +52,12 @@ def read_hf_tokenizer(folder: Path) -> Tokenizer | None:
     try:
         values = read_json(path, MOST_TOKENIZER_BYTES)
         model, added = values["model"], values.get("added_tokens") or []
+        _refuse_other_kinds(values, added, str(path))
         vocab = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"the tokenizer cannot be read ({type(error).__name__}: {error})"
         raise DataError(what, str(path), "copy the file again") from None
-    _refuse_other_kinds(values, added, str(path))
     text = "#version: 0.2\n" + "\n".join(merges) + "\n"
     return ByteLevelBPE(json.dumps(vocab, ensure_ascii=False).encode(), text.encode(), str(folder))
 

@@ -102,9 +102,8 @@ def _convert(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
 def _refuse_other_kinds(settings: dict[str, Any], where: str) -> None:
     kind = settings.get("model_type")
     if kind != "bart":
-        raise CheckpointError(
-            f"the model is of type {kind!r}, not 'bart'", f"{where}: model_type", _OTHER_KIND
-        )
+        fix = "take the run that it was exported from" if kind == "janus" else _OTHER_KIND
+        raise CheckpointError(f"the model is of type {kind!r}, not 'bart'", f"{where}: model_type", fix)
     given = [name for name in _UNSUPPORTED if settings.get(name)]
     if settings.get("normalize_embedding") is False:
         given.append("normalize_embedding: false")
