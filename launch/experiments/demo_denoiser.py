@@ -241,7 +241,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = experiment_parser(__doc__, "denoiser")
     add = parser.add_argument
     add("--steps", type=int, default=8_000, help="updates of the first run [%(default)s]")
-    add("--longer-steps", type=int, default=24_000, help="updates of the second run [%(default)s]")
+    add("--longer-steps", type=int, default=14_750, help="updates of the second run [%(default)s]")
     add("--vocab", type=int, default=4_000, help="symbols of the vocabulary [%(default)s]")
     add("--novels-mb", type=float, default=24, help="megabytes of novels [%(default)s]")
     add("--wikipedia-mb", type=float, default=8, help="megabytes of Wikipedia [%(default)s]")
