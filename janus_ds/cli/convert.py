@@ -53,6 +53,10 @@ def main(arguments: Sequence[str]) -> int:
     else:
         written = Path(parsed.to)
         if parsed.source == "hf":
+            if parsed.path.is_file():
+                raise UsageError(
+                    "a file, where a folder should be", str(parsed.path), "give the model's folder"
+                )
             report = from_hf(parsed.path, written)
         else:
             report = from_fairseq(parsed.path, written, _text_source(parsed), parsed.heads)

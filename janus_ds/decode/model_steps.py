@@ -146,7 +146,7 @@ def search_settings(config: RunConfig, special: SpecialTokens, prefix: Sequence[
     """For AR: beam search, and the checks of a draft; in mode ar, outputs begin with a prefix.
 
     Raises:
-        ConfigError: the prefix leaves no room for an output.
+        ConfigError: the prefix leaves no room for an output, or has unknown symbols.
     """
     decode, symbols = config.decode, ArSymbols.of(config, special)
     most = symbols.most_steps(config)
@@ -156,6 +156,9 @@ def search_settings(config: RunConfig, special: SpecialTokens, prefix: Sequence[
             "decode.prefix",
             "give a shorter one, or a larger decode.max_length",
         )
+    if special.unk in prefix:
+        what = "the prefix has characters that the tokenizer does not know, and no output can have them"
+        raise ConfigError(what, "decode.prefix", "leave them out")
     min_steps = decode.min_length + symbols.lead if decode.min_length else 0
     rules = TokenRules(special.eos, decode.no_repeat_ngram_size, decode.repetition_penalty, min_steps)
     return SearchSettings(

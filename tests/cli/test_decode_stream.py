@@ -171,6 +171,8 @@ def test_samples_and_what_is_known_of_outputs(tmp_path: Path) -> None:
     assert [line[:6] for line in begun] == ["My old"] * 2
     with pytest.raises(ConfigError, match="the prefix has 12 tokens"):
         lines("--mode", "ar", "--prefix", "the " * 12)
+    with pytest.raises(ConfigError, match="the tokenizer does not know"):
+        lines("--mode", "ar", "--prefix", "\u4f60\u597d")
 
 
 @pytest.mark.parametrize(
