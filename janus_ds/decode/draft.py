@@ -187,7 +187,10 @@ class DraftSearch:
         self._model, self._plan, self._draws = model, plan, draws
         self._device = memory.states_BSD.device
         self._cache = model.start_cache(memory, stream, 1, plan.search.max_steps)
-        self._forbidden = torch.tensor(plan.search.forbidden, dtype=torch.long, device=self._device)
+        self._forbidden, self._special = (
+            torch.tensor(tokens, dtype=torch.long, device=self._device)
+            for tokens in (plan.search.forbidden, plan.nar.forbidden)
+        )
 
     def run(self) -> list[ScoredTokens]:
         """An output for each sentence, with AR's score."""
@@ -227,7 +230,7 @@ class DraftSearch:
         logits_PV = decoder.logits(decoder.hidden(blank.token_RL, length_B1[:, 0], picked_P, max(counts)))
         shares: Sequence[Tensor | None] = [None] * len(counts)
         if self._draws is None:
-            token_P = logits_PV.index_fill(1, self._forbidden, float("-inf")).argmax(1)
+            token_P = logits_PV.index_fill(1, self._special, float("-inf")).argmax(1)
         else:
             share_PV = token_shares(logits_PV, plan.nar.forbidden, self._draws.sampling)
             token_P = draw_rows(share_PV, self._draws.uniform(counts).to(share_PV.device))
