@@ -114,7 +114,7 @@ def _rules(text: str) -> list[int]:
 
 
 def word_beginnings(codec: TextCodec, size: int) -> Tensor | None:
-    """Which of so many tokens begin a word: written behind another token, they are a space and more.
+    """Which of so many tokens begin a word: written behind another token, a space and a letter or digit.
 
     Returns:
         bool, shape (V,); None where all do or none does, as for texts of numbers.
@@ -122,7 +122,7 @@ def word_beginnings(codec: TextCodec, size: int) -> Tensor | None:
     (first, *_) = codec.encode("a")
     written = codec.decode([first])
     behind = [codec.decode([first, id_])[len(written) :] for id_ in range(size)]
-    begins_V = torch.tensor([text[:1].isspace() and not text.isspace() for text in behind])
+    begins_V = torch.tensor([text[:1].isspace() and text[1:2].isalnum() for text in behind])
     return begins_V if begins_V.any() and not begins_V.all() else None
 
 
