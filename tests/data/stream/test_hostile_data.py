@@ -212,7 +212,7 @@ def test_a_failing_disk_names_the_shard_and_the_quarantine_works(copy, monkeypat
 
 def test_an_input_that_is_a_fifo_is_refused(tmp_path):
     os.mkfifo(tmp_path / "in.txt")
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="is neither a file nor a folder"):
         prepare([tmp_path / "in.txt"], tmp_path / "out", PrepareSettings())
 
 
