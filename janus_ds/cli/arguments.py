@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -50,6 +50,36 @@ BOTH_WAYS: dict[str, tuple[type, str]] = {
     "temperature": (float, "above 0, exact samples of AR's distribution, in mode aux of AUX's"),
 }
 """Options of decoding both ways at once: fields of `DecodeConfig`, their type and help."""
+
+
+USED_BY = {
+    **dict.fromkeys(("iterations", "nar_score", "threshold", "rescore"), ("nar",)),
+    "beam": ("ar", "nar with --rescore ar"),
+    **dict.fromkeys(("beam_stop", "length_penalty"), ("ar", "draft", "nar with --rescore ar")),
+    **dict.fromkeys(("temperature", "top_k", "top_p"), ("ar", "draft", "aux")),
+    **dict.fromkeys(("early_stopping", "min_length", "no_repeat_ngram_size", "repetition_penalty"), ("ar",)),
+    "forbid": ("ar", "draft"),
+    "prefix": ("ar",),
+    "length_beam": ("nar", "aux"),
+    "aux_order": ("aux",),
+    "nbest": ("ar", "nar", "aux"),
+    "target": ("nar", "aux"),
+}
+"""Modes that an option has an effect on; it is refused where none of them is asked for."""
+
+
+def refuse_unused(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
+    """Refuse, by name, an option that is given and that none of the modes uses.
+
+    Raises:
+        UsageError: there is one.
+    """
+    doing = {*modes, *["nar with --rescore ar"] * ("nar" in modes and parsed.rescore is not None)}
+    for name, users in USED_BY.items():
+        option = f"--{name.replace('_', '-')}"
+        if getattr(parsed, name, None) is not None and doing.isdisjoint(users):
+            what = f"mode {','.join(modes)} does not use {option}"
+            raise UsageError(what, option, f"leave it out, or decode in mode {' or '.join(users)}")
 
 
 def add_decode_arguments(
@@ -117,8 +147,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
         help="ar, ar-greedy, nar, draft, aux, or several (default: ar and nar, as the run was trained)",
     )
     threshold = "NAR: settle every token likelier than this in a pass; one system each, as 0.9,0.99"
-    add("--threshold", default="", metavar="P", help=threshold)
-    add("--iterations", default="0,1,4,10", help="NAR refinements, one system each (default: 0,1,4,10)")
+    add("--threshold", metavar="P", help=threshold)
+    add("--iterations", help="NAR refinements, one system each (default: 0,1,4,10)")
     add("--beam", type=int, help="AR: beam (default: as the run's recipe says)")
     add("--length-beam", type=int, help="NAR: length candidates (default: as the run's recipe says)")
     add_long_argument(group)
@@ -143,11 +173,14 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
     need not pay.
 
     Raises:
-        UsageError: the iterations are no numbers, or a number is below 0.
+        UsageError: the iterations are no numbers, a number is below 0, or no mode uses an option.
     """
-    iterations = _listed(parsed.iterations, int, "--iterations", "0 or more, such as 0,1,4,10")
+    modes = tuple(dict.fromkeys(mode.strip() for mode in parsed.modes.split(",") if mode.strip()))
+    refuse_unused(parsed, modes or ("ar", "nar"))
+    given = "0,1,4,10" if parsed.iterations is None else parsed.iterations
+    iterations = _listed(given, int, "--iterations", "0 or more, such as 0,1,4,10")
     thresholds = _listed(
-        parsed.threshold, float, "--threshold", "shares above 0 and up to 1, such as 0.9,0.99"
+        parsed.threshold or "", float, "--threshold", "shares above 0 and up to 1, such as 0.9,0.99"
     )
     for option, count in (("--limit", parsed.limit), ("--latency-samples", parsed.latency)):
         if count < 0:
@@ -159,7 +192,7 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
     return EvalRequest(
         checkpoint=parsed.checkpoint,
         average=parsed.average,
-        modes=tuple(dict.fromkeys(mode.strip() for mode in parsed.modes.split(",") if mode.strip())),
+        modes=modes,
         iterations=iterations,
         thresholds=thresholds,
         split=parsed.split,

@@ -30,6 +30,7 @@ from janus_ds.cli.arguments import (
     add_long_argument,
     inference_options,
     program_parser,
+    refuse_unused,
 )
 from janus_ds.cli.decode_lines import (
     DecodeProgress,
@@ -87,20 +88,6 @@ DECODE_OPTIONS = {
     "top_k": (int, "sampled: draw from so many of the likeliest tokens"),
     "top_p": (float, "sampled: draw from the likeliest tokens that have this probability together"),
 }
-USED_BY = {
-    **dict.fromkeys(("iterations", "nar_score", "threshold", "rescore"), ("nar",)),
-    "beam": ("ar", "nar with --rescore ar"),
-    **dict.fromkeys(("beam_stop", "length_penalty"), ("ar", "draft", "nar with --rescore ar")),
-    **dict.fromkeys(("temperature", "top_k", "top_p"), ("ar", "draft", "aux")),
-    **dict.fromkeys(("early_stopping", "min_length", "no_repeat_ngram_size", "repetition_penalty"), ("ar",)),
-    "forbid": ("ar", "draft"),
-    "prefix": ("ar",),
-    "length_beam": ("nar", "aux"),
-    "aux_order": ("aux",),
-    "nbest": ("ar", "nar", "aux"),
-    "target": ("nar", "aux"),
-}
-"""Modes that an option has an effect on; it is refused where none of them is asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -315,12 +302,7 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
     Raises:
         UsageError: no mode that is asked for uses an option, or another option is missing for it.
     """
-    doing = [*modes, *["nar with --rescore ar"] * ("nar" in modes and parsed.rescore is not None)]
-    for name, users in USED_BY.items():
-        option = f"--{name.replace('_', '-')}"
-        if getattr(parsed, name) is not None and not set(users) & set(doing):
-            what = f"mode {','.join(modes)} does not use {option}"
-            raise UsageError(what, option, f"leave it out, or decode in mode {' or '.join(users)}")
+    refuse_unused(parsed, modes)
     needs = {
         "top_k": ("--temperature", parsed.temperature),
         "top_p": ("--temperature", parsed.temperature),

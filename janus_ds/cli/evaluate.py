@@ -103,6 +103,8 @@ def evaluate_glge(arguments: Sequence[str] | None = None) -> int:
 
 def _decode_nmt(parsed: argparse.Namespace) -> int:
     """With a checkpoint: what is imported for it takes seconds, which scoring files need not pay."""
+    _refuse_predictions(parsed)
+
     from janus_ds.evaluate.evaluation import results_table
     from janus_ds.evaluate.tasks import NMT_COLUMNS, evaluate
 
@@ -184,15 +186,19 @@ def _task(parsed: argparse.Namespace) -> Task:
     return task_named(parsed.task)
 
 
-def _decode_glge(parsed: argparse.Namespace) -> int:
-    """The same for a task of GLGE."""
-    task = _task(parsed)
+def _refuse_predictions(parsed: argparse.Namespace) -> None:
     if parsed.predictions is not None or parsed.references is not None:
         raise UsageError(
             "predictions are made with --checkpoint, not given",
             "--checkpoint, --predictions, --references",
             "leave --predictions and --references out, or --checkpoint",
         )
+
+
+def _decode_glge(parsed: argparse.Namespace) -> int:
+    """The same for a task of GLGE."""
+    task = _task(parsed)
+    _refuse_predictions(parsed)
     request = checkpoint_request(parsed)
     meteor = _meteor([task], parsed)
 

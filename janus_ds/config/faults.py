@@ -100,6 +100,10 @@ def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | N
         what: what messages call it.
         example: a path of such a file; names of neighbours with its ending are suggested.
     """
+    if path.is_fifo() and Path("/dev") not in path.parents:
+        # To open it would wait for a writer, deaf to signals. A shell's <(COMMAND) is one of /dev/fd.
+        faults.add(f"{what} is a named pipe, which is not read", str(path), f"give the path of {example}")
+        return None
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)

@@ -10,6 +10,7 @@ import pytest
 
 from janus_ds.__main__ import main
 from janus_ds.cli.convert import main as convert
+from janus_ds.cli.evaluate import evaluate_nmt
 from janus_ds.errors import ConfigError, DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.meteor import JAR_VARIABLE
 from tests.support.hf_folder import hub_folder
@@ -35,6 +36,20 @@ def case_files(name: str, case: str, folder: Path) -> list[object]:
     sides = {"predictions": "hyp", "references": "ref", "sources": "src"}
     files = {f"--{side}": write(folder / key, found[key]) for side, key in sides.items() if key in found}
     return [part for pair in files.items() for part in pair]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--predictions", NMT], "predictions are made with --checkpoint"),
+        (["--modes", "nar", "--temperature", "0.7"], "mode nar does not use --temperature"),
+        (["--modes", "ar,draft", "--threshold", "0.9"], "mode ar,draft does not use --threshold"),
+        (["--modes", "ar", "--iterations", "4"], "mode ar does not use --iterations"),
+    ],
+)
+def test_what_a_checkpoint_would_not_use_is_refused(given: list[object], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        evaluate_nmt(["--checkpoint", "demo", *map(str, given)])
 
 
 def test_translations_are_scored_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +123,8 @@ def test_a_checkpoint_is_decoded_and_scored(
         (["--predictions", sources], UsageError),
         (["--limit", -1], UsageError),
         (["--meteor", "require"], MissingDependencyError),
-        (["--mode", "nar"], ConfigError),
+        (["--mode", "nar"], UsageError),
+        (["--mode", "ar,nar"], ConfigError),
         (["--split", "later"], DataError),
     ):
         with pytest.raises(kind):

@@ -264,3 +264,9 @@ def test_retired_keys_are_taken_at_the_value_that_means_what_is_done(monkeypatch
 def test_retired_keys_are_gone_or_neutral_by_default() -> None:
     for key, (neutral, _) in RETIRED.items():
         assert key not in FIELDS or FIELDS[key].default == neutral
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(ConfigError, match="the recipe is a named pipe"):
+        load_run_config(tmp_path / "recipe.yaml", [])

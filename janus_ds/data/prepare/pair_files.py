@@ -274,7 +274,7 @@ def held_out_text(data: Path, split: str) -> PairText:
             raise DataError(
                 f"the {'references' if path is paths[1] else 'sources'} of split {split!r} are missing",
                 str(path),
-                f"prepare the data with --{split}, or name another split",
+                "name another split: train, valid or test, if the data was prepared with it",
             )
     lower = bool(settings.get("lowercase"))
     sources, references = (
