@@ -107,7 +107,7 @@ def _run(options: argparse.Namespace, name: str, lines: int) -> Run:
     mode = "nar" if run.mode.startswith("nar") else "ar"
     evaluate = product(
         *("eval/glge.py", "--task", "squadqg", "--checkpoint", folder, "--mode", mode),
-        *("--iterations", "0,1,4,10", "--split", "test", "--limit", options.limit),
+        *("--split", "test", "--limit", options.limit),
         *("--latency-samples", options.latency),
     )
     return Run(train, steps, run.start, evaluate, lines)
