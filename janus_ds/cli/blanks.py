@@ -35,7 +35,7 @@ from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import word_beginnings
 from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
-from janus_ds.decode.mask_predict import BEGINS_WORD
+from janus_ds.decode.mask_predict import ruled
 from janus_ds.decode.model_steps import most_rows, plain_settings, search_settings
 from janus_ds.decode.rescore import ArScorer
 from janus_ds.decode.search_settings import ScoredTokens
@@ -217,7 +217,8 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
 def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> ScoredTokens:
     """AR's fills: each blank's likeliest token, given the source and what stands to the left of it alone."""
     model, config, special = run.model, run.config, run.special
-    settings, device = plain_settings(config, special), model.output_weight.device
+    device = model.output_weight.device
+    forbidden = torch.tensor(plain_settings(config, special).forbidden, device=device)
     scorer = ArScorer(model, ArStream.of(config.objective, special), search_settings(config, special))
     source_1S = torch.tensor([[special.bos, *passage.ids, special.eos]], device=device)
     memory = model.encode(source_1S, torch.tensor([source_1S.shape[1]], device=device))
@@ -226,9 +227,10 @@ def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> Sco
     for place in places:
         ((logits_TV,),) = scorer.logits(memory, [[[max(id_, 0) for id_ in row]]])
         score_V = logits_TV[place].log_softmax(0)
-        allowed_V = score_V.index_fill(0, torch.tensor(settings.forbidden, device=device), -torch.inf)
-        if row[place] == BEGINS_WORD and begins_V is not None:
-            allowed_V = allowed_V.masked_fill(~begins_V.to(device), -torch.inf)
+        allowed_V = score_V.index_fill(0, forbidden, -torch.inf)
+        if begins_V is not None:
+            wanted = torch.tensor([row[place]], device=device)
+            (allowed_V,) = ruled(allowed_V[None], wanted, begins_V.to(device))
         row[place] = int(allowed_V.argmax())
         gains.append(float(score_V[row[place]]))
     return ScoredTokens(tuple(row), sum(gains) / len(gains), len(places), filled=tuple(places))

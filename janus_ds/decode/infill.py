@@ -22,7 +22,7 @@ from torch import Tensor
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.mask_predict import ANY_TOKEN, BEGINS_WORD, WITHIN_WORD, MaskPredictSettings
 from janus_ds.decode.search_settings import ScoredTokens
-from janus_ds.decode.text import TextCodec
+from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import ConfigError, DataError
 
 BLANK = rf"(?:_{{3,}}|{re.escape(MASK_TEXT)})"
@@ -117,8 +117,10 @@ def word_beginnings(codec: TextCodec, size: int) -> Tensor | None:
     """Which of so many tokens begin a word: written behind another token, a space and a letter or digit.
 
     Returns:
-        bool, shape (V,); None where all do or none does, as for texts of numbers.
+        bool, shape (V,); None where all do or none does, and for texts of numbers.
     """
+    if isinstance(codec, IdText):
+        return None
     (first, *_) = codec.encode("a")
     written = codec.decode([first])
     behind = [codec.decode([first, id_])[len(written) :] for id_ in range(size)]

@@ -48,6 +48,13 @@ _FINISHED_SHARE = 4
 """Finished sentences leave the decoder when they are one of so many: to leave copies the others."""
 
 
+def ruled(logits_XV: Tensor, wanted_X: Tensor, begins_word_V: Tensor) -> Tensor:
+    """The logits, with -inf at tokens that are not of the wanted kind (`BEGINS_WORD`, ...)."""
+    wanted_X1 = wanted_X[:, None]
+    begins_XV, within_XV = wanted_X1 == BEGINS_WORD, wanted_X1 == WITHIN_WORD
+    return logits_XV.masked_fill((begins_XV & ~begins_word_V) | (within_XV & begins_word_V), -math.inf)
+
+
 class RowDecoder(Protocol):
     """What mask-predict asks of a model."""
 
@@ -294,9 +301,7 @@ class TargetRows:
         begins_V = self.settings.begins_word_V
         if begins_V is None or not self.infills:
             return logits_XV
-        wanted_X1 = self._wanted_RL[asked.place_P][start : start + len(logits_XV), None]
-        wrong_XV = ((wanted_X1 == BEGINS_WORD) & ~begins_V) | ((wanted_X1 == WITHIN_WORD) & begins_V)
-        return logits_XV.masked_fill(wrong_XV, -math.inf)
+        return ruled(logits_XV, self._wanted_RL[asked.place_P][start : start + len(logits_XV)], begins_V)
 
     def mask_unsure(self, threshold: float) -> None:
         """Mask what the last pass predicted, but for each row's likeliest token and all above `threshold`."""

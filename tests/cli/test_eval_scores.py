@@ -123,8 +123,8 @@ def test_a_checkpoint_is_decoded_and_scored(
         (["--predictions", sources], UsageError),
         (["--limit", -1], UsageError),
         (["--meteor", "require"], MissingDependencyError),
-        (["--mode", "nar"], UsageError),
-        (["--mode", "ar,nar"], ConfigError),
+        (["--mode", "nar", "--latency-samples", 0], UsageError),
+        (["--mode", "nar"], ConfigError),
         (["--split", "later"], DataError),
     ):
         with pytest.raises(kind):

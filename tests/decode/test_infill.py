@@ -88,6 +88,13 @@ def test_a_blank_begins_as_the_text_before_it_says(
         assert [decode([first, token])[1:2] == " " for token in ruled] == begins
 
 
+def test_blanks_of_token_ids() -> None:
+    """Numbers have no words that could begin."""
+    (found,) = Generator.from_checkpoint("demo", mode="aux", ids=True).infill("5 6 7", "9 ___ 11")
+    assert [found.tokens[0], found.tokens[2]] == [9, 11]
+    assert found.text == f"9 {found.tokens[1]} 11"
+
+
 @torch.no_grad()
 def test_aux_fills_blanks_as_the_training_rows_say() -> None:
     model, special = tiny_model(TINY, 2), TOY

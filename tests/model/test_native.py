@@ -23,6 +23,7 @@ from janus_ds.model.attention import KeysValues
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.decoding.steps import AuxPool
+from janus_ds.model.janus import JanusModel
 from janus_ds.native import kernels as native
 from janus_ds.native.kernels import compiled, load, packed, product
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
@@ -95,6 +96,17 @@ def test_a_product_is_that_of_float64(kernels: Any, outputs: int, inputs: int) -
                     assert torch.equal(product(kernels, matrix, x[:rows], name), found[:rows])
 
 
+SOURCE_BS, LENGTH_B = torch.tensor([[0, 9, 8, 7, 2], [0, 7, 2, 1, 1]]), torch.tensor([5, 3])
+
+
+def prepared_and_plain(shape: ModelConfig, options: str) -> tuple[JanusModel, JanusModel]:
+    """The same weights for the kernels and as the reference."""
+    config = replace(shape, d_model=96, ffn_dim=72, heads=2, init_std=0.15)
+    int8 = options == "int8"
+    settings = InferenceOptions("fp32" if int8 else options, int8=int8)
+    return prepare_for_inference(tiny_model(config), settings), tiny_model(config)
+
+
 @compiles
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [TINY, TINY_NMT], ids=["gelu", "relu"])
@@ -104,11 +116,7 @@ def test_a_step_is_that_of_float64(
 ) -> None:
     """Beams that change places, ragged sources, content and query rows."""
     use(kernels, monkeypatch)
-    config = replace(shape, d_model=96, ffn_dim=72, heads=2, init_std=0.15)
-    int8 = options == "int8"
-    settings = InferenceOptions("fp32" if int8 else options, int8=int8)
-    ready, plain = prepare_for_inference(tiny_model(config), settings), tiny_model(config)
-    sources, lengths = torch.tensor([[0, 9, 8, 7, 2], [0, 7, 2, 1, 1]]), torch.tensor([5, 3])
+    (ready, plain), sources, lengths = prepared_and_plain(shape, options), SOURCE_BS, LENGTH_B
     for stream in STREAMS:
         found = []
         for model in (ready, plain):
@@ -136,11 +144,7 @@ def test_passes_of_nar_and_aux_are_those_of_float64(
 ) -> None:
     """Two length candidates of a sentence, ragged; picked rows and all; then AUX blocks."""
     use(kernels, monkeypatch)
-    config = replace(shape, d_model=96, ffn_dim=72, heads=2, init_std=0.15)
-    int8 = options == "int8"
-    settings = InferenceOptions("fp32" if int8 else options, int8=int8)
-    ready, plain = prepare_for_inference(tiny_model(config), settings), tiny_model(config)
-    sources, lengths = torch.tensor([[0, 9, 8, 7, 2], [0, 7, 2, 1, 1]]), torch.tensor([5, 3])
+    (ready, plain), sources, lengths = prepared_and_plain(shape, options), SOURCE_BS, LENGTH_B
     target_length = torch.tensor([[5, 4], [4, 3]])
     mask = TOY.mask
     rows = [[0, mask, mask, mask, 2], [0, mask, mask, 2, 1], [0, 8, mask, 2, 1], [0, mask, 2, 1, 1]]
