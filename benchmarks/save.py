@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.common import bench_parser, finish, measure, parse, positive, summary
 from janus_ds.batch import SpecialTokens
-from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
+from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.tensors import Snapshot
 from janus_ds.config.presets import MODEL_PRESETS
-from janus_ds.config.schema import ModelConfig
+from janus_ds.config.schema import ModelConfig, TrainConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import bytes_text
 from janus_ds.parallel.tensor_parallel import ParallelLayers
@@ -59,7 +59,7 @@ def bench_save(options: argparse.Namespace) -> dict[str, Any]:
     waiting, waiting_cpu, writing = [], [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         topology = Topology(torch.device("cpu"))
-        manager = CheckpointManager(Path(folder), SavePolicy(1, max_failed=1), topology)
+        manager = CheckpointManager(Path(folder), TrainConfig(keep_last=1, max_failed_saves=1), topology)
         for step in range(options.rounds + 1):
             begin, begin_cpu = time.perf_counter(), time.thread_time()
             manager.save(step, state, {})

@@ -16,9 +16,8 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,10 +30,12 @@ from janus_ds.checkpoint.manifest import (
     check_version,
     fault_of,
     publish,
+    step_folders,
     step_of,
     write_json,
 )
 from janus_ds.checkpoint.tensors import Snapshot, snapshot_bytes, write_tensors
+from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 
@@ -59,39 +60,18 @@ class Saveable(Protocol):
         """The state of training on rank 0, None elsewhere. All ranks call it together."""
 
 
-@dataclass(frozen=True)
-class SavePolicy:
-    """Which checkpoints stay, and how many saves may fail.
-
-    Args:
-        keep_last: the newest so many stay.
-        keep_every: so do those of steps that are a multiple of this; 0: none.
-        max_failed: saves that fail in a row before the run ends.
-    """
-
-    keep_last: int = 2
-    keep_every: int = 0
-    max_failed: int = 3
-
-    def outdated(self, steps: Sequence[int]) -> list[int]:
-        """Which of the steps' checkpoints are to go; `steps` oldest first."""
-        return [
-            step for step in steps[: -self.keep_last] if not self.keep_every or step % self.keep_every != 0
-        ]
-
-
 class CheckpointManager:
     """The checkpoints of one run, in `root`/step-NNNNNNNN.
 
     Args:
         root: folder of the checkpoints; made on first save.
-        policy: which stay, and what a failure means.
+        train: which stay (`keep_last`, `keep_every`), how many saves may fail (`max_failed_saves`).
         topology: all ranks save and find together; rank 0 writes and chooses.
     """
 
-    def __init__(self, root: Path, policy: SavePolicy, topology: Topology) -> None:
+    def __init__(self, root: Path, train: TrainConfig, topology: Topology) -> None:
         self._root = root
-        self._policy = policy
+        self._train = train
         self._topology = topology
         # No daemon: a program that ends, by an error too, ends after the save.
         self._executor = ThreadPoolExecutor(1, "checkpoint")
@@ -117,7 +97,7 @@ class CheckpointManager:
         if fault is not None:
             if self._topology.is_main:
                 self._warn(step, fault)
-            self._count(fault)
+            self._judge(fault)
             return False
         snapshot = engine.snapshot()
         if snapshot is not None:
@@ -150,7 +130,7 @@ class CheckpointManager:
     def _find(self) -> Path | None:
         self._clean()
         faults: list[str] = []
-        for folder in reversed(self._published()):
+        for folder in reversed(step_folders(self._root)):
             check_version(folder)
             fault = fault_of(folder)
             if fault is None:
@@ -165,35 +145,24 @@ class CheckpointManager:
             "restore a checkpoint from a copy, or give another --output to start anew",
         )
 
-    def _published(self) -> list[Path]:
-        """Folders with a checkpoint's name, oldest first."""
-        if not self._root.is_dir():
-            return []
-        return sorted(path for path in self._root.iterdir() if path.is_dir() and step_of(path) is not None)
-
     def _settle(self) -> str | None:
         """Wait for the save before; what went wrong with it, on all ranks."""
         if not self._writing:
             return None
-        self._writing = False
-        fault = self._topology.broadcast_object(self._outcome() if self._topology.is_main else None)
-        if fault is None:
-            self._failed = 0
-        else:
-            self._count(fault)
-        return fault
-
-    def _outcome(self) -> str | None:
+        self._writing, fault = False, None
         try:
             if self._future is not None:
                 self._future.result()
         except Exception as error:
-            return str(error)
-        return None
+            fault = str(error)
+        fault = self._topology.broadcast_object(fault)
+        self._judge(fault)
+        return fault
 
-    def _count(self, fault: str) -> None:
-        self._failed += 1
-        if self._failed >= self._policy.max_failed:
+    def _judge(self, fault: str | None) -> None:
+        """Count the saves that have failed in a row; None: one has not."""
+        self._failed = 0 if fault is None else self._failed + 1
+        if fault is not None and self._failed >= self._train.max_failed_saves:
             raise self._error(fault)
 
     def _prepare(self, needed: int) -> str | None:
@@ -226,11 +195,11 @@ class CheckpointManager:
             raise
 
     def _prune(self) -> None:
-        published = {step_of(folder) or 0: folder for folder in self._published()}
-        for step in self._policy.outdated(list(published)):
-            doomed = self._root / f"{_REMOVING}{published[step].name}"
-            published[step].rename(doomed)
-            shutil.rmtree(doomed)
+        for folder in step_folders(self._root)[: -self._train.keep_last]:
+            if not self._train.keep_every or (step_of(folder) or 0) % self._train.keep_every:
+                doomed = self._root / f"{_REMOVING}{folder.name}"
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
 
     def _clean(self) -> None:
         """Remove what a killed or failed save or removal left behind."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ _CHUNK = 1 << 20
 _OWN_SUM = "crc32"
 """Of the manifest itself, without this field; format 1 has none."""
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError)
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size in bytes and CRC-32 of one file."""
-
-    size: int
-    crc32: int
 
 
 def publish(working: Path, final: Path, before: Path) -> None:
@@ -57,7 +48,11 @@ def publish(working: Path, final: Path, before: Path) -> None:
 
 def write_manifest(folder: Path) -> None:
     """Write `complete.json` for all files now in `folder`, as the last act of a save."""
-    files = {str(path.relative_to(folder)): asdict(_record(path)) for path in _files(folder)}
+    files = {
+        str(path.relative_to(folder)): _record(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != COMPLETE
+    }
     content = {"format_version": FORMAT_VERSION, "files": files}
     write_json(folder / COMPLETE, {**content, _OWN_SUM: _sum_of(content)})
 
@@ -76,8 +71,9 @@ def fault_of(folder: Path, only: str | None = None) -> str | None:
         manifest = _read_manifest(folder)
         if (folder / COMPLETE).read_text(encoding="utf-8") != _json_text(manifest):
             return f"{COMPLETE} has other white space than at its save"
-        expected = {_inside(name): FileRecord(**record) for name, record in manifest["files"].items()}
-        expected = expected if only is None else {only: expected[only]}
+        found = manifest["files"]
+        names = [_inside(name) for name in found] if only is None else [only]
+        expected = {name: {key: found[name][key] for key in ("size", "crc32")} for name in names}
     except FileNotFoundError:
         return f"{COMPLETE} is missing: the save was cut short"
     except _UNREADABLE as error:
@@ -86,8 +82,8 @@ def fault_of(folder: Path, only: str | None = None) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != record.size:
-            return f"{name} has {path.stat().st_size} bytes instead of {record.size}"
+        if path.stat().st_size != record["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {record['size']}"
         if _record(path) != record:
             return f"{name} has another checksum than at its save"
     return None
@@ -97,18 +93,31 @@ def weights_in(folder: Path) -> Path | None:
     """The weights file of a folder, or else of its newest checkpoint; None if there is none.
 
     Raises:
-        CheckpointError: the file is not what training wrote.
+        CheckpointError: the file is not what training wrote; it names the newest one that is, if any.
     """
-    for place in (folder, *sorted(folder.glob(f"checkpoints/{STEP_PREFIX}*"), reverse=True)):
-        if (place / WEIGHTS_FILE).is_file():
-            fault = fault_of(place, only=WEIGHTS_FILE)
-            # Weights that were converted or that the package ships have no manifest.
-            if fault is not None and (place.name.startswith(STEP_PREFIX) or (place / COMPLETE).exists()):
-                raise CheckpointError(
-                    f"the checkpoint is damaged: {fault}", str(place), "take another checkpoint of the run"
-                )
+    for place in (folder, *reversed(step_folders(folder / "checkpoints"))):
+        if not (place / WEIGHTS_FILE).is_file():
+            continue
+        fault = fault_of(place, only=WEIGHTS_FILE)
+        # Weights that were converted or that the package ships have no manifest.
+        if fault is None or not (place.name.startswith(STEP_PREFIX) or (place / COMPLETE).exists()):
             return place / WEIGHTS_FILE
+        others = [path for path in reversed(step_folders(place.parent)) if path != place]
+        whole = next((path for path in others if fault_of(path, only=WEIGHTS_FILE) is None), None)
+        raise CheckpointError(
+            f"the checkpoint is damaged: {fault}",
+            str(place),
+            f"name another checkpoint of the run, which is whole: {whole}"
+            if whole
+            else "restore it from a copy: no other checkpoint of the run is whole",
+        )
     return None
+
+
+def step_folders(root: Path) -> list[Path]:
+    """The folders in `root` that have a checkpoint's name, oldest first."""
+    found = [path for path in root.glob(f"{STEP_PREFIX}*") if path.is_dir() and step_of(path) is not None]
+    return sorted(found, key=lambda path: step_of(path) or 0)
 
 
 def check_version(folder: Path) -> None:
@@ -185,13 +194,10 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
-
-
-def _record(path: Path) -> FileRecord:
+def _record(path: Path) -> dict[str, int]:
+    """Size in bytes and CRC-32 of one file."""
     crc = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             crc = zlib.crc32(chunk, crc)
-    return FileRecord(path.stat().st_size, crc)
+    return {"size": path.stat().st_size, "crc32": crc}

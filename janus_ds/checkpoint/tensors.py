@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from janus_ds.checkpoint.manifest import WEIGHTS_FILE, fault_of, step_of, weights_in
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE, fault_of, step_folders, weights_in
 from janus_ds.config.packaged import model_path
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import atomic_file
@@ -108,8 +108,7 @@ def last_checkpoints(run: Path, count: int) -> list[Path]:
     """
     if count < 1:
         raise UsageError(f"{count} checkpoints cannot be averaged", "--average", "give 1 or more")
-    folders = [path for path in run.glob("checkpoints/step-*") if step_of(path) is not None]
-    folders.sort()
+    folders = step_folders(run / "checkpoints")
     if len(folders) < count:
         names = ", ".join(path.name for path in folders) or "none"
         raise CheckpointError(

@@ -18,7 +18,7 @@ import torch
 from janus_ds.checkpoint import manager as manager_module
 from janus_ds.checkpoint import manifest as manifest_module
 from janus_ds.checkpoint import tensors as snapshot_module
-from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
+from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.manifest import (
     COMPLETE,
     WEIGHTS_FILE,
@@ -28,6 +28,7 @@ from janus_ds.checkpoint.manifest import (
     write_manifest,
 )
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE, Snapshot
+from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import CheckpointError, ResourceError
 from janus_ds.parallel.topology import Topology
 
@@ -46,7 +47,7 @@ class Engine:
 
 
 def saved(root: Path, steps: list[int], keep: int = 5, every: int = 0) -> CheckpointManager:
-    manager = CheckpointManager(root, SavePolicy(keep, every), ALONE)
+    manager = CheckpointManager(root, TrainConfig(keep_last=keep, keep_every=every), ALONE)
     for step in steps:
         assert manager.save(step, Engine(), {"step": step})
     manager.finish()
@@ -84,8 +85,6 @@ def test_what_stays_follows_the_policy(tmp_path: Path) -> None:
     saved(tmp_path, list(range(10, 80, 10)), keep=2, every=30)
     kept = sorted(int(path.name[-2:]) for path in tmp_path.iterdir())
     assert kept == [30, 60, 70]
-    assert SavePolicy(keep_last=1).outdated([]) == []
-    assert SavePolicy(keep_last=1, keep_every=5).outdated([4, 5, 8, 10, 11]) == [4, 8]
 
 
 def test_a_damaged_one_is_passed_over_with_a_warning(
@@ -111,7 +110,7 @@ def test_a_newer_programs_checkpoint_is_not_passed_over(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
-    assert CheckpointManager(tmp_path / "none", SavePolicy(), ALONE).latest() is None
+    assert CheckpointManager(tmp_path / "none", TrainConfig(), ALONE).latest() is None
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, steps: Sequence[int]) -> None:
@@ -184,7 +183,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         publish(folder)
 
     monkeypatch.setattr(manifest_module, "write_manifest", waiting)
-    manager = CheckpointManager(tmp_path, SavePolicy(), ALONE)
+    manager = CheckpointManager(tmp_path, TrainConfig(), ALONE)
     assert manager.save(1, Engine(), {"step": 1})
     # save() has come back, and the checkpoint is still to be published.
     assert reached.wait(60)
@@ -197,7 +196,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 def test_leftovers_of_killed_saves_go_and_nothing_else(tmp_path: Path) -> None:
     for name in (".saving-00000007", ".removing-step-00000001", ".saving-best", "best", "step-notes"):
         (tmp_path / name).mkdir()
-    assert CheckpointManager(tmp_path, SavePolicy(), ALONE).latest() is None
+    assert CheckpointManager(tmp_path, TrainConfig(), ALONE).latest() is None
     assert sorted(path.name for path in tmp_path.iterdir()) == [".saving-best", "best", "step-notes"]
 
 
@@ -271,7 +270,7 @@ def test_a_kill_before_any_change_on_disk_leaves_a_whole_one(
             break
         except Killed:
             calls = 1000
-            latest = CheckpointManager(root, SavePolicy(), ALONE).latest()
+            latest = CheckpointManager(root, TrainConfig(), ALONE).latest()
             assert latest is not None
             found.append(latest.name)
             assert not [path for path in root.iterdir() if path.name.startswith(".")]
@@ -284,7 +283,7 @@ def test_a_kill_before_any_change_on_disk_leaves_a_whole_one(
 def test_a_manifest_that_is_none_costs_its_checkpoint_only(tmp_path: Path, text: str) -> None:
     saved(tmp_path, [1, 2])
     (tmp_path / "step-00000002" / COMPLETE).write_bytes(text.encode("latin-1"))
-    latest = CheckpointManager(tmp_path, SavePolicy(), ALONE).latest()
+    latest = CheckpointManager(tmp_path, TrainConfig(), ALONE).latest()
     assert latest is not None
     assert latest.name == "step-00000001"
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
+from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.manifest import step_of
+from janus_ds.config.schema import TrainConfig
 from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
 from tests.observe.test_meters import events
@@ -116,7 +117,7 @@ class Program:
     @property
     def checkpoint(self) -> int:
         """The step of the checkpoint that a start would find, after verifying it."""
-        found = CheckpointManager(self.run / "checkpoints", SavePolicy(), ALONE).latest()
+        found = CheckpointManager(self.run / "checkpoints", TrainConfig(), ALONE).latest()
         return 0 if found is None else step_of(found) or 0
 
     @property

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from janus_ds.checkpoint.manager import CheckpointManager, SavePolicy
+from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
 from janus_ds.config.packaged import tokenizer_name
@@ -113,8 +113,7 @@ def _take(folder: Path, lock: ExitStack) -> None:
 def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Liveness | None) -> Outcome:
     """Find the checkpoint to go on from, build the engine, and train."""
     folder, train = run.folder, run.config.train
-    policy = SavePolicy(train.keep_last, train.keep_every, train.max_failed_saves)
-    checkpoints = CheckpointManager(folder / "checkpoints", policy, topology)
+    checkpoints = CheckpointManager(folder / "checkpoints", train, topology)
     resumed = checkpoints.latest()
     state = raise_on_all_ranks(topology, lambda: read_resumable(resumed, run.identity))
     meters = Meters(**state["meters"])
