@@ -10,8 +10,9 @@ from pathlib import Path
 
 from janus_ds.config.locations import is_remote, parse_locations
 from janus_ds.config.schema import DataConfig
-from janus_ds.data.stream.fetch import Patience, RemoteFolder
+from janus_ds.data.stream.fetch import RemoteFolder
 from janus_ds.data.stream.index import INDEX_NAME, MANIFEST_NAME, MOST_BYTES, Manifest
+from janus_ds.data.stream.remote import Patience
 from janus_ds.data.stream.shard_cache import RemoteShards, ShardCache
 from janus_ds.data.text.tokenizer import MOST_TOKENIZER_BYTES, TOKENIZER_FILES, Tokenizer, load_tokenizer
 from janus_ds.errors import DataError, JanusError
@@ -118,7 +119,7 @@ def _open_one(location: str, weight: float, data: DataConfig) -> DataSource:
     path, most = folder / MANIFEST_NAME, MOST_BYTES[MANIFEST_NAME]
     with _named(folder, remote.public):
         # Its checksum stands in itself: flipped bytes are a reason to fetch it again.
-        manifest = remote.patience.until_sound(
+        manifest = remote.until_sound(
             lambda: remote.fetch_small(MANIFEST_NAME, path, most), lambda: Manifest.load(folder)
         )
     source = DataSource(remote.public, folder, manifest, remote, weight)
@@ -126,7 +127,7 @@ def _open_one(location: str, weight: float, data: DataConfig) -> DataSource:
         _checked_tokenizer(source)
     except JanusError:
         own, most = remote.inside("tokenizer"), MOST_TOKENIZER_BYTES
-        remote.patience.until_sound(
+        remote.until_sound(
             lambda: own.fetch_any(TOKENIZER_FILES, folder / "tokenizer", most),
             lambda: _checked_tokenizer(source),
         )

@@ -1,7 +1,7 @@
-"""Bytes of a distant file from a position on: by HTTP, by a shell command, or through fsspec.
+"""Bytes of a distant file: by HTTP, by a shell command, or through fsspec; broken transfers are continued.
 
 HTTP needs nothing but the standard library; s3://, gs:// and others go through fsspec, which this module
-alone imports. A transfer that brings nothing for a while is ended here; tries and pauses are `fetch`'s.
+alone imports. Pauses grow from try to try.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import base64
 import http
 import http.client
 import os
+import random
 import re
 import select
 import signal
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import Any
@@ -27,11 +29,11 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from janus_ds.config.locations import PIPE
 from janus_ds.errors import MissingDependencyError
 
-CHUNK_BYTES = 1 << 18
-
+_CHUNK_BYTES = 1 << 18
+_LEAST_BYTES = 4096
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 _PASSING_STATUS = (408, 425, 429)
-
 _INSTALL = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
@@ -42,17 +44,112 @@ class TransferError(Exception):
         passing: another try may succeed.
         missing: there is no such file.
         damaged: bytes came, but not the right ones.
+
+    Attributes:
+        tries: transfers one after the other that brought next to nothing.
     """
+
+    tries = 1
 
     def __init__(
         self, reason: str, *, passing: bool = True, missing: bool = False, damaged: bool = False
     ) -> None:
         super().__init__(reason)
-        self.reason, self.passing, self.missing, self.damaged = reason, passing, missing, damaged
+        self.passing, self.missing, self.damaged = passing, missing, damaged
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to go on after faults.
+
+    Args:
+        retries: further tries after one that brought nothing new, or damaged bytes.
+        stall_seconds: how long a transfer may bring nothing.
+    """
+
+    retries: int = 5
+    stall_seconds: float = 60.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def pause(self, attempt: int) -> None:
+        """Wait before try number `attempt` (from 1): twice as long each time, and never all at once."""
+        longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (attempt - 1))
+        self.sleep(longest * random.uniform(0.5, 1.0))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a file before it comes: its size or the most it may have, and its SHA-256."""
+
+    size: int | None = None
+    sha256: str | None = None
+    most: int = 1 << 40
+
+    def too_large(self) -> TransferError:
+        """More came than that."""
+        if self.size is None:
+            return TransferError(f"the file has more than {self.most:,} bytes", passing=False)
+        return TransferError(f"more came than the {self.size:,} bytes that the index says", damaged=True)
+
+
+def transferred(
+    location: str, patience: Patience, expected: Expected, at: int = 0
+) -> Generator[bytes, None, None]:
+    """The bytes of a file from position `at` on; a transfer that breaks off is continued.
+
+    Args:
+        location: an address, or a command after `pipe:`.
+        expected: what is known of the file.
+
+    Raises:
+        TransferError: it cannot be brought; damage is not tried again.
+        MissingDependencyError: a package for this kind of address is not installed.
+    """
+    tries, most = 0, expected.most if expected.size is None else expected.size
+    while True:
+        begun = at
+        try:
+            with _opened(location, at, patience.stall_seconds) as transfer:
+                total = transfer.total
+                if expected.size is not None and total not in (None, expected.size):
+                    reason = f"the file there has {total:,} bytes, the index says {expected.size:,}"
+                    raise TransferError(reason, damaged=True)
+                if total is not None and total > most:
+                    raise expected.too_large()
+                # Where the other side begins anew: pass over what is here already.
+                skip = at - transfer.start
+                for chunk in _steady(transfer.chunks, patience.stall_seconds):
+                    kept, skip = chunk[skip:], max(0, skip - len(chunk))
+                    if (at := at + len(kept)) > most:
+                        raise expected.too_large()
+                    yield kept
+                total = expected.size if total is None else total
+                if total is not None and at < total:
+                    raise TransferError(f"the transfer ended after {at:,} of {total:,} bytes")
+                return
+        except TransferError as fault:
+            # A transfer that is cut again and again but goes on is no failure.
+            tries = 0 if at - begun >= _CHUNK_BYTES else tries + 1
+            if fault.damaged or not fault.passing or tries > patience.retries:
+                fault.tries = tries
+                raise
+        patience.pause(max(tries, 1))
+
+
+def _steady(chunks: Iterator[bytes], stall_seconds: float) -> Iterator[bytes]:
+    """The chunks, until fewer than `_LEAST_BYTES` come in `stall_seconds`: a drip is a stall too."""
+    since, came = time.monotonic(), 0
+    for chunk in chunks:
+        came += len(chunk)
+        if came >= _LEAST_BYTES:
+            since, came = time.monotonic(), 0
+        elif time.monotonic() - since > stall_seconds:
+            raise TransferError("the transfer stalled: next to nothing came")
+        yield chunk
 
 
 @dataclass
-class Transfer:
+class _Transfer:
     """A file on its way.
 
     Attributes:
@@ -66,64 +163,40 @@ class Transfer:
     chunks: Iterator[bytes]
 
 
-@contextmanager
-def open_transfer(location: str, start: int, stall_seconds: float) -> Iterator[Transfer]:
-    """Begin to read a file.
-
-    Args:
-        location: an address, or a command after `pipe:`.
-        stall_seconds: how long nothing may come.
-
-    Raises:
-        TransferError: it cannot be opened; also from the chunks.
-        MissingDependencyError: a package for this kind of address is not installed.
-    """
-    opened: AbstractContextManager[Transfer]
+def _opened(location: str, start: int, stall_seconds: float) -> AbstractContextManager[_Transfer]:
     if location.startswith(PIPE):
-        opened = _pipe(location.removeprefix(PIPE), stall_seconds)
-    elif location.startswith(("http://", "https://")):
-        opened = _http(location, start, stall_seconds)
-    else:
-        opened = _fsspec(location, start, stall_seconds)
-    with opened as transfer:
-        yield transfer
-
-
-_Put = Callable[[Any], None]
-
-
-class _StoppedError(Exception):
-    """The reader of a transfer has gone."""
+        return _pipe(location.removeprefix(PIPE), stall_seconds)
+    over_http = location.startswith(("http://", "https://"))
+    return _pumped(
+        _http(location, start, stall_seconds) if over_http else _fsspec(location, start), stall_seconds
+    )
 
 
 @contextmanager
-def _pumped(produce: Callable[[_Put], None], stall_seconds: float) -> Iterator[Transfer]:
+def _pumped(items: Iterator[Any], stall_seconds: float) -> Iterator[_Transfer]:
     """A transfer read in a thread of its own: whatever blocks in it, the reader waits `stall_seconds` only.
 
     Args:
-        produce: hands over (start, total), then the chunks; raises TransferError.
-        stall_seconds: how long nothing may come.
+        items: (start, total), then the chunks.
     """
     stop = threading.Event()
     arrived: Queue[Any] = Queue(2)
 
-    def put(item: object) -> None:
+    def offer(item: object) -> bool:
         while not stop.is_set():
             try:
-                return arrived.put(item, timeout=0.2)
+                arrived.put(item, timeout=0.2)
+                return True
             except Full:
                 continue
-        raise _StoppedError
+        return False
 
     def run() -> None:
-        with suppress(_StoppedError):
-            try:
-                produce(put)
-                put(b"")
-            except _StoppedError:
-                raise
-            except Exception as error:
-                put(error)
+        try:
+            if all(map(offer, items)):
+                offer(b"")
+        except Exception as error:
+            offer(error)
 
     def take() -> Any:
         try:
@@ -137,37 +210,37 @@ def _pumped(produce: Callable[[_Put], None], stall_seconds: float) -> Iterator[T
     threading.Thread(target=run, daemon=True).start()
     try:
         start, total = take()
-        yield Transfer(start, total, iter(take, b""))
+        yield _Transfer(start, total, iter(take, b""))
     finally:
         stop.set()
 
 
-# HTTP
-
-
-def _http(address: str, start: int, stall_seconds: float) -> AbstractContextManager[Transfer]:
-    def produce(put: _Put) -> None:
-        try:
-            with urllib.request.urlopen(_request(address, start), timeout=stall_seconds) as response:
-                resumed = response.status == 206
-                length = response.headers.get("Content-Length") or ""
-                total = int(length) + (start if resumed else 0) if _LENGTH.fullmatch(length) else None
-                put((start if resumed else 0, total))
-                while chunk := response.read1(CHUNK_BYTES):
-                    put(chunk)
-        except urllib.error.HTTPError as error:
-            with error:
-                shorter = error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-                raise TransferError(
-                    f"HTTP status {error.code}",
-                    passing=error.code >= 500 or error.code in _PASSING_STATUS or shorter,
-                    missing=error.code in (404, 410),
-                    damaged=shorter,
-                ) from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _connection_fault(error) from None
-
-    return _pumped(produce, stall_seconds)
+def _http(address: str, start: int, stall_seconds: float) -> Iterator[Any]:
+    try:
+        with urllib.request.urlopen(_request(address, start), timeout=stall_seconds) as response:
+            resumed = response.status == 206
+            length = response.headers.get("Content-Length") or ""
+            total = int(length) + (start if resumed else 0) if _LENGTH.fullmatch(length) else None
+            yield (start if resumed else 0), total
+            while chunk := response.read1(_CHUNK_BYTES):
+                yield chunk
+    except urllib.error.HTTPError as error:
+        with error:
+            shorter = error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            raise TransferError(
+                f"HTTP status {error.code}",
+                passing=error.code >= 500 or error.code in _PASSING_STATUS or shorter,
+                missing=error.code in (404, 410),
+                damaged=shorter,
+            ) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(cause, TimeoutError):
+            raise TransferError("the transfer stalled") from None
+        # Texts of other errors can quote the address.
+        what = (isinstance(cause, OSError) and cause.strerror) or type(cause).__name__
+        passing = isinstance(cause, OSError) or not isinstance(cause, ValueError | http.client.InvalidURL)
+        raise TransferError(f"the connection failed ({what})", passing=passing) from None
 
 
 def _request(address: str, start: int) -> urllib.request.Request:
@@ -183,22 +256,8 @@ def _request(address: str, start: int) -> urllib.request.Request:
     return request
 
 
-def _connection_fault(error: Exception) -> TransferError:
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(cause, TimeoutError):
-        return TransferError("the transfer stalled")
-    if isinstance(cause, OSError):
-        return TransferError(f"the connection failed ({cause.strerror or type(cause).__name__})")
-    # Texts of other errors can quote the address.
-    passing = not isinstance(cause, ValueError | http.client.InvalidURL)
-    return TransferError(f"the connection failed ({type(cause).__name__})", passing=passing)
-
-
-# Commands
-
-
 @contextmanager
-def _pipe(command: str, stall_seconds: float) -> Iterator[Transfer]:
+def _pipe(command: str, stall_seconds: float) -> Iterator[_Transfer]:
     # What the command says of its faults may hold secrets, so it is not shown. Its own session, so that
     # what the shell started ends with it.
     process = subprocess.Popen(
@@ -210,7 +269,7 @@ def _pipe(command: str, stall_seconds: float) -> Iterator[Transfer]:
         start_new_session=True,
     )
     try:
-        yield Transfer(0, None, _pipe_chunks(process, stall_seconds))
+        yield _Transfer(0, None, _pipe_chunks(process, stall_seconds))
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -224,48 +283,36 @@ def _pipe_chunks(process: subprocess.Popen[bytes], stall_seconds: float) -> Iter
     while True:
         if not select.select([output], [], [], stall_seconds)[0]:
             raise TransferError("the command stalled")
-        chunk = os.read(output, CHUNK_BYTES)
+        chunk = os.read(output, _CHUNK_BYTES)
         if not chunk:
             break
         yield chunk
-    code = process.wait()
-    if code:
+    if code := process.wait():
         raise TransferError(f"the command ended with status {code}; run it by hand to see why")
 
 
-# fsspec
+def _fsspec(address: str, start: int) -> Iterator[Any]:
+    scheme = address.split("://")[0]
+    try:
+        from fsspec.core import url_to_fs
 
-
-def _fsspec(address: str, start: int, stall_seconds: float) -> AbstractContextManager[Transfer]:
-    def produce(put: _Put) -> None:
-        try:
-            from fsspec.core import url_to_fs
-
-            system, path = url_to_fs(address)
-            with system.open(path, "rb") as file:
-                size = getattr(file, "size", None)
-                put((start, None if size is None else int(size)))
-                file.seek(start)
-                while chunk := file.read(CHUNK_BYTES):
-                    put(bytes(chunk))
-        except _StoppedError:
-            raise
-        except Exception as error:
-            raise _fsspec_fault(error, address.split("://")[0]) from None
-
-    return _pumped(produce, stall_seconds)
-
-
-def _fsspec_fault(error: Exception, scheme: str) -> Exception:
-    if isinstance(error, FileNotFoundError):
-        return TransferError("there is no such file", passing=False, missing=True)
-    if isinstance(error, PermissionError):
-        return TransferError("access is refused", passing=False)
-    if isinstance(error, ImportError | ValueError):
-        return MissingDependencyError(
+        system, path = url_to_fs(address)
+        with system.open(path, "rb") as file:
+            size = getattr(file, "size", None)
+            yield start, None if size is None else int(size)
+            file.seek(start)
+            while chunk := file.read(_CHUNK_BYTES):
+                yield bytes(chunk)
+    except FileNotFoundError:
+        raise TransferError("there is no such file", passing=False, missing=True) from None
+    except PermissionError:
+        raise TransferError("access is refused", passing=False) from None
+    except (ImportError, ValueError):
+        raise MissingDependencyError(
             f"this installation cannot read {scheme}:// addresses",
             f"fsspec and its package for {scheme}",
             f"pip install {_INSTALL.get(scheme, 'its package')}, or: pip install 'janus_ds[remote]'",
-        )
-    # The text of such an error can quote the address or its credentials.
-    return TransferError(f"reading failed ({type(error).__name__})")
+        ) from None
+    except Exception as error:
+        # The text of such an error can quote the address or its credentials.
+        raise TransferError(f"reading failed ({type(error).__name__})") from None

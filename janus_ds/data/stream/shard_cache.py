@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from janus_ds.data.stream.fetch import Expected, RemoteFolder
+from janus_ds.data.stream.fetch import RemoteFolder
 from janus_ds.data.stream.index import ShardEntry
+from janus_ds.data.stream.remote import Expected
 from janus_ds.errors import DamagedDataError, DataError, JanusError, ResourceError
 from janus_ds.io import check_owner, disk_faults, open_regular, sha256_of_file
 

@@ -3,18 +3,17 @@
 A member has one tar key of six or more digits and two files per stream: KEY.target.tokens (uint16 or
 uint32, little endian, samples one after the other, no bos or eos) and KEY.target.offsets (uint32,
 n + 1). Any tar or WebDataset tool reads them; the index says where each file's bytes lie, so that
-the loader fetches a member with one positioned read. This module is the only importer of webdataset.
+the loader fetches a member with one positioned read.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -298,21 +297,3 @@ def _read(descriptor: int, blob: BlobEntry) -> bytes:
     if size > _LOOK_FIRST_BYTES:
         size = max(0, min(size, os.fstat(descriptor).st_size - blob.offset))
     return os.pread(descriptor, size, blob.offset)
-
-
-def raw_samples(stream: io.RawIOBase, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
-    """Samples of a WebDataset tar made by others, in reading order, by webdataset's own streaming reader.
-
-    Args:
-        stream: the tar, decompressed, at its start.
-        wanted: whether a file of this name is read; called after its header came, before its bytes.
-
-    Returns:
-        Of each sample, the bytes of its files by extension, and "__key__".
-    """
-    from webdataset import WebDataset
-    from webdataset.gopen import gopen_schemes
-
-    gopen_schemes["janus"] = lambda url, mode, size: stream
-    whole: dict[str, Any] = {"nodesplitter": None, "workersplitter": None, "empty_check": False}
-    yield from WebDataset(["janus:"], shardshuffle=False, select_files=wanted, **whole)

@@ -7,14 +7,11 @@ import gzip
 import io
 import lzma
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
+import tarfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from janus_ds.config.locations import expanded
-from janus_ds.data.stream.fetch import Patience
-from janus_ds.data.stream.remote import Transfer, TransferError, open_transfer
 from janus_ds.errors import MissingDependencyError
 
 BUFFER_BYTES = 1 << 20
@@ -56,73 +53,14 @@ def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
         return buffered(lzma.LZMAFile(raw))
     if suffix == ".bz2":
         return buffered(bz2.BZ2File(raw))
-    return buffered(_ZstdReader(raw)) if suffix == ".zst" else raw
+    return buffered(ByteStream(_zstd_pieces(raw))) if suffix == ".zst" else raw
 
 
-class _ZstdReader(io.RawIOBase):
-    """Decompresses zstd frames; unlike the package's own reader, it notices a cut file."""
+class ByteStream(io.RawIOBase):
+    """The bytes that a generator gives, as a file; it is closed with it."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
-        self._frame: Any = None
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output and self._advance():
-            pass
-        size = min(len(buffer), len(self._output))
-        buffer[:size] = self._output[:size]
-        self._output = self._output[size:]
-        return size
-
-    def _advance(self) -> bool:
-        """Decompress one more piece; False at the end of the file."""
-        if not self._input:
-            self._input = self._raw.read(BUFFER_BYTES // 8)
-        if not self._input:
-            if self._frame is not None:
-                raise EOFError("the last zstd frame has no end")
-            return False
-        zstandard = _zstandard()
-        if self._frame is None:
-            self._frame = zstandard.ZstdDecompressor().decompressobj()
-        try:
-            # In small pieces: four bytes can stand for 128 KiB, and each piece is expanded at once.
-            piece, self._input = self._input[:_ZSTD_PIECE_BYTES], self._input[_ZSTD_PIECE_BYTES:]
-            self._output = memoryview(self._frame.decompress(piece))
-        except zstandard.ZstdError as error:
-            raise EOFError(str(error)) from None
-        if self._frame.eof:
-            self._input = self._frame.unused_data + self._input
-            self._frame = None
-        return True
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingDependencyError(
-            "reading .zst files needs the package zstandard", "import zstandard", "pip install zstandard"
-        ) from None
-    return zstandard
-
-
-class RemoteBytes(io.RawIOBase):
-    """A distant file or a command's output, read once; a transfer that breaks off is continued."""
-
-    def __init__(self, location: str, patience: Patience) -> None:
-        self._location, self._patience = expanded(location), patience
-        self._transfer = ExitStack()
-        self._chunks: Iterator[bytes] | None = None
-        self._rest = memoryview(b"")
-        self._at, self._total, self._tries = 0, None, 0
-
-    _total: int | None
+    def __init__(self, pieces: Generator[bytes, None, None]) -> None:
+        self._pieces, self._rest = pieces, memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -130,136 +68,143 @@ class RemoteBytes(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer, less at the end only."""
         filled = 0
-        while filled < len(buffer) and (self._rest or self._advance()):
+        while filled < len(buffer):
+            if not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    break
+                self._rest = memoryview(piece)
             size = min(len(buffer) - filled, len(self._rest))
             buffer[filled : filled + size] = self._rest[:size]
             self._rest, filled = self._rest[size:], filled + size
         return filled
 
     def close(self) -> None:
-        """End the transfer."""
-        self._transfer.close()
+        """End the generator."""
+        self._pieces.close()
         super().close()
 
-    def _advance(self) -> bool:
-        """The next chunk; False at the end."""
-        while True:
-            try:
-                if self._chunks is None:
-                    self._chunks = self._begin()
-                chunk = next(self._chunks, b"")
-                if not chunk and self._total is not None and self._at < self._total:
-                    raise TransferError(f"the transfer ended after {self._at:,} of {self._total:,} bytes")
-            except TransferError as fault:
-                self._tries += 1
-                self._transfer.close()
-                self._chunks = None
-                if not fault.passing or self._tries > self._patience.retries:
-                    raise
-                self._patience.pause(self._tries)
-                continue
-            self._tries = 0 if chunk else self._tries
-            self._at, self._rest = self._at + len(chunk), memoryview(chunk)
-            return bool(chunk)
 
-    def _begin(self) -> Iterator[bytes]:
-        """Chunks from the position on; what the other side sends again is passed over."""
-        asked = open_transfer(self._location, self._at, self._patience.stall_seconds)
-        transfer: Transfer = self._transfer.enter_context(asked)
-        self._total, skip = transfer.total, self._at - transfer.start
-
-        def fresh() -> Iterator[bytes]:
-            nonlocal skip
-            for chunk in transfer.chunks:
-                kept, skip = chunk[skip:], max(0, skip - len(chunk))
-                if kept:
-                    yield kept
-
-        return fresh()
+def _zstd_pieces(raw: IO[bytes]) -> Generator[bytes, None, None]:
+    """What zstd frames hold; unlike the package's own reader, this notices a cut file."""
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingDependencyError(
+            "reading .zst files needs the package zstandard", "import zstandard", "pip install zstandard"
+        ) from None
+    frame: Any = None
+    data = b""
+    while data := data or raw.read(BUFFER_BYTES // 8):
+        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        # In small pieces: four bytes can stand for 128 KiB, and each piece is expanded at once.
+        piece, data = data[:_ZSTD_PIECE_BYTES], data[_ZSTD_PIECE_BYTES:]
+        try:
+            found = frame.decompress(piece)
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+        if frame.eof:
+            data, frame = frame.unused_data + data, None
+        yield found
+    if frame is not None:
+        raise EOFError("the last zstd frame has no end")
 
 
-_BLOCK = 512
 _MOST_HEADER_BYTES = 1 << 20
 _RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
-_MANY_DIGITS = re.compile(rb"(?<!\d)\d{400}")
-"""On which `tarfile` of some Python versions takes hours."""
+_TEXT_FILE = re.compile(r"((?:.*/)?[^./]+)\.((?:[^/]*\.)?(?:txt|json))", re.IGNORECASE | re.DOTALL)
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_FOR_THE_NEXT = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_WITHOUT_BYTES = (b"1", b"2", b"3", b"4", b"5", b"6")
+"""Links, devices, folders, FIFOs."""
 
 
-class TarBytes(io.RawIOBase):
-    """A tar read to its end once, which knows the size of the file whose header came last.
+def tar_samples(stream: IO[bytes], most: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The samples of a WebDataset tar in reading order: each key with its .txt and .json files by extension.
 
-    Sizes are looked at before a reader of tars trusts them: of long names and other headers, and of
-    sparse files, which stand for more bytes than there are.
-    """
+    Python's `tarfile` trusts sizes that a header claims, and takes hours over some; here all are bounded.
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._left = stream, 0
-        self._pax: int | None = None
-        self.size = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, never beyond the next header.
-
-        Raises:
-            EOFError: a header is larger than 1 MiB, or a file is sparse.
-        """
-        if self._left:
-            data = self._stream.read(min(self._left, size if size > 0 else BUFFER_BYTES))
-            self._left -= len(data)
-            return data
-        header = self._stream.read(_BLOCK)
-        if len(header) == _BLOCK and any(header):
-            return header + self._header(header)
-        return header
-
-    def _header(self, header: bytes) -> bytes:
-        """Look at a header; returns the bytes of one that belongs to the next file."""
-        field, kind = header[124:136], header[156:157]
-        try:
-            size = (
-                int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.strip(b" \0") or b"0", 8)
-            )
-        except ValueError:
-            raise EOFError("a header is damaged") from None
-        padded = -(-size // _BLOCK) * _BLOCK
-        if kind in b"xXgLK":
-            if size > _MOST_HEADER_BYTES:
-                raise EOFError(f"a header has {size:,} bytes")
-            record = self._stream.read(padded)
-            if b"GNU.sparse" in record:
-                raise EOFError("a file is sparse")
-            if kind in b"xXg":
-                found = _pax_size(record.rstrip(b"\0"))
-                if (kind == b"g" and found is not None) or self._pax is not None:
-                    raise EOFError("a header gives the size of more than one file")
-                self._pax = found
-            return record
-        if kind == b"S":
-            raise EOFError("a file is sparse")
-        self.size = size if self._pax is None else self._pax
-        self._pax = None
-        if kind not in b"123456":  # links, devices, folders, FIFOs: nothing follows
-            self._left = -(-self.size // _BLOCK) * _BLOCK
-        return b""
-
-
-def _pax_size(records: bytes) -> int | None:
-    """The size that a pax header gives the next file; None where it gives none.
+    Args:
+        most: bytes that the texts of a sample may have together.
 
     Raises:
-        EOFError: it has not the one form that readers of tars cannot take for different things.
+        EOFError: the tar is cut, or a header, or the texts of a sample, are too large.
+        tarfile.TarError: a header is damaged, or a file is sparse.
     """
-    place, found = 0, None
-    while place < len(records):
-        head = _RECORD.match(records, place)
-        end = place + int(head[1]) if head else 0
-        value = records[head.end() : end - 1] if head else b""
-        is_size = head is not None and head[2] == b"size"
-        whole = head is not None and head.end() < end <= len(records) and records[end - 1 : end] == b"\n"
-        if not whole or (is_size and not (value.isdigit() and len(value) < 20)) or _MANY_DIGITS.search(value):
+    key, files, left = "", dict[str, bytes](), most
+    while (entry := _next_file(stream)) is not None:
+        name, size = entry
+        found = _TEXT_FILE.fullmatch(name)
+        if found is None:
+            _skip(stream, size)
+            continue
+        if found[1] != key and files:
+            yield key, files
+            files, left = {}, most
+        key, extension, left = found[1], found[2].lower(), left - size
+        if left < 0:
+            raise EOFError(f"the texts of a sample are larger than {most >> 20} MiB, with {name[-200:]}")
+        if extension in files:
+            raise EOFError(f"two files are called {name[-200:]}")
+        files[extension] = _exactly(stream, size)
+    if files:
+        yield key, files
+
+
+def _next_file(stream: IO[bytes]) -> tuple[str, int] | None:
+    """Name and size of the next regular file, whose bytes come next in the stream; None at the end."""
+    told: dict[bytes, bytes] = {}
+    while any(block := stream.read(tarfile.BLOCKSIZE)):
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        kind, size = header.type, header.size
+        if kind in _FOR_THE_NEXT:
+            if not 0 <= size <= _MOST_HEADER_BYTES:
+                raise EOFError(f"a header has {size:,} bytes")
+            data = _exactly(stream, size)
+            if kind in _PAX:
+                found = _records(data)
+                if kind == tarfile.XGLTYPE and b"size" in found:
+                    raise EOFError("a header gives the size of more than one file")
+                told |= {} if kind == tarfile.XGLTYPE else found
+            elif kind == tarfile.GNUTYPE_LONGNAME:
+                told[b"path"] = data.rstrip(b"\0")
+            continue
+        if kind == tarfile.GNUTYPE_SPARSE or any(key.startswith(b"GNU.sparse") for key in told):
+            raise EOFError("a file is sparse")
+        if (value := told.get(b"size")) is not None:
+            size = int(value) if value.isdigit() and len(value) < 20 else -1
+        if size < 0:
             raise EOFError("a header is damaged")
-        place, found = end, int(value) if is_size else found
+        name = told[b"path"].decode("utf-8", "surrogateescape") if b"path" in told else header.name
+        if header.isreg():
+            return name, size
+        if kind not in _WITHOUT_BYTES:
+            _skip(stream, size)
+        told = {}
+    return None
+
+
+def _records(data: bytes) -> dict[bytes, bytes]:
+    """The records of a pax header, each "LENGTH KEY=VALUE\\n" with its own length in bytes."""
+    place, found = 0, {}
+    while place < len(data):
+        head = _RECORD.match(data, place)
+        end = place + int(head[1]) if head else 0
+        if head is None or not head.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise EOFError("a header is damaged")
+        found[head[2]] = data[head.end() : end - 1]
+        place = end
     return found
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
+    """The next bytes of a tar; what fills up their last block is passed over."""
+    data = stream.read(size + -size % tarfile.BLOCKSIZE)
+    if len(data) < size:
+        raise EOFError("it ends inside a file")
+    return data[:size]
+
+
+def _skip(stream: IO[bytes], size: int) -> None:
+    for start in range(0, size, BUFFER_BYTES):
+        _exactly(stream, min(BUFFER_BYTES, size - start))

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_ds.data.stream.shards import raw_samples
-from janus_ds.data.text.byte_streams import TarBytes
+from janus_ds.data.text.byte_streams import tar_samples
 from janus_ds.data.text.text_files import LONGEST_TEXT_BYTES, TextFile
 from janus_ds.errors import DataError, MissingDependencyError
 from janus_ds.io import MOST_VALUES, parse_json
@@ -298,29 +297,16 @@ def _wiki_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRul
 
 
 def _tar_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
-    tar = TarBytes(stream)
-    left = LONGEST_TEXT_BYTES
-
-    def wanted(name: str) -> bool:
-        nonlocal left
-        chosen = name.lower().endswith((".txt", ".json"))
-        left -= tar.size if chosen else 0
-        if left < 0:
-            raise EOFError(f"the texts of a sample are larger than 64 MiB, with {name[-200:]}")
-        return chosen
-
     try:
-        for sample in raw_samples(tar, wanted):
-            left, where = LONGEST_TEXT_BYTES, f"{file.where}, sample {sample['__key__'][-200:]}"
-            file.at(f"after sample {sample['__key__'][-200:]}")
-            names = sorted(name for name in sample if name.endswith(("txt", "json")))
-            texts = [name for name in names if name.endswith("txt")]
-            for name in texts or names:
-                text = _utf8(sample[name], f"{where}.{name}")
+        for key, files in tar_samples(stream, LONGEST_TEXT_BYTES):
+            file.at(f"after sample {key[-200:]}")
+            where = f"{file.where}, sample {key[-200:]}"
+            texts = sorted(name for name in files if name.endswith("txt"))
+            for name in texts or sorted(files):
+                text = _utf8(files[name], f"{where}.{name}")
                 yield text if texts else text_of(_json_of(text, where), [rule.field], where)
-    except (tarfile.TarError, ValueError, EOFError) as error:
-        # webdataset adds its own to what an error says.
-        what = f"the tar is cut or damaged ({str(error.args[0]).split(' @ ')[0] if error.args else error})"
+    except (tarfile.TarError, EOFError) as error:
+        what = f"the tar is cut or damaged ({error})"
         raise DataError(what, f"{file.where}, {file.behind}", "copy or download the file again") from None
 
 

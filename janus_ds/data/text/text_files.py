@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from janus_ds.config.locations import PIPE, is_remote, public_location
-from janus_ds.data.stream.fetch import Patience
-from janus_ds.data.stream.remote import TransferError
+from janus_ds.config.locations import PIPE, expanded, is_remote, public_location
+from janus_ds.data.stream.remote import Expected, Patience, TransferError, transferred
 from janus_ds.data.text.byte_streams import (
     BUFFER_BYTES,
     COMPRESSED_SUFFIXES,
-    RemoteBytes,
+    ByteStream,
     buffered,
     decompressed,
 )
@@ -245,7 +244,8 @@ class TextFile:
 
     def _open(self) -> io.BufferedReader:
         if isinstance(self.location, str):
-            return buffered(RemoteBytes(self.location, Patience()))
+            pieces = transferred(expanded(self.location), Patience(), Expected(most=1 << 62))
+            return buffered(ByteStream(pieces))
         self._raw = raw = buffered(self.location.open("rb", buffering=0))
         return raw
 

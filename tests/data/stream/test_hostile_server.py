@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from janus_ds.config.schema import DataConfig
-from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
+from janus_ds.data.stream.fetch import RemoteFolder
 from janus_ds.data.stream.open_dataset import open_data
+from janus_ds.data.stream.remote import Expected, Patience
 from janus_ds.errors import DamagedDataError, DataError, JanusError
 from janus_ds.io import sha256_of_file
 from tests.support.hostile import bounded
@@ -69,7 +70,7 @@ def liar(root: Path, how: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["manifest.json", "sentencepiece.model", "index.json"])
 def test_endless_bodies_end(tiny, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("janus_ds.data.stream.fetch._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
     for module in ("stream.index", "stream.open_dataset"):
         monkeypatch.setattr(
             f"janus_ds.data.{module}.MOST_BYTES", {"manifest.json": 8 * MB, "index.json": 8 * MB}

@@ -75,7 +75,7 @@ def test_ranks_and_workers_agree_on_what_stands_in(tmp_path):
 
 
 def test_a_shard_published_wrongly_is_quarantined_a_lost_server_is_not(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("janus_ds.data.stream.fetch._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
     data = config(block_tokens=48, cache_dir=str(tmp_path / "cache"), retries=1, max_damage=0.9).data
     for fault in ("flip", "500"):
         run = replace(config(), data=replace(data, cache_dir=str(tmp_path / fault)))

@@ -15,10 +15,11 @@ import pytest
 
 from janus_ds.cli import inspect, plan
 from janus_ds.config.schema import DataConfig
-from janus_ds.data.stream.fetch import Expected, Patience, RemoteFolder
+from janus_ds.data.stream.fetch import RemoteFolder
 from janus_ds.data.stream.loader import StepLoader
 from janus_ds.data.stream.open_dataset import DataPlace, open_data
 from janus_ds.data.stream.pipeline import BatchMaker
+from janus_ds.data.stream.remote import Expected, Patience
 from janus_ds.data.stream.sample_order import SOURCE_BITS
 from janus_ds.data.stream.shard_cache import ShardCache
 from janus_ds.data.stream.step_plan import RankShare
@@ -41,7 +42,7 @@ BAD = ("500", "cut", "flip", "cut")
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("janus_ds.data.stream.fetch._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture(scope="module")
