@@ -40,8 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     print(f"{recipe} and {parsed.deepspeed_config} are sound")
     print(_describe(run, execution, parsed.tensor_parallel))
-    if execution.advice:
-        print(f"  advice: {execution.advice}")
+    for kind, text in (*(("note", note) for note in execution.notes), ("advice", execution.advice)):
+        if text:
+            print(f"  {kind}: {text}")
     if run.data.path is None:
         print("no data was given (--data DIR), so there is no dry batch")
         return 0

@@ -94,7 +94,7 @@ def _train(options: TrainOptions, signals: StopSignals) -> Outcome:
     from janus_ds.parallel.topology import close_topology, init_topology
     from janus_ds.train.loop.build_run import run
 
-    topology = init_topology(options.tensor_parallel, process_group=True)
+    topology = init_topology(options.tensor_parallel, process_group=True, asked=signals.asked)
     liveness = Liveness(topology, signals.hear)
     signals.tell(liveness.ask_to_stop)
     orderly, alone = False, False

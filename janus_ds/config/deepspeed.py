@@ -44,6 +44,8 @@ class ExecutionConfig:
     """Whether the optimizer's states live in host memory."""
     source: str
     """The file, for messages."""
+    notes: tuple[str, ...] = ()
+    """What is not as the recipe has it, since the data asks for more."""
 
     @property
     def sums_in_16_bits(self) -> bool:
@@ -144,7 +146,8 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
     engine["train_micro_batch_size_per_gpu"] = 1 if run.data.batch == "tokens" else micro_batch
     engine["gradient_accumulation_steps"] = accumulation
     engine["train_batch_size"] = engine["train_micro_batch_size_per_gpu"] * accumulation * data_size
-    return ExecutionConfig(engine, stage, precision, micro_batch, accumulation, data_size, on_host, str(path))
+    sizes = (micro_batch, accumulation, data_size)
+    return ExecutionConfig(engine, stage, precision, *sizes, on_host, str(path), tuple(faults.notes))
 
 
 def _engine(values: dict[str, Any], run: RunConfig, on_host: bool) -> dict[str, Any]:

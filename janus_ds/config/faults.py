@@ -57,6 +57,8 @@ class FaultList:
 
     faults: list[Fault] = field(default_factory=list)
     spoilt: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    """What is no fault, but not as it was written either."""
 
     def add(self, what: str, where: str, fix: str, keys: Iterable[str] = ()) -> None:
         """Add a fault, unless one of the keys that it speaks of is spoilt already."""

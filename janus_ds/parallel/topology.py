@@ -29,7 +29,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistNetworkError
 
-from janus_ds.errors import JanusError, MissingDependencyError, UsageError
+from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, MissingDependencyError, UsageError
 from janus_ds.parallel import tensor_parallel as tp
 
 Number = TypeVar("Number", int, float)
@@ -118,12 +118,15 @@ class Topology:
         return box
 
 
-def init_topology(tensor_parallel: int = 1, *, process_group: bool = False) -> Topology:
+def init_topology(
+    tensor_parallel: int = 1, *, process_group: bool = False, asked: Callable[[], bool] = lambda: False
+) -> Topology:
     """Find this process's place, from what `deepspeed`, `torchrun` or `srun` put in the environment.
 
     Args:
         tensor_parallel: ranks that share one copy of the model.
         process_group: start torch.distributed in a single process as well, as DeepSpeed wants it.
+        asked: whether this process should stop; it then waits no longer for other ranks.
 
     Raises:
         UsageError: the number of processes does not divide by `tensor_parallel`.
@@ -144,7 +147,7 @@ def init_topology(tensor_parallel: int = 1, *, process_group: bool = False) -> T
         launched["LOCAL_RANK"] = str(device.index)
     if world_size == 1 and not process_group:
         return Topology(device)
-    _start_distributed(launched, world_size)
+    _start_distributed(launched, world_size, asked)
     if tensor_parallel > 1:
         tp.init_model_parallel(tensor_parallel)
     return _describe(device, tensor_parallel)
@@ -239,7 +242,7 @@ def _pick_device(local_rank: int) -> torch.device:
     return device
 
 
-def _start_distributed(launched: dict[str, str], world_size: int) -> None:
+def _start_distributed(launched: dict[str, str], world_size: int, asked: Callable[[], bool]) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -255,7 +258,7 @@ def _start_distributed(launched: dict[str, str], world_size: int) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     for name, value in ({"LOCAL_RANK": "0"} | launched).items():
         os.environ.setdefault(name, value)
-    with rendezvous_in_time(launched, world_size):
+    with rendezvous_in_time(launched, world_size, asked):
         store = None if dist.is_initialized() else launcher_store(launched, os.environ)
         if store is not None:
             rank = int(launched["RANK"])
@@ -290,35 +293,45 @@ def _describe(device: torch.device, tensor_size: int) -> Topology:
 
 
 _LIMIT_SECONDS = 600.0
+_GRACE_SECONDS = 2.0
+"""Time for ranks to meet that were asked to stop, and then agree to do so together."""
 _POLL_SECONDS = 0.05
 _PREFIX = "janus_ds/rendezvous"
 
 
 @contextmanager
-def rendezvous_in_time(launched: Mapping[str, str], world_size: int) -> Iterator[None]:
+def rendezvous_in_time(
+    launched: Mapping[str, str], world_size: int, asked: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """End the process in words if the ranks have not all come: torch would wait for half an hour.
 
-    It waits where no exception can reach it, so a timer has to end the process.
+    It waits where no exception and no handler of a signal can reach it, so a thread has to end the process,
+    also if it is `asked` to stop: launchers ask it when another rank has failed, and kill it 30 s later.
 
     Raises:
         MissingDependencyError: on this rank alone: the port is taken, or the network refuses.
     """
     place = f"{launched.get('MASTER_ADDR')}:{launched.get('MASTER_PORT')}"
+    where, met = f"rank {launched.get('RANK', 0)}, meeting at {place}", threading.Event()
     error = MissingDependencyError(
         f"not all {world_size} ranks have come within {_LIMIT_SECONDS / 60:.0f} minutes",
-        f"rank {launched.get('RANK', 0)}, meeting at {place}",
+        where,
         "look for a rank that failed before this, and whether all hosts reach that address "
         "(NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME choose the network)",
     )
 
-    def leave() -> None:
-        sys.stderr.write(f"{error}\n")
-        sys.stderr.flush()
-        os._exit(error.exit_code)
+    def watch() -> None:
+        end, stop = time.monotonic() + _LIMIT_SECONDS, False
+        while not met.wait(_POLL_SECONDS):
+            if asked() and not stop:
+                end, stop = time.monotonic() + _GRACE_SECONDS, True
+            if time.monotonic() >= end:
+                said = "asked to stop before all ranks had come" if stop else str(error)
+                sys.stderr.write(f"{said}\n")
+                sys.stderr.flush()
+                os._exit(PREEMPTED_EXIT_CODE if stop else error.exit_code)
 
-    timer = threading.Timer(_LIMIT_SECONDS, leave)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=watch, name="rendezvous", daemon=True).start()
     try:
         yield
     except DistNetworkError as network:
@@ -327,13 +340,13 @@ def rendezvous_in_time(launched: Mapping[str, str], world_size: int) -> Iterator
         )
         fault = MissingDependencyError(
             f"the ranks cannot meet: {reason}",
-            f"rank {launched.get('RANK', 0)}, meeting at {place}",
+            where,
             "choose another port (`deepspeed --master_port N`, `torchrun --master-port N`, or MASTER_PORT)",
         )
         fault.local = True  # type: ignore[misc]
         raise fault from network
     finally:
-        timer.cancel()
+        met.set()
 
 
 def launcher_store(launched: Mapping[str, str], environ: Mapping[str, str]) -> Store | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from janus_ds.config.deepspeed import read_setup
 from janus_ds.config.load import changed_training, from_dict, load_run_config, to_dict
 from janus_ds.config.packaged import packaged_folder
 from janus_ds.config.schema import RunConfig
@@ -41,6 +42,20 @@ def test_blocks_and_position_tables_fit_the_data(tmp_path: Path, kind: str) -> N
     # The longest of several sources counts.
     both = f"{data(tmp_path, request)}=0.5,{data(tmp_path / 'b', REQUESTS['blocks'][0])[10:]}=0.5"
     assert load_run_config(quickstart, [both]).data.block_tokens == 510
+
+
+def test_longer_tables_than_the_recipes_are_said(tmp_path: Path) -> None:
+    recipe, engine = (
+        packaged_folder("recipes") / "nmt_multi30k.yaml",
+        packaged_folder("ds_configs") / "zero1.json",
+    )
+    for kind, said in (
+        ("pairs", "source 256, not 128; target 256, not 128"),
+        ("glge", "source 512, not 128"),
+    ):
+        _, execution = read_setup(recipe, [data(tmp_path, REQUESTS[kind][0])], engine, 1)
+        assert execution.notes == (f"the data needs more positions than the recipe has: {said}",)
+    assert read_setup(recipe, [data(tmp_path, REQUESTS["distilled"][0])], engine, 1)[1].notes == ()
 
 
 def test_what_is_given_stays(tmp_path: Path) -> None:

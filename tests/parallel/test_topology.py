@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from janus_ds.errors import MissingDependencyError, UsageError
+from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError, UsageError
 from janus_ds.parallel.tensor_parallel import deepspeed_mpu, make_layers
 from janus_ds.parallel.topology import init_topology, share_threads
 from tests.support.launch import free_port, rank_environment
@@ -118,6 +118,14 @@ def test_ranks_that_do_not_come_are_waited_for_in_words() -> None:
     assert "error: not all 2 ranks have come" in done.stderr
     assert f"rank 0, meeting at 127.0.0.1:{environment['MASTER_PORT']}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_rank_that_is_asked_to_stop_waits_no_longer_for_others() -> None:
+    script = "import time\nfrom janus_ds.parallel import topology\ntopology._GRACE_SECONDS = 0.2\n"
+    script += "with topology.rendezvous_in_time({}, 2, lambda: True):\n    time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert done.returncode == PREEMPTED_EXIT_CODE
+    assert done.stderr == "asked to stop before all ranks had come\n"
 
 
 @pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])

@@ -208,13 +208,17 @@ def announce_start(run: Run, topology: Topology, step: int) -> None:
     threads = f", threads {torch.get_num_threads()}" if topology.device.type == "cpu" else ""
     place = public_location(data.path or "")
     both = f" = {topology.data_size} data-parallel x {topology.tensor_size} tensor-parallel"
+    weights = f"from {run.config.init}" if run.config.init else f"new, from seed {train.seed}"
+    if step:
+        weights = f"from the run's own checkpoint of step {step:,}"
     rows = [
         (
             "model",
             f"{parameters / 1e6:.1f} M parameters: {model.encoder_layers}+{model.decoder_layers} layers, "
             f"width {model.d_model}, vocabulary {vocabulary:,}",
         ),
-        ("weights", f"from {run.config.init}" if run.config.init else f"new, from seed {train.seed}"),
+        ("weights", weights),
+        *(("lengths", note) for note in execution.notes),
         ("data", f"{place}: {size:,} samples to train on, {held_out:,} held out"),
         ("steps", f"{train.max_steps:,}{epochs}" + (f", going on from {step:,}" if step else "")),
         ("batch", f"{batch} = {spread}"),

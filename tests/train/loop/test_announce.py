@@ -40,6 +40,7 @@ def test_a_run_begins_with_what_it_is_and_ends_with_what_comes_next(
     assert said["ranks"].startswith("4 = 2 data-parallel x 2 tensor-parallel on cpu, threads ")
     assert said["engine"] == "fp32, ZeRO 2"
     assert said["steps"].endswith("going on from 3")
+    assert said["weights"] == "from the run's own checkpoint of step 3"
     announce_end(run, topology, 9, Meters(samples=2 * size, tokens=1234, seconds=286.0))
     ended = capsys.readouterr().err
     assert f"({2.0} epochs), 1,234 tokens in 4 min 46 s of steps" in ended
