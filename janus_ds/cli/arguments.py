@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from janus_ds.config.modes import MODES, RESCORED
 from janus_ds.config.packaged import packaged_folder
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.observe.progress import Progress
@@ -52,34 +53,20 @@ BOTH_WAYS: dict[str, tuple[type, str]] = {
 """Options of decoding both ways at once: fields of `DecodeConfig`, their type and help."""
 
 
-USED_BY = {
-    **dict.fromkeys(("iterations", "nar_score", "threshold", "rescore"), ("nar",)),
-    "beam": ("ar", "nar with --rescore ar"),
-    **dict.fromkeys(("beam_stop", "length_penalty"), ("ar", "draft", "nar with --rescore ar")),
-    **dict.fromkeys(("temperature", "top_k", "top_p"), ("ar", "draft", "aux")),
-    **dict.fromkeys(("early_stopping", "min_length", "no_repeat_ngram_size", "repetition_penalty"), ("ar",)),
-    "forbid": ("ar", "draft"),
-    "prefix": ("ar",),
-    "length_beam": ("nar", "aux"),
-    "aux_order": ("aux",),
-    "nbest": ("ar", "nar", "aux"),
-    "target": ("nar", "aux"),
-}
-"""Modes that an option has an effect on; it is refused where none of them is asked for."""
-
-
 def refuse_unused(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
     """Refuse, by name, an option that is given and that none of the modes uses.
 
     Raises:
         UsageError: there is one.
     """
-    doing = {*modes, *["nar with --rescore ar"] * ("nar" in modes and parsed.rescore is not None)}
-    for name, users in USED_BY.items():
-        option = f"--{name.replace('_', '-')}"
+    doing = {*modes, *[RESCORED] * ("nar" in modes and parsed.rescore is not None)}
+    for name in dict.fromkeys(name for mode in MODES.values() for name in sorted(mode.options)):
+        users = [way for way, mode in MODES.items() if name in mode.options]
         if getattr(parsed, name, None) is not None and doing.isdisjoint(users):
+            option = f"--{name.replace('_', '-')}"
+            others = " or ".join(way for way in users if way != RESCORED or "nar" not in users)
             what = f"mode {','.join(modes)} does not use {option}"
-            raise UsageError(what, option, f"leave it out, or decode in mode {' or '.join(users)}")
+            raise UsageError(what, option, f"leave it out, or decode in mode {others}")
 
 
 def add_decode_arguments(

@@ -26,6 +26,7 @@ from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.cli.arguments import program_parser
 from janus_ds.cli.decode_lines import FoundBy, as_blocks, saying
+from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.config.packaged import user_path
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.loader import validation_batches
@@ -34,11 +35,10 @@ from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import word_beginnings
-from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
-from janus_ds.decode.mask_predict import ruled
-from janus_ds.decode.model_steps import most_rows, plain_settings, search_settings
+from janus_ds.decode.load import LoadedRun, load_run
+from janus_ds.decode.mask_predict import most_rows, plain_settings, ruled
 from janus_ds.decode.rescore import ArScorer
-from janus_ds.decode.search_settings import ScoredTokens
+from janus_ds.decode.search_settings import Hypothesis, search_settings
 from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import UsageError
 from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, valid_split
@@ -214,7 +214,7 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
 
 
 @torch.inference_mode()
-def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> ScoredTokens:
+def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> Hypothesis:
     """AR's fills: each blank's likeliest token, given the source and what stands to the left of it alone."""
     model, config, special = run.model, run.config, run.special
     device = model.output_weight.device
@@ -233,7 +233,7 @@ def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> Sco
             (allowed_V,) = ruled(allowed_V[None], wanted, begins_V.to(device))
         row[place] = int(allowed_V.argmax())
         gains.append(float(score_V[row[place]]))
-    return ScoredTokens(tuple(row), sum(gains) / len(gains), len(places), filled=tuple(places))
+    return Hypothesis(tuple(row), sum(gains) / len(gains), len(places), filled=tuple(places))
 
 
 def _with_blanks(line: str, text: TextCodec) -> str | None:

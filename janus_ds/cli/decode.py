@@ -45,10 +45,11 @@ from janus_ds.cli.decode_lines import (
     saying,
 )
 from janus_ds.config.faults import suggestion
+from janus_ds.config.modes import MODES, NAMES, with_decode
 from janus_ds.config.packaged import DEMO
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
-from janus_ds.decode.load import LoadedRun, load_run, with_decode
+from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError, UsageError
 from janus_ds.evaluate.passages import (
@@ -60,7 +61,6 @@ from janus_ds.evaluate.passages import (
 )
 from janus_ds.model.decoding.inference import prepare_for_inference
 
-MODES = ("ar", "nar", "draft", "aux")
 DEMO_SENTENCES = (
     "Guten Morgen! Wie geht es dir?",
     "Ich habe heute keine Zeit, weil ich arbeiten muss.",
@@ -226,11 +226,11 @@ def _parser() -> argparse.ArgumentParser:
 def _modes(given: str | None) -> tuple[str, ...]:
     modes = tuple(mode.strip() for mode in given.split(",")) if given is not None else ()
     for mode in modes:
-        if mode not in MODES:
+        if mode not in NAMES:
             raise UsageError(
                 f"there is no mode {mode!r}",
                 "--mode",
-                suggestion(mode, MODES, "use ar, nar, draft, aux, or several, as ar,nar"),
+                suggestion(mode, NAMES, "use ar, nar, draft, aux, or several, as ar,nar"),
             )
     return tuple(dict.fromkeys(modes))
 
@@ -319,10 +319,11 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
 
 def _generator(run: LoadedRun, text: TextCodec, mode: str, parsed: argparse.Namespace) -> Generator:
     asked: dict[str, Any] = {"mode": mode}
-    if parsed.nbest is not None:
+    size = MODES[mode].size
+    if parsed.nbest is not None and size:
         # So many are looked for at least; samples are drawn as many as are wanted.
-        size = "beam" if mode == "ar" else "length_beam"
-        least = 1 if mode != "nar" and parsed.temperature else getattr(run.config.decode, size)
+        sampled = parsed.temperature and "temperature" in MODES[mode].options
+        least = 1 if sampled else getattr(run.config.decode, size)
         asked[size] = max(parsed.nbest, least)
     elif mode == "ar" and parsed.temperature:
         asked["beam"] = 1

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from janus_ds.decode.search_settings import ScoredTokens
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import TextCodec, fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import DataError
 from janus_ds.evaluate.passages import Passage
@@ -27,21 +27,21 @@ _CONTROL = re.compile("[\x7f-\x9f\u2028\u2029]")
 class FoundBy(NamedTuple):
     """What one mode found: the hypotheses of each input, best first (samples as drawn), and its time."""
 
-    items: Sequence[Sequence[ScoredTokens]]
+    items: Sequence[Sequence[Hypothesis]]
     seconds: float
     """An input, averaged over those that were decoded together."""
 
 
 Found = Mapping[str, FoundBy]
 """By mode."""
-Say = Callable[[int, ScoredTokens], str]
+Say = Callable[[int, Hypothesis], str]
 """The line of text that an output of the input of this number is."""
 
 
 def saying(passages: Sequence[Passage], text: TextCodec) -> Say:
     """Outputs as text; those of a given target keep to its letters."""
 
-    def say(number: int, item: ScoredTokens) -> str:
+    def say(number: int, item: Hypothesis) -> str:
         target = passages[number].target
         return one_line(text.decode(item.tokens) if target is None else target.text(item, text))
 
@@ -191,9 +191,9 @@ def as_json(passages: Sequence[Passage], first: int, found: Found, say: Say, cou
     """
     lines = []
     for number, passage in enumerate(passages):
-        for mode, by in found.items():
+        for by in found.values():
             for rank, item in enumerate(by.items[number][:count], 1):
-                row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": item.mode or mode}
+                row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": item.mode}
                 row |= {"text": say(number, item), "score": item.score}
                 row |= {"passes": item.passes} if item.passes else {}
                 row |= {"token_scores": item.token_scores} if item.token_scores else {}

@@ -25,10 +25,11 @@ from time import perf_counter
 from typing import Any
 
 from janus_ds.cli.arguments import new_parser
+from janus_ds.config.modes import with_decode
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import BLANK
-from janus_ds.decode.load import load_run, with_decode
+from janus_ds.decode.load import load_run
 from janus_ds.decode.text import checked_texts
 from janus_ds.decode.watch import Pass, watched
 from janus_ds.errors import JanusError, UsageError

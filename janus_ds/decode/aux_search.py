@@ -24,18 +24,37 @@ predicted in a pass, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from janus_ds.decode.mask_predict import Asked, MaskPredictSettings, RowDecoder, TargetRows
+from janus_ds.decode.mask_predict import Asked, MaskPredictSettings, NarDecoder, TargetRows
 from janus_ds.decode.sample import Draws, draw_rows, left_over, stands, token_shares
-from janus_ds.decode.search_settings import ScoredTokens
+from janus_ds.decode.search_settings import Hypothesis
+from janus_ds.model.attention import KeysValues
+from janus_ds.model.decoding.cache import EncoderOutput
+from janus_ds.model.decoding.steps import AuxPool
+from janus_ds.model.janus import JanusModel
 
 
-class JudgedRows(RowDecoder, Protocol):
-    """What AUX search asks of a model; its first call is `hidden`, for all rows and all that is masked."""
+class AuxDecoder(NarDecoder):
+    """The passes of AUX search: its first call is `hidden`, for all rows and all that is masked."""
+
+    def __init__(self, model: JanusModel, memory: EncoderOutput, mask: int) -> None:
+        super().__init__(model, memory)
+        self._mask = mask
+        self._pool: AuxPool | None = None
+        self._number_X = torch.empty(0)
+        """Rows of the pool, by their number in the first call."""
+
+    def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor, most: int) -> Tensor:
+        """See :meth:`NarDecoder.hidden`; keeps what later passes need."""
+        kept: list[KeysValues] = []
+        hidden_PD = self._nar_rows(token_RL, length_R, (picked_P, most), kept)
+        slot_R = torch.zeros(token_RL.numel(), dtype=torch.bool, device=token_RL.device)
+        slot_RL = slot_R.index_fill(0, picked_P, True).view(token_RL.shape)
+        self._pool = AuxPool.build(kept, slot_RL, length_R, most)
+        self._number_X = torch.arange(len(length_R))
+        return hidden_PD
 
     def judged(
         self, number_X: Tensor, token_XL: Tensor, settled_X: Tensor, picked_P: Tensor, most: int
@@ -49,19 +68,34 @@ class JudgedRows(RowDecoder, Protocol):
             picked_P: flat indices x * L + l, ascending: of each row all slots that are open, or none.
             most: the largest number of them in a row.
         """
+        if self._pool is None:
+            raise ValueError("AUX rows need a NAR pass before")
+        if not torch.equal(number_X, self._number_X):
+            # Finished rows may have gone; they are asked for as padding only.
+            index_X = torch.searchsorted(self._number_X, number_X).clamp_max(len(self._number_X) - 1)
+            self._pool, self._number_X = self._pool.select(index_X.to(token_XL.device)), number_X
+        shape, width = (self._memory.sentences, -1), token_XL.shape[1]
+        place_P = picked_P // width, picked_P % width
+        step_P = self._pool.rank_XN[place_P] - settled_X[place_P[0]]
+        hidden_XTD = self._model.aux_rows(
+            self._memory, self._pool, token_XL.view(*shape, width), settled_X.view(shape), most, self._mask
+        )
+        return hidden_XTD[place_P[0], step_P]
 
     def reorder(self, rank_RL: Tensor) -> None:
         """Settle slots in another order than left to right: slot l as the rank_RL[r, l]-th, from 0."""
+        if self._pool is not None:
+            self._pool = self._pool.ordered(rank_RL)
 
 
 def aux_search(
-    decoder: JudgedRows,
+    decoder: AuxDecoder,
     length_BC: Tensor,
     settings: MaskPredictSettings,
     given_RL: Tensor | None = None,
     certain_first: bool = False,
     draws: Draws | None = None,
-) -> list[list[ScoredTokens]]:
+) -> list[list[Hypothesis]]:
     """Write all rows as AUX does, token by token.
 
     Args:
@@ -97,7 +131,7 @@ class _AuxRows(TargetRows):
         self.settled_R = torch.ones_like(self.length_R)
         """Wanted tokens that are settled, once the NAR pass has been made."""
 
-    def judge(self, decoder: JudgedRows) -> bool:
+    def judge(self, decoder: AuxDecoder) -> bool:
         """One pass over all drafts; False if all is settled already."""
         open_RL = (self.inner_RL & (self.rank_RL > self.settled_R[:, None])).cpu()
         asked = self.ask(decoder, open_RL, open_RL)
@@ -111,7 +145,7 @@ class _AuxRows(TargetRows):
         self.put(asked, token_P, score_P)
         return True
 
-    def verdict(self, decoder: JudgedRows, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+    def verdict(self, decoder: AuxDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and their log-probabilities, and the rank of the first that was not drafted, (R,)."""
         token_P, score_P = self.predict(decoder, hidden_PD, asked)
         return token_P, score_P, self.first(asked.place_P, token_P != self.token_RL[asked.place_P])
@@ -148,7 +182,7 @@ class _SampledRows(_AuxRows):
         """What the tokens of the last pass were drawn from, and at which index those of each place."""
         self.index_RL = self.token_RL
 
-    def predict(self, decoder: RowDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+    def predict(self, decoder: NarDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """The NAR pass: every token is drawn by itself."""
         score_PV, share_PV = self._distributions(decoder, hidden_PD, asked)
         allowed_PV = score_PV.masked_fill(share_PV == 0, -torch.inf)
@@ -156,7 +190,7 @@ class _SampledRows(_AuxRows):
         token_P = draw_rows(share_PV, self._uniform(asked))
         return token_P, score_PV.gather(1, token_P[:, None]).squeeze(1)
 
-    def verdict(self, decoder: JudgedRows, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+    def verdict(self, decoder: AuxDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
         """Drafted tokens up to the first refused one, and newly drawn ones."""
         place_P = asked.place_P
         drawn_PV, draft_P = self.share_PV[self.index_RL[place_P]], self.token_RL[place_P]
@@ -172,7 +206,7 @@ class _SampledRows(_AuxRows):
         """NAR's highest log-probability, whatever was drawn."""
         return self.sure_RL
 
-    def _distributions(self, decoder: RowDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+    def _distributions(self, decoder: NarDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """Log-probabilities, and what is drawn from."""
         logits_PV = decoder.logits(hidden_PD)
         allowed_PV = self.allowed(logits_PV, asked)

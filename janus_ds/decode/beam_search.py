@@ -1,6 +1,6 @@
 """Autoregressive greedy and beam search over any step function (section 3.4 of the paper).
 
-The search is model-independent: it calls a step function for logits and tracks hypotheses. Its state is
+The search calls a step function for logits and tracks hypotheses. Its state is
 tensors of fixed shapes on the device of the logits, so that a step waits for no value from the device;
 whether the search may end is asked every few steps only.
 
@@ -23,20 +23,41 @@ Shape letters: B sentences, K beams, C = 2K candidates, V vocabulary, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from itertools import count
 from time import perf_counter
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from janus_ds.decode.search_settings import ScoredTokens, SearchSettings, TokenRules
+from janus_ds.decode.search_settings import Hypothesis, SearchSettings, TokenRules
+from janus_ds.decode.watch import BeamTrace, current_watch
+from janus_ds.model.decoding.cache import EncoderOutput, KVCache
+from janus_ds.model.janus import JanusModel
 
 
-class StepFunction(Protocol):
-    """What the search asks for logits: a model with its cache."""
+class CachedSteps:
+    """The step function of a search: a model with its cache, one content row and one query row a beam.
+
+    Args:
+        cache: of the sentences that begin.
+        encode_next: encodes the next sentences that wait, so many; None: none wait.
+        before: a token that is fed together with the first ones, before them.
+    """
+
+    def __init__(
+        self,
+        model: JanusModel,
+        cache: KVCache,
+        encode_next: Callable[[int], EncoderOutput] | None = None,
+        before: int | None = None,
+    ) -> None:
+        self._model, self._cache = model, cache
+        self._encode_next, self._before = encode_next, before
+        watch = current_watch()
+        self._trace = BeamTrace(watch) if watch else None
 
     def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
         """Logits of the next tokens, shape (B, K, V), in float32 at least.
@@ -45,16 +66,23 @@ class StepFunction(Protocol):
             token_BK: the last token of each beam (the start symbol at step 0).
             parent_BK: the beam of the step before that each beam grew from; None at step 0.
         """
+        tokens = [token_BK]
+        if parent_BK is None and self._before is not None:
+            tokens.insert(0, torch.full_like(token_BK, self._before))
+        hidden_BKTD = self._model.ar_block(self._cache, torch.stack(tokens, 2), parent_BK)
+        logits_BKV = self._model.logits(hidden_BKTD[:, :, -1])
+        if self._trace:
+            self._trace.note(token_BK, parent_BK, logits_BKV)
+        return logits_BKV
 
     def keep(self, sentence_B: Tensor) -> None:
         """Go on with these sentences only, by their index among those held now; the others are finished."""
-
-
-class RefillableSteps(StepFunction, Protocol):
-    """A step function that can begin further sentences while others go on."""
+        self._cache = self._cache.select(sentence_B)
 
     def refill(self, place_X: Tensor) -> None:
         """Let the next X sentences that wait begin at these places, whose sentences are finished."""
+        if self._encode_next is not None:
+            self._cache.refill(place_X, self._encode_next(len(place_X)))
 
 
 _DEAD = float("-inf")
@@ -84,19 +112,19 @@ class _Pool:
 
 
 def beam_search(
-    step_function: StepFunction | RefillableSteps,
+    step_function: CachedSteps,
     sentences: int,
     settings: SearchSettings,
     device: torch.device | str = "cpu",
     waiting: int = 0,
-) -> list[list[ScoredTokens]]:
+) -> list[list[Hypothesis]]:
     """Search many sentences at once.
 
     Args:
         sentences: B, those that begin at once.
         settings: beam, rules and limits.
         device: where `step_function` wants its tokens.
-        waiting: sentences that begin as others end, by :meth:`RefillableSteps.refill`.
+        waiting: sentences that begin as others end, by :meth:`CachedSteps.refill`.
 
     Returns:
         For each sentence, those that waited last, at most K hypotheses, best first; tokens as
@@ -107,14 +135,15 @@ def beam_search(
     for step in count():
         logits_BKV = step_function(search.last_BK, parent_BK, step)
         parent_BK = search.advance(logits_BKV)
-        if search.last_BK.device.type != "cpu" and (step + 1) % _STEPS_PER_QUESTION and search.may_go_on:
+        some_left = min(search.steps) < settings.max_steps
+        if search.last_BK.device.type != "cpu" and (step + 1) % _STEPS_PER_QUESTION and some_left:
             continue
         closed_B = search.closed_B()
         free = [place for place, closed in enumerate(closed_B.tolist()) if closed]
         search.note_finished(free)
         if waiting and _FREE_SHARE * len(free) >= len(closed_B):
             place_X = torch.tensor(free[:waiting], device=parent_BK.device)
-            cast(RefillableSteps, step_function).refill(place_X)
+            step_function.refill(place_X)
             search.refill(place_X)
             parent_BK[place_X] = torch.arange(settings.beam, device=parent_BK.device)
             waiting -= len(place_X)
@@ -135,7 +164,7 @@ class _Search:
     def __init__(self, sentences: int, settings: SearchSettings, device: torch.device) -> None:
         shape = (sentences, settings.beam)
         self.settings = settings
-        self.found: list[list[ScoredTokens]] = [[] for _ in range(sentences)]
+        self.found: list[list[Hypothesis]] = [[] for _ in range(sentences)]
         self.sentences = list(range(sentences))
         """The number of the sentence at each place."""
         self.steps = [0] * sentences
@@ -167,11 +196,6 @@ class _Search:
             sum_BKT=torch.zeros_like(self.sum_BKT),
             closed_B=torch.zeros(sentences, dtype=torch.bool, device=device),
         )
-
-    @property
-    def may_go_on(self) -> bool:
-        """Some place has steps left."""
-        return min(self.steps) < self.settings.max_steps
 
     def closed_B(self) -> Tensor:
         """Places whose sentence is finished, by the rules or because its steps are used up."""
@@ -256,18 +280,13 @@ class _Search:
         for place, order, scores, lengths, tokens, gains in rows:
             number = self.sentences[place]
             passes, seconds = self.cost.get(number, (0, 0.0))
-            self.found[number] = [
-                ScoredTokens(
-                    tuple(said[shown]),
-                    scores[k],
-                    passes,
-                    tuple(gains[k][: len(said)][shown]),
-                    seconds=seconds,
-                )
-                for k in order
-                if (said := tokens[k][: lengths[k]])
-                for shown in [self.settings.shown(said)]
-            ]
+            self.found[number] = []
+            for k in order:
+                if said := tokens[k][: lengths[k]]:
+                    shown = self.settings.shown(said)
+                    gain = tuple(gains[k][: len(said)][shown])
+                    made = Hypothesis(tuple(said[shown]), scores[k], passes, gain, seconds=seconds)
+                    self.found[number].append(made)
 
     def _make_room(self) -> None:
         """Widen the histories where a step would not fit."""
@@ -294,10 +313,8 @@ class _Search:
         for step in {min(step, settings.max_steps - 1) for step in self.steps}:
             token = settings.forced(step)
             if token is not None:
-                row_B11, index_BK1 = (
-                    (step_B == step)[:, None, None],
-                    torch.full_like(token_BKC[..., :1], token),
-                )
+                row_B11 = (step_B == step)[:, None, None]
+                index_BK1 = torch.full_like(token_BKC[..., :1], token)
                 free = settings.free_forced and settings.given(step) is None
                 gain_BK1 = gain_BKC.new_zeros(index_BK1.shape) if free else gain_BKV.gather(2, index_BK1)
                 only_BKC = torch.nn.functional.pad(gain_BK1, (0, gain_BKC.shape[2] - 1), value=_DEAD)

@@ -33,10 +33,15 @@ from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
-from janus_ds.decode.mask_predict import MaskPredictSettings, TargetRows, length_candidates
-from janus_ds.decode.model_steps import NarDecoder, plain_settings, search_settings
+from janus_ds.decode.mask_predict import (
+    MaskPredictSettings,
+    NarDecoder,
+    TargetRows,
+    length_candidates,
+    plain_settings,
+)
 from janus_ds.decode.sample import Draws, draw_rows, left_over, stands, token_shares
-from janus_ds.decode.search_settings import ScoredTokens, SearchSettings
+from janus_ds.decode.search_settings import Hypothesis, SearchSettings, search_settings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
@@ -58,7 +63,7 @@ class Payoff:
         self._rates: dict[tuple[int, bool], deque[float]] = defaultdict(lambda: deque(maxlen=4 * _TRIED))
         self._noted = 0
 
-    def note(self, found: Sequence[ScoredTokens], drafted: bool, seconds: float) -> None:
+    def note(self, found: Sequence[Hypothesis], drafted: bool, seconds: float) -> None:
         """Add a batch; AR needs a step a token and one for eos."""
         steps = sum(len(item.tokens) + 1 for item in found)
         self._rates[len(found), drafted].append(seconds / steps)
@@ -192,7 +197,7 @@ class DraftSearch:
             for tokens in (plan.search.forbidden, plan.nar.forbidden)
         )
 
-    def run(self) -> list[ScoredTokens]:
+    def run(self) -> list[Hypothesis]:
         """An output for each sentence, with AR's score."""
         search = self._plan.search
         first = [] if search.forced_first is None else [search.forced_first]
@@ -207,8 +212,7 @@ class DraftSearch:
             going = [going[place] for place in left]
             proposals = [Proposal(tail(s, self._longest(s))) for s in going]
         return [
-            ScoredTokens(tuple(s.inner), s.total / s.steps**search.length_penalty, s.passes)
-            for s in sentences
+            Hypothesis(tuple(s.inner), s.total / s.steps**search.length_penalty, s.passes) for s in sentences
         ]
 
     def _room(self, sentence: Sentence) -> int:

@@ -25,26 +25,25 @@ import torch
 from torch import Tensor
 
 from janus_ds.batch import SpecialTokens
+from janus_ds.config.modes import check_mode, way_of
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
-from janus_ds.decode.aux_search import aux_search
-from janus_ds.decode.beam_search import beam_search
+from janus_ds.decode.aux_search import AuxDecoder, aux_search
+from janus_ds.decode.beam_search import CachedSteps, beam_search
 from janus_ds.decode.draft import DraftSearch, Payoff, draft_plan
 from janus_ds.decode.infill import Target, given_rows, parse_target, word_beginnings
-from janus_ds.decode.load import check_mode, load_run
-from janus_ds.decode.mask_predict import length_candidates, mask_predict
-from janus_ds.decode.model_steps import (
-    AuxDecoder,
-    CachedSteps,
+from janus_ds.decode.load import load_run
+from janus_ds.decode.mask_predict import (
     NarDecoder,
+    length_candidates,
+    mask_predict,
     mask_predict_settings,
     most_rows,
     plain_settings,
-    search_settings,
 )
 from janus_ds.decode.rescore import ArScorer, rescore
 from janus_ds.decode.sample import Draws, Sampling, sample_search
-from janus_ds.decode.search_settings import Hypothesis, ScoredTokens, SearchSettings
+from janus_ds.decode.search_settings import Hypothesis, SearchSettings, search_settings
 from janus_ds.decode.text import TextCodec, batches_of, checked_texts
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
@@ -134,18 +133,9 @@ class Generator:
         self, texts: str | Sequence[str], progress: Progress | None = None
     ) -> list[list[Hypothesis]]:
         """All hypotheses that the search found for each text (beams or length candidates), best first."""
-        codec, mode = self._codec(), self.config.decode.mode
-        decode = codec.decode
+        codec = self._codec()
         found = self.generate_ids([codec.encode(text) for text in checked_texts(texts)], progress)
-        return [
-            [
-                Hypothesis(
-                    decode(item.tokens), item.tokens, item.score, item.mode or mode, item.passes, item.seconds
-                )
-                for item in candidates
-            ]
-            for candidates in found
-        ]
+        return [[replace(item, text=codec.decode(item.tokens)) for item in group] for group in found]
 
     def infill(
         self, texts: str | Sequence[str], targets: str | Sequence[str], lengths: Sequence[int] = (1,)
@@ -163,15 +153,12 @@ class Generator:
         codec, sources = self._codec(), checked_texts(texts)
         given = [self.target(text, lengths, i) for i, text in enumerate(checked_texts(targets), 1)]
         found = self.generate_ids([codec.encode(text) for text in sources], targets=given)
-        best, mode = [candidates[0] for candidates in found], self.config.decode.mode
-        return [
-            Hypothesis(target.text(item, codec), item.tokens, item.score, mode, item.passes, item.seconds)
-            for target, item in zip(given, best, strict=True)
-        ]
+        pairs = zip(given, (candidates[0] for candidates in found), strict=True)
+        return [replace(item, text=target.text(item, codec)) for target, item in pairs]
 
     def target(self, text: str, lengths: Sequence[int], number: int = 1) -> Target:
         """A target with blanks, as :meth:`generate_ids` takes it; see :func:`parse_target`."""
-        if self.config.decode.mode not in ("nar", "aux"):
+        if "target" not in way_of(self.config.decode).options:
             raise ConfigError(
                 f"mode {self.config.decode.mode} writes from left to right and cannot keep to a given target",
                 "decode.mode",
@@ -186,7 +173,7 @@ class Generator:
         progress: Progress | None = None,
         first: int = 0,
         targets: Sequence[Target | None] | None = None,
-    ) -> list[list[ScoredTokens]]:
+    ) -> list[list[Hypothesis]]:
         """As :meth:`generate_nbest`, for sources that are token ids without bos and eos.
 
         An empty source gives an empty hypothesis. Samples are drawn by the number of a source, counted from
@@ -199,14 +186,15 @@ class Generator:
                 "the target",
                 "give one for each",
             )
-        found = [[ScoredTokens((), 0.0)] for _ in sources]
+        mode = self.config.decode.mode
+        found = [[Hypothesis((), 0.0, mode=mode)] for _ in sources]
         given = sources if targets is None else [target and target.ids for target in targets]
         filled = [i for i, tokens in enumerate(given) if tokens]
         done = len(sources) - len(filled)
         lengths = {i: len(sources[i]) + 2 for i in filled}
         batches = list(batches_of(lengths, self.batch_sentences, self.batch_tokens))
         places = len(batches[0]) if batches else 0
-        if self.config.decode.mode == "ar" and batches and not self.config.decode.temperature:
+        if mode == "ar" and batches and not self.config.decode.temperature:
             # One search over all: the first batch begins, the others take the places that become free.
             batches = [[i for batch in batches for i in batch]]
 
@@ -222,7 +210,10 @@ class Generator:
             results = self._decode([sources[i] for i in batch], numbers, places, report, blanks)
             for index, candidates in zip(batch, results, strict=True):
                 seconds = perf_counter() - began
-                found[index] = [replace(item, seconds=item.seconds or seconds) for item in candidates]
+                found[index] = [
+                    replace(item, seconds=item.seconds or seconds, mode=item.mode or mode)
+                    for item in candidates
+                ]
             report(len(batch) - (done - before))
         return found
 
@@ -257,7 +248,7 @@ class Generator:
         places: int,
         report: Callable[[int], None],
         targets: Sequence[Target | None],
-    ) -> list[list[ScoredTokens]]:
+    ) -> list[list[Hypothesis]]:
         mode = self.config.decode.mode
         clock = perf_counter if self.model.output_weight.is_cuda else process_time
         greedy, began = not self.config.decode.temperature, clock()
@@ -294,7 +285,7 @@ class Generator:
 
     def _autoregressive(
         self, sources: Sequence[Sequence[int]], places: int, report: Callable[[int], None]
-    ) -> list[list[ScoredTokens]]:
+    ) -> list[list[Hypothesis]]:
         """Search sources, the longest first, at so many places at a time; `report` counts finished ones."""
         settings = self._search_settings()
         memory = self.model.encode(*self._pad(sources[:places]))
@@ -314,7 +305,7 @@ class Generator:
         device, waiting = memory.states_BSD.device, len(sources) - begun
         return beam_search(steps, begun, settings, device, waiting)
 
-    def _sampled(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
+    def _sampled(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[Hypothesis]]:
         settings = self._search_settings()
         cache = self.model.start_cache(memory, self._stream, settings.beam, settings.max_steps)
         steps, device = CachedSteps(self.model, cache), memory.states_BSD.device
@@ -349,7 +340,7 @@ class Generator:
 
     def _parallel(
         self, memory: EncoderOutput, numbers: Sequence[int], targets: Sequence[Target | None] = ()
-    ) -> list[list[ScoredTokens]]:
+    ) -> list[list[Hypothesis]]:
         """Modes nar and aux: all lengths of a sentence, or all candidates of its given target."""
         decode, given_RL = self.config.decode, None
         judged, given = decode.mode == "aux", [target for target in targets if target]
@@ -373,7 +364,7 @@ class Generator:
         scorer = ArScorer(self.model, self._stream, self._search_settings())
         return rescore(scorer, memory, found)
 
-    def _drafted(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[ScoredTokens]]:
+    def _drafted(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[Hypothesis]]:
         plan = draft_plan(self.config, self.special)
         draws = Draws(self._sampling, numbers) if self.config.decode.temperature else None
         return [[item] for item in DraftSearch(self.model, memory, self._stream, plan, draws).run()]

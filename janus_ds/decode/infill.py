@@ -21,7 +21,7 @@ from torch import Tensor
 
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.mask_predict import ANY_TOKEN, BEGINS_WORD, WITHIN_WORD, MaskPredictSettings
-from janus_ds.decode.search_settings import ScoredTokens
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import IdText, TextCodec
 from janus_ds.errors import ConfigError, DataError
 
@@ -46,7 +46,7 @@ class Target:
     ids: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
 
-    def text(self, item: ScoredTokens, codec: TextCodec) -> str:
+    def text(self, item: Hypothesis, codec: TextCodec) -> str:
         """The given text with what was found for its blanks."""
         runs = [
             [item.tokens[place] for _, place in group]

@@ -17,12 +17,13 @@ import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manifest import weights_in
-from janus_ds.config.load import from_dict, to_dict
+from janus_ds.config.load import from_dict
+from janus_ds.config.modes import with_decode
 from janus_ds.config.packaged import model_path
-from janus_ds.config.schema import ObjectiveConfig, RunConfig
+from janus_ds.config.schema import RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, IdText, TextCodec
-from janus_ds.errors import CheckpointError, ConfigError, UsageError
+from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import read_json
 from janus_ds.model.decoding.inference import model_from_file
 from janus_ds.model.janus import JanusModel
@@ -110,65 +111,6 @@ def usable_device(name: torch.device | str | None) -> torch.device:
         reason = str(error).splitlines()[0]
     fix = "leave the option out, or give cpu"
     raise UsageError(f"there is no device {str(name)!r} ({reason})", "--device", fix)
-
-
-def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
-    """The same run with other decoding options.
-
-    Modes draft and aux know no beam, and samples are drawn one by one: a beam (of AUX, lengths) that only the
-    run's recipe names is not taken over. Nor is its number of iterations by a threshold that is asked for.
-    """
-    values = to_dict(config)
-    values["decode"] |= decode
-    mode, sampled = values["decode"]["mode"], decode.get("temperature")
-    if (decode.get("mode") in ("draft", "aux") or (mode == "ar" and sampled)) and "beam" not in decode:
-        values["decode"]["beam"] = 1
-    if mode == "aux" and sampled and "length_beam" not in decode:
-        values["decode"]["length_beam"] = 1
-    if decode.get("threshold") is not None and "iterations" not in decode:
-        values["decode"]["iterations"] = None
-    return from_dict(values, "decoding options")
-
-
-def trained_modes(objective: ObjectiveConfig) -> tuple[str, ...]:
-    """The modes that a model trained with these weights can decode in.
-
-    AR needs its own loss: AUX rows never predict eos. They train NAR as well, since they are predictions from
-    MASK rows; NAR also needs a trained length head.
-    """
-    nar = bool(objective.weight_nar or objective.weight_aux) and bool(objective.weight_length)
-    return ("ar",) * bool(objective.weight_ar) + ("nar",) * nar
-
-
-def check_mode(config: RunConfig) -> None:
-    """Refuse a mode of decoding that a run was not trained for.
-
-    Raises:
-        ConfigError: so it is.
-    """
-    mode, objective, trained = config.decode.mode, config.objective, trained_modes(config.objective)
-    both = mode == "draft" or (mode == "nar" and bool(config.decode.rescore))
-    aux = ("aux",) * bool(objective.weight_aux and objective.weight_length)
-    missing = [name for name in (("ar", "nar") if both else (mode,)) if name not in trained + aux]
-    if not missing:
-        if mode == "aux" and config.decode.aux_order == "certain" and config.masking.aux_order != "random":
-            raise ConfigError(
-                f"AUX was trained {config.masking.aux_order}, not for any order",
-                "decode.aux_order",
-                "leave it out, or use a model that was trained with masking.aux_order: random",
-            )
-        return
-    terms = [term for name in missing for term in ((name,) if name == "ar" else (name, "length"))]
-    untrained = ", ".join(
-        f"objective.weight_{term} is {getattr(objective, f'weight_{term}')}" for term in terms
-    )
-    option = "mode 'draft'" if mode == "draft" else "--rescore ar"
-    what = f"both ways, as {option} needs" if both else f"in mode {mode!r}"
-    raise ConfigError(
-        f"the model was not trained to decode {what} ({untrained})",
-        "decode.mode" if mode in missing or mode == "draft" else "decode.rescore",
-        f"use mode {' or '.join(trained)}" if trained else "use a checkpoint of another run",
-    )
 
 
 def find_run(path: Path) -> tuple[Path, Path]:

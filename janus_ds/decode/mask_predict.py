@@ -28,15 +28,19 @@ D width, K length classes, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from janus_ds.decode.search_settings import ScoredTokens
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import RunConfig
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.watch import Pass, current_watch
+from janus_ds.model.attention import KeysValues
+from janus_ds.model.decoding.cache import EncoderOutput
+from janus_ds.model.janus import JanusModel
 
 ANY_TOKEN, BEGINS_WORD, WITHIN_WORD = -1, -2, -3
 """Which token is wanted at a place of a given target: any, one that begins a word, or one that does not."""
@@ -55,20 +59,38 @@ def ruled(logits_XV: Tensor, wanted_X: Tensor, begins_word_V: Tensor) -> Tensor:
     return logits_XV.masked_fill((begins_XV & ~begins_word_V) | (within_XV & begins_word_V), -math.inf)
 
 
-class RowDecoder(Protocol):
-    """What mask-predict asks of a model."""
+class NarDecoder:
+    """The passes of a model over all length candidates of a batch; rows and columns as in `TargetRows`."""
+
+    def __init__(self, model: JanusModel, memory: EncoderOutput) -> None:
+        self._model = model
+        self._memory = memory
 
     def hidden(self, token_RL: Tensor, length_R: Tensor, picked_P: Tensor, most: int) -> Tensor:
         """One decoder pass: hidden rows at the flat indices `picked_P` = r * L + l, shape (P, D).
 
         `most` is the largest number of them in a row.
         """
+        return self._nar_rows(token_RL, length_R, (picked_P, most))
+
+    def _nar_rows(
+        self,
+        token_RL: Tensor,
+        length_R: Tensor,
+        picked: tuple[Tensor, int],
+        kept: list[KeysValues] | None = None,
+    ) -> Tensor:
+        shape = (self._memory.sentences, -1)
+        token_BCL = token_RL.view(*shape, token_RL.shape[1])
+        return self._model.nar_rows(self._memory, token_BCL, length_R.view(shape), picked, kept)
 
     def logits(self, hidden_XD: Tensor) -> Tensor:
         """Logits over the vocabulary, shape (X, V), in float32 at least."""
+        return self._model.logits(hidden_XD)
 
     def keep(self, sentence_B: Tensor) -> None:
         """Go on with these sentences only, by their index among those held now; the others are finished."""
+        self._memory = self._memory.select(sentence_B)
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,34 @@ class MaskPredictSettings:
     score: str = "paper"
     threshold: float | None = None
     begins_word_V: Tensor | None = None
+
+
+def mask_predict_settings(config: RunConfig, special: SpecialTokens) -> MaskPredictSettings:
+    """For NAR, as the recipe says."""
+    decode, rule = config.decode, config.decode.nar_score or "paper"
+    specials = (special.bos, special.pad, special.eos, special.unk, special.mask)
+    return MaskPredictSettings(
+        iterations=decode.iterations,
+        bos=special.bos,
+        eos=special.eos,
+        pad=special.pad,
+        mask=special.unk if config.objective.mask_symbol == "unk" else special.mask,
+        forbidden=() if rule == "released" else tuple(set(specials)),
+        score=rule,
+        threshold=decode.threshold,
+    )
+
+
+def plain_settings(config: RunConfig, special: SpecialTokens) -> MaskPredictSettings:
+    """The same where tokens are judged or stand in a given text: no special symbol is predicted."""
+    specials = {special.bos, special.pad, special.eos, special.unk, special.mask}
+    return replace(mask_predict_settings(config, special), forbidden=tuple(specials), score="paper")
+
+
+def most_rows(config: RunConfig) -> int:
+    """Most NAR rows of a sentence, bos and eos included."""
+    rows, longest = config.model.max_target_positions, config.decode.max_length
+    return min(rows, longest + 2) if longest else rows
 
 
 def remask_counts(inner_R: Tensor, step: int, steps: int) -> Tensor:
@@ -134,8 +184,8 @@ def length_candidates(logits_BK: Tensor, rule: str, beam: int, convention: str, 
 
 
 def mask_predict(
-    decoder: RowDecoder, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None = None
-) -> list[list[ScoredTokens]]:
+    decoder: NarDecoder, length_BC: Tensor, settings: MaskPredictSettings, given_RL: Tensor | None = None
+) -> list[list[Hypothesis]]:
     """Fill all rows, in at most I + 1 passes; with a threshold and no I, until nothing is masked.
 
     Args:
@@ -223,7 +273,7 @@ class TargetRows:
         """Sentences that the decoder still holds, on the host."""
         self.passes_B = torch.zeros_like(self.held_B)
 
-    def fill(self, decoder: RowDecoder) -> bool:
+    def fill(self, decoder: NarDecoder) -> bool:
         """One pass: every masked position takes its likeliest token. False if nothing is masked."""
         # `released` forbids nothing, so that a predicted MASK stays masked for the next pass.
         masked_RL = (self.token_RL == self.settings.mask) & self.inner_RL
@@ -240,7 +290,7 @@ class TargetRows:
         self.filled_RL = self.token_RL
         return bool(open_RL.any())
 
-    def ask(self, decoder: RowDecoder, open_RL: Tensor, wanted_RL: Tensor) -> Asked | None:
+    def ask(self, decoder: NarDecoder, open_RL: Tensor, wanted_RL: Tensor) -> Asked | None:
         """Count a pass, and say what it computes; None: nothing.
 
         Rows are equally many of each sentence that the decoder holds, in order. Sentences with no open row
@@ -285,7 +335,7 @@ class TargetRows:
             tuple(self.token_RL[best, inner].tolist()), tuple(self.score_RL[best, inner].exp().tolist()), new
         )
 
-    def predict(self, decoder: RowDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+    def predict(self, decoder: NarDecoder, hidden_PD: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """The token of each hidden row, here the likeliest, and its log-probability."""
         parts = []
         for start in range(0, len(hidden_PD), _CHUNK_ROWS):
@@ -325,13 +375,13 @@ class TargetRows:
         released = self.settings.score == "released"
         return self.score_RL.sum(dim=1) / (self.length_R if released else self.inner_R).clamp(min=1)
 
-    def result(self) -> list[list[ScoredTokens]]:
+    def result(self) -> list[list[Hypothesis]]:
         """The rows as candidates of their sentences, best first."""
         passes_R = self.passes_B.repeat_interleave(self.candidates)
         items = (self.token_RL, self.length_R, self._mean_R(), passes_R, self.inner_RL)
         rows = zip(*(item.tolist() for item in items), strict=True)
         found = [
-            ScoredTokens(
+            Hypothesis(
                 tuple(tokens[1 : length - 1]),
                 score,
                 passes,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from janus_ds.decode.search_settings import ScoredTokens, SearchSettings
+from janus_ds.decode.search_settings import Hypothesis, SearchSettings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
@@ -67,8 +67,8 @@ class ArScorer:
 
 
 def rescore(
-    scorer: ArScorer, memory: EncoderOutput, found: Sequence[Sequence[ScoredTokens]]
-) -> list[list[ScoredTokens]]:
+    scorer: ArScorer, memory: EncoderOutput, found: Sequence[Sequence[Hypothesis]]
+) -> list[list[Hypothesis]]:
     """The candidates with AR's score, best first; of what occurs twice, one is kept."""
     groups = [list({item.tokens: item for item in reversed(group)}.values())[::-1] for group in found]
     most = max(len(group) for group in groups)

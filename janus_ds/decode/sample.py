@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from janus_ds.decode.beam_search import StepFunction
-from janus_ds.decode.search_settings import ScoredTokens, SearchSettings
+from janus_ds.decode.beam_search import CachedSteps
+from janus_ds.decode.search_settings import Hypothesis, SearchSettings
 
 _DEAD = float("-inf")
 
@@ -99,12 +99,12 @@ def draw_rows(share_XV: Tensor, uniform_X: Tensor) -> Tensor:
 
 
 def sample_search(
-    step_function: StepFunction,
+    step_function: CachedSteps,
     numbers: Sequence[int],
     settings: SearchSettings,
     sampling: Sampling,
     device: torch.device | str = "cpu",
-) -> list[list[ScoredTokens]]:
+) -> list[list[Hypothesis]]:
     """Draw K outputs of each sentence, K = `settings.beam`, in the order drawn.
 
     Args:
@@ -176,7 +176,7 @@ def _filled(said: Sequence[int], count: int, eos: int) -> list[int]:
     return [*said, *[eos] * (count - len(said))]
 
 
-def _result(tokens: Sequence[int], gains: Sequence[float], settings: SearchSettings) -> ScoredTokens:
+def _result(tokens: Sequence[int], gains: Sequence[float], settings: SearchSettings) -> Hypothesis:
     shown = settings.shown(tokens)
     score = sum(gains) / len(tokens) ** settings.length_penalty
-    return ScoredTokens(tuple(tokens[shown]), score, len(tokens), tuple(gains[shown]))
+    return Hypothesis(tuple(tokens[shown]), score, len(tokens), tuple(gains[shown]))

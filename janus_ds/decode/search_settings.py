@@ -15,48 +15,36 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class ScoredTokens:
-    """One candidate of a search, as token ids.
-
-    Attributes:
-        tokens: the inner tokens y_1 .. y_N, without bos and eos.
-        score: what candidates of the same input are ranked by; higher is better, at most 0.
-    """
-
-    tokens: tuple[int, ...]
-    score: float
-    passes: int = field(default=0, compare=False)
-    """Decoder passes that its sentence took part in; in AR, steps until its search ended."""
-    token_scores: tuple[float, ...] = field(default=(), compare=False)
-    """Log-probability of each token, by AR's search or sampling."""
-    filled: tuple[int, ...] = field(default=(), compare=False)
-    """Places of the tokens that a search put into a given target."""
-    mode: str = field(default="", compare=False)
-    """Where it is not the one asked for: ar, where drafts did not pay."""
-    seconds: float = field(default=0.0, compare=False)
-    """From the start of its batch (in AR, of its sentence) to the end, in wall time."""
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.schema import RunConfig
+from janus_ds.errors import ConfigError
+from janus_ds.model.decoding.symbols import ANY, ArSymbols
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One output of a generator.
+    """One output of a search, or of a generator, which adds text and mode.
 
     Attributes:
-        score: AR: sum of log-probabilities / number of generated tokens ** length penalty (eos is a
-            generated token). NAR: average log-probability of a token (`decode.nar_score`). Mode aux: the
-            same, by AUX.
+        tokens: the inner tokens y_1 .. y_N, without bos and eos.
+        score: what outputs of the same input are ranked by; higher is better, at most 0. AR: sum of
+            log-probabilities / number of generated tokens ** length penalty (eos is a generated token). NAR:
+            average log-probability of a token (`decode.nar_score`). Mode aux: the same, by AUX.
+        passes: decoder passes that its sentence took part in; in AR, steps until its search ended.
+        token_scores: log-probability of each token, by AR's search or sampling.
+        filled: places of the tokens that a search put into a given target.
         mode: "ar", "nar", "draft" or "aux"; "ar" instead of "draft" where drafts did not pay.
-        passes, seconds: see :class:`ScoredTokens`.
+        seconds: from the start of its batch (in AR, of its sentence) to the end, in wall time.
     """
 
-    text: str
     tokens: tuple[int, ...]
     score: float
-    mode: str
     passes: int = field(default=0, compare=False)
+    token_scores: tuple[float, ...] = field(default=(), compare=False)
+    filled: tuple[int, ...] = field(default=(), compare=False)
+    mode: str = field(default="", compare=False)
     seconds: float = field(default=0.0, compare=False)
+    text: str = ""
 
 
 _DEAD = float("-inf")
@@ -176,3 +164,39 @@ class SearchSettings:
         """The part of what was generated that is the output: without eos and a forced first token."""
         skip = int(self.forced_first is not None and not self.shows_first)
         return slice(skip, -1 if tokens[-1] == self.eos else None)
+
+
+def search_settings(config: RunConfig, special: SpecialTokens, prefix: Sequence[int] = ()) -> SearchSettings:
+    """For AR: beam search, and the checks of a draft; in mode ar, outputs begin with a prefix.
+
+    Raises:
+        ConfigError: the prefix leaves no room for an output, or has unknown symbols.
+    """
+    decode, symbols = config.decode, ArSymbols.of(config, special)
+    most = symbols.most_steps(config)
+    if len(prefix) + symbols.lead >= most:
+        raise ConfigError(
+            f"the prefix has {len(prefix)} tokens, an output up to {most - symbols.lead - 1}",
+            "decode.prefix",
+            "give a shorter one, or a larger decode.max_length",
+        )
+    if special.unk in prefix:
+        what = "the prefix has characters that the tokenizer does not know, and no output can have them"
+        raise ConfigError(what, "decode.prefix", "leave them out")
+    min_steps = decode.min_length + symbols.lead if decode.min_length else 0
+    rules = TokenRules(special.eos, decode.no_repeat_ngram_size, decode.repetition_penalty, min_steps)
+    return SearchSettings(
+        beam=decode.beam,
+        max_steps=most,
+        start=symbols.start,
+        eos=special.eos,
+        forbidden=symbols.forbidden,
+        forced_first=symbols.first,
+        shows_first=symbols.first != special.bos,
+        forced_last=ANY if symbols.last is None else symbols.last,
+        rules=rules or None,
+        stop=decode.beam_stop,
+        early_stopping=decode.early_stopping,
+        length_penalty=decode.length_penalty,
+        prefix=tuple(prefix) if decode.mode == "ar" else (),
+    )

@@ -80,7 +80,7 @@ class BeamTrace:
         self._log_KV: Tensor | None = None
 
     def note(self, token_BK: Tensor, parent_BK: Tensor | None, logits_BKV: Tensor) -> None:
-        """A call of the step function (:class:`janus_ds.decode.beam_search.StepFunction`)."""
+        """A call of the step function (:class:`janus_ds.decode.beam_search.CachedSteps`)."""
         with self._watch.busy():
             tokens = token_BK[0].tolist()
             if parent_BK is None or self._log_KV is None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.config.schema import DecodeConfig
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.journal import PrepareReport, SplitState, SplitWriter, finished_manifest
@@ -28,7 +29,7 @@ from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardFormat
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun, trained_modes, with_decode
+from janus_ds.decode.load import LoadedRun
 from janus_ds.errors import CheckpointError, DataError
 from janus_ds.evaluate.evaluation import load_mean
 from janus_ds.io import disk_faults, sha256_of_file, write_atomic

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import torch
 
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
+from janus_ds.config.modes import MODES, NAMES, RESCORED, trained_modes, way_of, with_decode
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
-from janus_ds.decode.search_settings import Hypothesis, ScoredTokens
+from janus_ds.decode.load import LoadedRun, load_run
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
@@ -29,9 +30,9 @@ from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_infe
 from janus_ds.model.weights import load_weights
 from janus_ds.observe.progress import table
 
+_DIALS = ("beam", "iterations", "threshold", "rescore")
 GREEDY = "ar-greedy"
 """AR with one beam, beside AR with the beam that was asked for."""
-MODES = ("ar", GREEDY, "nar", "draft", "aux")
 
 Progress = Callable[[str, int, int], None]
 """Called with the system, and the numbers of finished sentences and of all."""
@@ -81,8 +82,8 @@ class EvalRequest:
         Raises:
             UsageError: a mode, a number of iterations or a threshold that does not exist.
         """
-        for mode in (mode for mode in self.modes if mode not in MODES):
-            fix = f"use {', '.join(MODES)}, or several, as ar,nar"
+        for mode in (mode for mode in self.modes if mode not in (*NAMES, GREEDY)):
+            fix = f"use {', '.join((*NAMES, GREEDY))}, or several, as ar,nar"
             raise UsageError(f"there is no mode {mode!r}", "--modes", fix)
         for number in (number for number in self.iterations if number < 0):
             fix = "give 0 or more, such as 0,1,4,10"
@@ -95,23 +96,26 @@ class EvalRequest:
         """Fields of `DecodeConfig` by system: ar, ar-greedy, nar-0, nar-4-rescored, nar-t0.9, draft, aux, ...
 
         Each threshold is one system, whose passes have no limit. Where AR rescores, NAR systems come with and
-        without. A beam is meant for AR where it is among the modes.
+        without. Each takes the options that its mode uses.
         """
-        plain = {name: value for name, value in self.decode.items() if name != "rescore"}
-        without_beam = {name: value for name, value in plain.items() if name != "beam" or "ar" not in modes}
+
+        def options(way: str, **own: Any) -> dict[str, Any]:
+            used = MODES[way].options - {"rescore"}
+            asked = {name: value for name, value in self.decode.items() if name in used}
+            return {**asked, "mode": "nar" if way == RESCORED else way, **own}
+
         found: dict[str, dict[str, Any]] = {}
+        dials: dict[str, dict[str, Any]] = {f"nar-{n}": {"iterations": n} for n in self.iterations}
+        dials |= {f"nar-t{share:g}": {"threshold": share} for share in self.thresholds}
         for mode in modes:
-            if mode == "nar":
-                ways: dict[str, dict[str, Any]] = {f"nar-{n}": {"iterations": n} for n in self.iterations}
-                ways |= {f"nar-t{share:g}": {"threshold": share} for share in self.thresholds}
-                for name, way in ways.items():
-                    found[name] = {**plain, "mode": "nar", **way}
-                    if self.decode.get("rescore") is not None:
-                        found[f"{name}-rescored"] = {**found[name], "rescore": self.decode["rescore"]}
-            elif mode == GREEDY:
-                found[mode] = {**plain, "mode": "ar", "beam": 1}
-            else:
-                found[mode] = {**(plain if mode == "ar" else without_beam), "mode": mode}
+            if mode == GREEDY:
+                found[mode] = options("ar", beam=1)
+            elif mode != "nar":
+                found[mode] = options(mode)
+            for name, dial in dials.items() if mode == "nar" else ():
+                found[name] = options("nar", **dial)
+                if rescore := self.decode.get("rescore"):
+                    found[f"{name}-rescored"] = options(RESCORED, **dial, rescore=rescore)
         return found
 
     def folder(self, run: LoadedRun) -> Path:
@@ -156,7 +160,7 @@ def run_evaluation(
     results = []
     for name, generator in systems.items():
         found, speed = _decode(generator, sources, request, name, progress)
-        lines = TextLines(name, [hypothesis.text for hypothesis in found])
+        lines = TextLines(name, [one_line(run.codec().decode(item.tokens)) for item in found])
         scores = task.score(lines, found, text)
         decode = _decode_options(request, generator)
         extra = {"system": name, "speed": speed, "decode": decode, **_origin(run, request), **scores.extra}
@@ -233,20 +237,10 @@ def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
 
 
 def _decode_options(request: EvalRequest, generator: Generator) -> dict[str, Any]:
-    decode = generator.config.decode
-    names = {
-        "nar": ("iterations", "threshold", "rescore"),
-        "draft": (),
-        "aux": (),
-        "ar": ("beam",),
-    }
-    own = {name: getattr(decode, name) for name in names[decode.mode] if getattr(decode, name) is not None}
-    asked = {
-        k: v
-        for k, v in request.decode.items()
-        if k != "rescore" and not (k == "beam" and decode.mode in ("draft", "aux"))
-    }
-    return {**asked, "mode": decode.mode, **own}
+    """What decides a system's outputs: what was asked for, and the dials of its mode."""
+    decode, used = generator.config.decode, way_of(generator.config.decode).options
+    told = [name for name in (*request.decode, "mode", *_DIALS) if name in used or name == "mode"]
+    return {name: value for name in told if (value := getattr(decode, name)) is not None}
 
 
 def encode_sources(
@@ -284,10 +278,9 @@ def _decode(
             progress(name, done, total)
 
     start = time.perf_counter()
-    best = [candidates[0] for candidates in generator.generate_ids(sources, show)]
-    found = [_hypothesis(generator, item) for item in best]
+    found = [candidates[0] for candidates in generator.generate_ids(sources, show)]
     speed = {"sentences_per_second": len(sources) / max(time.perf_counter() - start, 1e-9)}
-    passes = [item.passes for item in best if item.passes]
+    passes = [item.passes for item in found if item.passes]
     if passes:
         speed["decoder_passes"] = sum(passes) / len(passes)
     if passes and generator.config.decode.mode == "nar":
@@ -306,12 +299,6 @@ def _decode(
 def one_by_one(generator: Generator, ids: Sequence[int]) -> int:
     """Decode one source; the number of tokens of the output."""
     return len(generator.generate_ids([ids])[0][0].tokens)
-
-
-def _hypothesis(generator: Generator, item: ScoredTokens) -> Hypothesis:
-    text = "" if generator.text is None else generator.text.decode(item.tokens)
-    mode = generator.config.decode.mode
-    return Hypothesis(one_line(text), item.tokens, item.score, mode, item.passes, item.seconds)
 
 
 def _origin(run: LoadedRun, request: EvalRequest) -> dict[str, Any]:

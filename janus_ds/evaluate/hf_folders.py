@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from janus_ds.checkpoint.tensors import write_tensors
+from janus_ds.config.modes import trained_modes
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
-from janus_ds.decode.load import LoadedRun, load_run, trained_modes
+from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.text import markdown_text
 from janus_ds.errors import DataError, UsageError
 from janus_ds.io import atomic_dir, disk_faults, read_json, write_atomic
@@ -64,7 +65,7 @@ def to_hf(run: Path, folder: Path, bart: bool = False, licence: str | None = Non
     _refuse_full(folder, CONFIG_FILE, "a model")
     loaded = load_run(run)
     objective = loaded.config.objective
-    modes = trained_modes(objective) + ("aux",) * bool(objective.weight_aux and objective.weight_length)
+    modes = trained_modes(objective, ("ar", "nar", "aux"))
     plain = modes == ("ar",) and objective.ar_stream == "content" and loaded.config.model.layernorm_embedding
     if bart or plain:
         return write_hf(loaded, folder, licence)

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun, load_run, trained_modes, with_decode
+from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.errors import CheckpointError
 from janus_ds.evaluate.evaluation import (
     EvalRequest,

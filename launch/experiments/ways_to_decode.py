@@ -27,8 +27,9 @@ import torch
 from driver import ROOT
 from results import table, write_results
 
+from janus_ds.config.modes import check_mode, with_decode
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun, check_mode, load_run, with_decode
+from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.text import fit_sources, long_warning
 from janus_ds.errors import ConfigError, UsageError, exit_on_error
 from janus_ds.io import write_atomic

@@ -16,10 +16,11 @@ import torch
 from janus_ds.checkpoint.manifest import write_manifest
 from janus_ds.checkpoint.tensors import read_weights, write_tensors
 from janus_ds.cli import decode
+from janus_ds.config.modes import trained_modes
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import RUN_FORMAT_VERSION, trained_modes
+from janus_ds.decode.load import RUN_FORMAT_VERSION
 from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
 from janus_ds.evaluate.passages import infill
 from janus_ds.observe import run_record

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from janus_ds.cli.decode_lines import FoundBy, as_blocks, as_json
-from janus_ds.decode.search_settings import ScoredTokens
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import markdown_text
 from janus_ds.errors import DataError, PlainFormatter, exit_on_error
 from janus_ds.evaluate.hf_folders import model_card
@@ -46,7 +46,7 @@ def test_sources_and_outputs_of_decode() -> None:
     blocks = as_blocks(passages, 1, {}, lambda *_: "")
     harmless("blocks", "".join(blocks))
     assert len(blocks) == 4
-    found = {"ar": FoundBy([[ScoredTokens((), 0.0)]], 1.0)}
+    found = {"ar": FoundBy([[Hypothesis((), 0.0)]], 1.0)}
     (line,) = as_json(passages, 0, found, lambda *_: EVIL, 1)
     harmless("JSON", line)
     assert json.loads(line)["source"] == json.loads(line)["text"] == EVIL

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from janus_ds.config.modes import with_decode
 from janus_ds.config.schema import MaskingConfig, ObjectiveConfig, RunConfig
-from janus_ds.decode.aux_search import aux_search
+from janus_ds.decode.aux_search import AuxDecoder, aux_search
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import load_run, with_decode
-from janus_ds.decode.model_steps import AuxDecoder, plain_settings
+from janus_ds.decode.load import load_run
+from janus_ds.decode.mask_predict import plain_settings
 from janus_ds.decode.sample import Draws, Sampling, token_shares
 from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel

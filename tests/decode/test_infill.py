@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from janus_ds.cli.decode import main
+from janus_ds.config.modes import with_decode
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
-from janus_ds.decode.load import load_run, with_decode
+from janus_ds.decode.load import load_run
 from janus_ds.decode.mask_predict import ANY_TOKEN, BEGINS_WORD, WITHIN_WORD
 from janus_ds.errors import ConfigError, DataError, UsageError
 from tests.decode.test_aux_search import AUX_ROWS, PAPER

@@ -27,20 +27,13 @@ def test_names_and_options() -> None:
         "draft",
         "aux",
     ]
-    assert found["ar"] == {"beam": 3, "length_beam": 5, "mode": "ar"}
-    assert found["ar-greedy"] == {"beam": 1, "length_beam": 5, "mode": "ar"}
-    assert found["nar-t0.5"] == {
-        "beam": 3,
-        "length_beam": 5,
-        "mode": "nar",
-        "threshold": 0.5,
-    }
+    assert found["ar"] == {"beam": 3, "mode": "ar"}
+    assert found["ar-greedy"] == {"beam": 1, "mode": "ar"}
+    assert found["nar-t0.5"] == {"length_beam": 5, "mode": "nar", "threshold": 0.5}
     assert found["nar-4-rescored"] == {**found["nar-4"], "rescore": "ar"}
-    # A draft is greedy; the beam is AR's.
-    assert found["draft"] == {"length_beam": 5, "mode": "draft"}
+    # Each takes what its mode uses: a draft is greedy, the beam is AR's.
+    assert found["draft"] == {"mode": "draft"}
     assert found["aux"] == {"length_beam": 5, "mode": "aux"}
-    # Without AR it is kept, and refused with the other faults of decoding options.
-    assert request.systems(("aux",)) == {"aux": {"beam": 3, **found["aux"]}}
 
 
 @pytest.mark.parametrize(

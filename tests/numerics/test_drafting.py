@@ -15,9 +15,8 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.draft import DraftSearch, Payoff, Proposal, Sentence, tail
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer
-from janus_ds.decode.search_settings import ScoredTokens
+from janus_ds.decode.search_settings import Hypothesis, search_settings
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
@@ -52,7 +51,7 @@ def generator(model: JanusModel, objective: ObjectiveConfig, **decode: Any) -> G
     return tiny_generator(model, objective, beam=1, **decode)
 
 
-def best(found: list[list[ScoredTokens]]) -> list[ScoredTokens]:
+def best(found: list[list[Hypothesis]]) -> list[Hypothesis]:
     return [group[0] for group in found]
 
 
@@ -109,12 +108,12 @@ def test_where_drafts_do_not_pay_ar_goes_on_alone() -> None:
     assert [item.tokens for item in found] == expected
     # Batches are decoded by length: four are drafted and four are not, to see what is faster.
     first = sorted(range(20), key=lambda i: -len(sources[i]))[:8]
-    assert [found[i].mode for i in first] == [""] * 4 + ["ar"] * 4
+    assert [found[i].mode for i in first] == ["draft"] * 4 + ["ar"] * 4
 
 
 @pytest.mark.parametrize(("drafted", "pays"), [(0.9, True), (1.1, False)])
 def test_what_was_faster_goes_on(drafted: float, pays: bool) -> None:
-    payoff, batch = Payoff(), [ScoredTokens((5, 6, 7), 0.0)]
+    payoff, batch = Payoff(), [Hypothesis((5, 6, 7), 0.0)]
     for seconds in (9.0, *[drafted] * 3):
         assert payoff.pays(1)
         payoff.note(batch, True, seconds)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from janus_ds.cli import convert
+from janus_ds.config.modes import with_decode
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import with_decode
 from tests.support.released import FIXTURE, released_file
 
 TOLERANCE = 2e-5

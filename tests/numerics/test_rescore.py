@@ -10,8 +10,8 @@ import torch
 
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.model_steps import search_settings
 from janus_ds.decode.rescore import ArScorer
+from janus_ds.decode.search_settings import search_settings
 from janus_ds.errors import ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel

@@ -12,9 +12,13 @@ import torch
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.mask_predict import MaskPredictSettings, length_candidates
-from janus_ds.decode.model_steps import mask_predict_settings, most_rows
-from janus_ds.decode.search_settings import ScoredTokens
+from janus_ds.decode.mask_predict import (
+    MaskPredictSettings,
+    length_candidates,
+    mask_predict_settings,
+    most_rows,
+)
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.errors import ConfigError
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
 from tests.support.two_stream import TOY
@@ -58,7 +62,7 @@ def one_candidate(
 
 
 @torch.no_grad()
-def by_loop(made: Generator, threshold: float) -> list[list[ScoredTokens]]:
+def by_loop(made: Generator, threshold: float) -> list[list[Hypothesis]]:
     settings = mask_predict_settings(made.config, TOY)
     found = []
     for source in SOURCES:
@@ -67,7 +71,7 @@ def by_loop(made: Generator, threshold: float) -> list[list[ScoredTokens]]:
         lengths = length_candidates(logits, settings.score, LENGTHS, convention, most_rows(made.config))
         rows = [one_candidate(made, source, n, settings, threshold) for n in lengths[0].tolist()]
         passes = max(count for _, _, count in rows)
-        items = [ScoredTokens(tokens, score, passes) for tokens, score, _ in rows]
+        items = [Hypothesis(tokens, score, passes) for tokens, score, _ in rows]
         found.append(sorted(items, key=lambda item: -item.score))
     return found
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from janus_ds import __version__
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.locations import public_location
+from janus_ds.config.modes import trained_modes
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.pair_files import PairText, held_out_text
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.text.tokenizer import Tokenizer, plain_ids
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import trained_modes
 from janus_ds.decode.text import fit_sources, long_warning, markdown_text, one_line
 from janus_ds.errors import ConfigError
 from janus_ds.metrics.validation import VALIDATION_METRICS
