@@ -101,13 +101,17 @@ def _rates(measured: int, rounds: Sequence[Mapping[str, float]], clock: str) -> 
 def _round(maker: BatchMaker, options: argparse.Namespace, epoch: int) -> dict[str, float]:
     """CPU seconds of one epoch by stage, in all (`total`), and wall-clock seconds (`wall`)."""
     sizes, window = maker.source.parts[0].member_sizes, maker.config.data.shuffle_window
-    schedule = SampleSchedule(1, sizes, window, options.batch)
+    schedule = SampleSchedule(1, sizes, window)
     steps = options.samples // options.batch
     spent = dict.fromkeys(_STAGES, 0.0)
     wall, start = time.perf_counter(), time.process_time()
     for step in range(epoch * steps, (epoch + 1) * steps):
         marks = [time.process_time()]
-        made: dict[str, Any] = {"__key__": "bench", "step": step, "parts": [schedule.ids(step)]}
+        made: dict[str, Any] = {
+            "__key__": "bench",
+            "step": step,
+            "parts": [schedule.between(step * options.batch, (step + 1) * options.batch)],
+        }
         marks.append(time.process_time())
         made = maker.check(maker.read(made))
         marks.append(time.process_time())

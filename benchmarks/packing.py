@@ -30,8 +30,9 @@ from benchmarks.shapes import step_job
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig, RunConfig
+from janus_ds.data.stream.loader import make_step_plan
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.step_plan import RankShare, make_step_plan
+from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table
 from janus_ds.parallel.tensor_parallel import ParallelLayers

@@ -8,9 +8,10 @@ T masked tokens of the batch (both counted over all samples, without padding).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -174,9 +175,17 @@ class TwoStreamBatch:
         """The same batch in page-locked memory."""
         return self._with({name: value.pin_memory() for name, value in self.tensors()})
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors would pass between processes through shared memory: one file descriptor each, and a socket
+        # in a temporary folder (pymp-*), which stays when the process is killed.
+        return {**vars(self), **{name: value.numpy() for name, value in self.tensors()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = {k: torch.from_numpy(v) for k, v in state.items() if isinstance(v, np.ndarray)}
+        vars(self).update(state | arrays)
+
     def _with(self, tensors: dict[str, Tensor]) -> TwoStreamBatch:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TwoStreamBatch(**(values | tensors))
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
     @property
     def source_width(self) -> int:

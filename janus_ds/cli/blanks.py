@@ -31,7 +31,7 @@ from janus_ds.config.packaged import user_path
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.loader import validation_batches
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.step_plan import RankShare
+from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import word_beginnings

@@ -80,7 +80,8 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     """Read, mask and collate the first samples of the run, and go through the model once on the CPU."""
     import torch
 
-    from janus_ds.data.stream.step_plan import RankShare, make_step_plan
+    from janus_ds.data.stream.loader import make_step_plan
+    from janus_ds.data.stream.sample_order import RankShare
     from janus_ds.parallel.topology import Topology
     from janus_ds.train.loop.build_run import build_run
 

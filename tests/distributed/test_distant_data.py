@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from janus_ds.data.stream.index import SplitIndex
-from janus_ds.data.stream.sample_order import SOURCE_BITS
+from janus_ds.data.stream.source import SOURCE_BITS
 from janus_ds.errors import DamagedDataError, JanusError
 from janus_ds.parallel.topology import init_topology
 from tests.support.bad_server import serve

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
+import json
+import logging
 import signal
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import webdataset as wds
-from numpy.typing import NDArray
 from torch import Tensor
 from torch._C import _error_if_any_worker_fails
 from torch.utils.data import DataLoader
 
-from janus_ds.batch import BatchCounts, RowLayout, TwoStreamBatch
+from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.data.stream.pipeline import BatchMaker, Step
+from janus_ds.data.stream.sample_order import RankShare, SamplePlan
 from janus_ds.data.stream.source import Damage
-from janus_ds.data.stream.step_plan import RankShare, make_step_plan
+from janus_ds.data.stream.token_schedule import TokenPlan
 from janus_ds.errors import ConfigError, DataError, JanusError, ResourceError
+from janus_ds.io import disk_faults
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,51 +41,25 @@ class StepData:
     step: int
     batches: list[TwoStreamBatch]
     """The micro-batches, in order."""
-    counts: BatchCounts
-    """Sums over this rank's micro-batches; sum over ranks for the global counts."""
-    sample_ids: Tensor
-    """int64: all samples of this rank, micro-batch by micro-batch."""
     damage: tuple[Damage, ...] = ()
     """Damaged members that the worker met for this step and has not reported before."""
 
-    @classmethod
-    def of(cls, step: int, batches: list[TwoStreamBatch], damage: Iterable[Damage] = ()) -> StepData:
-        """The step made of these micro-batches."""
-        counts = sum((batch.counts for batch in batches), BatchCounts())
-        ids = torch.cat([batch.sample_id_B for batch in batches])
-        return cls(step, batches, counts, ids, tuple(damage))
+    @property
+    def counts(self) -> BatchCounts:
+        """Sums over this rank's micro-batches; sum over ranks for the global counts."""
+        return sum((batch.counts for batch in self.batches), BatchCounts())
+
+    @property
+    def sample_ids(self) -> Tensor:
+        """int64: all samples of this rank, micro-batch by micro-batch."""
+        return torch.cat([batch.sample_id_B for batch in self.batches])
 
 
-@dataclass(frozen=True)
-class PackedStep:
-    """A step whose tensors are arrays, as it passes through the worker's pipe.
-
-    Tensors would pass through shared memory: one file descriptor each, and a socket in a temporary folder
-    (pymp-*), which stays when the worker is killed.
-    """
-
-    step: int
-    batches: list[tuple[RowLayout, BatchCounts, int, dict[str, NDArray[np.int64]]]]
-    damage: tuple[Damage, ...] = ()
-
-    @classmethod
-    def pack(cls, data: StepData) -> PackedStep:
-        """The step as arrays."""
-        batches = [
-            (batch.layout, batch.counts, batch.draws, {name: x.numpy() for name, x in batch.tensors()})
-            for batch in data.batches
-        ]
-        return cls(data.step, batches, data.damage)
-
-    def unpack(self, pin: bool = False) -> StepData:
-        """The step again, on the arrays' memory; with `pin`, in page-locked memory."""
-        batches = [
-            TwoStreamBatch(
-                layout, counts, **{name: torch.from_numpy(x) for name, x in arrays.items()}, draws=draws
-            )
-            for layout, counts, draws, arrays in self.batches
-        ]
-        return StepData.of(self.step, [b.pin_memory() if pin else b for b in batches], self.damage)
+def make_step_plan(maker: BatchMaker, share: RankShare) -> SamplePlan | TokenPlan:
+    """Which samples a rank reads in which step, as the run's `data.batch` asks for."""
+    if maker.config.data.batch == "tokens":
+        return TokenPlan(maker.source.parts[0], maker.kinds, maker.config, share)
+    return SamplePlan(maker.source, maker.config, share)
 
 
 VALIDATION_EPOCH = 2**31 - 1
@@ -117,16 +98,16 @@ class StepLoader:
         return len(self._range)
 
     def __iter__(self) -> Iterator[StepData]:
-        data = self._maker.config.data
-        workers = min(data.workers, len(self._range))
+        settings = self._maker.config.data
+        workers = min(settings.workers, len(self._range))
         # Recipes are made for machines with more cores; more workers than cores do no harm.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         items = iter(
             DataLoader(
-                self._maker.pipeline(self._sampled).compose(self._packed),
+                self._maker.pipeline(self._sampled).compose(self._finished),
                 batch_size=None,
                 num_workers=workers,
-                prefetch_factor=data.prefetch_steps if workers else None,
+                prefetch_factor=settings.prefetch_steps if workers else None,
                 worker_init_fn=_start_worker,
             )
         )
@@ -138,9 +119,9 @@ class StepLoader:
             try:
                 arriving = watch.items(items) if workers else items
                 for step in self._range:
-                    packed = _expected(step, next(arriving, None))
+                    data = _expected(step, next(arriving, None))
                     # Not by the data loader: its thread for this waits for ever for a worker that was killed.
-                    yield packed.unpack(self._pin)
+                    yield replace(data, batches=[b.pin_memory() for b in data.batches]) if self._pin else data
             finally:
                 atexit.unregister(shutdown)
                 shutdown()
@@ -151,17 +132,16 @@ class StepLoader:
             self.plan.read_ahead(step)
             yield {"__key__": f"step {step}", "step": step, "parts": self.plan.parts(step)}
 
-    def _packed(self, steps: Iterator[Step]) -> Iterator[PackedStep | _Failure]:
+    def _finished(self, steps: Iterator[Step]) -> Iterator[StepData | _Failure]:
         """The last stage, whose items go to the trainer's process."""
         try:
             for step in steps:
-                damage = self._maker.source.take_damage()
-                yield PackedStep.pack(StepData.of(step["step"], step["batches"], damage))
+                yield StepData(step["step"], step["batches"], tuple(self._maker.source.take_damage()))
         except JanusError as error:
             yield _Failure(error)
 
 
-def _expected(step: int, item: PackedStep | _Failure | None) -> PackedStep:
+def _expected(step: int, item: StepData | _Failure | None) -> StepData:
     if isinstance(item, _Failure):
         raise item.error
     if item is None or item.step != step:
@@ -276,3 +256,49 @@ def validation_batches(maker: BatchMaker, share: RankShare, samples: int) -> Ite
         ids = ids if counted else chosen[:1]
         epochs = np.full_like(ids, VALIDATION_EPOCH)
         yield ValidationBatch(maker.make((epochs, ids))["batches"][0], counted)
+
+
+QUARANTINE_NAME = "quarantine.jsonl"
+
+
+class QuarantineList:
+    """RUN/quarantine.jsonl: one line for each damaged member, whichever process met it first."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / QUARANTINE_NAME
+
+    def add(self, found: Iterable[Damage], step: int | None = None) -> None:
+        """Append what is not in the list yet; safe between processes.
+
+        Args:
+            step: the update for which they were read; None: validation.
+        """
+        entries = list(found)
+        if not entries:
+            return
+        with disk_faults(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a+", encoding="utf-8", errors="replace") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(0)
+                known = {_place(line) for line in file}
+                for entry in entries:
+                    values = {**asdict(entry), "step": step}
+                    if (entry.shard, entry.member) in known:
+                        continue
+                    known.add((entry.shard, entry.member))
+                    file.write(json.dumps(values) + "\n")
+                    last = entry.first_sample + entry.samples - 1
+                    logger.warning(
+                        "quarantined: samples %d to %d (%s, member %s): %s",
+                        *(entry.first_sample, last, entry.shard, entry.member, entry.reason),
+                    )
+
+
+def _place(line: str) -> tuple[str, str] | None:
+    """Shard and member of a line; None where it is damaged or cut short."""
+    try:
+        values = json.loads(line)
+        return str(values["shard"]), str(values["member"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -6,29 +6,21 @@ by one of the next whole member: the number of samples stays, so that ranks need
 
 from __future__ import annotations
 
-import fcntl
-import json
-import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from janus_ds.config.schema import DataConfig
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import SplitPlace
-from janus_ds.data.stream.sample_order import CYCLE, SOURCE_BITS, Turns
 from janus_ds.data.stream.shards import ShardReader
-from janus_ds.errors import DamagedDataError, DataError
-from janus_ds.io import disk_faults
-
-QUARANTINE_NAME = "quarantine.jsonl"
-
-logger = logging.getLogger(__name__)
+from janus_ds.errors import ConfigError, DamagedDataError, DataError
 
 
 @dataclass(frozen=True)
@@ -47,50 +39,72 @@ class Damage:
     reason: str
 
 
-class QuarantineList:
-    """RUN/quarantine.jsonl: one line for each damaged member, whichever process met it first."""
-
-    def __init__(self, run: Path) -> None:
-        self._path = run / QUARANTINE_NAME
-
-    def add(self, found: Iterable[Damage], step: int | None = None) -> None:
-        """Append what is not in the list yet; safe between processes.
-
-        Args:
-            step: the update for which they were read; None: validation.
-        """
-        entries = list(found)
-        if not entries:
-            return
-        with disk_faults(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a+", encoding="utf-8", errors="replace") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.seek(0)
-                known = {_place(line) for line in file}
-                for entry in entries:
-                    values = {**asdict(entry), "step": step}
-                    if (entry.shard, entry.member) in known:
-                        continue
-                    known.add((entry.shard, entry.member))
-                    file.write(json.dumps(values) + "\n")
-                    last = entry.first_sample + entry.samples - 1
-                    logger.warning(
-                        "quarantined: samples %d to %d (%s, member %s): %s",
-                        *(entry.first_sample, last, entry.shard, entry.member, entry.reason),
-                    )
-
-
-def _place(line: str) -> tuple[str, str] | None:
-    """Shard and member of a line; None where it is damaged or cut short."""
-    try:
-        values = json.loads(line)
-        return str(values["shard"]), str(values["member"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
 Ints = NDArray[np.int64]
+
+CYCLE = 10_000
+"""Positions after which the order of turns begins anew; weights count to this accuracy."""
+
+SOURCE_BITS = 40
+"""A sample's number is SOURCE << 40 | its number in that source."""
+
+
+class Turns:
+    """Which source a position draws from, and its how-many-eth draw that is.
+
+    Args:
+        weights: of the sources, above 0.
+
+    Raises:
+        ConfigError: a source would have no place in the cycle.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.places = _apportioned(weights)
+        if min(self.places) < 1:
+            raise ConfigError(
+                f"a source has less than one of {CYCLE:,} samples",
+                f"weights {', '.join(map(str, weights))}",
+                "raise its weight, or leave it out",
+            )
+        self.cycle: Ints = _assigned(self.places)
+        taken = self.cycle == np.arange(len(weights))[:, None]
+        self._before = np.cumsum(np.pad(taken, ((0, 0), (1, 0))), axis=1)
+
+    def draws(self, source: int, position: int) -> int:
+        """How many of the first `position` positions draw from a source."""
+        cycles, inside = divmod(position, CYCLE)
+        return cycles * self.places[source] + int(self._before[source, inside])
+
+    def of(self, start: int, stop: int) -> Ints:
+        """The source of each position of [start, stop)."""
+        return self.cycle[np.arange(start, stop) % CYCLE]
+
+
+def _apportioned(weights: Sequence[float]) -> list[int]:
+    """Whole places of the cycle by weight: largest remainders."""
+    exact = np.array(weights, dtype=np.float64) / sum(weights) * CYCLE
+    # What is 2,999.9999999 by rounding of decimals is 3,000.
+    places = np.floor(exact + 1e-6).astype(np.int64)
+    left = CYCLE - int(places.sum())
+    places[np.argsort(-(exact - places), kind="stable")[:left]] += 1
+    return [int(count) for count in places]
+
+
+def _assigned(places: Sequence[int]) -> Ints:
+    """Tijdeman's order: of those that have waited long enough, the one whose turn ends soonest."""
+    count = len(places)
+    if count == 1:
+        return np.zeros(CYCLE, dtype=np.int64)
+    twice = 2 * count - 2
+    had = [0] * count
+    order = np.zeros(CYCLE, dtype=np.int64)
+    for position in range(CYCLE):
+        owed = [places[k] * (position + 1) - had[k] * CYCLE for k in range(count)]
+        ready = [k for k in range(count) if twice * owed[k] >= CYCLE]
+        chosen = min(ready, key=lambda k: ((CYCLE * (twice - 1) - twice * owed[k]) / places[k], k))
+        had[chosen] += 1
+        order[position] = chosen
+    return order
 
 
 class Source:
@@ -144,6 +158,26 @@ class Source:
             if len(wanted) > further:
                 break
         self.shards.want([self.index.shards[shard] for shard in wanted])
+
+    def check_cache(self, data: DataConfig, sources: int) -> None:
+        """Refuse an order that would fetch each distant shard again and again.
+
+        Raises:
+            ConfigError: what is needed at about the same time does not fit into the cache.
+        """
+        if self.shards is None:
+            return
+        sizes = sorted((shard.size for shard in self.index.shards), reverse=True)
+        # A window can lie in two groups, and another worker can be a group ahead.
+        together = 2 * data.shuffle_shards + data.read_ahead if data.shuffle_shards else len(sizes)
+        needed, room = sum(sizes[:together]), self.shards.cache.limit // sources
+        if needed > room:
+            raise ConfigError(
+                f"{needed / 1e9:.3g} GB of shards are needed at about the same time, and the cache has "
+                f"{room / 1e9:.3g} GB for them",
+                f"data.cache_gb, {self.name}",
+                "raise data.cache_gb, or lower data.shuffle_shards (0 mixes over all shards)",
+            )
 
     def lengths(self) -> dict[str, Ints]:
         """Tokens of every sample by stream, without specials; reads the offsets alone."""

@@ -6,8 +6,8 @@ samples of a bucket are mixed and cut into groups of about `budget` tokens, and 
 in mixed order, pool after pool in mixed order. An update takes the next `groups` of them.
 
 So the order is a function of (seed, epoch, lengths); every epoch has equally many groups, and the only
-state is a position, as with `schedule.SampleSchedule`. Which samples an update holds
-does not depend on ranks; :func:`share_out` only splits them.
+state is a position, as with `sample_order.SampleSchedule`. Which samples an update holds does not depend
+on ranks; :func:`share_out` only splits them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_ds.config.schema import MaskingConfig
+from janus_ds.config.schema import MaskingConfig, RunConfig
+from janus_ds.data.masking.collate import RowKinds
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
 from janus_ds.data.masking.span_laws import expected_share
+from janus_ds.data.stream.sample_order import RankShare
+from janus_ds.data.stream.source import Source
 from janus_ds.errors import ConfigError, DataError
 
 Ints = NDArray[np.int64]
@@ -131,11 +134,6 @@ class TokenSchedule:
         )
         # The same group can come twice in an update only where an epoch has fewer groups.
         return sum((sizes * -(-self._groups_a_step // len(sizes)))[: self._groups_a_step])
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Updates an epoch."""
-        return self.groups_per_epoch / self._groups_a_step
 
     def groups(self, step: int) -> list[Group]:
         """The groups of an update."""
@@ -255,3 +253,51 @@ def _cut_by_work(items: Ints, work: NDArray[Any], parts: int) -> list[Ints]:
         least = int(cuts[number - 1]) + 1 if number else 1
         cuts[number] = min(max(int(cuts[number]), least), len(items) - (parts - 1 - number))
     return np.split(items, cuts)
+
+
+def sample_costs(source: Source, kinds: RowKinds, config: RunConfig) -> SampleCosts:
+    """Lengths of all samples, from the offsets on disk, and what they cost under the run's objective."""
+    lengths = source.lengths()
+    inner_N = lengths["target"]
+    source_N = lengths.get("source", inner_N) + 2
+    rows_N = expected_rows(inner_N, kinds.ar + kinds.ar_query, kinds.nar, kinds.aux, config.masking)
+    rows_N *= config.objective.dropout_draws
+    width_N = np.maximum(source_N, inner_N + 2)
+    multiple = config.data.pad_multiple
+    return SampleCosts(inner_N + 2, source_N, width_N.astype(np.float64), rows_N + source_N, multiple)
+
+
+class TokenPlan:
+    """About equally many tokens a step; a pure function of the step's number.
+
+    Args:
+        source: of the training split; several are refused with batches of tokens (`config.rules`).
+
+    Raises:
+        ConfigError: too many ranks or micro-batches for the smallest batch, or as :class:`TokenSchedule`.
+    """
+
+    def __init__(self, source: Source, kinds: RowKinds, config: RunConfig, share: RankShare) -> None:
+        train, window = config.train, config.data.shuffle_window
+        source.check_cache(config.data, 1)
+        self._costs = sample_costs(source, kinds, config)
+        budget, groups = train.batch_tokens / train.batch_groups, train.batch_groups
+        self._schedule = TokenSchedule(train.seed, source.member_sizes, self._costs, window, budget, groups)
+        self._share = share
+        self._parts = share.size * share.accumulation
+        self.steps_per_epoch = self._schedule.groups_per_epoch / groups
+        if self._schedule.smallest_step < self._parts:
+            raise ConfigError(
+                f"the smallest batch has {self._schedule.smallest_step} samples, for {share.size} ranks x "
+                f"{share.accumulation} micro-batches",
+                f"train.batch_tokens = {train.batch_tokens}, gradient_accumulation_steps",
+                "raise train.batch_tokens, or use fewer ranks or micro-batches",
+            )
+
+    def parts(self, step: int) -> list[tuple[Ints, Ints]]:
+        """This rank's micro-batches: (epochs, sample ids) of each, int64."""
+        parts = share_out(self._schedule.groups(step), self._costs, self._parts)
+        return parts[self._share.rank :: self._share.size]
+
+    def read_ahead(self, step: int) -> None:
+        """Nothing: the lengths have brought all shards."""

@@ -13,17 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from janus_ds.data.stream.index import (
-    INDEX_NAME,
-    BlobEntry,
-    Manifest,
-    MemberEntry,
-    ShardEntry,
-    SplitIndex,
-    SplitTotals,
-)
+from janus_ds.data.stream.index import INDEX_NAME, BlobEntry, Manifest, ShardEntry, SplitIndex, SplitTotals
 from janus_ds.data.stream.shards import TAR_BLOCK_BYTES, unpack_member
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DataError, JanusError
@@ -50,11 +40,10 @@ class Fault:
 
 @dataclass
 class VerifyReport:
-    """All faults, and what was looked at."""
+    """All faults, and what was looked at so far."""
 
     faults: list[Fault] = field(default_factory=list)
     shards: int = 0
-    members: int = 0
     samples: int = 0
     tokens: int = 0
     bytes: int = 0
@@ -97,11 +86,17 @@ def verify_dataset(
     indexes = dict(_load_indexes(directory, manifest, report))
     total = sum(shard.size for index in indexes.values() for shard in index.shards) or 1
     for name, index in indexes.items():
-        _check_extra_files(directory, name, index, report)
-        names_by_sha256 = {shard.sha256: shard.name for shard in index.shards}
+        known = {shard.name for shard in index.shards} | {INDEX_NAME}
+        for path in sorted((directory / name).iterdir()):
+            if path.name not in known:
+                report.faults.append(Fault(f"{name}/{path.name}", None, "the index knows no such file"))
         for shard in index.shards:
-            check = _ShardCheck(directory, name, index, manifest.vocab_size, report)
-            check.run(shard, names_by_sha256, read_shard)
+            report.shards += 1
+            report.samples += shard.samples
+            report.tokens += shard.tokens
+            report.bytes += shard.size
+            found = _shard_faults(directory / name, index, shard, manifest.vocab_size, read_shard)
+            report.faults += [Fault(f"{name}/{shard.name}", member, what) for member, what in found]
             if progress is not None:
                 progress(min(1.0, report.bytes / total), report)
     for extra in sorted(path.parent.name for path in directory.glob(f"*/{INDEX_NAME}")):
@@ -143,92 +138,40 @@ def _load_indexes(
         yield name, index
 
 
-def _check_extra_files(directory: Path, name: str, index: SplitIndex, report: VerifyReport) -> None:
-    known = {shard.name for shard in index.shards} | {INDEX_NAME}
-    for path in sorted((directory / name).iterdir()):
-        if path.name not in known:
-            report.faults.append(Fault(f"{name}/{path.name}", None, "the index knows no such file"))
-
-
-@dataclass
-class _ShardCheck:
-    """Looks at one shard of one split."""
-
-    _directory: Path
-    _split: str
-    _index: SplitIndex
-    _vocab_size: int
-    _report: VerifyReport
-
-    def run(
-        self,
-        shard: ShardEntry,
-        names_by_sha256: dict[str, str],
-        read_shard: Callable[[str, ShardEntry], bytes] | None,
-    ) -> None:
-        """Add what is wrong with the shard to the report."""
-        self._report.shards += 1
-        self._report.bytes += shard.size
-        self._place = f"{self._split}/{shard.name}"
-        try:
-            # One shard is tens of MB: read whole, so that each byte is read once.
-            if read_shard is not None:
-                data = read_shard(self._split, shard)
-                size, digest = len(data), hashlib.sha256(data).hexdigest()
-            else:
-                data, size, digest = _read_shard(self._directory / self._split / shard.name, shard.size)
-        except DataError as error:
-            self._fault(None, error.what)
-            return
-        except FileNotFoundError:
-            self._fault(None, "the shard is missing")
-            return
-        except OSError as error:
-            self._fault(None, f"the shard cannot be read ({error.strerror})")
-            return
-        if digest != shard.sha256 and digest in names_by_sha256:
-            self._fault(None, f"the file holds the bytes of {names_by_sha256[digest]}: swapped")
-            return
-        if size != shard.size:
-            kind = "cut" if size < shard.size else "longer than it should be"
-            self._fault(None, f"the shard is {kind}: {size} bytes, the index says {shard.size}")
-        before = len(self._report.faults)
-        for member in shard.members:
-            self._check_member(data, member)
-        if size == shard.size:
-            self._check_end(data, shard)
-        if digest != shard.sha256 and len(self._report.faults) == before and size == shard.size:
-            self._fault(None, "the bytes differ from those that were written (SHA-256 differs)")
-
-    def _check_member(self, data: bytes, member: MemberEntry) -> None:
-        self._report.members += 1
-        self._report.samples += member.samples
-        self._report.tokens += member.tokens
-
-        def read(blob: BlobEntry) -> bytes:
-            return data[blob.offset : blob.offset + blob.size]
-
-        try:
-            rows = unpack_member(member, self._index, read, self._place)
-        except DataError as error:
-            self._fault(member.key, error.what)
-            return
-        for stream, values in ((stream, ragged.values) for stream, ragged in rows.items()):
-            if len(values) and int(np.max(values)) >= self._vocab_size:
-                self._fault(member.key, f"stream {stream!r} holds ids beyond the vocabulary")
-        for name, blob in member.blobs.items():
-            if not _header_fits(data, f"{member.key}.{name}", blob):
-                self._fault(member.key, f"the tar header of {member.key}.{name} is damaged")
-            elif any(data[blob.offset + blob.size : _padded_end(blob)]):
-                self._fault(member.key, f"the padding after {member.key}.{name} is damaged")
-
-    def _check_end(self, data: bytes, shard: ShardEntry) -> None:
-        ends = [_padded_end(blob) for member in shard.members for blob in member.blobs.values()]
-        if any(data[max(ends, default=0) :]):
-            self._fault(None, "the end of the archive is damaged")
-
-    def _fault(self, member: str | None, what: str) -> None:
-        self._report.faults.append(Fault(self._place, member, what))
+def _shard_faults(
+    folder: Path,
+    index: SplitIndex,
+    shard: ShardEntry,
+    vocab_size: int,
+    read_shard: Callable[[str, ShardEntry], bytes] | None,
+) -> list[tuple[str | None, str]]:
+    """What is wrong with one shard, each with the member where one can be named."""
+    try:
+        # One shard is tens of MB: read whole, so that each byte is read once.
+        if read_shard is not None:
+            data = read_shard(folder.name, shard)
+            size, digest = len(data), hashlib.sha256(data).hexdigest()
+        else:
+            data, size, digest = _read_shard(folder / shard.name, shard.size)
+    except DataError as error:
+        return [(None, error.what)]
+    except FileNotFoundError:
+        return [(None, "the shard is missing")]
+    except OSError as error:
+        return [(None, f"the shard cannot be read ({error.strerror})")]
+    other = next((other.name for other in index.shards if other.sha256 == digest), shard.name)
+    if digest != shard.sha256 and other != shard.name:
+        return [(None, f"the file holds the bytes of {other}: swapped")]
+    found = list(_member_faults(data, index, shard, vocab_size))
+    if size != shard.size:
+        kind = "cut" if size < shard.size else "longer than it should be"
+        return [(None, f"the shard is {kind}: {size} bytes, the index says {shard.size}"), *found]
+    ends = [_padded_end(blob) for member in shard.members for blob in member.blobs.values()]
+    if any(data[max(ends, default=0) :]):
+        found.append((None, "the end of the archive is damaged"))
+    if digest != shard.sha256 and not found:
+        found.append((None, "the bytes differ from those that were written (SHA-256 differs)"))
+    return found
 
 
 def _read_shard(path: Path, most: int) -> tuple[bytes, int, str]:
@@ -238,6 +181,25 @@ def _read_shard(path: Path, most: int) -> tuple[bytes, int, str]:
         data = file.read(most)
     digest = hashlib.sha256(data).hexdigest() if size <= most else sha256_of_file(path)
     return data, size, digest
+
+
+def _member_faults(
+    data: bytes, index: SplitIndex, shard: ShardEntry, vocab_size: int
+) -> Iterator[tuple[str | None, str]]:
+    for member in shard.members:
+        try:
+            rows = unpack_member(member, index, lambda b: data[b.offset : b.offset + b.size], shard.name)
+        except DataError as error:
+            yield member.key, error.what
+            continue
+        for stream, ragged in rows.items():
+            if ragged.values.max(initial=0) >= vocab_size:
+                yield member.key, f"stream {stream!r} holds ids beyond the vocabulary"
+        for name, blob in member.blobs.items():
+            if not _header_fits(data, f"{member.key}.{name}", blob):
+                yield member.key, f"the tar header of {member.key}.{name} is damaged"
+            elif any(data[blob.offset + blob.size : _padded_end(blob)]):
+                yield member.key, f"the padding after {member.key}.{name} is damaged"
 
 
 def _padded_end(blob: BlobEntry) -> int:

@@ -25,11 +25,10 @@ from janus_ds.config.packaged import tokenizer_name
 from janus_ds.config.presets import init_tokenizer, record_of
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
-from janus_ds.data.stream.loader import StepData, StepLoader, validation_batches
+from janus_ds.data.stream.loader import QuarantineList, StepData, StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
-from janus_ds.data.stream.source import QuarantineList
-from janus_ds.data.stream.step_plan import RankShare
+from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock

@@ -22,8 +22,8 @@ from janus_ds.data.stream import index as index_module
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.loader import StepLoader
 from janus_ds.data.stream.pipeline import BatchMaker
+from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.data.stream.source import SampleSource
-from janus_ds.data.stream.step_plan import RankShare
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.data.text.text_files import TextFile

@@ -18,8 +18,8 @@ from janus_ds.config.schema import DataConfig, RunConfig
 from janus_ds.data.stream.loader import StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import SplitPlace, open_data
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.sample_order import CYCLE, SOURCE_BITS, SampleSchedule, ShardGroups, Turns
-from janus_ds.data.stream.step_plan import RankShare
+from janus_ds.data.stream.sample_order import RankShare, SampleSchedule
+from janus_ds.data.stream.source import CYCLE, SOURCE_BITS, Turns
 from janus_ds.errors import ConfigError, DataError
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
 from tests.support.tiny_data import make_tiny_data
@@ -123,17 +123,17 @@ def test_samples_are_those_of_their_source(mixed):
 def test_groups_of_shards_stay_together_and_lose_nothing():
     shards = np.array([3, 2, 4, 1, 3])
     sizes = np.arange(1, 14)
-    order = SampleSchedule(5, sizes, 2, 7, ShardGroups(shards, 2))
+    order = SampleSchedule(5, sizes, 2, shards, 2)
     shard_of = np.repeat(np.arange(5), shards)
     for epoch in range(3):
-        members = order._epoch_order(epoch).member_order
+        members = order.member_order(epoch)[0]
         assert sorted(members.tolist()) == list(range(13))
         seen = list(dict.fromkeys(shard_of[members].tolist()))
         for at in range(0, 5, 2):
             group = set(seen[at : at + 2])
             together = np.flatnonzero(np.isin(shard_of[members], list(group)))
             assert (np.diff(together) == 1).all()
-    ids = np.concatenate([order.ids(step)[1] for step in range(13)])
+    ids = order.between(0, 91)[1]
     assert sorted(ids.tolist()) == list(range(91))
 
 

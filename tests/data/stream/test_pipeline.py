@@ -13,7 +13,7 @@ import webdataset as wds
 
 from janus_ds.data.stream.loader import StepLoader
 from janus_ds.data.stream.pipeline import BatchMaker, names_of
-from janus_ds.data.stream.step_plan import RankShare
+from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.errors import ConfigError, DataError
 from tests.data.stream.test_loader import ROWS, config, fingerprint, load
 from tests.support.packed_data import SPECIAL, write_split

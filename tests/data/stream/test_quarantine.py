@@ -12,11 +12,11 @@ import torch
 
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.index import SplitIndex
-from janus_ds.data.stream.loader import StepData, StepLoader
+from janus_ds.data.stream.loader import QUARANTINE_NAME, QuarantineList, StepData, StepLoader
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.source import QUARANTINE_NAME, Damage, QuarantineList
-from janus_ds.data.stream.step_plan import RankShare
+from janus_ds.data.stream.sample_order import RankShare
+from janus_ds.data.stream.source import Damage
 from janus_ds.errors import DamagedDataError, DataError
 from tests.support.bad_server import serve
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split

@@ -20,9 +20,9 @@ from janus_ds.data.stream.loader import StepLoader
 from janus_ds.data.stream.open_dataset import DataPlace, open_data
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.remote import Expected, Patience
-from janus_ds.data.stream.sample_order import SOURCE_BITS
+from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.data.stream.shard_cache import ShardCache
-from janus_ds.data.stream.step_plan import RankShare
+from janus_ds.data.stream.source import SOURCE_BITS
 from janus_ds.errors import (
     ConfigError,
     DamagedDataError,

@@ -17,17 +17,13 @@ FROZEN_BITS = "0x7b7fa4567d06a360"
 member_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
 
 
-def stream(schedule: SampleSchedule, steps: range) -> tuple[np.ndarray, np.ndarray]:
-    parts = [schedule.ids(step) for step in steps]
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-
 @settings(max_examples=60, deadline=None)
 @given(member_sizes, st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**40))
 def test_each_sample_comes_once_an_epoch(sizes, window, batch, seed):
-    schedule = SampleSchedule(seed, sizes, window, batch)
+    schedule = SampleSchedule(seed, sizes, window)
     n = schedule.samples
-    epochs, ids = stream(schedule, range(3 * n // batch + 1))
+    parts = [schedule.between(start, start + batch) for start in range(0, 3 * n, batch)]
+    epochs, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
     assert (epochs == np.arange(len(epochs)) // n).all()
     for epoch in range(len(ids) // n):
         assert sorted(ids[epoch * n : (epoch + 1) * n]) == list(range(n))
@@ -36,36 +32,34 @@ def test_each_sample_comes_once_an_epoch(sizes, window, batch, seed):
 @settings(max_examples=40, deadline=None)
 @given(member_sizes, st.integers(1, 5), st.integers(1, 12), st.integers(0, 30))
 def test_the_position_is_the_only_state(sizes, window, batch, start):
-    walked = SampleSchedule(7, sizes, window, batch)
-    stream(walked, range(start + 1))
-    jumped = SampleSchedule(7, sizes, window, batch)
-    jumped.ids(start + 3)
-    for step in (start, start + 1):
-        np.testing.assert_array_equal(walked.ids(step), jumped.ids(step))
-    # The batch size cuts the stream and does not change it.
-    other = SampleSchedule(7, sizes, window, 1)
-    _, ids = walked.ids(start)
-    np.testing.assert_array_equal(ids, stream(other, range(start * batch, (start + 1) * batch))[1])
+    walked, jumped = SampleSchedule(7, sizes, window), SampleSchedule(7, sizes, window)
+    whole = walked.between(0, start + batch)
+    jumped.between(start + 3 * batch, start + 4 * batch)
+    for begin in (start, start // 2):
+        found = jumped.between(begin, start + batch)
+        np.testing.assert_array_equal(found, [column[begin:] for column in whole])
 
 
 def test_a_batch_larger_than_an_epoch():
-    epochs, ids = SampleSchedule(1, [2, 1], 1, 8).ids(0)
+    epochs, ids = SampleSchedule(1, [2, 1], 1).between(0, 8)
     assert epochs.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     assert sorted(ids[:3]) == sorted(ids[3:6]) == [0, 1, 2]
 
 
 def test_samples_mix_inside_windows_only():
-    schedule = SampleSchedule(3, [10] * 6, window=2, global_batch=20)
-    members = [set((schedule.ids(step)[1] // 10).tolist()) for step in range(3)]
+    schedule = SampleSchedule(3, [10] * 6, window=2)
+    batches = [schedule.between(start, start + 20)[1] for start in (0, 20, 40)]
+    members = [set((ids // 10).tolist()) for ids in batches]
     assert [len(m) for m in members] == [2, 2, 2]
     assert set.union(*members) == set(range(6))
-    first = schedule.ids(0)[1]
+    first = batches[0]
     assert (np.diff(first) < 0).any()
     assert len(set((first[:10] // 10).tolist())) == 2
 
 
 def test_seeds_and_epochs_give_other_orders():
-    orders = [SampleSchedule(seed, [50] * 4, 2, 200).ids(epoch)[1] for seed in (1, 2) for epoch in (0, 1)]
+    two = [SampleSchedule(seed, [50] * 4, 2) for seed in (1, 2)]
+    orders = [schedule.between(at, at + 200)[1] for schedule in two for at in (0, 200)]
     for i, one in enumerate(orders):
         for other in orders[:i]:
             assert (one == other).mean() < 0.1
@@ -73,7 +67,7 @@ def test_seeds_and_epochs_give_other_orders():
 
 def test_the_order_is_frozen():
     """A change here would make runs resume in another order than they started in."""
-    epochs, ids = SampleSchedule(1, [3, 4, 2, 3], window=2, global_batch=12).ids(0)
+    epochs, ids = SampleSchedule(1, [3, 4, 2, 3], window=2).between(0, 12)
     assert epochs.tolist() == [0] * 12
     assert ids.tolist() == FROZEN_ORDER
     assert hex(bits(keys(1, 2, 3, Stream.COIN), 4)[0]) == FROZEN_BITS
@@ -88,7 +82,7 @@ def test_shuffled_windows_are_uniform():
 
 def test_data_without_samples_is_refused():
     with pytest.raises(DataError, match="holds no sample"):
-        SampleSchedule(1, [], 1, 1)
+        SampleSchedule(1, [], 1)
 
 
 def test_uniforms_are_uniform_and_independent():

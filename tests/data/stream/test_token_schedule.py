@@ -11,10 +11,17 @@ import torch
 
 from janus_ds.batch import BatchCounts
 from janus_ds.config.schema import MaskingConfig, RunConfig
-from janus_ds.data.stream.loader import StepData, StepLoader
+from janus_ds.data.stream.loader import StepData, StepLoader, make_step_plan
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.step_plan import RankShare, make_step_plan, sample_costs
-from janus_ds.data.stream.token_schedule import Group, SampleCosts, TokenSchedule, expected_rows, share_out
+from janus_ds.data.stream.sample_order import RankShare
+from janus_ds.data.stream.token_schedule import (
+    Group,
+    SampleCosts,
+    TokenSchedule,
+    expected_rows,
+    sample_costs,
+    share_out,
+)
 from janus_ds.errors import ConfigError, DataError
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
 
@@ -147,7 +154,7 @@ def test_lengths_come_from_the_offsets_alone(split):
     samples = maker.source.read(np.arange(90))
     lengths = maker.source.parts[0].lengths()
     assert all(np.array_equal(lengths[name], samples[name].lengths) for name in samples)
-    c = sample_costs(maker)
+    c = sample_costs(maker.source.parts[0], maker.kinds, maker.config)
     assert np.array_equal(c.width_N, np.maximum(samples["source"].lengths, samples["target"].lengths) + 2)
 
 
