@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from janus_ds.config.modes import MODES, RESCORED
-from janus_ds.config.packaged import packaged_folder
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.observe.progress import Progress
 
@@ -29,9 +28,25 @@ def program_parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def recipe_path(given: Path | None) -> Path:
-    """The recipe that was asked for, or the quickstart's."""
-    return given or packaged_folder("recipes") / "quickstart.yaml"
+def add_ranks_arguments(parser: argparse.ArgumentParser, ranks: int) -> None:
+    """Add `--ranks` and `--tensor-parallel`."""
+    add = parser.add_argument
+    add("--ranks", type=int, default=ranks, help="processes of the run (default: %(default)s)")
+    add("--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model (default: 1)")
+
+
+def data_ranks(parsed: argparse.Namespace) -> int:
+    """Data-parallel ranks.
+
+    Raises:
+        UsageError: the ranks do not divide into tensor-parallel groups.
+    """
+    ranks, tensor_size = parsed.ranks, parsed.tensor_parallel
+    if min(ranks, tensor_size) < 1 or ranks % tensor_size:
+        what = f"{ranks} ranks do not divide into tensor-parallel groups of {tensor_size}"
+        fix = "give a number of ranks above 0 that is a multiple of the tensor-parallel size"
+        raise UsageError(what, "--ranks, --tensor-parallel", fix)
+    return int(ranks // tensor_size)
 
 
 _Number = TypeVar("_Number", int, float)

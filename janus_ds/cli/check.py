@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from janus_ds.cli.arguments import new_parser, recipe_path
+from janus_ds.cli.arguments import add_ranks_arguments, data_ranks, new_parser
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
-from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments
+from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments, given_overrides
 from janus_ds.config.schema import RunConfig
-from janus_ds.errors import TrainingError, UsageError
+from janus_ds.errors import TrainingError
 from janus_ds.observe.progress import count_text
 from janus_ds.stream_mask import Segment
 
@@ -25,20 +24,15 @@ _DRY_SAMPLES = 2
 
 def main(arguments: Sequence[str]) -> int:
     """Check a run; returns 0 if it would start."""
-    parsed = _parser().parse_args(arguments)
-    if min(parsed.ranks, parsed.tensor_parallel) < 1 or parsed.ranks % parsed.tensor_parallel:
-        raise UsageError(
-            f"{parsed.ranks} ranks do not divide into tensor-parallel groups of {parsed.tensor_parallel}",
-            "--ranks, --tensor-parallel",
-            "give a number of ranks that is a multiple of the tensor-parallel size",
-        )
-    recipe = recipe_path(parsed.recipe)
-    overrides = [*parsed.overrides, *([f"data.path={parsed.data}"] if parsed.data else [])]
-    data_size = parsed.ranks // parsed.tensor_parallel
-    run, execution = load_setup(
-        recipe, overrides, parsed.deepspeed_config, data_size, tensor_size=parsed.tensor_parallel
-    )
-    print(f"{recipe} and {parsed.deepspeed_config} are sound")
+    parser = new_parser("check", "All faults of a run's configuration at once, then one dry batch.")
+    add_recipe_arguments(parser)
+    add_deepspeed_argument(parser)
+    parser.add_argument("--data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
+    add_ranks_arguments(parser, 1)
+    parsed = parser.parse_args(arguments)
+    setup = (parsed.recipe, given_overrides(parsed), parsed.deepspeed_config, data_ranks(parsed))
+    run, execution = load_setup(*setup, tensor_size=parsed.tensor_parallel)
+    print(f"{parsed.recipe} and {parsed.deepspeed_config} are sound")
     print(_describe(run, execution, parsed.tensor_parallel))
     for kind, text in (*(("note", note) for note in execution.notes), ("advice", execution.advice)):
         if text:
@@ -48,18 +42,6 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     _dry_batch(run, execution)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = new_parser("check", "All faults of a run's configuration at once, then one dry batch.")
-    add_recipe_arguments(parser)
-    add_deepspeed_argument(parser)
-    parser.add_argument("--data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
-    parser.add_argument("--ranks", type=int, default=1, help="processes of the run (default: 1)")
-    parser.add_argument(
-        "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
-    )
-    return parser
 
 
 def _describe(run: RunConfig, execution: ExecutionConfig, tensor_size: int) -> str:

@@ -9,22 +9,25 @@ one after the other; an answer is a stream of JSON lines, one for each pass.
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
 import re
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from janus_ds.cli.arguments import new_parser
+from janus_ds.config.fields import STRICT
 from janus_ds.config.modes import with_decode
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
@@ -43,70 +46,34 @@ _SECONDS = 30.0
 """Time for a browser to send a request, or to take a line of the answer."""
 
 _Tell = Callable[[dict[str, Any]], None]
+_OneLine = Annotated[str, AfterValidator(lambda text: " ".join(text.split()))]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serve the page until Ctrl-C."""
-    parsed = _parser().parse_args(arguments)
+    parser = new_parser("demo", "A page on this machine: AR, NAR and AUX side by side, pass by pass.")
+    run = "a run or checkpoint (default: demo, of the package)"
+    parser.add_argument("--checkpoint", default="demo", metavar="RUN", help=run)
+    parser.add_argument("--port", type=int, default=0, help="port at 127.0.0.1 (default: one that is free)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
+    parsed = parser.parse_args(arguments)
     demo = Demo(parsed.checkpoint, parsed.device)
-    with DemoServer(demo, parsed.port) as server:
+    with DemoServer(demo, parsed.port) as server, suppress(KeyboardInterrupt):
         print(f"http://127.0.0.1:{server.server_port}/ decodes with {demo.name}; Ctrl-C ends it", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            return 0
+        server.serve_forever()
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = new_parser("demo", "A page on this machine: AR, NAR and AUX side by side, pass by pass.")
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        default="demo",
-        metavar="RUN",
-        help="a run or checkpoint (default: demo, of the package)",
-    )
-    add("--port", type=int, default=0, help="port at 127.0.0.1 (default: one that is free)")
-    add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
-    return parser
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Request:
-    """What the page asks for.
+    """What the page asks for, as JSON."""
 
-    Args:
-        text: the source; a blank is `___`.
-        target: an output with blanks, whose other text is kept; may be empty.
-        iterations: of NAR.
-    """
-
-    text: str
-    target: str = ""
-    iterations: int = 4
-
-    @classmethod
-    def read(cls, body: bytes) -> Request:
-        """The request in a body of JSON.
-
-        Raises:
-            ValueError: it is none; says what is wrong in a sentence.
-        """
-        try:
-            given = json.loads(body)
-        except (ValueError, RecursionError):
-            raise ValueError("The request is no JSON.") from None
-        if not isinstance(given, dict) or not set(given) <= {"text", "target", "iterations"}:
-            raise ValueError("The request must be an object with text, target and iterations.")
-        asked = cls(**{"text": "", **given})
-        if not isinstance(asked.text, str) or not isinstance(asked.target, str):
-            raise ValueError("Text and target must be text.")
-        if not asked.text.strip():
-            raise ValueError("There is no text to decode.")
-        if type(asked.iterations) is not int or not 0 <= asked.iterations <= _MOST_ITERATIONS:
-            raise ValueError(f"Iterations must be a whole number from 0 to {_MOST_ITERATIONS}.")
-        return cls(" ".join(asked.text.split()), " ".join(asked.target.split()), asked.iterations)
+    text: _OneLine
+    """The source; a blank is `___`."""
+    target: _OneLine = ""
+    """An output with blanks, whose other text is kept; may be empty."""
+    iterations: Annotated[int, Field(ge=0, le=_MOST_ITERATIONS)] = 4
+    """Of NAR."""
 
 
 class Demo:
@@ -119,13 +86,10 @@ class Demo:
         self._fills = self._run.config.data.task == "denoise"
         prepare_for_inference(self._run.model, None)
         self._turn = threading.Lock()
-
-    @property
-    def hint(self) -> str:
-        """What may be typed."""
-        if self._fills:
-            return "A text; write ___ for what is missing."
-        return "A text to translate. To keep parts of an output, give it below, with ___ for what is missing."
+        self.hint = "A text; write ___ for what is missing."
+        if not self._fills:
+            blanks = "To keep parts of an output, give it below, with ___ for what is missing."
+            self.hint = f"A text to translate. {blanks}"
 
     def decode(self, asked: Request, tell: _Tell) -> None:
         """Tell every pass of every mode, and each mode's end: its output, or why there is none."""
@@ -165,13 +129,12 @@ class Demo:
 
     def _pieces(self, made: Pass) -> list[tuple[str, float, bool]]:
         """Text, sureness and newness of each token; spaces are where the whole text has them."""
-        before, pieces, new = "", [], set(made.new)
+        before, pieces = "", []
         for place, sure in enumerate(made.sureness):
             text = self._codec.decode(made.tokens[: place + 1])
-            piece = (
-                text[len(before) :] if text.startswith(before) else self._codec.decode([made.tokens[place]])
-            )
-            pieces.append((piece, round(sure, 4), place in new))
+            goes_on = text.startswith(before)
+            piece = text[len(before) :] if goes_on else self._codec.decode([made.tokens[place]])
+            pieces.append((piece, round(sure, 4), place in made.new))
             before = text
         return pieces
 
@@ -188,7 +151,6 @@ class DemoServer(ThreadingHTTPServer):
     def __init__(self, demo: Demo, port: int = 0) -> None:
         self.demo = demo
         self.places = threading.BoundedSemaphore(MOST_WAITING)
-        self.template = files("janus_ds").joinpath("assets/demo_page.html").read_text(encoding="utf-8")
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
@@ -196,6 +158,17 @@ class DemoServer(ThreadingHTTPServer):
             fix = "give another to --port, or leave it out"
             raise UsageError(f"the port cannot be opened ({reason})", f"--port {port}", fix) from None
         self.names = {f"{host}:{self.server_port}" for host in ("127.0.0.1", "localhost")}
+
+    def page(self, nonce: str) -> str:
+        """The page; the nonce marks its own script and style."""
+        text = files("janus_ds").joinpath("assets/demo_page.html").read_text(encoding="utf-8")
+        values = {
+            "nonce": nonce,
+            "most": str(_MOST_ITERATIONS),
+            "hint": self.demo.hint,
+            "run": self.demo.name,
+        }
+        return re.sub(r"\{\{(\w+)\}\}", lambda found: html.escape(values[found[1]]), text)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -207,13 +180,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.path.partition("?")[0] != "/":
             return self.send_error(HTTPStatus.NOT_FOUND, "There is only the page /.")
-        demo, nonce = self.server.demo, secrets.token_urlsafe()
-        page = self.server.template.replace("{{nonce}}", nonce).replace("{{most}}", str(_MOST_ITERATIONS))
-        page = page.replace("{{hint}}", html.escape(demo.hint)).replace("{{run}}", html.escape(demo.name))
+        nonce = secrets.token_urlsafe()
         own = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
         policy = f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         self._begin("text/html; charset=utf-8", {"Content-Security-Policy": policy})
-        self.wfile.write(page.encode())
+        self.wfile.write(self.server.page(nonce).encode())
 
     def do_POST(self) -> None:
         if not self._is_ours():
@@ -225,9 +196,12 @@ class _Handler(BaseHTTPRequestHandler):
             what = f"The request must say its length, at most {_MOST_BYTES:,} bytes."
             return self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, what)
         try:
-            asked = Request.read(self.rfile.read(int(length)))
-        except ValueError as error:
-            return self.send_error(HTTPStatus.BAD_REQUEST, str(error))
+            asked = TypeAdapter(Request).validate_json(self.rfile.read(int(length)))
+        except ValidationError as error:
+            faults = [(*map(str, fault["loc"]), fault["msg"]) for fault in error.errors()]
+            return self.send_error(HTTPStatus.BAD_REQUEST, "; ".join(map(": ".join, faults)))
+        if not asked.text:
+            return self.send_error(HTTPStatus.BAD_REQUEST, "There is no text to decode.")
         if not self.server.places.acquire(blocking=False):
             return self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_WAITING} texts wait already.")
         try:
@@ -248,13 +222,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_ours(self) -> bool:
         """Refuse other names of this machine, and pages of other sites."""
-        origin = self.headers.get("Origin")
-        ours = self.headers.get("Host") in self.server.names
-        if ours and (origin is None or origin.removeprefix("http://") in self.server.names):
+        origin = self.headers.get("Origin", f"http://{self.headers.get('Host')}")
+        if {self.headers.get("Host"), origin.removeprefix("http://")} <= self.server.names:
             return True
-        self.send_error(
-            HTTPStatus.FORBIDDEN, f"This page answers at http://127.0.0.1:{self.server.server_port}/ only."
-        )
+        only = f"This page answers at http://127.0.0.1:{self.server.server_port}/ only."
+        self.send_error(HTTPStatus.FORBIDDEN, only)
         return False
 
     def _begin(self, kind: str, more: dict[str, str], code: int = HTTPStatus.OK) -> None:

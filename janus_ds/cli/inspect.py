@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from janus_ds.batch import TwoStreamBatch
-from janus_ds.cli.arguments import new_parser, recipe_path
+from janus_ds.cli.arguments import new_parser
 from janus_ds.config.load import add_override_argument, add_recipe_arguments, load_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     parsed = _parser().parse_args(arguments)
     place = open_data(parsed.data, load_run_config(None, parsed.overrides).data)
     overrides = [f"data.task={place.manifest.task}", f"data.path={parsed.data}"]
-    run = load_run_config(recipe_path(parsed.recipe), [*overrides, *parsed.overrides])
+    run = load_run_config(parsed.recipe, [*overrides, *parsed.overrides])
     tokenizer = place.tokenizer
     maker = BatchMaker(place.split(parsed.split), run, tokenizer.special)
     if not maker.source.has(parsed.sample):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from janus_ds.batch import RowLayout
-from janus_ds.cli.arguments import new_parser, recipe_path
+from janus_ds.cli.arguments import add_ranks_arguments, data_ranks, new_parser
 from janus_ds.cli.traffic import (
     SHARDED,
     BatchShape,
@@ -20,10 +19,9 @@ from janus_ds.cli.traffic import (
     zero_traffic,
 )
 from janus_ds.config.deepspeed_file import solve_batch
-from janus_ds.config.load import add_recipe_arguments, load_run_config
+from janus_ds.config.load import add_recipe_arguments, given_overrides, load_run_config
 from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.masking.span_laws import expected_share
-from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import ConfigError, UsageError
 from janus_ds.model.weights import parameter_shapes
@@ -44,117 +42,82 @@ _PARTS = {
 _ASSUMED_VOCABULARY = {"quickstart": 2000}
 _BART_VOCABULARY = 50265
 
+_Parts = Mapping[str, tuple[int, int]]
+"""Parameters of each part of a model: those that tensor parallelism shards, and those on every rank."""
+_Size = tuple[int, int] | None
+"""Samples and tokens of the training data; None where it is not known."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Print parameters, memory, checkpoint size, messages and length of a run."""
-    parsed = _parser().parse_args(arguments)
-    recipe = recipe_path(parsed.recipe)
-    run = load_run_config(recipe, [*parsed.overrides, *([f"data.path={parsed.data}"] if parsed.data else [])])
-    manifest = _manifest(run.data.path, run) if run.data.path else None
-    vocab_size, origin = _vocabulary(run, parsed.vocab, manifest)
-    execution = _execution(parsed, run)
-    parts = model_parts(run.model, vocab_size)
-    print(f"run {run.name} ({recipe})")
-    print(f"objective {run.objective.preset}\n")
-    print(describe_model(parts, vocab_size, origin))
-    print()
-    print(describe_memory(parts, run.train.keep_last, parsed.ranks))
-    print()
-    print(describe_communication(run, vocab_size, execution, manifest))
-    print()
-    print(describe_length(run, manifest))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = new_parser("plan", "Parameters, memory, checkpoint size, messages and length of a run.")
     add_recipe_arguments(parser)
     parser.add_argument("--data", help="directory made by `janus-ds prepare`; or as data.path")
     parser.add_argument("--vocab", type=int, help="vocabulary size, where there is no data yet")
-    parser.add_argument("--ranks", type=int, default=8, help="processes of the run (default: 8)")
-    add = parser.add_argument
-    add("--tensor-parallel", type=int, default=1, help="ranks that share a model (default: 1)")
-    add("--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="(default: bf16)")
-    return parser
-
-
-def _execution(parsed: argparse.Namespace, run: RunConfig) -> Execution:
-    ranks, tensor = parsed.ranks, parsed.tensor_parallel
-    if ranks < 1:
-        raise UsageError(f"there cannot be {ranks} ranks", "--ranks", "give a number above 0")
-    if tensor < 1 or ranks % tensor:
-        what = f"groups of {tensor} do not fit {ranks} ranks"
-        raise UsageError(what, "--tensor-parallel", "give a size that divides the ranks")
-    return Execution(
+    add_ranks_arguments(parser, 8)
+    parser.add_argument(
+        "--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="(default: bf16)"
+    )
+    parsed = parser.parse_args(arguments)
+    run = load_run_config(parsed.recipe, given_overrides(parsed))
+    assumed = _ASSUMED_VOCABULARY.get(run.model.preset or "", _BART_VOCABULARY)
+    size, vocab_size, origin = None, assumed, "assumed; give --data or --vocab"
+    if run.data.path:
+        place = open_data(run.data.path, run.data)
+        parts = [s.manifest.splits["train"] for s in place.sources if "train" in s.manifest.splits]
+        size = (sum(part.samples for part in parts), sum(part.tokens for part in parts))
+        vocab_size, origin = place.manifest.vocab_size, "the data's manifest"
+    if parsed.vocab is not None:
+        vocab_size, origin = parsed.vocab, "--vocab"
+        if vocab_size < 1:
+            what = f"a vocabulary cannot have {vocab_size} symbols"
+            raise UsageError(what, "--vocab", "give a number above 0")
+    execution = Execution(
         precision=parsed.precision,
-        data_size=ranks // tensor,
-        tensor_size=tensor,
+        data_size=data_ranks(parsed),
+        tensor_size=parsed.tensor_parallel,
         recompute=run.train.activation_checkpointing,
     )
+    sizes = model_parts(run.model, vocab_size)
+    print(f"run {run.name} ({parsed.recipe})\nobjective {run.objective.preset}\n")
+    print(f"{_model_table(sizes)}\n  vocabulary {vocab_size:,} ({origin})\n")
+    print(_memory(sizes, run.train.keep_last, parsed.ranks) + "\n")
+    print(_communication(run, vocab_size, execution, size) + "\n")
+    print("\n".join(_length(run, size if size and size[0] else None)))
+    return 0
 
 
-def _manifest(location: str, run: RunConfig) -> Manifest:
-    """The manifest of the data; of several sources, with the sums of their splits."""
-    place = open_data(location, run.data)
-    splits = dict(place.manifest.splits)
-    for name, first in splits.items():
-        parts = [s.manifest.splits[name] for s in place.sources if name in s.manifest.splits]
-        splits[name] = SplitTotals(
-            shards=sum(part.shards for part in parts),
-            samples=sum(part.samples for part in parts),
-            tokens=sum(part.tokens for part in parts),
-            index_sha256=first.index_sha256,
-        )
-    return replace(place.manifest, splits=splits)
-
-
-def _vocabulary(run: RunConfig, given: int | None, manifest: Manifest | None) -> tuple[int, str]:
-    if given is not None:
-        if given < 1:
-            raise UsageError(f"a vocabulary cannot have {given} symbols", "--vocab", "give a number above 0")
-        return given, "--vocab"
-    if manifest is not None:
-        return manifest.vocab_size, "the data's manifest"
-    assumed = _ASSUMED_VOCABULARY.get(run.model.preset or "", _BART_VOCABULARY)
-    return assumed, "assumed; give --data or --vocab"
-
-
-def describe_model(parts: list[PartSize], vocab_size: int, origin: str) -> str:
+def _model_table(parts: _Parts) -> str:
     """Parameters by part."""
-    total = sum(part.total for part in parts)
-    rows = [("parameters", "", "share")]
-    rows += [(f"  {part.name}", f"{part.total:,}", f"{part.total / total:.1%}") for part in parts]
-    rows.append(("  all", f"{total:,}", ""))
-    return f"{table(rows)}\n  vocabulary {vocab_size:,} ({origin})"
+    total = sum(map(sum, parts.values()))
+    rows = [(f"  {name}", f"{sum(part):,}", f"{sum(part) / total:.1%}") for name, part in parts.items()]
+    return table([("parameters", "", "share"), *rows, ("  all", f"{total:,}", "")])
 
 
-def describe_memory(parts: list[PartSize], keep_last: int, ranks: int) -> str:
+def _memory(parts: _Parts, keep_last: int, ranks: int) -> str:
     """Memory of one rank by precision, tensor-parallel size and ZeRO stage; size of checkpoints."""
-    lines = [f"memory a rank for weights, gradients and AdamW states, on {ranks} ranks"]
-    head = ("  precision", "TP", "ranks on data", "ZeRO 0", "ZeRO 1", "ZeRO 2", "ZeRO 3")
-    rows: list[tuple[str, ...]] = [head]
-    total = sum(part.total for part in parts)
+    rows: list[tuple[str, ...]] = [
+        ("  precision", "TP", "ranks on data", *(f"ZeRO {stage}" for stage in range(4)))
+    ]
     for precision in ("fp32", "bf16", "fp16"):
         for tensor_size in (size for size in _TENSOR_SIZES if ranks % size == 0):
-            own = sum(part.on_rank(tensor_size) for part in parts)
+            own = sum(sharded // tensor_size + replicated for sharded, replicated in parts.values())
             data_size = ranks // tensor_size
             sizes = [state_bytes(own, stage, precision, data_size) for stage in range(4)]
             cells = ["refused" if size is None else bytes_text(size) for size in sizes]
             rows.append((f"  {precision}", str(tensor_size), str(data_size), *cells))
-    lines.append(table(rows))
-    lines.append(
+    return (
+        f"memory a rank for weights, gradients and AdamW states, on {ranks} ranks\n{table(rows)}\n"
         "  Activations, communication buckets and the device's own needs come on top. 16 bit with ZeRO 0 is\n"
         "  refused: see ds_configs/README.md.\n"
-        f"checkpoint: {bytes_text(checkpoint_bytes(total))} whatever the ranks, stage and precision;\n"
+        f"checkpoint: {bytes_text(checkpoint_bytes(sum(map(sum, parts.values()))))} whatever the ranks, "
+        "stage and precision;\n"
         f"  {keep_last} (train.keep_last) and the one being written lie on disk. As much host memory\n"
         "  is taken on the first rank's machine while one is written."
     )
-    return "\n".join(lines)
 
 
-def describe_communication(
-    run: RunConfig, vocab_size: int, execution: Execution, manifest: Manifest | None
-) -> str:
+def _communication(run: RunConfig, vocab_size: int, execution: Execution, size: _Size) -> str:
     """Bytes that one rank sends in one step, by kind, in every ZeRO stage."""
     ranks = execution.data_size * execution.tensor_size
     place = f"{ranks} ranks, TP {execution.tensor_size}, {execution.precision}"
@@ -163,7 +126,9 @@ def describe_communication(
         samples, accumulation = solve_batch(run, execution.data_size)
     except ConfigError:
         return f"{head}: the global batch cannot be shared by {execution.data_size} data-parallel ranks"
-    length, origin = _mean_length(run, manifest)
+    length, origin = run.data.block_tokens + 2, "full blocks; give --data to know the data's mean"
+    if size and size[0]:
+        length, origin = round(_side_tokens(run, *size)), "the data's mean"
     shape = _batch_shape(run, length, samples, execution.data_size * accumulation)
     parameters = rank_parameters(run.model, vocab_size, execution.tensor_size)
     kinds: dict[str, list[str]] = {}
@@ -185,24 +150,16 @@ def describe_communication(
     rows = [("  kind", *(f"ZeRO {stage}" for stage in range(4)), "")]
     rows += [(kind, *cells, "projected") for kind, cells in kinds.items()]
     rows.append(("  over the wire from one rank, by rings", *wires, "projected"))
-    return "\n".join(
-        [
-            head,
-            f"  {accumulation} micro-batches of {shape.samples} samples, {length} source and "
-            f"{length} target tokens ({origin})",
-            table(rows),
-            "  A message is as large as the whole tensor. ZeRO 3 sends more in the first two steps.",
-        ]
+    return (
+        f"{head}\n  {accumulation} micro-batches of {shape.samples} samples, {length} source and "
+        f"{length} target tokens ({origin})\n{table(rows)}\n"
+        "  A message is as large as the whole tensor. ZeRO 3 sends more in the first two steps."
     )
 
 
-def _mean_length(run: RunConfig, manifest: Manifest | None) -> tuple[int, str]:
-    """Tokens of a side of a sample, bos and eos included, and where the number comes from."""
-    totals = manifest.splits.get("train") if manifest else None
-    if totals is None or not totals.samples:
-        return run.data.block_tokens + 2, "full blocks; give --data to know the data's mean"
-    sides = 2 if run.data.task == "pair" else 1
-    return round(totals.tokens / totals.samples / sides) + 2, "the data's mean"
+def _side_tokens(run: RunConfig, samples: int, tokens: int) -> float:
+    """Mean tokens of a side of a sample, bos and eos included."""
+    return tokens / samples / (2 if run.data.task == "pair" else 1) + 2
 
 
 def _batch_shape(run: RunConfig, length: int, samples: int, parts: int) -> BatchShape:
@@ -225,69 +182,43 @@ def _batch_shape(run: RunConfig, length: int, samples: int, parts: int) -> Batch
     return BatchShape(samples, length, layout, masked * samples, max(ar - masked, 0) * samples)
 
 
-def describe_length(run: RunConfig, manifest: Manifest | None) -> str:
-    """Steps, samples, target tokens and epochs of a run."""
-    if run.data.batch == "tokens":
-        return _token_length(run, manifest)
-    samples = run.train.max_steps * run.train.global_batch
-    lines = ["length of the run", f"  {run.train.max_steps:,} steps x {run.train.global_batch:,} samples"]
-    totals = manifest.splits.get("train") if manifest else None
-    if totals is None or not totals.samples:
-        most = samples * run.data.block_tokens
-        lines.append(f"  = {count_text(samples)} samples, at most {count_text(most)} target tokens")
-        lines.append("  epochs: give --data to know the size of the data")
-        return "\n".join(lines)
-    mean = totals.tokens / totals.samples
-    what = "target tokens" if run.data.task == "denoise" else "source and target tokens"
-    lines.append(f"  = {count_text(samples)} samples, {count_text(samples * mean)} {what}")
-    there = f"{count_text(totals.samples)} samples, {count_text(totals.tokens)} tokens"
-    lines.append(f"  data: {there}, {mean:.0f} a sample")
-    lines.append(f"  = {samples / totals.samples:.2f} epochs")
-    return "\n".join(lines)
+def _length(run: RunConfig, size: _Size) -> list[str]:
+    """Steps, samples, target tokens and epochs of a run.
 
-
-def _token_length(run: RunConfig, manifest: Manifest | None) -> str:
-    """The same with batches of tokens, whose number of samples is not known before the data is read."""
-    train = run.train
-    most = f"{train.batch_tokens:,} tokens of the longer side"
-    lines = ["length of the run", f"  {train.max_steps:,} steps x up to {most}"]
-    totals = manifest.splits.get("train") if manifest else None
-    if totals is None or not totals.samples:
-        return "\n".join([*lines, "  epochs: give --data to know the size of the data"])
-    mean = totals.tokens / totals.samples / (2 if run.data.task == "pair" else 1) + 2
-    lines.append(f"  data: {count_text(totals.samples)} samples, {mean:.0f} tokens a side with bos and eos")
-    epochs = train.max_steps * train.batch_tokens / mean / totals.samples
-    return "\n".join([*lines, f"  = about {epochs:.1f} epochs, fewer by what is padding"])
+    With batches of tokens, the number of samples is not known before the data is read.
+    """
+    train, data = run.train, run.data
+    by_tokens, seen = data.batch == "tokens", train.max_steps * train.global_batch
+    longer = f"up to {train.batch_tokens:,} tokens of the longer side"
+    batch = longer if by_tokens else f"{train.global_batch:,} samples"
+    lines = ["length of the run", f"  {train.max_steps:,} steps x {batch}"]
+    if size is None:
+        most = f"at most {count_text(seen * data.block_tokens)} target tokens"
+        lines += [] if by_tokens else [f"  = {count_text(seen)} samples, {most}"]
+        return [*lines, "  epochs: give --data to know the size of the data"]
+    samples, tokens = size
+    if by_tokens:
+        side = _side_tokens(run, samples, tokens)
+        epochs = train.max_steps * train.batch_tokens / side / samples
+        lines.append(f"  data: {count_text(samples)} samples, {side:.0f} tokens a side with bos and eos")
+        return [*lines, f"  = about {epochs:.1f} epochs, fewer by what is padding"]
+    mean = tokens / samples
+    what = "target tokens" if data.task == "denoise" else "source and target tokens"
+    lines.append(f"  = {count_text(seen)} samples, {count_text(seen * mean)} {what}")
+    lines.append(f"  data: {count_text(samples)} samples, {count_text(tokens)} tokens, {mean:.0f} a sample")
+    return [*lines, f"  = {seen / samples:.2f} epochs"]
 
 
 _MASTER_BYTES, _ADAM_BYTES = 4, 8
 
 
-@dataclass(frozen=True)
-class PartSize:
-    """Parameters of one part: those that tensor parallelism shards, and those on every rank."""
-
-    name: str
-    sharded: int
-    replicated: int
-
-    @property
-    def total(self) -> int:
-        """Parameters of the part in the whole model."""
-        return self.sharded + self.replicated
-
-    def on_rank(self, tensor_size: int) -> int:
-        """Parameters of the part on one tensor-parallel rank."""
-        return self.sharded // tensor_size + self.replicated
-
-
-def model_parts(config: ModelConfig, vocab_size: int) -> list[PartSize]:
-    """The parts of a model with their numbers of parameters."""
-    sizes = {part: [0, 0] for part in _PARTS.values()}
+def model_parts(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, int]]:
+    """Parameters of each part of a model: those that tensor parallelism shards, and those on every rank."""
+    parts = {part: [0, 0] for part in _PARTS.values()}
     for name, shape in parameter_shapes(config, vocab_size).items():
         part = next(_PARTS[start] for start in _PARTS if name.startswith(start))
-        sizes[part][not name.endswith(SHARDED)] += math.prod(shape)
-    return [PartSize(part, sharded, replicated) for part, (sharded, replicated) in sizes.items()]
+        parts[part][not name.endswith(SHARDED)] += math.prod(shape)
+    return {name: (sharded, replicated) for name, (sharded, replicated) in parts.items()}
 
 
 def state_bytes(parameters: int, stage: int, precision: str, data_size: int) -> float | None:

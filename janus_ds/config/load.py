@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from janus_ds.config.faults import FaultList
 from janus_ds.config.locations import SECRET_KEYS, public_location
-from janus_ds.config.packaged import deepspeed_file, recipe_file
+from janus_ds.config.packaged import deepspeed_file, packaged_folder, recipe_file
 from janus_ds.config.presets import MODEL_PRESETS, follow_data, follow_init, resolve
 from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
 from janus_ds.config.rules import check_name, check_run
@@ -127,11 +127,16 @@ def field_of(run: RunConfig, key: str) -> Any:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
-    """`--recipe` and `--set` (as `overrides`)."""
-    shown = f"launch/recipes/{default.name}" if default else "launch/recipes/quickstart.yaml"
-    help_line = f"what is trained: a file, or a name such as iwslt (default: {shown})"
+    """`--recipe` (default: the quickstart's) and `--set` (as `overrides`)."""
+    default = default or packaged_folder("recipes") / "quickstart.yaml"
+    help_line = f"what is trained: a file, or a name such as iwslt (default: launch/recipes/{default.name})"
     parser.add_argument("--recipe", type=recipe_file, default=default, metavar="YAML", help=help_line)
     add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
+
+
+def given_overrides(parsed: argparse.Namespace) -> list[str]:
+    """What `--set` and `--data` say."""
+    return [*parsed.overrides, *([f"data.path={parsed.data}"] if parsed.data else [])]
 
 
 def add_deepspeed_argument(parser: argparse.ArgumentParser) -> None:

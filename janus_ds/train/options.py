@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.config.deepspeed import read_setup
-from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments
+from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments, given_overrides
 from janus_ds.config.packaged import user_path
 from janus_ds.errors import JanusError
 
@@ -67,8 +67,7 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
-    overrides = list(given.overrides)
-    overrides += [f"data.path={given.data}"] if given.data else []
+    overrides = given_overrides(given)
     overrides += [f"init={_SCRATCH.get(given.init, given.init)}"] if given.init else []
     overrides += [] if given.time_limit is None else [f"train.time_limit={given.time_limit}"]
     return TrainOptions(
