@@ -86,7 +86,7 @@ INSTALL ?=
 ATTACKS := tests/model/test_hostile_models.py \
     tests/data/stream/test_hostile_data.py tests/data/stream/test_hostile_server.py \
     tests/data/stream/test_hostile_cache.py tests/config/test_mutated_files.py tests/config/test_load_traps.py \
-    tests/config/test_locations.py tests/train/loop/test_state.py tests/checkpoint/test_manifest.py \
+    tests/config/test_locations.py tests/train/test_state.py tests/checkpoint/test_manifest.py \
     tests/parallel/test_liveness.py tests/fault/test_run_folder.py tests/fault/test_kill_commands.py \
     tests/cli/test_bad_streams.py tests/cli/test_outside_text.py tests/data/text/test_containers.py \
     tests/data/text/test_sentences.py

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from janus_ds.cli.arguments import new_parser
 from janus_ds.errors import UsageError
 from janus_ds.metrics.scores import save_json
-from janus_ds.observe.run_record import installed_versions
+from janus_ds.observe.writers import installed_versions
 
 _PACKAGES = ("torch", "numpy", "deepspeed", "megatron-core", "webdataset")
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")

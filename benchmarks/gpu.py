@@ -64,7 +64,7 @@ _TEXTS = [
 ]
 _STEPS, _STOP = 50, 20
 _BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-_GPU_TESTS = ("train/loop/test_compiling", "numerics/test_fused_head")
+_GPU_TESTS = ("train/test_compiling", "numerics/test_fused_head")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from janus_ds.data.masking.views import Views
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.loop.engine import TrainingStep
+from janus_ds.train.engine import TrainingStep
 
 
 @dataclass(frozen=True)

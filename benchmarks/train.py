@@ -35,7 +35,7 @@ from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, Run
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.loop.reporting import device_peak_flops, step_flops
+from janus_ds.train.reporting import device_peak_flops, step_flops
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "ar": {"preset": "ar"},

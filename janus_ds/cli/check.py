@@ -65,7 +65,7 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     from janus_ds.data.stream.loader import make_step_plan
     from janus_ds.data.stream.sample_order import RankShare
     from janus_ds.parallel.topology import Topology
-    from janus_ds.train.loop.build_run import build_run
+    from janus_ds.train.build_run import build_run
 
     plan = build_run(run, execution, Path("runs") / run.name, Topology(torch.device("cpu")))
     maker = plan.train

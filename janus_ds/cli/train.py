@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from janus_ds.config.packaged import packaged_folder
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, PlainFormatter
 from janus_ds.train.options import FOLLOWER_DELAY, TrainOptions, parse_options, refuse_faults
-from janus_ds.train.safety.signals import StopSignals
+from janus_ds.train.signals import StopSignals
 
 if TYPE_CHECKING:
-    from janus_ds.train.loop.trainer import Outcome
+    from janus_ds.train.trainer import Outcome
 
 _NEWS_SECONDS = 3.0
 """Time for the news of a lost rank to come after a collective has failed."""
@@ -67,7 +67,7 @@ def train_and_exit(options: TrainOptions, signals: StopSignals) -> int:
     launchers end all ranks when one is gone.
     """
     from janus_ds.parallel.liveness import LostRankError
-    from janus_ds.train.loop.trainer import Outcome
+    from janus_ds.train.trainer import Outcome
 
     _log_to_stderr()
     try:
@@ -92,7 +92,7 @@ def _train(options: TrainOptions, signals: StopSignals) -> Outcome:
     """
     from janus_ds.parallel.liveness import Liveness
     from janus_ds.parallel.topology import close_topology, init_topology
-    from janus_ds.train.loop.build_run import run
+    from janus_ds.train.build_run import run
 
     topology = init_topology(options.tensor_parallel, process_group=True, asked=signals.asked)
     liveness = Liveness(topology, signals.hear)

@@ -20,8 +20,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,11 +37,6 @@ def shard_dims(model: nn.Module) -> dict[str, int | None]:
         sharded = getattr(parameter, "tensor_model_parallel", False)
         dims[name] = int(getattr(parameter, "partition_dim")) if sharded else None  # noqa: B009
     return dims
-
-
-def merge_shards(shards: list[Tensor], dim: int | None) -> Tensor:
-    """The whole parameter from the shards of all ranks in order; `dim` as in :func:`shard_dims`."""
-    return shards[0] if dim is None else torch.cat(shards, dim)
 
 
 def take_shard(whole: Tensor, dim: int | None, rank: int, size: int) -> Tensor:
@@ -135,7 +131,8 @@ class _MegatronLayers(ParallelLayers):
         self.rank = state.get_tensor_model_parallel_rank()
         self._group = state.get_tensor_model_parallel_group()
         self._tensor_parallel = tensor_parallel
-        self._classes = _wrapped_classes(tensor_parallel)
+        self._column = _without_bias(tensor_parallel.ColumnParallelLinear)
+        self._row = _without_bias(tensor_parallel.RowParallelLinear)
         self._config = core.ModelParallelConfig(
             tensor_model_parallel_size=size,
             use_cpu_initialization=True,
@@ -143,19 +140,17 @@ class _MegatronLayers(ParallelLayers):
         )
 
     def column_linear(self, in_features: int, out_features: int, *, std: float) -> nn.Module:
-        options = {"config": self._config, "init_method": _normal(std), "bias": True, "gather_output": False}
-        return _without_extra_state(self._classes["column"](in_features, out_features, **options))
+        options = {"config": self._config, "init_method": partial(nn.init.normal_, std=std)}
+        return _without_extra_state(self._column(in_features, out_features, gather_output=False, **options))
 
     def row_linear(self, in_features: int, out_features: int, *, std: float) -> nn.Module:
-        options = {"config": self._config, "init_method": _normal(std), "bias": True}
-        layer = self._classes["row"](
-            in_features, out_features, input_is_parallel=True, skip_bias_add=False, **options
-        )
-        return _without_extra_state(layer)
+        options = {"config": self._config, "init_method": partial(nn.init.normal_, std=std), "bias": True}
+        options |= {"input_is_parallel": True, "skip_bias_add": False}
+        return _without_extra_state(self._row(in_features, out_features, **options))
 
     def vocab_embedding(self, rows: int, dim: int, *, std: float) -> nn.Module:
         table = self._tensor_parallel.VocabParallelEmbedding(
-            rows, dim, init_method=_normal(std), config=self._config
+            rows, dim, init_method=partial(nn.init.normal_, std=std), config=self._config
         )
         return _without_extra_state(table)
 
@@ -172,7 +167,7 @@ class _MegatronLayers(ParallelLayers):
             return x
         shards = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)]
         dist.all_gather(shards, x.contiguous(), group=self._group)
-        return merge_shards(shards, dim)
+        return torch.cat(shards, dim)
 
     def sharded_rng(self) -> AbstractContextManager[None]:
         fork: AbstractContextManager[None] = _rng_tracker().fork()
@@ -243,10 +238,6 @@ class _DeepSpeedMpu:
         return dist.get_process_group_ranks(self._state.get_data_parallel_group())
 
 
-def _normal(std: float) -> Callable[[Tensor], Tensor]:
-    return lambda weight: nn.init.normal_(weight, 0.0, std)
-
-
 def _import_megatron() -> tuple[Any, Any]:
     """(megatron.core, megatron.core.tensor_parallel), without the warnings on Apex and TE."""
     # Column-parallel layers warn, once a layer, where this is not set.
@@ -258,20 +249,15 @@ def _import_megatron() -> tuple[Any, Any]:
     return megatron.core, tensor_parallel
 
 
-def _wrapped_classes(tensor_parallel: Any) -> dict[str, Any]:
-    """Megatron's linear layers, returning a tensor in place of (tensor, bias)."""
+def _without_bias(linear: Any) -> Any:
+    """A linear layer of megatron's that returns a tensor in place of (tensor, bias)."""
 
-    class Column(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
+    class Layer(linear):  # type: ignore[misc]
         def forward(self, input_: Tensor) -> Tensor:
             output: Tensor = super().forward(input_)[0]
             return output
 
-    class Row(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
-        def forward(self, input_: Tensor) -> Tensor:
-            output: Tensor = super().forward(input_)[0]
-            return output
-
-    return {"column": Column, "row": Row}
+    return Layer
 
 
 def _without_extra_state(layer: nn.Module) -> nn.Module:

@@ -195,6 +195,7 @@ def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
     Raises:
         MissingDependencyError: several processes, but no MASTER_ADDR or MASTER_PORT.
+        UsageError: numbers that cannot be; on this rank alone, which may not know of the others.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     found = {name: environ[name] for name in names if name in environ}
@@ -202,23 +203,6 @@ def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
         found["RANK"] = environ.get("SLURM_PROCID", "0")
         found["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
         found["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
-    _check_launched(found)
-    missing = [name for name in names if name not in found]
-    if int(found.get("WORLD_SIZE", "1")) > 1 and missing:
-        raise MissingDependencyError(
-            f"{found['WORLD_SIZE']} processes were started, but they cannot find each other",
-            f"environment: {', '.join(missing)} not set",
-            "start with `deepspeed` or `torchrun`; for srun, export MASTER_ADDR (first node) and MASTER_PORT",
-        )
-    return found
-
-
-def _check_launched(found: Mapping[str, str]) -> None:
-    """Refuse numbers of ranks that cannot be.
-
-    Raises:
-        UsageError: on this rank alone, which may not know of the others.
-    """
     for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)):
         text = found.get(name, str(least))
         if not text.isascii() or not text.isdigit() or int(text) < least:
@@ -231,6 +215,14 @@ def _check_launched(found: Mapping[str, str]) -> None:
         error = UsageError(f"{reason}, which no launcher sets", "the environment", fix)
         error.local = True  # type: ignore[misc]
         raise error
+    missing = [name for name in names if name not in found]
+    if int(found.get("WORLD_SIZE", "1")) > 1 and missing:
+        raise MissingDependencyError(
+            f"{found['WORLD_SIZE']} processes were started, but they cannot find each other",
+            f"environment: {', '.join(missing)} not set",
+            "start with `deepspeed` or `torchrun`; for srun, export MASTER_ADDR (first node) and MASTER_PORT",
+        )
+    return found
 
 
 def _pick_device(local_rank: int) -> torch.device:
@@ -366,25 +358,17 @@ def fresh_store(store: Store, rank: int, world_size: int) -> Store:
     """
     if rank == 0:
         key = secrets.token_hex(8)
-        absent = set(range(1, world_size))
+        absent = list(range(1, world_size))
         while absent:
-            _answer(store, absent, key)
-            absent = {other for other in absent if not store.check([_here(key, other)])}
+            for other in absent:
+                if store.check([f"{_PREFIX}/{other}"]):
+                    store.set(f"{_PREFIX}/{store.get(f'{_PREFIX}/{other}').decode()}", key)
+            absent = [other for other in absent if not store.check([f"{_PREFIX}/{key}/here/{other}"])]
             if absent:
                 time.sleep(_POLL_SECONDS)
     else:
         number = secrets.token_hex(8)
         store.set(f"{_PREFIX}/{rank}", number)
         key = store.get(f"{_PREFIX}/{number}").decode()
-        store.set(_here(key, rank), "here")
+        store.set(f"{_PREFIX}/{key}/here/{rank}", "here")
     return PrefixStore(f"{_PREFIX}/{key}", store)
-
-
-def _answer(store: Store, ranks: set[int], key: str) -> None:
-    for rank in ranks:
-        if store.check([f"{_PREFIX}/{rank}"]):
-            store.set(f"{_PREFIX}/{store.get(f'{_PREFIX}/{rank}').decode()}", key)
-
-
-def _here(key: str, rank: int) -> str:
-    return f"{_PREFIX}/{key}/here/{rank}"

@@ -7,6 +7,7 @@ run; seeds of a kind differ in line style.
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from janus_ds.errors import MissingDependencyError
-from janus_ds.report.rows import metric_title, mode_title, term_title
-from janus_ds.report.runs import RunFolder, System, iterations_of, primary_metric, sorted_modes
+from janus_ds.report.runs import (
+    RunFolder,
+    System,
+    iterations_of,
+    metric_title,
+    mode_title,
+    primary_metric,
+    sorted_modes,
+    term_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -71,6 +80,11 @@ class Picture:
     title: str
     caption: str
     png: bytes | None
+
+    @property
+    def base64(self) -> str:
+        """The image as it stands in a page."""
+        return base64.b64encode(self.png or b"").decode("ascii")
 
 
 def draw_task_pictures(runs: Sequence[RunFolder], task: str) -> list[Picture]:

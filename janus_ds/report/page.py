@@ -1,30 +1,45 @@
 """One self-contained HTML page about runs: tables, pictures, samples, and how all of it was made.
 
+Tables hold the runs, means over seeds, and mark the best values.
+
 The page is `templates/page.html.j2`; this module gathers what stands on it. jinja2 escapes every text.
 """
 
 from __future__ import annotations
 
-import base64
 import re
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from janus_ds import __version__
+from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.errors import JanusError, UsageError, shown
 from janus_ds.io import disk_faults, write_atomic
-from janus_ds.metrics.scores import read_lines
+from janus_ds.metrics.scores import finite_numbers, read_lines
 from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pictures, require_matplotlib
-from janus_ds.report.rows import metric_title, mode_table, mode_title, run_table
-from janus_ds.report.runs import RunFolder, listing, mapping, read_runs, sorted_modes
+from janus_ds.report.runs import (
+    SPEED_TITLES,
+    RunFolder,
+    listing,
+    mapping,
+    metric_title,
+    mode_title,
+    primary_metric,
+    read_runs,
+    sorted_modes,
+    term_title,
+)
 
 PAGE = "index.html"
 _WORDS = re.compile(r"(\s*)(\w+|[^\w\s])")
+_FIRST = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf")
+_LAST = ("repetition", "repetition_words", "length_ratio", *SPEED_TITLES)
+_SEED = re.compile(r"[-_]?s(eed)?\d+$")
 _MOST_COMPARED = 2000
 """Words of a text; the time to compare grows with their square."""
 
@@ -87,7 +102,7 @@ def _content(
             "name": task,
             "run_table": run_table(runs, task),
             "mode_table": mode_table(runs, task),
-            "pictures": [_picture(picture) for picture in pictures],
+            "pictures": pictures,
             "samples": sample_cards(runs, task, samples) if samples else None,
         }
         for task, pictures in by_task.items()
@@ -97,17 +112,12 @@ def _content(
         "notes": notes,
         "tasks": tasks,
         "no_scores": run_table(runs, "nmt"),
-        "curves": [_picture(picture) for picture in curves],
+        "curves": curves,
         "now": _now(),
         "version": __version__,
         "making": [_making(run) for run in runs],
         "signatures": list(dict.fromkeys(line for task in by_task for line in _signatures(runs, task))),
     }
-
-
-def _picture(picture: Picture) -> dict[str, Any]:
-    encoded = None if picture.png is None else base64.b64encode(picture.png).decode("ascii")
-    return {**asdict(picture), "base64": encoded}
 
 
 def _subtitle(runs: Sequence[RunFolder], split: str) -> str:
@@ -164,6 +174,137 @@ def _signatures(runs: Sequence[RunFolder], task: str) -> Iterator[str]:
                 yield f"{metric_title(name)}: {text}"
             for text in listing(system.scores.get("warnings")):
                 yield f"warning: {text}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run, or the mean of runs that differ in their seed only.
+
+    Attributes:
+        label: the run, or the kind of runs.
+        seed: which, or how many.
+        updates: made, and asked for where that is more.
+        modes: values by mode and metric; speeds count as metrics.
+    """
+
+    label: str
+    objective: str
+    seed: str
+    updates: str
+    modes: dict[str, dict[str, float]]
+    is_mean: bool = False
+
+
+def rows_of(runs: Sequence[RunFolder], task: str) -> list[Row]:
+    """A row for each run in the order given, means after the last run of their kind."""
+    rows: list[Row] = []
+    last = {run.group: run for run in runs}
+    for run in runs:
+        rows.append(_row(run, task))
+        kind = [_row(other, task) for other in runs if other.group == run.group and task in other.tasks]
+        if run is last[run.group] and len(kind) > 1:
+            rows.append(_mean(kind))
+    return rows
+
+
+def _row(run: RunFolder, task: str) -> Row:
+    asked, seed, made = run.recipe("train", "max_steps"), run.recipe("train", "seed"), run.updates
+    more = f" of {asked:,}" if isinstance(asked, int) and made is not None and made < asked else ""
+    return Row(
+        run.label,
+        objective_text(run.objective, finite_numbers(run.recipe("objective")), run.recipe("data", "task")),
+        "?" if seed is None else str(seed),
+        "?" if made is None else f"{made:,}{more}",
+        {
+            mode: {k: v for k, v in system.metrics.items() if not k.startswith("reference_")} | system.speed
+            for mode, system in run.tasks.get(task, {}).items()
+        },
+    )
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    means = {
+        mode: {
+            metric: sum(row.modes[mode][metric] for row in rows) / len(rows)
+            for metric in values
+            if all(metric in row.modes[mode] for row in rows)
+        }
+        for mode, values in rows[0].modes.items()
+        if all(mode in row.modes for row in rows)
+    }
+    updates = " / ".join(dict.fromkeys(row.updates for row in rows))
+    label = _SEED.sub("", rows[0].label) or rows[0].label
+    return Row(f"{label}: mean", rows[0].objective, f"{len(rows)} seeds", updates, means, is_mean=True)
+
+
+def run_table(runs: Sequence[RunFolder], task: str) -> dict[str, Any]:
+    """One row a run: objective, updates, and the quality of every mode (the paper's Tables 1 and 6)."""
+    rows = rows_of(runs, task)
+    modes = sorted_modes([run.tasks.get(task, {}) for run in runs])
+    metric = primary_metric([system for run in runs for system in run.tasks.get(task, {}).values()])
+    return {
+        "quality": metric_title(metric),
+        "modes": [mode_title(mode) for mode in modes],
+        "rows": _cells(rows, [(mode, metric) for mode in modes]),
+    }
+
+
+def mode_table(runs: Sequence[RunFolder], task: str) -> dict[str, Any]:
+    """All metrics and speeds, runs under the mode that they are compared in (Table 3 among them)."""
+    rows = rows_of(runs, task)
+    names = dict.fromkeys(m for row in rows for values in row.modes.values() for m in values)
+    others = [name for name in names if name not in (*_FIRST, *_LAST)]
+    metrics = [m for m in _FIRST if m in names] + others + [m for m in _LAST if m in names]
+    modes = []
+    for mode in sorted_modes([run.tasks.get(task, {}) for run in runs]):
+        found = [row for row in rows if mode in row.modes]
+        modes.append((mode_title(mode), _cells(found, [(mode, metric) for metric in metrics])))
+    return {"metrics": [metric_title(metric) for metric in metrics], "modes": modes}
+
+
+def _cells(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> list[tuple[Row, list[Any]]]:
+    """For each row, its cell of each (mode, metric)."""
+    columns = [_column(rows, *key) for key in keys]
+    return [(row, [column[number] for column in columns]) for number, row in enumerate(rows)]
+
+
+def _column(rows: Sequence[Row], mode: str, metric: str) -> list[dict[str, Any] | None]:
+    """A metric of each row as text; the best run is marked, where not all are printed alike."""
+
+    def text_of(value: float) -> str:
+        decimals = 2 if metric not in SPEED_TITLES else 1 if value < 10 else 0
+        return f"{value:,.{decimals}f}"
+
+    def goodness(value: float) -> float:
+        if metric == "length_ratio":
+            return -abs(value - 100)
+        return -value if metric.startswith(("repetition", "ms_")) else value
+
+    found = [(row.is_mean, row.modes.get(mode, {}).get(metric)) for row in rows]
+    runs = [value for is_mean, value in found if value is not None and not is_mean]
+    best = text_of(max(runs, key=goodness)) if len(set(map(text_of, runs))) > 1 else None
+    return [
+        None if value is None else {"text": (text := text_of(value)), "best": text == best and not is_mean}
+        for is_mean, value in found
+    ]
+
+
+def objective_text(preset: str, objective: Mapping[str, Any], task: str | None) -> str:
+    """The preset, and how a run's weights differ from it: "paper without AUX, K"; `released` has a bundle for
+    each task of data."""
+    weights = OBJECTIVE_PRESETS.get(preset) or OBJECTIVE_PRESETS.get(f"{preset}/{task}") or {}
+    changed = {
+        name.removeprefix("weight_"): objective[name]
+        for name, value in weights.items()
+        if name.startswith("weight_") and objective.get(name, value) != value
+    }
+    left_out = [term_title(term) for term, weight in changed.items() if weight == 0]
+    divergences = [term for term in weights if term.startswith("weight_kl_") and weights[term]]
+    if divergences and all(objective.get(term) == 0 for term in divergences):
+        left_out = [*(title for title in left_out if not title.startswith("K(")), "K"]
+    others = [f"{term_title(term)} x {weight:g}" for term, weight in changed.items() if weight]
+    without = f"{preset} without {', '.join(left_out)}" if left_out else preset
+    return ", ".join([without, *others])
 
 
 def sample_cards(runs: Sequence[RunFolder], task: str, count: int) -> dict[str, Any]:

@@ -18,12 +18,15 @@ from janus_ds.config.faults import suggestion
 from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.errors import JanusError, UsageError
 from janus_ds.io import read_json
-from janus_ds.metrics.scores import finite_numbers
-from janus_ds.observe.run_record import read_run_record
-from janus_ds.observe.writers import read_metrics
+from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers
+from janus_ds.observe.writers import RUN_FILE, read_metrics, read_run_record
 
 _TASK = re.compile(r"\w[\w.-]{0,63}")
 _NAR = re.compile(r"nar-(\d+)$")
+SPEED_TITLES = {
+    "sentences_per_second": "sentences/s, in batches",
+    "ms_per_sentence_batch_1": "ms/sentence, one by one",
+}
 _PRIMARY = ("sacrebleu", "overall", "rougeL", "f1", "bleu4", "bleu1")
 
 
@@ -164,11 +167,13 @@ def _read_run(folder: Path, label: str, split: str) -> RunFolder:
         raise UsageError("there is no such run folder", str(folder), advice)
     lines = sorted(read_metrics(folder / "metrics.jsonl"), key=lambda line: line["step"])
     run = RunFolder(folder, label, dict(mapping(read_run_record(folder))), lines)
+    if not run.record and (folder / RUN_FILE).exists():
+        run.notes.append(f"{folder / RUN_FILE} cannot be read as JSON: no recipe, no history of starts")
     _read_scores(run, split)
     if not run.record and not run.lines and not run.tasks:
         raise UsageError(
             "the folder holds nothing of a run: no run.json, no metrics.jsonl, no scores",
-            str(folder),
+            f"{folder}{''.join(f'; {note}' for note in run.notes)}",
             "give the folder that training wrote (--output), or one with scores.json",
         )
     _note_state(run, split)
@@ -259,6 +264,25 @@ def sorted_modes(systems: Sequence[Mapping[str, System]]) -> list[str]:
         return (0 if mode.startswith("ar") else 2 if mode.startswith("nar") else 3), 0, mode
 
     return sorted({mode for found in systems for mode in found}, key=order)
+
+
+def metric_title(name: str) -> str:
+    """How a metric is written for readers; unknown ones as they are."""
+    if name in METRIC_TITLES:
+        return METRIC_TITLES[name][0]
+    return SPEED_TITLES.get(name, name.replace("_", " "))
+
+
+def mode_title(mode: str) -> str:
+    """How a mode is written for readers: AR, NAR 4; unknown ones as they are."""
+    number = iterations_of(mode)
+    return f"NAR {number}" if number is not None else mode.upper() if mode in ("ar", "nar") else mode
+
+
+def term_title(term: str) -> str:
+    """How a term of the loss is written for readers: AR, K(AR, NAR), length."""
+    pair = term.removeprefix("kl_").upper().replace("_", ", ")
+    return f"K({pair})" if term.startswith("kl_") else term if term == "length" else term.upper()
 
 
 def primary_metric(systems: Sequence[System]) -> str:

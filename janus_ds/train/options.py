@@ -23,10 +23,6 @@ FOLLOWER_DELAY = 2.0
 """Seconds that a rank waits for the one that prints the fault of all: launchers end all when one is gone."""
 
 
-_SCRATCH = {"none": "null"}
-"""How `--init` says that nothing is taken over, and the value that means it."""
-
-
 @dataclass(frozen=True)
 class TrainOptions:
     """What the command line says."""
@@ -68,7 +64,7 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     overrides = given_overrides(given)
-    overrides += [f"init={_SCRATCH.get(given.init, given.init)}"] if given.init else []
+    overrides += [f"init={'null' if given.init == 'none' else given.init}"] if given.init else []
     overrides += [] if given.time_limit is None else [f"train.time_limit={given.time_limit}"]
     return TrainOptions(
         deepspeed_config=given.deepspeed_config,

@@ -24,8 +24,7 @@ from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
 from janus_ds.io import disk_faults, write_atomic
-from janus_ds.observe.run_record import RUN_FILE, RUN_FORMAT_VERSION, read_run_record
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe.writers import RUN_FILE, RUN_FORMAT_VERSION, read_metrics, read_run_record
 
 
 def add_asset_arguments(parser: argparse.ArgumentParser, asset: Path, page: str) -> None:

@@ -16,8 +16,7 @@ from driver import FINISHED, TRAINED
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.scores import TextLines, read_lines
 from janus_ds.metrics.translation import compare_translations
-from janus_ds.observe.run_record import read_run_record
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe.writers import read_metrics, read_run_record
 
 _CURVE_KEYS = ("samples_total", "tokens_total", "cpu_seconds_total", "seconds_total")
 

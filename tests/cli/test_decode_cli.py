@@ -23,7 +23,7 @@ from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import RUN_FORMAT_VERSION
 from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
 from janus_ds.evaluate.passages import infill
-from janus_ds.observe import run_record
+from janus_ds.observe import writers
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_run import write_run
 
@@ -151,7 +151,7 @@ def test_modes_follow_the_trained_losses(run: Path) -> None:
     assert modes(preset="released") == ("ar",)  # pretraining: its length head is not trained
     # AUX alone (Table 6), and released fine-tuning: nothing predicts eos, so AR would write to its limit.
     assert modes(weight_ar=0.0, weight_nar=0.0) == modes(preset="released_finetune") == ("nar",)
-    assert run_record.RUN_FORMAT_VERSION == RUN_FORMAT_VERSION
+    assert writers.RUN_FORMAT_VERSION == RUN_FORMAT_VERSION
 
 
 BAD_INPUTS: list[tuple[bytes, str, str]] = [

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from janus_ds.parallel.topology import Topology, init_topology
-from janus_ds.train.loop.engine import TrainingEngine
-from janus_ds.train.loop.outputs import OutputScores
-from janus_ds.train.loop.trainer import Outcome
+from janus_ds.train.engine import TrainingEngine
+from janus_ds.train.trainer import Outcome
+from janus_ds.train.validation import OutputDecoder
 from tests.support.launch import run_ranks
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 from tests.support.tiny_training import Result, Run, train
@@ -50,24 +50,24 @@ def stopping(topology: Topology, rank: int, where: str, call: int) -> Iterator[N
             os.kill(os.getpid(), signal.SIGTERM)
         count += 1
 
-    forward, score = TrainingEngine.forward, OutputScores._score
+    forward, score = TrainingEngine.forward, OutputDecoder._score
 
     def forward_(self: TrainingEngine, *arguments: Any) -> Any:
         if where == "losses" and not self._engine.module.training:
             strike()
         return forward(self, *arguments)
 
-    def score_(self: OutputScores, *arguments: Any) -> Any:
+    def score_(self: OutputDecoder, *arguments: Any) -> Any:
         if where == "bleu":
             strike()
         return score(self, *arguments)
 
     TrainingEngine.forward = forward_  # type: ignore[method-assign]
-    OutputScores._score = score_  # type: ignore[method-assign]
+    OutputDecoder._score = score_  # type: ignore[method-assign]
     try:
         yield
     finally:
-        TrainingEngine.forward, OutputScores._score = forward, score  # type: ignore[method-assign]
+        TrainingEngine.forward, OutputDecoder._score = forward, score  # type: ignore[method-assign]
 
 
 def worker(folder: Path) -> dict[str, list[Result]]:

@@ -19,7 +19,7 @@ from janus_ds.data.stream.source import SampleSource
 from janus_ds.errors import DataError, JanusError
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import init_topology
-from janus_ds.train.loop.trainer import Outcome
+from janus_ds.train.trainer import Outcome
 from tests.support.bad_steps import bad_passes
 from tests.support.launch import run_ranks
 from tests.support.tiny_training import NO_DROPOUT, Result, Run, train

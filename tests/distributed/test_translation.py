@@ -14,7 +14,7 @@ from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
 from janus_ds.evaluate.evaluation import EvalRequest, results_table
 from janus_ds.evaluate.tasks import NMT_COLUMNS, evaluate
 from janus_ds.parallel.topology import Topology, init_topology
-from janus_ds.train.loop.trainer import Outcome
+from janus_ds.train.trainer import Outcome
 from tests.support.launch import run_ranks
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 from tests.support.tiny_training import Run, train
@@ -145,9 +145,6 @@ def test_averaging_takes_the_last_checkpoints(found, folder):
     first, second, mean = read_weights(paths[0]), read_weights(paths[1]), average_weights(paths)
     for name, value in mean.items():
         assert torch.allclose(value, (first[name] + second[name]) / 2, atol=1e-7)
-    with pytest.raises(CheckpointError, match="5 checkpoints are to be averaged, the run has 3") as error:
-        last_checkpoints(folder / "one", 5)
-    assert "--average 3" in error.value.fix
 
 
 def test_evaluation_translates_scores_and_measures(found, folder):
@@ -169,7 +166,11 @@ def test_evaluation_translates_scores_and_measures(found, folder):
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"average": 5}, CheckpointError, "the run has 3"),
+        (
+            {"average": 5},
+            CheckpointError,
+            r"(?s)the run has 3 .*give --average 3 or less",
+        ),
         ({"average": 0}, UsageError, "0 checkpoints cannot be averaged"),
         ({"split": "dev"}, JanusError, "sources of split 'dev' are missing"),
         ({"modes": ("nar",), "run": "plain"}, ConfigError, "not trained to decode in mode 'nar'"),

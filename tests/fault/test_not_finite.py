@@ -16,7 +16,7 @@ import pytest
 from janus_ds.checkpoint.manifest import read_state
 from janus_ds.errors import TrainingError
 from janus_ds.parallel.topology import Topology, init_topology
-from janus_ds.train.safety.guards import Decision, SkipCause
+from janus_ds.train.guards import Decision, SkipCause
 from tests.support.bad_steps import Watched, bad_passes, watched_steps
 from tests.support.launch import run_ranks
 from tests.support.tiny_training import Run, make_inputs, train

@@ -16,7 +16,7 @@ from janus_ds.data.stream.source import SampleSource
 from janus_ds.errors import STALLED_EXIT_CODE
 from janus_ds.observe.writers import read_metrics
 from janus_ds.train.options import TrainOptions
-from janus_ds.train.safety.signals import StopSignals
+from janus_ds.train.signals import StopSignals
 from tests.support.launch import ROOT, Ended, let_ranks_end
 from tests.support.processes import wait_until
 from tests.support.tiny_training import make_inputs

@@ -25,7 +25,7 @@ from janus_ds.errors import CheckpointError, JanusError
 from janus_ds.model.formats.fairseq import load_fairseq
 from janus_ds.model.formats.hf_import import load_hf_bart
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.loop.build_run import start_from
+from janus_ds.train.build_run import start_from
 from tests.support.hf_folder import hub_folder, hub_state
 from tests.support.hostile import (
     CHANGES,

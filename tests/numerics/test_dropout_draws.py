@@ -21,7 +21,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.loop.engine import TrainingStep
+from janus_ds.train.engine import TrainingStep
 from tests.support.naive_reference import NaiveJanus, NaiveShape
 from tests.support.naive_step import assert_same_gradients, collated, naive_step
 from tests.support.packed_data import run_config

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.parallel import handshake, liveness
+from janus_ds.parallel import liveness
 from janus_ds.parallel.liveness import Liveness, LostRankError
 from janus_ds.parallel.topology import Topology
 from tests.support.hostile import note
@@ -124,9 +124,9 @@ TOKEN = b"t" * 32
 @contextlib.contextmanager
 def joining(ranks: int) -> Iterator[tuple[tuple[str, int], list[dict[int, socket.socket]]]]:
     """Rank 0 waiting for `ranks` others; its address, and where its result comes."""
-    listener, found = handshake.listen(True, ranks), []  # type: ignore[var-annotated]
+    listener, found = liveness.listen(True, ranks), []  # type: ignore[var-annotated]
     waiting = threading.Thread(
-        target=lambda: found.append(handshake.accept_ranks(listener, TOKEN, ranks + 1)), daemon=True
+        target=lambda: found.append(liveness.accept_ranks(listener, TOKEN, ranks + 1)), daemon=True
     )
     waiting.start()
     with listener:
@@ -139,14 +139,14 @@ def joining(ranks: int) -> Iterator[tuple[tuple[str, int], list[dict[int, socket
 def attack(address: tuple[str, int], kind: str) -> socket.socket:
     """A stranger's connection to the port."""
     line = socket.create_connection(address, 10)
-    challenge = handshake._line_of(line)
+    challenge = liveness._line_of(line)
     texts = {
         "not ASCII": "\xff\xfe ä 1\n".encode("latin-1"),
         "digits": b"9" * 200 + b" x\n",
         "clear token": b"1 " + TOKEN + b"\n",
-        "rank 0": b"0 " + handshake._proof(TOKEN, challenge, 0) + b"\n",
-        "no such rank": b"7 " + handshake._proof(TOKEN, challenge, 7) + b"\n",
-        "other challenge": b"1 " + handshake._proof(TOKEN, b"0" * 32, 1) + b"\n",
+        "rank 0": b"0 " + liveness._proof(TOKEN, challenge, 0) + b"\n",
+        "no such rank": b"7 " + liveness._proof(TOKEN, challenge, 7) + b"\n",
+        "other challenge": b"1 " + liveness._proof(TOKEN, b"0" * 32, 1) + b"\n",
         "null": bytes(100) + b"\n",
     }
     with contextlib.suppress(OSError):
@@ -170,7 +170,7 @@ def test_a_hundred_strangers_neither_delay_nor_break_a_start() -> None:
         kinds = (*STRANGERS, "null", "endless", "reset")
         with ThreadPoolExecutor(20) as pool:
             strangers = list(pool.map(lambda i: attack(address, kinds[i % len(kinds)]), range(100)))
-            lines = list(pool.map(lambda rank: handshake.join(address, TOKEN, rank), (1, 2, 3)))
+            lines = list(pool.map(lambda rank: liveness.join(address, TOKEN, rank), (1, 2, 3)))
     note("connections of strangers that break a start", len(strangers), not all(lines))
     assert all(lines)
     assert sorted(found[0]) == [1, 2, 3]
@@ -186,13 +186,13 @@ def test_a_stranger_is_dropped_at_once(kind: str) -> None:
         stranger.settimeout(10)
         with contextlib.suppress(ConnectionResetError):
             assert stranger.recv(100) == b""
-        line = handshake.join(address, TOKEN, 1)
+        line = liveness.join(address, TOKEN, 1)
     assert list(found[0]) == [1]
     assert line is not None
 
 
 def test_the_port_is_closed_once_all_have_joined_and_was_open_on_loopback_only(calls: Any) -> None:
-    with handshake.listen(True, 4) as listener:
+    with liveness.listen(True, 4) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
     made, _ = calls
     port = made[1]._lines[0].getpeername()[1]
@@ -208,22 +208,22 @@ def test_on_several_hosts_it_listens_where_the_ranks_meet(monkeypatch: pytest.Mo
     if own in ("0.0.0.0", "127.0.0.1"):
         pytest.skip("this machine has no other interface than loopback")
     monkeypatch.setenv("MASTER_ADDR", own)
-    with handshake.listen(False, 4) as listener:
+    with liveness.listen(False, 4) as listener:
         assert listener.getsockname()[0] == own
     # A name that only its own host resolves, to loopback, would shut all others out.
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    with handshake.listen(False, 4) as listener:
+    with liveness.listen(False, 4) as listener:
         assert listener.getsockname()[0] in ("0.0.0.0", "::")
 
 
 def test_a_rank_that_cannot_connect_goes_on_unwatched(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(handshake, "_CONNECT_SECONDS", 0.5)
-    with handshake.listen(True, 1) as listener:
+    monkeypatch.setattr(liveness, "_CONNECT_SECONDS", 0.5)
+    with liveness.listen(True, 1) as listener:
         address = listener.getsockname()[:2]
     with caplog.at_level(logging.WARNING):
-        assert handshake.join(address, TOKEN, 1) is None
+        assert liveness.join(address, TOKEN, 1) is None
     assert "rank 1 is not watched: no connection to 127.0.0.1" in caplog.text
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError, UsageError
-from janus_ds.parallel.tensor_parallel import deepspeed_mpu, make_layers
+from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import init_topology, share_threads
 from tests.support.launch import free_port, rank_environment
 
@@ -35,19 +35,6 @@ def test_one_process_needs_no_process_group() -> None:
     assert topology.gather_objects("x") == ["x"]
     topology.barrier()
     assert not torch.distributed.is_initialized()
-
-
-def test_size_one_does_not_import_megatron(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "megatron"]:
-        monkeypatch.delitem(sys.modules, name)
-    # None makes every import of it fail.
-    monkeypatch.setitem(sys.modules, "megatron", None)
-    layers = make_layers(1)
-    layers.column_linear(2, 2, std=1.0)
-    layers.seed_rng(1)
-    with layers.sharded_rng():
-        torch.rand(1)
-    assert deepspeed_mpu() is None
 
 
 def test_processes_that_do_not_divide_into_tensor_groups(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,7 @@ from janus_ds.report.figures import (
     looks_of,
     thinned,
 )
-from janus_ds.report.page import marked, sample_cards
-from janus_ds.report.rows import mode_table, objective_text, rows_of, run_table
+from janus_ds.report.page import marked, mode_table, objective_text, rows_of, run_table, sample_cards
 from janus_ds.report.runs import RunFolder, primary_metric, read_runs, sorted_modes
 from tests.support.report_runs import SOURCES, MadeUp, scores_of, write_lines
 
@@ -48,6 +47,9 @@ def test_runs_are_read_and_their_gaps_are_noted(runs, tmp_path):
     assert [run.label for run in found] == [f"{tmp_path.name}/ar-s1", "more/ar-s1"]
     (validation,) = read_runs([plain.folder], "valid")
     assert "(there are scores of: test)" in validation.notes[0]
+    torn = plain.folder / "run.json"
+    torn.write_text(torn.read_text()[:-9])
+    assert read_runs([plain.folder], "test")[0].notes[0].startswith(f"{torn} cannot be read as JSON")
 
 
 def test_scores_are_found_in_all_their_forms(tmp_path):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loop.engine import TrainingStep, Update
-from janus_ds.train.safety.guards import StepGuard, Verdict
+from janus_ds.train.engine import TrainingStep, Update
+from janus_ds.train.guards import StepGuard, Verdict
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import ProcessGroup
 
 from janus_ds.data.stream.loader import StepData
-from janus_ds.train.loop.trainer import Trainer
-from janus_ds.train.safety.guards import StepGuard
+from janus_ds.train.guards import StepGuard
+from janus_ds.train.trainer import Trainer
 
 _NAMES = {
     "allreduce": "all-reduce",

@@ -31,7 +31,7 @@ _HEAVY = (
     "torch.utils.tensorboard.writer",
     "torch.utils.tensorboard.summary",
     "tensorboard.compat.proto.event_pb2",
-    "janus_ds.train.loop.build_run",
+    "janus_ds.train.build_run",
     "janus_ds.cli.train",
     # What DeepSpeed and torch import on the way to the first step.
     "deepspeed.module_inject.auto_ep_config",

@@ -17,7 +17,7 @@ from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import unpacked
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.stream_mask import Segment
-from janus_ds.train.loop.engine import TrainingStep
+from janus_ds.train.engine import TrainingStep
 from tests.support.operations import CountedOperations
 from tests.support.packed_data import run_config
 from tests.support.tiny_model import TINY, tiny_model

@@ -18,8 +18,8 @@ from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.packing import pack
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.loop import engine as compiling
-from janus_ds.train.loop.engine import TrainingStep, compile_step
+from janus_ds.train import engine as compiling
+from janus_ds.train.engine import TrainingStep, compile_step
 
 CPU = torch.device("cpu")
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 32, 1)

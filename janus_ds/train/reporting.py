@@ -1,4 +1,4 @@
-"""What a run shows of its steps: the progress bar, `metrics.jsonl`, TensorBoard, and sums over the run.
+"""What a run shows: banner, progress bar, `metrics.jsonl`, TensorBoard, sums over the run, summary.
 
 Throughput counts source and target tokens with their bos and eos and without padding: rows that
 JANUS adds (queries, compensation) are work, not tokens, so the figure compares with plain AR.
@@ -6,61 +6,47 @@ JANUS adds (queries, compensation) are work, not tokens, so the figure compares 
 
 from __future__ import annotations
 
+import math
 import resource
+import shlex
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from janus_ds import __version__
 from janus_ds.batch import BatchCounts
-from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.locations import public_location
+from janus_ds.config.modes import trained_modes
+from janus_ds.config.schema import ModelConfig, ObjectiveConfig
+from janus_ds.model.weights import parameter_shapes
 from janus_ds.observe.progress import Progress, duration
 from janus_ds.observe.writers import MetricsWriter
-from janus_ds.train.loop.engine import TrainingEngine, Update
-from janus_ds.train.loop.state import Meters
-from janus_ds.train.loop.validation import global_terms
-from janus_ds.train.safety.guards import Decision, Verdict
+from janus_ds.parallel.topology import Topology
+from janus_ds.train.engine import TrainingEngine, Update
+from janus_ds.train.guards import Decision, Verdict
+from janus_ds.train.state import Meters, Run
+from janus_ds.train.validation import global_terms
 
 _SHOWN = ("loss", "ar", "nar", "aux")
 _SECONDS = 10.0
 """Between two lines where standard error is no terminal."""
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did.
-
-    Args:
-        counts: of the whole step, over all micro-batches and ranks.
-        terms: this rank's parts of the losses, by name.
-    """
-
-    counts: BatchCounts
-    rate: float
-    update: Update
-    verdict: Verdict
-    terms: Mapping[str, Tensor]
-
-
 class Reporter:
     """Times steps, adds them up, and writes their figures; only the first rank writes.
 
     Args:
-        vocab_size: of the tokenizer, for the work count.
         step: updates done at this start.
         meters: sums over the run; updated here.
     """
 
-    def __init__(
-        self, config: RunConfig, run: Path, vocab_size: int, engine: TrainingEngine, step: int, meters: Meters
-    ) -> None:
-        self._config = config
-        self._vocab_size = vocab_size
+    def __init__(self, run: Run, engine: TrainingEngine, step: int, meters: Meters) -> None:
+        self._config = config = run.config
+        self._vocab_size = run.tokenizer.special.vocab_size
         self._topology = engine.topology
         self._meters = meters
         peak = device_peak_flops(engine.topology.device, engine.dtype)
@@ -68,15 +54,27 @@ class Reporter:
         # The line of a step whose validation was interrupted is still to be written.
         written = step if meters.unvalidated is None else step - 1
         monitor, main = config.train.monitor, engine.topology.is_main
-        self._writer = MetricsWriter(run, written, monitor) if main else None
+        self._writer = MetricsWriter(run.folder, written, monitor) if main else None
         self._bar = ProgressBar(step, config.train.max_steps, engine.topology.is_main)
 
-    def finish_step(self, result: StepResult, wanted: bool) -> dict[str, Any] | None:
+    def finish_step(
+        self,
+        counts: BatchCounts,
+        rate: float,
+        update: Update,
+        verdict: Verdict,
+        terms: Mapping[str, Tensor],
+        wanted: bool,
+    ) -> dict[str, Any] | None:
         """Add a step to the sums of the run; its figures if they are wanted or tell of a fault, else None.
 
         All ranks together where it gives figures: loss terms are summed over them.
+
+        Args:
+            counts: of the whole step, over all micro-batches and ranks.
+            terms: this rank's parts of the losses, by name.
         """
-        config, meters, verdict, counts = self._config, self._meters, result.verdict, result.counts
+        config, meters = self._config, self._meters
         skipped = verdict.decision is not Decision.PROCEED
         draws = config.objective.dropout_draws
         meters.samples += counts.samples // draws
@@ -90,8 +88,8 @@ class Reporter:
         if not (wanted or skipped or verdict.spike):
             self._bar.advance({})
             return None
-        values: dict[str, Any] = {**global_terms(result.terms, self._topology), "lr": result.rate}
-        values |= {"grad_norm": result.update.grad_norm, "loss_scale": result.update.loss_scale}
+        values: dict[str, Any] = {**global_terms(terms, self._topology), "lr": rate}
+        values |= {"grad_norm": update.grad_norm, "loss_scale": update.loss_scale}
         values |= timing
         values["memory_bytes"] = memory_bytes(self._topology.device)
         values |= {"samples_total": meters.samples, "tokens_total": meters.tokens}
@@ -164,6 +162,77 @@ class ProgressBar:
         """End the bar."""
         if self._line is not None:
             self._line.end()
+
+
+def announce_start(run: Run, topology: Topology, step: int) -> None:
+    """Say what is trained, from what, with what and how; the first rank only."""
+    if not topology.is_main:
+        return
+    model, data, train, execution = run.config.model, run.config.data, run.config.train, run.execution
+    vocabulary = run.tokenizer.special.vocab_size
+    parameters = sum(math.prod(shape) for shape in parameter_shapes(model, vocabulary).values())
+    size, held_out = run.train.source.samples, run.valid.source.samples
+    by_tokens = data.batch == "tokens"
+    spread = (
+        f"{execution.accumulation} accumulation x {execution.data_size} data-parallel"
+        if by_tokens
+        else f"{execution.micro_batch} micro x {execution.accumulation} accumulation "
+        f"x {execution.data_size} data-parallel"
+    )
+    batch = f"{train.batch_tokens:,} tokens" if by_tokens else f"{train.global_batch:,} samples"
+    epochs = "" if by_tokens else f" ({train.max_steps * train.global_batch / size:.1f} epochs)"
+    threads = f", threads {torch.get_num_threads()}" if topology.device.type == "cpu" else ""
+    place = public_location(data.path or "")
+    both = f" = {topology.data_size} data-parallel x {topology.tensor_size} tensor-parallel"
+    weights = f"from {run.config.init}" if run.config.init else f"new, from seed {train.seed}"
+    if step:
+        weights = f"from the run's own checkpoint of step {step:,}"
+    rows = [
+        (
+            "model",
+            f"{parameters / 1e6:.1f} M parameters: {model.encoder_layers}+{model.decoder_layers} layers, "
+            f"width {model.d_model}, vocabulary {vocabulary:,}",
+        ),
+        ("weights", weights),
+        *(("lengths", note) for note in execution.notes),
+        ("data", f"{place}: {size:,} samples to train on, {held_out:,} held out"),
+        ("steps", f"{train.max_steps:,}{epochs}" + (f", going on from {step:,}" if step else "")),
+        ("batch", f"{batch} = {spread}"),
+        (
+            "ranks",
+            f"{topology.world_size}{both * (topology.tensor_size > 1)} on {topology.device.type}{threads}",
+        ),
+        ("engine", f"{execution.precision}, ZeRO {execution.zero_stage}" + ", offload" * execution.offload),
+        ("folder", f"{run.folder}"),
+    ]
+    _say(f"janus_ds {__version__}: {run.config.name}", rows)
+
+
+def announce_end(run: Run, topology: Topology, step: int, meters: Meters) -> None:
+    """Say what a complete run did, where it lies, and what can be done next; the first rank only."""
+    if not topology.is_main:
+        return
+    folder = shlex.quote(str(run.folder))
+    epochs = meters.samples / max(1, run.train.source.samples)
+    trained = f"{meters.samples:,} samples ({epochs:.1f} epochs), {meters.tokens:,} tokens"
+    rows = [("trained", f"{trained} in {duration(meters.seconds)} of steps")]
+    if meters.skipped_steps:
+        rows.append(("skipped", f"{meters.skipped_steps:,} steps; their reasons: metrics.jsonl"))
+    if meters.best_step:
+        rows.append(("best", f"step {meters.best_step:,}, in {run.folder / 'checkpoints' / 'best'}"))
+    modes = [mode for mode in ("ar", "nar") if mode in trained_modes(run.config.objective)]
+    rows += [
+        ("folder", str(run.folder)),
+        ("next", f"janus-ds decode --checkpoint {folder} --mode {','.join(modes)} --heldout 3"),
+        ("", f"janus-ds report {folder}"),
+    ]
+    _say(f"complete after step {step:,}", rows)
+
+
+def _say(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write("\n".join([title, *(f"  {name:<9}{text}" for name, text in rows)]) + "\n")
+        sys.stderr.flush()
 
 
 _PEAK_TFLOPS = {

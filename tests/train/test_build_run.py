@@ -16,7 +16,7 @@ from janus_ds.decode.load import load_run
 from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.loop.build_run import start_from
+from janus_ds.train.build_run import start_from
 from tests.support.hf_folder import hub_folder
 
 PAIR = ["data.task=pair"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,24 +15,30 @@ from torch import Tensor
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.config.schema import OptimConfig
-from janus_ds.data.stream.loader import StepData
+from janus_ds.data.stream.loader import QuarantineList, StepData, StepLoader, validation_batches
+from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.errors import JanusError
 from janus_ds.metrics.validation import VALIDATION_METRICS
 from janus_ds.objective.janus_objective import ramp_factors
-from janus_ds.train.loop.engine import TrainingEngine, Update
-from janus_ds.train.loop.reporting import Reporter, StepResult
-from janus_ds.train.loop.state import Meters, RunIdentity
-from janus_ds.train.loop.validation import BestWeights, Validator, add_terms, global_counts
-from janus_ds.train.safety.guards import Decision, StepGuard, Verdict
-from janus_ds.train.safety.memory import MemoryGuard
-from janus_ds.train.safety.signals import StopSignals
-from janus_ds.train.safety.watchdog import Watchdog
+from janus_ds.parallel.topology import raise_on_all_ranks
+from janus_ds.train.engine import TrainingEngine, Update
+from janus_ds.train.guards import Decision, StepGuard, Verdict
+from janus_ds.train.memory import MemoryGuard
+from janus_ds.train.reporting import Reporter
+from janus_ds.train.signals import StopSignals
+from janus_ds.train.state import Meters, Run
+from janus_ds.train.validation import (
+    BestWeights,
+    OutputDecoder,
+    Validator,
+    add_terms,
+    global_counts,
+    scored_text,
+    text_pairs,
+)
+from janus_ds.train.watchdog import Watchdog
 
-OutputScorer = Callable[[Mapping[str, Tensor], Callable[[], bool]], dict[str, float] | None]
-"""Scores validation outputs by mode from the weights, or None where it was told to stop; on rank 0."""
-
-Sampler = Callable[[Mapping[str, Tensor]], str]
-"""Makes markdown with decoded samples from the weights; called on rank 0."""
+_SHOWN_SAMPLES = 3
 
 logger = logging.getLogger(__name__)
 
@@ -46,78 +51,101 @@ class Outcome(Enum):
     """Asked to stop; saved, and to be started again."""
 
 
-@dataclass(frozen=True)
-class TrainerParts:
-    """What a trainer works with.
+class Trainer:
+    """Trains from a checkpoint's step to `train.max_steps`, with guards, figures and checkpoints.
+
+    All ranks together; data and settings that cannot be are refused on all of them here.
 
     Args:
-        identity: the resolved recipe and what else goes into every checkpoint.
-        vocab_size: of the tokenizer, for the work count.
-        sampler: decodes samples for TensorBoard, or None; the same on all ranks, since gathering the
-            weights takes all of them.
-        scorer: scores outputs for the validation set, or None; the same on all ranks.
+        state: of the checkpoint that the engine holds, or of a new run.
     """
 
-    identity: RunIdentity
-    run: Path
-    engine: TrainingEngine
-    validator: Validator
-    checkpoints: CheckpointManager
-    memory: MemoryGuard
-    vocab_size: int
-    signals: StopSignals
-    watchdog: Watchdog
-    sampler: Sampler | None = None
-    scorer: OutputScorer | None = None
-
-
-class Trainer:
-    """Trains from a step to `train.max_steps`, with guards, figures and checkpoints."""
-
-    def __init__(self, parts: TrainerParts, step: int, meters: Meters) -> None:
-        self._parts = parts
-        self._config = parts.identity.recipe
-        self._train = self._config.train
-        self._engine = parts.engine
-        topology = parts.engine.topology
-        self.step = step
+    def __init__(
+        self,
+        run: Run,
+        engine: TrainingEngine,
+        checkpoints: CheckpointManager,
+        state: Mapping[str, Any],
+        signals: StopSignals,
+        watchdog: Watchdog,
+    ) -> None:
+        self._run, self._engine, self._checkpoints = run, engine, checkpoints
+        self._signals, self._watchdog = signals, watchdog
+        self._config, self._train = run.config, run.config.train
+        self._topology = topology = engine.topology
+        self.step = int(state["step"])
         """Updates done, skipped ones included."""
-        self.meters = meters
+        self.meters = meters = Meters(**state["meters"])
         """Sums over the run."""
-        self._first, self._saved = step, step  # at this start; of the last checkpoint
-        self._guard = StepGuard(topology, self._train, parts.signals, meters.recent_losses)
-        self._best = BestWeights(self._train, meters, parts.run / "checkpoints", topology)
-        self._reporter = Reporter(self._config, parts.run, parts.vocab_size, parts.engine, step, meters)
+        self._first = self._saved = self.step  # at this start; of the last checkpoint
+        self._memory = MemoryGuard(run.config, run.execution, topology)
+        micro, accumulation = run.execution.micro_batch, run.execution.accumulation
+        self._share = RankShare(topology.data_rank, topology.data_size, micro, accumulation)
+        self._quarantine = QuarantineList(run.folder)
+        self._validator, self._outputs = self._held_out()
+        self._guard = StepGuard(topology, self._train, signals, meters.recent_losses)
+        self._best = BestWeights(self._train, meters, run.folder / "checkpoints", topology)
+        self._reporter = Reporter(run, engine, self.step, meters)
 
-    def fit(self, data: Iterator[StepData]) -> Outcome:
+    def _held_out(self) -> tuple[Validator, OutputDecoder]:
+        """What validations work with."""
+        run, topology, source = self._run, self._topology, self._run.valid.source
+        count, device = self._train.valid_samples, topology.device
+        batches = raise_on_all_ranks(
+            topology, lambda: list(validation_batches(run.valid, self._share, count))
+        )
+        raise_on_all_ranks(topology, lambda: self._quarantine.add(source.take_damage()))
+        pairs = text_pairs(batches[0].batch, source, run.tokenizer, _SHOWN_SAMPLES)
+        outputs = raise_on_all_ranks(
+            topology,
+            lambda: OutputDecoder(run.config, run.tokenizer, device, pairs, scored_text(run.config)),
+        )
+        if outputs.warning and topology.is_main:
+            sys.stderr.write(f"warning: {outputs.warning}, for train.valid_bleu\n")
+        return Validator(batches, topology), outputs
+
+    def fit(self) -> Outcome:
         """Train to the end, or until asked to stop."""
-        watchdog = self._parts.watchdog
+        end, pin = self._train.max_steps, self._topology.device.type == "cuda"
+        # Before the first step, so that a batch that no rank could make is refused on all ranks together.
+        loader = raise_on_all_ranks(
+            self._topology,
+            lambda: StepLoader(self._run.train, self._share, self.step, end, pin_memory=pin),
+        )
         try:
-            if not self._validate_again():
-                return self._stop()
-            while self.step < self._train.max_steps and not self.meters.finished:
-                self._reporter.timer.restart()
-                watchdog.enter(f"reading the data of step {self.step + 1}", slow=self.step == self._first)
-                step_data, fault = _fetch(data)
-                self._reporter.timer.data_ready()
-                watchdog.enter(f"beginning step {self.step + 1}")
-                if self._guard.before_step(fault) is Decision.STOP_SAVE:
-                    return self._stop()
-                self.train_step(step_data)
-                if self.meters.unvalidated is not None:
-                    return self._stop()
-                self._sample()
-                if self._due(self._train.save_every):
-                    self._save()
-            self._finish()
-            return Outcome.COMPLETE
+            with closing(self._steps(loader)) as data:
+                return self._fit(data)
         finally:
             self._reporter.close()
 
+    def _steps(self, loader: StepLoader) -> Generator[StepData, None, None]:
+        for data in loader:
+            self._quarantine.add(data.damage, data.step)
+            yield data
+
+    def _fit(self, data: Iterator[StepData]) -> Outcome:
+        if not self._validate_again():
+            return self._stop()
+        while self.step < self._train.max_steps and not self.meters.finished:
+            self._reporter.timer.restart()
+            self._watchdog.enter(f"reading the data of step {self.step + 1}", slow=self.step == self._first)
+            step_data, fault = _fetch(data)
+            self._reporter.timer.data_ready()
+            self._watchdog.enter(f"beginning step {self.step + 1}")
+            if self._guard.before_step(fault) is Decision.STOP_SAVE:
+                return self._stop()
+            self.train_step(step_data)
+            if self.meters.unvalidated is not None:
+                return self._stop()
+            self._sample()
+            if self._due(self._train.save_every):
+                self._save()
+        self._finish()
+        return Outcome.COMPLETE
+
     def train_step(self, data: StepData) -> Verdict:
         """One update from one global batch."""
-        config, topology = self._config, self._engine.topology
-        counts = global_counts(data.counts, topology)
+        config, counts = self._config, global_counts(data.counts, self._topology)
         rate = learning_rate(config.optim, self._train.max_steps, data.step)
         factors = ramp_factors(config.objective, data.step)
         self._guard.reset_spikes_on_ramp(factors, ramp_factors(config.objective, data.step - 1))
@@ -134,12 +162,13 @@ class Trainer:
                 self._guard.after_backward(self._engine.largest_gradient)
             with self._work("in the update", micro, batch):
                 update = self._engine.update(rate)
-        self._parts.watchdog.enter(f"after the update of step {self.step + 1}")
+        self._watchdog.enter(f"after the update of step {self.step + 1}")
         verdict = self._guard.judge(data.step, update, [batch.sample_id_B.tolist() for batch in data.batches])
         if verdict.keeps_loss_scale:
             self._engine.forgive()
         self.step += 1
-        self._report(StepResult(counts, rate, update, verdict, terms))
+        wanted = self._validates or self._due(self._train.log_every)
+        self._report(self._reporter.finish_step(counts, rate, update, verdict, terms, wanted))
         if verdict.decision is Decision.ABORT:
             raise self._guard.error(data.step, verdict, update)
         return verdict
@@ -148,14 +177,12 @@ class Trainer:
     def _work(self, where: str, micro: int, batch: TwoStreamBatch) -> Iterator[None]:
         """A part of a step: the watchdog knows of it, and so does the error if memory runs out."""
         words = f"{where} of step {self.step + 1}, micro-batch {micro + 1}"
-        self._parts.watchdog.enter(words, slow=self.step == self._first)
-        with self._parts.memory.during(words, batch):
+        self._watchdog.enter(words, slow=self.step == self._first)
+        with self._memory.during(words, batch):
             yield
 
-    def _report(self, result: StepResult) -> None:
-        """One line of figures, on the steps that are logged, with those of the validation if one is due."""
-        wanted = self._validates or self._due(self._train.log_every)
-        values = self._reporter.finish_step(result, wanted)
+    def _report(self, values: dict[str, Any] | None) -> None:
+        """Write a step's figures, where there are any, with those of the validation if one is due."""
         if values is None:
             return
         if self._validates:
@@ -188,9 +215,9 @@ class Trainer:
         """Figures on held-out data; None on all ranks where any of them was asked to stop meanwhile."""
         step = self.step
         words = f"validating after step {step}"
-        self._parts.watchdog.enter(words, slow=True)
-        with self._parts.memory.during(words):
-            losses = self._parts.validator.losses(self._engine, self._asked_to_stop)
+        self._watchdog.enter(words, slow=True)
+        with self._memory.during(words):
+            losses = self._validator.losses(self._engine, self._asked_to_stop)
         if losses is None:
             return None
         first = ("loss", "ar", "nar", "aux")
@@ -212,69 +239,70 @@ class Trainer:
 
     def _asked_to_stop(self) -> bool:
         """Between two batches of a validation."""
-        self._parts.watchdog.touch()
+        self._watchdog.touch()
         return self._guard.asked_to_stop()
 
     def _score(self) -> dict[str, float] | None:
         """Validation scores by mode, equal on all ranks; empty where none are asked for, None if stopped."""
-        scorer = self._parts.scorer
-        if scorer is None:
+        if not self._outputs.modes:
             return {}
-        self._parts.watchdog.enter(f"scoring outputs after step {self.step}", slow=True)
+        self._watchdog.enter(f"scoring outputs after step {self.step}", slow=True)
         weights = self._engine.full_weights()
 
         def stop() -> bool:
-            self._parts.watchdog.touch()
-            return self._parts.signals.asked()
+            self._watchdog.touch()
+            return self._signals.asked()
 
-        return self._engine.topology.broadcast_object(scorer(weights, stop) if weights is not None else None)
+        return self._topology.broadcast_object(
+            self._outputs.score(weights, stop) if weights is not None else None
+        )
 
     def _sample(self) -> None:
-        every, sampler = self._train.sample_every, self._parts.sampler
-        if sampler is None or not (self._due(every) if every else self._validates):
+        every = self._train.sample_every
+        if not (self._due(every) if every else self._validates):
             return
-        self._parts.watchdog.enter(f"decoding samples after step {self.step}", slow=True)
+        self._watchdog.enter(f"decoding samples after step {self.step}", slow=True)
         weights = self._engine.full_weights()
         if weights is not None:
-            self._reporter.write_text(self.step, "samples", sampler(weights))
+            self._reporter.write_text(self.step, "samples", self._outputs.samples(weights))
 
     def _due(self, every: int) -> bool:
         """Whether something that is done `every` so many steps is to be done now; 0: never."""
         return every > 0 and self.step % every == 0
 
     def _stop(self) -> Outcome:
-        reason = self._parts.signals.name or "another rank"
+        reason = self._signals.name or "another rank"
         logger.warning("asked to stop (%s): saving at step %d", reason, self.step)
         self._finish()
         step, end = self.step, self._train.max_steps
         self._reporter.close()  # so that this is the last line
         logger.warning("not complete: step %d of %d is saved; the same command goes on", step, end)
-        self._parts.signals.leave()
+        self._signals.leave()
         return Outcome.STOPPED
 
     def _finish(self) -> None:
         """Write the last checkpoint, and wait for it."""
         self._save()
         self._enter_saving()
-        self._parts.checkpoints.finish()
+        self._checkpoints.finish()
 
     def _save(self) -> None:
         if self.step == self._saved:
             return
         self._enter_saving()
         self._reporter.flush()
-        state = self._parts.identity.state(self.step, self.meters)
-        if self._parts.checkpoints.save(self.step, self._engine, state):
+        state = self._run.identity.state(self.step, self.meters)
+        if self._checkpoints.save(self.step, self._engine, state):
             self._saved = self.step
 
     def _enter_saving(self) -> None:
         def written() -> int:
             """Bytes of the checkpoint that is being written; they grow while that goes on."""
-            files = (self._parts.run / "checkpoints").glob(".saving-*/*")
+            files = (self._run.folder / "checkpoints").glob(".saving-*/*")
             return sum(path.stat().st_size for path in files)
 
-        probe = written if self._engine.topology.is_main else None
-        self._parts.watchdog.enter(f"saving after step {self.step}", slow=True, probe=probe)
+        probe = written if self._topology.is_main else None
+        self._watchdog.enter(f"saving after step {self.step}", slow=True, probe=probe)
 
 
 def learning_rate(config: OptimConfig, max_steps: int, step: int) -> float:

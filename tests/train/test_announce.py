@@ -10,12 +10,11 @@ import torch
 from janus_ds.config.deepspeed import read_setup
 from janus_ds.observe.progress import Progress, duration
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loop.build_run import build_run
-from janus_ds.train.loop.outputs import announce_end, announce_start
-from janus_ds.train.loop.reporting import ProgressBar
-from janus_ds.train.loop.state import Meters
+from janus_ds.train.build_run import build_run
+from janus_ds.train.reporting import ProgressBar, announce_end, announce_start
+from janus_ds.train.state import Meters
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 FROZEN = ROOT / "tests/golden/frozen"
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.safety import watchdog
-from janus_ds.train.safety.watchdog import RankStatus, Report, Watchdog, behind, frame_of, stalled
+from janus_ds.train import watchdog
+from janus_ds.train.watchdog import RankStatus, Report, Watchdog, behind, frame_of, stalled
 
 ALONE = Topology(torch.device("cpu"))
 

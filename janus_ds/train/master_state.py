@@ -8,6 +8,7 @@ put back on any other ranks.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -264,8 +265,4 @@ class MasterState:
 
 def _starts(group: Iterable[Tensor]) -> list[int]:
     """Where each tensor begins if they lie one after the other."""
-    starts, end = [], 0
-    for tensor in group:
-        starts.append(end)
-        end += tensor.numel()
-    return starts
+    return [0, *itertools.accumulate(tensor.numel() for tensor in group)][:-1]

@@ -16,8 +16,8 @@ from janus_ds.checkpoint.manifest import WEIGHTS_FILE, fault_of
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.schema import TrainConfig
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loop.state import Meters
-from janus_ds.train.loop.validation import BestWeights
+from janus_ds.train.state import Meters
+from janus_ds.train.validation import BestWeights
 
 
 @dataclass

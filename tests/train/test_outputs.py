@@ -21,7 +21,7 @@ from janus_ds.evaluate import tasks
 from janus_ds.evaluate.evaluation import encode_sources
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.loop.outputs import OutputScores, SampleDecoder, TextPair, WeightsHolder
+from janus_ds.train.validation import OutputDecoder
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 
 LONG = "ein kind sucht nichts . " * 60
@@ -31,15 +31,15 @@ def test_a_validation_survives_a_line_that_is_too_long(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(prepare_tiny(tmp_path).output / "tokenizer")
     (tmp_path / "tiny.yaml").write_text(TINY_PAIR_RECIPE)
     config = resolve(load_run_config(tmp_path / "tiny.yaml", ["decode.max_length=4"]))
-    holder = WeightsHolder(config, tokenizer, torch.device("cpu"))
-    scorer = OutputScores(holder, PairText(["nichts .", LONG], ["nothing .", "a"], ("valid.de", "valid.en")))
-    assert scorer.warning
-    assert "1 of 2 inputs is longer than the 46 tokens" in scorer.warning
-    weights = JanusModel(holder.config.model, tokenizer.special, ParallelLayers()).state_dict()
-    scores = scorer(weights)
+    text = PairText(["nichts .", LONG], ["nothing .", "a"], ("valid.de", "valid.en"))
+    outputs = OutputDecoder(config, tokenizer, torch.device("cpu"), [(LONG, "a")], text)
+    assert outputs.warning
+    assert "1 of 2 inputs is longer than the 46 tokens" in outputs.warning
+    weights = JanusModel(config.model, tokenizer.special, ParallelLayers()).state_dict()
+    scores = outputs.score(weights)
     assert scores is not None
     assert set(scores) == {"ar", "nar"}
-    assert "- **ar**" in SampleDecoder(holder, [TextPair(LONG, "a")])(weights)
+    assert "- **ar**" in outputs.samples(weights)
 
 
 def test_an_evaluation_says_what_was_too_long(

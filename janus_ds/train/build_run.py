@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -25,55 +23,30 @@ from janus_ds.config.packaged import tokenizer_name
 from janus_ds.config.presets import init_tokenizer, record_of
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
-from janus_ds.data.stream.loader import QuarantineList, StepData, StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
-from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.observe.run_record import note_end, write_run_record
+from janus_ds.observe.writers import note_end, write_run_record
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
-from janus_ds.train.loop.engine import TrainingEngine, TrainingStep, compile_step
-from janus_ds.train.loop.outputs import (
-    OutputScores,
-    SampleDecoder,
-    WeightsHolder,
-    announce_end,
-    announce_start,
-    text_pairs,
-)
-from janus_ds.train.loop.state import Meters, RunIdentity, read_resumable, resume
-from janus_ds.train.loop.trainer import Outcome, Trainer, TrainerParts
-from janus_ds.train.loop.validation import Validator
+from janus_ds.train.engine import TrainingEngine, TrainingStep, compile_step
 from janus_ds.train.options import TrainOptions
-from janus_ds.train.safety.memory import MemoryGuard
-from janus_ds.train.safety.signals import StopSignals
-from janus_ds.train.safety.watchdog import Watchdog
+from janus_ds.train.reporting import announce_end, announce_start
+from janus_ds.train.signals import StopSignals
+from janus_ds.train.state import Meters, Run, RunIdentity, changed_execution, read_resumable
+from janus_ds.train.trainer import Outcome, Trainer
+from janus_ds.train.watchdog import Watchdog
 
-_SHOWN_SAMPLES = 3
 _LOCK_SECONDS = 10.0
 """Time for an earlier start in the same folder to save and leave."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that is known of a run before a model is built."""
-
-    config: RunConfig
-    execution: ExecutionConfig
-    folder: Path
-    tokenizer: Tokenizer
-    train: BatchMaker
-    valid: BatchMaker
-    identity: RunIdentity
 
 
 def run(
@@ -131,9 +104,20 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
     announce_start(run, topology, state["step"])
     engine = build_engine(run, topology)
     if resumed is not None:
-        resume(engine, resumed, state, run.identity)
+        engine.restore(resumed, state["optimizer"], state["step"])
+        if topology.is_main:
+            changes = changed_execution(state, run.identity)
+            how = f"; it was written with {'; '.join(changes)}" if changes else ""
+            logger.info("resuming from step %d%s", state["step"], how)
     with Watchdog(topology, liveness, folder / "stacks", 60 * train.stall_minutes) as watchdog:
-        return _train(run, engine, checkpoints, state, (signals, watchdog))
+        trainer = Trainer(run, engine, checkpoints, state, signals, watchdog)
+        raise_on_all_ranks(topology, lambda: _record(run, topology, trainer.step))
+        outcome = trainer.fit()
+        how = outcome.value if outcome is Outcome.COMPLETE else f"{outcome.value}: {signals.name}"
+        raise_on_all_ranks(topology, lambda: note_end(folder, how) if topology.is_main else None)
+        if outcome is Outcome.COMPLETE:
+            announce_end(run, topology, trainer.step, trainer.meters)
+        return outcome
 
 
 def build_run(
@@ -212,58 +196,6 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
         lambda: str(prepare_bundled_corpus(None, block, tokenizer=tokenizer)) if topology.is_main else "",
     )
     return replace(config, data=replace(config.data, path=topology.broadcast_object(path)))
-
-
-def _train(
-    run: Run,
-    engine: TrainingEngine,
-    checkpoints: CheckpointManager,
-    state: dict[str, Any],
-    stops: tuple[StopSignals, Watchdog],
-) -> Outcome:
-    topology, execution, step = engine.topology, run.execution, int(state["step"])
-    config, tokenizer, source = run.config, run.tokenizer, run.valid.source
-    share = RankShare(topology.data_rank, topology.data_size, execution.micro_batch, execution.accumulation)
-    count = config.train.valid_samples
-    held_out = raise_on_all_ranks(topology, lambda: list(validation_batches(run.valid, share, count)))
-    quarantine = QuarantineList(run.folder)
-    raise_on_all_ranks(topology, lambda: quarantine.add(source.take_damage()))
-    pairs = text_pairs(held_out[0].batch, source, tokenizer, _SHOWN_SAMPLES)
-    raise_on_all_ranks(topology, lambda: _record(run, topology, step))
-    holder = WeightsHolder(config, tokenizer, topology.device)
-    scorer = raise_on_all_ranks(topology, lambda: OutputScores.of(holder))
-    if scorer is not None and scorer.warning and topology.rank == 0:
-        sys.stderr.write(f"warning: {scorer.warning}, for train.valid_bleu\n")
-    parts = TrainerParts(
-        identity=run.identity,
-        run=run.folder,
-        engine=engine,
-        validator=Validator(held_out, topology),
-        checkpoints=checkpoints,
-        memory=MemoryGuard(config, execution, topology),
-        vocab_size=tokenizer.special.vocab_size,
-        signals=stops[0],
-        watchdog=stops[1],
-        sampler=SampleDecoder(holder, pairs),
-        scorer=scorer,
-    )
-    trainer = Trainer(parts, step, Meters(**state["meters"]))
-    # Before the first step, so that a batch that no rank could make is refused on all ranks together.
-    pin, end = topology.device.type == "cuda", config.train.max_steps
-    loader = raise_on_all_ranks(topology, lambda: StepLoader(run.train, share, step, end, pin_memory=pin))
-    with closing(_steps(loader, quarantine)) as data:
-        outcome = trainer.fit(data)
-    ended = outcome.value if outcome is Outcome.COMPLETE else f"{outcome.value}: {stops[0].name}"
-    raise_on_all_ranks(topology, lambda: note_end(run.folder, ended) if topology.is_main else None)
-    if outcome is Outcome.COMPLETE:
-        announce_end(run, topology, trainer.step, trainer.meters)
-    return outcome
-
-
-def _steps(loader: StepLoader, quarantine: QuarantineList) -> Generator[StepData, None, None]:
-    for data in loader:
-        quarantine.add(data.damage, data.step)
-        yield data
 
 
 def _record(run: Run, topology: Topology, step: int) -> None:

@@ -16,7 +16,7 @@ from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, Run
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective import chunk_math, fused_head
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.loop.engine import TrainingStep
+from janus_ds.train.engine import TrainingStep
 from tests.support.operations import META, CountedOperations, host_traffic, on_device
 
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 32, 1)

@@ -36,7 +36,7 @@ from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective, LossReport
 from janus_ds.parallel.tensor_parallel import ParallelLayers, deepspeed_mpu
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loop.master_state import MasterState
+from janus_ds.train.master_state import MasterState
 
 
 class TrainingStep(nn.Module):
@@ -171,7 +171,10 @@ class TrainingEngine:
             # DeepSpeed's norm counts replicated parameters on the first tensor-parallel rank alone.
             self._engine.optimizer.check_grad_overflow = True
         self._scale = LossScale(getattr(self._engine.optimizer, "loss_scaler", None))
-        self._largest: Tensor | None = None
+        self.largest_gradient: Tensor | None = None
+        """The largest absolute value in this rank's gradient of the table, from the last micro-batch alone.
+
+        Not finite where anything in that backward pass was not; a scalar on the device."""
         # Whatever goes wrong in a backward pass comes by here: it ends at the table of the embeddings.
         table: Any = step.model.embedding.weight
         table.register_hook(self._note_gradient)
@@ -190,16 +193,8 @@ class TrainingEngine:
 
     def backward(self, total: Tensor) -> None:
         """Accumulate the gradient of a micro-batch's part of the loss."""
-        self._largest = None
+        self.largest_gradient = None
         self._engine.backward(total * self._factor)
-
-    @property
-    def largest_gradient(self) -> Tensor | None:
-        """The largest absolute value in this rank's gradient of the table, from the last micro-batch alone.
-
-        Not finite where anything in that backward pass was not; a scalar on the device.
-        """
-        return self._largest
 
     def update(self, learning_rate: float) -> Update:
         """Advance past the micro-batch just done; update the weights if it was the step's last."""
@@ -273,7 +268,7 @@ class TrainingEngine:
         return Update(False, norm, scale)
 
     def _note_gradient(self, gradient: Tensor) -> None:
-        self._largest = torch.linalg.vector_norm(gradient.detach(), math.inf)
+        self.largest_gradient = torch.linalg.vector_norm(gradient.detach(), math.inf)
 
 
 def _not_about_dataclasses(record: logging.LogRecord) -> bool:

@@ -8,7 +8,6 @@ stage, tensor-parallel size and precision are noted, and may be others at the ne
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from janus_ds.checkpoint.manifest import STATE_FILE, read_state
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE
+from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.load import changed_training, field_of, from_dict, to_dict
 from janus_ds.config.schema import RunConfig
+from janus_ds.data.stream.pipeline import BatchMaker
+from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, ConfigError
-from janus_ds.train.loop.engine import TrainingEngine
 
 STATE_VERSION = 2
 """1: the optimizer's state lies in DeepSpeed's files, which fit only the ranks that wrote them."""
@@ -76,6 +77,19 @@ class RunIdentity:
         return {**own, **known, "recipe": to_dict(self.recipe)}
 
 
+@dataclass(frozen=True)
+class Run:
+    """All that is known of a run before a model is built."""
+
+    config: RunConfig
+    execution: ExecutionConfig
+    folder: Path
+    tokenizer: Tokenizer
+    train: BatchMaker
+    valid: BatchMaker
+    identity: RunIdentity
+
+
 class _Form(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -94,6 +108,12 @@ class _Optimizer(_Form):
     loss_scale: _LossScale | None
 
 
+class _SavedRecipe(_Form):
+    """`from_dict` judges the rest."""
+
+    model: dict[str, Any]
+
+
 class _SavedState(_Form):
     """The form of `state.json`; older versions have fewer meters, and no state of the optimizer."""
 
@@ -105,7 +125,7 @@ class _SavedState(_Form):
     precision: str
     tokenizer_fingerprint: str
     data_fingerprint: str
-    recipe: dict[str, dict[str, Any] | Any]
+    recipe: _SavedRecipe
     optimizer: _Optimizer
 
 
@@ -113,17 +133,27 @@ def check_form(state: Mapping[str, Any], folder: Path) -> None:
     """Refuse a state that this program cannot have written, whatever its checksum says.
 
     Raises:
-        CheckpointError: a value is missing, of a wrong type or out of range; the version is a newer one.
+        CheckpointError: a value is missing, of a wrong type or out of range; the version is another one.
     """
-    _check_version(state, str(folder))
+    version = state.get("format_version")
+    if not isinstance(version, int) or version > STATE_VERSION:
+        raise CheckpointError(
+            f"the checkpoint has format version {version}, this program knows versions up to {STATE_VERSION}",
+            str(folder),
+            "continue the run with the newer version of janus_ds that wrote it",
+        )
+    if version < STATE_VERSION:
+        raise CheckpointError(
+            "the checkpoint is of format 1: DeepSpeed's own files, which can run code when they are read",
+            str(folder),
+            "begin a new run from its weights with --init and another --output; they are safetensors",
+        )
     fault = None
     try:
-        saved = _SavedState.model_validate_json(json.dumps(state))
+        _SavedState.model_validate_json(json.dumps(state))
         unknown = set(state["meters"]) - {field.name for field in fields(Meters)}
         if unknown:
             fault = f"meters: {', '.join(sorted(unknown))[:80]} not known"
-        elif not isinstance(saved.recipe.get("model"), dict):
-            fault = "recipe.model: missing"
     except (ValidationError, ValueError, RecursionError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         fault = f"{'.'.join(str(part)[:40] for part in first['loc'])}: {first['msg']}"
@@ -136,65 +166,38 @@ def check_form(state: Mapping[str, Any], folder: Path) -> None:
 
 
 def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) -> None:
-    """Refuse, before anything heavy, a checkpoint that this start cannot continue.
+    """Refuse, before anything heavy, a checkpoint that this start cannot continue; `state` has the form.
 
     Raises:
-        CheckpointError: it is of another format, another model shape or another tokenizer.
+        CheckpointError: it is of another tokenizer.
         ConfigError: the recipe or the data would silently change what the run means.
     """
-    where = str(folder)
-    _check_version(state, where)
-    _check_model(state, now, where)
     tokenizer = state["tokenizer_fingerprint"]
     if tokenizer != now.tokenizer_fingerprint:
         raise CheckpointError(
             "the checkpoint was trained with another tokenizer than the data has",
-            f"{where}: tokenizer {tokenizer[:12]}, data {now.tokenizer_fingerprint[:12]}",
+            f"{folder}: tokenizer {tokenizer[:12]}, data {now.tokenizer_fingerprint[:12]}",
             "give the --data that the run was started with, or another --output",
         )
-    _check_recipe(state, now, where)
-
-
-def _check_version(state: Mapping[str, Any], where: str) -> None:
-    version = state.get("format_version")
-    if not isinstance(version, int) or version > STATE_VERSION:
-        raise CheckpointError(
-            f"the checkpoint has format version {version}, this program knows versions up to {STATE_VERSION}",
-            where,
-            "continue the run with the newer version of janus_ds that wrote it",
+    if state["data_fingerprint"] != now.data_fingerprint:
+        raise ConfigError(
+            "the data, or a stage of its pipeline, is not what the run was started with",
+            str(folder),
+            "give the same --data and stages, or begin a new run with --init and another --output",
         )
-    if version < STATE_VERSION:
-        raise CheckpointError(
-            "the checkpoint is of format 1: DeepSpeed's own files, which can run code when they are read",
-            where,
-            "begin a new run from its weights with --init and another --output; they are safetensors",
+    saved, recipe = from_dict(state["recipe"], str(folder)), now.recipe
+    keys = changed_training(saved, recipe)
+    # Batches of tokens are cut by padded lengths.
+    if recipe.data.batch == "tokens" and saved.data.pad_multiple != recipe.data.pad_multiple:
+        keys.append("data.pad_multiple")
+    if keys:
+        changed = ", ".join(f"{key} {field_of(saved, key)} -> {field_of(recipe, key)}" for key in keys)
+        raise ConfigError(
+            f"the recipe changes what is trained ({changed})",
+            str(folder),
+            "restore these values, or begin a new run with another --output (and --init, if the shape of the "
+            "model is the same)",
         )
-
-
-def _check_model(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
-    saved, current = state["recipe"]["model"], to_dict(now.recipe)["model"]
-    shape = [key for key, value in current.items() if key in _SHAPE and saved.get(key) != value]
-    if shape:
-        changes = ", ".join(f"{key} {saved.get(key)} -> {current[key]}" for key in shape)
-        raise CheckpointError(
-            f"the checkpoint is of a model of another shape ({changes})",
-            where,
-            "give the recipe the shape of the checkpoint, or start anew with another --output",
-        )
-
-
-_SHAPE = {
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    "ffn_dim",
-    "heads",
-    "max_source_positions",
-    "max_target_positions",
-    "layernorm_embedding",
-    "length_classes",
-    "vocab_multiple",
-}
 
 
 def changed_execution(state: Mapping[str, Any], now: RunIdentity) -> list[str]:
@@ -210,30 +213,6 @@ def changed_execution(state: Mapping[str, Any], now: RunIdentity) -> list[str]:
         for key, text in words.items()
         if state[key] != getattr(now, key)
     ]
-
-
-def _check_recipe(state: Mapping[str, Any], now: RunIdentity, where: str) -> None:
-    if state["data_fingerprint"] != now.data_fingerprint:
-        raise ConfigError(
-            "the data, or a stage of its pipeline, is not what the run was started with",
-            where,
-            "give the same --data and stages, or begin a new run with --init and another --output",
-        )
-    saved, recipe = from_dict(state["recipe"], where), now.recipe
-    keys = changed_training(saved, recipe)
-    # Batches of tokens are cut by padded lengths.
-    if recipe.data.batch == "tokens" and saved.data.pad_multiple != recipe.data.pad_multiple:
-        keys.append("data.pad_multiple")
-    if keys:
-        changed = ", ".join(f"{key} {field_of(saved, key)} -> {field_of(recipe, key)}" for key in keys)
-        raise ConfigError(
-            f"the recipe changes what is trained ({changed})",
-            where,
-            "restore these values, or begin a new run with --init and another --output",
-        )
-
-
-logger = logging.getLogger(__name__)
 
 
 def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, Any]:
@@ -254,13 +233,3 @@ def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, 
             "restore the file, or begin a new run from the weights with --init and another --output",
         )
     return state
-
-
-def resume(engine: TrainingEngine, checkpoint: Path, state: dict[str, Any], identity: RunIdentity) -> None:
-    """Load what :func:`read_resumable` has accepted, and say on what it continues; all ranks together."""
-    step = int(state["step"])
-    engine.restore(checkpoint, state["optimizer"], step)
-    if engine.topology.is_main:
-        changes = changed_execution(state, identity)
-        how = f"; it was written with {'; '.join(changes)}" if changes else ""
-        logger.info("resuming from step %d%s", step, how)

@@ -12,6 +12,7 @@ The guard works in three phases:
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import statistics
@@ -26,8 +27,8 @@ from torch import Tensor
 from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import JanusError, TrainingError
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loop.engine import Update
-from janus_ds.train.safety.signals import StopSignals
+from janus_ds.train.engine import Update
+from janus_ds.train.signals import StopSignals
 
 _SHOWN_SAMPLES = 16
 _LOOK = "look at these samples (`janus-ds inspect DATA --sample N`)"
@@ -134,16 +135,14 @@ class _Seen:
 
 
 @dataclass(frozen=True)
-class _Account:
-    """What one rank can say of a step that did not count."""
+class _Micro:
+    """What a rank tells the others of a micro-batch, if the step did not count."""
 
-    bad_losses: list[int]
-    """Samples of the micro-batches whose loss is not finite."""
-    bad_gradients: list[int]
-    """Samples of the micro-batches whose gradient is not finite."""
-    largest: tuple[float, list[int]]
-    """The largest part of the loss and its micro-batch's samples."""
-    all_ids: list[int]
+    rank: int
+    loss: float
+    gradient: float | None
+    """The largest number in the table's gradient, if there is one."""
+    ids: list[int]
 
 
 class StepGuard:
@@ -228,8 +227,13 @@ class StepGuard:
         if update.applied:
             self._skipped = self._overflows = 0
             return self._counted(step, seen, spike)
-        accounts = self._topology.gather_objects(_account(seen, sample_ids))
-        cause, reason, ids = self._explain(seen, spike, accounts, update)
+        # Waits for the device.
+        own = [
+            _Micro(self._topology.rank, float(loss), None if largest is None else float(largest), list(ids))
+            for loss, largest, ids in itertools.zip_longest(seen.losses, seen.gradients, sample_ids)
+        ]
+        micros = [micro for found in self._topology.gather_objects(own) for micro in found]
+        cause, reason, ids = self._explain(seen, spike, micros, update)
         if self._topology.is_main:
             samples = f"; samples {_shown(ids)}" if ids else ""
             logger.warning("step %d skipped on all ranks: %s%s", step + 1, reason, samples)
@@ -274,25 +278,24 @@ class StepGuard:
         return stops or self._skipped >= self._train.max_bad_steps
 
     def _explain(
-        self, seen: _Seen, spike: bool, accounts: Sequence[_Account], update: Update
+        self, seen: _Seen, spike: bool, micros: Sequence[_Micro], update: Update
     ) -> tuple[SkipCause, str, list[int]]:
         """Why the step did not count, in words, and which samples are to blame."""
-        losses = {rank: ids for rank, a in enumerate(accounts) if (ids := a.bad_losses)}
+        losses = [micro for micro in micros if not math.isfinite(micro.loss)]
         if losses:
-            reason = f"the loss is not finite on {_names_of_ranks(losses)}"
-            return SkipCause.LOSS, reason, _merged(losses.values())
+            return SkipCause.LOSS, f"the loss is not finite on {_names_of_ranks(losses)}", _samples(losses)
         if spike and self._spikes.action != "warn" and seen.total is not None:
-            _, rank, ids = max((a.largest[0], rank, a.largest[1]) for rank, a in enumerate(accounts))
-            reason = f"{self._spikes.describe(float(seen.total))}; most of it comes from rank {rank}"
-            return SkipCause.SPIKE, reason, sorted(ids)
+            worst = max(micros, key=lambda micro: micro.loss)
+            reason = f"{self._spikes.describe(float(seen.total))}; most of it comes from rank {worst.rank}"
+            return SkipCause.SPIKE, reason, _samples([worst])
         if update.scaled:
             return SkipCause.OVERFLOW, f"fp16 overflow at loss scale {update.loss_scale:g}", []
-        gradients = {rank: ids for rank, a in enumerate(accounts) if (ids := a.bad_gradients)}
+        gradients = [m for m in micros if m.gradient is not None and not math.isfinite(m.gradient)]
         if gradients:
             reason = f"the gradient is not finite on {_names_of_ranks(gradients)}"
-            return SkipCause.GRADIENT, reason, _merged(gradients.values())
+            return SkipCause.GRADIENT, reason, _samples(gradients)
         reason = "the gradient is not finite, and which micro-batch it comes from is not known"
-        return SkipCause.GRADIENT, reason, _merged(a.all_ids for a in accounts)
+        return SkipCause.GRADIENT, reason, _samples(micros)
 
     def _overflow_error(self, step: int, loss_scale: float) -> TrainingError:
         if self._overflows < self._train.max_overflows:
@@ -309,25 +312,8 @@ class StepGuard:
         )
 
 
-def _account(seen: _Seen, sample_ids: Sequence[Sequence[int]]) -> _Account:
-    """What this rank has to say of its micro-batches. Waits for the device."""
-    parts = [float(loss) for loss in seen.losses]
-    largest = [None if value is None else float(value) for value in seen.gradients]
-    largest += [None] * (len(parts) - len(largest))
-    ids = [[int(id) for id in micro] for micro in sample_ids]
-    first = max(range(len(parts)), key=lambda i: parts[i] if math.isfinite(parts[i]) else -math.inf)
-    return _Account(
-        bad_losses=_merged(ids[i] for i, part in enumerate(parts) if not math.isfinite(part)),
-        bad_gradients=_merged(
-            ids[i] for i, value in enumerate(largest) if value is not None and not math.isfinite(value)
-        ),
-        largest=(parts[first], ids[first]),
-        all_ids=_merged(ids),
-    )
-
-
-def _merged(groups: Iterable[Sequence[int]]) -> list[int]:
-    return sorted({id for group in groups for id in group})
+def _samples(micros: Iterable[_Micro]) -> list[int]:
+    return sorted({id for micro in micros for id in micro.ids})
 
 
 def _shown(ids: Sequence[int]) -> str:
@@ -336,6 +322,7 @@ def _shown(ids: Sequence[int]) -> str:
     return f"{list(ids[:_SHOWN_SAMPLES])}{more}"
 
 
-def _names_of_ranks(found: Mapping[int, object]) -> str:
+def _names_of_ranks(micros: Iterable[_Micro]) -> str:
     """ "rank 1" or "ranks 0, 3"."""
-    return f"rank{'s' if len(found) > 1 else ''} {', '.join(map(str, sorted(found)))}"
+    ranks = sorted({micro.rank for micro in micros})
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -14,9 +14,9 @@ import torch
 from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import TrainingError
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.loop.engine import LossScale, Update
-from janus_ds.train.safety.guards import Decision, SkipCause, SpikeDetector, StepGuard, Verdict
-from janus_ds.train.safety.signals import StopSignals
+from janus_ds.train.engine import LossScale, Update
+from janus_ds.train.guards import Decision, SkipCause, SpikeDetector, StepGuard, Verdict
+from janus_ds.train.signals import StopSignals
 
 ALONE = Topology(torch.device("cpu"))
 GOOD, BAD = torch.tensor(1.5), torch.tensor(float("inf"))

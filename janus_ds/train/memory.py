@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 from collections.abc import Iterator
-from pathlib import Path
 
+import psutil
 import torch
 
 from janus_ds.batch import TwoStreamBatch
@@ -76,51 +77,42 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def remedies(config: RunConfig, execution: ExecutionConfig) -> list[str]:
     """Three changes that need less memory and train the same, the cheapest first."""
-    return [
-        _smaller_pieces(config, execution),
-        _less_state(execution),
-        _less_activation(config, execution),
-    ]
-
-
-def _smaller_pieces(config: RunConfig, execution: ExecutionConfig) -> str:
-    micro, accumulation = execution.micro_batch, execution.accumulation
+    micro, accumulation, stage = execution.micro_batch, execution.accumulation, execution.zero_stage
+    block, source, ranks = config.data.block_tokens, execution.source, execution.data_size
     if config.data.batch == "tokens":
-        return (
-            f"gradient_accumulation_steps {accumulation} -> {2 * accumulation} in {execution.source} "
-            f"(an update stays at {config.train.batch_tokens} tokens)"
+        pieces = (
+            f"gradient_accumulation_steps {accumulation} -> {2 * accumulation} in {source} (an update stays "
+            f"at {config.train.batch_tokens} tokens)"
         )
-    if micro == 1:
-        half = max(config.data.block_tokens // 2, 1)
-        return f"shorter blocks: prepare the data with data.block_tokens {config.data.block_tokens} -> {half}"
-    share = micro * accumulation
-    smaller = max(part for part in range(1, micro // 2 + 1) if share % part == 0)
-    return (
-        f"train_micro_batch_size_per_gpu {micro} -> {smaller} with gradient_accumulation_steps "
-        f"{accumulation} -> {share // smaller} in {execution.source} (the global batch stays at "
-        f"{config.train.global_batch})"
-    )
-
-
-def _less_state(execution: ExecutionConfig) -> str:
-    stage, ranks = execution.zero_stage, execution.data_size
+    elif micro == 1:
+        pieces = f"shorter blocks: prepare the data with data.block_tokens {block} -> {max(block // 2, 1)}"
+    else:
+        share = micro * accumulation
+        smaller = max(part for part in range(1, micro // 2 + 1) if share % part == 0)
+        pieces = (
+            f"train_micro_batch_size_per_gpu {micro} -> {smaller} with gradient_accumulation_steps "
+            f"{accumulation} -> {share // smaller} in {source} (the global batch stays at "
+            f"{config.train.global_batch})"
+        )
     if ranks > 1 and stage < 3:
-        parts = {0: "Adam's moments", 1: "gradients", 2: "weights"}[stage]
-        return (
+        parts = ("Adam's moments", "gradients", "weights")[stage]
+        state = (
             f"ZeRO stage {stage} -> {stage + 1} (ds_configs/zero{stage + 1}.json), which shares {parts} "
             f"among the {ranks} data-parallel ranks"
         )
-    if not execution.offload:
-        return "optimizer states in host memory (offload_optimizer, as in ds_configs/zero3_offload.json)"
-    return "more ranks, or --tensor-parallel 2, which halves every matrix"
-
-
-def _less_activation(config: RunConfig, execution: ExecutionConfig) -> str:
+    elif not execution.offload:
+        state = "optimizer states in host memory (offload_optimizer, as in ds_configs/zero3_offload.json)"
+    else:
+        state = "more ranks, or --tensor-parallel 2, which halves every matrix"
     if not config.train.activation_checkpointing:
-        return "train.activation_checkpointing=true, which keeps a layer's input and recomputes the rest"
-    if execution.precision == "fp32":
-        return "bf16 (ds_configs/zero2_bf16.json), which halves activations"
-    return f"shorter blocks than data.block_tokens {config.data.block_tokens}"
+        activation = (
+            "train.activation_checkpointing=true, which keeps a layer's input and recomputes the rest"
+        )
+    elif execution.precision == "fp32":
+        activation = "bf16 (ds_configs/zero2_bf16.json), which halves activations"
+    else:
+        activation = f"shorter blocks than data.block_tokens {block}"
+    return [pieces, state, activation]
 
 
 def _shapes(batch: TwoStreamBatch) -> str:
@@ -150,20 +142,12 @@ def _held(device: torch.device) -> str:
             f"{device} has {_gb(total)}, of which torch has {_gb(allocated)} allocated "
             f"(peak {_gb(peak)}) and {_gb(reserved)} reserved"
         )
-    own, machine = _kilobytes("/proc/self/status"), _kilobytes("/proc/meminfo")
+    own, machine = psutil.Process().memory_info().rss, psutil.virtual_memory()
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (
-        f"this process has {_gb(own.get('VmRSS', 0))} (peak {_gb(own.get('VmHWM', 0))}), the machine "
-        f"{_gb(machine.get('MemAvailable', 0))} of {_gb(machine.get('MemTotal', 0))} left"
+        f"this process has {_gb(own)} (peak {_gb(peak)}), the machine {_gb(machine.available)} of "
+        f"{_gb(machine.total)} left"
     )
-
-
-def _kilobytes(path: str) -> dict[str, int]:
-    """The sizes in a file of /proc, in bytes; empty where there is none."""
-    try:
-        lines = [line.split() for line in Path(path).read_text().splitlines()]
-    except OSError:
-        return {}
-    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[2:] == ["kB"]}
 
 
 def _gb(count: int) -> str:

@@ -7,6 +7,7 @@ comes a second after the start must count as well.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import multiprocessing
 import os
@@ -16,9 +17,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 _NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 _ECHO_SECONDS = 3.0
@@ -64,7 +66,7 @@ class StopSignals:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         # A forked child shares the socket: a signal to the child must not be heard as one to this process.
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-        launchers = find_launchers(os.getppid())
+        launchers = find_launchers(psutil.Process())
         if not launchers and _has_launcher(os.environ):
             self.ask("the launcher is gone")
         threading.Thread(
@@ -111,7 +113,7 @@ class StopSignals:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.ask(signal.Signals(number).name)
 
-    def _watch(self, reader: socket.socket, launchers: tuple[Ancestor, ...]) -> None:
+    def _watch(self, reader: socket.socket, launchers: list[psutil.Process]) -> None:
         first: dict[int, float] = {}
         while True:
             ready, _, _ = select.select([reader], [], [], _POLL_SECONDS)
@@ -121,7 +123,7 @@ class StopSignals:
                 if since >= _ECHO_SECONDS and not self._leaving:
                     _leave_at_once(number)
                 self.ask(signal.Signals(number).name)
-            if launchers and not all(launcher.lives() for launcher in launchers):
+            if not all(map(_lives, launchers)):
                 self.ask("the launcher is gone")
             reason, tell = self.name, self._tell
             if reason and tell:
@@ -138,32 +140,13 @@ def _leave_at_once(number: int) -> None:
     os._exit(128 + number)
 
 
-@dataclass(frozen=True)
-class Ancestor:
-    """A process that this one descends from, told from a later one with the same number."""
-
-    pid: int
-    started: str
-
-    def lives(self) -> bool:
-        """Whether it still runs."""
-        return _start_of(self.pid) == self.started
-
-
-def find_launchers(parent: int) -> tuple[Ancestor, ...]:
-    """The deepspeed or torchrun processes that started this one, from `parent` upwards.
+def find_launchers(process: psutil.Process) -> list[psutil.Process]:
+    """The deepspeed or torchrun processes that started this one, from its parent upwards.
 
     `deepspeed` is two: the command, which dies of any signal without a word to the other, and the
     one that starts the ranks. A shell or Slurm is not among them: what outlives those is meant to.
     """
-    found: list[Ancestor] = []
-    while parent > 1 and _is_launcher(parent):
-        started = _start_of(parent)
-        if started is None:
-            break
-        found.append(Ancestor(parent, started))
-        parent = parent_of(parent)
-    return tuple(found)
+    return list(itertools.takewhile(_is_launcher, process.parents()))
 
 
 def _has_launcher(environ: Mapping[str, str]) -> bool:
@@ -171,30 +154,17 @@ def _has_launcher(environ: Mapping[str, str]) -> bool:
     return "TORCHELASTIC_RUN_ID" in environ or "CROSS_SIZE" in environ
 
 
-def _is_launcher(pid: int) -> bool:
-    try:
-        words = (Path("/proc") / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return False
-    modules = {"deepspeed.launcher.launch", "deepspeed.launcher.runner", "torch.distributed.run"}
-    programs = {"deepspeed", "ds", "torchrun"}
-    return bool(modules & set(words)) or any(Path(word).name in programs for word in words[:3])
+def _is_launcher(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        words = process.cmdline()
+        modules = {"deepspeed.launcher.launch", "deepspeed.launcher.runner", "torch.distributed.run"}
+        programs = {"deepspeed", "ds", "torchrun"}
+        return bool(modules & set(words)) or any(Path(word).name in programs for word in words[:3])
+    return False
 
 
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat after the program's name: state, parent, ...; empty if there is none."""
-    with contextlib.suppress(OSError):
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    return []
-
-
-def parent_of(pid: int) -> int:
-    """The parent of a process; 0 if there is no such process."""
-    fields = _stat(pid)
-    return int(fields[1]) if fields else 0
-
-
-def _start_of(pid: int) -> str | None:
-    """When the process started, in ticks; None if it has ended."""
-    fields = _stat(pid)
-    return fields[19] if fields and fields[0] not in "ZX" else None
+def _lives(process: psutil.Process) -> bool:
+    """Whether it is that process still, and has not ended."""
+    with contextlib.suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False

@@ -11,7 +11,7 @@ from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.load import load_run_config
 from janus_ds.packing import pack
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.safety.memory import MemoryGuard, OutOfMemoryError, is_out_of_memory, remedies
+from janus_ds.train.memory import MemoryGuard, OutOfMemoryError, is_out_of_memory, remedies
 from tests.support.two_stream import Sample, make_batch
 
 RUN = load_run_config(None, ["train.global_batch=64", "data.block_tokens=126"])

@@ -15,7 +15,6 @@ import json
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -24,10 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from janus_ds.errors import STALLED_EXIT_CODE, TrainingError
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.topology import Topology
-from janus_ds.train.safety.signals import parent_of
 
 _COLLECTIVES = ("torch/distributed/", "deepspeed/comm/", "janus_ds/parallel/topology.py")
 
@@ -160,9 +160,10 @@ class Watchdog:
         self._liveness = liveness
         self._folder = folder
         self._tick = min(max(limit / _TICKS, _SHORTEST_TICK), _LONGEST_TICK)
+        self._silence = max(limit / 2, 4 * self._tick)  # without a word from a rank
         self._main = threading.get_ident()
         self._number, self._words, self._patience = 0, "starting", _SLOW_WORK * limit
-        self._since = self._looked = self._awake = self._pulse = time.monotonic()
+        self._since = self._looked = self._awake = time.monotonic()
         self._probe: Callable[[], object] | None = None
         self._probed: object = None
         self._heard: dict[int, tuple[float, RankStatus]] = {}
@@ -173,13 +174,12 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self._limit:
             self._main = threading.get_ident()
-            self._since = self._looked = self._awake = self._pulse = time.monotonic()
+            self._since = self._looked = self._awake = time.monotonic()
             # A rank that has not spoken yet is still starting.
             first = RankStatus(0, "starting", 0.0, self._patience)
             self._heard = dict.fromkeys(range(self._size), (self._since, first))
             if self._liveness is not None:
-                self._liveness.listen({"at": self._hear_status, "pulse": self._hear_pulse})
-                self._liveness.listen({"stall": lambda rank, text: self._leave(None)})
+                self._liveness.listen({"at": self._hear, "stall": lambda rank, text: self._leave(None)})
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -219,7 +219,7 @@ class Watchdog:
             with contextlib.suppress(RuntimeError, ValueError):
                 faulthandler.dump_traceback_later(self._patience + 4 * self._tick, file=_STANDARD_ERROR)
             now = time.monotonic()
-            if now - self._looked > max(self._limit / 2, 4 * self._tick):
+            if now - self._looked > self._silence:
                 # This process itself was stopped: what others have said meanwhile is still to be read.
                 self._awake = now
             self._looked = now
@@ -230,15 +230,14 @@ class Watchdog:
         self._heard[self._rank] = (now, status)
         first = self._rank == 0
         if self._liveness is not None:
-            self._liveness.tell("pulse" if first else "at", status.encode())
+            self._liveness.tell("at", status.encode())
         if now - self._awake < self._limit / 2 and self._awake > self._since:
             return
         if first:
             reports = {rank: self._report(now, *heard) for rank, heard in self._heard.items()}
             seconds = stalled(reports)
         else:
-            reports = {self._rank: self._report(now, now, status)}
-            reports[0] = self._report(now, self._pulse, self._heard[0][1])
+            reports = {rank: self._report(now, *self._heard[rank]) for rank in (self._rank, 0)}
             # The first rank decides, unless it is the one that is silent.
             seconds = stalled(reports) if reports[0].silent else None
         if seconds is not None:
@@ -255,14 +254,11 @@ class Watchdog:
 
     def _report(self, now: float, heard: float, status: RankStatus) -> Report:
         age = now - heard
-        return Report(status, age, silent=age > max(self._limit / 2, 4 * self._tick))
+        return Report(status, age, silent=age > self._silence)
 
-    def _hear_status(self, rank: int, text: str) -> None:
+    def _hear(self, rank: int, text: str) -> None:
+        """Rank 0 hears all others, they hear it alone."""
         self._heard[rank] = (time.monotonic(), RankStatus.decode(text))
-
-    def _hear_pulse(self, rank: int, text: str) -> None:
-        self._pulse = time.monotonic()
-        self._heard[0] = (self._pulse, RankStatus.decode(text))
 
     def _error(self, seconds: float, reports: dict[int, Report]) -> StalledError:
         late = behind(reports)
@@ -306,12 +302,12 @@ class Watchdog:
         """Let stopped ranks of this launcher go on, so that they hear of the end and leave as well."""
         now, peers = time.monotonic(), self._liveness.peers if self._liveness else []
         for peer, here in ((peer, peers[self._rank]) for peer in peers):
-            heard = self._pulse if peer.rank == 0 else self._heard[peer.rank][0]
-            silent = now - heard > max(self._limit / 2, 4 * self._tick)
-            siblings = peer.host == here.host and parent_of(peer.pid) == os.getppid()
-            if peer.rank != self._rank and silent and siblings:
-                with contextlib.suppress(OSError):
-                    os.kill(peer.pid, signal.SIGCONT)
+            silent = now - self._heard[peer.rank][0] > self._silence
+            if peer.rank != self._rank and silent and peer.host == here.host:
+                with contextlib.suppress(psutil.Error):
+                    process = psutil.Process(peer.pid)
+                    if process.ppid() == os.getppid():
+                        process.resume()
 
     def _write_stacks(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from janus_ds.config.deepspeed import load_setup
 from janus_ds.parallel.topology import init_topology
-from janus_ds.train.loop.engine import TrainingEngine
+from janus_ds.train.engine import TrainingEngine
 from tests.support.launch import run_ranks
 from tests.support.tiny_training import NO_DROPOUT, Run, make_inputs, train
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
 ONE_STEP = (*NO_DROPOUT, "train.max_steps=1", "train.global_batch=64", "train.valid_every=0")
 
