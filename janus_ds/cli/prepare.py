@@ -13,17 +13,16 @@ from janus_ds.cli.arguments import program_parser
 from janus_ds.config.packaged import tokenizer_name
 from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
-from janus_ds.data.prepare.journal import PrepareProgress, PrepareReport
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
 from janus_ds.data.prepare.settings import (
     TOKENIZER_KINDS,
-    Execution,
     GlgeSettings,
     Languages,
     Limits,
     PairSettings,
     PrepareSettings,
 )
+from janus_ds.data.prepare.writing import PrepareProgress, PrepareReport
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
 from janus_ds.data.text.tokenizer import NORMALIZATIONS
 from janus_ds.errors import UsageError
@@ -212,8 +211,7 @@ def _prepare_text(options: argparse.Namespace) -> None:
         raise UsageError("no input is given", "--input", "give at least one text file or folder")
     rule = DocumentRule(options.format, options.document, options.field)
     settings = PrepareSettings(rule=rule, **_given(PrepareSettings, options))
-    execution = Execution(processes=options.processes)
-    report = prepare(options.input, options.output, settings, execution, _stages())
+    report = prepare(options.input, options.output, settings, options.processes, _stages())
     if report.resumed:
         print("went on with an interrupted preparation")
     _block_report(report)

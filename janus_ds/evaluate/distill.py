@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.config.schema import DecodeConfig
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.prepare.journal import PrepareReport, SplitState, SplitWriter, finished_manifest
+from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_manifest
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardFormat
 from janus_ds.data.stream.source import SampleSource
@@ -234,7 +234,7 @@ def _write(data: Path, whole: Path, manifest: Manifest, targets: Ragged, asked: 
     settings = _prepared(manifest).get("settings", {})
     longest = int(settings.get("max_tokens", 0))
     sizes = {name: settings[name] for name in _PACKING if name in settings}
-    writer = SplitWriter(whole / _TRAIN, ShardFormat(index.stream_dtype, **sizes), SplitState())
+    writer = SplitWriter(whole / _TRAIN, ShardFormat(index.stream_dtype, **sizes))
     for source, target, found in _blocks(data, targets):
         writer.add({"source": source, "target": _chosen(target, found, longest, counts)})
     totals = writer.finish(_STREAMS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from janus_ds.cli.prepare import prepare_data
-from janus_ds.data.prepare.journal import PrepareReport
+from janus_ds.data.prepare.writing import PrepareReport
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.verify import verify_dataset

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from janus_ds.data.prepare.journal import PrepareReport
 from janus_ds.data.prepare.pair_files import PairFiles
 from janus_ds.data.prepare.pairs import prepare_pairs
 from janus_ds.data.prepare.settings import Languages, PairSettings
+from janus_ds.data.prepare.writing import PrepareReport
 
 TINY_PAIR_RECIPE = """
 name: tiny_pairs

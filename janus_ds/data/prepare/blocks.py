@@ -17,7 +17,6 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,10 +24,16 @@ from pathlib import Path
 import numpy as np
 
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.prepare.settings import PrepareSettings
+from janus_ds.data.prepare.settings import PrepareSettings, TextSettings
 from janus_ds.data.stream.shards import token_dtype
 from janus_ds.data.text.documents import DocumentReader, Position
-from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, structural, train_sentencepiece
+from janus_ds.data.text.tokenizer import (
+    Tokenizer,
+    fitting_normalization,
+    load_tokenizer,
+    structural,
+    train_sentencepiece,
+)
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults
 
@@ -75,23 +80,15 @@ def _ends_sentence(line: str, match: re.Match[str]) -> bool:
     return not (initial or numbered or word in _ABBREVIATIONS)
 
 
-@dataclass(frozen=True)
-class CutRows:
-    """Where a document's tokens are cut into blocks.
-
-    Args:
-        lengths: tokens of each block; the blocks cover all tokens in order.
-        overlong: sentences longer than a block, which had to be cut.
-    """
-
-    lengths: list[int]
-    overlong: int
-
-
-def cut_rows(rows: list[list[int]], limit: int, head: Callable[[int], list[int]] | None = None) -> CutRows:
+def cut_rows(
+    rows: list[list[int]], limit: int, head: Callable[[int], list[int]] | None = None
+) -> tuple[list[int], int]:
     """Cut a document into blocks of complete sentences of at most `limit` tokens, greedily.
 
     A sentence longer than `limit` is cut every `limit` tokens; its rest begins the next block.
+
+    Returns:
+        tokens of each block, which cover all tokens in order; how many sentences were longer than a block.
 
     Args:
         rows: the tokens of each sentence. A sentence that begins a block is replaced by `head` of
@@ -116,15 +113,7 @@ def cut_rows(rows: list[list[int]], limit: int, head: Callable[[int], list[int]]
         filled += size
     if filled:
         lengths.append(filled)
-    return CutRows(lengths, overlong)
-
-
-@dataclass(frozen=True)
-class UnitResult:
-    """Samples by split and stream, in reading order, and counts to be added up."""
-
-    samples: dict[str, dict[str, Ragged]]
-    counts: Counter[str]
+    return lengths, overlong
 
 
 def split_of(text: str, settings: PrepareSettings) -> str:
@@ -136,82 +125,57 @@ def split_of(text: str, settings: PrepareSettings) -> str:
     return "test" if draw < settings.valid_share + settings.test_share else "train"
 
 
-def read_units(
-    reader: DocumentReader, start: Position, unit_characters: int
-) -> Iterator[tuple[list[str], Position]]:
+_UNIT_CHARACTERS = 1 << 20
+"""Text handed to a process at once."""
+
+
+def read_units(reader: DocumentReader, start: Position) -> Iterator[tuple[list[str], Position]]:
     """Documents in portions of about equal size, each with the position behind it."""
     texts: list[str] = []
     size, behind = 0, start
     for text, behind in reader.read(start):
         texts.append(text)
         size += len(text)
-        if size >= unit_characters:
+        if size >= _UNIT_CHARACTERS:
             yield texts, behind
             texts, size = [], 0
     if texts:
         yield texts, behind
 
 
-class BlockEncoder:
-    """Turns documents into blocks of complete sentences (task `denoise`, one stream "target")."""
-
-    streams = ("target",)
-    task = "denoise"
-
-    def __init__(self, tokenizer: Tokenizer, settings: PrepareSettings) -> None:
-        self._tokenizer = tokenizer
-        self._settings = settings
-        special = tokenizer.special
-        self._forbidden = structural(special)
-        self._unk = special.unk
-        self._dtype = np.dtype(token_dtype(special.vocab_size))
-
-    def __call__(self, texts: Sequence[str]) -> UnitResult:
-        """Blocks of all texts; a block never holds text of two documents."""
-        counts: Counter[str] = Counter(documents=len(texts))
-        joiner = self._tokenizer.joiner
-        documents = [split_sentences(text) for text in texts]
-        joined = ((joiner if i else "") + s for document in documents for i, s in enumerate(document))
-        encoded = iter(self._tokenizer.encode_batch(list(joined)))
-        rows: list[list[int]] = []
-        lengths: list[int] = []
-        splits: list[str] = []
-        for text, document in zip(texts, documents, strict=True):
-            kept, kept_rows = self._without_specials(document, encoded, counts)
-            head = partial(self._head, kept) if joiner else None
-            cut = cut_rows(kept_rows, self._settings.block_tokens, head)
-            counts["sentences_cut"] += cut.overlong
-            counts["text_bytes"] += len(text.encode())
-            rows.extend(kept_rows)
-            lengths.extend(cut.lengths)
-            splits.extend([split_of(text, self._settings)] * len(cut.lengths))
-        values = np.fromiter(chain.from_iterable(rows), self._dtype, sum(lengths))
-        counts["unknown_tokens"] += int(np.count_nonzero(values == self._unk))
-        return UnitResult(_by_split(Ragged.from_lengths(values, lengths), splits), counts)
-
-    def _without_specials(
-        self, sentences: list[str], encoded: Iterator[list[int]], counts: Counter[str]
-    ) -> tuple[list[str], list[list[int]]]:
-        """Leave out sentences that spell a special symbol: an eos inside a block would mean its end."""
-        kept, rows = [], []
-        for sentence in sentences:
-            row = next(encoded)
-            if self._forbidden.isdisjoint(row):
-                kept.append(sentence)
-                rows.append(row)
+def encode_blocks(
+    tokenizer: Tokenizer, settings: PrepareSettings, texts: Sequence[str]
+) -> tuple[dict[str, dict[str, Ragged]], Counter[str]]:
+    """Blocks of the texts, by split and stream ("target"), and counts; none holds text of two documents."""
+    special, joiner, counts = tokenizer.special, tokenizer.joiner, Counter(documents=len(texts))
+    documents = [split_sentences(text) for text in texts]
+    joined = ((joiner if i else "") + s for document in documents for i, s in enumerate(document))
+    encoded, forbidden = iter(tokenizer.encode_batch(list(joined))), structural(special)
+    rows, lengths, splits = list[list[int]](), list[int](), list[str]()
+    for text, document in zip(texts, documents, strict=True):
+        own = [(sentence, next(encoded)) for sentence in document]
+        # Sentences that spell a special symbol are left out: an eos inside a block would mean its end.
+        kept = [(sentence, row) for sentence, row in own if forbidden.isdisjoint(row)]
+        kept_rows = [row for _, row in kept]
+        head = partial(_head, tokenizer, [sentence for sentence, _ in kept]) if joiner else None
+        blocks, overlong = cut_rows(kept_rows, settings.block_tokens, head)
         counts["sentences"] += len(kept)
-        counts["sentences_with_special_symbols"] += len(sentences) - len(kept)
-        return kept, rows
+        counts["sentences_with_special_symbols"] += len(own) - len(kept)
+        counts["sentences_cut"] += overlong
+        counts["text_bytes"] += len(text.encode())
+        rows += kept_rows
+        lengths += blocks
+        splits += [split_of(text, settings)] * len(blocks)
+    dtype = np.dtype(token_dtype(special.vocab_size))
+    values = np.fromiter(chain.from_iterable(rows), dtype, sum(lengths))
+    counts["unknown_tokens"] += int(np.count_nonzero(values == special.unk))
+    whole, names = Ragged.from_lengths(values, lengths), np.array(splits, dtype=str)
+    samples = {name: {"target": whole.take(np.flatnonzero(names == name))} for name in dict.fromkeys(splits)}
+    return samples, counts
 
-    def _head(self, sentences: list[str], number: int) -> list[int]:
-        return self._tokenizer.encode(sentences[number])
 
-
-def _by_split(blocks: Ragged, splits: list[str]) -> dict[str, dict[str, Ragged]]:
-    names = np.array(splits, dtype=str)
-    return {
-        str(name): {"target": blocks.take(np.flatnonzero(names == name))} for name in dict.fromkeys(splits)
-    }
+def _head(tokenizer: Tokenizer, sentences: Sequence[str], number: int) -> list[int]:
+    return tokenizer.encode(sentences[number])
 
 
 _LONGEST_PIECE_CHARACTERS = 8192
@@ -238,24 +202,32 @@ def ensure_tokenizer(
     if settings.trained_kind is None:
         tokenizer = load_tokenizer(Path(settings.tokenizer))
     else:
-        training = _training_lines(reader, settings, progress)
-        lines = hash_sample(training, settings.tokenizer_sample_mb * 1_000_000)
-        if not lines:
-            raise DataError(
-                "the input holds no text outside of the held-out splits",
-                ", ".join(file.where for file in reader.files[:3]),
-                "give files that hold text, or smaller --valid-share and --test-share",
-            )
-        progress("training the tokenizer")
-        tokenizer = train_sentencepiece(
-            lines, settings.trained_kind, settings.vocab_size, settings.normalization_of(lines)
+        nothing = DataError(
+            "the input holds no text outside of the held-out splits",
+            ", ".join(file.where for file in reader.files[:3]),
+            "give files that hold text, or smaller --valid-share and --test-share",
         )
+        lines = _training_lines(reader, settings, progress)
+        tokenizer = trained_tokenizer(lines, settings, nothing, progress)
     temporary = work / "tokenizer"
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save(temporary)
     with disk_faults(folder):
         temporary.rename(folder)
     return tokenizer
+
+
+def trained_tokenizer(
+    lines: Iterable[str], settings: TextSettings, nothing: DataError, progress: Callable[[str], None]
+) -> Tokenizer:
+    """A SentencePiece model of a sample of the lines; raises `nothing` where there is no text."""
+    sample = hash_sample(lines, settings.tokenizer_sample_mb * 1_000_000)
+    if not sample:
+        raise nothing
+    progress("training the tokenizer")
+    kind, wanted = settings.trained_kind or "unigram", settings.normalization
+    normalization = fitting_normalization(sample) if wanted == "auto" else wanted
+    return train_sentencepiece(sample, kind, settings.vocab_size, normalization)
 
 
 def hash_sample(lines: Iterable[str], limit: int) -> list[str]:

@@ -2,51 +2,64 @@
 
 Documents are read in order by the calling process, tokenised and cut into blocks by any number of
 processes, and written in order again, so that the bytes depend on settings and input alone.
+
+How far it has come is kept in `OUT/.prepare/`: `key.json` (what is being prepared), `state.json` (position in
+the input, counts, finished shards) and the samples that are in no shard yet. `state.json` is replaced whole
+and names its file of samples, so the two always belong together. A lock keeps a second preparation out.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
+import json
 import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from janus_ds.data.prepare.blocks import BlockEncoder, ensure_tokenizer, read_units
-from janus_ds.data.prepare.journal import (
-    WORK_NAME,
-    Journal,
+import numpy as np
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as validated
+
+from janus_ds.data.masking.ragged import Ragged
+from janus_ds.data.prepare.blocks import encode_blocks, ensure_tokenizer, read_units
+from janus_ds.data.prepare.settings import PrepareSettings
+from janus_ds.data.prepare.writing import (
     PrepareProgress,
     PrepareReport,
-    Progress,
     SplitState,
     SplitWriter,
     finished_manifest,
+    ordered_map,
 )
-from janus_ds.data.prepare.pool import ordered_map
-from janus_ds.data.prepare.settings import Execution, PrepareSettings
-from janus_ds.data.stream.index import MANIFEST_NAME, Manifest, SplitTotals
+from janus_ds.data.stream.index import MANIFEST_NAME, STRICT, Manifest, Name, SoundShard, SplitTotals, Sum
 from janus_ds.data.stream.shards import ShardFormat, token_dtype
 from janus_ds.data.text.documents import DocumentReader, Position
 from janus_ds.data.text.text_files import list_inputs
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DataError
-from janus_ds.io import disk_faults
+from janus_ds.io import disk_faults, fingerprint_of, folder_lock, write_atomic
 
-_SPLIT_ORDER = ("train", "valid", "test")
+_SPLITS = ("train", "valid", "test")
+_WORK, _KEY, _STATE = ".prepare", "key.json", "state.json"
+_COMMIT_SECONDS = 20.0
+"""Progress is made lasting at least this often, and after every shard."""
 
 
 def prepare(
     inputs: Sequence[Path | str],
     output: Path,
     settings: PrepareSettings,
-    execution: Execution | None = None,
+    processes: int = 1,
     progress: Callable[[PrepareProgress], None] | None = None,
 ) -> PrepareReport:
     """Make a data directory of text files, or finish one that was interrupted.
@@ -54,35 +67,29 @@ def prepare(
     Args:
         inputs: files and folders of them, addresses, `pipe:` commands (`text_files.list_inputs`).
         output: the data directory; must be new, empty, or of the same preparation.
+        processes: processes that tokenise; 1 works in the calling process. Changes nothing.
 
     Raises:
         ConfigError: settings that cannot be meant.
         DataError: missing, damaged or empty input; text that is not UTF-8; an output folder that
             holds something else.
         ResourceError: full disk, missing permission, a killed worker.
+        BusyError: another process prepares the same.
     """
     settings.check()
     reader = DocumentReader(list_inputs(inputs), settings.rule)
-    request = _request(reader, settings)
+    given = None if settings.trained_kind else load_tokenizer(Path(settings.tokenizer)).fingerprint
+    files = [[file.name, file.size] for file in reader.files]
+    request = {"settings": settings.to_json(), "inputs": files, "tokenizer": given}
     if (output / MANIFEST_NAME).is_file() and (manifest := finished_manifest(output, request)):
-        shutil.rmtree(output / WORK_NAME, ignore_errors=True)  # left if the last act was interrupted
+        shutil.rmtree(output / _WORK, ignore_errors=True)  # left if the last act was interrupted
         return PrepareReport(output, manifest, already_whole=True)
     times = [file.changed for file in reader.files]
     with Journal(output, {**request, "times": times}) as journal:
-        job = _Job(reader, output, settings, execution or Execution(), journal)
-        report = job.run(request, progress or (lambda _: None))
+        job = _Job(reader, output, settings, processes, journal, progress or (lambda _: None))
+        report = job.run(request)
         journal.remove()
     return report
-
-
-def _request(reader: DocumentReader, settings: PrepareSettings) -> dict[str, Any]:
-    """What decides the result, as JSON: settings, input files, a given tokenizer's fingerprint."""
-    given = settings.trained_kind is None
-    return {
-        "settings": settings.to_json(),
-        "inputs": [[file.name, file.size] for file in reader.files],
-        "tokenizer": load_tokenizer(Path(settings.tokenizer)).fingerprint if given else None,
-    }
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,9 @@ class _Job:
     reader: DocumentReader
     output: Path
     settings: PrepareSettings
-    execution: Execution
+    processes: int
     journal: Journal
+    show: Callable[[PrepareProgress], None]
     writers: dict[str, SplitWriter] = field(default_factory=dict)
 
     @property
@@ -101,61 +109,56 @@ class _Job:
         """Of the input files' bytes, those that have been read."""
         return self.reader.bytes_read / max(1, self.reader.total_bytes)
 
-    def run(self, request: dict[str, Any], show: Callable[[PrepareProgress], None]) -> PrepareReport:
-        def told(stage: str) -> None:
-            show(PrepareProgress(stage, self.share))
-
-        folder, settings = self.output / "tokenizer", self.settings
-        tokenizer = ensure_tokenizer(folder, self.journal.folder, settings, self.reader, told)
-        encoder = BlockEncoder(tokenizer, settings)
+    def run(self, request: dict[str, Any]) -> PrepareReport:
+        settings, work = self.settings, self.journal.folder
+        tokenizer = ensure_tokenizer(
+            self.output / "tokenizer",
+            work,
+            settings,
+            self.reader,
+            lambda stage: self.show(PrepareProgress(stage, self.share)),
+        )
         before = self.journal.load()
         dtype = token_dtype(tokenizer.special.vocab_size)
         form = ShardFormat(dtype, settings.samples_per_member, settings.members_per_shard)
-        for name in _SPLIT_ORDER:
-            left = before.splits.get(name, SplitState())
-            self.writers[name] = SplitWriter(self.output / name, form, left)
-        counts, done = self._encode(encoder, before, show)
-        totals = self._finish(encoder, counts)
+        for name in _SPLITS:
+            self.writers[name] = SplitWriter(self.output / name, form, before.splits.get(name))
+        counts, done = self._encode(partial(encode_blocks, tokenizer, settings), before)
+        totals = self._finish(counts)
         manifest = Manifest(
-            task=encoder.task,
+            task="denoise",
             tokenizer_fingerprint=tokenizer.fingerprint,
             vocab_size=tokenizer.special.vocab_size,
             settings={"request": request, "counts": dict(sorted(counts.items()))},
             splits=totals,
         )
         manifest.save(self.output)
-        resumed = before.position != Position()
-        return PrepareReport(self.output, manifest, resumed=resumed, done=done)
+        return PrepareReport(self.output, manifest, resumed=before.position != Position(), done=done)
 
     def _encode(
-        self, encoder: BlockEncoder, before: Progress, show: Callable[[PrepareProgress], None]
+        self, encode: Callable[[list[str]], Any], before: Progress
     ) -> tuple[Counter[str], PrepareProgress]:
         """Tokenise and write all that `before` leaves; returns the counts of everything."""
         counts = Counter(before.counts)
-        already = (counts["text_bytes"], counts["documents"])
+        already = {name: counts[name] for name in ("text_bytes", "documents")}
         start = last_commit = time.monotonic()
         progress = PrepareProgress("writing shards", 1.0)
-        units = read_units(self.reader, before.position, self.execution.unit_characters)
-        with closing(ordered_map(encoder, units, self.execution.processes)) as results:
-            for result, position in results:
-                wrote = [self.writers[name].add(part) for name, part in result.samples.items()]
-                counts.update(result.counts)
+        units = read_units(self.reader, before.position)
+        with closing(ordered_map(encode, units, self.processes)) as results:
+            for (samples, counted), position in results:
+                wrote = [self.writers[name].add(part) for name, part in samples.items()]
+                counts.update(counted)
                 now = time.monotonic()
-                if any(wrote) or now - last_commit >= self.execution.commit_seconds:
+                if any(wrote) or now - last_commit >= _COMMIT_SECONDS:
                     splits = {name: writer.state() for name, writer in self.writers.items()}
                     self.journal.commit(Progress(position, counts, splits))
                     last_commit = now
-                progress = PrepareProgress(
-                    "writing shards",
-                    self.share,
-                    counts["text_bytes"] - already[0],
-                    counts["documents"] - already[1],
-                    now - start,
-                )
-                show(progress)
+                text, documents = (counts[name] - old for name, old in already.items())
+                progress = PrepareProgress("writing shards", self.share, text, documents, now - start)
+                self.show(progress)
         return counts, progress
 
-    def _finish(self, encoder: BlockEncoder, counts: Counter[str]) -> dict[str, SplitTotals]:
+    def _finish(self, counts: Counter[str]) -> dict[str, SplitTotals]:
         if not counts["documents"]:
             places = ", ".join(file.where for file in self.reader.files[:3])
             raise DataError("the input holds no text", places, "give files that hold text")
@@ -164,11 +167,8 @@ class _Job:
             # Few documents: a run needs a validation split to start.
             valid.add(given)
             counts["validation_blocks_of_training_documents"] = len(given["target"])
-        totals = {}
-        for name in _SPLIT_ORDER:
-            if self.writers[name].empty:
-                continue
-            totals[name] = self.writers[name].finish(encoder.streams)
+        found = {name: writer for name, writer in self.writers.items() if not writer.empty}
+        totals = {name: writer.finish(("target",)) for name, writer in found.items()}
         if "train" not in totals:
             raise DataError(
                 f"none of the {counts['documents']} documents gave training text",
@@ -176,6 +176,145 @@ class _Job:
                 "give more documents, or smaller --valid-share and --test-share",
             )
         return totals
+
+
+@dataclass
+class Progress:
+    """Everything that a preparation has to remember."""
+
+    position: Position = field(default_factory=Position)
+    counts: Counter[str] = field(default_factory=Counter)
+    splits: dict[str, SplitState] = field(default_factory=dict)
+
+
+@validated(config=STRICT)
+class _SavedSplit:
+    """A split in `state.json`; `pending` names streams."""
+
+    shards: list[SoundShard]
+    pending: list[str]
+
+
+@validated(config=STRICT)
+class _State:
+    """The form of `state.json`."""
+
+    serial: Sum
+    samples: Name
+    samples_sha256: str
+    position: dict[str, Sum]
+    counts: dict[str, Sum]
+    splits: dict[Name, _SavedSplit]
+
+
+class Journal:
+    """The working folder of one preparation; use as a context, which holds the lock.
+
+    Args:
+        key: what is prepared: settings and inputs with sizes and times of change.
+
+    Raises:
+        BusyError: another preparation is at work there; DataError: an unfinished one of something else is.
+    """
+
+    def __init__(self, output: Path, key: dict[str, Any]) -> None:
+        self._output, self.folder = output, output / _WORK
+        self._key = json.dumps(key, sort_keys=True)
+        self._lock = ExitStack()
+        self._serial = 0
+
+    def __enter__(self) -> Journal:
+        with disk_faults(self._output), ExitStack() as lock:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(folder_lock(self.folder, 0.0))
+            self._take_key()
+            self._lock = lock.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _take_key(self) -> None:
+        path = self.folder / _KEY
+        same = path.is_file() and path.read_text() == self._key
+        if not same and (self.folder / _STATE).is_file():
+            raise DataError(
+                "the folder holds an unfinished preparation with other settings or of other input "
+                "(or the input files have changed since)",
+                str(self._output),
+                "start again with the same settings and input, or delete the folder, or choose another",
+            )
+        if not same:
+            self._refuse_foreign()
+            write_atomic(path, self._key.encode())
+
+    def _refuse_foreign(self) -> None:
+        """A new preparation needs an empty folder; what an earlier start left may go."""
+        foreign = sorted(p.name for p in self._output.iterdir() if p.name != _WORK)
+        if (self.folder / _KEY).is_file() and set(foreign) <= {"tokenizer", "train", "valid", "test"}:
+            for name in foreign:
+                shutil.rmtree(self._output / name)
+        elif foreign:
+            raise DataError(
+                f"the output folder is not empty: it holds {', '.join(foreign[:4])}",
+                str(self._output),
+                "choose another output folder, or delete this one",
+            )
+
+    def load(self) -> Progress:
+        """The last lasting progress; a fresh start where there is none or it is damaged."""
+        try:
+            state = TypeAdapter(_State).validate_json((self.folder / _STATE).read_bytes())
+            samples = (self.folder / state.samples).read_bytes()
+            if fingerprint_of(samples) != state.samples_sha256:
+                return Progress()
+            arrays = np.load(io.BytesIO(samples), allow_pickle=False)
+            splits = {name: self._split(name, split, arrays) for name, split in state.splits.items()}
+            found = Progress(Position(**state.position), Counter(state.counts), splits)
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile):
+            return Progress()
+        self._serial = state.serial
+        return found
+
+    def _split(self, name: str, saved: _SavedSplit, arrays: Any) -> SplitState:
+        for shard in saved.shards:
+            if (self._output / name / shard.name).stat().st_size != shard.size:
+                raise ValueError(f"{shard.name} has changed")
+        pending = {
+            stream: Ragged(arrays[f"{name}.{stream}.values"], arrays[f"{name}.{stream}.offsets"])
+            for stream in saved.pending
+        }
+        return SplitState(saved.shards, pending)
+
+    def commit(self, progress: Progress) -> None:
+        """Make the progress lasting."""
+        arrays = {
+            f"{name}.{stream}.{part}": getattr(rows, part)
+            for name, split in progress.splits.items()
+            for stream, rows in split.pending.items()
+            for part in ("values", "offsets")
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        self._serial += 1
+        samples_name = f"samples-{self._serial:06d}.npz"
+        write_atomic(self.folder / samples_name, buffer.getvalue())
+        state = _State(
+            serial=self._serial,
+            samples=samples_name,
+            samples_sha256=fingerprint_of(buffer.getvalue()),
+            position=asdict(progress.position),
+            counts=dict(progress.counts),
+            splits={n: _SavedSplit(s.shards, sorted(s.pending)) for n, s in progress.splits.items()},
+        )
+        write_atomic(self.folder / _STATE, TypeAdapter(_State).dump_json(state))
+        for old in self.folder.glob("samples-*.npz*"):
+            if old.name != samples_name:
+                old.unlink()
+
+    def remove(self) -> None:
+        """Delete the working folder, after the data is whole."""
+        shutil.rmtree(self.folder)
 
 
 _CORPUS = "assets/corpus/novels.txt.xz"

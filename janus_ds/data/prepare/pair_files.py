@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from janus_ds.config.locations import checked_name
-from janus_ds.data.prepare.settings import Languages, Limits, PairSettings
+from janus_ds.data.prepare.settings import Languages, Limits
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.byte_streams import COMPRESSED_SUFFIXES
 from janus_ds.data.text.documents import records, text_of
@@ -19,6 +18,9 @@ from janus_ds.data.text.text_files import TextFile
 from janus_ds.errors import DataError, UsageError
 
 _LONGEST_LINE_WORDS = 5000
+
+Pair = tuple[str, str]
+"""Source and target."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,13 @@ def find_files(folder: Path) -> dict[str, tuple[Path, Path | None]]:
     inside = folder / "org_data" if (folder / "org_data").is_dir() else folder
     found: dict[str, tuple[Path, Path | None]] = {}
     for split, official in GLGE_SPLITS.items():
-        source, target = (_find(inside / f"{official}.{side}") for side in ("src", "tgt"))
-        missing = [side for side, path in (("src", source), ("tgt", target)) if path is None]
+        source, target = _both(inside, official)
         if source is not None and (target is not None or split == "test"):
             found[split] = (source, target)
         elif split != "test":
+            missing = [f"{official}.{s}" for s, path in (("src", source), ("tgt", target)) if path is None]
             raise DataError(
-                f"{' and '.join(f'{official}.{side}' for side in missing)} not found",
+                f"{' and '.join(missing)} not found",
                 str(inside),
                 "give a task's folder of GLGE, with train, dev and test as .src and .tgt",
             )
@@ -216,7 +218,7 @@ def find_split(folder: Path, task: str, split: str) -> tuple[Path, Path | None]:
     """
     places = (folder / f"{task}_data" / "org_data", folder / "org_data", folder)
     for place in places:
-        source, target = (_find(place / f"{split}.{side}") for side in ("src", "tgt"))
+        source, target = _both(place, split)
         if source is not None:
             return source, target
     raise DataError(
@@ -226,9 +228,13 @@ def find_split(folder: Path, task: str, split: str) -> tuple[Path, Path | None]:
     )
 
 
-def _find(path: Path) -> Path | None:
-    names = [path, *(path.with_name(path.name + suffix) for suffix in COMPRESSED_SUFFIXES)]
-    return next((name for name in names if name.is_file()), None)
+def _both(folder: Path, split: str) -> tuple[Path | None, Path | None]:
+    """Source and target file of a split, compressed or not; None where there is none."""
+    names = (
+        [folder / f"{split}.{side}{end}" for end in ("", *COMPRESSED_SUFFIXES)] for side in ("src", "tgt")
+    )
+    source, target = (next((path for path in paths if path.is_file()), None) for paths in names)
+    return source, target
 
 
 @dataclass(frozen=True)
@@ -297,49 +303,6 @@ def source_limit(settings: Mapping[str, Any]) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-_SHORT_WORDS = 10
-"""Where the longer side has fewer words than this, the ratio says nothing."""
-
-
 def pair_key(source: str, target: str) -> bytes:
     """A hash that tells pairs apart."""
     return hashlib.blake2b(f"{source}\n{target}".encode(), digest_size=8).digest()
-
-
-class PairCleaner:
-    """Looks at pairs one after the other.
-
-    Args:
-        held_out: keys of validation and test pairs: training pairs among them are counted, and kept.
-        counts: what is read, left out ("empty", "too_unequal", "duplicates") and "also_held_out".
-    """
-
-    def __init__(self, settings: PairSettings, held_out: Set[bytes], counts: Counter[str]) -> None:
-        self._settings = settings
-        self._held_out = held_out
-        self._counts = counts
-        self._seen: set[bytes] = set()
-
-    def keeps(self, source: str, target: str) -> bool:
-        """Whether the pair is trained on."""
-        self._counts["lines"] += 1
-        fault = self._fault(source, target)
-        if fault is not None:
-            self._counts[fault] += 1
-        return fault is None
-
-    def _fault(self, source: str, target: str) -> str | None:
-        if not source or not target:
-            return "empty"
-        words = sorted((len(source.split()), len(target.split())))
-        if words[1] >= _SHORT_WORDS and words[1] > self._settings.max_ratio * words[0]:
-            return "too_unequal"
-        key = pair_key(source, target)
-        if key in self._seen and self._settings.duplicates == "drop":
-            return "duplicates"
-        self._seen.add(key)
-        self._counts["also_held_out"] += key in self._held_out
-        return None
-
-
-Pair = tuple[str, str]

@@ -9,9 +9,9 @@ can be computed on is left out of its shards.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,13 @@ import numpy as np
 
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.prepare.blocks import hash_sample
-from janus_ds.data.prepare.journal import PrepareReport, SplitState, SplitWriter, finished_manifest
-from janus_ds.data.prepare.pair_files import PairCleaner, PairFiles, find_files, pair_key, read_pairs
-from janus_ds.data.prepare.pool import ordered_map
+from janus_ds.data.prepare.blocks import trained_tokenizer
+from janus_ds.data.prepare.pair_files import Pair, PairFiles, find_files, pair_key, read_pairs
 from janus_ds.data.prepare.settings import GlgeSettings, Limits, PairSettings
+from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_manifest, ordered_map
 from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.data.stream.shards import ShardFormat, token_dtype
-from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, plain_ids, structural, train_sentencepiece
+from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, plain_ids, structural
 from janus_ds.data.text.word_tokenizer import train_words
 from janus_ds.errors import DataError
 from janus_ds.io import atomic_dir, atomic_file, disk_faults
@@ -35,8 +34,9 @@ from janus_ds.io import atomic_dir, atomic_file, disk_faults
 _STREAMS = ("source", "target")
 _GLGE_SIDES = ("src", "tgt")
 _UNIT_PAIRS = 4000
+_SHORT_WORDS = 10
+"""Where the longer side has fewer words than this, the ratio says nothing."""
 
-Pair = tuple[str, str]
 Show = Callable[[str, int], None]
 """Called with the stage and the number of pairs done in it."""
 
@@ -133,12 +133,8 @@ def _build_whole(output: Path, request: dict[str, Any], build: Callable[[Path], 
         return PrepareReport(output, build(building))
 
 
-@dataclass(frozen=True)
-class _EncodedPairs:
-    """A portion of pairs as token rows, and what was counted on the way."""
-
-    samples: dict[str, Ragged]
-    counts: Counter[str]
+_Encoded = tuple[dict[str, Ragged], Counter[str]]
+"""A portion of pairs as token rows, and what was counted on the way."""
 
 
 class _Builder:
@@ -166,7 +162,7 @@ class _Builder:
         self,
         split: str,
         pairs: Iterable[Pair],
-        encode: Callable[[Sequence[Pair]], _EncodedPairs],
+        encode: Callable[[Sequence[Pair]], _Encoded],
         counts: Counter[str],
         nothing: DataError,
     ) -> None:
@@ -178,9 +174,9 @@ class _Builder:
             nothing: raised where no pair is left.
         """
         parts: list[dict[str, Ragged]] = []
-        for part, done in ordered_map(encode, _portions(pairs), self._processes):
-            counts.update(part.counts)
-            parts.append(part.samples)
+        for (part, counted), done in ordered_map(encode, _portions(pairs), self._processes):
+            counts.update(counted)
+            parts.append(part)
             self.show(f"writing {split}", done)
         samples = {name: Ragged.concatenate([part[name] for part in parts]) for name in _STREAMS}
         if not len(samples["target"]):
@@ -190,7 +186,7 @@ class _Builder:
             samples = {name: rows.take(order) for name, rows in samples.items()}
         dtype = samples["target"].values.dtype.name
         packing = ShardFormat(dtype, self._settings.samples_per_member, self._settings.members_per_shard)
-        writer = SplitWriter(self._folder / split, packing, SplitState())
+        writer = SplitWriter(self._folder / split, packing)
         writer.add(samples)
         self._totals[split] = writer.finish(_STREAMS)
         self._counts[split] = dict(counts)
@@ -242,12 +238,12 @@ class _ParallelText:
 
     def chosen(self, split: str, counts: Counter[str]) -> Iterator[Pair]:
         """Pairs for the shards: of train those that are clean."""
-        cleaner = PairCleaner(self._settings, self._held_out, counts)
+        if split == "train":
+            yield from _clean(self._pairs(split), self._settings, self._held_out, counts)
+            return
         for pair in self._pairs(split):
-            if split != "train":
-                counts["lines"] += 1
-            if split != "train" or cleaner.keeps(*pair):
-                yield pair
+            counts["lines"] += 1
+            yield pair
 
     def tokenizer(self, show: Show) -> Tokenizer:
         """The given one, or one trained on both sides of the training pairs."""
@@ -258,13 +254,7 @@ class _ParallelText:
         lines = (text for pair in self.chosen("train", Counter()) for text in pair)
         if settings.trained_kind is None:
             return train_words(lines)
-        sample = hash_sample(lines, settings.tokenizer_sample_mb * 1_000_000)
-        if not sample:
-            raise self.nothing_left("train")
-        show("training the tokenizer", 0)
-        return train_sentencepiece(
-            sample, settings.trained_kind, settings.vocab_size, settings.normalization_of(sample)
-        )
+        return trained_tokenizer(lines, settings, self.nothing_left("train"), lambda stage: show(stage, 0))
 
     def nothing_left(self, split: str) -> DataError:
         """The error of a split without pairs."""
@@ -276,6 +266,32 @@ class _ParallelText:
         )
 
 
+def _clean(
+    pairs: Iterable[Pair], settings: PairSettings, held_out: Set[bytes], counts: Counter[str]
+) -> Iterator[Pair]:
+    """The pairs that are trained on.
+
+    Args:
+        held_out: keys of validation and test pairs: training pairs among them are counted, and kept.
+        counts: what is read, left out ("empty", "too_unequal", "duplicates") and "also_held_out".
+    """
+    seen: set[bytes] = set()
+    for source, target in pairs:
+        counts["lines"] += 1
+        key = pair_key(source, target)
+        fewer, more = sorted((len(source.split()), len(target.split())))
+        if not source or not target:
+            counts["empty"] += 1
+        elif more >= _SHORT_WORDS and more > settings.max_ratio * fewer:
+            counts["too_unequal"] += 1
+        elif key in seen and settings.duplicates == "drop":
+            counts["duplicates"] += 1
+        else:
+            seen.add(key)
+            counts["also_held_out"] += key in held_out
+            yield source, target
+
+
 def _paired(sides: Sequence[Sequence[list[int]]], kept: Sequence[int], vocab_size: int) -> dict[str, Ragged]:
     """The pairs with these numbers, of a row of tokens for each pair on each side."""
     dtype = np.dtype(token_dtype(vocab_size))
@@ -285,7 +301,7 @@ def _paired(sides: Sequence[Sequence[list[int]]], kept: Sequence[int], vocab_siz
     }
 
 
-def _leaving_out(tokenizer: Tokenizer, max_tokens: int, pairs: Sequence[Pair]) -> _EncodedPairs:
+def _leaving_out(tokenizer: Tokenizer, max_tokens: int, pairs: Sequence[Pair]) -> _Encoded:
     """Pairs to tokens; leaves out what cannot be a sample."""
     special, forbidden = tokenizer.special, structural(tokenizer.special)
     sides = [tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
@@ -306,10 +322,10 @@ def _leaving_out(tokenizer: Tokenizer, max_tokens: int, pairs: Sequence[Pair]) -
     for name, ragged in samples.items():
         counts[f"{name}_tokens"] += len(ragged.values)
         counts["unknown_tokens"] += int(np.count_nonzero(ragged.values == special.unk))
-    return _EncodedPairs(samples, counts)
+    return samples, counts
 
 
-def _cutting(tokenizer: Tokenizer, limits: Limits, pairs: Sequence[Pair]) -> _EncodedPairs:
+def _cutting(tokenizer: Tokenizer, limits: Limits, pairs: Sequence[Pair]) -> _Encoded:
     """Pairs to tokens, cut to the limits."""
     counts: Counter[str] = Counter(lines=len(pairs))
     sides: list[list[list[int]]] = [[], []]
@@ -324,4 +340,4 @@ def _cutting(tokenizer: Tokenizer, limits: Limits, pairs: Sequence[Pair]) -> _En
     kept = [number for number, rows in enumerate(zip(*sides, strict=True)) if all(rows)]
     counts["kept"] = len(kept)
     counts["with_an_empty_side"] = len(pairs) - len(kept)
-    return _EncodedPairs(_paired(sides, kept, tokenizer.special.vocab_size), counts)
+    return _paired(sides, kept, tokenizer.special.vocab_size), counts

@@ -1,15 +1,14 @@
-"""What decides the bytes of a prepared data directory, and what only decides how fast they come."""
+"""What decides the bytes of a prepared data directory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from janus_ds.config.locations import checked_name
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
-from janus_ds.data.text.tokenizer import NORMALIZATIONS, SENTENCEPIECE_KINDS, fitting_normalization
+from janus_ds.data.text.tokenizer import NORMALIZATIONS, SENTENCEPIECE_KINDS
 from janus_ds.errors import ConfigError, DataError
 
 
@@ -63,7 +62,7 @@ class _Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TextSettings(_Settings):
+class TextSettings(_Settings):
     """What preparations of plain text have.
 
     Args:
@@ -92,10 +91,6 @@ class _TextSettings(_Settings):
         """A folder is given as tokenizer."""
         return self.tokenizer not in self._kinds
 
-    def normalization_of(self, sample: Sequence[str]) -> str:
-        """What is asked for, or fits the text that the tokenizer is trained on."""
-        return fitting_normalization(sample) if self.normalization == "auto" else self.normalization
-
     def to_json(self) -> dict[str, Any]:
         """The settings for manifest and journal, without paths of this machine."""
         fields = asdict(self)
@@ -122,7 +117,7 @@ class _TextSettings(_Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(_TextSettings):
+class PrepareSettings(TextSettings):
     """Settings of a preparation of blocks; equal settings and inputs give equal bytes.
 
     Args:
@@ -150,22 +145,7 @@ class PrepareSettings(_TextSettings):
 
 
 @dataclass(frozen=True)
-class Execution:
-    """How the work is done; nothing here changes a byte of the result.
-
-    Args:
-        processes: processes that tokenise; 1 works in the calling process.
-        unit_characters: text handed to a process at once.
-        commit_seconds: progress is made lasting at least this often (and after every shard).
-    """
-
-    processes: int = 1
-    unit_characters: int = 1 << 20
-    commit_seconds: float = 20.0
-
-
-@dataclass(frozen=True)
-class PairSettings(_TextSettings):
+class PairSettings(TextSettings):
     """Settings of a preparation of pairs; equal settings and inputs give equal bytes.
 
     Args:

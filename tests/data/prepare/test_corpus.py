@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import lzma
@@ -14,23 +15,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_ds.data.prepare.blocks import BlockEncoder, split_sentences
+from janus_ds.data.prepare.blocks import encode_blocks, split_sentences
 from janus_ds.data.prepare.corpus import prepare, prepare_bundled_corpus
-from janus_ds.data.prepare.pool import ordered_map
-from janus_ds.data.prepare.settings import Execution, PrepareSettings
+from janus_ds.data.prepare.settings import PrepareSettings
+from janus_ds.data.prepare.writing import ordered_map
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardReader
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.data.text.documents import DocumentRule
 from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
-from janus_ds.errors import ConfigError, DataError, ResourceError
+from janus_ds.errors import BusyError, ConfigError, DataError, ResourceError
 from tests.data.text.test_tokenizer import small_byte_level
 from tests.support.texts import documents
 
 SETTINGS = PrepareSettings(
     vocab_size=90, block_tokens=24, valid_share=0.1, test_share=0.1, samples_per_member=4, members_per_shard=8
 )
-SMALL_UNITS = Execution(unit_characters=2000, commit_seconds=0.0)
 DOCUMENTS = documents(200)
 
 
@@ -92,10 +92,16 @@ def test_blocks_begin_with_sentences(whole):
     assert counts["text_bytes"] == sum(len(document.encode()) for document in DOCUMENTS)
 
 
-def test_bytes_do_not_depend_on_processes_or_units(text_file, whole, tmp_path):
-    execution = dataclasses.replace(SMALL_UNITS, processes=3)
+@pytest.fixture
+def small_units(monkeypatch):
+    """Small portions of work, and progress made lasting after each."""
+    monkeypatch.setattr("janus_ds.data.prepare.blocks._UNIT_CHARACTERS", 2000)
+    monkeypatch.setattr("janus_ds.data.prepare.corpus._COMMIT_SECONDS", 0.0)
+
+
+def test_bytes_do_not_depend_on_processes_or_units(text_file, whole, tmp_path, small_units):
     seen = []
-    report = prepare([text_file], tmp_path / "out", SETTINGS, execution, seen.append)
+    report = prepare([text_file], tmp_path / "out", SETTINGS, 3, seen.append)
     assert content(tmp_path / "out") == content(whole)
     assert report.done.documents == 200
     assert report.done.megabytes_per_second > 0
@@ -109,7 +115,7 @@ class InterruptionError(Exception):
     """Stands for anything that ends the process."""
 
 
-def test_an_interrupted_preparation_goes_on(text_file, whole, tmp_path):
+def test_an_interrupted_preparation_goes_on(text_file, whole, tmp_path, small_units):
     output = tmp_path / "out"
     calls = 0
     for stop_after in (1, 2, 5, 9, None):  # units done in each call; None: to the end
@@ -123,18 +129,18 @@ def test_an_interrupted_preparation_goes_on(text_file, whole, tmp_path):
 
         calls = 0
         if stop_after is None:
-            report = prepare([text_file], output, SETTINGS, SMALL_UNITS)
+            report = prepare([text_file], output, SETTINGS)
             assert report.resumed
             assert report.done.documents < 120  # the earlier work was kept
         else:
             with pytest.raises(InterruptionError):
-                prepare([text_file], output, SETTINGS, SMALL_UNITS, stop)
+                prepare([text_file], output, SETTINGS, progress=stop)
             with pytest.raises(DataError, match="holds no manifest"):
                 Manifest.load(output)
     assert content(output) == content(whole)
 
 
-def test_what_an_interruption_left_is_guarded(text_file, whole, tmp_path):
+def test_what_an_interruption_left_is_guarded(text_file, whole, tmp_path, small_units):
     output = tmp_path / "out"
     units = 0
 
@@ -145,7 +151,7 @@ def test_what_an_interruption_left_is_guarded(text_file, whole, tmp_path):
             raise InterruptionError
 
     with pytest.raises(InterruptionError):
-        prepare([text_file], output, SETTINGS, SMALL_UNITS, stop)
+        prepare([text_file], output, SETTINGS, progress=stop)
     with pytest.raises(DataError, match="unfinished preparation with other settings"):
         prepare([text_file], output, dataclasses.replace(SETTINGS, block_tokens=25))
     # A damaged shard or journal means doing the work again, not wrong data.
@@ -157,7 +163,7 @@ def test_what_an_interruption_left_is_guarded(text_file, whole, tmp_path):
         prepare([text_file], output, dataclasses.replace(SETTINGS, block_tokens=25))
 
 
-def test_a_full_disk_loses_nothing(text_file, whole, tmp_path, monkeypatch):
+def test_a_full_disk_loses_nothing(text_file, whole, tmp_path, monkeypatch, small_units):
     output, real, calls = tmp_path / "out", os.fsync, 0
 
     def full(descriptor: int) -> None:
@@ -169,16 +175,21 @@ def test_a_full_disk_loses_nothing(text_file, whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ResourceError, match="disk is full"):
-        prepare([text_file], output, SETTINGS, SMALL_UNITS)
+        prepare([text_file], output, SETTINGS)
     monkeypatch.setattr("os.fsync", real)
-    assert prepare([text_file], output, SETTINGS, SMALL_UNITS).resumed
+    assert prepare([text_file], output, SETTINGS).resumed
     assert content(output) == content(whole)
 
 
 def test_two_preparations_do_not_share_a_folder(text_file, tmp_path):
     def second(progress):
-        with pytest.raises(DataError, match="another preparation"):
-            prepare([text_file], tmp_path / "out", SETTINGS)
+        other = os.fork()
+        if not other:
+            with contextlib.suppress(BusyError):
+                prepare([text_file], tmp_path / "out", SETTINGS)
+                os._exit(1)
+            os._exit(0)
+        assert os.waitpid(other, 0)[1] == 0
         raise InterruptionError
 
     with pytest.raises(InterruptionError):
@@ -188,11 +199,11 @@ def test_two_preparations_do_not_share_a_folder(text_file, tmp_path):
 def test_byte_level_blocks_read_as_bart_reads_them():
     tokenizer = ByteLevelBPE(*small_byte_level().values())
     settings = dataclasses.replace(SETTINGS, block_tokens=10, valid_share=0.0, test_share=0.0)
-    result = BlockEncoder(tokenizer, settings)(["hello.\nworld.\nhell <mask> he.\nwho."])
-    rows = [row.tolist() for row in result.samples["train"]["target"].rows()]
+    samples, counts = encode_blocks(tokenizer, settings, ["hello.\nworld.\nhell <mask> he.\nwho."])
+    rows = [row.tolist() for row in samples["train"]["target"].rows()]
     # Sentences inside a block have the space before them, the first of a block has none.
     assert rows == [tokenizer.encode("hello. world."), tokenizer.encode("who.")]
-    assert result.counts["sentences_with_special_symbols"] == 1
+    assert counts["sentences_with_special_symbols"] == 1
 
 
 def test_unfit_settings_inputs_and_outputs(text_file, tmp_path):
@@ -209,7 +220,7 @@ def test_unfit_settings_inputs_and_outputs(text_file, tmp_path):
         prepare([empty], tmp_path / "b", SETTINGS)
     (tmp_path / "latin.txt").write_bytes("Caf\xe9.".encode("latin1"))
     with pytest.raises(DataError, match="not UTF-8"):
-        prepare([tmp_path / "latin.txt"], tmp_path / "b", SETTINGS, Execution(processes=2))
+        prepare([tmp_path / "latin.txt"], tmp_path / "b", SETTINGS, processes=2)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match=r"not empty: it holds mine\.txt"):

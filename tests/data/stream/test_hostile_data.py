@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from janus_ds.data.prepare.corpus import prepare
-from janus_ds.data.prepare.journal import Journal, Progress
+from janus_ds.data.prepare.corpus import Journal, Progress, prepare
 from janus_ds.data.prepare.pair_files import held_out_text, source_limit
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.stream import index as index_module

@@ -44,13 +44,13 @@ def test_no_character_is_lost(text):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 12), max_size=12), st.integers(1, 10))
 def test_blocks_hold_all_tokens_and_no_more_than_the_limit(lengths, limit):
-    cut = cut_rows([[7] * length for length in lengths], limit)
-    assert sum(cut.lengths) == sum(lengths)
-    assert all(0 < length <= limit for length in cut.lengths)
-    assert cut.overlong == sum(length > limit for length in lengths)
-    if not cut.overlong:  # borders of blocks are borders of sentences, and no block could be longer
+    blocks, overlong = cut_rows([[7] * length for length in lengths], limit)
+    assert sum(blocks) == sum(lengths)
+    assert all(0 < length <= limit for length in blocks)
+    assert overlong == sum(length > limit for length in lengths)
+    if not overlong:  # borders of blocks are borders of sentences, and no block could be longer
         ends = {sum(lengths[: n + 1]) for n in range(len(lengths))}
-        borders = [sum(cut.lengths[: n + 1]) for n in range(len(cut.lengths))]
+        borders = [sum(blocks[: n + 1]) for n in range(len(blocks))]
         assert set(borders) <= ends
         starts = [0, *borders]
         fullest = [max(end for end in ends if end <= start + limit) for start in starts[:-1]]
@@ -66,6 +66,6 @@ def test_time_grows_with_the_length_alone():
 
 def test_the_tokens_of_a_block_that_begins_are_taken_anew():
     rows = [[1, 1], [2, 2, 2], [3, 3], [4]]
-    cut = cut_rows(rows, 4, head=lambda number: [number * 10])
+    blocks, _ = cut_rows(rows, 4, head=lambda number: [number * 10])
     assert rows == [[1, 1], [10], [3, 3], [4]]
-    assert cut.lengths == [2, 4]
+    assert blocks == [2, 4]
