@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from janus_ds.config.modes import MODES, RESCORED
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.observe.progress import Progress
 
@@ -74,6 +73,9 @@ def refuse_unused(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
     Raises:
         UsageError: there is one.
     """
+    # It imports pydantic, which help and a misspelt command need not wait for.
+    from janus_ds.config.modes import MODES, RESCORED
+
     doing = {*modes, *[RESCORED] * ("nar" in modes and parsed.rescore is not None)}
     for name in dict.fromkeys(name for mode in MODES.values() for name in sorted(mode.options)):
         users = [way for way, mode in MODES.items() if name in mode.options]

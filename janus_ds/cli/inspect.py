@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,19 @@ from janus_ds.stream_mask import Segment
 
 def main(arguments: Sequence[str]) -> int:
     """Print tokens, both masked views and the rows of one sample."""
-    parsed = _parser().parse_args(arguments)
+    parser = new_parser("inspect", "A sample as the model sees it: tokens, masked views, who sees whom.")
+    add = parser.add_argument
+    add("data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
+    add("--sample", type=int, required=True, metavar="N", help="number of the sample")
+    add("--split", default="train", help="train, valid or test (default: train)")
+    add("--epoch", type=int, default=0, help="masks differ from epoch to epoch (default: 0)")
+    add("--positions", type=int, default=10, help="tokens in the picture (default: 10)")
+    add_recipe_arguments(parser)
+    parsed = parser.parse_args(arguments)
     place = open_data(parsed.data, load_run_config(None, parsed.overrides).data)
     overrides = [f"data.task={place.manifest.task}", f"data.path={parsed.data}"]
     run = load_run_config(parsed.recipe, [*overrides, *parsed.overrides])
-    tokenizer = place.tokenizer
-    maker = BatchMaker(place.split(parsed.split), run, tokenizer.special)
+    maker = BatchMaker(place.split(parsed.split), run, place.tokenizer.special)
     if not maker.source.has(parsed.sample):
         last = int(maker.source.samples) - 1
         mixed = len(maker.source.parts) > 1
@@ -50,59 +57,44 @@ def main(arguments: Sequence[str]) -> int:
     made = maker.make((np.array([parsed.epoch]), np.array([parsed.sample])))
     views, batch = made["views"], made["batches"][0]
     picture = picture_of(batch, parsed.positions)
-    pieces = _Pieces(tokenizer)
+    piece = _pieces_of(place.tokenizer)
     print(f"sample {parsed.sample} of {parsed.split}, epoch {parsed.epoch}, seed {run.train.seed}")
     print(f"from {maker.source.origin(parsed.sample)}")
     print(f"objective {run.objective.preset}, masking {run.masking.target}\n")
-    print(describe_views(views, pieces))
+    print(_describe_views(views, piece))
     print(f"\nrows up to position {parsed.positions - 1}, of {batch.layout.rows} in all\n")
-    print(picture.text(pieces))
+    print(picture.text(piece))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = new_parser("inspect", "A sample as the model sees it: tokens, masked views, who sees whom.")
-    parser.add_argument("data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
-    parser.add_argument("--sample", type=int, required=True, metavar="N", help="number of the sample")
-    parser.add_argument("--split", default="train", help="train, valid or test (default: train)")
-    parser.add_argument("--epoch", type=int, default=0, help="masks differ from epoch to epoch (default: 0)")
-    parser.add_argument("--positions", type=int, default=10, help="tokens in the picture (default: 10)")
-    add_recipe_arguments(parser)
-    return parser
+def _pieces_of(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """How tokens are written."""
+    special = tokenizer.special
+    named = {special.bos: "<s>", special.pad: "<pad>", special.eos: "</s>", special.unk: "<unk>"}
+    named[special.mask] = "<mask>"
 
-
-class _Pieces(dict[int, str]):
-    """How tokens are written, decoded when first asked for."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        special = tokenizer.special
-        named = {special.bos: "<s>", special.pad: "<pad>", special.eos: "</s>", special.unk: "<unk>"}
-        super().__init__(named | {special.mask: "<mask>"})
-        self._tokenizer = tokenizer
-
-    def __missing__(self, token: int) -> str:
+    @cache
+    def piece(token: int) -> str:
         # Space and control characters would break the columns.
-        text = self._tokenizer.decode([token]).strip()
-        self[token] = text if text.isprintable() and text else f"#{token}"
-        return self[token]
+        text = named.get(token) or tokenizer.decode([token]).strip()
+        return text if text.isprintable() and text else f"#{token}"
+
+    return piece
 
 
-def describe_views(views: Views, pieces: dict[int, str]) -> str:
+def _describe_views(views: Views, piece: Callable[[int], str]) -> str:
     """What the encoder gets, and the target with its masked tokens in brackets."""
     source, target = views.source.row(0).tolist(), views.target.row(0).tolist()
-    shown = [f"[{pieces[t]}]" if m else pieces[t] for t, m in zip(target, views.masked, strict=True)]
-    rows = [f"{p:>5} {t:>7}  {word}" for p, (t, word) in enumerate(zip(target, shown, strict=True))]
-    masked = int(views.masked.sum())
-    return "\n".join(
-        [
-            f"source, {len(source)} tokens:",
-            "  " + " ".join(pieces[token] for token in source),
-            f"target, {len(target)} tokens, {masked} of them masked (in brackets):",
-            "  " + " ".join(shown),
-            "position, token and piece of the target:",
-            *rows,
-        ]
-    )
+    shown = [f"[{piece(t)}]" if m else piece(t) for t, m in zip(target, views.masked, strict=True)]
+    lines = [
+        f"source, {len(source)} tokens:",
+        "  " + " ".join(map(piece, source)),
+        f"target, {len(target)} tokens, {int(views.masked.sum())} of them masked (in brackets):",
+        "  " + " ".join(shown),
+        "position, token and piece of the target:",
+        *(f"{p:>5} {t:>7}  {word}" for p, (t, word) in enumerate(zip(target, shown, strict=True))),
+    ]
+    return "\n".join(lines)
 
 
 _NAMES = {
@@ -126,33 +118,28 @@ class RowPicture:
     """The token that a row predicts; None for rows that only give keys and values."""
     seen_RC: NDArray[np.bool_]
 
-    def text(self, pieces: dict[int, str]) -> str:
+    def text(self, piece: Callable[[int], str]) -> str:
         """The picture in characters: `#` where a row sees a content row."""
         columns = self.seen_RC.shape[1]
-        starts = [c for c in range(columns) if c == 0 or self.segment_R[c] != self.segment_R[c - 1]]
-        names = {start: self.segment_R[start].name for start in starts}
-        lines = [f"{'':<40}{self._spread(names, starts)}"]
-        digits = {c: str(self.position_R[c] % 10) for c in range(columns)}
-        lines.append(f"{'row, position, token':<40}{self._spread(digits, starts)}")
+        widths = [(segment, len(list(rows))) for segment, rows in groupby(self.segment_R[:columns])]
+        ends = list(accumulate(width for _, width in widths))
+
+        def spread(cells: str) -> str:
+            """A character a column, a gap before each segment."""
+            return " ".join(cells[first:last] for first, last in pairwise([0, *ends]))
+
+        names = "".join(segment.name.ljust(width + 1)[: width + 1] for segment, width in widths)
+        digits = "".join(str(position % 10) for position in self.position_R[:columns])
+        lines = [f"{'':<40}{names}", f"{'row, position, token':<40}{spread(digits)}"]
         for row, segment in enumerate(self.segment_R):
             if row and segment != self.segment_R[row - 1]:
                 lines.append("")
-            label = f"{segment.name} {self.position_R[row]:>3} {pieces[self.token_R[row]]:<12.12}"
+            label = f"{segment.name} {self.position_R[row]:>3} {piece(self.token_R[row]):<12.12}"
             goal = self.predicts_R[row]
-            label += "" if goal is None else f" -> {pieces[goal]:<12.12}"
-            cells = {c: "#" if self.seen_RC[row, c] else "." for c in range(columns)}
-            lines.append(f"{label:<40}{self._spread(cells, starts)}")
-        names_text = ", ".join(f"{s.name} {_NAMES[s]}" for s in dict.fromkeys(self.segment_R))
-        return "\n".join([*(line.rstrip() for line in lines), "", f"# sees, . does not; {names_text}"])
-
-    def _spread(self, cells: dict[int, str], starts: list[int]) -> str:
-        """Cells at their columns, a gap before each segment; longer texts run on into empty columns."""
-        line = ""
-        for column in range(self.seen_RC.shape[1]):
-            place = column + sum(start <= column for start in starts[1:])
-            if column in cells:
-                line = line.ljust(place)[:place] + cells[column]
-        return line
+            label += "" if goal is None else f" -> {piece(goal):<12.12}"
+            lines.append(f"{label:<40}{spread(''.join('.#'[int(seen)] for seen in self.seen_RC[row]))}")
+        legend = ", ".join(f"{s.name} {_NAMES[s]}" for s in dict.fromkeys(self.segment_R))
+        return "\n".join([*(line.rstrip() for line in lines), "", f"# sees, . does not; {legend}"])
 
 
 def picture_of(batch: TwoStreamBatch, positions: int) -> RowPicture:
@@ -198,13 +185,26 @@ def verify(arguments: Sequence[str]) -> int:
 
 def _verify(location: str, data: DataConfig) -> tuple[str, VerifyReport]:
     """Print what there is to say about one source."""
-    name, directory, read = public_location(location), Path(location), None
+    name, directory, line = public_location(location), Path(location), Progress()
+    read: Callable[[str, ShardEntry], bytes] | None = None
     if is_remote(location):
         place = open_data(location, data)
-        stores = {name: part.shards for name in place.manifest.splits for part in place.split(name)}
-        directory, read = place.sources[0].folder, partial(_fetched, stores)
+        stores: dict[str, Any] = {n: part.shards for n in place.manifest.splits for part in place.split(n)}
+        directory = place.sources[0].folder
+
+        def fetched(split: str, shard: ShardEntry) -> bytes:
+            with os.fdopen(stores[split].open(shard), "rb") as file:
+                return file.read()
+
+        read = fetched
+
+    def show(share: float, report: VerifyReport) -> None:
+        line.show(f"{share:.0%}, {report.shards} shards, {len(report.faults)} faults")
+        if share >= 1:
+            line.end()
+
     started = time.monotonic()
-    report = verify_dataset(directory, partial(_show, Progress()), read)
+    report = verify_dataset(directory, show, read)
     seconds = max(time.monotonic() - started, 1e-6)
     print(_shard_table(directory, report.faults))
     for fault in report.faults:
@@ -216,17 +216,6 @@ def _verify(location: str, data: DataConfig) -> tuple[str, VerifyReport]:
             f"{count_text(report.tokens)} tokens, {bytes_text(report.bytes)} at {speed}/s"
         )
     return name, report
-
-
-def _fetched(stores: Mapping[str, Any], split: str, shard: ShardEntry) -> bytes:
-    with os.fdopen(stores[split].open(shard), "rb") as file:
-        return file.read()
-
-
-def _show(line: Progress, share: float, report: VerifyReport) -> None:
-    line.show(f"{share:.0%}, {report.shards} shards, {len(report.faults)} faults")
-    if share >= 1:
-        line.end()
 
 
 def _shard_table(directory: Path, faults: list[Fault]) -> str:

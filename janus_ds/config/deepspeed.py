@@ -72,17 +72,7 @@ def load_setup(
     tensor_size: int = 1,
     mode: str | None = None,
 ) -> tuple[RunConfig, ExecutionConfig]:
-    """What is trained and how it is executed, from both files.
-
-    Args:
-        overrides: `section.field=value` each.
-        tensor_size: tensor-parallel ranks that share a copy of the model.
-
-    Raises:
-        ConfigError: anything is wrong in either; the message names all faults. Values that DeepSpeed itself
-            must judge, and what the device can do, come last, since they take importing it.
-        UsageError: the recipe has no such mode.
-    """
+    """As :func:`read_setup`; then DeepSpeed, whose import takes seconds, judges its values and the device."""
     run, execution = read_setup(recipe, overrides, deepspeed_config, data_size, tensor_size, mode)
     check_on_this_machine(execution)
     return run, execution
@@ -96,7 +86,16 @@ def read_setup(
     tensor_size: int = 1,
     mode: str | None = None,
 ) -> tuple[RunConfig, ExecutionConfig]:
-    """As :func:`load_setup`, without what takes importing DeepSpeed."""
+    """What is trained and how it is executed, from both files.
+
+    Args:
+        overrides: `section.field=value` each.
+        tensor_size: tensor-parallel ranks that share a copy of the model.
+
+    Raises:
+        ConfigError: anything is wrong in either; the message names all faults.
+        UsageError: the recipe has no such mode.
+    """
     faults = FaultList()
     run = read_run_config(recipe, overrides, faults, mode)
     for name in ("heads", "ffn_dim", "vocab_multiple"):

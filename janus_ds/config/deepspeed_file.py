@@ -72,9 +72,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "output_file",
     ),
     "data_types": ("grad_accum_dtype",),
-    "tensorboard": ("enabled", "output_path", "job_name"),
-    "csv_monitor": ("enabled", "output_path", "job_name"),
-    "wandb": ("enabled", "group", "team", "project"),
 }
 """Sections and the keys in them."""
 
@@ -87,7 +84,10 @@ KNOWN: tuple[str, ...] = (
 )
 """All keys that may stand at the top level."""
 
-_MONITORS = "leave it out; RUN/metrics.jsonl and RUN/tensorboard hold all figures; wandb: train.monitor"
+_MONITORS = (
+    "leave it out: DeepSpeed's monitors are given no losses here; RUN/metrics.jsonl and RUN/tensorboard hold "
+    "all figures; wandb: train.monitor"
+)
 _TRAINER = "leave it out; the trainer does this itself"
 _WHAT_IS_TRAINED = "leave it out; data and its order belong to the recipe"
 REFUSED: dict[str, str] = {
@@ -111,7 +111,7 @@ REFUSED: dict[str, str] = {
     "dataloader_drop_last": _WHAT_IS_TRAINED,
     "gradient_allreduce_op": "leave it out; losses are scaled for the mean over ranks",
     "managed_gradient_accumulation": "leave it out; the trainer counts on DeepSpeed's own boundaries",
-    "comet": _MONITORS,
+    **dict.fromkeys(("comet", "csv_monitor", "tensorboard", "wandb"), _MONITORS),
     "aio": "leave it out; NVMe offload is not supported",
 }
 """Keys that DeepSpeed knows and this project does not pass on, and what to do instead."""
@@ -220,17 +220,12 @@ class DeepSpeedFile:
         return on[0] if on else "fp32"
 
     def check_guards(self) -> None:
-        """Refuse to switch off DeepSpeed's looks for gradients that are not finite, and its own monitors."""
+        """Refuse to switch off DeepSpeed's looks for gradients that are not finite."""
         for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
             if self.section(section).get(key, True) is not True:
-                what = (
-                    f"{section}.{key} is off: a gradient that is not finite would go into the weights unseen"
-                )
-                self.refuse(f"{section}.{key}", what, "leave it out, or write true")
-        for section in ("tensorboard", "csv_monitor", "wandb"):
-            if self.section(section).get("enabled", False) is not False:
-                what = f"{section} is on, but DeepSpeed's monitors are given no losses here"
-                self.refuse(f"{section}.enabled", what, _MONITORS)
+                name = f"{section}.{key}"
+                what = f"{name} is off: a gradient that is not finite would go into the weights unseen"
+                self.refuse(name, what, "leave it out, or write true")
 
     def batch(self, data_size: int) -> tuple[int, int]:
         """Micro-batch and accumulation of one rank, as :func:`solve_batch` finds them; else (1, 1)."""
@@ -256,52 +251,31 @@ class DeepSpeedFile:
 
         Files made for other programs often repeat them: equal values, and "auto", pass.
         """
-        run, optim = self._run, self._run.optim
+        optim = self._run.optim
         clipping = self.values.get("gradient_clipping", "auto")
         if clipping not in ("auto", optim.clip_norm):
             recipe = f"the recipe has optim.clip_norm {optim.clip_norm}"
             what = f"gradient_clipping is {shown(clipping)}, but {recipe}"
             self.refuse("gradient_clipping", what, 'write "auto", or set optim.clip_norm in the recipe')
-        kind = self.section("optimizer").get("type", "AdamW")
-        if str(kind).lower() not in ("adamw", "adam", "auto"):
-            what = f"optimizer.type is {shown(kind)}, but the recipe trains with AdamW"
-            self.refuse("optimizer.type", what, _REPEAT)
-        self._compare(
-            "optimizer",
-            {
-                "lr": optim.lr,
-                "betas": [optim.beta1, optim.beta2],
-                "eps": optim.eps,
-                "weight_decay": optim.weight_decay,
-                # Decoupled decay and bias correction are what AdamW means; torch_adam is how it is run.
-                "adam_w_mode": True,
-                "bias_correction": True,
-                "torch_adam": True,
-            },
-        )
-        kind = self.section("scheduler").get("type", "auto")
-        expected = {"polynomial": "WarmupDecayLR", "constant": "WarmupLR"}.get(optim.schedule)
-        if kind not in ("auto", expected):
-            what = f"scheduler.type is {shown(kind)}, but the recipe has optim.schedule {optim.schedule!r}"
-            self.refuse("scheduler.type", what, _REPEAT)
-            return
-        self._compare(
-            "scheduler",
-            {
-                "warmup_min_lr": optim.warmup_init_lr,
-                "warmup_max_lr": optim.lr,
-                "warmup_num_steps": optim.warmup_steps,
-                "total_num_steps": run.train.max_steps,
-                "warmup_type": "linear",
-            },
-        )
+        # Decoupled decay and bias correction are what AdamW means; torch_adam is how it is run.
+        adam: dict[str, Any] = {"adam_w_mode": True, "bias_correction": True, "torch_adam": True}
+        adam |= {"lr": optim.lr, "eps": optim.eps, "betas": [optim.beta1, optim.beta2]}
+        adam |= {"weight_decay": optim.weight_decay}
+        self._compare("optimizer", ("adamw", "adam"), "trains with AdamW", adam)
+        warmup = {"warmup_min_lr": optim.warmup_init_lr, "warmup_max_lr": optim.lr, "warmup_type": "linear"}
+        warmup |= {"warmup_num_steps": optim.warmup_steps, "total_num_steps": self._run.train.max_steps}
+        kinds = {"polynomial": ("warmupdecaylr",), "constant": ("warmuplr",)}.get(optim.schedule, ())
+        self._compare("scheduler", kinds, f"has optim.schedule {optim.schedule!r}", warmup)
 
-    def _compare(self, name: str, expected: dict[str, Any]) -> None:
-        params = self.section(name).get("params")
-        if params in (None, "auto"):
+    def _compare(self, name: str, kinds: tuple[str, ...], recipe: str, expected: dict[str, Any]) -> None:
+        """Refuse a block of another type, and parameters that are not the expected ones."""
+        kind, params = self.section(name).get("type", "auto"), self.section(name).get("params")
+        if str(kind).lower() not in ("auto", *kinds):
+            self.refuse(f"{name}.type", f"{name}.type is {shown(kind)}, but the recipe {recipe}", _REPEAT)
             return
         if not isinstance(params, dict):
-            self.refuse(f"{name}.params", f"{name}.params must be an object", _REPEAT)
+            if params not in (None, "auto"):
+                self.refuse(f"{name}.params", f"{name}.params must be an object", _REPEAT)
             return
         for key, value in params.items():
             if key not in expected:

@@ -42,6 +42,7 @@ class OneOf:
 
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_LIMITS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 
 
 @dataclass(frozen=True)
@@ -88,22 +89,9 @@ class FieldSpec:
 
     def _limits_in_words(self, value: float) -> str:
         # The largest whole number is named only to a value above it.
-        limits = dict(self.limits)
-        if limits.get("le") == _LARGEST:
-            del limits["le"]
-            if value > _LARGEST:
-                return "at most 2^63 - 1"
-        low, high = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
-        above = "more than" if "gt" in limits else "at least"
-        below = "less than" if "lt" in limits else "at most"
-        match low, high:
-            case None, None:
-                return "finite"
-            case _, None:
-                return f"{above} {low}" if "gt" in limits else f"{low} or more"
-            case _ if limits.keys() == {"ge", "le"}:
-                return f"between {low} and {high}"
-        return f"{above} {low} and {below} {high}"
+        limits = {k: v for k, v in self.limits.items() if v != _LARGEST or value > _LARGEST}
+        words = " and ".join(f"{_LIMITS[name]} {limit}" for name, limit in limits.items())
+        return words.replace(str(_LARGEST), "2^63 - 1") or "finite"
 
 
 def shown(value: Any, most: int = 60) -> str:
@@ -137,9 +125,7 @@ def field_specs(owner: type, prefix: str = "") -> Iterator[FieldSpec]:
             hint, *notes = get_args(hint)
             marks += [mark for note in notes for mark in getattr(note, "metadata", [note])]
         choices = next((mark.choices for mark in marks if isinstance(mark, OneOf)), ())
-        limits = {
-            name: getattr(m, name) for m in marks for name in ("gt", "ge", "lt", "le") if hasattr(m, name)
-        }
+        limits = {name: getattr(m, name) for m in marks for name in _LIMITS if hasattr(m, name)}
         yield FieldSpec(
             key=prefix + item.name,
             type=hint,

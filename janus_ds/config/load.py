@@ -83,12 +83,7 @@ def from_dict(values: Mapping[str, Any], origin: str = "run.json") -> RunConfig:
     return run
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_NOT_TRAINED = _words(
-    """
+_NOT_TRAINED = """
     name model.preset data.path data.valid_path data.block_tokens data.workers data.prefetch_steps
     data.pad_multiple data.pack_rows data.cache_dir data.cache_gb data.read_ahead data.retries
     data.stall_seconds data.on_damage data.max_damage train.log_every train.monitor train.valid_every
@@ -97,8 +92,7 @@ _NOT_TRAINED = _words(
     train.patience train.time_limit train.stall_minutes train.sample_every train.max_bad_steps
     train.max_overflows train.spike_action train.spike_factor train.spike_window
     train.activation_checkpointing train.attention_backend train.compile
-    """
-)
+"""
 """Fields that may change between two starts of a run without changing what it learns."""
 
 
@@ -109,8 +103,9 @@ def changed_training(saved: RunConfig, now: RunConfig) -> list[str]:
     blocks are (its own manifest identifies it) and how text is decoded; `train.max_steps` counts only where
     the learning rate depends on it, so that other runs can be made longer.
     """
-    schedules = {saved.optim.schedule, now.optim.schedule}
-    left_out = _NOT_TRAINED if "polynomial" in schedules else _NOT_TRAINED | {"train.max_steps"}
+    left_out = _NOT_TRAINED.split()
+    if "polynomial" not in (saved.optim.schedule, now.optim.schedule):
+        left_out.append("train.max_steps")
     keys = (key for key in FIELDS if key not in left_out and not key.startswith("decode."))
     return [key for key in keys if field_of(saved, key) != field_of(now, key)]
 

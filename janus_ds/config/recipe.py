@@ -7,9 +7,8 @@ them) and `base` (another recipe in the same folder, whose fields it takes over 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -25,8 +24,7 @@ _BASE = "base"
 """Key of a recipe: another one in the same folder, whose fields and modes it takes over where it has none."""
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """A value that a user gave, and where."""
 
     value: Any
@@ -94,9 +92,17 @@ def read_recipe(path: Path, mode: str | None, faults: FaultList) -> dict[str, Gi
     given: dict[str, Given] = {}
     for file, values, _ in layers:
         given |= flatten(values, str(file), faults)
-    if mode is not None:
-        for file, values in _mode_layers(layers, mode, path, faults):
-            given |= flatten(values, f"{file}, mode {mode}", faults)
+    names = list(dict.fromkeys(name for _, _, modes in layers for name in modes))
+    if mode is None or (faults.faults and not names):
+        return given
+    if mode not in names:
+        what = f"no mode {mode!r}" if names else "no modes"
+        fix = "leave --mode out, or give one of launch/recipes/glge_*.yaml"
+        raise UsageError(
+            f"the recipe has {what}", str(path), f"use {', '.join(map(str, names))}" if names else fix
+        )
+    for file, _, modes in layers:
+        given |= flatten(modes.get(mode) or {}, f"{file}, mode {mode}", faults)
     return given
 
 
@@ -144,22 +150,6 @@ def _recipe_values(path: Path, faults: FaultList) -> dict[Any, Any]:
         faults.add("the recipe is not a mapping of sections", str(path), "write lines such as `model:`")
         return {}
     return values or {}
-
-
-def _mode_layers(
-    layers: list[_Layer], mode: str, path: Path, faults: FaultList
-) -> list[tuple[Path, dict[Any, Any]]]:
-    """What each file has below the mode's name."""
-    names = list(dict.fromkeys(name for _, _, modes in layers for name in modes))
-    if not names:
-        if faults.faults:
-            return []
-        fix = "leave --mode out, or give one of launch/recipes/glge_*.yaml"
-        raise UsageError("the recipe has no modes", str(path), fix)
-    if mode not in names:
-        names_text = ", ".join(map(str, names))
-        raise UsageError(f"the recipe has no mode {mode!r}", str(path), f"use {names_text}")
-    return [(file, modes[mode] or {}) for file, _, modes in layers if mode in modes]
 
 
 def flatten(values: dict[Any, Any], origin: str, faults: FaultList) -> dict[str, Given]:
