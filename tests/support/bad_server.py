@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +19,8 @@ class BadServer:
     Attributes:
         address: http://127.0.0.1:PORT
         plan: faults of a path, one for each request from the first on: "500", "stall", "cut" (half of what
-            was asked for), "flip" (one bit), "ok"; after them all is well.
+            was asked for), "flip" (one bit), "endless" (zeros without a length), "drip" (50 s of single
+            bytes), "ok"; after them all is well.
         always: the fault of every request whose path ends so.
         asked: requests by path.
         sent: bytes sent by path.
@@ -57,6 +59,15 @@ def _handler(state: BadServer) -> type[BaseHTTPRequestHandler]:
             file = state.root / path
             if fault == "500":
                 return self.send_error(500)
+            if fault in ("endless", "drip"):
+                self.send_response(200)
+                self.end_headers()
+                piece, pause = (bytes(1 << 20), 0.0) if fault == "endless" else (b"{", 0.05)
+                with suppress(OSError):
+                    for _ in range(1000):
+                        self.wfile.write(piece)
+                        time.sleep(pause)
+                return None
             if fault == "404" or not file.is_file():
                 return self.send_error(404)
             data = file.read_bytes()

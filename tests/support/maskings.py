@@ -8,11 +8,7 @@ import pytest
 from janus_ds.config.schema import MaskingConfig
 from janus_ds.data.masking.counter_rng import SampleKeys
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.masking.span_laws import (
-    MaskDraw,
-    draw_noise,
-    draw_target,
-)
+from janus_ds.data.masking.span_laws import MaskDraw, draw_noise, draw_target
 from janus_ds.data.masking.views import make_views
 from tests.support.packed_data import SPECIAL
 
@@ -40,7 +36,8 @@ def noise(law: str, length: int, count: int) -> MaskDraw:
     return draw_noise(CONFIGS[law], sample_keys(count), np.full(count, length))
 
 
-def views_of(law: str, rows: list[list[int]], ids=None, seed=1, epoch=0, pair=False):
+def views_of(law: str | MaskingConfig, rows: list[list[int]], ids=None, seed=1, epoch=0, pair=False):
     ids = np.arange(len(rows)) if ids is None else np.asarray(ids)
     samples = {"target": Ragged.from_rows(rows)} | ({"source": Ragged.from_rows(rows)} if pair else {})
-    return make_views(CONFIGS[law], SPECIAL, seed, np.full(len(rows), epoch), ids, samples)
+    masking = CONFIGS[law] if isinstance(law, str) else law
+    return make_views(masking, SPECIAL, seed, np.full(len(rows), epoch), ids, samples)

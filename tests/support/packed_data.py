@@ -18,8 +18,9 @@ from janus_ds.config.schema import (
     TrainConfig,
 )
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.stream.index import SplitIndex
+from janus_ds.data.stream.index import INDEX_NAME, SplitIndex, SplitTotals
 from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
+from janus_ds.io import sha256_of_file
 
 SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=500)
 """Every id from 5 on is an ordinary token."""
@@ -50,6 +51,19 @@ def write_split(
         key += len(entries[-1].members)
     SplitIndex(stream_dtype, tuple(sorted(streams)), tuple(entries)).save(folder)
     return folder
+
+
+def totals(folder: Path) -> SplitTotals:
+    """What a manifest says of a split."""
+    index = SplitIndex.load(folder)
+    return SplitTotals(len(index.shards), index.samples, index.tokens, sha256_of_file(folder / INDEX_NAME))
+
+
+def flip(path: Path, place: int, bit: int = 1) -> None:
+    """Change one bit of a byte; places before 0 count from the end."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= bit
+    path.write_bytes(bytes(data))
 
 
 def run_config(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.stream.index import Manifest, SplitIndex, SplitTotals
-from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
+from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.tokenizer import train_sentencepiece
+from tests.support.packed_data import totals, write_split
 
 TINY_RECIPE = """
 name: tiny
@@ -34,10 +33,10 @@ def make_tiny_data(folder: Path, samples: int = 300, train_shards: int = 2) -> P
     tokenizer.save(folder / "tokenizer")
     rows = tokenizer.encode_batch(texts)
     held_out = samples // 10
-    splits = {
-        "train": _write_split(folder / "train", rows[held_out:], train_shards),
-        "valid": _write_split(folder / "valid", rows[:held_out], 1),
-    }
+    splits = {}
+    for name, part, shards in (("train", rows[held_out:], train_shards), ("valid", rows[:held_out], 1)):
+        split = write_split(folder / name, {"target": part}, -(-len(part) // shards), per_member=32)
+        splits[name] = totals(split)
     settings = {"block_tokens": 48}
     Manifest("denoise", tokenizer.fingerprint, tokenizer.special.vocab_size, settings, splits).save(folder)
     return folder
@@ -52,16 +51,3 @@ def sentences(count: int) -> list[str]:
 def _sentence(draw: random.Random) -> str:
     parts = [draw.choice(words) for words in (_WHO, _DID, _WHAT, _WHEN)]
     return " ".join(parts[: draw.choice((3, 4))]) + " ."
-
-
-def _write_split(folder: Path, rows: list[list[int]], shards: int) -> SplitTotals:
-    folder.mkdir(parents=True)
-    packing = ShardFormat("uint16", samples_per_member=32)
-    entries, key = [], 0
-    size = -(-len(rows) // shards)
-    for number in range(shards):
-        part = Ragged.from_rows(rows[number * size : (number + 1) * size])
-        entries.append(write_shard(folder / shard_name(number), {"target": part}, packing, key))
-        key += len(entries[-1].members)
-    index = SplitIndex("uint16", ("target",), tuple(entries))
-    return SplitTotals(shards, index.samples, index.tokens, index.save(folder))

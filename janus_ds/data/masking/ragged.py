@@ -35,10 +35,7 @@ class Ragged:
     @classmethod
     def from_lengths(cls, values: IntArray, lengths: ArrayLike) -> Ragged:
         """Build from flat values and the length of each row."""
-        sizes = np.asarray(lengths, dtype=np.int64)
-        offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
-        np.cumsum(sizes, out=offsets[1:])
-        return cls(values, offsets)
+        return cls(values, np.append(0, np.cumsum(np.asarray(lengths, dtype=np.int64))))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
@@ -55,11 +52,8 @@ class Ragged:
         return self.offsets[1:] - self.offsets[:-1]
 
     def row(self, index: int) -> IntArray:
-        """One row, a view; negative numbers count from the end."""
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return self.values[self.offsets[position] : self.offsets[position + 1]]
+        """Row 0 .. n - 1, a view."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
 
     def rows(self) -> list[IntArray]:
         """All rows, as views."""
@@ -72,13 +66,11 @@ class Ragged:
     def take(self, rows: ArrayLike) -> Ragged:
         """The chosen rows in the chosen order; a row may be chosen more than once."""
         chosen = np.asarray(rows, dtype=np.int64)
-        starts = self.offsets[chosen]
-        lengths = self.offsets[chosen + 1] - starts
-        result_offsets = np.zeros(len(chosen) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=result_offsets[1:])
-        # Flat position k of the result lies in row r(k): source = start[r] + (k - result_offset[r]).
-        shift = np.repeat(starts - result_offsets[:-1], lengths)
-        return Ragged(self.values[shift + np.arange(result_offsets[-1])], result_offsets)
+        starts, lengths = self.offsets[chosen], self.lengths[chosen]
+        offsets = np.append(0, np.cumsum(lengths))
+        # Flat position k of the result lies in row r(k): source = start[r] + (k - offset[r]).
+        shift = np.repeat(starts - offsets[:-1], lengths)
+        return Ragged(self.values[shift + np.arange(offsets[-1])], offsets)
 
     def slice(self, start: int, stop: int) -> Ragged:
         """Rows start .. stop - 1; the values are a view."""

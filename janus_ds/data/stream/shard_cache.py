@@ -17,34 +17,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from janus_ds.data.stream.fetch import RemoteFolder
 from janus_ds.data.stream.index import ShardEntry
 from janus_ds.data.stream.remote import Expected
-from janus_ds.errors import DamagedDataError, DataError, JanusError, ResourceError
+from janus_ds.errors import DamagedDataError, JanusError, ResourceError
 from janus_ds.io import check_owner, disk_faults, open_regular, sha256_of_file
 
 _WHOLE = re.compile(r"[0-9a-f]{64}\.tar")
 
 _PART = re.compile(r"[0-9a-f]{64}\.([0-9]+)\.part")
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
 _POLL_SECONDS = 0.05
 
 _PATIENCE_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    path: Path
-    size: int
-    used_ns: int
 
 
 class ShardCache:
@@ -90,13 +80,9 @@ class ShardCache:
 
     def used(self) -> int:
         """Bytes that shards take, those on their way included."""
-        return sum(entry.size for entry in self._entries())
+        return sum(size for _, size, _ in self._entries())
 
     def _whole(self, sha256: str) -> Path:
-        if not _SHA256.fullmatch(sha256):
-            raise DataError(
-                "the index names no SHA-256 for a shard", str(self.folder), "prepare the data again"
-            )
         return self.folder / f"{sha256}.tar"
 
     def _open_whole(self, path: Path, size: int) -> int | None:
@@ -132,7 +118,12 @@ class ShardCache:
 
     def _reserve(self, whole: Path, part: Path, size: int) -> int | None:
         """The locked part with room for all of it; None: somebody else has brought the shard."""
-        self._refuse_too_large(size)
+        if size > self.limit:
+            raise ResourceError(
+                f"a shard of {size:,} bytes does not fit into a cache of {self.limit:,}",
+                str(self.folder),
+                "raise data.cache_gb",
+            )
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             with self._turn():
@@ -157,48 +148,46 @@ class ShardCache:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _refuse_too_large(self, size: int) -> None:
-        if size > self.limit:
-            raise ResourceError(
-                f"a shard of {size:,} bytes does not fit into a cache of {self.limit:,}",
-                str(self.folder),
-                "raise data.cache_gb",
-            )
-
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """One process at a time counts and removes."""
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _lock_folder(descriptor, self.folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            raise ResourceError(
+                "the file system of the cache has no file locks, so that processes cannot share it",
+                str(self.folder),
+                "set data.cache_dir to a folder on a disk of this machine",
+            ) from error
         finally:
             os.close(descriptor)
 
     def _make_room(self, size: int, own: Path) -> bool:
-        others = [entry for entry in self._entries() if entry.path != own]
-        excess = sum(entry.size for entry in others) + size - self.limit
-        for entry in sorted(others, key=lambda entry: entry.used_ns):
-            if excess <= 0:
-                break
-            descriptor = _locked(entry.path)
-            if descriptor is not None:
-                entry.path.unlink()
+        others = [entry for entry in self._entries() if entry[2] != own]
+        excess = sum(taken for _, taken, _ in others) + size - self.limit
+        for _, taken, path in sorted(others):
+            if excess > 0 and (descriptor := _locked(path)) is not None:
+                path.unlink()
                 os.close(descriptor)
-                excess -= entry.size
+                excess -= taken
         return excess <= 0
 
     def _others_fetch(self) -> bool:
         """Whether a fetch is under way, so that waiting makes sense."""
-        for entry in self._entries():
-            if entry.path.suffix == ".part":
-                descriptor = _locked(entry.path)
+        for _, _, path in self._entries():
+            if path.suffix == ".part":
+                descriptor = _locked(path)
                 if descriptor is None:
                     return True
                 os.close(descriptor)
         return False
 
-    def _entries(self) -> list[_Entry]:
+    def _entries(self) -> list[tuple[int, int, Path]]:
+        """When each file of the cache was last used, in ns, the bytes it takes, and its path."""
         found = []
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             part = _PART.fullmatch(path.name)
@@ -206,21 +195,8 @@ class ShardCache:
                 continue
             with suppress(FileNotFoundError):
                 status = path.stat()
-                found.append(_Entry(path, int(part[1]) if part else status.st_size, status.st_mtime_ns))
+                found.append((status.st_mtime_ns, int(part[1]) if part else status.st_size, path))
         return found
-
-
-def _lock_folder(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        raise ResourceError(
-            "the file system of the cache has no file locks, so that processes cannot share it",
-            str(folder),
-            "set data.cache_dir to a folder on a disk of this machine",
-        ) from error
 
 
 def _locked(path: Path, *, create: bool = False) -> int | None:

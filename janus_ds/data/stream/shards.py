@@ -15,6 +15,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -39,6 +40,7 @@ _Read = Callable[[BlobEntry], bytes]
 _Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 _Result = TypeVar("_Result")
+_Unpack = Callable[[MemberEntry, SplitIndex, _Read, str], _Result]
 
 _VERIFY = "run `janus-ds verify` on the data directory; copy the shard again or prepare it again"
 
@@ -138,9 +140,7 @@ def _describe(
     return MemberEntry(key, len(next(iter(part.values()))), tokens, blobs), offset
 
 
-def unpack_member(
-    member: MemberEntry, index: SplitIndex, read: Callable[[BlobEntry], bytes], where: str
-) -> dict[str, Ragged]:
+def unpack_member(member: MemberEntry, index: SplitIndex, read: _Read, where: str) -> dict[str, Ragged]:
     """The samples of one member, every stream, checked against the index.
 
     Args:
@@ -153,14 +153,16 @@ def unpack_member(
     rows = {}
     token_type = np.dtype(index.stream_dtype).newbyteorder("<")
     for stream in index.streams:
-        tokens, bounds = (
-            _checked(member, f"{stream}.tokens", read, where),
-            _bounds(member, stream, read, where),
-        )
+        tokens = _checked(member, f"{stream}.tokens", read, where)
+        bounds = _bounds(member, stream, read, where)
         if len(tokens) != bounds[-1] * token_type.itemsize:
             raise DamagedDataError(f"the offsets of stream {stream!r} do not fit its tokens", where, _VERIFY)
         rows[stream] = Ragged(np.frombuffer(tokens, token_type), bounds)
     return rows
+
+
+def _lengths(member: MemberEntry, index: SplitIndex, read: _Read, where: str) -> dict[str, _Ints]:
+    return {stream: np.diff(_bounds(member, stream, read, where)) for stream in index.streams}
 
 
 def _bounds(member: MemberEntry, stream: str, read: _Read, where: str) -> _Ints:
@@ -173,7 +175,7 @@ def _bounds(member: MemberEntry, stream: str, read: _Read, where: str) -> _Ints:
     return bounds
 
 
-def _checked(member: MemberEntry, name: str, read: Callable[[BlobEntry], bytes], where: str) -> bytes:
+def _checked(member: MemberEntry, name: str, read: _Read, where: str) -> bytes:
     blob = member.blobs.get(name)
     if blob is None:
         raise DamagedDataError(f"the index knows no {name} of this member", where, _VERIFY)
@@ -210,16 +212,11 @@ class ShardReader:
 
     def read_member(self, shard: int, member: int) -> dict[str, Ragged]:
         """The samples of member number `member` within shard number `shard`, checksums verified."""
-        entry = self._index.shards[shard].members[member]
-        return self._use(shard, member, lambda read, where: unpack_member(entry, self._index, read, where))
+        return self._use(shard, member, unpack_member)
 
     def read_lengths(self, shard: int, member: int) -> dict[str, _Ints]:
         """Tokens of each sample of a member by stream, from its offsets alone."""
-        entry = self._index.shards[shard].members[member]
-        streams = self._index.streams
-        return self._use(
-            shard, member, lambda read, where: {s: np.diff(_bounds(entry, s, read, where)) for s in streams}
-        )
+        return self._use(shard, member, _lengths)
 
     def place(self, shard: int) -> str:
         """Where a shard lies, for messages."""
@@ -237,36 +234,31 @@ class ShardReader:
     def __del__(self) -> None:
         self.close()
 
-    def _use(self, shard: int, member: int, unpack: Callable[[_Read, str], _Result]) -> _Result:
-        shard_entry = self._index.shards[shard]
-        where = f"{self.place(shard)}, member {shard_entry.members[member].key}"
-        try:
-            return self._unpack(shard, where, unpack)
-        except DamagedDataError:
-            if self._store is None or not self._store.renew(shard_entry):
-                raise
-        return self._unpack(shard, where, unpack)
-
-    def _unpack(self, shard: int, where: str, unpack: Callable[[_Read, str], _Result]) -> _Result:
-        store, entry = self._store, self._index.shards[shard]
+    def _use(self, shard: int, member: int, unpack: _Unpack[_Result]) -> _Result:
+        entry, store = self._index.shards[shard], self._store
+        where = f"{self.place(shard)}, member {entry.members[member].key}"
         reason: str | None = None
-        # Twice: a stale handle of a network file system is cured by opening the file again.
-        for _ in range(2):
+        # Twice: a stale handle of a network file system is cured by opening the file again, and a copy in the
+        # cache that became damaged by fetching it again.
+        for attempt in range(2):
             # A fetched shard is let go after each member, or the cache could not remove it.
             descriptor = store.open(entry) if store else self._open(shard, where)
             try:
-                return unpack(lambda blob, file=descriptor: _read(file, blob), where)  # type: ignore[misc]
+                read = partial(_read, descriptor)
+                return unpack(entry.members[member], self._index, read, where)
             except OSError as error:
                 reason = error.strerror
-                self._forget(shard)
+                if store:
+                    store.renew(entry)
+                elif shard in self._files:
+                    os.close(self._files.pop(shard))
+            except DamagedDataError:
+                if attempt or store is None or not store.renew(entry):
+                    raise
             finally:
                 if store:
                     os.close(descriptor)
         raise DamagedDataError(f"the shard cannot be read ({reason})", where, _VERIFY)
-
-    def _forget(self, shard: int) -> None:
-        if shard in self._files:
-            os.close(self._files.pop(shard))
 
     def _open(self, shard: int, where: str) -> int:
         if shard in self._files:

@@ -18,6 +18,7 @@ import re
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +176,15 @@ def _text_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRul
     yield "\n".join(paragraphs)
 
 
-def _jsonl_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
-    for value, place in _jsonl_values(file, stream):
-        yield text_of(value, [rule.field], f"{file.where}, {place}")
+def _documents_of(
+    values: Callable[[TextFile, io.BufferedReader], Iterator[tuple[Any, str]]],
+    file: TextFile,
+    stream: io.BufferedReader,
+    rule: DocumentRule,
+) -> Iterator[str]:
+    """Of JSON: texts, or objects that have one in a field."""
+    for value, place in values(file, stream):
+        yield value if isinstance(value, str) else text_of(value, [rule.field], f"{file.where}, {place}")
 
 
 def _jsonl_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[Any, str]]:
@@ -190,11 +197,6 @@ def _jsonl_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[A
             fix = "mend or remove this line; if objects stand over several lines, give --format json"
             raise DataError(f"the line is not JSON ({error})", f"{file.where}, line {number}", fix) from None
         yield value, f"line {number}"
-
-
-def _json_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
-    for value, place in _json_values(file, stream):
-        yield value if isinstance(value, str) else text_of(value, [rule.field], f"{file.where}, {place}")
 
 
 def _json_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[Any, str]]:
@@ -369,8 +371,8 @@ def _parquet_rows(
 
 _READERS: dict[str, Callable[[TextFile, io.BufferedReader, DocumentRule], Iterator[str]]] = {
     "text": _text_documents,
-    "jsonl": _jsonl_documents,
-    "json": _json_documents,
+    "jsonl": partial(_documents_of, _jsonl_values),
+    "json": partial(_documents_of, _json_values),
     "parquet": _parquet_documents,
     "tar": _tar_documents,
     "wiki": _wiki_documents,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.data.text.word_tokenizer import WORDS_NAME, WordTokenizer
+from janus_ds.data.text.word_tokenizer import WORDS_NAME, WordTokenizer, save_files, shown_ids
 from janus_ds.errors import DataError
-from janus_ds.io import disk_faults, fingerprint_of, parse_json, read_bounded, write_atomic
+from janus_ds.io import fingerprint_of, parse_json, read_bounded
 
 MASK_TEXT = "<mask>"
 """How the mask symbol is written in text."""
@@ -139,13 +139,12 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """See :meth:`Tokenizer.decode`."""
-        dropped = {self.special.bos, self.special.pad, self.special.eos}
-        text: str = self._processor.Decode([int(id_) for id_ in ids if int(id_) not in dropped])
+        text: str = self._processor.Decode(shown_ids(ids, self.special))
         return _with_space_before_mask(text)
 
     def save(self, directory: Path) -> None:
         """See :meth:`Tokenizer.save`."""
-        _write_files(directory, {_MODEL_NAME: self.model})
+        save_files(directory, {_MODEL_NAME: self.model})
 
     def _without_space_before_mask(self, row: list[int]) -> list[int]:
         # In training a mask replaces whole tokens, space included: "the <mask>" has no lone space.
@@ -187,14 +186,12 @@ class ByteLevelBPE:
 
     def decode(self, ids: Iterable[int]) -> str:
         """See :meth:`Tokenizer.decode`."""
-        dropped = {self.special.bos, self.special.pad, self.special.eos}
-        kept = [int(id_) for id_ in ids if int(id_) not in dropped]
-        text: str = self._tokenizer.decode(kept, skip_special_tokens=False)
+        text: str = self._tokenizer.decode(shown_ids(ids, self.special), skip_special_tokens=False)
         return _with_space_before_mask(text)
 
     def save(self, directory: Path) -> None:
         """See :meth:`Tokenizer.save`."""
-        _write_files(directory, {_VOCAB_NAME: self._vocab, _MERGES_NAME: self._merges})
+        save_files(directory, {_VOCAB_NAME: self._vocab, _MERGES_NAME: self._merges})
 
     def fast_json(self) -> str:
         """The `tokenizer.json` of the package `tokenizers`, bos and eos around a text included."""
@@ -331,13 +328,6 @@ def _refuse_missing(missing: list[str], where: str) -> None:
             where,
             "use a tokenizer that has <s>, <pad>, </s>, <unk> and <mask>, or let the tool train one",
         )
-
-
-def _write_files(directory: Path, files: dict[str, bytes]) -> None:
-    with disk_faults(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        write_atomic(directory / name, data)
 
 
 def _read_vocab(data: bytes, where: str) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from janus_ds.batch import SpecialTokens
@@ -18,6 +18,20 @@ _SPECIAL_WORDS = (*FIRST_WORDS, MASK_WORD)
 _JOIN = "@@ "
 
 _MOST_WORDS = 100_000
+
+
+def shown_ids(ids: Iterable[int], special: SpecialTokens) -> list[int]:
+    """Ids without bos, eos and pad."""
+    dropped = (special.bos, special.pad, special.eos)
+    return [int(id_) for id_ in ids if int(id_) not in dropped]
+
+
+def save_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write a tokenizer's files, each whole; makes the folder."""
+    with disk_faults(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_atomic(directory / name, data)
 
 
 class Words:
@@ -39,8 +53,7 @@ class Words:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words with spaces between them and subwords joined; bos, eos and pad are dropped."""
-        dropped = (self.special.bos, self.special.pad, self.special.eos)
-        text = " ".join(self.words[int(id_)] for id_ in ids if int(id_) not in dropped)
+        text = " ".join(self.words[id_] for id_ in shown_ids(ids, self.special))
         return f"{text} ".replace(_JOIN, "").rstrip()
 
 
@@ -71,9 +84,7 @@ class WordTokenizer(Words):
 
     def save(self, directory: Path) -> None:
         """Write `words.txt`."""
-        with disk_faults(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / WORDS_NAME, self._data)
+        save_files(directory, {WORDS_NAME: self._data})
 
 
 def train_words(lines: Iterable[str]) -> WordTokenizer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,11 +29,3 @@ def test_rows_take_and_slice_agree_with_lists(rows, data):
     assert part.offsets[0] == 0
     both = Ragged.concatenate([part, ragged])
     assert [row.tolist() for row in both.rows()] == rows[start:stop] + rows
-
-
-def test_a_row_that_is_not_there_is_refused():
-    ragged = Ragged.from_rows([[1], [2, 3]])
-    assert ragged.row(-1).tolist() == [2, 3]
-    for index in (2, -3):
-        with pytest.raises(IndexError):
-            ragged.row(index)

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from janus_ds.config.schema import MaskingConfig
-from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.masking.span_laws import (
-    INFILLING_LAWS,
-    MaskDraw,
-    draw_noise,
-)
-from janus_ds.data.masking.views import make_views
+from janus_ds.data.masking.span_laws import INFILLING_LAWS, MaskDraw, draw_noise
 from tests.support.maskings import noise, sample_keys, views_of
 from tests.support.packed_data import SPECIAL, random_rows
 
@@ -38,14 +32,7 @@ def test_the_source_is_the_target_with_holes(law):
     without_rotation = MaskingConfig(law, 0.4, 0.3, 2.0, 0.0)
     lengths = np.array([len(r) for r in rows])
     draw = draw_noise(without_rotation, sample_keys(60), lengths)
-    views = make_views(
-        without_rotation,
-        SPECIAL,
-        1,
-        np.zeros(60, np.int64),
-        np.arange(60),
-        {"target": Ragged.from_rows(rows)},
-    )
+    views = views_of(without_rotation, rows)
     start = 0
     for i, row in enumerate(rows):
         assert views.source.row(i).tolist() == source_by_hand(row, draw, start)
@@ -77,14 +64,7 @@ def test_overlapping_hidden_spans_share_a_mask_and_adjacent_ones_do_not():
 def test_rotation_turns_half_of_the_sources():
     rows = [list(range(10, 40))] * 400
     turned = views_of("infilling_released", rows)
-    straight = make_views(
-        MaskingConfig("infilling_released", 0.3, 0.3, 3.0, 0.0),
-        SPECIAL,
-        1,
-        np.zeros(400, np.int64),
-        np.arange(400),
-        {"target": Ragged.from_rows(rows)},
-    )
+    straight = views_of(MaskingConfig("infilling_released", 0.3, 0.3, 3.0, 0.0), rows)
     changed = 0
     for one, other in zip(turned.source.rows(), straight.source.rows(), strict=True):
         inner, plain = one[1:-1].tolist(), other[1:-1].tolist()

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,52 +16,10 @@ from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.remote import Expected, Patience
 from janus_ds.errors import DamagedDataError, DataError, JanusError
 from janus_ds.io import sha256_of_file
+from tests.support.bad_server import serve
 from tests.support.hostile import bounded
 
 MB = 1 << 20
-
-
-class _Liar(BaseHTTPRequestHandler):
-    """Endless bodies, drips and shards that are longer than they should be, without a length."""
-
-    root: Path
-    how = ""
-
-    def do_GET(self) -> None:
-        path = self.root / self.path.lstrip("/")
-        endless = self.path.endswith(self.how.partition(" ")[2]) if " " in self.how else False
-        if not path.is_file() and not endless:
-            return self.send_error(404)
-        self.send_response(200)
-        self.end_headers()
-        try:
-            if not endless:
-                self.wfile.write(path.read_bytes())
-            elif self.how.startswith("drip"):
-                for _ in range(1000):
-                    self.wfile.write(b"{")
-                    time.sleep(0.05)
-            else:
-                while True:
-                    self.wfile.write(bytes(MB))
-        except OSError:
-            pass
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def liar(root: Path, how: str) -> Iterator[str]:
-    handler = type("Liar", (_Liar,), {"root": root, "how": how})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "sentencepiece.model", "index.json"])
@@ -78,25 +32,25 @@ def test_endless_bodies_end(tiny, tmp_path, monkeypatch, name):
     monkeypatch.setattr("janus_ds.data.stream.open_dataset.MOST_TOKENIZER_BYTES", 8 * MB)
     data = replace(DataConfig(), cache_dir=str(tmp_path / "cache"), retries=1, stall_seconds=5.0)
     with (
-        liar(tiny, f"endless {name}") as address,
+        serve(tiny, always={name: "endless"}) as server,
         bounded(),
         pytest.raises(DataError, match=r"more than|larger|no tokenizer"),
     ):
-        open_data(address, data).split("train")
+        open_data(server.address, data).split("train")
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*")) < 20 * MB
 
 
 def test_a_shard_without_a_length_stops_at_its_size(tiny, tmp_path):
-    with liar(tiny, "endless .tar") as address, (tmp_path / "part").open("w+b") as file:
-        folder = RemoteFolder(address, Patience(1, 5.0, sleep=lambda _: None))
+    with serve(tiny, always={".tar": "endless"}) as server, (tmp_path / "part").open("w+b") as file:
+        folder = RemoteFolder(server.address, Patience(1, 5.0, sleep=lambda _: None))
         with pytest.raises(DamagedDataError, match="more came than the 5,000 bytes"):
             folder.fetch("train/shard-000000.tar", file, Expected(5000, "0" * 64))
         assert file.seek(0, 2) < 2 * MB
 
 
 def test_a_drip_is_a_stall(tiny, tmp_path):
-    with liar(tiny, "drip .json") as address:
-        folder = RemoteFolder(address, Patience(1, 0.3, sleep=lambda _: None))
+    with serve(tiny, always={".json": "drip"}) as server:
+        folder = RemoteFolder(server.address, Patience(1, 0.3, sleep=lambda _: None))
         begun = time.monotonic()
         with pytest.raises(DataError, match="stalled"):
             folder.fetch_small("manifest.json", tmp_path / "manifest.json", MB)

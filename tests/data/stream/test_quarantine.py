@@ -19,7 +19,7 @@ from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.data.stream.source import Damage
 from janus_ds.errors import DamagedDataError, DataError
 from tests.support.bad_server import serve
-from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
+from tests.support.packed_data import SPECIAL, flip, random_rows, run_config, write_split
 from tests.support.tiny_data import make_tiny_data
 
 ROWS = random_rows(50, 30)
@@ -44,9 +44,7 @@ def load(split: Path, share: RankShare, **data: object) -> list[StepData]:
 def test_ranks_and_workers_agree_on_what_stands_in(tmp_path):
     split = write_split(tmp_path / "train", {"target": ROWS})
     right = load(split, RankShare(0, 1, 12))
-    data = bytearray((split / SHARD).read_bytes())
-    data[SplitIndex.load(split).shards[1].members[1].blobs["target.tokens"].offset] ^= 8
-    (split / SHARD).write_bytes(bytes(data))
+    flip(split / SHARD, SplitIndex.load(split).shards[1].members[1].blobs["target.tokens"].offset, 8)
     (split / "shard-000002.tar").unlink()
     damaged = {*range(24, 28), *range(40, 50)}
     alone = load(split, RankShare(0, 1, 12))

@@ -33,7 +33,7 @@ from janus_ds.errors import (
 )
 from janus_ds.io import sha256_of_file
 from tests.support.bad_server import serve
-from tests.support.packed_data import run_config
+from tests.support.packed_data import flip, run_config
 from tests.support.tiny_data import make_tiny_data
 
 SHARE = RankShare(0, 1, 12)
@@ -253,9 +253,7 @@ def test_a_copy_that_became_damaged_here_is_fetched_again(tiny, tmp_path):
     with serve(tiny) as server:
         once = all_samples(server.address, data)
         for path in (tmp_path / "cache" / "shards").glob("*.tar"):
-            content = bytearray(path.read_bytes())
-            content[700] ^= 1
-            path.write_bytes(bytes(content))
+            flip(path, 700)
         assert all_samples(server.address, data) == once
 
 

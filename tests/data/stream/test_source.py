@@ -10,7 +10,7 @@ import pytest
 
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.errors import DataError
-from tests.support.packed_data import random_rows, write_split
+from tests.support.packed_data import flip, random_rows, write_split
 
 ROWS = random_rows(50, 30)
 
@@ -19,12 +19,6 @@ ROWS = random_rows(50, 30)
 def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards of 20, 20 and 10 samples in members of 4."""
     return write_split(tmp_path_factory.mktemp("source") / "train", {"target": ROWS})
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(bytes(data))
 
 
 def test_samples_come_in_the_order_asked_for(split):

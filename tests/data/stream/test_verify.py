@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.stream.index import Manifest, SplitIndex, SplitTotals
-from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
+from janus_ds.data.stream.index import Manifest, SplitIndex
+from janus_ds.data.stream.shards import shard_name
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.data.text.tokenizer import train_sentencepiece
 from janus_ds.errors import DataError
+from tests.support.packed_data import flip, totals, write_split
 from tests.support.texts import documents
 
 
@@ -27,16 +27,9 @@ def pristine(tmp_path_factory) -> Path:
     tokenizer.save(folder / "tokenizer")
     rng = np.random.default_rng(1)
     splits = {}
-    for split, count in (("train", 3), ("valid", 1)):
-        (folder / split).mkdir()
-        shards = []
-        for number in range(count):
-            lengths = rng.integers(1, 9, 12)
-            rows = Ragged.from_lengths(rng.integers(5, 90, lengths.sum()), lengths)
-            path = folder / split / shard_name(number)
-            shards.append(write_shard(path, {"target": rows}, ShardFormat("uint16", 3, 4), 4 * number))
-        index = SplitIndex("uint16", ("target",), tuple(shards))
-        splits[split] = SplitTotals(count, index.samples, index.tokens, index.save(folder / split))
+    for name, shards in (("train", 3), ("valid", 1)):
+        rows = [rng.integers(5, 90, rng.integers(1, 9)).tolist() for _ in range(12 * shards)]
+        splits[name] = totals(write_split(folder / name, {"target": rows}, per_shard=12, per_member=3))
     Manifest("denoise", tokenizer.fingerprint, 90, {}, splits).save(folder)
     return folder
 
@@ -70,17 +63,15 @@ def test_every_flipped_byte_is_found_and_its_member_named(data):
     last = max(blob.offset + blob.size for blob in members[-1].blobs.values())
     rng = random.Random(5)
     for place in [0, 130, 156, 257, *rng.sample(range(last), 40)]:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << rng.randrange(8)
-        path.write_bytes(flipped)
+        path.write_bytes(whole)
+        flip(path, place, 1 << rng.randrange(8))
         ends = [max(-(-(b.offset + b.size) // 512) * 512 for b in m.blobs.values()) for m in members]
         member = next(m.key for m, end in zip(members, ends, strict=True) if place < end)
         found = faults(data)
         assert len(found) == 1
         assert found[0].startswith(f"train/{name}, member {member}: "), (place, found)
-    flipped = bytearray(whole)
-    flipped[-1] ^= 1
-    path.write_bytes(flipped)
+    path.write_bytes(whole)
+    flip(path, -1)
     assert faults(data) == [f"train/{name}: the end of the archive is damaged"]
 
 
