@@ -23,7 +23,6 @@ from typing import Any, BinaryIO, TextIO
 
 from janus_ds.errors import BusyError, DataError, ResourceError
 
-_CHUNK_BYTES = 1 << 20
 MOST_VALUES = 1 << 22
 """In one piece of JSON among others."""
 _BYTES_A_VALUE = 16
@@ -57,11 +56,8 @@ def fingerprint_of(*parts: bytes) -> str:
 
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_regular(path: Path) -> int:

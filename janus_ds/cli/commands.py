@@ -23,7 +23,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "init": Command("recipes", "copy_files", "copy the package's recipes and DeepSpeed files into a folder"),
+    "init": Command("settings", "copy_files", "copy the package's recipes and DeepSpeed files into a folder"),
     "prepare": Command("prepare", "prepare_data", "make a data directory: tokenizer, shards, index"),
     "prepare glge": Command("prepare", "prepare_glge", "make a data directory of a task of GLGE"),
     "pretrain": Command("train", "pretrain", "pretrain a model, or go on with a run"),
@@ -37,9 +37,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command("report", "main", "one page about several runs: tables, curves, samples"),
     "plan": Command("plan", "main", "parameters, memory, messages, checkpoint size and length of a run"),
-    "check": Command("check", "main", "all faults of recipe and DeepSpeed file at once, then a dry batch"),
+    "check": Command(
+        "settings", "check", "all faults of recipe and DeepSpeed file at once, then a dry batch"
+    ),
     "explain": Command(
-        "recipes", "print_explanation", "what a field of the recipe means, its type and default"
+        "settings", "print_explanation", "what a field of the recipe means, its type and default"
     ),
     "inspect": Command("inspect", "main", "a sample as the model sees it: masked views, rows, visibility"),
     "verify": Command("inspect", "verify", "every damaged shard and member of a data directory"),

@@ -44,22 +44,19 @@ _KINDS = ("hf", "fairseq")
 def main(arguments: Sequence[str]) -> int:
     """Convert one checkpoint and print what became of its weights."""
     parsed = _parse(arguments)
-    if parsed.source is None:
-        written = parsed.output
-        if parsed.to == "fairseq":
-            report = _to_fairseq(parsed.path, written)
-        else:
-            report = to_hf(parsed.path, written, parsed.to == "bart", parsed.license)
+    path, written = parsed.path, Path(parsed.output or parsed.to)
+    if parsed.source == "hf":
+        if path.is_file():
+            raise UsageError("a file, where a folder should be", str(path), "give the model's folder")
+        report = from_hf(path, written)
+    elif parsed.source == "fairseq":
+        if parsed.dict and parsed.tokenizer:
+            raise UsageError("two tokenizers were given", "--dict, --tokenizer", "give one of them")
+        report = from_fairseq(path, written, parsed.dict or parsed.tokenizer, parsed.heads)
+    elif parsed.to == "fairseq":
+        report = _to_fairseq(path, written)
     else:
-        written = Path(parsed.to)
-        if parsed.source == "hf":
-            if parsed.path.is_file():
-                raise UsageError(
-                    "a file, where a folder should be", str(parsed.path), "give the model's folder"
-                )
-            report = from_hf(parsed.path, written)
-        else:
-            report = from_fairseq(parsed.path, written, _text_source(parsed), parsed.heads)
+        report = to_hf(path, written, parsed.to == "bart", parsed.license)
     print("\n".join(report.lines()))
     if parsed.source is not None:
         print(f"every name: {written / REPORT_FILE}")
@@ -69,21 +66,16 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = new_parser("convert", "Models of Hugging Face and fairseq into run folders, and back.")
-    parser.add_argument("--from", dest="source", choices=_KINDS, help="what PATH is; --to names a run folder")
-    parser.add_argument("path", type=Path, help="hf: a folder; fairseq: a model.pt; else a run or checkpoint")
-    parser.add_argument(
-        "--to", required=True, help="run folder to make; or hf, bart or fairseq, with --output"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="hf: folder to make, with all ways of decoding; bart: the same as a plain BART, AR alone; "
-        "fairseq: model.pt to write",
-    )
-    parser.add_argument("--license", metavar="NAME", help="hf, bart: of the weights, for the card")
-    parser.add_argument("--dict", type=Path, help="fairseq's dict.txt, for text that is cut into words")
-    parser.add_argument("--tokenizer", type=Path, help="folder with a SentencePiece or byte-level BPE model")
-    parser.add_argument("--heads", type=int, help="attention heads, for fairseq files that do not tell")
+    add = parser.add_argument
+    add("--from", dest="source", choices=_KINDS, help="what PATH is; --to names a run folder")
+    add("path", type=Path, help="hf: a folder; fairseq: a model.pt; else a run or checkpoint")
+    add("--to", required=True, help="run folder to make; or hf, bart or fairseq, with --output")
+    output = "hf: folder to make, with all ways of decoding; bart: the same as a plain BART, AR alone; "
+    add("--output", type=Path, help=output + "fairseq: model.pt to write")
+    add("--license", metavar="NAME", help="hf, bart: of the weights, for the card")
+    add("--dict", type=Path, help="fairseq's dict.txt, for text that is cut into words")
+    add("--tokenizer", type=Path, help="folder with a SentencePiece or byte-level BPE model")
+    add("--heads", type=int, help="attention heads, for fairseq files that do not tell")
     parsed = parser.parse_args(arguments)
     fix = "give --from KIND PATH --to RUN, or --to KIND RUN --output PLACE; kinds: hf, fairseq, and to: bart"
     if (parsed.source is None) == (parsed.output is None):
@@ -107,7 +99,7 @@ def from_fairseq(
     refuse_run(folder)
     symbols = load_tokenizer(text).special.vocab_size if text is not None and text.is_dir() else None
     model, special, weights, report = load_fairseq(path, heads, symbols)
-    config = conventions(model, "length_head.weight" not in report.added, str(path))
+    config = _conventions(model, "length_head.weight" not in report.added, str(path))
     config = replace(config, name=folder.name)
     fingerprint = ""
     with disk_faults(folder), atomic_dir(folder) as new:
@@ -119,7 +111,7 @@ def from_fairseq(
     return report
 
 
-def conventions(model: ModelConfig, has_length_head: bool, where: str) -> RunConfig:
+def _conventions(model: ModelConfig, has_length_head: bool, where: str) -> RunConfig:
     """How the model of a fairseq file was trained, as a run with every preset written out.
 
     A layer norm after the embeddings tells BART (content `e b w1 ..`) from NMT (content `b y1 ..`).
@@ -140,20 +132,9 @@ def conventions(model: ModelConfig, has_length_head: bool, where: str) -> RunCon
     objective = ObjectiveConfig(preset="ar")
     if has_length_head:
         objective = ObjectiveConfig(preset="released", weight_length=0.1, mask_symbol="unk")
-    decode = DecodeConfig(
-        mode="nar" if has_length_head else "ar",
-        iterations=10,
-        length_beam=3,
-        beam_stop="fairseq",
-    )
+    mode = "nar" if has_length_head else "ar"
+    decode = DecodeConfig(mode=mode, iterations=10, length_beam=3, beam_stop="fairseq")
     return resolve(RunConfig(model=model, data=data, objective=objective, decode=decode))
-
-
-def _text_source(parsed: argparse.Namespace) -> Path | None:
-    if parsed.dict is not None and parsed.tokenizer is not None:
-        raise UsageError("two tokenizers were given", "--dict, --tokenizer", "give one of them")
-    chosen: Path | None = parsed.dict or parsed.tokenizer
-    return chosen
 
 
 def _copy_text(text: Path, folder: Path, special: SpecialTokens) -> str:

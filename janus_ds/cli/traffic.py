@@ -124,15 +124,11 @@ def agreements(objective: ObjectiveConfig, execution: Execution) -> list[Sent]:
 
 def _gradients(sizes: Sequence[int], execution: Execution) -> Iterator[Sent]:
     passes = execution.micro_batches if execution.stage >= 2 else 1
-    if execution.stage == 3:
-        padded = [_padded(size, execution.data_size) for size in sizes]
-        calls = passes * _buckets(sizes, execution.bucket)
-        size = passes * sum(padded) * execution.element
-        yield Sent("gradients", "reduce-scatter", "data", calls, size)
-        return
-    bucket = execution.bucket if execution.stage else _UNPARTITIONED_BUCKET
-    calls = passes * _buckets(sizes, bucket)
-    yield Sent("gradients", "all-reduce", "data", calls, passes * sum(sizes) * execution.element)
+    calls = passes * _buckets(sizes, execution.bucket if execution.stage else _UNPARTITIONED_BUCKET)
+    scattered = execution.stage == 3
+    total = sum(_padded(size, execution.data_size) for size in sizes) if scattered else sum(sizes)
+    operation = "reduce-scatter" if scattered else "all-reduce"
+    yield Sent("gradients", operation, "data", calls, passes * total * execution.element)
 
 
 def _weights(sizes: Sequence[int], groups: Sequence[int], execution: Execution) -> Iterator[Sent]:

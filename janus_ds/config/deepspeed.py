@@ -48,15 +48,10 @@ class ExecutionConfig:
     """What is not as the recipe has it, since the data asks for more."""
 
     @property
-    def sums_in_16_bits(self) -> bool:
-        """Whether gradients of several micro-batches are added up in bf16 or fp16, which loses small ones."""
-        summed = self.engine.get("data_types", {}).get("grad_accum_dtype", self.precision)
-        return self.accumulation > 1 and summed != "fp32"
-
-    @property
     def advice(self) -> str:
-        """What to say of :attr:`sums_in_16_bits`; empty where it is not so."""
-        if not self.sums_in_16_bits:
+        """Says so where gradients of several micro-batches are added up in 16 bits; else empty."""
+        summed = self.engine.get("data_types", {}).get("grad_accum_dtype", self.precision)
+        if self.accumulation == 1 or summed == "fp32":
             return ""
         return (
             f"gradients of {self.accumulation} micro-batches are added up in {self.precision}, which loses "

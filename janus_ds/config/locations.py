@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -113,7 +112,7 @@ def join_location(location: str, name: str) -> str:
     return urlunsplit(parts._replace(path=path))
 
 
-def expanded(location: str, environment: Mapping[str, str] | None = None) -> str:
+def expanded(location: str) -> str:
     """An address with ${NAME} replaced; commands are left to the shell.
 
     Raises:
@@ -121,16 +120,15 @@ def expanded(location: str, environment: Mapping[str, str] | None = None) -> str
     """
     if location.startswith(PIPE) or not is_remote(location):
         return location
-    values = os.environ if environment is None else environment
 
     def value(match: re.Match[str]) -> str:
-        if match[1] not in values:
+        if match[1] not in os.environ:
             raise ConfigError(
                 f"the environment has no {match[1]}",
                 f"data.path: {public_location(location)}",
                 f"export {match[1]} before the start, on every host",
             )
-        return values[match[1]]
+        return os.environ[match[1]]
 
     return _VARIABLE.sub(value, location)
 

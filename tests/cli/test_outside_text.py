@@ -30,7 +30,8 @@ from janus_ds.report import page as page_module
 from janus_ds.report.page import marked, write_report
 from tests.support.hostile import ODD, PATHS, attacks, bounded, mutated, note, taken_or_refused
 
-MARKUP = "<script>x</script> ![t](http://e/t.png) [l](http://e) <img src=x> http://e `c` **b** | $x$ \"'&amp;"
+MARKUP = "<script>x</script> ![t](http://e/t.png) [l](http://e) <img src=x> http://e `c` **b** | $x$"
+MARKUP += " {{7*7}} \"'&amp;"
 EVIL = f"a\x1b]0;owned\x07b\x1b[2J\x9b31m\r{MARKUP}"
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -132,7 +133,9 @@ def test_a_report_has_only_its_own_markup(tmp_path: Path) -> None:
     run = make_run(tmp_path / MARKUP.replace("/", "") / "x\x1b[2J", SCORES)
     page = write_report([run], tmp_path / "report", "test", 6, ["report", EVIL])[0].read_text()
     harmless("report", page)
-    assert "owned" in no_markup("report", page).text
+    text = no_markup("report", page).text
+    assert "owned" in text
+    assert "{{7*7}}" in text
 
 
 def card_of(folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from janus_ds.__main__ import main
-from janus_ds.cli.recipes import explain
+from janus_ds.cli.settings import explain
 from janus_ds.config.schema import FIELDS
 from janus_ds.errors import UsageError
 

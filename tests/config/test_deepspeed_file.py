@@ -12,6 +12,8 @@ from janus_ds.config.load import load_run_config
 from tests.support.deepspeed_files import engine_fault, load_engine
 from tests.support.launch import ROOT
 
+STAGE_0 = {"zero_optimization": {"stage": 0}}
+
 
 @pytest.mark.parametrize(
     ("sizes", "ranks", "expected"),
@@ -73,6 +75,9 @@ def test_auto_keeps_a_micro_batch_to_so_many_tokens(tmp_path: Path) -> None:
     ("values", "words"),
     [
         ({"gradient_cliping": 1.0}, "did you mean 'gradient_clipping'?"),
+        ({"gradient_clipping": 0.1}, "gradient_clipping is 0.1, but the recipe has optim.clip_norm 1.0"),
+        ({**STAGE_0, "bf16": {"enabled": True}}, "ZeRO stage 0 with bf16 trains wrongly"),
+        ({"zero_optimization": {}, "fp16": {"enabled": True}}, "use stage 1 (the same on one rank), or fp32"),
         ({"zero_optimisation": {"stage": 1}}, "did you mean 'zero_optimization'?"),
         ({"zero_optimization": {"stage": 2, "overlap_com": True}}, "did you mean 'overlap_comm'?"),
         (
@@ -103,32 +108,20 @@ def test_keys_and_values_that_deepspeed_would_take_or_choke_on(
 
 
 @pytest.mark.parametrize(
-    ("block", "words"),
+    ("name", "block", "words"),
     [
-        ({"type": "Lamb"}, "optimizer.type is 'Lamb', but the recipe trains with AdamW"),
-        (
-            {"type": "AdamW", "params": {"lr": 1e-3}},
-            "optimizer.params.lr is 0.001, but the recipe says 0.0005",
-        ),
-        ({"type": "AdamW", "params": {"betas": [0.9, 0.999]}}, "optimizer.params.betas"),
-        ({"type": "Adam", "params": {"adam_w_mode": False}}, "optimizer.params.adam_w_mode is False"),
-        ({"type": "AdamW", "params": {"weight_decy": 0.01}}, "did you mean 'weight_decay'?"),
-        ({"type": "AdamW", "params": [1]}, "optimizer.params must be an object"),
+        ("optimizer", {"type": "Lamb"}, "optimizer.type is 'Lamb', but the recipe trains with AdamW"),
+        ("optimizer", {"params": {"lr": 1e-3}}, "optimizer.params.lr is 0.001, but the recipe says 0.0005"),
+        ("optimizer", {"type": "AdamW", "params": {"betas": [0.9, 0.999]}}, "optimizer.params.betas"),
+        ("optimizer", {"params": {"adam_w_mode": False}}, "optimizer.params.adam_w_mode is False"),
+        ("optimizer", {"type": "Adam", "params": {"weight_decy": 0.01}}, "did you mean 'weight_decay'?"),
+        ("optimizer", {"type": "AdamW", "params": [1]}, "optimizer.params must be an object"),
+        ("scheduler", {"type": "WarmupDecayLR"}, "the recipe has optim.schedule 'inverse_sqrt'"),
+        ("scheduler", {"params": {"warmup_num_steps": 5}}, "warmup_num_steps is 5, but the recipe says 100"),
     ],
 )
-def test_optimizer_blocks_against_the_recipe(tmp_path: Path, block: dict[str, Any], words: str) -> None:
-    assert words in engine_fault(tmp_path, optimizer=block)
-
-
-@pytest.mark.parametrize(
-    ("block", "words"),
-    [
-        ({"type": "WarmupDecayLR", "params": {}}, "the recipe has optim.schedule 'inverse_sqrt'"),
-        ({"params": {"warmup_num_steps": 5}}, "warmup_num_steps is 5, but the recipe says 100"),
-    ],
-)
-def test_scheduler_blocks_against_the_recipe(tmp_path: Path, block: dict[str, Any], words: str) -> None:
-    assert words in engine_fault(tmp_path, scheduler=block)
+def test_blocks_against_the_recipe(tmp_path: Path, name: str, block: dict[str, Any], words: str) -> None:
+    assert words in engine_fault(tmp_path, **{name: block})
 
 
 def test_the_literal_keys_are_those_of_the_installed_deepspeed() -> None:

@@ -137,7 +137,7 @@ def test_groups_of_shards_stay_together_and_lose_nothing():
     assert sorted(ids.tolist()) == list(range(91))
 
 
-def test_the_text_of_sources():
+def test_the_text_of_sources(monkeypatch):
     def pairs(text: str) -> list[tuple[str, float]]:
         return [(source.location, source.weight) for source in parse_locations(text)]
 
@@ -149,9 +149,10 @@ def test_the_text_of_sources():
             parse_locations(wrong)
     shown = public_location("https://me:pw@h.org/a?sig=x=0.5,pipe:curl -H key {}=0.5")
     assert shown == "https://...@h.org/a?...=0.5,pipe:curl ... {}=0.5"
-    assert expanded("s3://${K}/a", {"K": "v"}) == "s3://v/a"
+    monkeypatch.setenv("K", "v")
+    assert expanded("s3://${K}/a") == "s3://v/a"
     with pytest.raises(ConfigError, match="no NOT_SET_HERE"):
-        expanded("https://${NOT_SET_HERE}@h/a", {})
+        expanded("https://${NOT_SET_HERE}@h/a")
     run = load_run_config(None, ["data.path=https://me:pw@h.org/a"])
     assert run.data.path == "https://me:pw@h.org/a"
     assert to_dict(run)["data"]["path"] == "https://...@h.org/a"
