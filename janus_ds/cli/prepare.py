@@ -15,6 +15,7 @@ from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
 from janus_ds.data.prepare.settings import (
+    NORMALIZATIONS,
     TOKENIZER_KINDS,
     GlgeSettings,
     Languages,
@@ -24,7 +25,6 @@ from janus_ds.data.prepare.settings import (
 )
 from janus_ds.data.prepare.writing import PrepareProgress, PrepareReport
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
-from janus_ds.data.text.tokenizer import NORMALIZATIONS
 from janus_ds.errors import UsageError
 from janus_ds.observe.progress import Progress
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.data.text.word_tokenizer import FIRST_WORDS, MASK_WORD, Words
+from janus_ds.data.text.tokenizer import FIRST_WORDS, MASK_TEXT, Words
 from janus_ds.errors import DataError
 
 DICT_NAME = "dict.txt"
@@ -129,7 +129,7 @@ class IdText:
         Raises:
             DataError: something is no number, or no id of the vocabulary.
         """
-        size, text = self._special.vocab_size, text.replace(MASK_WORD, f" {self._special.mask} ")
+        size, text = self._special.vocab_size, text.replace(MASK_TEXT, f" {self._special.mask} ")
         for word in text.split():
             if not word.isascii() or not word.isdigit() or int(word) >= size:
                 raise DataError(
@@ -158,7 +158,7 @@ class FairseqWords(Words):
         words = [*FIRST_WORDS, *_read_words(path)]
         self.fingerprint = hashlib.sha256("\n".join(words).encode()).hexdigest()
         if special.vocab_size == len(words) + 1:
-            words.append(MASK_WORD)
+            words.append(MASK_TEXT)
         if special.vocab_size != len(words):
             raise DataError(
                 f"the dictionary has {len(words)} symbols, the model {special.vocab_size}",

@@ -19,8 +19,8 @@ from janus_ds.cli.plan import checkpoint_bytes, model_parts, state_bytes
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import FIELDS
+from janus_ds.data.prepare.train_tokenizer import train_sentencepiece
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.text.tokenizer import train_sentencepiece
 from janus_ds.errors import ConfigError, DataError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers

@@ -11,8 +11,7 @@ import pytest
 
 from janus_ds.cli.convert import main
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
-from janus_ds.data.text.tokenizer import train_sentencepiece
-from janus_ds.data.text.word_tokenizer import train_words
+from janus_ds.data.prepare.train_tokenizer import train_sentencepiece, train_words
 from janus_ds.decode.generator import Generator
 from tests.support.programs import ROOT, python
 from tests.support.tiny_run import make_random_run

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from janus_ds.batch import SpecialTokens
+from janus_ds.data.prepare.train_tokenizer import train_sentencepiece, train_words
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
-from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer, train_sentencepiece
-from janus_ds.data.text.word_tokenizer import train_words
+from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
 from janus_ds.decode.text import FairseqWords
 from tests.support.hf_models import letters_tokenizer
 from tests.support.programs import ROOT

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from janus_ds.data.prepare.train_tokenizer import train_sentencepiece
 from janus_ds.data.stream.index import Manifest
-from janus_ds.data.text.tokenizer import train_sentencepiece
 from tests.support.packed_data import totals, write_split
 
 TINY_RECIPE = """

@@ -13,29 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.prepare.settings import PrepareSettings, TextSettings
+from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.stream.shards import token_dtype
 from janus_ds.data.text.documents import DocumentReader, Position
 from janus_ds.data.text.tokenizer import (
     Tokenizer,
-    fitting_normalization,
-    load_tokenizer,
     structural,
-    train_sentencepiece,
 )
-from janus_ds.errors import DataError
-from janus_ds.io import disk_faults
 
 _CLOSING = "\"'”’»)\\]"
 
@@ -176,87 +168,3 @@ def encode_blocks(
 
 def _head(tokenizer: Tokenizer, sentences: Sequence[str], number: int) -> list[int]:
     return tokenizer.encode(sentences[number])
-
-
-_LONGEST_PIECE_CHARACTERS = 8192
-
-
-def ensure_tokenizer(
-    folder: Path,
-    work: Path,
-    settings: PrepareSettings,
-    reader: DocumentReader,
-    progress: Callable[[str], None],
-) -> Tokenizer:
-    """The tokenizer saved in `folder`; made first where it is not yet there.
-
-    Args:
-        folder: OUT/tokenizer; appears whole or not at all.
-        reader: the input, read once more for training.
-
-    Raises:
-        DataError: the input cannot be read or is too small, or a given tokenizer is damaged.
-    """
-    if folder.is_dir():
-        return load_tokenizer(folder)
-    if settings.trained_kind is None:
-        tokenizer = load_tokenizer(Path(settings.tokenizer))
-    else:
-        nothing = DataError(
-            "the input holds no text outside of the held-out splits",
-            ", ".join(file.where for file in reader.files[:3]),
-            "give files that hold text, or smaller --valid-share and --test-share",
-        )
-        lines = _training_lines(reader, settings, progress)
-        tokenizer = trained_tokenizer(lines, settings, nothing, progress)
-    temporary = work / "tokenizer"
-    shutil.rmtree(temporary, ignore_errors=True)
-    tokenizer.save(temporary)
-    with disk_faults(folder):
-        temporary.rename(folder)
-    return tokenizer
-
-
-def trained_tokenizer(
-    lines: Iterable[str], settings: TextSettings, nothing: DataError, progress: Callable[[str], None]
-) -> Tokenizer:
-    """A SentencePiece model of a sample of the lines; raises `nothing` where there is no text."""
-    sample = hash_sample(lines, settings.tokenizer_sample_mb * 1_000_000)
-    if not sample:
-        raise nothing
-    progress("training the tokenizer")
-    kind, wanted = settings.trained_kind or "unigram", settings.normalization
-    normalization = fitting_normalization(sample) if wanted == "auto" else wanted
-    return train_sentencepiece(sample, kind, settings.vocab_size, normalization)
-
-
-def hash_sample(lines: Iterable[str], limit: int) -> list[str]:
-    """At most `limit` characters of the lines, and at least half of that where there are as many, in reading
-    order: taken by their hash, so that the choice is spread over all of them and depends on no chance."""
-    kept: list[tuple[int, str]] = []
-    size, threshold = 0, 1 << 32
-    for line in lines:
-        draw = zlib.crc32(line.encode())
-        if draw >= threshold:
-            continue
-        kept.append((draw, line))
-        size += len(line)
-        while size > limit and threshold:
-            threshold //= 2
-            fewer = [(draw, line) for draw, line in kept if draw < threshold]
-            # Nothing is left only where the text is one line over and over.
-            kept = fewer or kept[:1]
-            size = sum(len(line) for _, line in kept)
-    return [line for _, line in kept]
-
-
-def _training_lines(
-    reader: DocumentReader, settings: PrepareSettings, progress: Callable[[str], None]
-) -> Iterator[str]:
-    for text, _ in reader.read():
-        progress("reading text for the tokenizer")
-        if split_of(text, settings) != "train":
-            continue
-        for line in text.split("\n"):
-            for start in range(0, len(line), _LONGEST_PIECE_CHARACTERS):
-                yield line[start : start + _LONGEST_PIECE_CHARACTERS]

@@ -31,8 +31,9 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.prepare.blocks import encode_blocks, ensure_tokenizer, read_units
+from janus_ds.data.prepare.blocks import encode_blocks, read_units
 from janus_ds.data.prepare.settings import PrepareSettings
+from janus_ds.data.prepare.train_tokenizer import ensure_tokenizer
 from janus_ds.data.prepare.writing import (
     PrepareProgress,
     PrepareReport,

@@ -20,14 +20,13 @@ import numpy as np
 
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.prepare.blocks import trained_tokenizer
 from janus_ds.data.prepare.pair_files import Pair, PairFiles, find_files, pair_key, read_pairs
 from janus_ds.data.prepare.settings import GlgeSettings, Limits, PairSettings
+from janus_ds.data.prepare.train_tokenizer import train_words, trained_tokenizer
 from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_manifest, ordered_map
 from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.data.stream.shards import ShardFormat, token_dtype
 from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, plain_ids, structural
-from janus_ds.data.text.word_tokenizer import train_words
 from janus_ds.errors import DataError
 from janus_ds.io import atomic_dir, atomic_file, disk_faults
 

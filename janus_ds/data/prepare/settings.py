@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from janus_ds.config.locations import checked_name
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
-from janus_ds.data.text.tokenizer import NORMALIZATIONS, SENTENCEPIECE_KINDS
 from janus_ds.errors import ConfigError, DataError
 
 
@@ -29,7 +28,8 @@ class Limits:
     target: int
 
 
-TOKENIZER_KINDS = tuple(f"sentencepiece-{kind}" for kind in SENTENCEPIECE_KINDS)
+NORMALIZATIONS = ("identity", "nfkc")
+TOKENIZER_KINDS = ("sentencepiece-unigram", "sentencepiece-bpe")
 BPE_WORDS = "bpe-words"
 PAIR_TOKENIZERS = (*TOKENIZER_KINDS, BPE_WORDS)
 _LEAST = {"samples_per_member": 1, "members_per_shard": 1}

@@ -1,28 +1,26 @@
-"""Text to token ids and back: SentencePiece (trained here) and BART's byte-level BPE.
+"""Text to token ids and back: SentencePiece, BART's byte-level BPE, and words.
 
-A saved tokenizer is a folder with `sentencepiece.model`, or with `vocab.json` and `merges.txt`; no
-other file is needed, so a folder from elsewhere works as well.
+A saved tokenizer is a folder with `sentencepiece.model`, with `vocab.json` and `merges.txt`, or with
+`words.txt`; no other file is needed, so a folder from elsewhere works as well.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from janus_ds.batch import SpecialTokens
-from janus_ds.data.text.word_tokenizer import WORDS_NAME, WordTokenizer, save_files, shown_ids
 from janus_ds.errors import DataError
-from janus_ds.io import fingerprint_of, parse_json, read_bounded
+from janus_ds.io import disk_faults, fingerprint_of, parse_json, read_bounded, write_atomic
 
 MASK_TEXT = "<mask>"
 """How the mask symbol is written in text."""
 
-SENTENCEPIECE_KINDS = ("unigram", "bpe")
 
-_MODEL_NAME = "sentencepiece.model"
+_MODEL_NAME, WORDS_NAME = "sentencepiece.model", "words.txt"
 
 _VOCAB_NAME, _MERGES_NAME = "vocab.json", "merges.txt"
 
@@ -33,52 +31,51 @@ MOST_TOKENIZER_BYTES = 64 << 20
 """Largest file of a tokenizer that is read, here or from afar."""
 
 
-_SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>", MASK_TEXT)
+FIRST_WORDS = ("<s>", "<pad>", "</s>", "<unk>")
+_SPECIAL_PIECES = (*FIRST_WORDS, MASK_TEXT)
+_JOIN = "@@ "
 
-# The share of characters that get into the vocabulary; rarer ones become <unk>.
-_CHARACTER_COVERAGE = 0.9999
-
-NORMALIZATIONS = ("identity", "nfkc")
-
-_CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
-_CJK_SHARE = 0.05
-
-_LEAST_WITH_BYTES = 1000
-
-# A fixed number: the trainer sums expectations per thread, so another number rounds differently.
-_TRAINER_THREADS = 2
-
-_LONGEST_SENTENCE_BYTES = 1 << 16
 
 _SPACE_PIECE = "\u2581"
 
 
-class Tokenizer(Protocol):
-    """What the rest of the system knows of a tokenizer."""
+class Tokenizer:
+    """What the rest of the system knows of a tokenizer.
 
-    @property
-    def special(self) -> SpecialTokens:
-        """Ids of the special symbols and the size of the vocabulary."""
+    Attributes:
+        special: ids of the special symbols and the size of the vocabulary.
+        fingerprint: SHA-256 over the bytes that define the tokenizer.
+        files: what :func:`load_tokenizer` reads, by name.
+        joiner: what to put before a text that continues another one (" " for byte-level BPE).
+    """
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the bytes that define the tokenizer."""
-
-    @property
-    def joiner(self) -> str:
-        """What to put before a text that continues another one (" " for byte-level BPE)."""
+    special: SpecialTokens
+    fingerprint: str
+    files: Mapping[str, bytes]
+    joiner = ""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text without bos and eos; "<mask>" in it becomes the mask id."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """:meth:`encode` of many texts at once."""
+        raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids: bos, eos and pad are dropped, the mask is shown as "<mask>"."""
+        dropped = (self.special.bos, self.special.pad, self.special.eos)
+        return self._text([int(id_) for id_ in ids if int(id_) not in dropped])
+
+    def _text(self, ids: list[int]) -> str:
+        raise NotImplementedError
 
     def save(self, directory: Path) -> None:
         """Write the files that :func:`load_tokenizer` reads."""
+        with disk_faults(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        for name, data in self.files.items():
+            write_atomic(directory / name, data)
 
 
 def structural(special: SpecialTokens) -> frozenset[int]:
@@ -92,19 +89,17 @@ def plain_ids(ids: Sequence[int], special: SpecialTokens) -> list[int]:
     return [id_ for id_ in ids if id_ not in dropped]
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, unigram or BPE, that has a `<mask>` piece.
 
     Raises:
         DataError: the bytes are no such model, or a special symbol is missing.
     """
 
-    joiner = ""
-
     def __init__(self, model: bytes, where: str = _MODEL_NAME) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self.model = model
+        self.model, self.files = model, {_MODEL_NAME: model}
         self._processor = SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -125,26 +120,15 @@ class SentencePieceTokenizer:
         self.special = SpecialTokens(*ids, vocab_size=processor.GetPieceSize())
         self._space = processor.PieceToId(_SPACE_PIECE)
 
-    def encode(self, text: str) -> list[int]:
-        """See :meth:`Tokenizer.encode`."""
-        return self.encode_batch([text])[0]
-
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See :meth:`Tokenizer.encode_batch`."""
         rows: list[list[int]] = self._processor.Encode(list(texts), out_type=int, num_threads=1)
         return [
             self._without_space_before_mask(row) if MASK_TEXT in text else row
             for text, row in zip(texts, rows, strict=True)
         ]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """See :meth:`Tokenizer.decode`."""
-        text: str = self._processor.Decode(shown_ids(ids, self.special))
-        return _with_space_before_mask(text)
-
-    def save(self, directory: Path) -> None:
-        """See :meth:`Tokenizer.save`."""
-        save_files(directory, {_MODEL_NAME: self.model})
+    def _text(self, ids: list[int]) -> str:
+        return _with_space_before_mask(self._processor.Decode(ids))
 
     def _without_space_before_mask(self, row: list[int]) -> list[int]:
         # In training a mask replaces whole tokens, space included: "the <mask>" has no lone space.
@@ -153,7 +137,7 @@ class SentencePieceTokenizer:
         return [id_ for id_, after in zip(row, following, strict=True) if id_ != space or after != mask]
 
 
-class ByteLevelBPE:
+class ByteLevelBPE(Tokenizer):
     """BART's (GPT-2's) byte-level BPE; ids equal those of Hugging Face's BART tokenizer.
 
     Args:
@@ -164,7 +148,7 @@ class ByteLevelBPE:
     joiner = " "
 
     def __init__(self, vocab: bytes, merges: bytes, where: str = _VOCAB_NAME) -> None:
-        self._vocab, self._merges = vocab, merges
+        self.files = {_VOCAB_NAME: vocab, _MERGES_NAME: merges}
         ids, pairs = _read_vocab(vocab, where), _read_merges(merges, where)
         # Of what the files say, not of their bytes: the same tokenizer comes in several spellings.
         symbols = json.dumps(sorted(ids.items(), key=lambda item: item[1]))
@@ -175,23 +159,15 @@ class ByteLevelBPE:
         self._tokenizer = _build_byte_level(ids, pairs, where)
 
     def encode(self, text: str) -> list[int]:
-        """See :meth:`Tokenizer.encode`."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See :meth:`Tokenizer.encode_batch`."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """See :meth:`Tokenizer.decode`."""
-        text: str = self._tokenizer.decode(shown_ids(ids, self.special), skip_special_tokens=False)
-        return _with_space_before_mask(text)
-
-    def save(self, directory: Path) -> None:
-        """See :meth:`Tokenizer.save`."""
-        save_files(directory, {_VOCAB_NAME: self._vocab, _MERGES_NAME: self._merges})
+    def _text(self, ids: list[int]) -> str:
+        return _with_space_before_mask(self._tokenizer.decode(ids, skip_special_tokens=False))
 
     def fast_json(self) -> str:
         """The `tokenizer.json` of the package `tokenizers`, bos and eos around a text included."""
@@ -204,6 +180,50 @@ class ByteLevelBPE:
         )
         text: str = whole.to_str()
         return text
+
+
+class Words(Tokenizer):
+    """Words between spaces, numbered by a list, special symbols included; unknown ones become unk.
+
+    For text that has been cut into subwords already ("@@ " of subword-nmt), which decoding joins.
+    """
+
+    def __init__(self, words: list[str], special: SpecialTokens) -> None:
+        self.words, self.special = words, special
+        self._ids = {word: number for number, word in enumerate(words)} | {MASK_TEXT: special.mask}
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        unk = self.special.unk
+        return [[self._ids.get(word, unk) for word in text.split()] for text in texts]
+
+    def _text(self, ids: list[int]) -> str:
+        return f"{' '.join(self.words[id_] for id_ in ids)} ".replace(_JOIN, "").rstrip()
+
+
+class WordTokenizer(Words):
+    """Words of a list that begins with bos 0, pad 1, eos 2, unk 3, mask 4.
+
+    Args:
+        data: bytes of `words.txt`, one word a line, special symbols included.
+
+    Raises:
+        DataError: the list is damaged.
+    """
+
+    def __init__(self, data: bytes, where: str = WORDS_NAME) -> None:
+        try:
+            words = data.decode("utf-8").split("\n")[:-1]
+        except UnicodeDecodeError:
+            words = []
+        if tuple(words[:5]) != _SPECIAL_PIECES or len(set(words)) != len(words):
+            raise DataError(
+                "this is not a list of different words that begins with the special symbols",
+                where,
+                "copy the file again, or prepare the data again",
+            )
+        super().__init__(words, SpecialTokens(0, 1, 2, 3, 4, vocab_size=len(words)))
+        self.files = {WORDS_NAME: data}
+        self.fingerprint = fingerprint_of(b"words", data)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -234,87 +254,6 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         str(directory),
         f"give a folder with {_MODEL_NAME}, with {WORDS_NAME}, or with {_VOCAB_NAME} and {_MERGES_NAME}",
     )
-
-
-def fitting_normalization(sample: Sequence[str]) -> str:
-    """identity for Chinese, Japanese and Korean, whose full-width signs NFKC rewrites; nfkc for others."""
-    cjk = sum(len(_CJK.findall(text)) for text in sample)
-    return "identity" if cjk > _CJK_SHARE * sum(map(len, sample)) else "nfkc"
-
-
-def train_sentencepiece(
-    sentences: Iterable[str], kind: str, vocab_size: int, normalization: str = "nfkc"
-) -> SentencePieceTokenizer:
-    """Train a SentencePiece model; the same sentences in the same order give the same bytes.
-
-    Args:
-        sentences: all are used, and held in memory by the trainer: hand over a sample.
-        kind: "unigram" or "bpe".
-        vocab_size: symbols, the five special ones (bos 0, pad 1, eos 2, unk 3, mask 4) included.
-        normalization: identity (text comes back as it was: bytes stand for characters that are in no
-            symbol, given at least 1,000 symbols) or nfkc (with white space evened).
-
-    Raises:
-        DataError: there is too little text for so many symbols, or none at all.
-    """
-    import io
-
-    from sentencepiece import SentencePieceTrainer
-
-    model, lossless = io.BytesIO(), normalization == "identity"
-    in_bytes = lossless and vocab_size >= _LEAST_WITH_BYTES
-    try:
-        SentencePieceTrainer.Train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=vocab_size,
-            bos_id=0,
-            pad_id=1,
-            eos_id=2,
-            unk_id=3,
-            user_defined_symbols=[MASK_TEXT],
-            normalization_rule_name="identity" if lossless else "nmt_nfkc",
-            remove_extra_whitespaces=not lossless,
-            byte_fallback=in_bytes,
-            character_coverage=1.0 if lossless and not in_bytes else _CHARACTER_COVERAGE,
-            num_threads=_TRAINER_THREADS,
-            max_sentence_length=_LONGEST_SENTENCE_BYTES,
-            input_sentence_size=0,
-            shuffle_input_sentence=False,
-            minloglevel=2,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise DataError(
-            f"a vocabulary of {vocab_size} symbols cannot be trained on this text: {_reason(error)}",
-            f"--vocab-size {vocab_size}",
-            _remedy(str(error)),
-        ) from None
-    return SentencePieceTokenizer(model.getvalue())
-
-
-_TOO_FEW = re.compile(r"required_chars\. \d+ vs (\d+)")
-_TOO_MANY = re.compile(r"to a value <= (\d+)")
-
-
-def _remedy(said: str) -> str:
-    """What to do about a fault of SentencePiece's trainer."""
-    if found := _TOO_FEW.search(said):
-        return f"give --vocab-size {found[1]} or more: each character and special symbol needs one"
-    found = _TOO_MANY.search(said)
-    return f"give --vocab-size {found[1]} or less, or more text" if found else "give more text"
-
-
-def _reason(error: Exception) -> str:
-    """What SentencePiece says, without the source file and line it puts first."""
-    if "sentences_.empty" in str(error):
-        return "there is no text"
-    if found := _TOO_FEW.search(str(error)):
-        return f"it has {found[1]} different characters and special symbols"
-    if found := _TOO_MANY.search(str(error)):
-        return f"it has {found[1]} different pieces"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"^.*?\]\s*", "", lines[-1]) if lines else type(error).__name__
 
 
 def _with_space_before_mask(text: str) -> str:

@@ -16,10 +16,10 @@ import pytest
 from janus_ds.data.prepare.pair_files import PairFiles, pair_up
 from janus_ds.data.prepare.pairs import prepare_pairs
 from janus_ds.data.prepare.settings import Languages, PairSettings
+from janus_ds.data.prepare.train_tokenizer import train_words
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.source import SampleSource
-from janus_ds.data.text.tokenizer import load_tokenizer
-from janus_ds.data.text.word_tokenizer import WordTokenizer, train_words
+from janus_ds.data.text.tokenizer import WordTokenizer, load_tokenizer
 from janus_ds.errors import ConfigError, DataError, UsageError
 from tests.support.tiny_pairs import make_tiny_pairs, tiny_lines
 

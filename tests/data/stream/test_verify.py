@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from janus_ds.data.prepare.train_tokenizer import train_sentencepiece
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import shard_name
 from janus_ds.data.stream.verify import verify_dataset
-from janus_ds.data.text.tokenizer import train_sentencepiece
 from janus_ds.errors import DataError
 from tests.support.packed_data import flip, totals, write_split
 from tests.support.texts import documents

@@ -11,14 +11,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as Fast
 
+from janus_ds.data.prepare.train_tokenizer import fitting_normalization, train_sentencepiece
 from janus_ds.data.text.hf_tokenizer import sentencepiece_json
-from janus_ds.data.text.tokenizer import (
-    ByteLevelBPE,
-    SentencePieceTokenizer,
-    fitting_normalization,
-    load_tokenizer,
-    train_sentencepiece,
-)
+from janus_ds.data.text.tokenizer import ByteLevelBPE, SentencePieceTokenizer, load_tokenizer
 from janus_ds.errors import DataError
 from tests.support.texts import documents
 
@@ -141,7 +136,7 @@ def test_other_faults_say_what_to_do(tmp_path):
 @pytest.mark.parametrize("size", [120, 600])
 def test_identity_gives_text_back_as_it_was(kind: str, size: int, monkeypatch) -> None:
     """Full-width signs, ligatures, spaces; with enough symbols characters that were never seen, too."""
-    monkeypatch.setattr("janus_ds.data.text.tokenizer._LEAST_WITH_BYTES", 500)
+    monkeypatch.setattr("janus_ds.data.prepare.train_tokenizer._LEAST_WITH_BYTES", 500)
     known = ["你好，世界！价格：５元，对吗？", "Wait… ½ cup № 5 ﬁne ™ x²  don’t ", *TEXTS[:20]]
     assert fitting_normalization(known[:1] + TEXTS) == "nfkc"
     assert fitting_normalization(known[:2]) == "identity"
