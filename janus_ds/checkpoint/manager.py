@@ -37,7 +37,7 @@ from janus_ds.checkpoint.manifest import (
 from janus_ds.checkpoint.tensors import Snapshot, snapshot_bytes, write_tensors
 from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import CheckpointError, ResourceError
-from janus_ds.parallel.topology import Topology, raise_on_all_ranks
+from janus_ds.parallel.topology import Topology, on_first_rank
 
 _SAVING, _REMOVING, _REPLACED = ".saving-", ".removing-", ".replaced-"
 _LEFTOVER = re.compile(r"\.saving-\d+|\.removing-.*|\.replaced-.*")
@@ -123,9 +123,7 @@ class CheckpointManager:
             CheckpointError: there are checkpoints, but none of them is whole, or a newer program wrote
                 the newest.
         """
-        main = self._topology.is_main
-        found = raise_on_all_ranks(self._topology, lambda: self._find() if main else None)
-        return self._topology.broadcast_object(found)
+        return on_first_rank(self._topology, self._find)
 
     def _find(self) -> Path | None:
         self._clean()

@@ -111,15 +111,18 @@ class Liveness:
         """Tell all other ranks that this one was asked to stop."""
         if not self._stopping:
             self._stopping = True
-            self._send(f"stop rank {self._rank}: {reason}")
+            self.tell("stop", f"rank {self._rank}: {reason}")
 
     def listen(self, listeners: Mapping[str, Callable[[int, str], None]]) -> None:
         """Call these, in a thread, with the sender and the text of messages that begin with their word."""
         self._listeners |= listeners
 
-    def tell(self, word: str, text: str) -> None:
-        """Send one line: from rank 0 to all others, from the others to rank 0."""
-        self._send(f"{word} {text}")
+    def tell(self, word: str, text: str, but: int | None = None) -> None:
+        """Send one line: from rank 0 to all others (`but` one of them), from the others to rank 0 alone."""
+        for rank, line in self._lines.items():
+            if rank != but:
+                with contextlib.suppress(OSError):
+                    line.sendall(f"{word} {text}\n".encode())
 
     @property
     def peers(self) -> Sequence[Peer]:
@@ -144,7 +147,7 @@ class Liveness:
         """End. `orderly`: this rank leaves as all do, for a reason that is known."""
         self._closing = True
         if orderly:
-            self._send("bye")
+            self.tell("bye", "")
         for line in self._lines.values():
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_WR)
@@ -208,12 +211,12 @@ class Liveness:
             elif word == "stop" and not self._stopping:
                 self._stopping = True
                 self._on_stop(text)
-                self._send(f"stop {text}", but=rank)
+                self.tell("stop", text, but=rank)
             elif word in self._listeners:
                 self._listeners[word](rank, text)
         if not received:
             self._note(rank)
-            self._send(f"lost {rank}", but=rank)
+            self.tell("lost", str(rank), but=rank)
         return bool(received)
 
     def _note(self, rank: int) -> None:
@@ -222,13 +225,6 @@ class Liveness:
                 self._lost.append(rank)
                 self._since = time.monotonic()
             self._news.notify_all()
-
-    def _send(self, message: str, but: int | None = None) -> None:
-        # All but rank 0 have that one line alone, so they pass nothing on.
-        for rank, line in self._lines.items():
-            if rank != but:
-                with contextlib.suppress(OSError):
-                    line.sendall(f"{message}\n".encode())
 
     def _leave_in_time(self) -> None:
         if not self._lost or time.monotonic() - self._since < self._grace:

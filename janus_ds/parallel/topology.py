@@ -184,6 +184,12 @@ def raise_on_all_ranks(topology: Topology, action: Callable[[], Anything]) -> An
     return result  # type: ignore[return-value]
 
 
+def on_first_rank(topology: Topology, action: Callable[[], Anything]) -> Anything:
+    """What `action` gives on rank 0, or its user fault, on all ranks; it must pickle."""
+    found = raise_on_all_ranks(topology, lambda: action() if topology.is_main else None)
+    return topology.broadcast_object(found)  # type: ignore[return-value]
+
+
 def close_topology() -> None:
     """End torch.distributed, where it runs; without it, NCCL warns at exit."""
     if dist.is_initialized():

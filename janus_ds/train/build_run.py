@@ -34,7 +34,7 @@ from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe.writers import note_end, write_run_record
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
-from janus_ds.parallel.topology import Topology, raise_on_all_ranks
+from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine, TrainingStep, compile_step
 from janus_ds.train.options import TrainOptions
 from janus_ds.train.reporting import announce_end, announce_start
@@ -71,7 +71,7 @@ def run(
         topology, lambda: build_run(config, execution, folder, topology, options.stages)
     )
     with ExitStack() as lock:
-        raise_on_all_ranks(topology, lambda: _take(folder, lock) if topology.is_main else None)
+        on_first_rank(topology, lambda: _take(folder, lock))
         return _continue(built, topology, signals, liveness)
 
 
@@ -111,10 +111,10 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
             logger.info("resuming from step %d%s", state["step"], how)
     with Watchdog(topology, liveness, folder / "stacks", 60 * train.stall_minutes) as watchdog:
         trainer = Trainer(run, engine, checkpoints, state, signals, watchdog)
-        raise_on_all_ranks(topology, lambda: _record(run, topology, trainer.step))
+        on_first_rank(topology, lambda: _record(run, topology, trainer.step))
         outcome = trainer.fit()
         how = outcome.value if outcome is Outcome.COMPLETE else f"{outcome.value}: {signals.name}"
-        raise_on_all_ranks(topology, lambda: note_end(folder, how) if topology.is_main else None)
+        on_first_rank(topology, lambda: note_end(folder, how))
         if outcome is Outcome.COMPLETE:
             announce_end(run, topology, trainer.step, trainer.meters)
         return outcome
@@ -191,17 +191,12 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
     if topology.is_main:
         logger.info("no --data: using the bundled corpus")
     block, tokenizer = config.data.block_tokens, init_tokenizer(config.init) if config.init else None
-    path = raise_on_all_ranks(
-        topology,
-        lambda: str(prepare_bundled_corpus(None, block, tokenizer=tokenizer)) if topology.is_main else "",
-    )
-    return replace(config, data=replace(config.data, path=topology.broadcast_object(path)))
+    path = on_first_rank(topology, lambda: str(prepare_bundled_corpus(None, block, tokenizer=tokenizer)))
+    return replace(config, data=replace(config.data, path=path))
 
 
 def _record(run: Run, topology: Topology, step: int) -> None:
-    """Write what decoding needs beside the weights; the first rank only."""
-    if not topology.is_main:
-        return
+    """Write what decoding needs beside the weights."""
     execution = {**asdict(run.execution), "world_size": topology.world_size}
     execution |= {"tensor_size": topology.tensor_size, "device": str(topology.device)}
     with disk_faults(run.folder):

@@ -52,15 +52,6 @@ class RankStatus:
     frame: str = ""
     waits: bool = False
 
-    def encode(self) -> str:
-        """As one line."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def decode(cls, line: str) -> RankStatus:
-        """The status that :meth:`encode` wrote."""
-        return cls(**json.loads(line))
-
 
 @dataclass(frozen=True)
 class Report:
@@ -230,7 +221,7 @@ class Watchdog:
         self._heard[self._rank] = (now, status)
         first = self._rank == 0
         if self._liveness is not None:
-            self._liveness.tell("at", status.encode())
+            self._liveness.tell("at", json.dumps(asdict(status)))
         if now - self._awake < self._limit / 2 and self._awake > self._since:
             return
         if first:
@@ -258,7 +249,7 @@ class Watchdog:
 
     def _hear(self, rank: int, text: str) -> None:
         """Rank 0 hears all others, they hear it alone."""
-        self._heard[rank] = (time.monotonic(), RankStatus.decode(text))
+        self._heard[rank] = (time.monotonic(), RankStatus(**json.loads(text)))
 
     def _error(self, seconds: float, reports: dict[int, Report]) -> StalledError:
         late = behind(reports)

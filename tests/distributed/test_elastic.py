@@ -16,8 +16,8 @@ import torch
 from janus_ds.checkpoint.manifest import read_state
 from janus_ds.parallel.topology import Topology, init_topology
 from tests.conftest import Tally
+from tests.support.bad_steps import watched_steps
 from tests.support.launch import run_ranks
-from tests.support.tiny_elastic import Segment, Trained, run_segments
 from tests.support.tiny_training import NO_DROPOUT, Result, Run, make_inputs, train
 
 pytestmark = pytest.mark.timeout(1800)
@@ -53,6 +53,36 @@ RARE = {
     "unpartitioned": Run("unpartitioned", 0, 2),
 }
 """Executions whose resumed run must be the unbroken one bit for bit, dropout on."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A start of the run: its ZeRO stage, loader workers, and the step at which it ends."""
+
+    stage: int
+    workers: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one rank did in its segments."""
+
+    ids: dict[int, list[int]]
+    """Samples of each step."""
+    result: Result
+
+
+def run_segments(folder: Path, tensor_size: int, segments: list[Segment], run: Run) -> Trained:
+    """Start the run once for each segment, on the ranks of this job; it goes on where it stopped."""
+    topology = init_topology(tensor_size, process_group=True)
+    with watched_steps() as watched:
+        for segment in segments:
+            settings = (f"train.max_steps={segment.end}", f"data.workers={segment.workers}")
+            start = replace(run, stage=segment.stage, overrides=(*run.overrides, *settings))
+            result = train(folder, topology, start)
+    ids = {step: [sample for micro in micros for sample in micro] for step, micros in watched.ids.items()}
+    return Trained(ids, result)
 
 
 @dataclass(frozen=True)

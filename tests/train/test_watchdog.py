@@ -47,12 +47,6 @@ def test_a_run_stalls_only_where_no_rank_makes_progress() -> None:
     assert stalled({0: slow, 1: report(9, 70)}) is None
 
 
-def test_a_place_travels_as_one_line() -> None:
-    status = RankStatus(3, 'reading "x"\nof step 7', 1.5, 60.0, "read (source.py:88)", True)
-    assert "\n" not in status.encode()
-    assert RankStatus.decode(status.encode()) == status
-
-
 def test_the_frame_of_a_thread_that_waits() -> None:
     release = threading.Event()
 
