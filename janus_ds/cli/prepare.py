@@ -61,46 +61,30 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = program_parser(_DATA)
     add = parser.add_argument
     add("--task", choices=("denoise", "nmt"), default="denoise", help="[%(default)s]")
-    add(
-        "--input",
-        nargs="+",
-        metavar="PATH",
-        help="files, folders, patterns such as part-{00..99}.txt, addresses, pipe:COMMAND; "
-        ".gz .xz .zst .bz2 too",
+    places = (
+        "files, folders, patterns such as part-{00..99}.txt, addresses, pipe:COMMAND; .gz .xz .zst .bz2 too"
     )
+    add("--input", nargs="+", metavar="PATH", help=places)
     add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
-    add(
-        "--tokenizer",
-        type=tokenizer_name,
-        default=default.tokenizer,
-        metavar="NAME|DIR",
-        help=f"{', '.join(TOKENIZER_KINDS)}, denoiser, nmt: bpe-words (text that is BPE'd already), "
-        "or a folder with a tokenizer or with vocab.json and merges.txt [%(default)s]",
+    kinds = (
+        f"{', '.join(TOKENIZER_KINDS)}, denoiser, nmt: bpe-words (text that is BPE'd already), or a folder "
     )
-    add(
-        "--vocab-size",
-        type=int,
-        help=f"of a trained tokenizer [{default.vocab_size}; nmt {PairSettings.vocab_size}]",
-    )
-    add(
-        "--tokenizer-sample-mb",
-        type=int,
-        default=default.tokenizer_sample_mb,
-        help="text to train it on [%(default)s]",
-    )
+    kinds += "with a tokenizer or with vocab.json and merges.txt [%(default)s]"
+    add("--tokenizer", type=tokenizer_name, default=default.tokenizer, metavar="NAME|DIR", help=kinds)
+    size = f"of a trained tokenizer [{default.vocab_size}; nmt {PairSettings.vocab_size}]"
+    add("--vocab-size", type=int, help=size)
+    most = "text to train it on [%(default)s]"
+    add("--tokenizer-sample-mb", type=int, default=default.tokenizer_sample_mb, help=most)
     lossless = "identity (lossless) or nfkc, of a trained tokenizer [identity for Chinese, Japanese, Korean]"
     add("--normalization", choices=("auto", *NORMALIZATIONS), default="auto", help=lossless)
     add("--block-tokens", type=int, default=default.block_tokens, help="without bos and eos [%(default)s]")
     add("--valid-share", type=float, default=default.valid_share, help="of the documents [%(default)s]")
     add("--test-share", type=float, default=default.test_share, help="of the documents [%(default)s]")
-    add("--format", choices=INPUT_FORMATS, default=default.rule.format, help="of the input [%(default)s]")
-    add(
-        "--document",
-        choices=DOCUMENT_RULES,
-        default=default.rule.document,
-        help="what ends a document of text: a blank line, a line end, the end of the file [%(default)s]",
-    )
-    add("--field", default=default.rule.field, help="JSON field or Parquet column of the text [%(default)s]")
+    rule = default.rule
+    add("--format", choices=INPUT_FORMATS, default=rule.format, help="of the input [%(default)s]")
+    end = "what ends a document of text: a blank line, a line end, the end of the file [%(default)s]"
+    add("--document", choices=DOCUMENT_RULES, default=rule.document, help=end)
+    add("--field", default=rule.field, help="JSON field or Parquet column of the text [%(default)s]")
     add("--samples-per-member", type=int, default=default.samples_per_member, help="[%(default)s]")
     add("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
     add("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
@@ -121,12 +105,8 @@ def _add_pair_options(group: argparse._ArgumentGroup) -> None:
         add(f"--{side}-field", metavar="NAME", help=named)
     add("--lowercase", action="store_true", help="lower-case all text")
     add("--max-tokens", type=int, default=default.max_tokens, help="longest side of a pair [%(default)s]")
-    add(
-        "--max-ratio",
-        type=float,
-        default=default.max_ratio,
-        help="leave out training pairs with a side of 10 words or more that is longer by this [%(default)s]",
-    )
+    longer = "leave out training pairs with a side of 10 words or more that is longer by this [%(default)s]"
+    add("--max-ratio", type=float, default=default.max_ratio, help=longer)
     keep = "train on a pair as often as it stands there"
     add("--keep-duplicates", dest="duplicates", action="store_const", const="keep", help=keep)
 
@@ -149,10 +129,8 @@ def _stages() -> Callable[[PrepareProgress], None]:
         known = progress.share < 1 or progress.text_bytes
         text = f"{progress.stage}: {progress.share:.1%}" if known else f"{progress.stage} ..."
         if progress.text_bytes:
-            text += (
-                f"  {progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB"
-                f"  {progress.megabytes_per_second:.1f} MB/s"
-            )
+            text += f"  {progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB"
+            text += f"  {progress.megabytes_per_second:.1f} MB/s"
         line.show(text, now=progress.stage != stage)
         stage = progress.stage
         if progress.share >= 1:
@@ -183,14 +161,13 @@ def _block_report(report: PrepareReport) -> None:
     _split_report(report, "blocks")
     for name, count in report.counts.items():
         print(f"{name.replace('_', ' '):<32} {count:>15,}")
+    note = None
     if report.counts.get("validation_blocks_of_training_documents"):
-        print(
-            "note: no document was drawn for validation; its blocks are cut from the end of the training text"
-        )
+        note = "no document was drawn for validation; its blocks are cut from the end of the training text"
     elif "valid" not in report.manifest.splits:
-        print(
-            "note: there is no validation split, which a run needs: give more text or a larger --valid-share"
-        )
+        note = "there is no validation split, which a run needs: give more text or a larger --valid-share"
+    if note:
+        print(f"note: {note}")
     done = report.done
     if done.seconds:
         print(

@@ -184,12 +184,7 @@ def _build(given: dict[str, Given], source: str, faults: FaultList) -> tuple[Run
     sections = {name: _section(kind, f"{name}.", values, where, faults) for name, kind in SECTIONS.items()}
     fixed = {key for key, item in given.items() if item.origin.startswith("--set")}
     run: RunConfig = follow_init(_section(RunConfig, "", values | sections, where, faults))
-    fitted = follow_data(run, fixed)
-    tables = {side: f"max_{side}_positions" for side in ("source", "target")}
-    sizes = {side: (getattr(run.model, name), getattr(fitted.model, name)) for side, name in tables.items()}
-    if grown := [f"{side} {new}, not {old}" for side, (old, new) in sizes.items() if new > old]:
-        faults.notes.append(f"the data needs more positions than the recipe has: {'; '.join(grown)}")
-    run = resolve(fitted)
+    run = resolve(follow_data(run, fixed, faults.notes))
     check_run(run, where, faults)
     return run, where
 

@@ -130,10 +130,11 @@ def resolve(config: RunConfig) -> RunConfig:
     return replace(config, objective=objective, masking=masking, model=model, decode=decode, data=data)
 
 
-def follow_data(run: RunConfig, fixed: Collection[str]) -> RunConfig:
+def follow_data(run: RunConfig, fixed: Collection[str], notes: list[str]) -> RunConfig:
     """The run with the lengths that its data was prepared with, where `data.block_tokens` is left open.
 
-    Position tables grow to hold them, but not those that `fixed` names, nor those of weights from `init`.
+    Position tables grow to hold them, which a note says, but not those that `fixed` names, nor those of
+    weights from `init`.
     Of distant data, and of a damaged manifest, nothing is known here.
     """
     if run.data.block_tokens or run.data.path is None:
@@ -142,11 +143,18 @@ def follow_data(run: RunConfig, fixed: Collection[str]) -> RunConfig:
         lengths = [_prepared_lengths(place.location) for place in parse_locations(run.data.path)]
     except (JanusError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return run
-    model, longest = run.model, dict(zip(("source", "target"), map(max, *lengths, (0, 0)), strict=True))
+    grown, model, longest = (
+        [],
+        run.model,
+        dict(zip(("source", "target"), map(max, *lengths, (0, 0)), strict=True)),
+    )
     for side, tokens in longest.items() if run.init is None else ():
-        name = f"max_{side}_positions"
-        if f"model.{name}" not in fixed:
-            model = replace(model, **{name: max(getattr(model, name), tokens + 2)})
+        name, needed = f"max_{side}_positions", tokens + 2
+        if needed > getattr(model, name) and f"model.{name}" not in fixed:
+            grown.append(f"{side} {needed}, not {getattr(model, name)}")
+            model = replace(model, **{name: needed})
+    if grown:
+        notes.append(f"the data needs more positions than the recipe has: {'; '.join(grown)}")
     return replace(run, model=model, data=replace(run.data, block_tokens=longest["target"]))
 
 

@@ -2,92 +2,63 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import FIELDS, ObjectiveConfig, RunConfig
 
-# weight_ar, _nar, _aux, _length, kl_ar_nar, kl_ar_aux, kl_nar_aux, label_smoothing (section 3 of the paper)
-WEIGHTS = {
-    ("paper", "denoise"): (1.0, 1.0, 1.0, 0.1, 0.0, 2.0, 2.0, 0.1),
-    ("paper", "pair"): (1.0, 1.0, 1.0, 0.1, 0.0, 2.0, 2.0, 0.1),
-    ("released", "pair"): (1.0, 0.5, 0.5, 0.1, 1.0, 3.0, 1.0, 0.1),
-    ("released", "denoise"): (0.5, 0.5, 0.5, 0.0, 0.0, 0.5, 0.5, 0.0),
-    ("ar", "pair"): (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1),
-    ("ar_query", "pair"): (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1),
-    ("cmlm", "pair"): (0.0, 1.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.1),
-}
+COLUMNS = """
+    weight_ar weight_nar weight_aux weight_length weight_kl_ar_nar weight_kl_ar_aux weight_kl_nar_aux
+    weight_kl_ar_ar weight_kl_nar_nar weight_kl_aux_aux label_smoothing normalise ar_stream ar_query_position
+    decoder_start length_convention mask_symbol
+"""
+MASKING = ["target", "target_share", "source_share", "poisson", "rotate_share", "aux_order"]
+# Section 3 of the paper, its released code, and R-Drop: fields of the objective, then of masking.
+PRESETS = """
+paper pair              1 1 1 .1  0 2 2  0 0 0 .1 per_term query predicted bos inner mask
+                        span_union .7 0 2 0 left_to_right
+paper denoise           1 1 1 .1  0 2 2  0 0 0 .1 per_term query predicted eos_bos inner mask
+                        infilling .5 .3 2 0 left_to_right
+released pair           1 .5 .5 .1  1 3 1  0 0 0 .1 per_term query previous bos with_specials unk
+                        span_overlap .7 0 2 0 left_to_right
+released denoise        .5 .5 .5 0  0 .5 .5  0 0 0 0 target_tokens query predicted eos_bos with_specials mask
+                        infilling_released .3 .3 3 .5 left_to_right
+released_finetune pair  0 1 1 .1  0 0 0  0 1 1 .1 per_term query predicted bos inner mask
+                        uniform 0 0 2 0 random
+cmlm pair               0 1 0 .1  0 0 0  0 0 0 .1 per_term query predicted bos inner mask
+                        uniform 0 0 2 0 left_to_right
+ar pair                 1 0 0 0  0 0 0  0 0 0 .1 per_term content predicted bos inner mask
+                        span_union .7 0 2 0 left_to_right
+ar_query pair           1 0 0 0  0 0 0  0 0 0 .1 per_term query predicted bos inner mask
+                        span_union .7 0 2 0 left_to_right
+ar_rdrop pair           2 0 0 0  0 0 0  5 0 0 .1 per_term content predicted bos inner mask
+                        span_union .7 0 2 0 left_to_right
+ar_query_rdrop pair     2 0 0 0  0 0 0  5 0 0 .1 per_term query predicted bos inner mask
+                        span_union .7 0 2 0 left_to_right
+"""
 
 
 def load(preset: str, task: str, *overrides: str) -> RunConfig:
     return load_run_config(None, [f"objective.preset={preset}", f"data.task={task}", *overrides])
 
 
-@pytest.mark.parametrize(("preset", "task"), sorted(WEIGHTS))
-def test_loss_weights(preset: str, task: str) -> None:
-    o = load(preset, task).objective
-    found = (o.weight_ar, o.weight_nar, o.weight_aux, o.weight_length)
-    found += (o.weight_kl_ar_nar, o.weight_kl_ar_aux, o.weight_kl_nar_aux, o.label_smoothing)
-    assert found == WEIGHTS[preset, task]
-
-
-# weight_ar, _nar, _aux, _length, kl_ar_ar, kl_nar_nar, kl_aux_aux, masking law, AUX order
-TWO_DRAWS = {
-    "ar_rdrop": (2.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0, "span_union", "left_to_right"),
-    "ar_query_rdrop": (2.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0, "span_union", "left_to_right"),
-    "released_finetune": (0.0, 1.0, 1.0, 0.1, 0.0, 1.0, 1.0, "uniform", "random"),
-}
-
-
-@pytest.mark.parametrize("preset", sorted(TWO_DRAWS))
-def test_presets_of_two_dropout_draws(preset: str) -> None:
-    """R-Drop and the released fine-tuning; no term between different streams."""
-    run = load(preset, "pair")
-    o = run.objective
-    found = (o.weight_ar, o.weight_nar, o.weight_aux, o.weight_length)
-    found += (o.weight_kl_ar_ar, o.weight_kl_nar_nar, o.weight_kl_aux_aux)
-    assert (*found, run.masking.target, run.masking.aux_order) == TWO_DRAWS[preset]
-    assert (o.weight_kl_ar_nar, o.weight_kl_ar_aux, o.weight_kl_nar_aux) == (0.0, 0.0, 0.0)
-    assert (o.dropout_draws, o.encoder_passes) == (2, 1)
-    assert o.ar_stream == ("content" if preset == "ar_rdrop" else "query")
-
-
-@pytest.mark.parametrize("preset", ["paper", "released", "ar", "ar_query", "cmlm"])
-def test_other_presets_take_one_draw(preset: str) -> None:
-    run = load(preset, "pair")
-    assert (run.objective.dropout_draws, run.masking.aux_order) == (1, "left_to_right")
-
-
-@pytest.mark.parametrize(("preset", "task"), sorted(WEIGHTS))
-def test_conventions(preset: str, task: str) -> None:
+@pytest.mark.parametrize("row", re.findall(r"^\w.*\n.*", PRESETS, re.M), ids=lambda row: row[:22].strip())
+def test_weights_conventions_and_masking(row: str) -> None:
+    preset, task, *values = row.split()
+    expected = [float(value) if value[0] in ".0123456789" else value for value in values]
     run = load(preset, task)
-    o, released = run.objective, preset == "released"
-    translation = released and task == "pair"
-    assert o.ar_stream == ("content" if preset == "ar" else "query")
-    assert o.ar_query_position == ("previous" if translation else "predicted")
-    assert o.decoder_start == ("eos_bos" if task == "denoise" else "bos")
-    assert o.length_convention == ("with_specials" if released else "inner")
-    assert o.mask_symbol == ("unk" if translation else "mask")
-    assert o.normalise == ("target_tokens" if released and task == "denoise" else "per_term")
+    objective, released = run.objective, preset == "released"
+    found = [getattr(objective, name) for name in COLUMNS.split()] + [
+        getattr(run.masking, name) for name in MASKING
+    ]
+    assert found == expected
+    assert objective.dropout_draws == (2 if "rdrop" in preset or "finetune" in preset else 1)
+    assert objective.encoder_passes == 1
     assert run.model.length_classes == (256 if released else run.model.max_target_positions)
     assert run.decode.nar_score == ("released" if released else "paper")
-
-
-@pytest.mark.parametrize(
-    ("preset", "task", "expected"),
-    [
-        ("paper", "denoise", ("infilling", 0.5, 0.3, 2.0, 0.0)),
-        ("paper", "pair", ("span_union", 0.7, 0.0, 2.0, 0.0)),
-        ("released", "denoise", ("infilling_released", 0.3, 0.3, 3.0, 0.5)),
-        ("released", "pair", ("span_overlap", 0.7, 0.0, 2.0, 0.0)),
-        ("cmlm", "pair", ("uniform", 0.0, 0.0, 2.0, 0.0)),
-        ("ar", "pair", ("span_union", 0.7, 0.0, 2.0, 0.0)),
-    ],
-)
-def test_masking(preset: str, task: str, expected: tuple[object, ...]) -> None:
-    m = load(preset, task).masking
-    assert (m.target, m.target_share, m.source_share, m.poisson, m.rotate_share) == expected
 
 
 def test_one_field_overrides_its_preset_alone() -> None:
