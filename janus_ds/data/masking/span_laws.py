@@ -30,9 +30,6 @@ Floats = NDArray[Any]
 
 Bools = NDArray[np.bool_]
 
-TARGET_LAWS = ("span_union", "span_overlap", "uniform")
-"""Laws for a target whose source is given."""
-
 INFILLING_LAWS = ("infilling", "infilling_released")
 """Laws that noise the source along with the target."""
 
@@ -256,7 +253,7 @@ def _spans_of_law(masking: MaskingConfig, keys: SampleKeys, inner_B: Ints) -> Sp
 
 
 def draw_target(masking: MaskingConfig, keys: SampleKeys, inner_B: Ints) -> Bools:
-    """The masked tokens by one of the TARGET_LAWS; at least one in every sample that has a token.
+    """The masked tokens by a law for targets alone; at least one in every sample that has a token.
 
     Args:
         masking: resolved (`config.presets.resolve`) and checked (`config.rules`).

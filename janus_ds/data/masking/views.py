@@ -6,6 +6,7 @@ Views depend on (run seed, epoch, sample id) and nothing else; the laws stand in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,18 +36,18 @@ class Views:
 
     def slice(self, start: int, stop: int) -> Views:
         """Samples start .. stop - 1."""
-        masked = self._aligned(self.masked).slice(start, stop).values
-        order = None if self.order is None else self._aligned(self.order).slice(start, stop).values
-        return Views(self.source.slice(start, stop), self.target.slice(start, stop), masked, order)
+        return self._each(lambda rows: rows.slice(start, stop))
 
     def take(self, places: NDArray[np.int64]) -> Views:
         """The samples at these places, in this order."""
-        masked = self._aligned(self.masked).take(places).values
-        order = None if self.order is None else self._aligned(self.order).take(places).values
-        return Views(self.source.take(places), self.target.take(places), masked, order)
+        return self._each(lambda rows: rows.take(places))
 
-    def _aligned(self, values: NDArray[Any]) -> Ragged:
-        return Ragged(values, self.target.offsets)
+    def _each(self, pick: Callable[[Ragged], Ragged]) -> Views:
+        masked, order = (
+            None if values is None else pick(Ragged(values, self.target.offsets)).values
+            for values in (self.masked, self.order)
+        )
+        return Views(pick(self.source), pick(self.target), masked, order)  # type: ignore[arg-type]
 
 
 def make_views(

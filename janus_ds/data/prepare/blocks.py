@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 
@@ -23,7 +23,6 @@ import numpy as np
 from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.stream.shards import token_dtype
-from janus_ds.data.text.documents import DocumentReader, Position
 from janus_ds.data.text.tokenizer import (
     Tokenizer,
     structural,
@@ -115,24 +114,6 @@ def split_of(text: str, settings: PrepareSettings) -> str:
     if draw < settings.valid_share:
         return "valid"
     return "test" if draw < settings.valid_share + settings.test_share else "train"
-
-
-_UNIT_CHARACTERS = 1 << 20
-"""Text handed to a process at once."""
-
-
-def read_units(reader: DocumentReader, start: Position) -> Iterator[tuple[list[str], Position]]:
-    """Documents in portions of about equal size, each with the position behind it."""
-    texts: list[str] = []
-    size, behind = 0, start
-    for text, behind in reader.read(start):
-        texts.append(text)
-        size += len(text)
-        if size >= _UNIT_CHARACTERS:
-            yield texts, behind
-            texts, size = [], 0
-    if texts:
-        yield texts, behind
 
 
 def encode_blocks(

@@ -31,7 +31,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
 from janus_ds.data.masking.ragged import Ragged
-from janus_ds.data.prepare.blocks import encode_blocks, read_units
+from janus_ds.data.prepare.blocks import encode_blocks
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.prepare.train_tokenizer import ensure_tokenizer
 from janus_ds.data.prepare.writing import (
@@ -41,6 +41,7 @@ from janus_ds.data.prepare.writing import (
     SplitWriter,
     finished_manifest,
     ordered_map,
+    portions,
 )
 from janus_ds.data.stream.index import MANIFEST_NAME, STRICT, Manifest, Name, SoundShard, SplitTotals, Sum
 from janus_ds.data.stream.shards import ShardFormat, token_dtype
@@ -52,6 +53,8 @@ from janus_ds.io import disk_faults, fingerprint_of, folder_lock, write_atomic
 
 _SPLITS = ("train", "valid", "test")
 _WORK, _KEY, _STATE = ".prepare", "key.json", "state.json"
+_UNIT_CHARACTERS = 1 << 20
+"""Text handed to a process at once."""
 _COMMIT_SECONDS = 20.0
 """Progress is made lasting at least this often, and after every shard."""
 
@@ -144,7 +147,7 @@ class _Job:
         already = {name: counts[name] for name in ("text_bytes", "documents")}
         start = last_commit = time.monotonic()
         progress = PrepareProgress("writing shards", 1.0)
-        units = read_units(self.reader, before.position)
+        units = portions(self.reader.read(before.position), len, _UNIT_CHARACTERS)
         with closing(ordered_map(encode, units, self.processes)) as results:
             for (samples, counted), position in results:
                 wrote = [self.writers[name].add(part) for name, part in samples.items()]

@@ -23,7 +23,7 @@ from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.pair_files import Pair, PairFiles, find_files, pair_key, read_pairs
 from janus_ds.data.prepare.settings import GlgeSettings, Limits, PairSettings
 from janus_ds.data.prepare.train_tokenizer import train_words, trained_tokenizer
-from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_manifest, ordered_map
+from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_manifest, ordered_map, portions
 from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.data.stream.shards import ShardFormat, token_dtype
 from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, plain_ids, structural
@@ -173,13 +173,14 @@ class _Builder:
             nothing: raised where no pair is left.
         """
         parts: list[dict[str, Ragged]] = []
-        for (part, counted), done in ordered_map(encode, _portions(pairs), self._processes):
+        units = portions(((pair, n) for n, pair in enumerate(pairs, 1)), lambda _: 1, _UNIT_PAIRS)
+        for (part, counted), done in ordered_map(encode, units, self._processes):
             counts.update(counted)
             parts.append(part)
             self.show(f"writing {split}", done)
-        samples = {name: Ragged.concatenate([part[name] for part in parts]) for name in _STREAMS}
-        if not len(samples["target"]):
+        if not any(len(part["target"]) for part in parts):
             raise nothing
+        samples = {name: Ragged.concatenate([part[name] for part in parts]) for name in _STREAMS}
         if split == "train":
             order = shuffled(keys(0, 0, 0, Stream.MEMBER_ORDER), len(samples["target"]))
             samples = {name: rows.take(order) for name, rows in samples.items()}
@@ -206,20 +207,6 @@ class _Builder:
         )
         manifest.save(self._folder)
         return manifest
-
-
-def _portions(pairs: Iterable[Pair]) -> Iterator[tuple[Sequence[Pair], int]]:
-    """Pairs in portions, each with the number of pairs up to its end; at least one portion."""
-    portion: list[Pair] = []
-    done = 0
-    for pair in pairs:
-        portion.append(pair)
-        if len(portion) == _UNIT_PAIRS:
-            done += _UNIT_PAIRS
-            yield portion, done
-            portion = []
-    if portion or not done:
-        yield portion, done + len(portion)
 
 
 class _ParallelText:

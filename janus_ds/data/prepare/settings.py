@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,8 +31,6 @@ NORMALIZATIONS = ("identity", "nfkc")
 TOKENIZER_KINDS = ("sentencepiece-unigram", "sentencepiece-bpe")
 BPE_WORDS = "bpe-words"
 PAIR_TOKENIZERS = (*TOKENIZER_KINDS, BPE_WORDS)
-_LEAST = {"samples_per_member": 1, "members_per_shard": 1}
-_LEAST_TEXT = {"vocab_size": 8, "tokenizer_sample_mb": 1, **_LEAST}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +45,20 @@ class _Settings:
     samples_per_member: int = 256
     members_per_shard: int = 128
 
-    _least: ClassVar[Mapping[str, int]] = _LEAST
-
-    def check(self) -> None:
-        """Refuse settings that cannot be meant, all at once.
+    def _refuse(self, faults: list[str], **least: int) -> None:
+        """Refuse settings that cannot be meant, all at once: these faults, and numbers that are too small.
 
         Raises:
             ConfigError: there is any.
         """
         small = [
             f"{name} must be at least {number}, not {getattr(self, name)}"
-            for name, number in self._least.items()
+            for name, number in {**least, "samples_per_member": 1, "members_per_shard": 1}.items()
             if getattr(self, name) < number
         ]
-        if faults := [*small, *self._faults()]:
-            raise ConfigError("; ".join(faults), "settings of the preparation", "change these settings")
-
-    def _faults(self) -> Iterator[str]:
-        """What is wrong beside numbers that are too small."""
-        yield from ()
+        if small or faults:
+            what = "; ".join([*small, *faults])
+            raise ConfigError(what, "settings of the preparation", "change these settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,19 +103,17 @@ class TextSettings(_Settings):
             fields.update(tokenizer="given")
         return fields
 
-    def check(self) -> None:
-        """As for all; a tokenizer that is not there is a DataError."""
-        super().check()
+    def _refuse(self, faults: list[str], **least: int) -> None:
+        if self.normalization not in ("auto", *NORMALIZATIONS):
+            names = ", ".join(NORMALIZATIONS)
+            faults = [*faults, f"normalization must be auto, {names}, not {self.normalization!r}"]
+        super()._refuse(faults, vocab_size=8, tokenizer_sample_mb=1, **least)
         if self.given and not Path(self.tokenizer).is_dir():
             raise DataError(
                 "there is no tokenizer of this name, and no such folder",
                 f"--tokenizer {self.tokenizer}",
                 f"give {', '.join(self._kinds)}, or a folder with a tokenizer's files",
             )
-
-    def _faults(self) -> Iterator[str]:
-        if self.normalization not in ("auto", *NORMALIZATIONS):
-            yield f"normalization must be auto, {', '.join(NORMALIZATIONS)}, not {self.normalization!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +132,16 @@ class PrepareSettings(TextSettings):
     test_share: float = 0.0
     rule: DocumentRule = field(default_factory=DocumentRule)
 
-    _least: ClassVar[Mapping[str, int]] = {**_LEAST_TEXT, "block_tokens": 1}
-
-    def _faults(self) -> Iterator[str]:
-        yield from super()._faults()
+    def check(self) -> None:
+        """Refuse settings that cannot be meant."""
+        faults = []
         if not (self.valid_share >= 0 and self.test_share >= 0 and self.valid_share + self.test_share < 1):
-            yield "valid_share and test_share must be 0 or more and less than 1 together"
+            faults.append("valid_share and test_share must be 0 or more and less than 1 together")
         if self.rule.format not in INPUT_FORMATS:
-            yield f"format must be one of {', '.join(INPUT_FORMATS)}, not {self.rule.format!r}"
+            faults.append(f"format must be one of {', '.join(INPUT_FORMATS)}, not {self.rule.format!r}")
         if self.rule.document not in DOCUMENT_RULES:
-            yield f"document must be one of {', '.join(DOCUMENT_RULES)}, not {self.rule.document!r}"
+            faults.append(f"document must be one of {', '.join(DOCUMENT_RULES)}, not {self.rule.document!r}")
+        self._refuse(faults, block_tokens=1)
 
 
 @dataclass(frozen=True)
@@ -176,21 +166,21 @@ class PairSettings(TextSettings):
     duplicates: str = "drop"
     _kinds: ClassVar[tuple[str, ...]] = PAIR_TOKENIZERS
 
-    _least: ClassVar[Mapping[str, int]] = {**_LEAST_TEXT, "max_tokens": 1}
-
-    def _faults(self) -> Iterator[str]:
-        yield from super()._faults()
+    def check(self) -> None:
+        """Refuse settings that cannot be meant."""
+        faults = []
         if not self.max_ratio >= 1:
-            yield f"max_ratio must be at least 1, not {self.max_ratio}"
+            faults.append(f"max_ratio must be at least 1, not {self.max_ratio}")
         if self.languages.source == self.languages.target:
-            yield f"source and target language are both {self.languages.source!r}"
+            faults.append(f"source and target language are both {self.languages.source!r}")
         if self.duplicates not in ("drop", "keep"):
-            yield f"duplicates must be drop or keep, not {self.duplicates!r}"
+            faults.append(f"duplicates must be drop or keep, not {self.duplicates!r}")
         for name in asdict(self.languages).values():
             try:
                 checked_name(name)
             except ValueError:
-                yield f"the language {name!r} cannot be the end of a file's name"
+                faults.append(f"the language {name!r} cannot be the end of a file's name")
+        self._refuse(faults, max_tokens=1)
 
 
 @dataclass(frozen=True)
@@ -207,6 +197,7 @@ class GlgeSettings(_Settings):
     tokenizer: Path
     limits: Limits
 
-    def _faults(self) -> Iterator[str]:
+    def check(self) -> None:
+        """Refuse settings that cannot be meant."""
         numbers = {"--source-tokens": self.limits.source, "--target-tokens": self.limits.target}
-        yield from (f"{name} is {number}" for name, number in numbers.items() if number < 1)
+        self._refuse([f"{name} is {number}" for name, number in numbers.items() if number < 1])

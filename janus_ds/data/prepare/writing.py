@@ -67,6 +67,22 @@ def ordered_map(
             worker.process.join()
 
 
+def portions(
+    items: Iterable[tuple[Item, Note]], size: Callable[[Item], int], limit: int
+) -> Iterator[tuple[list[Item], Note]]:
+    """Items in portions whose sizes sum to about `limit`, each with the note of its last item."""
+    portion: list[Item] = []
+    total = 0
+    for item, note in items:
+        portion.append(item)
+        total += size(item)
+        if total >= limit:
+            yield portion, note
+            portion, total = [], 0
+    if portion:
+        yield portion, note
+
+
 class _Worker:
     """A forked process that applies a function to what it is sent."""
 

@@ -78,10 +78,6 @@ class ShardCache:
         """Whether the shard is here now."""
         return self._whole(sha256).exists()
 
-    def used(self) -> int:
-        """Bytes that shards take, those on their way included."""
-        return sum(size for _, size, _ in self._entries())
-
     def _whole(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.tar"
 

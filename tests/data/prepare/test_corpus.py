@@ -95,7 +95,7 @@ def test_blocks_begin_with_sentences(whole):
 @pytest.fixture
 def small_units(monkeypatch):
     """Small portions of work, and progress made lasting after each."""
-    monkeypatch.setattr("janus_ds.data.prepare.blocks._UNIT_CHARACTERS", 2000)
+    monkeypatch.setattr("janus_ds.data.prepare.corpus._UNIT_CHARACTERS", 2000)
     monkeypatch.setattr("janus_ds.data.prepare.corpus._COMMIT_SECONDS", 0.0)
 
 
