@@ -16,16 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import (
-    bench_parser,
-    cells,
-    cpu_threads,
-    finish,
-    measure,
-    parse,
-    ratio_summary,
-    summary,
-)
+from benchmarks.common import cells, measure
 from benchmarks.shapes import SHAPES, BenchShape, make_batch
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.presets import MODEL_PRESETS, resolve
@@ -33,24 +24,16 @@ from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.batch_attention import BACKENDS, RowsOfBatch, fitting
 from janus_ds.observe.progress import table
 
+SHARED, ROUNDS = ("device", "precision"), 5
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure, print a table, write JSON if asked."""
-    text = "The back ends of self-attention against each other."
-    parser = bench_parser("attention", text, "device", "precision", rounds=5)
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this bench."""
     parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="default: iwslt")
     parser.add_argument("--attention-dropout", type=float, default=0.0, help="default: 0")
-    options = parse(parser, arguments)
-    result = bench_attention(options)
-    rows = [["back end", "ms (median)", "min", "max", "x grouped", "kept for backward, MB"]]
-    for name, ms in result["milliseconds"].items():
-        ratio = result["ratios"].get(f"{name}_over_grouped", {"median": 1.0})["median"]
-        rows.append([name, *cells(ms), f"{ratio:.2f}", f"{result['saved_megabytes'][name]:.1f}"])
-    head = f"{options.shape}: forward + backward of one layer; auto takes {result['auto']}"
-    return finish(result, f"{head}\n{table(rows)}", options.json)
 
 
-def bench_attention(options: argparse.Namespace) -> dict[str, Any]:
+def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Time all back ends.
 
     Returns:
@@ -58,22 +41,28 @@ def bench_attention(options: argparse.Namespace) -> dict[str, Any]:
         hardware and versions.
     """
     shape, dropout = SHAPES[options.shape], options.attention_dropout
-    with cpu_threads(1):
-        batch, inputs = _inputs(shape, options)
-        forwards = {name: attention_of(name, batch, inputs, dropout) for name in BACKENDS}
-        saved = {name: _saved_megabytes(forward, inputs) for name, forward in forwards.items()}
-        jobs = {name: _job(forward, inputs) for name, forward in forwards.items()}
-        seconds, facts = measure(jobs, options.rounds, options)
+    batch, inputs = _inputs(shape, options)
+    forwards = {name: attention_of(name, batch, inputs, dropout) for name in BACKENDS}
+    jobs = {name: _job(forward, inputs) for name, forward in forwards.items()}
+    ratios = {f"{name}_over_grouped": (name, "grouped") for name in BACKENDS if name != "grouped"}
     return {
         "bench": "attention",
         "shape": {"name": options.shape, **asdict(shape), "rounds": options.rounds},
         "attention_dropout": dropout,
         "auto": fitting(batch.layout),
-        "ratios": {"dense_over_grouped": ratio_summary(seconds["dense"], seconds["grouped"])},
-        "milliseconds": {name: summary(taken, 1e3) for name, taken in seconds.items()},
-        "saved_megabytes": saved,
-        **facts,
+        "saved_megabytes": {name: _saved_megabytes(forward, inputs) for name, forward in forwards.items()},
+        **measure(jobs, options.rounds, options, ratios),
     }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A table of the result."""
+    rows = [["back end", "ms (median)", "min", "max", "x grouped", "kept for backward, MB"]]
+    for name, ms in result["milliseconds"].items():
+        ratio = result["ratios"].get(f"{name}_over_grouped", {"median": 1.0})["median"]
+        rows.append([name, *cells(ms), f"{ratio:.2f}", f"{result['saved_megabytes'][name]:.1f}"])
+    head = f"{result['shape']['name']}: forward + backward of one layer; auto takes {result['auto']}"
+    return f"{head}\n{table(rows)}"
 
 
 def _inputs(shape: BenchShape, options: argparse.Namespace) -> tuple[TwoStreamBatch, list[Tensor]]:

@@ -43,9 +43,13 @@ class AuthorsLikeStep:
         ar, _ = self._streams(batch, [Segment.ARC], [Segment.ARQ])
         aux, nar, states = self._nar_streams(batch)
         gold = batch.masked_target_BM
-        total = w.weight_ar * smoothed_loss(ar, batch.ar_target_BA, smoothing)
-        total = total + w.weight_nar * smoothed_loss(nar, gold, smoothing)
-        total = total + w.weight_aux * smoothed_loss(aux, gold, smoothing)
+        total = ar.new_zeros(())
+        for weight, logits, target in (
+            (w.weight_ar, ar, batch.ar_target_BA),
+            (w.weight_nar, nar, gold),
+            (w.weight_aux, aux, gold),
+        ):
+            total = total + float(weight or 0.0) * smoothed_loss(logits, target, smoothing)
         index_BM1 = (batch.ar_masked_T % ar.shape[1]).view(*gold.shape, 1)
         ar_masked = ar.gather(1, index_BM1.expand(-1, -1, ar.shape[-1]))
         pairs = [(w.weight_kl_ar_nar, ar_masked, nar), (w.weight_kl_ar_aux, ar_masked, aux)]

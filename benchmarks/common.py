@@ -1,4 +1,4 @@
-"""Shared by all benches: command line, interleaved rounds, ratios, devices, hardware, results."""
+"""Shared by all benches: command line, interleaved rounds, ratios, devices, hardware."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from janus_ds.cli.arguments import new_parser
 from janus_ds.errors import UsageError
-from janus_ds.metrics.scores import save_json
 from janus_ds.observe.writers import installed_versions
 
 _PACKAGES = ("torch", "numpy", "deepspeed", "megatron-core", "webdataset")
@@ -26,7 +25,7 @@ _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchroniz
 """Names of runtime calls in a profile: kernels, and what makes the host wait."""
 
 
-def bench_parser(kind: str, description: str, *options: str, rounds: int | None = None) -> Any:
+def bench_parser(kind: str, description: str, *options: str, rounds: int | None) -> argparse.ArgumentParser:
     """A parser with `--rounds`, `--json` and those of `--device`, `--precision`, `--threads` that are named.
 
     Args:
@@ -84,12 +83,9 @@ def choices(names: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
     return parse_names
 
 
-def finish(result: Mapping[str, Any], text: str, file: Path | None) -> int:
-    """Print the text, write the result if a file was given, and return exit code 0."""
-    print(text)
-    if file is not None:
-        save_json(file, result)
-    return 0
+def positives(text: str) -> tuple[int, ...]:
+    """Whole numbers above 0, joined by commas, for argparse."""
+    return tuple(positive(word) for word in text.split(","))
 
 
 def interleave(
@@ -117,25 +113,46 @@ def interleave(
 
 
 def measure(
-    jobs: Mapping[str, Callable[[], object]], rounds: int, options: argparse.Namespace | None = None
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    jobs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    options: argparse.Namespace,
+    ratios: Mapping[str, tuple[str, str]],
+    sentences: int = 1,
+) -> dict[str, Any]:
     """Time jobs in interleaved rounds.
 
     Args:
         jobs: what to measure, by name.
         rounds: measurements of each.
         options: with those of device, threads, precision that the bench has; else CPU, 1, float32.
+        ratios: the two jobs of each, by its name; those whose jobs were not measured are left out.
+        sentences: of a job, for milliseconds of one.
 
     Returns:
-        Seconds of each job in each round, and what every result says: clock, device, threads, precision,
-        hardware, versions; on a GPU also `launches` of each job (:func:`count_calls`).
+        `ratios` and `milliseconds`, each with median, min and max; and where it was measured (:func:`place`);
+        on a GPU also `launches` of each job (:func:`count_calls`).
     """
+    on = place(options)
+    with cpu_threads(on["threads"]):
+        seconds = interleave(jobs, rounds, _clock(on))
+        launches = {name: _launches(job) for name, job in jobs.items()} if on["device"] == "cuda" else {}
+    return {
+        "ratios": {
+            name: ratio_summary(seconds[a], seconds[b])
+            for name, (a, b) in ratios.items()
+            if a in seconds and b in seconds
+        },
+        "milliseconds": {name: summary(taken, 1e3 / sentences) for name, taken in seconds.items()},
+        "launches": launches,
+        **on,
+    }
+
+
+def place(options: argparse.Namespace) -> dict[str, Any]:
+    """What every result says: clock, device, threads, precision, hardware, versions."""
     device, threads = getattr(options, "device", "cpu"), getattr(options, "threads", 1)
-    clock_name, clock = _clock(device, threads)
-    seconds = interleave(jobs, rounds, clock)
-    return seconds, {
-        "launches": {name: _launches(job) for name, job in jobs.items()} if device == "cuda" else {},
-        "clock": clock_name,
+    return {
+        "clock": "cpu" if device == "cpu" and threads == 1 else "wall",
         "device": device,
         "threads": threads,
         "precision": getattr(options, "precision", "float32"),
@@ -144,16 +161,16 @@ def measure(
     }
 
 
-def _clock(device: str, threads: int) -> tuple[str, Callable[[], float]]:
+def _clock(on: Mapping[str, Any]) -> Callable[[], float]:
     """CPU time for one thread on a CPU, else wall time; on a GPU only after all queued work is done."""
-    if device == "cpu":
-        return ("cpu", time.process_time) if threads == 1 else ("wall", time.perf_counter)
+    if on["device"] == "cpu":
+        return time.process_time if on["clock"] == "cpu" else time.perf_counter
 
     def wall() -> float:
         torch.cuda.synchronize()
         return time.perf_counter()
 
-    return "wall", wall
+    return wall
 
 
 def _hardware() -> dict[str, Any]:
@@ -210,7 +227,7 @@ def cells(figures: Mapping[str, float], digits: int = 1) -> list[str]:
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Set torch's CPU threads, and restore them afterwards."""
+    """Set torch's CPU threads, and put them back afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

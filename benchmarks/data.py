@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import bench_parser, cpu_threads, finish, parse, summary
+from benchmarks.common import cpu_threads, summary
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
@@ -27,7 +27,6 @@ from janus_ds.data.stream.sample_order import SampleSchedule
 from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
 
 _SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=50264, vocab_size=50265)
-_STAGES = ("order", "read", "mask", "collate")
 SHAPES: dict[str, dict[str, Any]] = {
     "documents": {"task": "denoise", "tokens": 490, "batch": 64},
     # About 4,096 tokens of a side an update, as the NMT recipes have; --batch 30 is 800 tokens.
@@ -36,96 +35,91 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Defaults of the other options by `--shape`; lengths vary by a tenth."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure, print, write JSON if asked."""
-    parser = bench_parser("data", "Documents a second and core: read, mask and collate.", rounds=7)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="documents", help="default: documents")
-    parser.add_argument("--task", choices=("denoise", "pair"), help="documents or pairs")
-    parser.add_argument("--tokens", type=_up_to(900), help="mean length of a document, or of each side")
-    parser.add_argument("--preset", default="paper", help="objective preset (default: paper)")
-    parser.add_argument("--batch", type=_up_to(4096), help="samples a step")
-    parser.add_argument("--samples", type=_up_to(4096), default=4096, help="in a round (default: 4096)")
-    options = parse(parser, arguments)
-    parser.set_defaults(**SHAPES[options.shape])
-    options = parse(parser, arguments)
-    figures = bench_data(options)
-    rate, stages = figures["documents_per_second_per_core"], figures["microseconds_per_document"]
-    lines = [
-        f"{options.preset} / {options.task}, about {options.tokens} tokens, {options.batch} a step",
-        f"documents/s/core: median {rate['median']:,} (min {rate['min']:,}, max {rate['max']:,})",
-        "microseconds a document: " + ", ".join(f"{name} {value}" for name, value in stages.items()),
-    ]
-    return finish(figures, "\n".join(lines), options.json)
+SHARED, ROUNDS = (), 7
 
 
-def bench_data(options: argparse.Namespace) -> dict[str, Any]:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this bench."""
+    add = parser.add_argument
+    add("--shape", choices=sorted(SHAPES), default="documents", help="default: documents")
+    add("--task", choices=("denoise", "pair"), help="documents or pairs")
+    add("--tokens", type=_up_to(900), help="mean length of a document, or of each side")
+    add("--preset", default="paper", help="objective preset (default: paper)")
+    add("--batch", type=_up_to(4096), help="samples a step")
+    add("--samples", type=_up_to(4096), default=4096, help="in a round (default: 4096)")
+
+
+def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Documents (or pairs) a second and core through read, mask and collate, by CPU time.
 
     Returns:
         the settings, `documents_per_second_per_core` with median, min and max over the rounds,
         `microseconds_per_document` by stage, and the wall-clock rate.
     """
-    streams = ("source", "target") if options.task == "pair" else ("target",)
-    spread, draw = max(options.tokens // 10, 1), np.random.default_rng(1)
+    given = {name: getattr(options, name) or value for name, value in SHAPES[options.shape].items()}
+    tokens, batch = given["tokens"], given["batch"]
+    spread, draw = max(tokens // 10, 1), np.random.default_rng(1)
     lengths = {
-        stream: np.maximum(
-            draw.integers(options.tokens - spread, options.tokens + spread + 1, options.samples), 1
-        )
-        for stream in streams
+        stream: np.maximum(draw.integers(tokens - spread, tokens + spread + 1, options.samples), 1)
+        for stream in (("source", "target") if given["task"] == "pair" else ("target",))
     }
     with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
         split = write_split(Path(folder), _SPECIAL, lengths)
-        data = DataConfig(task=options.task, block_tokens=1022)
-        maker = BatchMaker(split, _run(data, options.preset, global_batch=options.batch), _SPECIAL)
-        _round(maker, options, epoch=0)
-        rounds = [_round(maker, options, epoch) for epoch in range(1, options.rounds + 1)]
-    measured = options.samples // options.batch * options.batch
+        run = _run(DataConfig(task=given["task"], block_tokens=1022), options.preset, global_batch=batch)
+        maker = BatchMaker(split, run, _SPECIAL)
+        rounds = [_round(maker, options.samples // batch, epoch) for epoch in range(options.rounds + 1)][1:]
+    measured = options.samples // batch * batch
     return {
-        "task": options.task,
+        "task": given["task"],
         "preset": options.preset,
-        "tokens": options.tokens,
-        "samples_a_step": options.batch,
+        "tokens": tokens,
+        "samples_a_step": batch,
         "documents_per_second_per_core": _rates(measured, rounds, "total"),
         "documents_per_second_wall": _rates(measured, rounds, "wall"),
         "microseconds_per_document": {
             stage: round(summary([r[stage] for r in rounds], 1e6 / measured)["median"], 1)
-            for stage in _STAGES
+            for stage in ("order", "read", "mask", "collate")
         },
     }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result in three lines."""
+    rate, stages = result["documents_per_second_per_core"], result["microseconds_per_document"]
+    head = f"{result['preset']} / {result['task']}, about {result['tokens']} tokens"
+    return (
+        f"{head}, {result['samples_a_step']} a step\n"
+        f"documents/s/core: median {rate['median']:,} (min {rate['min']:,}, max {rate['max']:,})\n"
+        "microseconds a document: " + ", ".join(f"{name} {value}" for name, value in stages.items())
+    )
 
 
 def _rates(measured: int, rounds: Sequence[Mapping[str, float]], clock: str) -> dict[str, int]:
     return {name: round(value) for name, value in summary([measured / r[clock] for r in rounds]).items()}
 
 
-def _round(maker: BatchMaker, options: argparse.Namespace, epoch: int) -> dict[str, float]:
+def _round(maker: BatchMaker, steps: int, epoch: int) -> dict[str, float]:
     """CPU seconds of one epoch by stage, in all (`total`), and wall-clock seconds (`wall`)."""
     sizes, window = maker.source.parts[0].member_sizes, maker.config.data.shuffle_window
-    schedule = SampleSchedule(1, sizes, window)
-    steps = options.samples // options.batch
-    spent = dict.fromkeys(_STAGES, 0.0)
+    schedule, batch = SampleSchedule(1, sizes, window), int(maker.config.train.global_batch)
+    stages: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "order": lambda made: {**made, "parts": [schedule.between(made["begin"], made["begin"] + batch)]},
+        "read": lambda made: maker.check(maker.read(made)),
+        "mask": maker.mask,
+        "collate": maker.collate,
+    }
+    spent = dict.fromkeys(stages, 0.0)
     wall, start = time.perf_counter(), time.process_time()
     for step in range(epoch * steps, (epoch + 1) * steps):
-        marks = [time.process_time()]
-        made: dict[str, Any] = {
-            "__key__": "bench",
-            "step": step,
-            "parts": [schedule.between(step * options.batch, (step + 1) * options.batch)],
-        }
-        marks.append(time.process_time())
-        made = maker.check(maker.read(made))
-        marks.append(time.process_time())
-        made = maker.mask(made)
-        marks.append(time.process_time())
-        maker.collate(made)
-        marks.append(time.process_time())
-        for stage, before, after in zip(spent, marks, marks[1:], strict=False):
-            spent[stage] += after - before
-    total = time.process_time() - start
-    return {**spent, "total": total, "wall": time.perf_counter() - wall}
+        made: Any = {"__key__": "bench", "step": step, "begin": step * batch}
+        for stage, work in stages.items():
+            before = time.process_time()
+            made = work(made)
+            spent[stage] += time.process_time() - before
+    return {**spent, "total": time.process_time() - start, "wall": time.perf_counter() - wall}
 
 
-def _run(data: DataConfig, preset: str, **train: int) -> RunConfig:
+def _run(data: DataConfig, preset: str, **train: Any) -> RunConfig:
     """A resolved run for sequences of up to 1,022 tokens."""
     model = ModelConfig(max_source_positions=1024, max_target_positions=1024)
     objective = ObjectiveConfig(preset=preset)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import (
-    bench_parser,
-    cells,
-    cpu_threads,
-    finish,
-    measure,
-    parse,
-    ratio_summary,
-    summary,
-)
+from benchmarks.common import cells, choices, cpu_threads, measure, positives
 from benchmarks.decode_peers import PEERS, Outputs, Peers, needed
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.search_settings import SearchSettings
-from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.errors import CheckpointError
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table
@@ -80,32 +71,60 @@ _RATIOS = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure one shape, print a table a case, write JSON if asked."""
-    text = "Decoding, against plain AR, transformers and CTranslate2."
-    parser = bench_parser("decode", text, "device", "threads")
+SHARED, ROUNDS = ("device", "threads"), None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this bench."""
     add = parser.add_argument
     add("--shape", choices=sorted(SHAPES), default="bart_base", help="model and lengths")
-    add("--peers", type=_words, default=tuple(PEERS), help="hf, ct2, both (default), or none")
-    add("--batch", type=_words, default=(), help="sentences at a time: 1,16 (default: 1 and the shape's)")
-    add("--output-tokens", type=_words, default=(), help="lengths of the outputs (default: by shape)")
     add(
-        "--only", type=_words, default=(), help="jobs whose names contain one of these: ar,janus,transformers"
+        "--peers",
+        type=choices([*PEERS, "none"]),
+        default=tuple(PEERS),
+        help="hf, ct2, both (default), or none",
     )
-    options = parse(parser, arguments)
+    add("--batch", type=positives, help="sentences at a time: 1,16 (default: 1 and the shape's)")
+    add("--output-tokens", type=positives, help="lengths of the outputs (default: by shape)")
+    only = "jobs whose names contain one of these: ar,janus,transformers"
+    add("--only", type=lambda text: tuple(text.split(",")), default=(), help=only)
+
+
+def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all cases of a shape, and print each when it is done.
+
+    Returns:
+        All cases in one result; a ratio's name says its case, without which it is the first one's.
+
+    Raises:
+        MissingDependencyError: a peer is not installed.
+        CheckpointError: plain AR gives other tokens than transformers, or an output of another length.
+    """
     shape = SHAPES[options.shape]
-    options.peers = () if options.peers == ("none",) else options.peers
-    for name in options.peers:
+    for name in options.peers if options.peers != ("none",) else ():
         needed(name)
-    cases = []
-    for batch in _numbers(options.batch, "--batch") or (1, shape.batch):
-        for tokens in _numbers(options.output_tokens, "--output-tokens") or shape.output_tokens:
-            cases.append(bench_decode(options, batch, tokens))
+    cases: list[dict[str, Any]] = []
+    for batch in options.batch or (1, shape.batch):
+        for tokens in options.output_tokens or shape.output_tokens:
+            cases.append(bench_case(options, batch, tokens))
             print(_describe(cases[-1]), flush=True)
-    return finish(_together(cases), "", options.json)
+    ratios = dict(cases[0]["ratios"])
+    ratios |= {
+        f"{name}_b{case['batch']}_t{case['output_tokens']}": value
+        for case in cases
+        for name, value in case["ratios"].items()
+    }
+    shared = ("bench", "shape", "clock", "device", "threads", "hardware", "versions")
+    own = [{name: value for name, value in case.items() if name not in shared} for case in cases]
+    return {**{name: cases[0][name] for name in shared}, "ratios": ratios, "cases": own}
 
 
-def bench_decode(options: argparse.Namespace, batch: int, tokens: int) -> dict[str, Any]:
+def describe(result: dict[str, Any]) -> str:
+    """What is left to say when all cases have been printed."""
+    return f"{len(result['cases'])} cases"
+
+
+def bench_case(options: argparse.Namespace, batch: int, tokens: int) -> dict[str, Any]:
     """Measure one batch size and one output length in interleaved rounds.
 
     Args:
@@ -117,21 +136,16 @@ def bench_decode(options: argparse.Namespace, batch: int, tokens: int) -> dict[s
     Returns:
         `ratios` and `milliseconds` a sentence with median, min and max, how many outputs of each job
         have plain AR's tokens, the shape, hardware and versions.
-
-    Raises:
-        CheckpointError: plain AR gives other tokens than transformers, or an output of another length.
     """
     shape = SHAPES[options.shape]
     rounds, sources = options.rounds or shape.rounds, _sources(shape, batch)
     with tempfile.TemporaryDirectory() as folder, cpu_threads(options.threads):
         model = _random_model(shape, tokens)
-        jobs = _peer_jobs(options, model, sources, batch, Path(folder)) | _own_jobs(
-            options, model, sources, batch
-        )
+        jobs = _peer_jobs(options, model, sources, batch, Path(folder))
+        jobs |= _own_jobs(options, model, sources, batch)
         equal = _compare({name: job() for name, job in jobs.items()}, tokens)
-        seconds, facts = measure(jobs, rounds, options)
-    del facts["precision"]
-    pairs = {name: pair for name, pair in _RATIOS.items() if set(pair) <= set(seconds)}
+        measured = measure(jobs, rounds, options, _RATIOS, len(sources))
+    del measured["precision"]
     return {
         "bench": "decode",
         "shape": {"name": options.shape, **asdict(shape)},
@@ -139,10 +153,8 @@ def bench_decode(options: argparse.Namespace, batch: int, tokens: int) -> dict[s
         "sentences": len(sources),
         "output_tokens": tokens,
         "rounds": rounds,
-        "ratios": {name: ratio_summary(seconds[a], seconds[b]) for name, (a, b) in pairs.items()},
-        "milliseconds": {name: summary(taken, 1e3 / len(sources)) for name, taken in seconds.items()},
         "outputs_equal_to_ar": equal,
-        **facts,
+        **measured,
     }
 
 
@@ -154,7 +166,7 @@ def _peer_jobs(
     options: argparse.Namespace, model: JanusModel, sources: list[list[int]], batch: int, folder: Path
 ) -> dict[str, Callable[[], Outputs]]:
     jobs: dict[str, Callable[[], Outputs]] = {}
-    if not options.peers:
+    if options.peers == ("none",):
         return jobs
     peers = Peers(model, _run(model, "ar", "ar"), folder, options.threads, options.device)
     precisions = {"transformers": "float32", "transformers bf16": "bfloat16"}
@@ -189,12 +201,11 @@ def _own_jobs(
 
 def _run(model: JanusModel, preset: str, mode: str, **decode: Any) -> RunConfig:
     """A run of the model; every AR output has the length that its length head is sure of."""
-    tokens = model.length_head.tokens
     return RunConfig(
         model=model.config,
         data=DataConfig(task="pair"),
         objective=ObjectiveConfig(preset=preset, decoder_start="eos_bos"),
-        decode=DecodeConfig(mode=mode, beam=5, max_length=tokens, beam_stop="transformers", **decode),
+        decode=DecodeConfig(mode=mode, beam=5, max_length=_tokens(model), beam_stop="transformers", **decode),
     )
 
 
@@ -221,6 +232,11 @@ class _KnownLength(torch.nn.Module):
 
     def forward(self, states_BSD: torch.Tensor, valid_BS: torch.Tensor) -> torch.Tensor:
         return self.logits_K.to(states_BSD.device).expand(len(states_BSD), -1)
+
+
+def _tokens(model: JanusModel) -> int:
+    head: Any = model.length_head
+    return int(head.tokens)
 
 
 def _random_model(shape: DecodeShape, tokens: int) -> JanusModel:
@@ -268,30 +284,6 @@ def _compare(outputs: dict[str, Outputs], tokens: int) -> dict[str, str]:
         for name, found in outputs.items()
         if not name.startswith(("nar", "janus"))
     }
-
-
-def _together(cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """All cases in one result; a ratio's name says its case, without which it is the first one's."""
-    ratios = dict(cases[0]["ratios"])
-    ratios |= {
-        f"{name}_b{case['batch']}_t{case['output_tokens']}": value
-        for case in cases
-        for name, value in case["ratios"].items()
-    }
-    shared = ("bench", "shape", "clock", "device", "threads", "hardware", "versions")
-    own = [{name: value for name, value in case.items() if name not in shared} for case in cases]
-    return {**{name: cases[0][name] for name in shared}, "ratios": ratios, "cases": own}
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _numbers(words: tuple[str, ...], option: str) -> tuple[int, ...]:
-    if not all(word.isdigit() and int(word) for word in words):
-        fix = "give numbers above 0, such as 1,16"
-        raise UsageError(f"{','.join(words)!r} is not a list of numbers", option, fix)
-    return tuple(int(word) for word in words)
 
 
 def _describe(case: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from janus_ds.config.schema import RunConfig
-from janus_ds.errors import MissingDependencyError, UsageError
+from janus_ds.errors import MissingDependencyError
 from janus_ds.model.formats.hf_export import export_config, export_generation, export_weights
 from janus_ds.model.janus import JanusModel
 
@@ -26,11 +26,8 @@ def needed(name: str) -> Any:
     """The package of a peer.
 
     Raises:
-        UsageError: there is no such peer.
         MissingDependencyError: its package is not installed.
     """
-    if name not in PEERS:
-        raise UsageError(f"there is no peer {name!r}", "--peers", f"use {', '.join(PEERS)}, or none")
     try:
         return import_module(PEERS[name])
     except ImportError as error:

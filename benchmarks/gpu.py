@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.attention import attention_of
-from benchmarks.common import bench_parser, finish, measure, parse, positive
+from benchmarks.common import place, positive
 from janus_ds.decode.generator import Generator
 from janus_ds.io import write_atomic
 from janus_ds.model.batch_attention import BACKENDS
@@ -67,18 +66,28 @@ _BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 _GPU_TESTS = ("train/test_compiling", "numerics/test_fused_head")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run all parts; 1 if one was wrong. The page lies beside the JSON file."""
-    text = "What to run first on a GPU: is all right there, then how fast is it?"
-    parser = bench_parser("gpu", text, "device", rounds=3)
+SHARED, ROUNDS = ("device",), 3
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this bench."""
     parser.set_defaults(device="cuda")
     parser.add_argument("--minutes", type=positive, default=8, help="begin no part later (default: 8)")
     parser.add_argument("--no-tables", action="store_true", help="correctness alone")
-    options = parse(parser, arguments)
-    begun, parts, page = time.perf_counter(), {}, [f"# Check of {options.device}\n"]
+
+
+def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """Run all parts, and print each; a page of them lies beside the JSON file.
+
+    Returns:
+        `wrong`, the names of the parts that were, and the figures of each in `parts`.
+    """
+    begun, on = time.perf_counter(), place(options)
+    parts: dict[str, Any] = {}
+    page = [f"# Check of {options.device}\n", f"{on['hardware']}\n\n{on['versions']}\n"]
     for name, part in _parts(options):
         if (start := time.perf_counter()) - begun > 60 * options.minutes:
-            right, figures, shown = True, {}, f"left out: {options.minutes} minutes are over"
+            right, figures, shown = True, dict[str, Any](), f"left out: {options.minutes} minutes are over"
         else:
             right, figures, shown = _judged(part)
         seconds = round(time.perf_counter() - start, 1)
@@ -86,13 +95,15 @@ def main(arguments: Sequence[str]) -> int:
         page.append(f"## {name}: {'right' if right else 'WRONG'} ({seconds:.0f} s)\n\n```\n{shown}\n```\n")
         print(page[-1], flush=True)
     wrong = [name for name, part in parts.items() if not part["right"]]
-    _, facts = measure({}, 0, options)
-    page.insert(1, f"{facts['hardware']}\n\n{facts['versions']}\n")
-    end = f"wrong: {', '.join(wrong) or 'nothing'}; {time.perf_counter() - begun:.0f} s"
-    finish({"bench": "gpu", "wrong": wrong, "parts": parts, **facts}, end, options.json)
+    result = {"bench": "gpu", "wrong": wrong, "seconds": time.perf_counter() - begun, "parts": parts, **on}
     if options.json is not None:
-        write_atomic(options.json.with_suffix(".md"), "\n".join([*page, end, ""]).encode())
-    return int(bool(wrong))
+        write_atomic(options.json.with_suffix(".md"), "\n".join([*page, describe(result), ""]).encode())
+    return result
+
+
+def describe(result: dict[str, Any]) -> str:
+    """What was wrong, in one line."""
+    return f"wrong: {', '.join(result['wrong']) or 'nothing'}; {result['seconds']:.0f} s"
 
 
 def _parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Outcome]]]:
@@ -111,8 +122,8 @@ def _parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Outc
         yield f"training, {shape}", partial(_table, "train", "--also", f"authors,torch{',hf' * hf}", *here)
         yield f"attention, {shape}", partial(_table, "attention", *here)
     for shape in ("tiny",) if small else ("iwslt", "bart_base"):
-        jobs = ("--only", "ar fp32,ar bf16,janus bf16,nar 4,transformers", "--batch", "1,32")
-        jobs += ("--peers", "hf" if hf else "none")
+        only = "ar fp32,ar bf16,janus bf16,nar 4,transformers"
+        jobs = ("--only", only, "--batch", "1,32", "--peers", "hf" if hf else "none")
         yield f"decoding, {shape}", partial(_table, "decode", "--shape", shape, *jobs, *shared)
 
 
@@ -225,7 +236,9 @@ def check_tests() -> Outcome:
 
 
 def _table(kind: str, *arguments: str) -> Outcome:
+    from benchmarks.__main__ import main
+
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as shown:
         file = Path(folder) / "result.json"
-        import_module(f"benchmarks.{kind}").main([*arguments, "--json", str(file)])
+        main([kind, *arguments, "--json", str(file)])
         return True, json.loads(file.read_text()), shown.getvalue().strip()

@@ -8,7 +8,7 @@ a softmax more for each direction of each KL pair. `ar_fused` and `ar_naive` are
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -17,16 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.authors import smoothed_loss, two_way_kl
-from benchmarks.common import (
-    bench_parser,
-    cells,
-    cpu_threads,
-    finish,
-    measure,
-    parse,
-    ratio_summary,
-    summary,
-)
+from benchmarks.common import cells, cpu_threads, measure, summary
 from benchmarks.shapes import SHAPES, BenchShape
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.objective.chunk_math import Terms, compiler_is_at_hand
@@ -84,22 +75,16 @@ class _Rows:
         return total
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure, print a table, write JSON if asked."""
-    parser = bench_parser("head", "The fused head against the plain losses (CPU).", rounds=5)
+SHARED, ROUNDS = (), 5
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this bench."""
     parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="default: iwslt")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled form out")
-    options = parse(parser, arguments)
-    result = bench_head(options)
-    rows = [["head", "ms (median)", "min", "max", "peak MB"]]
-    for name, ms in result["milliseconds"].items():
-        rows.append([name, *cells(ms), f"{result['peak_megabytes'][name]:.1f}"])
-    ratios = "\n".join(f"{name} {ratio['median']:.3f}" for name, ratio in result["ratios"].items())
-    head = f"{options.shape}; the table's gradient alone is {result['table_gradient_megabytes']} MB"
-    return finish(result, f"{head}\n{table(rows)}\n{ratios}", options.json)
 
 
-def bench_head(options: argparse.Namespace) -> dict[str, Any]:
+def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Interleaved times, CPU time of one thread, and the peak of memory beyond the inputs.
 
     Returns:
@@ -107,38 +92,41 @@ def bench_head(options: argparse.Namespace) -> dict[str, Any]:
         head_memory_over_naive_beyond_table}` (memory: fused over naive, with the gradient of the table
         in both, and without), `milliseconds`, `peak_megabytes`, hardware and versions.
     """
-    with cpu_threads(1):
-        rows = _Rows(SHAPES[options.shape])
-        losses: dict[str, Callable[[], Tensor]] = {
-            "ar_naive": lambda: rows.naive(aux=False),
-            "ar_fused": lambda: rows.fused(compiled=False, aux=False),
-            "naive": lambda: rows.naive(aux=True),
-            "fused": lambda: rows.fused(compiled=False, aux=True),
-        }
-        if not options.no_compile and compiler_is_at_hand(torch.device("cpu")):
-            losses["compiled"] = lambda: rows.fused(compiled=True, aux=True)
-        jobs = {name: _job(loss, rows) for name, loss in losses.items()}
-        seconds, facts = measure(jobs, options.rounds)
-        peaks = {name: _peak_bytes(job) for name, job in jobs.items()}
-    best, table_bytes = "compiled" if "compiled" in jobs else "fused", rows.weight.nbytes
-    beyond_table = (peaks[best] - table_bytes) / (peaks["naive"] - table_bytes)
-    ratios = {
-        "naive_over_fused": ratio_summary(seconds["naive"], seconds["fused"]),
-        "fused_over_ar": ratio_summary(seconds[best], seconds["ar_fused"]),
-        "head_memory_over_naive": summary([peaks[best] / peaks["naive"]]),
-        "head_memory_over_naive_beyond_table": summary([beyond_table]),
+    rows = _Rows(SHAPES[options.shape])
+    losses: dict[str, Callable[[], Tensor]] = {
+        "ar_naive": lambda: rows.naive(aux=False),
+        "ar_fused": lambda: rows.fused(compiled=False, aux=False),
+        "naive": lambda: rows.naive(aux=True),
+        "fused": lambda: rows.fused(compiled=False, aux=True),
     }
-    if "compiled" in jobs:
-        ratios["naive_over_compiled"] = ratio_summary(seconds["naive"], seconds["compiled"])
+    if not options.no_compile and compiler_is_at_hand(torch.device("cpu")):
+        losses["compiled"] = lambda: rows.fused(compiled=True, aux=True)
+    jobs, best = {name: _job(loss, rows) for name, loss in losses.items()}, list(losses)[-1]
+    pairs = {f"naive_over_{name}": ("naive", name) for name in ("fused", "compiled")}
+    measured = measure(jobs, options.rounds, options, {**pairs, "fused_over_ar": (best, "ar_fused")})
+    with cpu_threads(1):
+        peaks = {name: _peak_bytes(job) for name, job in jobs.items()}
+    for name, table_bytes in (("", 0), ("_beyond_table", rows.weight.nbytes)):
+        share = (peaks[best] - table_bytes) / (peaks["naive"] - table_bytes)
+        measured["ratios"][f"head_memory_over_naive{name}"] = summary([share])
     return {
         "bench": "head",
         "shape": {"name": options.shape, **asdict(SHAPES[options.shape]), "rounds": options.rounds},
-        "ratios": ratios,
-        "milliseconds": {name: summary(taken, 1e3) for name, taken in seconds.items()},
         "peak_megabytes": {name: round(peak / 1e6, 1) for name, peak in peaks.items()},
-        "table_gradient_megabytes": round(table_bytes / 1e6, 1),
-        **facts,
+        "table_gradient_megabytes": round(rows.weight.nbytes / 1e6, 1),
+        **measured,
     }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A table of the result."""
+    rows = [["head", "ms (median)", "min", "max", "peak MB"]]
+    for name, ms in result["milliseconds"].items():
+        rows.append([name, *cells(ms), f"{result['peak_megabytes'][name]:.1f}"])
+    ratios = "\n".join(f"{name} {ratio['median']:.3f}" for name, ratio in result["ratios"].items())
+    gradient = result["table_gradient_megabytes"]
+    head = f"{result['shape']['name']}; the table's gradient alone is {gradient} MB"
+    return f"{head}\n{table(rows)}\n{ratios}"
 
 
 def _job(loss: Callable[[], Tensor], rows: _Rows) -> Callable[[], None]:

@@ -8,23 +8,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import (
-    bench_parser,
-    cells,
-    choices,
-    cpu_threads,
-    finish,
-    measure,
-    parse,
-    positive,
-    ratio_summary,
-)
+from benchmarks.common import cells, choices, measure, positive
 from benchmarks.data import pairs_run, sentence_lengths, write_split
 from benchmarks.shapes import step_job
 from janus_ds.batch import SpecialTokens, TwoStreamBatch
@@ -47,43 +37,41 @@ CASES = {
 """`data.batch` and `data.pad_multiple` by the names of the result."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure, print a table, write JSON if asked."""
-    parser = bench_parser("packing", "A step with packed rows against a padded one.", rounds=5)
-    parser.add_argument("--model", choices=sorted(MODEL_PRESETS), default="iwslt", help="default: iwslt")
-    parser.add_argument("--only", type=choices(CASES), default=tuple(CASES), help=f"of {', '.join(CASES)}")
-    parser.add_argument("--samples", type=positive, default=16_384, help="sentences to make batches of")
-    options = parse(parser, arguments)
-    result = bench_packing(options)
-    return finish(result, _describe(result), options.json)
+SHARED, ROUNDS = (), 5
 
 
-def bench_packing(options: argparse.Namespace) -> dict[str, Any]:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this bench."""
+    add = parser.add_argument
+    add("--model", choices=sorted(MODEL_PRESETS), default="iwslt", help="default: iwslt")
+    add("--only", type=choices(CASES), default=tuple(CASES), help=f"of {', '.join(CASES)}")
+    add("--samples", type=positive, default=16_384, help="sentences to make batches of")
+
+
+def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Measure each case.
 
     Returns:
         for each case `ratios.NAME_padded_over_packed` with median, min and max, and `rows.NAME`: decoder rows
         and source tokens that the padded and the packed step compute.
     """
-    ratios, rows, facts = {}, {}, {}
     torch.manual_seed(1)
     sizes = {**MODEL_PRESETS[options.model], "attention_dropout": 0.0}
     model = JanusModel(ModelConfig(preset=options.model, **sizes), _SPECIAL, ParallelLayers())
-    with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
+    jobs: dict[str, Callable[[], None]] = {}
+    rows: dict[str, dict[str, dict[str, int]]] = {name: {} for name in options.only}
+    with tempfile.TemporaryDirectory() as folder:
         split = write_split(Path(folder), _SPECIAL, sentence_lengths(options.samples))
         for name in options.only:
-            jobs, rows[name] = {}, {}
-            for way, packs in (("padded", False), ("packed", True)):
-                run = pairs_run(*CASES[name], packs)
+            for way in ("padded", "packed"):
+                run = pairs_run(*CASES[name], way == "packed")
                 batch = _batch(split, run)
-                jobs[way] = step_job(model, run.objective, batch)
-                rows[name][way] = {
-                    "decoder_rows": batch.row_token_BR.numel(),
-                    "source": batch.source_BS.numel(),
-                }
-            seconds, facts = measure(jobs, options.rounds)
-            ratios[f"{name}_padded_over_packed"] = ratio_summary(seconds["padded"], seconds["packed"])
-    return {"bench": "packing", "model": options.model, "ratios": ratios, "rows": rows, **facts}
+                jobs[f"{name}_{way}"] = step_job(model, run.objective, batch)
+                counts = {"decoder_rows": batch.row_token_BR.numel(), "source": batch.source_BS.numel()}
+                rows[name][way] = counts
+    ratios = {f"{name}_padded_over_packed": (f"{name}_padded", f"{name}_packed") for name in options.only}
+    measured = measure(jobs, options.rounds, options, ratios)
+    return {"bench": "packing", "model": options.model, "rows": rows, **measured}
 
 
 def _batch(split: Path, run: RunConfig) -> TwoStreamBatch:
@@ -93,7 +81,8 @@ def _batch(split: Path, run: RunConfig) -> TwoStreamBatch:
     return maker.make(*plan.parts(int(plan.steps_per_epoch) // 2))["batches"][0]
 
 
-def _describe(result: dict[str, Any]) -> str:
+def describe(result: dict[str, Any]) -> str:
+    """A table of the result."""
     lines = [["batches", "rows padded", "packed", "source padded", "packed", "padded / packed", "min", "max"]]
     for name, rows in result["rows"].items():
         ratio = cells(result["ratios"][f"{name}_padded_over_packed"], 2)

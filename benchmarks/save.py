@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import bench_parser, finish, measure, parse, positive, summary
+from benchmarks.common import place, positive, summary
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.tensors import Snapshot
@@ -32,19 +31,18 @@ _SHARE = 0.02
 _VOCABULARIES = {"quickstart": 2000, "iwslt": 10152, "bart_base": 50265}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure saves of one model, print what they mean for training, write JSON if asked."""
-    text = "How long training waits for a checkpoint, and how long one takes."
-    parser = bench_parser("save", text, "device", rounds=3)
-    parser.add_argument("--shape", choices=sorted(_VOCABULARIES), default="bart_base", help="model preset")
-    parser.add_argument("--every", type=positive, default=500, help="train.save_every (default: 500)")
-    parser.add_argument("--folder", type=Path, help="file system to write to (default: the temporary one)")
-    options = parse(parser, arguments)
-    result = bench_save(options)
-    return finish({**result, "save_every": options.every}, _describe(result, options.every), options.json)
+SHARED, ROUNDS = ("device",), 3
 
 
-def bench_save(options: argparse.Namespace) -> dict[str, Any]:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this bench."""
+    add = parser.add_argument
+    add("--shape", choices=sorted(_VOCABULARIES), default="bart_base", help="model preset")
+    add("--every", type=positive, default=500, help="train.save_every (default: 500)")
+    add("--folder", type=Path, help="file system to write to (default: the temporary one)")
+
+
+def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Save `--rounds` checkpoints after one that is not measured.
 
     Returns:
@@ -68,7 +66,7 @@ def bench_save(options: argparse.Namespace) -> dict[str, Any]:
             waiting.append(begun - begin)
             waiting_cpu.append(begun_cpu - begin_cpu)
             writing.append(time.perf_counter() - begun)
-    _, facts = measure({}, 0, options)
+    on = place(options)
     return {
         "bench": "save",
         "shape": options.shape,
@@ -78,7 +76,8 @@ def bench_save(options: argparse.Namespace) -> dict[str, Any]:
         "waiting_cpu_seconds": summary(waiting_cpu[1:]),
         "writing_seconds": summary(writing[1:]),
         "rounds": options.rounds,
-        **{name: facts[name] for name in ("device", "hardware", "versions")},
+        "save_every": options.every,
+        **{name: on[name] for name in ("device", "hardware", "versions")},
     }
 
 
@@ -104,7 +103,9 @@ class _State:
         return Snapshot(weights, moments, {})
 
 
-def _describe(result: dict[str, Any], every: int) -> str:
+def describe(result: dict[str, Any]) -> str:
+    """What the result means for training."""
+    every = result["save_every"]
     names = ("waiting_seconds", "waiting_cpu_seconds", "writing_seconds")
     waiting, cpu, writing = (result[name]["median"] for name in names)
     return (

@@ -8,26 +8,14 @@ presets `paper` and `ar`, and what `--also` names. `authors` is a step built lik
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks.authors import AuthorsLikeStep
-from benchmarks.common import (
-    bench_parser,
-    cells,
-    choices,
-    cpu_threads,
-    finish,
-    forward_backward,
-    measure,
-    parse,
-    ratio_summary,
-    summary,
-)
+from benchmarks.common import cells, choices, forward_backward, measure
 from benchmarks.outsiders import OUTSIDERS, outsider_step
 from benchmarks.shapes import SHAPES, BenchShape, make_batch, special_tokens, step_job
 from janus_ds.config.presets import MODEL_PRESETS, resolve
@@ -51,22 +39,20 @@ _AUTHORS = "authors"
 _LABELS = {"ar": "plain AR", "janus": "JANUS"}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure one shape, print a table, write JSON if asked."""
-    parser = bench_parser(
-        "train", "A JANUS step against a plain AR step at the same tokens.", "device", "precision", "threads"
-    )
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="default: iwslt")
-    parser.add_argument("--masked-share", type=_share, help="masked tokens of the target (default: .5)")
-    parser.add_argument("--attention-dropout", type=_share, default=0.0, help="of all steps (default: 0)")
+SHARED, ROUNDS = ("device", "precision", "threads"), None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this bench."""
+    add = parser.add_argument
+    add("--shape", choices=sorted(SHAPES), default="iwslt", help="default: iwslt")
+    add("--masked-share", type=_share, help="masked tokens of the target (default: .5)")
+    add("--attention-dropout", type=_share, default=0.0, help="of all steps (default: 0)")
     further = [*(name for name in OBJECTIVES if name not in _LABELS), _AUTHORS, *OUTSIDERS]
-    parser.add_argument("--also", type=choices(further), default=(), help=f"of {', '.join(further)}")
-    options = parse(parser, arguments)
-    result = bench_train(options)
-    return finish(result, describe(result), options.json)
+    add("--also", type=choices(further), default=(), help=f"of {', '.join(further)}")
 
 
-def bench_train(options: argparse.Namespace) -> dict[str, Any]:
+def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Measure forward and backward of the steps in interleaved rounds.
 
     Returns:
@@ -81,25 +67,18 @@ def bench_train(options: argparse.Namespace) -> dict[str, Any]:
     shape = replace(shape, rounds=options.rounds or shape.rounds)
     names = dict.fromkeys(["ar", "janus", *(name for name in options.also if name in OBJECTIVES)])
     runs = {name: _run(shape, name, options.attention_dropout) for name in names}
-    with cpu_threads(options.threads):
-        steps, rows = _steps(shape, runs, options)
-        seconds, facts = measure(steps, shape.rounds, options)
-    ratios = {
-        f"{name}_over_ar": ratio_summary(seconds[name], seconds["ar"]) for name in steps if name != "ar"
-    }
-    if _AUTHORS in seconds:
-        ratios["authors_over_janus"] = ratio_summary(seconds[_AUTHORS], seconds["janus"])
-    for name in (name for name in OUTSIDERS if name in seconds):
-        ratios[f"janus_over_{name}"] = ratio_summary(seconds["janus"], seconds[name])
+    steps, rows = _steps(shape, runs, options)
+    ratios = {f"{name}_over_ar": (name, "ar") for name in steps if name != "ar"}
+    ratios |= {"authors_over_janus": (_AUTHORS, "janus")}
+    ratios |= {f"janus_over_{name}": ("janus", name) for name in OUTSIDERS}
+    measured = measure(steps, shape.rounds, options, ratios)
     return {
         "bench": "train",
         "shape": {"name": options.shape, **asdict(shape)},
         "attention_dropout": options.attention_dropout,
         "decoder_rows": rows,
-        "ratios": ratios,
-        "milliseconds": {name: summary(taken, 1e3) for name, taken in seconds.items()},
-        "mfu": _utilisation(shape, runs, seconds, options),
-        **facts,
+        "mfu": _utilisation(shape, runs, measured["milliseconds"], options),
+        **measured,
     }
 
 
@@ -141,7 +120,7 @@ def _steps(
 def _utilisation(
     shape: BenchShape,
     runs: Mapping[str, RunConfig],
-    seconds: Mapping[str, Sequence[float]],
+    milliseconds: Mapping[str, Mapping[str, float]],
     options: argparse.Namespace,
 ) -> dict[str, float]:
     """Model FLOP/s of our steps as shares of the device's peak; nothing where that is not known."""
@@ -152,7 +131,7 @@ def _utilisation(
     for name, run in runs.items():
         counts = make_batch(shape, run).counts
         flops = step_flops(run.model, run.objective, shape.vocab_size, counts)
-        shares[name] = flops / median(seconds[name]) / peak
+        shares[name] = flops / (milliseconds[name]["median"] / 1e3) / peak
     return shares
 
 

@@ -25,13 +25,11 @@ from driver import (
     prepare_pairs_command,
     product,
     run_experiment,
-    run_logged,
     shared_text,
     training_command,
 )
-from results import circumstances, collect, significance, significance_table, table, write_results
+from results import collect, fixed, render, significance, write_page
 
-from janus_ds.config.load import load_run_config
 from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
 from janus_ds.io import write_atomic
 from janus_ds.report.figures import COLOURS, INK, new_figure, png_of, styled
@@ -92,11 +90,6 @@ def runs_of(options: argparse.Namespace) -> dict[str, Run]:
     return found
 
 
-def report(options: argparse.Namespace) -> None:
-    """Make JSON, Markdown and pictures of what is there."""
-    print(f"wrote {write_page(options.root, options.results)}", flush=True)
-
-
 def overrides_of(name: str) -> list[str]:
     """Overrides of a run VARIANT-sSEED or VARIANT+KEY=VALUE-sSEED.
 
@@ -114,55 +107,24 @@ def overrides_of(name: str) -> list[str]:
     return [f"train.seed={seed}", *VARIANTS[variant], *further]
 
 
-def write_page(folder: Path, results: Path) -> Path:
-    """Collect, draw, write; the page's path."""
-    content = collect(folder, RUNS, "runs/convergence/en-de")
-    content["significance"] = significance(folder, content["runs"], COMPARISONS)
-    answers = results / "convergence_answers.md"
+def report(options: argparse.Namespace) -> None:
+    """Make JSON, page and pictures of what is there."""
+    content = collect(options.root, RUNS, "runs/convergence/en-de")
+    content["significance"] = significance(options.root, content["runs"], COMPARISONS)
+    answers = options.results / "convergence_answers.md"
     content["answers"] = answers.read_text(encoding="utf-8").strip() if answers.is_file() else ""
     try:
-        content["pictures"] = draw(content["runs"], results / "figures")
+        content["pictures"] = draw(content["runs"], options.results / "figures")
     except MissingDependencyError as error:
         content["pictures"], content["no_pictures"] = [], f"{error.what}: {error.fix}"
-    return write_results(results / "convergence", content, page(content))
+    write_page(options.results / "convergence.md", page(content), content)
 
 
-def page(content: dict[str, Any]) -> Iterator[str]:
-    """The lines of the page."""
-    runs: dict[str, Any] = content["runs"]
-    yield from ("# Does JANUS make AR better? Multi30k En-De, trained to the end", "")
-    if content["answers"]:
-        yield from (content["answers"], "")
-    yield (
-        "Made by `make results-convergence` (launch/experiments/convergence.py) of the runs that are there. "
-        "Lower-cased, joint vocabulary of 5,000, d 128, 4+4 layers, dropout .3, 4,096 tokens an update; "
-        "sacreBLEU 13a. A run is flat when neither validation score (1,014 sentences; AR greedy, NAR with 4 "
-        "iterations) has risen for 10 validations, one every 500 updates. It stops then, or after its last "
-        "update, 30,600 (200 epochs) by default. CPU hours are those of training steps alone. Yardstick: the "
-        "text-only Transformer-Tiny of this setting is published with about 41.0 BLEU (tokenised, "
-        "lower-cased) on test_2016_flickr."
-    )
-    if not runs:
-        yield from ("", "No run has begun.")
-        return
-    yield from ("", "## Training", "")
-    head = ["run", "state", "updates", "epochs", "CPU h"]
-    for mode in ("AR", "NAR 4"):
-        head += [f"best valid {mode}", "at update", "epoch", "CPU h"]
-    yield from table(head, [_training_row(name, run) for name, run in runs.items()])
-    for name, run in runs.items():
-        if not state_of(run).startswith("flat"):
-            yield from ("", _not_flat(name, run))
-    if content["not_begun"]:
-        yield from ("", f"Not begun: {', '.join(content['not_begun'])}.")
-    yield from _scores(runs)
-    yield from significance_table(content["significance"])
-    yield from _losses(runs)
-    for picture in content["pictures"]:
-        yield from ("", f"![{picture['title']}]({picture['file']})", "", picture["title"])
-    if content.get("no_pictures"):
-        yield from ("", f"No pictures: {content['no_pictures']}.")
-    yield from circumstances(runs)
+def page(content: Mapping[str, Any]) -> str:
+    """The page, of what stands in the JSON."""
+    facts = {"train_pairs": TRAIN_PAIRS, "scores": list(_scores(content["runs"]))}
+    functions = {"state_of": state_of, "stale_validations": stale_validations, "best_of": best_of}
+    return render("convergence", content, **facts, **functions)
 
 
 def state_of(run: Mapping[str, Any]) -> str:
@@ -187,80 +149,32 @@ def stale_validations(points: Sequence[Mapping[str, Any]]) -> int:
     return stale
 
 
-def _best(run: Mapping[str, Any], mode: str) -> Mapping[str, Any] | None:
-    points = [point for point in run["held_out"] if f"bleu_{mode}" in point]
-    return max(points, key=lambda point: point[f"bleu_{mode}"], default=None)
+def best_of(run: Mapping[str, Any], score: str) -> Mapping[str, Any]:
+    """The validation with the highest score; the first of equals."""
+    points = [point for point in run["held_out"] if score in point]
+    return max(points, key=lambda point: point[score], default={})
 
 
-def _not_flat(name: str, run: Mapping[str, Any]) -> str:
-    """One sentence: what of a run's figures may still rise, and how far it may go."""
-    train, seen = run["recipe"]["train"], run["samples"] or 0
-    limit = f"{train['max_steps']:,} updates"
-    if run["updates"] and seen:
-        limit += f" ({_epochs(seen) * train['max_steps'] / run['updates']:.0f} epochs)"
-    stale = stale_validations(run["held_out"])
-    return (
-        f"**{name} is not flat**: {stale} of the {train['patience'] or 10} validations without a better "
-        f"score that end a run have passed at update {run['updates']:,}; its last update is {limit}. "
-        "Its scores may still rise."
-    )
-
-
-def _epochs(samples: float) -> float:
-    return samples / TRAIN_PAIRS
-
-
-def _training_row(name: str, run: Mapping[str, Any]) -> list[str]:
-    cells = [name, state_of(run), f"{run['updates']:,}", f"{_epochs(run['samples'] or 0):.0f}"]
-    cells.append(f"{(run['cpu_seconds'] or 0) / 3600:.2f}")
-    for mode in ("ar", "nar"):
-        best = _best(run, mode)
-        if best is None:
-            cells += [""] * 4
-            continue
-        samples, seconds = best.get("samples_total"), best.get("cpu_seconds_total")
-        cells += [f"{best[f'bleu_{mode}']:.2f}", f"{best['step']:,}"]
-        cells.append("" if samples is None else f"{_epochs(samples):.0f}")
-        cells.append("" if seconds is None else f"{seconds / 3600:.2f}")
-    return cells
-
-
-def _scores(runs: Mapping[str, Any]) -> Iterator[str]:
-    done = {name: run for name, run in runs.items() if run["systems"]}
-    if not done:
-        yield from ("", "No run has been evaluated on the test set yet.")
-        return
-    yield from ("", "## Test set (test_2016_flickr), mean of the last 10 checkpoints, AR with beam 5", "")
-    rows = []
-    for name, run in done.items():
-        cells = [_metric(run, system, "sacrebleu") for system in SYSTEMS]
-        repeated = " / ".join(_metric(run, system, "repetition") or "-" for system in SYSTEMS[1:])
-        rows.append([name, *cells, repeated if repeated.strip("-/ ") else ""])
+def _scores(runs: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Rows of the test scores: each run's, then means over seeds."""
+    done = {name: run["systems"] for name, run in runs.items() if run["systems"]}
+    found = {
+        (name, metric): [systems.get(s, {}).get("metrics", {}).get(metric) for s in SYSTEMS]
+        for name, systems in done.items()
+        for metric in ("sacrebleu", "repetition")
+    }
+    for name in done:
+        repeated = [fixed(value) or "-" for value in found[name, "repetition"][1:]]
+        shown = "" if set(repeated) == {"-"} else " / ".join(repeated)
+        yield [name, *map(fixed, found[name, "sacrebleu"]), shown]
     for variant, title in TITLES.items():
-        seeds = [run for name, run in done.items() if name.rpartition("-s")[0] == variant]
+        seeds = [found[name, "sacrebleu"] for name in done if name.rpartition("-s")[0] == variant]
         if len(seeds) > 1:
-            found = [[float(v) for run in seeds if (v := _metric(run, s, "sacrebleu"))] for s in SYSTEMS]
-            cells = [f"{mean(v):.2f} ± {stdev(v):.2f}" if len(v) > 1 else "" for v in found]
-            rows.append([f"**{title}, {len(seeds)} seeds**", *cells, ""])
-    yield from table(["run", "AR", "NAR 0", "1", "4", "10", "repeated %, NAR 0 / 1 / 4 / 10"], rows)
-    yield from ("", "±: standard deviation over seeds (n - 1).")
-
-
-def _metric(run: Mapping[str, Any], system: str, metric: str) -> str:
-    value = run["systems"].get(system, {}).get("metrics", {}).get(metric)
-    return "" if value is None else f"{value:.2f}"
-
-
-def _losses(runs: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("", "## Held-out losses and KL terms at the last validation", "")
-    keys = ("ar_nll", "nar_nll", "aux_nll", "length", "kl_ar_aux", "kl_nar_aux")
-    rows = []
-    for name, run in runs.items():
-        if run["held_out"]:
-            last = run["held_out"][-1]
-            rows.append([name, f"{last['step']:,}", *(f"{last[k]:.3f}" if k in last else "" for k in keys)])
-    titles = ("AR nll", "NAR nll", "AUX nll", "length", "K(AR,AUX)", "K(NAR,AUX)")
-    yield from table(["run", "update", *titles], rows)
+            columns = [
+                [value for value in column if value is not None] for column in zip(*seeds, strict=True)
+            ]
+            cells = [f"{mean(v):.2f} ± {stdev(v):.2f}" if len(v) > 1 else "" for v in columns]
+            yield [f"**{title}, {len(seeds)} seeds**", *cells, ""]
 
 
 def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
@@ -305,23 +219,20 @@ def _look(name: str) -> dict[str, str]:
     return {"color": colours.get(variant.split("+")[0], INK), "linestyle": style}
 
 
-def prepare(options: argparse.Namespace) -> int:
-    """The data directory, unless it is there; the exit code."""
-    folder = options.root
-    if (folder / "data" / "manifest.json").is_file():
-        return 0
+def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
+    """The command of the data directory, unless it is there."""
+    data = options.root / "data"
+    if (data / "manifest.json").is_file():
+        return
     text = shared_text("multi30k", "Multi30k", "train, val and test_2016_flickr, .de and .en")
-
-    def pair(stem: str) -> list[str]:
-        return [str(sorted(text.glob(f"{stem}.{language}*"))[0]) for language in ("en", "de")]
-
-    command = prepare_pairs_command(
-        ("en", "de"),
-        folder / "data",
-        *("--lowercase", "--vocab-size", "5000", "--max-tokens", "126", "--tokenizer", "sentencepiece-bpe"),
-        *("--train", *pair("train"), "--valid", *pair("val"), "--test", *pair("test_2016_flickr")),
-    )
-    return run_logged(folder, "data", command)
+    parts = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
+    files = [
+        word
+        for split, stem in parts.items()
+        for word in (f"--{split}", *(sorted(text.glob(f"{stem}.{side}*"))[0] for side in ("en", "de")))
+    ]
+    how = ("--lowercase", "--vocab-size", 5000, "--max-tokens", 126, "--tokenizer", "sentencepiece-bpe")
+    yield prepare_pairs_command(("en", "de"), data, *how, *files)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -338,13 +249,5 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main() -> int:
-    """Prepare, run, report."""
-    options = parse()
-    # Before an hour is spent: overrides that cannot be meant are refused here.
-    load_run_config(RECIPE, options.overrides)
-    return run_experiment(options, prepare, runs_of, report)
-
-
 if __name__ == "__main__":
-    exit_on_error(main)
+    exit_on_error(lambda: run_experiment(parse(), {RECIPE: None}, prepare, runs_of, report))

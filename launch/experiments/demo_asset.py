@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from driver import ROOT
+from driver import ROOT, experiment_parser
 from results import wall_seconds
 from safetensors.torch import save
 from torch import Tensor
@@ -27,37 +27,44 @@ from janus_ds.io import disk_faults, write_atomic
 from janus_ds.observe.writers import RUN_FILE, RUN_FORMAT_VERSION, read_metrics, read_run_record
 
 
-def add_asset_arguments(parser: argparse.ArgumentParser, asset: Path, page: str) -> None:
-    """`--ship`, `--asset`, `--average`, `--page`: a folder of the package, and a file of docs/results."""
+def packaged_parser(description: str | None, root: str, asset: Path, page: str) -> argparse.ArgumentParser:
+    """The command line of an experiment whose result the package ships.
+
+    Args:
+        description: the driver's docstring.
+        root: name of the default folder below runs/.
+        asset: the default folder of the package.
+        page: file of docs/results.
+    """
+    parser = experiment_parser(description, root)
     add = parser.add_argument
     add("--ship", action="store_true", help="only make the asset (and scores) of what is trained so far")
     add("--asset", type=Path, default=asset, help="where the asset goes")
     add("--average", type=int, default=8, help="last checkpoints averaged for the asset [%(default)s]")
     add("--page", type=Path, default=ROOT / "docs" / "results" / page, help="the results page")
+    return parser
 
 
 MOST_BYTES = 5_000_000
 """What the shipped folder may hold, all files together."""
 
 
-def ship(run: Path, output: Path, average: int, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the mean of a run's last checkpoints as a folder to ship; other files in it stay.
+def ship(options: argparse.Namespace, stages: Sequence[str], about: Mapping[str, Any]) -> None:
+    """Write the mean of a run's last checkpoints as the folder to ship; other files in it stay.
 
     Args:
-        run: a run folder of training.
-        output: the folder to write.
-        average: checkpoints at most; a run that has fewer yet gives all that it has.
-        about: goes into `run.json` as "training".
-
-    Returns:
-        What `run.json` holds.
+        options: of `packaged_parser`; a run that has fewer checkpoints yet than are to be averaged gives
+            all that it has.
+        stages: runs that led to the model, the last one is its own.
+        about: goes into `run.json` as "training", with the minutes of each stage and the averaged steps.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or a model too large to ship.
         ResourceError: the folder cannot be written.
     """
+    run, output = options.root / stages[-1], options.asset
     loaded = load_run(run)
-    count = max(1, min(average, len(list(run.glob("checkpoints/step-*")))))
+    count = max(1, min(options.average, len(list(run.glob("checkpoints/step-*")))))
     files = last_checkpoints(run, count)
     weights = {name: value.to(torch.bfloat16) for name, value in average_weights(files).items()}
     _check_size(weights, run)
@@ -65,6 +72,7 @@ def ship(run: Path, output: Path, average: int, about: Mapping[str, Any]) -> dic
     # Paths of the machine that trained are nobody's business, and mean nothing elsewhere.
     config = replace(loaded.config, init=None, data=replace(loaded.config.data, path=None, valid_path=None))
     steps = [step_of(file.parent) for file in files]
+    minutes = {stage: _minutes(options.root / stage) for stage in stages}
     shipped = {
         "format_version": RUN_FORMAT_VERSION,
         "name": config.name,
@@ -73,7 +81,7 @@ def ship(run: Path, output: Path, average: int, about: Mapping[str, Any]) -> dic
         "recipe": asdict(config),
         "special_tokens": asdict(loaded.special),
         "tokenizer_fingerprint": record["tokenizer_fingerprint"],
-        "training": {**about, "averaged_steps": steps},
+        "training": {**about, "minutes": minutes, "averaged_steps": steps},
     }
     with disk_faults(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -82,21 +90,20 @@ def ship(run: Path, output: Path, average: int, about: Mapping[str, Any]) -> dic
     write_atomic(output / RUN_FILE, (json.dumps(shipped, indent=1) + "\n").encode())
     # Read back what others will read.
     load_run(output)
-    return shipped
+    print(f"averaged steps {steps}; {output}: {_bytes(output):,} bytes", flush=True)
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def training_minutes(run: Path) -> float:
+def _minutes(run: Path) -> float:
     """Wall time of a run's updates, over all its attempts."""
     return round(wall_seconds(read_metrics(run / "metrics.jsonl")) / 60, 1)
 
 
 def _check_size(weights: Mapping[str, Tensor], run: Path) -> None:
-    size = sum(value.nbytes for value in weights.values()) + folder_bytes(run / "tokenizer")
+    size = sum(value.nbytes for value in weights.values()) + _bytes(run / "tokenizer")
     if size > MOST_BYTES:
         raise CheckpointError(
             f"weights and tokenizer take {size:,} bytes, more than the {MOST_BYTES:,} that may be shipped",

@@ -15,23 +15,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from demo_asset import add_asset_arguments, folder_bytes, ship, training_minutes
+from demo_asset import packaged_parser, ship
 from demo_text import digest
 from driver import (
     ROOT,
-    Driver,
     Run,
-    experiment_parser,
+    counted,
     product,
+    run_experiment,
     run_logged,
     shared_text,
     training_command,
 )
+from results import render, write_page
 from safetensors.torch import save
 from torch.nn import functional
 
@@ -111,37 +112,40 @@ def write_text(path: Path, novels_mb: float, wikipedia_mb: float) -> dict[str, i
     }
 
 
-def prepare(options: argparse.Namespace) -> int:
-    """Text, tokenizer and shards, unless they are there; the exit code."""
-    root: Path = options.root
-    made, text = root / "counts.json", root / "text.txt"
-    if not made.is_file():
-        counts = write_text(text, options.novels_mb, options.wikipedia_mb)
-        write_atomic(made, (json.dumps(counts) + "\n").encode())
-    print(f"text: {made.read_text(encoding='utf-8').strip()}", flush=True)
-    command = product(
-        *("launch/prepare_data.py", "--input", text, "--output", root / "data", "--processes", 1),
+def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
+    """The text, and the command of the data directory."""
+    text = options.root / "text.txt"
+    counted(options.root / "counts.json", lambda: write_text(text, options.novels_mb, options.wikipedia_mb))
+    yield product(
+        *("launch/prepare_data.py", "--input", text, "--output", options.root / "data", "--processes", 1),
         *("--tokenizer", "sentencepiece-unigram", "--vocab-size", options.vocab, "--tokenizer-sample-mb", 8),
         *("--block-tokens", load_run_config(RECIPE).data.block_tokens, "--valid-share", 0.01),
     )
-    return run_logged(root, "data", command)
 
 
-def make_asset(options: argparse.Namespace) -> int:
+def runs_of(options: argparse.Namespace) -> dict[str, Run]:
+    """Both runs, the second from the first."""
+    root, runs = options.root, {}
+    for name, steps, own in ((FIRST, options.steps, ()), (LONGER, options.longer_steps, LONGER_SETTINGS)):
+        start = FIRST if name == LONGER else None
+        init = ("--init", root / start) if start else ()
+        given = (*init, "--set", f"train.max_steps={steps}", *own, *options.overrides)
+        runs[name] = Run(
+            training_command("pretrain", RECIPE, root / "data", root / name, *given), steps, start
+        )
+    return runs
+
+
+def make_asset(options: argparse.Namespace) -> None:
     """The folder that the package ships."""
-    runs = {name: options.root / name for name in (FIRST, LONGER)}
     about = {
         "driver": "launch/experiments/demo_denoiser.py",
         "data": "English novels published by 1925, public domain; Wikipedia, CC BY-SA 3.0; see README.md",
         "text": json.loads((options.root / "counts.json").read_text(encoding="utf-8")),
-        "minutes": {name: training_minutes(run) for name, run in runs.items()},
-        "held_out": {name: _held_out(run) for name, run in runs.items()},
+        "held_out": {name: _held_out(options.root / name) for name in (FIRST, LONGER)},
     }
-    shipped = ship(runs[LONGER], options.asset, options.average, about)
+    ship(options, (FIRST, LONGER), about)
     widen(options.asset, POSITIONS)
-    print(f"averaged steps {shipped['training']['averaged_steps']}", flush=True)
-    print(f"{options.asset}: {folder_bytes(options.asset):,} bytes", flush=True)
-    return 0
 
 
 def widen(asset: Path, positions: int) -> None:
@@ -163,89 +167,36 @@ def _held_out(run: Path) -> dict[str, float]:
     return {str(line["step"]): round(line["valid/ar_nll"], 3) for line in lines if "valid/ar_nll" in line}
 
 
-def make_page(options: argparse.Namespace) -> int:
-    """The results page and its JSON, of the asset and of a run of `make pretrain`; the exit code."""
+def make_page(options: argparse.Namespace) -> None:
+    """The results page and its JSON, of the asset and of a run of `make pretrain`."""
     figures: Path = options.page.with_suffix(".json")
-    options.page.parent.mkdir(parents=True, exist_ok=True)
+    options.root.mkdir(parents=True, exist_ok=True)
     measured = [sys.executable, "-m", "janus_ds", "blanks", str(options.quickstart), "--json", str(figures)]
-    code = run_logged(options.page.parent, figures.stem, measured)
-    if not code:
-        text = page_text(
-            json.loads((options.asset / "run.json").read_text(encoding="utf-8"))["training"],
-            json.loads(figures.read_text(encoding="utf-8")),
-        )
-        write_atomic(options.page, text.encode())
-    (options.page.parent / f"{figures.stem}.log").unlink()
-    return code
+    run_logged(options.root, "blanks", measured)
+    training = json.loads((options.asset / "run.json").read_text(encoding="utf-8"))["training"]
+    write_page(options.page, page(training, json.loads(figures.read_text(encoding="utf-8"))))
 
 
-def page_text(training: dict[str, Any], found: dict[str, Any]) -> str:
+def page(training: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """The results page.
 
     Args:
         training: what `run.json` of the asset says of it.
         found: what `janus-ds blanks --json` wrote.
     """
-    counts, held_out, minutes = training["text"], training["held_out"], training["minutes"]
-    first, longer = (list(held_out[name]) for name in (FIRST, LONGER))
-    lines = [
-        "# The denoiser that the package ships",
-        "",
-        "Made by `python launch/experiments/demo_denoiser.py`, then `--ship`, with JANUS_SHARED_DATA set "
-        "(launch/recipes/denoiser.yaml, seed 1, one CPU core that was shared with other work): "
-        f"{int(first[-1]):,} updates of 16 passages in {minutes[FIRST]:.0f} minutes of wall time, then "
-        f"{training['averaged_steps'][-1]:,} of 32 in {minutes[LONGER]:.0f} (`{' '.join(LONGER_SETTINGS)}`); "
-        f"mean of checkpoints {', '.join(map(str, training['averaged_steps']))}; bf16. Its text: "
-        f"{counts['bytes'] / 1e6:.0f} MB, of {counts['novels']} novels and {counts['articles']:,} articles "
-        f"of Wikipedia. The {counts['novels_left_out']} novels of the bundled corpus were left out whole.",
-        "",
-        "Held out of its own text, nats a token of AR: "
-        + "; then ".join(
-            ", ".join(f"{held_out[name][step]:.2f} (update {step})" for step in steps)
-            for name, steps in ((FIRST, first[1::2]), (LONGER, longer))
-        )
-        + ".",
-        "",
-        "## What second-stage pretraining makes of it",
-        "",
-        f"`make pretrain`, or its recipe in one process ({found['steps']:,} updates), then "
-        "`python launch/experiments/demo_denoiser.py --quickstart RUN`, which writes this page; after update "
-        f"{found['step']:,}. {found['passages']} passages of the bundled novels' validation part; "
-        f"{found['tokens']:,} tokens are hidden from the encoder. Shares that are filled with the "
-        "original token:",
-        "",
-        "| | before | after |",
-        "| --- | --- | --- |",
-    ]
-    for mode, name in WAYS.items():
-        shares = " | ".join(f"{100 * found[when][mode]:.1f} %" for when in ("before", "after"))
-        lines.append(f"| {name} | {shares} |")
-    lines += [
-        "",
-        rare_words(found["rare"])
-        + " Words that carry the meaning take a larger model, and days instead of minutes.",
-        "",
-        "Sentences of that part, from passages spread evenly over it, with two words hidden that are one "
-        "token each: those whose fills the modes together are surest of. AR sees the source and what stands "
-        "to the left of a blank; NAR fills both blanks at once, in 10 iterations, AUX one after the other.",
-        "",
-        "```",
-    ]
-    for shown in found["shown"]:
-        lines += [*(f"{name:<10}{shown[name]}" for name in ("source", *WAYS, "reference")), ""]
-    return "\n".join([*lines[:-1], "```", ""])
+    facts = {"training": training, "ways": WAYS, "rare_words": rare_words(found["rare"])}
+    return render("demo_denoiser", found, **facts, longer_settings=LONGER_SETTINGS)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = experiment_parser(__doc__, "denoiser")
+    parser = packaged_parser(__doc__, "denoiser", model_path(DENOISER), "demo_denoiser.md")
     add = parser.add_argument
     add("--steps", type=int, default=8_000, help="updates of the first run [%(default)s]")
     add("--longer-steps", type=int, default=14_750, help="updates of the second run [%(default)s]")
     add("--vocab", type=int, default=4_000, help="symbols of the vocabulary [%(default)s]")
     add("--novels-mb", type=float, default=24, help="megabytes of novels [%(default)s]")
     add("--wikipedia-mb", type=float, default=8, help="megabytes of Wikipedia [%(default)s]")
-    add_asset_arguments(parser, model_path(DENOISER), "demo_denoiser.md")
     add("--quickstart", type=Path, metavar="RUN", help="only write the page, about this run of make pretrain")
     return parser.parse_args(arguments)
 
@@ -253,22 +204,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Prepare and train, make the asset, or write the page."""
     options = parse()
-    load_run_config(RECIPE, options.overrides)
-    options.root.mkdir(parents=True, exist_ok=True)
-    if options.ship:
-        return make_asset(options)
     if options.quickstart:
-        return make_page(options)
-    root, runs = options.root, {}
-    stages = (
-        (FIRST, options.steps, (), ()),
-        (LONGER, options.longer_steps, ("--init", root / FIRST), LONGER_SETTINGS),
-    )
-    for name, steps, init, own in stages:
-        given = (*init, "--set", f"train.max_steps={steps}", *own, *options.overrides)
-        train = training_command("pretrain", RECIPE, root / "data", root / name, *given)
-        runs[name] = Run(train, steps, FIRST if init else None)
-    return prepare(options) or Driver(root, runs).run()
+        make_page(options)
+    elif options.ship:
+        make_asset(options)
+    else:
+        return run_experiment(options, {RECIPE: None}, prepare, runs_of)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Experiments of many runs: their stages started, resumed, and reported when they are done.
+"""Experiments of many runs: their text made, their stages started, resumed, and reported when they are done.
 
 A run is a folder; each of its stages is one command, and leaves a mark there when it ended well. A driver
 that is started again passes over what is marked and goes on with the rest. Training resumes by itself.
@@ -13,18 +13,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError
+from janus_ds.config.load import load_run_config
+from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, MissingDependencyError
+from janus_ds.io import disk_faults, write_atomic
 
-TRAINED, FINISHED = "trained.json", "finished.json"
-"""Stand in the folder of a run that has been trained, and of one that has been evaluated too."""
-TRAIN, EVALUATE = "train", "evaluate"
-"""The stages, in their order; each has its log and its mark."""
-MARKS = {TRAIN: TRAINED, EVALUATE: FINISHED}
+MARKS = {"train": "trained.json", "evaluate": "finished.json"}
+"""The stages in their order, and what stands in the folder of a run that has passed them."""
 _PAUSE = 0.2
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
@@ -43,13 +43,8 @@ def experiment_parser(
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add = parser.add_argument
-    add(
-        "--root",
-        type=lambda text: Path(text).resolve(),
-        default=f"runs/{root}",
-        help="where runs lie [%(default)s]",
-    )
+    add, lie = parser.add_argument, f"runs/{root}"
+    add("--root", type=lambda text: Path(text).resolve(), default=lie, help="where runs lie [%(default)s]")
     add("--limit", type=int, default=0, help="test sentences, for a trial; 0: all")
     add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
     if runs:
@@ -80,35 +75,56 @@ class Run:
 
     def goal(self, stage: str) -> dict[str, int]:
         """What the mark of a stage says was done; where it says less, the stage is done again."""
-        lines = {"lines": self.lines} if stage == EVALUATE and self.lines else {}
+        lines = {"lines": self.lines} if stage == "evaluate" and self.lines else {}
         return {"steps": self.steps, **lines}
 
 
 def run_experiment(
     options: argparse.Namespace,
-    prepare: Callable[[argparse.Namespace], int],
+    recipes: Mapping[Path, str | None],
+    prepare: Callable[[argparse.Namespace], Iterable[list[str]]],
     runs: Callable[[argparse.Namespace], Mapping[str, Run]],
-    report: Callable[[argparse.Namespace], object],
+    report: Callable[[argparse.Namespace], object] = lambda options: None,
 ) -> int:
-    """Make the tables alone, or prepare the data (which gives an exit code) and run; the exit code."""
-    if options.report:
+    """Prepare the data and run all stages that are left; the exit code.
+
+    Args:
+        options: of `experiment_parser`.
+        recipes: and their mode. Overrides that no run can mean are refused before an hour is spent.
+        prepare: makes text; gives the commands that make data of it.
+        runs: gives them by name, each after what it starts from.
+        report: makes the tables of what is there; all that is done with `--report`.
+    """
+    for recipe, mode in recipes.items():
+        load_run_config(recipe, options.overrides, mode=mode)
+    if getattr(options, "report", False):
         report(options)
         return 0
     options.root.mkdir(parents=True, exist_ok=True)
-    return (
-        prepare(options) or Driver(options.root, runs(options), options.jobs, lambda: report(options)).run()
-    )
+    for command in prepare(options):
+        run_logged(options.root, "data", command)
+    return Driver(options.root, runs(options), getattr(options, "jobs", 1), lambda: report(options)).run()
+
+
+def counted(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What was counted when text was made, from a JSON file that is written when all of it is there.
+
+    Args:
+        path: the file; where it is, nothing is made again.
+        make: writes the text into the file's folder and counts.
+    """
+    if not path.is_file():
+        with disk_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(make()) + "\n").encode())
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    print(f"text: {found}", flush=True)
+    return found
 
 
 def product(program: str, *options: object) -> list[str]:
     """The command of a program of this repository, such as eval/nmt.py."""
     return [sys.executable, str(ROOT / program), *map(str, options)]
-
-
-def environment() -> dict[str, str]:
-    """One thread a run, so that runs do not fight for cores."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return {"OMP_NUM_THREADS": "1", **env}
 
 
 def training_command(program: str, recipe: Path, data: Path, run: Path, *options: object) -> list[str]:
@@ -118,6 +134,12 @@ def training_command(program: str, recipe: Path, data: Path, run: Path, *options
         engine.write_text('{"zero_optimization": {"stage": 0}}\n', encoding="utf-8")
     given = ("--recipe", recipe, "--deepspeed_config", engine, "--data", data, "--output", run)
     return product(f"launch/{program}.py", *given, *options)
+
+
+def prepare_pairs_command(languages: tuple[str, str], output: Path, *options: object) -> list[str]:
+    """The command that makes a data directory of pairs."""
+    sides = ("--source-lang", languages[0], "--target-lang", languages[1])
+    return product("launch/prepare_data.py", "--task", "nmt", *sides, *options, "--output", output)
 
 
 def shared_text(name: str, what: str, holds: str) -> Path:
@@ -136,22 +158,39 @@ def shared_text(name: str, what: str, holds: str) -> Path:
     return Path(given) / name
 
 
-def prepare_pairs_command(languages: tuple[str, str], output: Path, *options: str) -> list[str]:
-    """The command that makes a data directory of pairs."""
-    sides = ("--source-lang", languages[0], "--target-lang", languages[1])
-    return product("launch/prepare_data.py", "--task", "nmt", *sides, *options, "--output", output)
+def _started(log: Path, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """A process whose output goes to the end of a file; one thread, so that runs do not fight for cores."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
+    _tell(f"{log.stem}, log in {log}")
+    with log.open("ab") as file:
+        return subprocess.Popen(list(command), env=env, stdout=file, stderr=file, **options)
 
 
-def run_logged(folder: Path, name: str, command: Sequence[str]) -> int:
-    """Run one command to its end, its output in FOLDER/NAME.log; the exit code."""
-    log_path = folder / f"{name}.log"
-    print(f"{time.strftime('%H:%M:%S')} {name}, log in {log_path}", flush=True)
-    with log_path.open("ab") as log:
-        code = subprocess.run(
-            list(command), env=environment(), stdout=log, stderr=log, check=False
-        ).returncode
-    print(f"{time.strftime('%H:%M:%S')} {name} ended with {code}", flush=True)
-    return code
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+class CommandError(JanusError):
+    """A command of an experiment has failed; the experiment leaves with its exit code."""
+
+    def __init__(self, log: Path, code: int) -> None:
+        super().__init__(f"{log.stem} ended with {code}", str(log), "see the end of that file")
+        self.exit_code = code  # type: ignore[misc]
+
+
+def run_logged(folder: Path, name: str, command: Sequence[str]) -> None:
+    """Run one command to its end, its output in FOLDER/NAME.log.
+
+    Raises:
+        CommandError: it failed.
+    """
+    log = folder / f"{name}.log"
+    with _started(log, command) as process:
+        code = process.wait()
+    if code:
+        raise CommandError(log, code)
+    _tell(f"{name} ended with 0")
 
 
 @dataclass
@@ -184,8 +223,7 @@ class Driver:
         self._folder, self._runs, self._slots, self._report = folder, runs, jobs, report
         self._waiting = [name for name in runs if self._next_stage(name) is not None]
         self._jobs: list[Job] = []
-        self._failed: list[str] = []
-        self._stopped = False
+        self._failed = self._stopped = False
 
     def run(self) -> int:
         """All runs that are not finished; the exit code."""
@@ -193,41 +231,29 @@ class Driver:
             signal.signal(number, self._stop)
         print(f"to do: {', '.join(self._waiting) or 'nothing'}", flush=True)
         while self._jobs or (self._waiting and not self._stopped):
-            self._fill()
+            ready = [name for name in self._waiting if self._can_start(name)]
+            if not ready and not self._jobs:
+                # What they wait for has failed, or is not to be run.
+                _tell(f"not run, since what they start from is missing: {', '.join(self._waiting)}")
+                return 1
+            if ready and len(self._jobs) < self._slots and not self._stopped:
+                self._start(ready[0])
+                continue
             time.sleep(_PAUSE)
             for job in [job for job in self._jobs if job.process.poll() is not None]:
-                self._jobs.remove(job)
                 self._ended(job)
-        return PREEMPTED_EXIT_CODE if self._stopped else len(self._failed) > 0
-
-    def _fill(self) -> None:
-        while self._waiting and len(self._jobs) < self._slots and not self._stopped:
-            ready = [name for name in self._waiting if self._can_start(name)]
-            if not ready and self._jobs:
-                return
-            if not ready:
-                # What they wait for has failed, or is not to be run.
-                print(
-                    f"not run, since what they start from is missing: {', '.join(self._waiting)}", flush=True
-                )
-                self._failed += self._waiting
-                self._waiting = []
-                return
-            self._waiting.remove(ready[0])
-            stage = self._next_stage(ready[0])
-            if stage is not None:
-                self._start(ready[0], stage)
+        return PREEMPTED_EXIT_CODE if self._stopped else int(self._failed)
 
     def _can_start(self, name: str) -> bool:
         start = self._runs[name].start
-        return start is None or self._reached(start, TRAIN)
+        return start is None or self._reached(start, "train")
 
     def _next_stage(self, name: str) -> str | None:
         """The first stage that is not done, unless the last one is."""
-        last = EVALUATE if self._runs[name].evaluate else TRAIN
+        last = "evaluate" if self._runs[name].evaluate else "train"
         if self._reached(name, last):
             return None
-        return last if self._reached(name, TRAIN) else TRAIN
+        return last if self._reached(name, "train") else "train"
 
     def _reached(self, name: str, stage: str) -> bool:
         """Whether a stage was done for as much as is asked for now; a longer run goes on."""
@@ -239,39 +265,32 @@ class Driver:
             goal = self._runs[name].goal(stage)
         return all(int(done.get(key, 0)) >= value for key, value in goal.items())
 
-    def _start(self, name: str, stage: str) -> None:
-        run, command = self._folder / name, self._runs[name].train
-        if stage == EVALUATE:
-            command = self._runs[name].evaluate or []
-        run.mkdir(parents=True, exist_ok=True)
-        with (run / f"{stage}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env=environment(),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        print(f"{time.strftime('%H:%M:%S')} {name}: {stage}, log in {run / f'{stage}.log'}", flush=True)
+    def _start(self, name: str) -> None:
+        self._waiting.remove(name)
+        run, stage = self._runs[name], self._next_stage(name) or "train"
+        log = self._folder / name / f"{stage}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = run.train if stage == "train" else run.evaluate or []
+        # A group of its own: Ctrl-C reaches the driver alone, which lets the runs save.
+        process = _started(log, command, start_new_session=True)
         self._jobs.append(Job(name, stage, process, time.time()))
 
     def _ended(self, job: Job) -> None:
+        self._jobs.remove(job)
         code, run = job.process.returncode, self._folder / job.name
         attempt = {"stage": job.stage, "seconds": round(time.time() - job.started, 1), "exit": code}
         with (run / "attempts.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(attempt) + "\n")
-        print(f"{time.strftime('%H:%M:%S')} {job.name}: {job.stage} ended with {code}", flush=True)
+        _tell(f"{job.name}: {job.stage} ended with {code}")
         if code:
-            if not self._stopped:
-                self._failed.append(job.name)
+            self._failed = True
             return
         mark = json.dumps(self._runs[job.name].goal(job.stage)) + "\n"
         (run / MARKS[job.stage]).write_text(mark, encoding="utf-8")
-        following = self._next_stage(job.name)
-        if following is None:
+        if self._next_stage(job.name) is None:
             self._report()
-        elif not self._stopped:
-            self._start(job.name, following)
+        else:
+            self._waiting.insert(0, job.name)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped = True

@@ -22,20 +22,18 @@ from typing import Any
 from driver import (
     ROOT,
     Run,
+    counted,
     experiment_parser,
     product,
     run_experiment,
-    run_logged,
     shared_text,
     training_command,
 )
-from glge_page import render_page
-from results import collect, significance, write_results
+from results import collect, render, significance, write_page
 from squadqg_text import write_squadqg, write_wikipedia
 
 from janus_ds.config.load import load_run_config
 from janus_ds.errors import UsageError, exit_on_error
-from janus_ds.io import write_atomic
 
 PRETRAINING = ROOT / "launch" / "recipes" / "small_wikipedia.yaml"
 FINE_TUNING = ROOT / "launch" / "recipes" / "glge_squadqg_small.yaml"
@@ -80,6 +78,13 @@ _WORDS = "released against plain NAR fine-tuning of the same weights"
 COMPARISONS = tuple(
     ("janus-nar_released", f"nar-{n}", "janus-nar", f"nar-{n}", f"{_WORDS}, NAR {n}") for n in (0, 10)
 )
+STARTS = {
+    "pre-ar": "BART going on (`ar`)",
+    "pre-cmlm": "CMLM (`cmlm`)",
+    "pre-janus": "JANUS (`paper`)",
+    None: "none (random weights)",
+}
+"""Titles of the weights that fine-tuning starts from."""
 SAMPLES = (0, 400, 1200)
 """Test lines that are shown."""
 
@@ -114,15 +119,41 @@ def _run(options: argparse.Namespace, name: str, lines: int) -> Run:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Make JSON and Markdown of what is there."""
+    """Make JSON and page of what is there."""
     content = collect(options.root, list(RUNS), "runs/results-glge")
     for name, run in content["runs"].items():
         run["start"] = RUNS[name].start
     content["significance"] = significance(options.root, content["runs"], COMPARISONS)
     content["data"] = _text_facts(options.root)
     content["samples"] = list(_samples(options.root, content["runs"]))
-    page = write_results(options.results / "glge_squadqg", content, render_page(content))
-    print(f"wrote {page}", flush=True)
+    write_page(options.results / "glge_squadqg.md", page(content), content)
+
+
+def page(content: Mapping[str, Any]) -> str:
+    """The page, of what stands in the JSON: finished runs alone."""
+    runs = {name: content["runs"][name] for name in content["order"] if content["runs"][name]["finished"]}
+    systems = [
+        {"run": name, "system": system, "scores": scores, "start": run["start"], "seconds": run["seconds"]}
+        for name, run in runs.items()
+        for system, scores in run["systems"].items()
+    ]
+    pretrained = {name: run for name, run in runs.items() if not run["systems"]}
+    facts = {"finished": runs, "systems": systems, "pretrained": pretrained, "starts": STARTS}
+    return render("glge_squadqg", content, **facts, by_start=list(_by_start(runs)))
+
+
+def _by_start(runs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Tables 7 and 8: scores by decoding, AR and NAR, of what was fine-tuned from the same weights."""
+    released = f"{STARTS['pre-janus']}, fine-tuned as released"
+    starts = [(title, start, False) for start, title in STARTS.items()] + [(released, "pre-janus", True)]
+    for title, start, as_released in starts:
+        found: dict[str, Any] = {}
+        for run in runs.values():
+            preset = run["recipe"]["objective"]["preset"]
+            if run["start"] == start and (preset == "released_finetune") == as_released:
+                found |= run["systems"]
+        if found:
+            yield title, found
 
 
 def _text_facts(folder: Path) -> dict[str, Any]:
@@ -159,28 +190,29 @@ def _samples(folder: Path, runs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"line": number + 1, **shown}
 
 
-def prepare(options: argparse.Namespace) -> int:
-    """Text and data directories, unless they are there; the exit code."""
+def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
+    """The text, and the commands of both data directories."""
     shared = shared_text("squadqg", "SQuAD question generation", "du2017.dev, du2017.test, reqa_train").parent
     shared_text("pretrain_wikipedia_en", "Wikipedia text", "wiki.txt.xz")
-    text, made = options.root / "text", options.root / "text" / "counts.json"
-    if not made.is_file():
+    text, data = options.root / "text", options.root / "wikipedia"
+
+    def write() -> dict[str, int]:
         counts = write_squadqg(shared, text / "squadqg_data")
-        counts["articles"] = write_wikipedia(shared, text / "wikipedia.txt", options.megabytes)
-        write_atomic(made, f"{json.dumps({**counts, 'megabytes': options.megabytes})}\n".encode())
+        articles = write_wikipedia(shared, text / "wikipedia.txt", options.megabytes)
+        return {**counts, "articles": articles, "megabytes": options.megabytes}
+
+    counted(text / "counts.json", write)
     length, target = (load_run_config(recipe).data.block_tokens for recipe in (PRETRAINING, FINE_TUNING))
-    data = options.root / "wikipedia"
-    wikipedia = product(
+    yield product(
         *("launch/prepare_data.py", "--input", text / "wikipedia.txt", "--output", data),
         *("--tokenizer", "sentencepiece-bpe", "--vocab-size", 4000, "--tokenizer-sample-mb", 8),
         *("--block-tokens", length, "--processes", 1),
     )
-    questions = product(
+    yield product(
         *("launch/prepare_glge.py", "--task", "squadqg", "--input", text / "squadqg_data"),
         *("--tokenizer", data / "tokenizer", "--output", options.root / "squadqg"),
         *("--source-tokens", length, "--target-tokens", target, "--processes", 1),
     )
-    return run_logged(options.root, "data", wikipedia) or run_logged(options.root, "data", questions)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -219,14 +251,6 @@ def with_starts(names: list[str]) -> list[str]:
     return list(found)
 
 
-def main() -> int:
-    """Prepare, run, report."""
-    options = parse()
-    # Before an hour is spent: overrides that cannot be meant are refused here.
-    load_run_config(PRETRAINING, options.overrides)
-    load_run_config(FINE_TUNING, options.overrides, mode="nar")
-    return run_experiment(options, prepare, runs_of, report)
-
-
 if __name__ == "__main__":
-    exit_on_error(main)
+    recipes = {PRETRAINING: None, FINE_TUNING: "nar"}
+    exit_on_error(lambda: run_experiment(parse(), recipes, prepare, runs_of, report))

@@ -1,17 +1,18 @@
-"""What an experiment's runs left behind, in one JSON form, and the parts of a page that experiments share.
+"""What an experiment's runs left behind, in one JSON form, and its page: a template of `pages/`.
 
-`collect` reads run folders, finished or under way; the JSON holds every figure that the Markdown shows.
+`collect` reads run folders, finished or under way; the JSON holds every figure that the page shows.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from driver import FINISHED, TRAINED
+from driver import MARKS
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.scores import TextLines, read_lines
@@ -51,7 +52,7 @@ def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | 
     recipe, last = record["recipe"], lines[-1]
     return {
         # Pretraining is not evaluated.
-        "finished": (run / (TRAINED if recipe["data"]["task"] == "denoise" else FINISHED)).is_file(),
+        "finished": (run / MARKS["train" if recipe["data"]["task"] == "denoise" else "evaluate"]).is_file(),
         "updates": last["step"],
         "samples": last.get("samples_total"),
         "tokens": last.get("tokens_total"),
@@ -127,51 +128,37 @@ def significance(
     return found
 
 
-def significance_table(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The same as lines of a page; nothing where nothing was compared."""
-    if comparisons:
-        yield from ("", "Paired bootstrap on the test set (sacreBLEU):", "")
-        parts = [(item["what"], item["sacrebleu"]) for item in comparisons]
-        rows = [
-            [what, f"{p['score']:.2f}", f"{p['baseline']:.2f}", f"{p['p_sacrebleu']:.4f}"]
-            for what, p in parts
-        ]
-        yield from table(["comparison", "BLEU", "against", "p"], rows)
+def fixed(value: Any, digits: int = 2, per: float = 1) -> str:
+    """A number over another with so many digits and commas between thousands; empty where there is none."""
+    return f"{value / per:,.{digits}f}" if isinstance(value, int | float) else ""
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table."""
-    yield f"| {' | '.join(head)} |"
-    yield f"|{' --- |' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+_PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("pages")),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    # What was not measured leaves its cell empty.
+    undefined=ChainableUndefined,
+)
+_PAGES.filters["fixed"] = fixed
 
 
-def circumstances(runs: Mapping[str, Any]) -> Iterator[str]:
-    """Hardware, versions and commands of the runs."""
-    if not runs:
-        return
-    last = list(runs.values())[-1]
-    hardware, versions = last["hardware"], last["versions"]
-    gpus = ", ".join(hardware["gpus"]) or "no GPU"
-    commits = ", ".join(sorted({str(run["git_commit"])[:12] for run in runs.values()}))
-    yield from ("", "## Circumstances", "")
-    yield (
-        f"One CPU thread a run, beside other work. {hardware['machine']}, {hardware['cpus']} CPUs, {gpus}; "
-        f"torch {versions['torch']}, deepspeed {versions['deepspeed']}; commits {commits}."
-    )
-    yield from ("", "```", *(" ".join(run["command"]) for run in runs.values()), "```")
+def render(name: str, content: Mapping[str, Any], **more: Any) -> str:
+    """The page NAME.md of what its JSON holds, and of what was reckoned from that."""
+    return _PAGES.get_template(f"{name}.md.j2").render(content, **more)
 
 
-def write_results(stem: Path, content: Mapping[str, Any], lines: Iterator[str]) -> Path:
-    """Write STEM.json and STEM.md; the Markdown's path.
+def write_page(path: Path, text: str, content: Mapping[str, Any] | None = None) -> None:
+    """Write a page and the JSON beside it.
 
     Raises:
         ResourceError: the folder cannot be written.
     """
-    with disk_faults(stem):
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_atomic(stem.with_suffix(".json"), f"{text}\n".encode())
-    write_atomic(stem.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
-    return stem.with_suffix(".md")
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if content is not None:
+        figures = json.dumps(content, indent=1, ensure_ascii=False)
+        write_atomic(path.with_suffix(".json"), f"{figures}\n".encode())
+    write_atomic(path, text.encode())
+    print(f"wrote {path}", flush=True)

@@ -18,14 +18,14 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from driver import ROOT
-from results import table, write_results
+from results import render, write_page
 
 from janus_ds.config.modes import check_mode, with_decode
 from janus_ds.decode.generator import Generator
@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     run = load_run(options.checkpoint)
     prepare_for_inference(run.model)
-    stem = options.results / "ways_to_decode"
-    content = json.loads(stem.with_suffix(".json").read_text()) if stem.with_suffix(".json").is_file() else {}
+    results = options.results / "ways_to_decode.json"
+    content = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     name = options.name or options.checkpoint
     part = content[name] = content.get(name, {}) | training(run)
     if options.text:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.infill:
         part["infilling"] = [filled(run, *_blanks(text)) for text in options.infill]
     draw(content, options.results / "figures" / "ways_to_decode.png")
-    print(write_results(stem, content, page(content)))
+    write_page(results.with_suffix(".md"), page(content), content)
     return 0
 
 
@@ -213,86 +213,19 @@ def score(
     return {"task": task, "sentences": count, "singles": singles, "of": len(references.lines), "ways": ways}
 
 
-def page(content: Mapping[str, Any]) -> Iterator[str]:
-    """The Markdown."""
-    yield from ("# Ways to decode", "", "![Score against CPU time](figures/ways_to_decode.png)", "")
-    yield (
-        "Made by `python launch/experiments/ways_to_decode.py --checkpoint RUN --text SOURCES REFERENCES` "
-        "(lower-cased data, as Multi30k's: `--lowercase`; questions: `--task squadqg`): "
-        "all ways in one process, in interleaved rounds; CPU time of one thread of a shared machine, fp32. "
-        f"p: paired bootstrap of BLEU (sacreBLEU) against {BASELINE}. Passes are decoder passes of a "
-        "sentence, in batches; draft goes on as plain AR where that is faster, in large batches always."
-    )
-    for name, part in content.items():
-        yield from ("", f"## {name}", "")
-        if "updates" in part:
-            yield from (_checkpoint(part), "")
-        if "ways" in part:
-            yield from _ways(part)
-        if "notes" in part:
-            yield from ("", *part["notes"])
-        if "infilling" in part:
-            yield from [""] * ("ways" in part)
-            yield from (
-                'Blanks that are filled (`--checkpoint RUN --infill "SOURCE ||| TARGET"`):',
-                "",
-                "```",
-            )
-            width = max(len(key) for item in part["infilling"] for key in item)
-            for number, item in enumerate(part["infilling"]):
-                yield from [""] * bool(number)
-                yield from (f"{key:<{width}}  {text}" for key, text in item.items())
-            yield "```"
+def page(content: Mapping[str, Any]) -> str:
+    """The page, of what stands in the JSON: a section for each name."""
+    validation = {metric.name: metric.title for metric in VALIDATION_METRICS.values()}
+    facts = {"baseline": BASELINE, "batch": BATCH, "columns": _COLUMNS, "validation": validation}
+    return render("ways_to_decode", {"parts": content}, **facts)
 
 
-def _checkpoint(part: Mapping[str, Any]) -> str:
-    """One sentence about how far the model was trained."""
-    made, planned = part.get("made"), part.get("planned")
-    if made is None:
-        return f"A checkpoint after {part['updates']:,} updates; training may have gone on behind it."
-    scores = "; ".join(
-        f"{_VALIDATION.get(kind, kind)} of the validation set: "
-        + ", ".join(f"{mode.upper()} {value:.2f}" for mode, value in by_mode.items())
-        for kind, by_mode in part["validation"].items()
-    )
-    text = f"The checkpoint of update {part['updates']:,}" + f" ({scores})" * bool(scores)
-    if made >= planned:
-        return f"{text}; the run is finished ({planned:,} updates)."
-    return (
-        f"{text}. **Training is not finished: {made:,} of {planned:,} updates were made.** The same command "
-        "renews this section when it is."
-    )
-
-
-def _ways(part: Mapping[str, Any]) -> Iterator[str]:
-    """A table of the ways, and those left out."""
-    yield (
-        f"The first {part['sentences']:,} of {part['of']:,} held-out sentences in batches of "
-        f"{BATCH}; {part['singles']:,} of them one by one."
-    )
-    yield ""
-    columns = {key: title for key, title in _COLUMNS.items() if key in part["ways"][BASELINE]}
-    rows = [
-        [way, *(f"{x[key]:.{4 if key == 'p' else _digits(key)}f}" for key in columns)]
-        for way, x in part["ways"].items()
-    ]
-    left = part.get("left_out", {})
-    rows += [[way, *["not trained"] + ["-"] * (len(columns) - 1)] for way in left]
-    yield from table(["way", *columns.values()], rows)
-    for what in dict.fromkeys(left.values()):
-        yield from ("", f"Left out ({', '.join(way for way in left if left[way] == what)}): {what}.")
-
-
-def _digits(key: str) -> int:
-    return 1 if key in ("passes", "ms_batch", "ms_single") else 2
-
-
-_VALIDATION = {metric.name: metric.title for metric in VALIDATION_METRICS.values()}
-_COLUMNS = {
-    **{key: METRIC_TITLES[key][0] for key in ("rougeL", "bleu4", "meteor", "overall")},
-    **{"bleu": "BLEU", "p": "p", "passes": "passes"},
-    **{"ms_batch": f"ms, batch {BATCH}", "ms_single": "ms, batch 1"},
-}
+_COLUMNS = (
+    *((key, METRIC_TITLES[key][0], 2) for key in ("rougeL", "bleu4", "meteor", "overall")),
+    *(("bleu", "BLEU", 2), ("p", "p", 4), ("passes", "passes", 1)),
+    *(("ms_batch", f"ms, batch {BATCH}", 1), ("ms_single", "ms, batch 1", 1)),
+)
+"""Keys of the JSON, titles and digits; the first that is there is the score of a task."""
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
@@ -306,7 +239,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         figure = new_figure(9.0, 4.2 * len(content))
         axes = figure.subplots(len(content), 2, squeeze=False)
         for (name, part), row in zip(content.items(), axes, strict=True):
-            score_key = next(key for key in _COLUMNS if key in part["ways"][BASELINE])
+            score_key, title, _ = next(column for column in _COLUMNS if column[0] in part["ways"][BASELINE])
             for panel, (key, size) in zip(row, (("ms_single", 1), ("ms_batch", BATCH)), strict=True):
                 for kind, colour in zip(kinds, COLOURS, strict=False):
                     chosen = {way: x for way, x in part["ways"].items() if way.startswith(kind)}
@@ -316,7 +249,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
                         place = (x[key], x[score_key])
                         panel.annotate(way.removeprefix(kind).strip(", "), place, fontsize=5)
                 panel.set_xlabel("CPU ms a sentence")
-                panel.set_title(f"{name}, batch {size}: {_COLUMNS[score_key]}")
+                panel.set_title(f"{name}, batch {size}: {title}")
         axes[0][0].legend(fontsize=7)
         write_atomic(path, png_of(figure, 80))
 
@@ -328,19 +261,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", required=True, help="a run folder, one of its checkpoints, or demo")
     add("--name", help="its title on the page [as --checkpoint]")
-    add(
-        "--text",
-        type=Path,
-        nargs=2,
-        metavar="FILE",
-        help="held-out sources, one a line, and their references",
-    )
-    add(
-        "--infill",
-        nargs="+",
-        metavar="PAIR",
-        help='"source ||| target with ___": shown with its blanks filled',
-    )
+    text, filled = "held-out sources, one a line, and their references", "shown with its blanks filled"
+    add("--text", type=Path, nargs=2, metavar="FILE", help=text)
+    add("--infill", nargs="+", metavar="PAIR", help=f'"source ||| target with ___": {filled}')
     add("--minutes", type=float, default=60.0, help="no further round after so many [%(default)s]")
     add("--singles", type=int, default=4, help="sentences of a round that go one by one [%(default)s]")
     add("--lowercase", action="store_true", help="the text, as `prepare --lowercase` makes the data")

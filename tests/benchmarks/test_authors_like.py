@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.__main__ import main
 from benchmarks.authors import AuthorsLikeStep
 from benchmarks.outsiders import outsider_step
 from benchmarks.shapes import BenchShape, make_batch, special_tokens, training_step
-from benchmarks.train import main
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
@@ -57,7 +57,7 @@ def test_the_bench_writes_both_ratios(tmp_path: Path, capsys: pytest.CaptureFixt
     file = tmp_path / "result.json"
     options = ["--shape", "small", "--rounds", "1", "--masked-share", ".25", "--attention-dropout", ".1"]
     options += ["--also", "authors,janus_2enc,ar_rdrop,hf,torch"]
-    assert main([*options, "--json", str(file)]) == 0
+    assert main(["train", *options, "--json", str(file)]) == 0
     result = json.loads(file.read_text())
     assert set(result["ratios"]) == {
         "janus_over_ar",

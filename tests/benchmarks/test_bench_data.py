@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from benchmarks.data import main
+from benchmarks.__main__ import main
 
 
 @pytest.mark.parametrize(("task", "preset"), [("denoise", "paper"), ("pair", "cmlm")])
 def test_stages_add_up_to_the_rate(tmp_path, task, preset):
-    options = f"--task {task} --tokens 40 --preset {preset} --batch 24 --rounds 2 --samples 100".split()
+    options = f"data --task {task} --tokens 40 --preset {preset} --batch 24 --rounds 2 --samples 100".split()
     assert main([*options, "--json", str(tmp_path / "data.json")]) == 0
     figures = json.loads((tmp_path / "data.json").read_text())
     rate = figures["documents_per_second_per_core"]
@@ -22,16 +22,16 @@ def test_stages_add_up_to_the_rate(tmp_path, task, preset):
 
 
 def test_figures_go_to_a_file(tmp_path, capsys):
-    main(["--tokens", "20", "--batch", "512", "--rounds", "1", "--json", str(tmp_path / "data.json")])
+    main(["data", "--tokens", "20", "--batch", "512", "--rounds", "1", "--json", str(tmp_path / "data.json")])
     printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "data.json").read_text())
     assert f"median {figures['documents_per_second_per_core']['median']:,}" in printed
     with pytest.raises(SystemExit):
-        main(["--batch", "0"])
+        main(["data", "--batch", "0"])
 
 
 def test_a_shape_gives_the_defaults_and_options_beside_it_count(tmp_path):
     file = tmp_path / "pairs.json"
-    main(["--shape", "pairs", "--rounds", "1", "--batch", "512", "--json", str(file)])
+    main(["data", "--shape", "pairs", "--rounds", "1", "--batch", "512", "--json", str(file)])
     figures = json.loads(file.read_text())
     assert (figures["task"], figures["tokens"], figures["samples_a_step"]) == ("pair", 25, 512)

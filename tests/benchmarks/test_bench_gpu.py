@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.__main__ import main
 from janus_ds.errors import UsageError
 
 
@@ -23,7 +24,7 @@ def test_what_is_wrong_is_told_and_hides_nothing(
 
     monkeypatch.setattr(gpu, "check_resume", fail)
     file = tmp_path / "check.json"
-    assert gpu.main(["--device", "cpu", "--no-tables", "--json", str(file)]) == 1
+    assert main(["gpu", "--device", "cpu", "--no-tables", "--json", str(file)]) == 1
     result, page = json.loads(file.read_text()), file.with_suffix(".md").read_text()
     attention, tokens, training = result["parts"].values()
     errors = attention["relative_errors"]
@@ -46,7 +47,7 @@ def test_what_is_wrong_is_told_and_hides_nothing(
 @pytest.mark.heavy
 def test_everything_is_right_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "check.json"
-    assert gpu.main(["--device", "cpu", "--rounds", "1", "--json", str(file)]) == 0
+    assert main(["gpu", "--device", "cpu", "--rounds", "1", "--json", str(file)]) == 0
     parts = json.loads(file.read_text())["parts"]
     assert {"training, small", "attention, small", "decoding, tiny"} <= set(parts)
     assert parts["ZeRO-2, bf16: stopped and resumed, bit for bit"]["steps_before_the_stop"] == 21
@@ -55,5 +56,5 @@ def test_everything_is_right_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_is_refused() -> None:
     with pytest.raises(UsageError, match="no CUDA device") as refused:
-        gpu.main([])
+        main(["gpu"])
     assert "--device cpu" in str(refused.value)

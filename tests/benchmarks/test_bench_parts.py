@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attention, head, packing, save
+from benchmarks.__main__ import main
 from benchmarks.shapes import SHAPES, BenchShape
 
 
@@ -18,7 +18,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_head_writes_ratios_and_needs_a_tenth_of_the_memory(tmp_path: Path) -> None:
     file = tmp_path / "head.json"
-    assert head.main(["--rounds", "1", "--no-compile", "--json", str(file)]) == 0
+    assert main(["head", "--rounds", "1", "--no-compile", "--json", str(file)]) == 0
     result = json.loads(file.read_text())
     assert set(result["milliseconds"]) == {"ar_naive", "ar_fused", "naive", "fused"}
     assert {"naive_over_fused", "head_memory_over_naive"} <= set(result["ratios"])
@@ -32,13 +32,13 @@ def test_the_head_writes_ratios_and_needs_a_tenth_of_the_memory(tmp_path: Path) 
 
 def test_attention_writes_all_back_ends_and_refuses_none_silently(tmp_path: Path) -> None:
     file = tmp_path / "attention.json"
-    assert attention.main(["--rounds", "1", "--json", str(file)]) == 0
+    assert main(["attention", "--rounds", "1", "--json", str(file)]) == 0
     result = json.loads(file.read_text())
     assert set(result["milliseconds"]) == {"dense", "grouped"}
     assert set(result["ratios"]) == {"dense_over_grouped"}
     assert result["auto"] == "grouped"
     options = ["--rounds", "1", "--attention-dropout", ".1", "--json", str(file)]
-    assert attention.main(options) == 0
+    assert main(["attention", *options]) == 0
     assert set(json.loads(file.read_text())["milliseconds"]) == {"dense", "grouped"}
 
 
@@ -47,7 +47,7 @@ def test_packed_rows_are_counted_and_padding_is_left_out(
 ) -> None:
     file, name = tmp_path / "packing.json", "like_length_pad_multiple_8"
     options = ["--model", "quickstart", "--only", name, "--rounds", "1", "--samples", "512"]
-    assert packing.main([*options, "--json", str(file)]) == 0
+    assert main(["packing", *options, "--json", str(file)]) == 0
     result = json.loads(file.read_text())
     assert set(result["ratios"]) == {f"{name}_padded_over_packed"}
     rows, printed = result["rows"][name], capsys.readouterr().out
@@ -60,7 +60,7 @@ def test_figures_of_saves_follow_from_each_other(tmp_path: Path, capsys: pytest.
     folder, file = tmp_path / "disk", tmp_path / "save.json"
     folder.mkdir()
     arguments = ["--shape", "quickstart", "--rounds", "1", "--every", "7", "--folder", str(folder)]
-    assert save.main([*arguments, "--json", str(file)]) == 0
+    assert main(["save", *arguments, "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
     assert figures["bytes"] == 12 * figures["parameters"]
     assert figures["waiting_seconds"]["median"] > 0
@@ -70,4 +70,4 @@ def test_figures_of_saves_follow_from_each_other(tmp_path: Path, capsys: pytest.
     assert f"2% of the time at train.save_every=7 is held by steps of {step:.0f} ms" in printed
     assert not list(folder.iterdir())
     with pytest.raises(SystemExit):
-        save.main(["--rounds", "0"])
+        main(["save", "--rounds", "0"])

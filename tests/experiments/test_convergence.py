@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import convergence
@@ -51,6 +52,11 @@ def test_a_run_is_flat_when_no_mode_rises():
     assert convergence.state_of({**run, "updates": 100}) == "not flat at the last update"
 
 
+def report(folder: Path, results: Path) -> str:
+    convergence.report(convergence.parse(["--report", "--root", str(folder), "--results", str(results)]))
+    return (results / "convergence.md").read_text()
+
+
 def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
     folder, results = tmp_path / "runs" / "en-de", tmp_path / "results"
     made_run(folder / "ar-s1", "pair", "ar", {"ar": nmt_score(35.0)})
@@ -62,7 +68,7 @@ def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
         (folder / name / "eval" / "test" / "references.txt").write_text("a b c d f\n")
     results.mkdir()
     (results / "convergence_answers.md").write_text("It is too early to say.\n")
-    text = convergence.write_page(folder, results).read_text()
+    text = report(folder.parent, results)
     assert "It is too early to say." in text
     assert "| ar-s1 | 35.00 |" in text
     assert "**JANUS (`paper`), 2 seeds** | 36.50 ± 0.71 |  |  |  | 34.00 ± 0.71 |" in text
@@ -82,7 +88,5 @@ def nmt_score(bleu: float) -> dict[str, Any]:
 
 
 def test_the_page_of_nothing_says_so(tmp_path):
-    given = ["--report", "--root", str(tmp_path / "x"), "--results", str(tmp_path)]
-    convergence.report(convergence.parse(given))
-    assert "No run has begun." in (tmp_path / "convergence.md").read_text()
+    assert "No run has begun." in report(tmp_path / "x", tmp_path)
     assert len(json.loads((tmp_path / "convergence.json").read_text())["not_begun"]) == 15

@@ -45,7 +45,7 @@ def test_question_driver_refuses_what_cannot_be(tmp_path, monkeypatch):
     assert "janus-nar" in error.value.fix
     monkeypatch.delenv("JANUS_SHARED_DATA", raising=False)
     with pytest.raises(MissingDependencyError, match="does not say where SQuAD question generation is"):
-        squad.prepare(squad.parse(["--root", str(tmp_path)]))
+        next(squad.prepare(squad.parse(["--root", str(tmp_path)])))
 
 
 def test_the_report_shows_what_is_there(tmp_path):

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import ways_to_decode as driver
 
 from janus_ds.decode.load import load_run
 from janus_ds.errors import UsageError
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("Er wohnt in Berlin.", "Ja!", "Das Haus ist alt.", "Ich habe keine Zeit.")
 REFERENCES = ("He lives in Berlin.", "Yes!", "The house is old.", "I have no time.")
 
 
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "launch" / "experiments")
-    found = importlib.import_module("ways_to_decode")
-    monkeypatch.setattr(found, "BATCH", 2)
-    kept = ("AR, greedy", "draft", found.BASELINE, "AUX, 1 length")
-    monkeypatch.setattr(found, "WAYS", {name: found.WAYS[name] for name in kept})
-    return found
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "BATCH", 2)
+    kept = ("AR, greedy", "draft", driver.BASELINE, "AUX, 1 length")
+    monkeypatch.setattr(driver, "WAYS", {name: driver.WAYS[name] for name in kept})
 
 
-def test_a_page_in_pieces(driver: ModuleType, tmp_path: Path) -> None:
+def test_a_page_in_pieces(tmp_path: Path) -> None:
     (tmp_path / "de").write_text("\n".join(SOURCES))
     (tmp_path / "en").write_text("\n".join(REFERENCES))
     common = ["--checkpoint", "demo", "--state", str(tmp_path / "state"), "--results", str(tmp_path)]
@@ -57,7 +52,7 @@ def test_a_page_in_pieces(driver: ModuleType, tmp_path: Path) -> None:
     assert part["ways"]["draft"]["rougeL"] > 50
 
 
-def test_ways_that_were_not_trained_are_left_out(driver: ModuleType) -> None:
+def test_ways_that_were_not_trained_are_left_out() -> None:
     run = load_run("demo")
     config = replace(run.config, objective=replace(run.config.objective, weight_ar=0.0))
     names, left = driver.available(replace(run, config=config))
@@ -66,7 +61,7 @@ def test_ways_that_were_not_trained_are_left_out(driver: ModuleType) -> None:
     assert all("objective.weight_ar is 0.0" in what for what in left.values())
 
 
-def test_how_far_a_run_was_trained_is_said(driver: ModuleType, tmp_path: Path) -> None:
+def test_how_far_a_run_was_trained_is_said(tmp_path: Path) -> None:
     run, best = load_run("demo"), tmp_path / "checkpoints" / "best"
     assert driver.training(run) == {}
     best.mkdir(parents=True)
@@ -76,15 +71,13 @@ def test_how_far_a_run_was_trained_is_said(driver: ModuleType, tmp_path: Path) -
     begun = replace(run, folder=tmp_path, weights=best / "weights.safetensors", config=config)
     found = driver.training(begun)
     assert found == {"updates": 40, "made": 50, "planned": 60, "validation": {"bleu": {"ar": 34.513}}}
-    page = "\n".join(driver.page({"run": found}))
+    page = driver.page({"run": found})
     assert "update 40 (BLEU of the validation set: AR 34.51)" in page
     assert "50 of 60 updates" in page
-    assert "the run is finished" in "\n".join(driver.page({"run": found | {"made": 60}}))
+    assert "the run is finished" in driver.page({"run": found | {"made": 60}})
 
 
-def test_what_cannot_be_done_is_said(
-    driver: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.write_text(json.dumps({"of": "another text", "ways": {}}))
     (tmp_path / "de").write_text("Ja!")

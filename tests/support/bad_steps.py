@@ -49,7 +49,7 @@ def bad_passes(faults: dict[int, str], topology: Topology, rank: int | None) -> 
                 total = total * float(fault[1:])
         return total, terms
 
-    TrainingStep.forward = forward  # type: ignore[method-assign]
+    TrainingStep.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -1,10 +1,24 @@
-"""Made-up folders of finished runs, for the pages of the experiments."""
+"""Experiments as programs, and made-up folders of finished runs for their pages."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def drive(script: str, root: Path, shared: Path, *options: str) -> None:
+    """Run a driver of launch/experiments to its end on one process, with the collections in `shared`."""
+    command = [sys.executable, str(ROOT / "launch" / "experiments" / f"{script}.py"), "--root", str(root)]
+    env = {**os.environ, "JANUS_SHARED_DATA": str(shared), "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*command, *options], env=env, capture_output=True, text=True, check=False)
+    logs = "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in sorted(root.rglob("*.log")))
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
 
 
 def made_run(folder: Path, task: str, preset: str, systems: dict[str, Any]) -> None:

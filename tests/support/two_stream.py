@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -71,8 +72,8 @@ def make_batch(samples: list[Sample], how: Conventions | None = None) -> TwoStre
     how = how or Conventions()
     rows = [segment_rows(sample, how) for sample in samples]
     names = ("arc", "vis", "cmp", "msk", "arq", "qry")
-    widths = {n: max(len(r[n]) for r in rows) for n in names}
-    widths = {n: w + how.extra_padding if w else 0 for n, w in widths.items()}
+    longest = {n: max(len(r[n]) for r in rows) for n in names}
+    widths: dict[str, Any] = {n: w + how.extra_padding if w else 0 for n, w in longest.items()}
     source_width = max(len(s.source) for s in samples) + how.extra_padding
 
     def column(part: int, fill: int) -> torch.Tensor:

@@ -1,20 +1,20 @@
-"""The demonstration model's driver from text to asset, on a tiny model: trained, gone on with, shipped."""
+"""The demonstration model: cutting long lines, what is missing, and from text to asset on a tiny model."""
 
 from __future__ import annotations
 
 import json
 import lzma
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import demo_scores as scores
+import driver
 import pytest
 
 from janus_ds.decode.generator import Generator
+from janus_ds.errors import MissingDependencyError
+from tests.support.experiment_runs import drive
 from tests.support.tiny_pairs import tiny_lines
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["model.d_model=16", "model.encoder_layers=1", "model.decoder_layers=1", "model.ffn_dim=16"]
 SMALL += ["model.heads=2", "train.batch_tokens=200", "train.save_every=2", "train.valid_every=0"]
 SMALL += ["train.valid_bleu=none", "train.keep_best=none"]
@@ -35,13 +35,26 @@ def texts(folder: Path) -> Path:
     return folder
 
 
-def drive(root: Path, shared: Path, *options: str) -> str:
-    command = [sys.executable, str(ROOT / "launch" / "experiments" / "demo_de_en.py"), "--root", str(root)]
-    env = {**os.environ, "JANUS_SHARED_DATA": str(shared), "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([*command, *options], env=env, capture_output=True, text=True, check=False)
-    logs = "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(root.glob("*.log")))
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
-    return done.stdout
+def test_long_lines_are_cut_at_punctuation_and_lose_nothing() -> None:
+    line = "eins , zwei , drei vier fünf . sechs sieben acht neun zehn elf zwölf"
+    parts = scores.cut(line, lambda text: len(text.split()) <= 7)
+    assert " ".join(parts) == line
+    assert parts[-1] == "sechs sieben acht neun zehn elf zwölf"
+    assert all(len(part.split()) <= 7 for part in parts)
+    assert scores.cut("kurz .", lambda text: True) == ["kurz ."]
+    # No punctuation to cut at, and a word that no cut makes fit.
+    assert scores.cut("a b c d", lambda text: len(text.split()) <= 1) == ["a", "b", "c", "d"]
+    assert scores.cut("lang", lambda text: False) == ["lang"]
+
+
+def test_missing_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("JANUS_SHARED_DATA", raising=False)
+    with pytest.raises(MissingDependencyError, match="does not say where Tatoeba is"):
+        driver.shared_text("tatoeba_de-en", "Tatoeba", "two files")
+    monkeypatch.setenv("JANUS_SHARED_DATA", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match="Tatoeba is not here") as error:
+        driver.shared_text("tatoeba_de-en", "Tatoeba", "two files")
+    assert "tatoeba_de-en/ (two files)" in error.value.fix
 
 
 @pytest.mark.heavy
@@ -49,15 +62,15 @@ def drive(root: Path, shared: Path, *options: str) -> str:
 def test_from_text_to_asset(tmp_path: Path) -> None:
     shared, root, asset = texts(tmp_path / "shared"), tmp_path / "root", tmp_path / "asset"
     given = ["--vocab", "60", "--valid", "8", "--test", "8", "--ar-steps", "2", "--set", *SMALL]
-    drive(root, shared, "--janus-steps", "2", *given)
-    drive(root, shared, "--janus-steps", "4", *given)
+    drive("demo_de_en", root, shared, "--janus-steps", "2", *given)
+    drive("demo_de_en", root, shared, "--janus-steps", "4", *given)
     assert [p.name for p in sorted(root.glob("janus/checkpoints/step-*"))] == [
         "step-00000002",
         "step-00000004",
     ]
     recipe = json.loads((root / "janus" / "run.json").read_text())["recipe"]
     assert recipe["init"] == str(root / "ar")
-    drive(root, shared, "--ship", "--asset", str(asset), "--page", str(tmp_path / "page.md"))
+    drive("demo_de_en", root, shared, "--ship", "--asset", str(asset), "--page", str(tmp_path / "page.md"))
     training = json.loads((asset / "run.json").read_text())["training"]
     assert (training["averaged_steps"], training["ar_steps"]) == ([2, 4], 2)
     scores = json.loads((asset / "scores.json").read_text())
