@@ -11,14 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from janus_ds.checkpoint.manifest import read_state
 from janus_ds.parallel.topology import Topology, init_topology
 from tests.conftest import Tally
 from tests.support.bad_steps import watched_steps
 from tests.support.launch import run_ranks
-from tests.support.tiny_training import NO_DROPOUT, Result, Run, make_inputs, train
+from tests.support.tiny_training import (
+    NO_DROPOUT,
+    Result,
+    Run,
+    allow_fp16,
+    assert_bitwise,
+    assert_same_training,
+    make_inputs,
+    train,
+)
 
 pytestmark = pytest.mark.timeout(1800)
 PATIENCE = 400.0
@@ -73,7 +81,7 @@ class Trained:
     result: Result
 
 
-def run_segments(folder: Path, tensor_size: int, segments: list[Segment], run: Run) -> Trained:
+def run_segments(folder: Path, tensor_size: int, segments: list[Segment], run: Run = CHAIN) -> Trained:
     """Start the run once for each segment, on the ranks of this job; it goes on where it stopped."""
     topology = init_topology(tensor_size, process_group=True)
     with watched_steps() as watched:
@@ -94,16 +102,16 @@ class Extras:
 
 
 def two_ranks(folder: Path, segments: list[Segment]) -> Extras:
-    chain = run_segments(folder, 1, segments, CHAIN)
+    chain = run_segments(folder, 1, segments)
     topology = init_topology(1, process_group=True)
-    _allow_fp16()
+    allow_fp16()
     pairs = {name: whole_and_resumed(folder, topology, run) for name, run in PAIRS.items()}
     return Extras(chain, pairs)
 
 
 def rare_executions(folder: Path) -> dict[str, tuple[Result, Result]]:
     topology = init_topology(1, process_group=True)
-    _allow_fp16()
+    allow_fp16()
     return {name: whole_and_resumed(folder, topology, run) for name, run in RARE.items()}
 
 
@@ -114,27 +122,17 @@ def whole_and_resumed(folder: Path, topology: Topology, run: Run) -> tuple[Resul
 
 
 def tensor_ranks(folder: Path, segments: list[Segment]) -> Extras:
-    return Extras(run_segments(folder, 2, segments, CHAIN), {})
+    return Extras(run_segments(folder, 2, segments), {})
 
 
 def one_rank(folder: Path, segments: list[Segment]) -> tuple[Extras, Trained]:
-    chain = run_segments(folder, 1, segments, CHAIN)
+    chain = run_segments(folder, 1, segments)
     end = segments[-1].end
     reference = run_segments(folder, 1, [Segment(1, 0, end)], replace(CHAIN, name="reference"))
-    _allow_fp16()
+    allow_fp16()
     longer = replace(PAIRS["fp16"], overrides=("train.max_steps=9", *SETTINGS))
     fp16 = train(folder, init_topology(1, process_group=True), longer)
     return Extras(chain, {"fp16": (fp16, fp16)}), reference
-
-
-def plain_segments(folder: Path, tensor_size: int, segments: list[Segment]) -> Trained:
-    return run_segments(folder, tensor_size, segments, CHAIN)
-
-
-def _allow_fp16() -> None:
-    from deepspeed.accelerator import get_accelerator
-
-    type(get_accelerator()).is_fp16_supported = lambda self: True
 
 
 @pytest.fixture(scope="module")
@@ -163,27 +161,8 @@ def assert_each_once(ids: dict[int, list[int]]) -> None:
     assert set(order) | set(ids[EPOCH // 8]) == set(range(EPOCH))
 
 
-def assert_same_run(result: Result, reference: Result, steps: int) -> None:
-    assert [line["step"] for line in result.lines] == list(range(1, steps + 1))
-    for key in ("loss", "ar", "nar", "aux", "length"):
-        assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5), key
-    assert result.series("grad_norm") == pytest.approx(reference.series("grad_norm"), rel=1e-4)
-    for key in ("lr", "tokens_total", "samples_total"):
-        assert result.series(key) == reference.series(key), key
-    for name, value in reference.weights.items():
-        torch.testing.assert_close(result.weights[name], value, rtol=1e-3, atol=5e-5, msg=name)
-
-
-def assert_bitwise(whole: Result, resumed: Result) -> None:
-    for key in ("loss", "ar", "grad_norm", "lr", "loss_scale", "skipped_steps"):
-        assert resumed.series(key) == whole.series(key), key
-    assert len(resumed.lines) == 5
-    assert resumed.weights.keys() == whole.weights.keys()
-    assert all(torch.equal(resumed.weights[key], value) for key, value in whole.weights.items())
-
-
 def test_losses_go_on_as_if_nothing_had_changed(jobs: dict[str, Any]) -> None:
-    assert_same_run(jobs["one"].chain.result, jobs["reference"].result, 40)
+    assert_same_training(jobs["one"].chain.result, jobs["reference"].result, 40)
 
 
 def test_every_sample_comes_at_its_step_and_once_an_epoch(jobs: dict[str, Any]) -> None:
@@ -233,14 +212,14 @@ def test_one_two_four_and_one_rank_with_all_workers(inputs: Path, jobs: dict[str
         for stage, workers in ((1, 0), (2, 1), (3, 4)):
             end += 2
             segments.append(Segment(stage, workers, end))
-        found = run_ranks(plain_segments, ranks, run_folder, tensor_size, segments, timeout=PATIENCE)
+        found = run_ranks(run_segments, ranks, run_folder, tensor_size, segments, timeout=PATIENCE)
         ids |= merged([trained.ids for trained in found[::tensor_size]])
         for rank, trained in enumerate(found):
             assert trained.ids == found[rank // tensor_size * tensor_size].ids
     reference = jobs["reference"]
     assert ids == {step: rows for step, rows in merged([reference.ids]).items() if step < end}
     cut = replace(reference.result, lines=reference.result.lines[:end], weights={})
-    assert_same_run(found[0].result, cut, end)
+    assert_same_training(found[0].result, cut, end)
     tally(
         "resume over 1, 2, 4 ranks x 0, 1, 4 workers x TP 1, 2 x ZeRO 1-3: ids, losses", f"{end // 2} starts"
     )

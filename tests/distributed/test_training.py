@@ -22,7 +22,16 @@ from janus_ds.parallel.topology import init_topology
 from janus_ds.train.trainer import Outcome
 from tests.support.bad_steps import bad_passes
 from tests.support.launch import run_ranks
-from tests.support.tiny_training import NO_DROPOUT, Result, Run, train
+from tests.support.tiny_training import (
+    NO_DROPOUT,
+    Result,
+    Run,
+    allow_fp16,
+    assert_bitwise,
+    assert_close_weights,
+    assert_same_training,
+    train,
+)
 
 STEPS = 20
 SHORT = ("train.max_steps=5", "train.save_every=1", "train.valid_every=0", "train.keep_last=9")
@@ -65,7 +74,10 @@ def data_ranks(folder: Path) -> dict[str, Any]:
         results[f"whole{stage}"] = train(folder, topology, Run(f"whole{stage}", stage, overrides=SHORT))
         train(folder, topology, Run(f"resumed{stage}", stage, overrides=HALF))
         results[f"resumed{stage}"] = train(folder, topology, Run(f"resumed{stage}", stage, overrides=SHORT))
-    results["fp16"] = train(folder, topology, Run("fp16", 2, 2, NO_DROPOUT, _half_precision()))
+    allow_fp16()
+    # The dynamic loss scale starts too high.
+    half = {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 18, "hysteresis": 1}}
+    results["fp16"] = train(folder, topology, Run("fp16", 2, 2, NO_DROPOUT, half))
     with bad_passes({2: "stop"}, topology, rank=1):
         results["stopped"] = train(folder, topology, Run("stopped", overrides=SHORT))
     results["errors"] = [
@@ -73,14 +85,6 @@ def data_ranks(folder: Path) -> dict[str, Any]:
         error_of(folder, topology, "damaged"),
     ]
     return results
-
-
-def _half_precision() -> dict[str, Any]:
-    """fp16 with a dynamic loss scale that starts too high, on CPUs that DeepSpeed thinks cannot."""
-    from deepspeed.accelerator import get_accelerator
-
-    type(get_accelerator()).is_fp16_supported = lambda self: True
-    return {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 18, "hysteresis": 1}}
 
 
 def error_of(folder: Path, topology: Any, name: str) -> JanusError | None:
@@ -156,26 +160,6 @@ def jobs(inputs: Path) -> Any:
     return job
 
 
-def assert_same_training(result: Result, reference: Result) -> None:
-    assert len(result.series("loss")) == STEPS
-    for key in ("loss", "ar", "nar", "aux", "length"):
-        assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5), key
-        assert result.series(f"valid/{key}") == pytest.approx(reference.series(f"valid/{key}"), rel=1e-5)
-    assert result.series("grad_norm") == pytest.approx(reference.series("grad_norm"), rel=1e-4)
-    assert_close_weights(result, reference)
-
-
-def assert_close_weights(result: Result, reference: Result) -> None:
-    for name, value in reference.weights.items():
-        torch.testing.assert_close(result.weights[name], value, rtol=1e-3, atol=2e-5, msg=name)
-
-
-def assert_bitwise(result: Result, reference: Result) -> None:
-    for key in ("loss", "ar", "grad_norm", "lr"):
-        assert result.series(key) == reference.series(key), key
-    assert all(torch.equal(result.weights[name], value) for name, value in reference.weights.items())
-
-
 def test_losses_fall_and_accumulation_changes_nothing(jobs: Any) -> None:
     one = jobs("one")[0]
     reference = one["reference"]
@@ -183,23 +167,23 @@ def test_losses_fall_and_accumulation_changes_nothing(jobs: Any) -> None:
     losses = reference.series("loss")
     assert losses[-1] < losses[0] - 0.3
     assert len(reference.series("valid/loss")) == 2
-    assert_same_training(one["accumulated"], reference)
-    assert_same_training(one["unpartitioned"], reference)
+    assert_same_training(one["accumulated"], reference, STEPS)
+    assert_same_training(one["unpartitioned"], reference, STEPS)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_in_every_zero_stage_train_as_one_process(jobs: Any, stage: int) -> None:
-    assert_same_training(jobs("data")[0][f"zero{stage}"], jobs("one")[0]["reference"])
+    assert_same_training(jobs("data")[0][f"zero{stage}"], jobs("one")[0]["reference"], STEPS)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_tensor_parallel_ranks_train_as_one_process(jobs: Any, stage: int) -> None:
-    assert_same_training(jobs("tensor")[0][f"tensor{stage}"], jobs("one")[0]["reference"])
+    assert_same_training(jobs("tensor")[0][f"tensor{stage}"], jobs("one")[0]["reference"], STEPS)
 
 
 @pytest.mark.parametrize(("job", "run"), [("data", "packed"), ("tensor", "tensor-packed")])
 def test_packed_rows_train_as_padded_ones(jobs: Any, job: str, run: str) -> None:
-    assert_same_training(jobs(job)[0][run], jobs("one")[0]["reference"])
+    assert_same_training(jobs(job)[0][run], jobs("one")[0]["reference"], STEPS)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +236,7 @@ def test_dropout_under_tensor_parallelism(jobs: Any) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_tensor_and_data_parallel_ranks_together(jobs: Any, stage: int) -> None:
-    assert_same_training(jobs("both")[0][f"both{stage}"], jobs("one")[0]["reference"])
+    assert_same_training(jobs("both")[0][f"both{stage}"], jobs("one")[0]["reference"], STEPS)
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(jobs: Any) -> None:

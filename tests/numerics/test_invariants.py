@@ -158,22 +158,6 @@ def test_cached_steps_equal_teacher_forcing(config: object, objective: Objective
 
 
 @torch.no_grad()
-def test_a_selected_cache_goes_on_as_before() -> None:
-    model = tiny_model()
-    memory = model.encode(torch.tensor([[0, 9, 8, 2], [0, 7, 2, 1], [0, 6, 5, 2]]), torch.tensor([4, 3, 4]))
-    stream = ArStream(two_stream=True, query_offset=1, query_token=TOY.mask)
-    whole, part = (model.start_cache(memory, stream, 2, 4) for _ in range(2))
-    first, second = torch.tensor([[0, 0]] * 3), torch.tensor([[11, 12]] * 3)
-    parents = torch.tensor([[1, 1], [0, 1], [0, 0]])
-    keep = torch.tensor([2, 0])
-    model.ar_step(whole, first)
-    model.ar_step(part, first)
-    part = part.select(keep)
-    expected = model.ar_step(whole, second, parents)[keep]
-    assert distance(model.ar_step(part, second[keep], parents[keep]), expected) < EXACT
-
-
-@torch.no_grad()
 def test_nar_rows_are_the_nar_rows_of_training() -> None:
     model = tiny_model()
     batch = make_batch(SAMPLES)

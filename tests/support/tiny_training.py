@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from torch import Tensor
 
 from janus_ds.checkpoint.tensors import find_weights, read_weights
@@ -45,6 +47,39 @@ class Result:
     def series(self, key: str) -> list[float]:
         """One figure over the steps that have it."""
         return [line[key] for line in self.lines if key in line]
+
+
+def allow_fp16() -> None:
+    """On CPUs, of which DeepSpeed thinks that they cannot."""
+    from deepspeed.accelerator import get_accelerator
+
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+
+
+def assert_same_training(result: Result, reference: Result, steps: int) -> None:
+    """Every step once, its losses equal but for the order of additions, and close weights."""
+    assert [line["step"] for line in result.lines] == list(range(1, steps + 1))
+    for key in ("loss", "ar", "nar", "aux", "length"):
+        assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5), key
+        assert result.series(f"valid/{key}") == pytest.approx(reference.series(f"valid/{key}"), rel=1e-5)
+    assert result.series("grad_norm") == pytest.approx(reference.series("grad_norm"), rel=1e-4)
+    for key in ("lr", "tokens_total", "samples_total"):
+        assert result.series(key) == reference.series(key), key
+    assert_close_weights(result, reference)
+
+
+def assert_close_weights(result: Result, reference: Result) -> None:
+    """Those that the reference has."""
+    for name, value in reference.weights.items():
+        torch.testing.assert_close(result.weights[name], value, rtol=1e-3, atol=5e-5, msg=name)
+
+
+def assert_bitwise(result: Result, reference: Result) -> None:
+    """Every figure and every weight, bit for bit."""
+    for key in ("step", "loss", "ar", "grad_norm", "lr", "loss_scale", "skipped_steps"):
+        assert result.series(key) == reference.series(key), key
+    assert result.weights.keys() == reference.weights.keys()
+    assert all(torch.equal(result.weights[name], value) for name, value in reference.weights.items())
 
 
 def make_inputs(folder: Path) -> Path:

@@ -89,31 +89,14 @@ def test_samples_without_masked_tokens_are_no_fault(multiple: int) -> None:
     assert losses[True] == pytest.approx(losses[False], rel=1e-12)
 
 
-def test_targets_follow_their_rows() -> None:
-    packed, padded = batch_of(True), batch_of(False)
-    for target, index in (
-        ("ar_target_BA", "ar_unmasked_U"),
-        ("ar_target_BA", "ar_masked_T"),
-        ("masked_target_BM", "masked_T"),
-    ):
-        found, expected = (
-            getattr(batch, target).flatten()[getattr(batch, index)] for batch in (packed, padded)
-        )
-        assert torch.equal(found, expected), target
-
-
 def test_the_step_asks_the_device_nothing_and_makes_fewer_products() -> None:
     """Counted: values that a step waits for, and rows that go through its products."""
     head = JanusObjective(FULL, TOY.vocab_size, ParallelLayers())
-    step = TrainingStep(tiny_model(TINY), head).train()
-    rows, losses, asked = {}, {}, {}
+    step, rows = TrainingStep(tiny_model(TINY), head).train(), {}
     for packs in (False, True):
         batch = batch_of(packs)
         with CountedOperations() as seen:
-            loss = step(batch, batch.counts)[0]
-        asked[packs] = seen.calls["_local_scalar_dense"] + seen.calls["nonzero"]
-        losses[packs] = float(loss.detach())
+            step(batch, batch.counts)
+        assert not seen.calls["_local_scalar_dense"] + seen.calls["nonzero"]
         rows[packs] = batch.row_token_BR.numel() + batch.source_BS.numel()
-    assert asked == {False: 0, True: 0}
-    assert losses[True] == pytest.approx(losses[False], rel=1e-12)
     assert rows[True] < 0.75 * rows[False]
