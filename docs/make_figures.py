@@ -16,7 +16,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from janus_ds.errors import DataError, UsageError, exit_on_error
+from janus_ds.errors import UsageError, exit_on_error
+from janus_ds.observe.writers import read_metrics
 from janus_ds.stream_mask import Segment, visible
 
 Row = tuple[str, Segment, int]
@@ -75,16 +76,9 @@ def draw_streams(path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-def _read_metrics(run: Path) -> list[dict[str, float]]:
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise DataError("the run has no metrics", str(path), "give the folder of a run that has trained")
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def draw_losses(run: Path, path: Path) -> None:
     """Training (line) and held-out (dots) losses of a run, in nats, with ln V as the start."""
-    records = _read_metrics(run)
+    records = read_metrics(run / "metrics.jsonl")
     special = json.loads((run / "run.json").read_text())["special_tokens"]
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     for term, colour in (("ar", "#2171b5"), ("nar", "#31a354"), ("aux", "#e6550d")):

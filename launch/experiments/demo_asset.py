@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,15 @@ MOST_BYTES = 5_000_000
 """What the shipped folder may hold, all files together."""
 
 
-def ship(options: argparse.Namespace, stages: Sequence[str], about: Mapping[str, Any]) -> None:
+def ship(options: argparse.Namespace, stages: Sequence[str], about: Callable[[], Mapping[str, Any]]) -> None:
     """Write the mean of a run's last checkpoints as the folder to ship; other files in it stay.
 
     Args:
         options: of `packaged_parser`; a run that has fewer checkpoints yet than are to be averaged gives
             all that it has.
         stages: runs that led to the model, the last one is its own.
-        about: goes into `run.json` as "training", with the minutes of each stage and the averaged steps.
+        about: gives what goes into `run.json` as "training", with the minutes of each stage and the
+            averaged steps; called when it is sure that there is a model.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or a model too large to ship.
@@ -81,7 +82,7 @@ def ship(options: argparse.Namespace, stages: Sequence[str], about: Mapping[str,
         "recipe": asdict(config),
         "special_tokens": asdict(loaded.special),
         "tokenizer_fingerprint": record["tokenizer_fingerprint"],
-        "training": {**about, "minutes": minutes, "averaged_steps": steps},
+        "training": {**about(), "minutes": minutes, "averaged_steps": steps},
     }
     with disk_faults(output):
         output.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from demo_asset import packaged_parser, ship
 from demo_scores import page, score_all
@@ -85,7 +86,14 @@ def runs_of(options: argparse.Namespace) -> dict[str, Run]:
 
 def make_asset(options: argparse.Namespace) -> None:
     """The folder that the package ships, its scores and their page."""
-    about = {
+    ship(options, ("janus",) if options.start else ("ar", "janus"), lambda: facts(options))
+    score_all(options.asset, options.root, options.limit)
+    write_page(options.page, page(options.asset))
+
+
+def facts(options: argparse.Namespace) -> dict[str, Any]:
+    """What the asset tells of its text and its training."""
+    about: dict[str, Any] = {
         "driver": "launch/experiments/demo_de_en.py",
         "data": "Tatoeba sentence pairs by way of www.manythings.org/anki, CC BY 2.0 FR; see README.md",
         "pairs": json.loads((options.root / "text" / "counts.json").read_text(encoding="utf-8")),
@@ -97,9 +105,7 @@ def make_asset(options: argparse.Namespace) -> None:
     else:
         steps = [step_of(path) or 0 for path in (options.root / "ar").glob("checkpoints/step-*")]
         about["ar_steps"] = max(steps, default=0)
-    ship(options, ("janus",) if options.start else ("ar", "janus"), about)
-    score_all(options.asset, options.root, options.limit)
-    write_page(options.page, page(options.asset))
+    return about
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

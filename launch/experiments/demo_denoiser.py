@@ -138,13 +138,14 @@ def runs_of(options: argparse.Namespace) -> dict[str, Run]:
 
 def make_asset(options: argparse.Namespace) -> None:
     """The folder that the package ships."""
+    stages = (FIRST, LONGER)
     about = {
         "driver": "launch/experiments/demo_denoiser.py",
         "data": "English novels published by 1925, public domain; Wikipedia, CC BY-SA 3.0; see README.md",
-        "text": json.loads((options.root / "counts.json").read_text(encoding="utf-8")),
-        "held_out": {name: _held_out(options.root / name) for name in (FIRST, LONGER)},
+        "held_out": {name: _held_out(options.root / name) for name in stages},
     }
-    ship(options, (FIRST, LONGER), about)
+    counts = options.root / "counts.json"
+    ship(options, stages, lambda: {**about, "text": json.loads(counts.read_text(encoding="utf-8"))})
     widen(options.asset, POSITIONS)
 
 

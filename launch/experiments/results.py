@@ -41,8 +41,7 @@ def collect(folder: Path, names: Sequence[str], placeholder: str) -> dict[str, A
 def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | None:
     """One run; None where training has not written a figure yet."""
     run, record = folder / name, read_run_record(folder / name)
-    metrics = run / "metrics.jsonl"
-    lines = read_metrics(metrics) if metrics.is_file() else []
+    lines = read_metrics(run / "metrics.jsonl")
     if record is None or not lines:
         return None
     scores = run / "eval" / "test" / "scores.json"

@@ -90,13 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def training(run: LoadedRun) -> dict[str, Any]:
     """Of a run that was trained: the update of its checkpoint, of all, and what its validation said."""
-    folder, metrics = run.weights.parent, run.folder / "metrics.jsonl"
+    folder = run.weights.parent
     best = folder / "best.json"
     found: dict[str, Any] = json.loads(best.read_text(encoding="utf-8")) if best.is_file() else {}
     step = found.get("step") or folder.name.removeprefix("step-")
     if not str(step).isdigit():
         return {}
-    made = read_metrics(metrics)[-1]["step"] if metrics.is_file() else None
+    lines = read_metrics(run.folder / "metrics.jsonl")
+    made = lines[-1]["step"] if lines else None
     kinds = {name.removeprefix("valid_"): value for name, value in found.items() if isinstance(value, dict)}
     return {"updates": int(step), "made": made, "planned": run.config.train.max_steps, "validation": kinds}
 

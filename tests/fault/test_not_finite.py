@@ -19,7 +19,7 @@ from janus_ds.parallel.topology import Topology, init_topology
 from janus_ds.train.guards import Decision, SkipCause
 from tests.support.bad_steps import Watched, bad_passes, watched_steps
 from tests.support.launch import run_ranks
-from tests.support.tiny_training import Run, make_inputs, train
+from tests.support.tiny_training import Run, allow_fp16, make_inputs, train
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -67,10 +67,8 @@ class Extras:
 
 
 def go_over(folder: Path, executions: list[tuple[str, int]]) -> dict[tuple[str, int], Found]:
-    from deepspeed.accelerator import get_accelerator
-
     topology = init_topology(1, process_group=True)
-    type(get_accelerator()).is_fp16_supported = lambda self: True
+    allow_fp16()
     return {execution: spoil(folder, topology, *execution) for execution in executions}
 
 

@@ -13,7 +13,7 @@ import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.decode.draft import DraftSearch, Payoff, Proposal, Sentence, tail
+from janus_ds.decode.draft import DraftSearch, Payoff, Proposal, Sentence
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.rescore import ArScorer
 from janus_ds.decode.search_settings import Hypothesis, search_settings
@@ -130,19 +130,6 @@ def test_what_was_faster_goes_on(drafted: float, pays: bool) -> None:
         payoff.note(batch, chosen[-1], drafted if chosen[-1] else 1.0)
     # What was slower is tried again now and then.
     assert chosen.count(not pays) == 3
-
-
-def test_what_is_left_of_drafts_continues_the_last_token() -> None:
-    sentence = Sentence(0, [9], [5, 9], 2)
-    # AR has put 9 where the draft had 6; a later draft has another token before its 9.
-    sentence.pool = [[5, 6, 7, 8], [5, 6, 9, 4]]
-    assert tail(sentence, 9) == [4]
-    sentence.pool[1] = [5, 6, 3, 4]
-    assert tail(sentence, 9) == [7, 8]
-    assert tail(sentence, 1) == [7]
-    sentence.pool.append([9, 6])
-    assert tail(sentence, 9) == [6]
-    assert tail(Sentence(0, [0], [], 0), 5) == []
 
 
 SMALL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=8)
