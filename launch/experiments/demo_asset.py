@@ -91,10 +91,11 @@ def ship(options: argparse.Namespace, stages: Sequence[str], about: Callable[[],
     write_atomic(output / RUN_FILE, (json.dumps(shipped, indent=1) + "\n").encode())
     # Read back what others will read.
     load_run(output)
-    print(f"averaged steps {steps}; {output}: {_bytes(output):,} bytes", flush=True)
+    print(f"averaged steps {steps}; {output}: {folder_bytes(output):,} bytes", flush=True)
 
 
-def _bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -104,7 +105,7 @@ def _minutes(run: Path) -> float:
 
 
 def _check_size(weights: Mapping[str, Tensor], run: Path) -> None:
-    size = sum(value.nbytes for value in weights.values()) + _bytes(run / "tokenizer")
+    size = sum(value.nbytes for value in weights.values()) + folder_bytes(run / "tokenizer")
     if size > MOST_BYTES:
         raise CheckpointError(
             f"weights and tokenizer take {size:,} bytes, more than the {MOST_BYTES:,} that may be shipped",
