@@ -49,31 +49,48 @@ MOST_BYTES = 5_000_000
 """What the shipped folder may hold, all files together."""
 
 
-def ship(options: argparse.Namespace, stages: Sequence[str], about: Callable[[], Mapping[str, Any]]) -> None:
-    """Write the mean of a run's last checkpoints as the folder to ship; other files in it stay.
+def ship_stages(
+    options: argparse.Namespace, stages: Sequence[str], about: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Ship what the last of some runs has trained, and tell of all of them.
 
     Args:
-        options: of `packaged_parser`; a run that has fewer checkpoints yet than are to be averaged gives
-            all that it has.
-        stages: runs that led to the model, the last one is its own.
-        about: gives what goes into `run.json` as "training", with the minutes of each stage and the
-            averaged steps; called when it is sure that there is a model.
+        options: of `packaged_parser`.
+        stages: runs that led to the model.
+        about: asked for what `run.json` shall tell, beside the minutes of each stage, if there is a model.
+    """
+    run = options.root / stages[-1]
+    load_run(run)
+    minutes = {stage: _minutes(options.root / stage) for stage in stages}
+    shipped = ship(run, options.asset, options.average, {**about(), "minutes": minutes})
+    size = f"{folder_bytes(options.asset):,} bytes"
+    print(f"averaged steps {shipped['training']['averaged_steps']}; {options.asset}: {size}", flush=True)
+
+
+def ship(run: Path, output: Path, average: int, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the mean of a run's last checkpoints as a folder to ship; other files in it stay.
+
+    Args:
+        run: a run folder of training.
+        output: the folder to write.
+        average: checkpoints at most; a run that has fewer yet gives all that it has.
+        about: goes into `run.json` as "training".
+
+    Returns:
+        What `run.json` holds.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or a model too large to ship.
         ResourceError: the folder cannot be written.
     """
-    run, output = options.root / stages[-1], options.asset
     loaded = load_run(run)
-    count = max(1, min(options.average, len(list(run.glob("checkpoints/step-*")))))
+    count = max(1, min(average, len(list(run.glob("checkpoints/step-*")))))
     files = last_checkpoints(run, count)
     weights = {name: value.to(torch.bfloat16) for name, value in average_weights(files).items()}
     _check_size(weights, run)
     record = read_run_record(run) or {}
     # Paths of the machine that trained are nobody's business, and mean nothing elsewhere.
     config = replace(loaded.config, init=None, data=replace(loaded.config.data, path=None, valid_path=None))
-    steps = [step_of(file.parent) for file in files]
-    minutes = {stage: _minutes(options.root / stage) for stage in stages}
     shipped = {
         "format_version": RUN_FORMAT_VERSION,
         "name": config.name,
@@ -82,7 +99,7 @@ def ship(options: argparse.Namespace, stages: Sequence[str], about: Callable[[],
         "recipe": asdict(config),
         "special_tokens": asdict(loaded.special),
         "tokenizer_fingerprint": record["tokenizer_fingerprint"],
-        "training": {**about(), "minutes": minutes, "averaged_steps": steps},
+        "training": {**about, "averaged_steps": [step_of(file.parent) for file in files]},
     }
     with disk_faults(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -91,7 +108,7 @@ def ship(options: argparse.Namespace, stages: Sequence[str], about: Callable[[],
     write_atomic(output / RUN_FILE, (json.dumps(shipped, indent=1) + "\n").encode())
     # Read back what others will read.
     load_run(output)
-    print(f"averaged steps {steps}; {output}: {folder_bytes(output):,} bytes", flush=True)
+    return shipped
 
 
 def folder_bytes(folder: Path) -> int:

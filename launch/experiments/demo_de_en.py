@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from demo_asset import packaged_parser, ship
+from demo_asset import packaged_parser, ship_stages
 from demo_scores import page, score_all
 from demo_text import split_pairs, write_splits
 from driver import (
@@ -86,7 +86,7 @@ def runs_of(options: argparse.Namespace) -> dict[str, Run]:
 
 def make_asset(options: argparse.Namespace) -> None:
     """The folder that the package ships, its scores and their page."""
-    ship(options, ("janus",) if options.start else ("ar", "janus"), lambda: facts(options))
+    ship_stages(options, ("janus",) if options.start else ("ar", "janus"), lambda: facts(options))
     score_all(options.asset, options.root, options.limit)
     write_page(options.page, page(options.asset))
 

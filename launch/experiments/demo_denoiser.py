@@ -20,7 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from demo_asset import packaged_parser, ship
+from demo_asset import packaged_parser, ship_stages
 from demo_text import digest
 from driver import (
     ROOT,
@@ -145,7 +145,7 @@ def make_asset(options: argparse.Namespace) -> None:
         "held_out": {name: _held_out(options.root / name) for name in stages},
     }
     counts = options.root / "counts.json"
-    ship(options, stages, lambda: {**about, "text": json.loads(counts.read_text(encoding="utf-8"))})
+    ship_stages(options, stages, lambda: {**about, "text": json.loads(counts.read_text(encoding="utf-8"))})
     widen(options.asset, POSITIONS)
 
 
