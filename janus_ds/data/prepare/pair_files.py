@@ -283,15 +283,8 @@ def held_out_text(data: Path, split: str) -> PairText:
                 "name another split: train, valid or test, if the data was prepared with it",
             )
     lower = bool(settings.get("lowercase"))
-    sources, references = (
-        [line.lower() if lower else line for line in TextFile(path).lines()] for path in paths
-    )
-    if len(sources) != len(references):
-        raise DataError(
-            f"there are {len(sources)} sources and {len(references)} references",
-            f"{paths[0]} and {paths[1]}",
-            "prepare the data again",
-        )
+    pairs = [(a.lower(), b.lower()) if lower else (a, b) for a, b in read_pairs(paths[0], paths[1])]
+    sources, references = ([pair[side] for pair in pairs] for side in (0, 1))
     return PairText(sources, references, (str(paths[0]), str(paths[1])), source_limit(settings))
 
 

@@ -53,27 +53,11 @@ class SampleCosts:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Samples of like length, and into how many groups an epoch cuts them."""
-
-    ids: Ints
-    groups: int
-
-
-@dataclass(frozen=True)
 class Group:
     """Samples of like length that are read together; all of one epoch."""
 
     epoch: int
     ids: Ints
-
-
-@dataclass(frozen=True)
-class _Pool:
-    number: int
-    buckets: tuple[Bucket, ...]
-    groups: int
-    first_bucket: int
 
 
 def expected_rows(inner_N: Ints, ar: int, nar: bool, aux: bool, masking: MaskingConfig) -> NDArray[Any]:
@@ -118,20 +102,21 @@ class TokenSchedule:
             )
         self._seed = seed
         self._groups_a_step = groups
-        self._pools = _make_pools(member_sizes, costs, window, budget)
-        self.groups_per_epoch = sum(pool.groups for pool in self._pools)
-        self._order: tuple[int, list[_Pool], Ints] | None = None
+        self._buckets: list[tuple[Ints, int]] = []
+        """Samples of like length, and into how many groups an epoch cuts them."""
+        self._pools: list[range] = []
+        """The buckets of each pool, by number."""
+        self._make_pools(member_sizes, costs, window, budget)
+        per_pool = [sum(count for _, count in self._buckets[p.start : p.stop]) for p in self._pools]
+        self._groups_of = np.array(per_pool, dtype=np.int64)
+        self.groups_per_epoch = sum(per_pool)
+        self._order: tuple[int, Ints, Ints] | None = None
         self._mixed: tuple[int, int, list[Ints]] | None = None
 
     @property
     def smallest_step(self) -> int:
         """The fewest samples that an update can have."""
-        sizes = sorted(
-            len(bucket.ids) // bucket.groups
-            for pool in self._pools
-            for bucket in pool.buckets
-            for _ in range(bucket.groups)
-        )
+        sizes = sorted(len(ids) // count for ids, count in self._buckets for _ in range(count))
         # The same group can come twice in an update only where an epoch has fewer groups.
         return sum((sizes * -(-self._groups_a_step // len(sizes)))[: self._groups_a_step])
 
@@ -144,41 +129,35 @@ class TokenSchedule:
         epoch, inside = divmod(place, self.groups_per_epoch)
         if self._order is None or self._order[0] != epoch:
             order = shuffled(keys(self._seed, epoch, 0, Stream.MEMBER_ORDER), len(self._pools))
-            pools = [self._pools[i] for i in order]
-            self._order = (epoch, pools, np.cumsum([pool.groups for pool in pools]))
-        _, pools, ends = self._order
+            self._order = (epoch, order, np.cumsum(self._groups_of[order]))
+        _, order, ends = self._order
         number = int(np.searchsorted(ends, inside, side="right"))
-        pool = pools[number]
-        if self._mixed is None or self._mixed[:2] != (epoch, pool.number):
-            self._mixed = (epoch, pool.number, self._mix(epoch, pool))
-        return Group(epoch, self._mixed[2][inside - (int(ends[number]) - pool.groups)])
+        pool = int(order[number])
+        if self._mixed is None or self._mixed[:2] != (epoch, pool):
+            self._mixed = (epoch, pool, self._mix(epoch, pool))
+        return Group(epoch, self._mixed[2][inside - int(ends[number] - self._groups_of[pool])])
 
-    def _mix(self, epoch: int, pool: _Pool) -> list[Ints]:
+    def _mix(self, epoch: int, pool: int) -> list[Ints]:
         """All groups of a pool in their order of an epoch."""
         groups: list[Ints] = []
-        for number, bucket in enumerate(pool.buckets, pool.first_bucket):
-            order = shuffled(keys(self._seed, epoch, number, Stream.BUCKET_ORDER), len(bucket.ids))
-            groups += np.array_split(bucket.ids[order], bucket.groups)
-        order = shuffled(keys(self._seed, epoch, pool.number, Stream.WINDOW_ORDER), len(groups))
+        for number in self._pools[pool]:
+            ids, count = self._buckets[number]
+            order = shuffled(keys(self._seed, epoch, number, Stream.BUCKET_ORDER), len(ids))
+            groups += np.array_split(ids[order], count)
+        order = shuffled(keys(self._seed, epoch, pool, Stream.WINDOW_ORDER), len(groups))
         return [groups[i] for i in order]
 
-
-def _make_pools(member_sizes: Ints, costs: SampleCosts, window: int, budget: float) -> list[_Pool]:
-    ends = np.cumsum(member_sizes)
-    pools: list[_Pool] = []
-    buckets = 0
-    for start in range(0, len(member_sizes), window):
-        first = int(ends[start] - member_sizes[start])
-        last = int(ends[min(start + window, len(ends)) - 1])
-        if first == last:
-            continue
-        found = tuple(_make_buckets(np.arange(first, last), costs, budget))
-        pools.append(_Pool(len(pools), found, sum(bucket.groups for bucket in found), buckets))
-        buckets += len(found)
-    return pools
+    def _make_pools(self, member_sizes: Ints, costs: SampleCosts, window: int, budget: float) -> None:
+        ends = np.append(0, np.cumsum(member_sizes))
+        for start in range(0, len(member_sizes), window):
+            ids = np.arange(ends[start], ends[min(start + window, len(member_sizes))])
+            if len(ids):
+                before = len(self._buckets)
+                self._buckets += _make_buckets(ids, costs, budget)
+                self._pools.append(range(before, len(self._buckets)))
 
 
-def _make_buckets(ids: Ints, costs: SampleCosts, budget: float) -> list[Bucket]:
+def _make_buckets(ids: Ints, costs: SampleCosts, budget: float) -> list[tuple[Ints, int]]:
     """Buckets by target length, each of at least one full group, the large ones cut by source length."""
     ids = ids[np.argsort(-costs.target_N[ids], kind="stable")]
     class_N = -(-costs.target_N[ids] // costs.multiple)
@@ -196,13 +175,13 @@ def _make_buckets(ids: Ints, costs: SampleCosts, budget: float) -> list[Bucket]:
     return [bucket for part in parts for bucket in _split_by_source(part, costs, budget)]
 
 
-def _split_by_source(ids: Ints, costs: SampleCosts, budget: float) -> list[Bucket]:
+def _split_by_source(ids: Ints, costs: SampleCosts, budget: float) -> list[tuple[Ints, int]]:
     wanted = len(ids) // (_GROUPS_TO_SPLIT * _capacity(ids, costs, budget))
     parts = [ids]
     if wanted > 1:
         ordered = ids[np.argsort(costs.source_N[ids], kind="stable")]
         parts = np.array_split(ordered, min(wanted, _MOST_SOURCE_BUCKETS))
-    return [Bucket(part, -(-len(part) // _capacity(part, costs, budget))) for part in parts]
+    return [(part, -(-len(part) // _capacity(part, costs, budget))) for part in parts]
 
 
 def _capacity(ids: Ints, costs: SampleCosts, budget: float) -> int:

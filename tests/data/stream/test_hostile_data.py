@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def rewrite(source: Path, target: Path, change: Callable[[dict[str, Any]], objec
     change(body)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({**body, "checksum": index_module._checksum(body)}))
+
+
+def replace_inside(path: list[int], odd: Any, body: dict[str, Any]) -> None:
+    new = mutated(body, path, odd)
+    body.clear()
+    body.update(new if isinstance(new, dict) else {"value": new})
 
 
 @pytest.mark.parametrize(
@@ -83,13 +90,8 @@ def test_the_language_of_raw_text_is_a_name(tiny, tmp_path):
 def test_mutated_files_are_accepted_or_refused_in_words(tiny, tmp_path, kind, path, odd):
     name = "manifest.json" if kind is Manifest else "train/index.json"
 
-    def change(body: dict[str, Any]) -> None:
-        new = mutated(body, path, odd)
-        body.clear()
-        body.update(new if isinstance(new, dict) else {"value": new})
-
     target = tmp_path / Path(name).name
-    rewrite(tiny / name, target, change)
+    rewrite(tiny / name, target, partial(replace_inside, path, odd))
     with taken_or_refused():
         kind.load(tmp_path)
 
@@ -222,12 +224,7 @@ def test_training_on_a_mutated_index_goes_on_or_is_refused(tiny, tmp_path_factor
     for shard in (tiny / "train").glob("*.tar"):
         (folder / shard.name).symlink_to(shard)
 
-    def change(body: dict[str, Any]) -> None:
-        new = mutated(body, path, odd)
-        body.clear()
-        body.update(new if isinstance(new, dict) else {"value": new})
-
-    rewrite(tiny / "train" / "index.json", folder / "index.json", change)
+    rewrite(tiny / "train" / "index.json", folder / "index.json", partial(replace_inside, path, odd))
     with taken_or_refused():
         maker = BatchMaker(folder, run_config(), load_tokenizer(tiny / "tokenizer").special)
         assert [len(step.sample_ids) for step in StepLoader(maker, RankShare(0, 1, 4), 0, 2)] == [12, 12]

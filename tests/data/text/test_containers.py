@@ -13,24 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from janus_ds.data.text.documents import DocumentReader, DocumentRule, Position
-from janus_ds.data.text.text_files import list_inputs
+from janus_ds.data.text.documents import Position
 from janus_ds.errors import DataError
+from tests.data.text.test_documents import read
 from tests.support.bad_server import serve
 from tests.support.hostile import bounded
 
 TEXTS = [f"Text {n} é.\nLine." for n in range(300)]
 
 
-def read(*paths: Path | str, start: Position | None = None, **rule: str) -> list[str]:
-    return [
-        text for text, _ in DocumentReader(list_inputs(paths), DocumentRule(**rule)).read(start or Position())
-    ]
-
-
 def fails(path: Path | str, what: str) -> DataError:
     with pytest.raises(DataError, match=what) as caught:
-        read(path)
+        read([path])
     assert str(caught.value).count("\n") == 2
     return caught.value
 
@@ -60,10 +54,10 @@ def test_folders_of_the_hub_and_their_columns(tmp_path: Path) -> None:
         titles = [f"T{i}" for i in range(150)]
         blob = parquet(blobs / str(n), {"id": titles, "title": titles, "text": part})
         (hub / "data" / f"train-0000{n}-of-00002.parquet").symlink_to(blob)
-    assert read(hub) == TEXTS
-    assert read(hub, field="title")[0] == "T0"
-    assert read(hub, start=Position(1, 100)) == TEXTS[250:]
-    assert read(parquet(tmp_path / "a.parquet", {"body": ["One.", None, "Two."]})) == ["One.", "Two."]
+    assert read([hub]) == TEXTS
+    assert read([hub], field="title")[0] == "T0"
+    assert read([hub], Position(1, 100)) == TEXTS[250:]
+    assert read([parquet(tmp_path / "a.parquet", {"body": ["One.", None, "Two."]})]) == ["One.", "Two."]
     two = parquet(tmp_path / "b.parquet", {"body": ["a"], "title": ["b"]})
     assert "--field" in fails(two, "of text it has: body, title").fix
     whole = (hub / "data/train-00000-of-00002.parquet").read_bytes()
@@ -81,7 +75,7 @@ def test_webdataset_tars_from_everywhere(tmp_path: Path) -> None:
     tar(tmp_path / "shard-001.tar.gz", both, "w:gz")
     with serve(tmp_path) as server:
         server.plan["shard-000.tar"] = ["cut"]
-        assert read(f"{server.address}/shard-000.tar", f"{server.address}/shard-001.tar.gz") == TEXTS
+        assert read([f"{server.address}/shard-000.tar", f"{server.address}/shard-001.tar.gz"]) == TEXTS
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         names = [f"{'é' * 40}/{'d' * 150}/{n}.{form}.txt" for n in range(2)]
         with tarfile.open(tmp_path / "long.tar", "w", format=form) as archive:
@@ -89,9 +83,9 @@ def test_webdataset_tars_from_everywhere(tmp_path: Path) -> None:
                 entry = tarfile.TarInfo(name)
                 entry.size = 4
                 archive.addfile(entry, io.BytesIO(b"Text"))
-        assert read(tmp_path / "long.tar") == ["Text", "Text"]
+        assert read([tmp_path / "long.tar"]) == ["Text", "Text"]
     pattern = f"pipe:cat {tmp_path}/shard-{{000..001}}.tar*"
-    assert read(pattern) == read(f"{tmp_path}/shard-{{000.tar,001.tar.gz}}") == TEXTS
+    assert read([pattern]) == read([f"{tmp_path}/shard-{{000.tar,001.tar.gz}}"]) == TEXTS
 
 
 def record(keyword: bytes, value: bytes) -> bytes:
@@ -113,7 +107,7 @@ def test_hostile_tars(tmp_path: Path) -> None:
         entry = tarfile.TarInfo("../../b.txt")
         entry.size = 4
         archive.addfile(entry, io.BytesIO(b"Text"))
-    assert read(odd) == ["Text"]
+    assert read([odd]) == ["Text"]
     whole = tar(tmp_path / "a.tar", {"a.txt": b"Text " * 3000, "b.txt": b"Text"}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:9000])
     fails(tmp_path / "cut.tar", "cut or damaged")
