@@ -28,60 +28,46 @@ _REPEAT = 'leave the block out, write "auto", or change the recipe'
 
 _BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-_OFFLOAD_OPTIMIZER = _words(
-    "device nvme_path buffer_count pin_memory pipeline_read pipeline_write fast_init ratio "
-    "super_offload cpuadam_cores_perc"
-)
-_OFFLOAD_PARAM = _words("device nvme_path buffer_count buffer_size max_in_cpu pin_memory")
-_ZERO = _words(
-    "stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce "
-    "allgather_partitions allgather_bucket_size overlap_comm compute_grad_norm load_from_fp32_weights "
-    "elastic_checkpoint offload_param offload_optimizer zenflow sub_group_size "
-    "stage3_prefetch_bucket_size stage3_param_persistence_threshold stage3_model_persistence_threshold "
-    "stage3_max_live_parameters stage3_max_reuse_distance stage3_gather_16bit_weights_on_model_save "
-    "stage3_module_granularity_threshold stage3_use_all_reduce_for_fetch_params "
-    "stage3_allgather_sequential ignore_unused_parameters legacy_stage1 round_robin_gradients "
-    "parameter_alignment zero_hpz_partition_size zero_quantized_weights "
-    "zero_quantized_nontrainable_weights zero_quantized_gradients memory_efficient_linear "
-    "pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings enable_sanity_checks "
-    "save_muon_momentum_buffer_in_memory leaf_module"
-)
-
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "zero_optimization": _ZERO,
-    "zero_optimization.offload_optimizer": _OFFLOAD_OPTIMIZER,
-    "zero_optimization.offload_param": _OFFLOAD_PARAM,
-    "fp16": (
-        *_words("enabled auto_cast loss_scale initial_scale_power loss_scale_window hysteresis"),
-        *_words("consecutive_hysteresis min_loss_scale fp16_master_weights_and_grads"),
-    ),
-    "bf16": (
-        *_words("enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads"),
-        "bf16_optimizer_states",
-    ),
-    "optimizer": ("type", "params", "legacy_fusion"),
-    "scheduler": ("type", "params"),
-    "comms_logger": ("enabled", "verbose", "prof_all", "debug", "prof_ops"),
-    "flops_profiler": (
-        *_words("enabled recompute_fwd_factor profile_step module_depth top_modules detailed"),
-        "output_file",
-    ),
-    "data_types": ("grad_accum_dtype",),
+    name: tuple(keys.split())
+    for name, keys in {
+        "zero_optimization": """
+            stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce
+            allgather_partitions allgather_bucket_size overlap_comm compute_grad_norm load_from_fp32_weights
+            elastic_checkpoint offload_param offload_optimizer zenflow sub_group_size
+            stage3_prefetch_bucket_size stage3_param_persistence_threshold
+            stage3_model_persistence_threshold stage3_max_live_parameters stage3_max_reuse_distance
+            stage3_gather_16bit_weights_on_model_save stage3_module_granularity_threshold
+            stage3_use_all_reduce_for_fetch_params stage3_allgather_sequential ignore_unused_parameters
+            legacy_stage1 round_robin_gradients parameter_alignment zero_hpz_partition_size
+            zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients
+            memory_efficient_linear pipeline_loading_checkpoint override_module_apply
+            log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory leaf_module""",
+        "zero_optimization.offload_optimizer": """
+            device nvme_path buffer_count pin_memory pipeline_read pipeline_write fast_init ratio
+            super_offload cpuadam_cores_perc""",
+        "zero_optimization.offload_param": "device nvme_path buffer_count buffer_size max_in_cpu pin_memory",
+        "fp16": """
+            enabled auto_cast loss_scale initial_scale_power loss_scale_window hysteresis
+            consecutive_hysteresis min_loss_scale fp16_master_weights_and_grads""",
+        "bf16": """
+            enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads
+            bf16_optimizer_states""",
+        "optimizer": "type params legacy_fusion",
+        "scheduler": "type params",
+        "comms_logger": "enabled verbose prof_all debug prof_ops",
+        "flops_profiler": """
+            enabled recompute_fwd_factor profile_step module_depth top_modules detailed output_file""",
+        "data_types": "grad_accum_dtype",
+    }.items()
 }
 """Sections and the keys in them."""
 
-KNOWN: tuple[str, ...] = (
-    *_BATCH_KEYS,
-    *(name for name in SECTIONS if "." not in name),
-    *_words("gradient_clipping steps_per_print wall_clock_breakdown memory_breakdown dump_state"),
-    *_words("communication_data_type prescale_gradients gradient_predivide_factor disable_python_gc"),
-    *_words("zero_allow_untested_optimizer zero_force_ds_cpu_optimizer log_level"),
-)
+_PLAIN_KEYS = """
+    gradient_clipping steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level
+    communication_data_type prescale_gradients gradient_predivide_factor disable_python_gc
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer"""
+KNOWN = (*_BATCH_KEYS, *(name for name in SECTIONS if "." not in name), *_PLAIN_KEYS.split())
 """All keys that may stand at the top level."""
 
 _MONITORS = (
