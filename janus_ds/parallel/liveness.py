@@ -103,7 +103,6 @@ class Liveness:
         self._listeners: dict[str, Callable[[int, str], None]] = {}
         self._lines: dict[int, socket.socket] = {}
         self._peers: list[Peer] = []
-        self._thread: threading.Thread | None = None
         if topology.world_size > 1:
             self._start(topology)
 
@@ -173,8 +172,7 @@ class Liveness:
         for line in self._lines.values():
             _keep_alive(line)
         os.register_at_fork(after_in_child=self._forget)
-        self._thread = threading.Thread(target=self._watch, name="liveness", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._watch, name="liveness", daemon=True).start()
 
     def _forget(self) -> None:
         # A data worker that inherits the sockets would keep a dead rank's connections open.

@@ -146,7 +146,9 @@ def find_launchers(process: psutil.Process) -> list[psutil.Process]:
     `deepspeed` is two: the command, which dies of any signal without a word to the other, and the
     one that starts the ranks. A shell or Slurm is not among them: what outlives those is meant to.
     """
-    return list(itertools.takewhile(_is_launcher, process.parents()))
+    with contextlib.suppress(psutil.Error):  # one of them ends just now
+        return list(itertools.takewhile(_is_launcher, process.parents()))
+    return []
 
 
 def _has_launcher(environ: Mapping[str, str]) -> bool:
