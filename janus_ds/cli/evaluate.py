@@ -32,7 +32,7 @@ from janus_ds.metrics.scores import Scores, check_same_length, read_lines, rende
 from janus_ds.metrics.translation import compare_translations, score_translations
 
 if TYPE_CHECKING:
-    from janus_ds.evaluate.evaluation import SystemResult
+    from janus_ds.evaluate.evaluation import Evaluated
 
 _ALL = "all"
 _NMT = """\
@@ -109,24 +109,31 @@ def _decode_nmt(parsed: argparse.Namespace) -> int:
     from janus_ds.evaluate.tasks import NMT_COLUMNS, evaluate
 
     request = replace(checkpoint_request(parsed), baseline=parsed.baseline)
-    results = evaluate(request, systems_progress())
-    signatures = {result.scores.signatures["sacrebleu"] for result in results}
+    found = evaluate(request, systems_progress())
+    signatures = {result.scores.signatures["sacrebleu"] for result in found.systems}
     lines = [
-        results_table(results, NMT_COLUMNS),
+        results_table(found.systems, NMT_COLUMNS),
         *(f"sacreBLEU: {signature}" for signature in sorted(signatures)),
     ]
-    compared = [(result.name, _significance_lines(result.scores)) for result in results]
-    return _tell(results, lines, [f"{name} " + "\n".join(found) for name, found in compared if found])
+    compared = [(result.name, _significance_lines(result.scores)) for result in found.systems]
+    return _tell(found, lines, [f"{name} " + "\n".join(told) for name, told in compared if told])
 
 
-def _tell(results: Sequence[SystemResult], lines: Iterable[str], further: Iterable[str]) -> int:
-    """Print what an evaluation found: lines, warnings, further lines, and where all of it lies."""
-    if not results:
+def _tell(found: Evaluated, lines: Iterable[str], further: Iterable[str]) -> int:
+    """Print what an evaluation found: of what, lines, warnings, further lines, and where all of it lies."""
+    if not found.systems:
         print("nothing to decode")
         return 0
-    warnings = dict.fromkeys(text for result in results for text in result.scores.warnings)
-    print("\n".join([*lines, *(f"warning: {text}" for text in warnings), *further]))
-    print(f"hypotheses and scores are in {results[0].file.parent}")
+    scores = found.systems[0].scores
+    of = f"{scores.task}, {scores.split}, {scores.n:,} lines, weights {found.weights}"
+    average = scores.extra["average"]
+    of += f" and the {average - 1} before, averaged" if average > 1 else ""
+    warnings = dict.fromkeys(text for result in found.systems for text in result.scores.warnings)
+    print("\n".join([of, *lines, *(f"warning: {text}" for text in warnings), *further]))
+    if found.removed:
+        what = f"an earlier evaluation of other weights or sentences: {', '.join(found.removed)}"
+        print(f"removed: the files of {what}")
+    print(f"hypotheses and scores are in {found.systems[0].file.parent}")
     return 0
 
 
@@ -204,18 +211,13 @@ def _decode_glge(parsed: argparse.Namespace) -> int:
 
     from janus_ds.evaluate.evaluation import results_table
     from janus_ds.evaluate.tasks import evaluate_glge, with_best
-    from janus_ds.evaluate.timing import LatencyPlan
 
     request = replace(request, checkpoint=with_best(parsed.checkpoint, parsed.average))
-    plan = LatencyPlan(parsed.latency) if parsed.latency else None
-    results, latency, weights = evaluate_glge(
-        request, task, meteor, plan, parsed.ar_checkpoint, systems_progress()
-    )
-    scores = [result.scores for result in results][:1]
-    lines = [f"{task.name}, {first.split}, {first.n} lines, weights {weights}" for first in scores]
-    lines.append(results_table(results, [*task.columns, "overall"]))
-    lines += [f"  {name}: {how}" for first in scores for name, how in first.signatures.items()]
-    return _tell(results, lines, [] if latency is None else ["", *latency.lines()])
+    found = evaluate_glge(request, task, meteor, parsed.latency, parsed.ar_checkpoint, systems_progress())
+    lines = [results_table(found.systems, [*task.columns, "overall"])]
+    for result in found.systems[:1]:
+        lines += [f"  {name}: {how}" for name, how in result.scores.signatures.items()]
+    return _tell(found, lines, [] if found.latency is None else ["", *found.latency.lines()])
 
 
 def _score_task(parsed: argparse.Namespace) -> Scores:

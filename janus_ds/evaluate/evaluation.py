@@ -23,8 +23,8 @@ from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.evaluate.timing import LatencyPlan, measure, spread_over
-from janus_ds.io import disk_faults, write_atomic
+from janus_ds.evaluate.latency import LatencyReport, measure, spread_over
+from janus_ds.io import disk_faults, read_json, write_atomic
 from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
@@ -133,11 +133,28 @@ class SystemResult:
     speed: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        weights: their folder.
+        sources: what was decoded, as token ids.
+        removed: systems of an earlier evaluation of other weights or sentences, whose files gave way.
+    """
+
+    systems: list[SystemResult]
+    weights: Path
+    sources: list[list[int]]
+    removed: list[str]
+    latency: LatencyReport | None = None
+
+
 class Evaluation(Protocol):
     """What one kind of task knows."""
 
     def read(self, request: EvalRequest, run: LoadedRun) -> PairText:
-        """The text of the split."""
+        """The text of the split, as much of it as is asked for."""
 
     def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: PairText) -> Scores:
         """Scores of one system's outputs; `found` are the hypotheses behind the lines."""
@@ -145,14 +162,15 @@ class Evaluation(Protocol):
 
 def run_evaluation(
     request: EvalRequest, run: LoadedRun, task: Evaluation, progress: Progress | None = None
-) -> list[SystemResult]:
+) -> Evaluated:
     """Decode, score, measure and write; a system's files appear as soon as it is done."""
     systems = systems_of(request, run)
-    text = task.read(request, run).first(request.limit)
+    text = task.read(request, run)
     sources, long = encode_sources(run, text, request.on_long)
-    output = request.folder(run)
+    output, origin = request.folder(run), _origin(run, request)
     with disk_faults(output):
         output.mkdir(parents=True, exist_ok=True)
+        removed = _give_way(output, origin, text.sources)
     if text.references is not None:
         _write_lines(output / "references.txt", text.references)
     # For readers and reports: data directories move.
@@ -163,7 +181,7 @@ def run_evaluation(
         lines = TextLines(name, [one_line(run.codec().decode(item.tokens)) for item in found])
         scores = task.score(lines, found, text)
         decode = _decode_options(request, generator)
-        extra = {"system": name, "speed": speed, "decode": decode, **_origin(run, request), **scores.extra}
+        extra = {"system": name, "speed": speed, "decode": decode, **origin, **scores.extra}
         extra |= {"long_inputs": long} if long else {}
         warnings = [*([long["warning"]] if long else []), *scores.warnings]
         scores = replace(scores, extra=extra, warnings=warnings)
@@ -174,7 +192,23 @@ def run_evaluation(
         save_json(output / f"{name}.scores.json", scores.as_dict())
         results.append(SystemResult(name, output / f"{name}.txt", scores, speed))
     save_json(output / "scores.json", {"systems": {r.name: r.scores.as_dict() for r in results}})
-    return results
+    left = [name for name in removed if name not in systems]
+    return Evaluated(results, run.weights.parent, sources, left)
+
+
+def _give_way(output: Path, origin: Mapping[str, Any], sources: Sequence[str]) -> list[str]:
+    """Remove what an earlier evaluation of other weights or sentences has left; the names of its systems."""
+    kept, removed = _read_lines(output / "sources.txt") == list(sources), []
+    for path in output.glob("*.scores.json"):
+        try:
+            told = read_json(path)
+        except (OSError, ValueError):
+            told = {}
+        if not kept or any(told.get(name) != value for name, value in origin.items()):
+            removed.append(path.name.removesuffix(".scores.json"))
+            (output / f"{removed[-1]}.txt").unlink(missing_ok=True)
+            path.unlink()
+    return sorted(removed)
 
 
 def load_checkpoint(request: EvalRequest) -> LoadedRun:
@@ -290,8 +324,8 @@ def _decode(
     alone = [sources[i] for i in spread_over(len(sources), request.latency_sentences)]
     if alone:
         # The whole split was decoded just now: there is nothing left to warm up.
-        plan = LatencyPlan(len(alone), warm_up=0, rounds=1)
-        times = measure({name: lambda ids: one_by_one(generator, ids)}, alone, plan, request.device)
+        system = {name: lambda ids: one_by_one(generator, ids)}
+        times = measure(system, alone, request.device, warm_up=0, rounds=1)
         speed["ms_per_sentence_batch_1"] = times[name].mean
     return found, speed
 
@@ -308,6 +342,10 @@ def _origin(run: LoadedRun, request: EvalRequest) -> dict[str, Any]:
         "checkpoint": run.weights.parent.name,
         "average": request.average,
     }
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

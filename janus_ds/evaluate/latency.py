@@ -1,34 +1,103 @@
-"""Speed of AR and NAR side by side, with two things to compare with: our AR, and transformers' AR."""
+"""Milliseconds a sentence as the paper's Tables 2, 4 and 5 count them: one sentence at a time.
+
+What is timed is decoding alone: encoder, length prediction, all decoder passes and the choice of the best
+candidate. Tokenising, loading and the text of the output are not. Two things to compare with: our AR, and
+transformers' AR.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import torch
 
-from janus_ds.config.modes import trained_modes, with_decode
-from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun, load_run
-from janus_ds.errors import CheckpointError
-from janus_ds.evaluate.evaluation import (
-    EvalRequest,
-    Progress,
-    one_by_one,
-    systems_of,
-)
+from janus_ds.decode.load import LoadedRun
 from janus_ds.evaluate.hf_folders import write_hf
-from janus_ds.evaluate.timing import DecodeOne, Latency, LatencyPlan, measure, spread_over
-from janus_ds.model.decoding.inference import prepare_for_inference
 from janus_ds.observe.progress import table
 
-_OURS, _THEIRS = "ar", "hf-ar"
+DecodeOne = Callable[[Sequence[int]], int]
+"""Decodes one source (token ids without bos and eos) and tells the number of tokens of the output."""
+
+Progress = Callable[[str, int, int], None]
+WARM_UP, ROUNDS = 20, 3
+"""Sentences decoded before, not counted; and times that all systems are measured."""
+_NINETY_FIVE = 0.95
+OURS, THEIRS = "ar", "hf-ar"
+
+
+@dataclass
+class Latency:
+    """Times of one system."""
+
+    milliseconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        """Milliseconds a sentence."""
+        return fmean(self.milliseconds)
+
+    def as_dict(self) -> dict[str, float]:
+        """Mean, median and 95th percentile in ms, and the mean length of the outputs in tokens."""
+        ordered = sorted(self.milliseconds)
+        return {
+            "ms_per_sentence": self.mean,
+            "median_ms": median(ordered),
+            "p95_ms": ordered[min(len(ordered) - 1, int(_NINETY_FIVE * len(ordered)))],
+            "mean_tokens": fmean(self.tokens),
+        }
+
+
+def spread_over(count: int, wanted: int) -> list[int]:
+    """Numbers of at most `wanted` of `count` sentences, evenly from all over a set: its first sentences need
+    not be typical."""
+    if wanted < 1:
+        return []
+    return list(range(0, count, max(1, count // wanted)))[:wanted]
+
+
+def measure(
+    systems: Mapping[str, DecodeOne],
+    sources: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    warm_up: int = WARM_UP,
+    rounds: int = ROUNDS,
+) -> dict[str, Latency]:
+    """Time systems on the same sentences, one after the other: a machine that slows down does so for all.
+
+    Args:
+        device: where they decode; a GPU is waited for before each look at the clock.
+        progress: called with "latency", and the numbers of finished sentences and of all.
+    """
+    found = {name: Latency() for name in systems}
+    done, total = 0, rounds * len(systems) * len(sources)
+    for decode in systems.values():
+        for source in sources[:warm_up]:
+            decode(source)
+    for _ in range(rounds):
+        for name, decode in systems.items():
+            for source in sources:
+                _wait_for(device)
+                start = time.perf_counter()
+                tokens = decode(source)
+                _wait_for(device)
+                found[name].milliseconds.append(1000 * (time.perf_counter() - start))
+                found[name].tokens.append(tokens)
+                done += 1
+                if progress is not None:
+                    progress("latency", done, total)
+    return found
+
+
+def _wait_for(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)
@@ -56,8 +125,8 @@ class LatencyReport:
         systems = {
             name: {
                 **latency.as_dict(),
-                "speed_up_over_our_ar": self.speed_up(name, _OURS),
-                "speed_up_over_hf_ar": self.speed_up(name, _THEIRS),
+                "speed_up_over_our_ar": self.speed_up(name, OURS),
+                "speed_up_over_hf_ar": self.speed_up(name, THEIRS),
             }
             for name, latency in self.systems.items()
         }
@@ -71,107 +140,10 @@ class LatencyReport:
         for name, latency in self.systems.items():
             found = latency.as_dict()
             cells = [f"{found[key]:.1f}" for key in ("ms_per_sentence", "median_ms", "p95_ms", "mean_tokens")]
-            ratios = [self.speed_up(name, base) for base in (_OURS, _THEIRS)]
+            ratios = [self.speed_up(name, base) for base in (OURS, THEIRS)]
             rows.append((name, *cells, *("-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios)))
         what = ", ".join(f"{key} {value}" for key, value in self.conditions.items())
         return [f"latency: {what}", table(rows), *(f"note: {note}" for note in self.notes)]
-
-
-def measure_glge(
-    request: EvalRequest,
-    run: LoadedRun,
-    sources: Sequence[Sequence[int]],
-    plan: LatencyPlan,
-    ar_checkpoint: Path | None = None,
-    progress: Progress | None = None,
-) -> LatencyReport:
-    """Time every system of a request, and both kinds of AR, one sentence at a time; the sentences are taken
-    evenly from all over the split.
-    """
-    chosen = [sources[i] for i in spread_over(len(sources), plan.samples)]
-    notes: list[str] = []
-    base = run if ar_checkpoint is None else _other_run(ar_checkpoint, run, request)
-    generators = systems_of(request, run)
-    if base is not run or "ar" in trained_modes(base.config.objective):
-        decode = with_decode(base.config, {**request.decode, "mode": "ar"})
-        # In front, and in the place of the run's own AR if another one is the base.
-        generators = {_OURS: Generator(base.model, base.text, base.special, decode)} | {
-            name: generator for name, generator in generators.items() if name != _OURS
-        }
-        notes += [f"{_OURS} is the run {base.config.name}"] if base is not run else []
-    else:
-        notes.append("the run was not trained for AR; --ar-checkpoint RUN gives it something to compare with")
-    systems: dict[str, DecodeOne] = {name: partial(one_by_one, made) for name, made in generators.items()}
-    with tempfile.TemporaryDirectory(prefix="janus-hf-") as folder:
-        peer = _peer(base, request, systems, chosen, Path(folder), notes)
-        if peer is not None:  # the AR systems first
-            ours = {name: decode for name, decode in systems.items() if name == _OURS}
-            systems = {**ours, _THEIRS: peer, **systems}
-        found = measure(systems, chosen, plan, request.device, progress)
-    return LatencyReport(found, _conditions(request, run, plan, len(chosen)), notes)
-
-
-def _other_run(path: Path, run: LoadedRun, request: EvalRequest) -> LoadedRun:
-    other = load_run(path, None, request.device)
-    prepare_for_inference(other.model, request.inference)
-    if getattr(other.codec(), "fingerprint", None) != getattr(run.codec(), "fingerprint", None):
-        raise CheckpointError(
-            "the two runs have different vocabularies",
-            f"{run.folder} and {other.folder}",
-            "give an --ar-checkpoint that was trained with the same tokenizer",
-        )
-    return other
-
-
-def _peer(
-    base: LoadedRun,
-    request: EvalRequest,
-    systems: Mapping[str, DecodeOne],
-    sources: Sequence[Sequence[int]],
-    folder: Path,
-    notes: list[str],
-) -> DecodeOne | None:
-    """transformers' AR of the base; None, with a note, where there cannot be one."""
-    if importlib.util.find_spec("transformers") is None:
-        notes.append("transformers is not installed, so there is no HF AR: pip install 'janus_ds[hf]'")
-        return None
-    base = replace(base, config=with_decode(base.config, {**request.decode, "mode": "ar"}))
-    same_weights = base.config.objective.ar_stream == "content" and _OURS in systems
-    lengths: dict[tuple[int, ...], int] | None = None
-    if not same_weights:
-        name = _OURS if _OURS in systems else list(systems)[-1]
-        lengths = {tuple(source): systems[name](source) for source in sources}
-    try:
-        peer = hf_ar(base, folder, lengths, request.device)
-    except CheckpointError as error:
-        notes.append(f"there is no HF AR: {error.what}")
-        return None
-    version = importlib.metadata.version("transformers")
-    if same_weights:
-        notes.append(f"{_THEIRS}: generate of transformers {version} with the weights of {_OURS}")
-    else:
-        notes.append(
-            f"{_THEIRS}: a BART of the same shape in transformers {version}, held to the lengths of "
-            f"{name}'s outputs, since these weights were not trained for plain AR, which is all that it has"
-        )
-    return peer
-
-
-def _conditions(request: EvalRequest, run: LoadedRun, plan: LatencyPlan, samples: int) -> dict[str, Any]:
-    device = torch.device(request.device)
-    decode = with_decode(run.config, request.decode).decode
-    cuda = device.type == "cuda"
-    return {
-        "batch": 1,
-        "samples": samples,
-        "rounds": plan.rounds,
-        "warm-up": min(plan.warm_up, samples),
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, threads {torch.get_num_threads()}",
-        "precision": "fp32",
-        "beam": decode.beam,
-        "length beam": decode.length_beam,
-        "torch": torch.__version__,
-    }
 
 
 def hf_ar(

@@ -1,15 +1,20 @@
-"""Translate a split with a checkpoint in several ways, score each, and measure speed.
-
-`eval/nmt.py --checkpoint RUN` is a thin front of :func:`evaluate`.
-"""
+"""What is decoded and how it is scored: translation, and the tasks of GLGE with their speed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.metadata
+import importlib.util
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from janus_ds.checkpoint.manager import BEST_FOLDER
+from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.data.prepare.pair_files import (
     GLGE_SPLITS,
     PairText,
@@ -20,32 +25,44 @@ from janus_ds.data.prepare.pair_files import (
     task_limits,
 )
 from janus_ds.data.stream.index import MANIFEST_NAME
-from janus_ds.decode.load import LoadedRun
+from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.search_settings import Hypothesis
-from janus_ds.errors import DataError, UsageError
+from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate.evaluation import (
     EvalRequest,
+    Evaluated,
     Progress,
-    SystemResult,
     check_vocabulary,
-    encode_sources,
     load_checkpoint,
+    one_by_one,
     run_evaluation,
+    systems_of,
 )
-from janus_ds.evaluate.latency import LatencyReport, measure_glge
-from janus_ds.evaluate.timing import LatencyPlan
+from janus_ds.evaluate.latency import (
+    OURS,
+    ROUNDS,
+    THEIRS,
+    WARM_UP,
+    DecodeOne,
+    LatencyReport,
+    hf_ar,
+    measure,
+    spread_over,
+)
 from janus_ds.metrics.glge import Meteor, Task, TaskTexts, score_task
-from janus_ds.metrics.scores import Scores, TextLines, read_lines, save_json
+from janus_ds.metrics.scores import Scores, TextLines, check_same_length, read_lines, save_json
 from janus_ds.metrics.translation import compare_translations, score_translations
+from janus_ds.model.decoding.inference import prepare_for_inference
 
 NMT_COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetition", "length_ratio")
 
 
-def evaluate(request: EvalRequest, progress: Progress | None = None) -> list[SystemResult]:
+def evaluate(request: EvalRequest, progress: Progress | None = None) -> Evaluated:
     """Translate, score, measure and write."""
     request.check()
-    run = load_checkpoint(request)
     baseline = read_lines(request.baseline) if request.baseline else None
+    run = load_checkpoint(request)
     return run_evaluation(request, run, _Translation(request.split, baseline), progress)
 
 
@@ -67,47 +84,145 @@ class _Translation:
     def read(self, request: EvalRequest, run: LoadedRun) -> PairText:
         data = _data_of(request, run)
         check_vocabulary(run, data)
-        return held_out_text(data, request.split)
+        text = held_out_text(data, request.split).first(request.limit)
+        if self._baseline is not None:
+            check_same_length(self._baseline, self._references(text))
+        return text
 
     def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: PairText) -> Scores:
-        references = TextLines(text.names[1], text.references or [])
+        references = self._references(text)
         scores = score_translations(outputs, references, self._split, [h.tokens for h in found])
         if self._baseline is None:
             return scores
         significance = compare_translations(outputs, references, self._baseline)
         return replace(scores, extra={"significance": significance})
 
+    def _references(self, text: PairText) -> TextLines:
+        return TextLines(text.names[1], text.references or [])
+
 
 def evaluate_glge(
     request: EvalRequest,
     task: Task,
     meteor: Meteor = "it was not asked for",
-    latency: LatencyPlan | None = None,
+    timed: int = 0,
     ar_checkpoint: Path | None = None,
     progress: Progress | None = None,
-) -> tuple[list[SystemResult], LatencyReport | None, Path]:
+) -> Evaluated:
     """Decode, score, measure and write; `scores.json` has the systems, and the latency if it was measured.
 
     Args:
-        request: checkpoint, modes, split and so on; its `latency_sentences` is not used.
-        latency: how speed is measured; None: it is not.
+        meteor: METEOR's program, or why there is none.
+        timed: sentences decoded one by one to measure speed; 0: it is not measured.
         ar_checkpoint: a run whose AR is the 1.0x of the speed-ups; None: the run itself, if it has AR.
-
-    Returns:
-        One result for each way of decoding, the latency, and the folder of the weights.
     """
     request = replace(request, latency_sentences=0)
     request.check()
     run = load_checkpoint(request)
-    split = _GlgeSplit(task, request.split, meteor)
-    results = run_evaluation(request, run, split, progress)
-    if latency is None:
-        return results, None, run.weights.parent
-    sources, _ = encode_sources(run, split.read(request, run).first(request.limit), request.on_long)
-    report = measure_glge(request, run, sources, latency, ar_checkpoint, progress)
-    systems = {result.name: result.scores.as_dict() for result in results}
+    found = run_evaluation(request, run, _GlgeSplit(task, request.split, meteor), progress)
+    if not timed:
+        return found
+    report = measure_glge(request, run, found.sources, timed, ar_checkpoint, progress)
+    systems = {result.name: result.scores.as_dict() for result in found.systems}
     save_json(request.folder(run) / "scores.json", {"systems": systems, "latency": report.as_dict()})
-    return results, report, run.weights.parent
+    return replace(found, latency=report)
+
+
+def measure_glge(
+    request: EvalRequest,
+    run: LoadedRun,
+    sources: Sequence[Sequence[int]],
+    samples: int,
+    ar_checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> LatencyReport:
+    """Time every system of a request, and both kinds of AR, one sentence at a time; the sentences are taken
+    evenly from all over the split.
+    """
+    chosen = [sources[i] for i in spread_over(len(sources), samples)]
+    notes: list[str] = []
+    base = run if ar_checkpoint is None else _other_run(ar_checkpoint, run, request)
+    generators = systems_of(request, run)
+    if base is not run or "ar" in trained_modes(base.config.objective):
+        decode = with_decode(base.config, {**request.decode, "mode": "ar"})
+        # In front, and in the place of the run's own AR if another one is the base.
+        generators = {OURS: Generator(base.model, base.text, base.special, decode)} | {
+            name: generator for name, generator in generators.items() if name != OURS
+        }
+        notes += [f"{OURS} is the run {base.config.name}"] if base is not run else []
+    else:
+        notes.append("the run was not trained for AR; --ar-checkpoint RUN gives it something to compare with")
+    systems: dict[str, DecodeOne] = {name: partial(one_by_one, made) for name, made in generators.items()}
+    with tempfile.TemporaryDirectory(prefix="janus-hf-") as folder:
+        peer = _peer(base, request, systems, chosen, Path(folder), notes)
+        if peer is not None:  # the AR systems first
+            ours = {name: decode for name, decode in systems.items() if name == OURS}
+            systems = {**ours, THEIRS: peer, **systems}
+        found = measure(systems, chosen, request.device, progress)
+    return LatencyReport(found, _conditions(request, run, len(chosen)), notes)
+
+
+def _other_run(path: Path, run: LoadedRun, request: EvalRequest) -> LoadedRun:
+    other = load_run(path, None, request.device)
+    prepare_for_inference(other.model, request.inference)
+    if getattr(other.codec(), "fingerprint", None) != getattr(run.codec(), "fingerprint", None):
+        raise CheckpointError(
+            "the two runs have different vocabularies",
+            f"{run.folder} and {other.folder}",
+            "give an --ar-checkpoint that was trained with the same tokenizer",
+        )
+    return other
+
+
+def _peer(
+    base: LoadedRun,
+    request: EvalRequest,
+    systems: Mapping[str, DecodeOne],
+    sources: Sequence[Sequence[int]],
+    folder: Path,
+    notes: list[str],
+) -> DecodeOne | None:
+    """transformers' AR of the base; None, with a note, where there cannot be one."""
+    if importlib.util.find_spec("transformers") is None:
+        notes.append("transformers is not installed, so there is no HF AR: pip install 'janus_ds[hf]'")
+        return None
+    base = replace(base, config=with_decode(base.config, {**request.decode, "mode": "ar"}))
+    same_weights = base.config.objective.ar_stream == "content" and OURS in systems
+    lengths: dict[tuple[int, ...], int] | None = None
+    if not same_weights:
+        name = OURS if OURS in systems else list(systems)[-1]
+        lengths = {tuple(source): systems[name](source) for source in sources}
+    try:
+        peer = hf_ar(base, folder, lengths, request.device)
+    except CheckpointError as error:
+        notes.append(f"there is no HF AR: {error.what}")
+        return None
+    version = importlib.metadata.version("transformers")
+    if same_weights:
+        notes.append(f"{THEIRS}: generate of transformers {version} with the weights of {OURS}")
+    else:
+        notes.append(
+            f"{THEIRS}: a BART of the same shape in transformers {version}, held to the lengths of "
+            f"{name}'s outputs, since these weights were not trained for plain AR, which is all that it has"
+        )
+    return peer
+
+
+def _conditions(request: EvalRequest, run: LoadedRun, samples: int) -> dict[str, Any]:
+    device = torch.device(request.device)
+    decode = with_decode(run.config, request.decode).decode
+    cuda = device.type == "cuda"
+    return {
+        "batch": 1,
+        "samples": samples,
+        "rounds": ROUNDS,
+        "warm-up": min(WARM_UP, samples),
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, threads {torch.get_num_threads()}",
+        "precision": "fp32",
+        "beam": decode.beam,
+        "length beam": decode.length_beam,
+        "torch": torch.__version__,
+    }
 
 
 def with_best(checkpoint: Path, average: int) -> Path:
@@ -134,7 +249,7 @@ class _GlgeSplit:
         pairs = list(read_pairs(source, target))
         references = None if target is None else [pair[1] for pair in pairs]
         names = (str(source), str(target))
-        return PairText([pair[0] for pair in pairs], references, names, limit)
+        return PairText([pair[0] for pair in pairs], references, names, limit).first(request.limit)
 
     def _prepared(self, data: Path, run: LoadedRun) -> tuple[tuple[Path, Path | None], int]:
         """The text that `prepare_glge.py` keeps, and the longest source of its settings."""

@@ -18,10 +18,8 @@ from janus_ds.data.prepare.settings import GlgeSettings, Limits, PrepareSettings
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
-from janus_ds.evaluate.evaluation import EvalRequest, SystemResult
-from janus_ds.evaluate.latency import LatencyReport
+from janus_ds.evaluate.evaluation import EvalRequest, Evaluated
 from janus_ds.evaluate.tasks import evaluate_glge
-from janus_ds.evaluate.timing import LatencyPlan
 from janus_ds.metrics.glge import task_named
 from janus_ds.parallel.topology import init_topology
 from tests.support.hf_folder import hub_folder
@@ -157,11 +155,10 @@ def test_pairs_of_glge_train_in_every_mode_in_barts_layout(results: Any) -> None
     assert main(["--to", "hf", str(folder / "glge-ar"), "--output", str(folder / "hf-ar")]) == 0
 
 
-def evaluated(folder: Path, run: str, **base: Any) -> tuple[list[SystemResult], LatencyReport | None, Path]:
+def evaluated(folder: Path, run: str, **base: Any) -> Evaluated:
     request = EvalRequest(folder / run, iterations=(0, 1), output=folder / f"eval-{run}", **base)
-    plan = LatencyPlan(samples=2, warm_up=1, rounds=1)
     other = folder / "glge-ar" if run == "glge-nar" else None
-    return evaluate_glge(request, task_named("squadqg"), "not here", plan, other, lambda *_: None)
+    return evaluate_glge(request, task_named("squadqg"), "not here", 2, other, lambda *_: None)
 
 
 def test_checkpoints_of_glge_are_evaluated_in_every_mode(results: Any) -> None:
@@ -171,8 +168,8 @@ def test_checkpoints_of_glge_are_evaluated_in_every_mode(results: Any) -> None:
         ("glge-nar", ["nar-0", "nar-1"]),
         ("glge-ar", ["ar"]),
     ):
-        results_of, measured, _ = evaluated(folder, run)
-        assert [result.name for result in results_of] == systems
+        found = evaluated(folder, run)
+        assert [result.name for result in found.systems] == systems
         told = json.loads((folder / f"eval-{run}" / "scores.json").read_text())
         for name in systems:
             assert len((folder / f"eval-{run}" / f"{name}.txt").read_text().splitlines()) == 5
@@ -180,7 +177,7 @@ def test_checkpoints_of_glge_are_evaluated_in_every_mode(results: Any) -> None:
             assert (scores["task"], scores["split"], scores["n"]) == ("squadqg", "test", 5)
             assert {"rougeL", "bleu4"} == set(scores["metrics"]) == set(scores["signatures"])
             assert any("METEOR is missing" in warning for warning in scores["warnings"])
-        assert measured is not None
+        assert found.latency is not None
         latency = told["latency"]["systems"]
         assert latency["ar"]["speed_up_over_our_ar"] == 1
         assert {"ar", *systems} <= set(latency)
@@ -192,16 +189,16 @@ def test_checkpoints_of_glge_are_evaluated_in_every_mode(results: Any) -> None:
         assert ("with the weights of ar" in notes) == (run != "glge-janus")
         if run == "glge-janus":
             assert latency["hf-ar"]["mean_tokens"] == latency["ar"]["mean_tokens"]
-        table = "\n".join(measured.lines())
+        table = "\n".join(found.latency.lines())
         assert "x HF AR" in table
 
 
 def test_the_text_of_an_evaluation_may_lie_in_the_official_layout(results: Any) -> None:
     folder, _ = results
-    prepared = evaluated(folder, "glge-ar")[0][0].file.read_text()
+    prepared = evaluated(folder, "glge-ar").systems[0].file.read_text()
     for place in (folder, folder / "squadqg_data"):
-        assert evaluated(folder, "glge-ar", data=place)[0][0].file.read_text() == prepared
-    dev = evaluated(folder, "glge-ar", split="dev", limit=3)[0][0].scores
+        assert evaluated(folder, "glge-ar", data=place).systems[0].file.read_text() == prepared
+    dev = evaluated(folder, "glge-ar", split="dev", limit=3).systems[0].scores
     assert (dev.split, dev.n) == ("dev", 3)
 
 

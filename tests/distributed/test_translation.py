@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints, read_weights
-from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
+from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
 from janus_ds.evaluate.evaluation import EvalRequest, results_table
 from janus_ds.evaluate.tasks import NMT_COLUMNS, evaluate
 from janus_ds.parallel.topology import Topology, init_topology
@@ -149,7 +150,7 @@ def test_averaging_takes_the_last_checkpoints(found, folder):
 
 def test_evaluation_translates_scores_and_measures(found, folder):
     request = EvalRequest(folder / "one", 2, iterations=(0, 2), latency_sentences=2)
-    results = evaluate(request)
+    results = evaluate(request).systems
     assert [result.name for result in results] == ["ar", "nar-0", "nar-2"]
     for result in results:
         assert len(result.file.read_text().splitlines()) == 16
@@ -161,6 +162,13 @@ def test_evaluation_translates_scores_and_measures(found, folder):
     assert len(results_table(results, NMT_COLUMNS).splitlines()) == 4
     whole = json.loads((folder / "one/eval/test/scores.json").read_text())
     assert set(whole["systems"]) == {"ar", "nar-0", "nar-2"}
+    # Files of other weights or sentences do not stay beside new ones.
+    again = evaluate(replace(request, modes=("ar",), latency_sentences=0))
+    assert again.removed == []
+    again = evaluate(replace(request, modes=("nar",), iterations=(0,), limit=4, latency_sentences=0))
+    assert again.removed == ["ar", "nar-2"]
+    left = {path.name for path in again.systems[0].file.parent.iterdir()}
+    assert left == {"nar-0.scores.json", "nar-0.txt", "references.txt", "scores.json", "sources.txt"}
 
 
 @pytest.mark.parametrize(
@@ -175,12 +183,17 @@ def test_evaluation_translates_scores_and_measures(found, folder):
         ({"split": "dev"}, JanusError, "sources of split 'dev' are missing"),
         ({"modes": ("nar",), "run": "plain"}, ConfigError, "not trained to decode in mode 'nar'"),
         ({"data": "other"}, CheckpointError, "another vocabulary than the data"),
+        ({"baseline": "short"}, DataError, "do not have the same number of lines"),
     ],
 )
 def test_evaluations_that_cannot_be_are_refused(found, folder, tmp_path, change, kind, words):
     if change.get("data"):
         prepare_tiny(tmp_path, count=150)
         change = {"data": tmp_path / "data"}
+    if change.get("baseline"):
+        change = {"baseline": tmp_path / "short.en"}
+        change["baseline"].write_text("one line\n")
     run = change.pop("run", "one") if "run" in change else "one"
     with pytest.raises(kind, match=words):
         evaluate(EvalRequest(folder / run, output=tmp_path / "out", **change))
+    assert not (tmp_path / "out").exists()

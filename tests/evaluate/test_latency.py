@@ -11,9 +11,8 @@ import pytest
 from janus_ds.cli.convert import main
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
-from janus_ds.evaluate.latency import LatencyReport, hf_ar
+from janus_ds.evaluate.latency import Latency, LatencyReport, hf_ar, measure, spread_over
 from janus_ds.evaluate.tasks import with_best
-from janus_ds.evaluate.timing import Latency, LatencyPlan, measure, spread_over
 from tests.support.hf_folder import hub_folder
 
 
@@ -35,8 +34,8 @@ def test_all_systems_decode_the_same_sentences_in_turn_after_a_warm_up() -> None
         return decode
 
     systems = {name: system(name) for name in ("a", "b")}
-    plan = LatencyPlan(samples=2, warm_up=1, rounds=2)
-    found = measure(systems, [[5], [7]], plan, progress=lambda *values: shown.append(values))  # type: ignore[arg-type]
+    tell = lambda *values: shown.append(values)  # noqa: E731
+    found = measure(systems, [[5], [7]], progress=tell, warm_up=1, rounds=2)  # type: ignore[arg-type]
     once = [("a", 5), ("a", 7), ("b", 5), ("b", 7)]
     assert calls == [("a", 5), ("b", 5), *once, *once]
     assert found["a"].tokens == [5, 7, 5, 7]
