@@ -14,7 +14,7 @@ import random
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from janus_ds.decode.rescore import ArScorer
 from janus_ds.decode.search_settings import Hypothesis, search_settings
 from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import UsageError
-from janus_ds.evaluate.passages import Passage, heldout_passages, line_passages, valid_split
+from janus_ds.evaluate.passages import Passage, heldout_passages, valid_split
 from janus_ds.io import write_atomic
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
@@ -55,7 +55,6 @@ WAYS = {
 """What each mode knows of a blank when it fills it."""
 _BATCH = 32
 _COMMONEST = 10
-_WORDS_HIDDEN = 0.15
 _DRAWN = 40
 _WHOLE = re.compile(r"""["']?[A-Z].{40,}[.!?]["']?$""")
 _HIDDEN = 2
@@ -184,16 +183,17 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
     drawn = heldout_passages(run.config, run.special, text, _DRAWN * count, data)
     lines = [one_line(passage.reference or "") for passage in drawn]
     most = min(run.config.model.max_source_positions, most_rows(run.config)) - 2
-    # Most blocks begin or end within a sentence.
-    hidden = {line: _with_blanks(line, text) for line in lines if _WHOLE.match(line)}
-    passages = [Passage(text.encode(source), source, line) for line, source in hidden.items() if source]
-    if len(passages) < count:
-        passages = line_passages(lines, text, _WORDS_HIDDEN, _SEED)
-    passages = [item for item in passages if len(item.ids) <= most]
+    # Most blocks begin or end within a sentence; a tiny vocabulary may have no word of one token.
+    for chosen, fits in (([line for line in lines if _WHOLE.match(line)], _is_one_token), (lines, _is_word)):
+        hidden = {line: source for line in chosen if (source := _with_blanks(line, text, fits))}
+        passages = [Passage(text.encode(source), source, line) for line, source in hidden.items()]
+        passages = [item for item in passages if len(item.ids) <= most]
+        if len(passages) >= count:
+            break
     found = {}
     for mode in run.config.objective.streams[1:]:
         generator = Generator(run.model, text, run.special, with_decode(run.config, {"mode": mode}))
-        targets = [generator.target(item.source, (1,)) for item in passages]
+        targets = generator.targets([item.source for item in passages], (1,))
         passages = [replace(item, target=target) for item, target in zip(passages, targets, strict=True)]
         found[mode] = FoundBy(generator.generate_ids([item.ids for item in passages], targets=targets), 0.0)
     begins_V = word_beginnings(text, run.special.vocab_size)
@@ -236,10 +236,18 @@ def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> Hyp
     return Hypothesis(tuple(row), sum(gains) / len(gains), len(places), filled=tuple(places))
 
 
-def _with_blanks(line: str, text: TextCodec) -> str | None:
-    """A line with two inner words hidden that are one token each; None: it has not two."""
+def _is_word(word: str, text: TextCodec) -> bool:
+    return word.isalpha()
+
+
+def _is_one_token(word: str, text: TextCodec) -> bool:
+    return word.isalpha() and len(text.encode(word)) == 1
+
+
+def _with_blanks(line: str, text: TextCodec, fits: Callable[[str, TextCodec], bool]) -> str | None:
+    """A line with two inner words hidden that fit; None: it has not two."""
     words, draw = line.split(), random.Random(f"{_SEED}:{line}")
-    short = [i for i, word in enumerate(words) if word.isalpha() and len(text.encode(word)) == 1][1:-1]
+    short = [i for i, word in enumerate(words) if fits(word, text)][1:-1]
     if len(short) < _HIDDEN:
         return None
     for place in draw.sample(short, _HIDDEN):

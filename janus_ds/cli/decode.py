@@ -165,8 +165,13 @@ def _targets(parsed: argparse.Namespace, generators: Sequence[Generator]) -> Ite
     if not all(word.strip().isdigit() for word in words):
         raise UsageError(f"{parsed.blank_lengths!r} are no lengths", "--blank-lengths", "give numbers: 1,2,3")
     lengths = [int(word) for word in words]
-    found = [[made.target(line, lengths, i) for i, line in enumerate(lines, 1)] for made in generators]
-    return iter(found[0])
+    found, *_ = [made.targets(lines, lengths) for made in generators]
+    whole = [str(number) for number, target in enumerate(found, 1) if not target.has_blank]
+    if whole:
+        which = ", ".join(whole[:5]) + ", ..." * (len(whole) > 5)
+        what = f"{len(whole):,} of {len(found):,} targets have no blank and stay as they are (line {which})"
+        print(f"warning: {what}", file=sys.stderr, flush=True)
+    return iter(found)
 
 
 def _found(
@@ -210,8 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     lengths = "--target: tokens that a blank may have, as 1,2,3; the best of all combinations (default: 1)"
     add("--blank-lengths", metavar="N,...", help=lengths)
     add("--seed", type=int, help="which words --mask-share hides; draws of samples (default: 1)")
-    nbest = "AR: beams or samples, NAR and aux: lengths: N of each input, as `number ||| text ||| score`"
-    nbest += "; best first, samples in the order they were drawn"
+    nbest = "AR: beams or samples, NAR and aux: lengths: N of each input, as `number ||| text ||| score`, of "
+    nbest += "several modes `number ||| text ||| mode ||| score`; best first, samples as they were drawn"
     add("--nbest", type=int, metavar="N", help=nbest)
     add("--jsonl", action="store_true", help="one JSON object an output: text, score, passes, seconds, ...")
     add("--ids", action="store_true", help="inputs and outputs are token ids")

@@ -174,11 +174,14 @@ def as_blocks(passages: Sequence[Passage], first: int, found: Found, say: Say) -
 
 
 def as_nbest(passages: Sequence[Passage], first: int, found: Found, say: Say, count: int) -> list[str]:
-    """`number ||| text ||| score`, as Moses writes n-best lists; numbers begin with `first`, which is 0."""
+    """`number ||| text ||| score`, as Moses writes n-best lists; numbers begin with `first`, which is 0.
+
+    Of several modes, the mode stands before the score, in the place of Moses' features.
+    """
     return [
-        f"{first + number} ||| {say(number, item)} ||| {item.score:.4f}"
+        f"{first + number} ||| {say(number, item)} ||| {f'{mode} ||| ' * (len(found) > 1)}{item.score:.4f}"
         for number in range(len(passages))
-        for by in found.values()
+        for mode, by in found.items()
         for item in by.items[number][:count]
     ]
 

@@ -112,7 +112,7 @@ class Demo:
             text = re.sub(BLANK, MASK_TEXT, text)
         checked_texts([text, given])
         lengths = (1, 2, 3) if len(re.findall(BLANK, given)) < 4 else (1,)
-        target = generator.target(given, lengths) if given else None
+        targets = generator.targets(given, lengths) if given else None
 
         def show(made: Pass) -> None:
             nonlocal number
@@ -121,10 +121,10 @@ class Demo:
 
         with watched(show) as watch:
             start = perf_counter()
-            found = generator.generate_ids([codec.encode(text)], targets=[target] if target else None)
+            found = generator.generate_ids([codec.encode(text)], targets=targets)
             seconds = perf_counter() - start - watch.seconds
         best = found[0][0]
-        output = target.text(best, codec) if target else codec.decode(best.tokens)
+        output = targets[0].text(best, codec) if targets else codec.decode(best.tokens)
         return {"text": output, "passes": best.passes, "seconds": seconds}
 
     def _pieces(self, made: Pass) -> list[tuple[str, float, bool]]:

@@ -148,16 +148,21 @@ class Generator:
 
         Raises:
             ConfigError: another mode.
-            DataError: a target without a blank, or with too many tokens, lengths or blanks; no Unicode text.
+            DataError: see :meth:`targets`; no Unicode text.
         """
         codec, sources = self._codec(), checked_texts(texts)
-        given = [self.target(text, lengths, i) for i, text in enumerate(checked_texts(targets), 1)]
+        given = self.targets(targets, lengths)
         found = self.generate_ids([codec.encode(text) for text in sources], targets=given)
         pairs = zip(given, (candidates[0] for candidates in found), strict=True)
         return [replace(item, text=target.text(item, codec)) for target, item in pairs]
 
-    def target(self, text: str, lengths: Sequence[int], number: int = 1) -> Target:
-        """A target with blanks, as :meth:`generate_ids` takes it; see :func:`parse_target`."""
+    def targets(self, texts: str | Sequence[str], lengths: Sequence[int]) -> list[Target]:
+        """Targets with blanks, as :meth:`generate_ids` takes them; one that has none stays as it is.
+
+        Raises:
+            ConfigError: another mode than nar or aux.
+            DataError: none has a blank, or one has too many tokens, lengths or blanks.
+        """
         if "target" not in way_of(self.config.decode).options:
             raise ConfigError(
                 f"mode {self.config.decode.mode} writes from left to right and cannot keep to a given target",
@@ -165,7 +170,12 @@ class Generator:
                 "use mode nar or aux",
             )
         most = most_rows(self.config) - 2
-        return parse_target(text, self._codec(), self.special.mask, lengths, most, number)
+        codec, mask, given = self._codec(), self.special.mask, checked_texts(texts)
+        found = [parse_target(text, codec, mask, lengths, most, i) for i, text in enumerate(given, 1)]
+        if found and not any(target.has_blank for target in found):
+            fix = "write ___ or <mask> where text is wanted"
+            raise DataError("the target has no blank", "line 1 of the target", fix)
+        return found
 
     def generate_ids(
         self,
@@ -177,7 +187,8 @@ class Generator:
         """As :meth:`generate_nbest`, for sources that are token ids without bos and eos.
 
         An empty source gives an empty hypothesis. Samples are drawn by the number of a source, counted from
-        `first`. With targets, one for each source, their blanks are filled; None: an empty hypothesis.
+        `first`. With targets, one for each source, their blanks are filled (without any a target is its own
+        hypothesis); None: an empty hypothesis.
         """
         self._check_lengths(sources)
         if targets is not None and len(targets) != len(sources):
@@ -188,8 +199,10 @@ class Generator:
             )
         mode = self.config.decode.mode
         found = [[Hypothesis((), 0.0, mode=mode)] for _ in sources]
-        given = sources if targets is None else [target and target.ids for target in targets]
-        filled = [i for i, tokens in enumerate(given) if tokens]
+        filled = [i for i, source in enumerate(sources) if source]
+        if targets is not None:
+            found = [[Hypothesis(target.ids if target else (), 0.0, mode=mode)] for target in targets]
+            filled = [i for i, target in enumerate(targets) if target and target.has_blank]
         done = len(sources) - len(filled)
         lengths = {i: len(sources[i]) + 2 for i in filled}
         batches = list(batches_of(lengths, self.batch_sentences, self.batch_tokens))

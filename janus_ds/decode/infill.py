@@ -33,7 +33,7 @@ _MOST_CANDIDATES = 64
 
 @dataclass(frozen=True)
 class Target:
-    """A text with blanks.
+    """A text with blanks, or with none.
 
     Attributes:
         parts: the text before, between and behind blanks.
@@ -45,6 +45,11 @@ class Target:
     parts: tuple[str, ...]
     ids: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
+
+    @property
+    def has_blank(self) -> bool:
+        """Something is to be filled."""
+        return any(id_ < 0 for id_ in self.ids)
 
     def text(self, item: Hypothesis, codec: TextCodec) -> str:
         """The given text with what was found for its blanks."""
@@ -68,7 +73,7 @@ def parse_target(
 
     Raises:
         ConfigError: no length, or one below 1.
-        DataError: there is no blank, too many combinations of lengths, or more tokens than positions.
+        DataError: too many combinations of lengths, or more tokens than positions.
     """
     where = f"line {number} of the target"
     if not lengths or min(lengths) < 1:
@@ -76,11 +81,11 @@ def parse_target(
             f"a blank cannot have {min(lengths, default='no')} tokens", "blank lengths", "give 1 or more"
         )
     blanks = len(re.findall(BLANK, text))
-    if not blanks:
-        raise DataError("the target has no blank", where, f"write ___ or {MASK_TEXT} where text is wanted")
     encoded = codec.encode(re.sub(BLANK, MASK_TEXT, text))
     if encoded.count(mask) != blanks:
         raise DataError("the tokenizer does not see every blank", where, "put spaces around blanks")
+    if not blanks:
+        return Target((text,), tuple(encoded), (tuple(encoded),))
     rule = iter(_rules(text))
     ids = tuple(next(rule) if id_ == mask else id_ for id_ in encoded)
     if len(set(lengths)) ** blanks > _MOST_CANDIDATES:

@@ -84,7 +84,7 @@ def test_a_blank_begins_as_the_text_before_it_says(
     }
     for target, begins in wanted.items():
         (found,) = generator.infill(SOURCES[0], target, (2,))
-        rules = generator.target(target, (2,)).candidates[0]
+        rules = generator.targets(target, (2,))[0].candidates[0]
         ruled = [found.tokens[i] for i, rule in enumerate(rules) if rule in (BEGINS_WORD, WITHIN_WORD)]
         assert [decode([first, token])[1:2] == " " for token in ruled] == begins
 
@@ -148,6 +148,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert first.startswith("That is  a ")
     assert second.startswith("I live")
     assert "AUX" in run("--mode", "nar,aux") == run()
+    target.write_text(f"{TARGETS[0]}\nI live here.")
+    for mode in ("nar", "aux"):
+        assert run("--mode", mode).splitlines()[1] == "I live here."
+    listed = [line.split(" ||| ") for line in run("--mode", "nar,aux", "--nbest", "1").splitlines()]
+    assert [(number, mode) for number, _, mode, _ in listed] == [(n, m) for n in "01" for m in ("nar", "aux")]
+    target.write_text("\n".join(TARGETS))
     for options, fault, told in (
         (("--mode", "draft"), UsageError, "mode draft does not use --target"),
         (("--mode", "nar", "--blank-lengths", "x"), UsageError, "'x' are no lengths"),
