@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from janus_ds.config.faults import suggestion
 from janus_ds.errors import DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.dialogue import Order, distinct, mean_answer_f1, mean_sentence_bleu
@@ -26,8 +28,9 @@ from janus_ds.metrics.question_generation import (
     msqg_items,
     squad_items,
 )
-from janus_ds.metrics.rouge import NAMES, Summary, rouge
+from janus_ds.metrics.rouge import NAMES, Summary, rouge, rouge_pair
 from janus_ds.metrics.scores import Scores, TextLines, check_same_length, read_lines
+from janus_ds.metrics.translation import sacrebleu_13a
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,88 @@ def choose_meteor(wanted: Literal["auto", "require", "skip"]) -> Meteor:
         return f"{error.what} ({error.where}); to have it: {error.fix}"
 
 
-def summary_scorer(prepare: PrepareSummaries, script: str) -> Scorer:
-    """ROUGE-1, -2 and -L of summaries that `prepare` hands over as `script` does."""
+@dataclass(frozen=True)
+class ValidationMetric:
+    """What picks the best checkpoint of a run: quick, without Java or Perl.
+
+    Attributes:
+        name: its name among the figures of a run: `valid/NAME_MODE`.
+        score: from outputs and references, one line each, to percent; higher is better.
+    """
+
+    name: str
+    title: str
+    score: Callable[[Sequence[str], Sequence[str]], float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of GLGE.
+
+    Attributes:
+        columns: the metrics whose mean is OVERALL.
+        uses_sources: lines with equal sources are one item.
+        doubt: what is not known about the agreement with the official script, if anything.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    score: Scorer
+    validation: ValidationMetric
+    uses_sources: bool = False
+    doubt: str = ""
+
+
+def _summaries(name: str, prepare: PrepareSummaries, script: str, doubt: str = "") -> Task:
+    """ROUGE-1, -2 and -L of summaries that `prepare` hands over as `script` does.
+
+    In validation their mean, which is OVERALL but for the bootstrap.
+    """
 
     def score(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
         found = rouge(*prepare(texts.predictions.lines, texts.references.lines))
-        for name in NAMES:
+        for metric in NAMES:
             signature = f"F1, ROUGE-1.5.5 -m, mean of 1000 bootstrap means, as {script}"
-            scores.put(name, 100 * found.official[name], signature)
-        for name in NAMES:
-            scores.put(f"{name}_mean", 100 * found.mean[name], "F1, plain mean over the lines")
+            scores.put(metric, 100 * found.official[metric], signature)
+        for metric in NAMES:
+            scores.put(f"{metric}_mean", 100 * found.mean[metric], "F1, plain mean over the lines")
         _warn_of_summaries(texts, scores)
+        if prepare is cnndm_summaries and not any(SENTENCE_MARK in line for line in texts.predictions.lines):
+            scores.warnings.append(
+                f"no prediction has {SENTENCE_MARK}: each counts as one sentence, which lowers rougeL"
+            )
 
-    return score
+    def quick(outputs: Sequence[str], references: Sequence[str]) -> float:
+        pairs = zip(*prepare(outputs, references), strict=True)
+        return 100 * float(np.mean([rouge_pair(model, peer) for model, peer in pairs]))
+
+    return Task(name, NAMES, score, ValidationMetric("rouge", "mean ROUGE", quick), doubt=doubt)
+
+
+def _questions(name: str, make_items: MakeItems, doubt: str = "") -> Task:
+    """ROUGE-L, BLEU-4 and METEOR of questions, grouped into items by `make_items`.
+
+    In validation the mean of the first two, and every line is an item.
+    """
+
+    def score(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
+        sources = None if texts.sources is None else texts.sources.lines
+        items = make_items(texts.predictions.lines, texts.references.lines, sources)
+        grouping = f"{len(items)} items" + (", one a line" if sources is None else ", one a source")
+        scores.put("rougeL", 100 * coco_rouge_l(items), f"coco-caption, beta 1.2, {grouping}")
+        scores.put("bleu4", 100 * coco_bleu(items)[3], f"coco-caption, {grouping}")
+        if isinstance(meteor, MeteorProgram):
+            scores.put("meteor", 100 * meteor.score(items), "METEOR 1.5, -l en -norm")
+        else:
+            scores.warnings.append(f"METEOR is missing: {meteor}")
+        _warn_of_questions(texts, scores)
+
+    def quick(outputs: Sequence[str], references: Sequence[str]) -> float:
+        items = make_items(outputs, references, None)
+        return 50 * (coco_rouge_l(items) + coco_bleu(items)[3])
+
+    metric = ValidationMetric("question", "mean of ROUGE-L and BLEU-4", quick)
+    return Task(name, ("rougeL", "bleu4", "meteor"), score, metric, uses_sources=True, doubt=doubt)
 
 
 def _warn_of_summaries(texts: TaskTexts, scores: Scores) -> None:
@@ -95,37 +167,6 @@ def _warn_of_summaries(texts: TaskTexts, scores: Scores) -> None:
     cut = sum("<" in line for line in texts.predictions.lines)
     if cut:
         scores.warnings.append(f"{cut} predictions have a '<': ROUGE-1.5.5 loses the text behind it")
-
-
-def score_cnndm(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
-    """ROUGE of summaries of several sentences."""
-    summary_scorer(cnndm_summaries, "UniLM's CNN/DailyMail script")(texts, meteor, scores)
-    if not any(SENTENCE_MARK in line for line in texts.predictions.lines):
-        scores.warnings.append(
-            f"no prediction has {SENTENCE_MARK}: each counts as one sentence, which lowers rougeL"
-        )
-
-
-def question_scorer(make_items: MakeItems) -> Scorer:
-    """ROUGE-L, BLEU-4 and METEOR of questions, grouped into items by `make_items`."""
-
-    def score(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
-        sources = None if texts.sources is None else texts.sources.lines
-        items = make_items(texts.predictions.lines, texts.references.lines, sources)
-        grouping = f"{len(items)} items" + (", one a line" if sources is None else ", one a source")
-        scores.put("rougeL", 100 * coco_rouge_l(items), f"coco-caption, beta 1.2, {grouping}")
-        scores.put("bleu4", 100 * coco_bleu(items)[3], f"coco-caption, {grouping}")
-        _put_meteor(items, meteor, scores)
-        _warn_of_questions(texts, scores)
-
-    return score
-
-
-def _put_meteor(items: Sequence[QuestionItem], meteor: Meteor, scores: Scores) -> None:
-    if isinstance(meteor, MeteorProgram):
-        scores.put("meteor", 100 * meteor.score(items), "METEOR 1.5, -l en -norm")
-    else:
-        scores.warnings.append(f"METEOR is missing: {meteor}")
 
 
 def _warn_of_questions(texts: TaskTexts, scores: Scores) -> None:
@@ -151,7 +192,7 @@ def _warn_of_glued_stops(texts: TaskTexts, scores: Scores) -> None:
         )
 
 
-def score_dialogue(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
+def _score_dialogue(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
     """BLEU-1, BLEU-2, Distinct-1, Distinct-2 of responses."""
     pair = texts.predictions.lines, texts.references.lines
     for order in _ORDERS:
@@ -163,54 +204,39 @@ def score_dialogue(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
     _warn_of_glued_stops(texts, scores)
 
 
-def score_answers(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
+def _f1(outputs: Sequence[str], references: Sequence[str]) -> float:
     """F1 of answers, one accepted answer a line."""
-    accepted = [[line] for line in texts.references.lines]
-    value = mean_answer_f1(texts.predictions.lines, accepted)
+    return mean_answer_f1(outputs, [[line] for line in references])
+
+
+def _score_answers(texts: TaskTexts, meteor: Meteor, scores: Scores) -> None:
+    value = _f1(texts.predictions.lines, texts.references.lines)
     scores.put("f1", value, "mean F1 of words, normalised as for SQuAD")
 
 
-_SUMMARY = ("rouge1", "rouge2", "rougeL")
-_QUESTION = ("rougeL", "bleu4", "meteor")
 _DIALOGUE = ("bleu1", "bleu2", "distinct1", "distinct2")
-_ANSWER = ("f1",)
 _DOUBT = "built from the published definition; not compared with the official script's output"
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of GLGE.
-
-    Attributes:
-        columns: the metrics whose mean is OVERALL.
-        uses_sources: lines with equal sources are one item.
-        doubt: what is not known about the agreement with the official script, if anything.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    score: Scorer
-    uses_sources: bool = False
-    doubt: str = ""
-
-
-_FILES2ROUGE = summary_scorer(files2rouge_summaries, "files2rouge")
-_GIGAWORD = summary_scorer(gigaword_summaries, "UniLM's Gigaword script")
+_BLEU_2 = ValidationMetric("bleu2", "BLEU-2", lambda out, ref: mean_sentence_bleu(out, ref, 2))
 
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Task("cnndm", _SUMMARY, score_cnndm, doubt=_DOUBT),
-        Task("gigaword", _SUMMARY, _GIGAWORD, doubt=_DOUBT),
-        Task("xsum", _SUMMARY, _FILES2ROUGE),
-        Task("msnews", _SUMMARY, _FILES2ROUGE, doubt=f"{_DOUBT} (the procedure is xsum's)"),
-        Task("squadqg", _QUESTION, question_scorer(squad_items), uses_sources=True),
-        Task("msqg", _QUESTION, question_scorer(msqg_items), uses_sources=True, doubt=_DOUBT),
-        Task("coqa", _ANSWER, score_answers, doubt=_DOUBT),
-        Task("personachat", _DIALOGUE, score_dialogue),
+        _summaries("cnndm", cnndm_summaries, "UniLM's CNN/DailyMail script", _DOUBT),
+        _summaries("gigaword", gigaword_summaries, "UniLM's Gigaword script", _DOUBT),
+        _summaries("xsum", files2rouge_summaries, "files2rouge"),
+        _summaries("msnews", files2rouge_summaries, "files2rouge", f"{_DOUBT} (the procedure is xsum's)"),
+        _questions("squadqg", squad_items),
+        _questions("msqg", msqg_items, _DOUBT),
+        Task("coqa", ("f1",), _score_answers, ValidationMetric("f1", "F1", _f1), doubt=_DOUBT),
+        Task("personachat", _DIALOGUE, _score_dialogue, _BLEU_2),
     )
 }
 """All tasks by name, in the order of the benchmark."""
+VALIDATION_METRICS: Mapping[str, ValidationMetric] = {
+    "nmt": ValidationMetric("bleu", "BLEU", lambda out, ref: sacrebleu_13a(out, ref).score),
+    **{name: task.validation for name, task in TASKS.items()},
+}
+"""By the name of the task (`train.valid_task`)."""
 
 
 def task_named(name: str) -> Task:

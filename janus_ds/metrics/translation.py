@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from sacrebleu.significance import PairedTest
 
 from janus_ds.metrics.scores import Scores, TextLines, check_same_length
 
+_FAIRSEQ_BLEU = partial(BLEU, tokenize="none", smooth_method="none", force=True)
 _END = "</s>"
 _UNKNOWN = "<unk>"
 _ESCAPED_UNKNOWN = "<<unk>>"
@@ -59,48 +61,43 @@ def prepare_as_fairseq(hypotheses: Sequence[str], references: Sequence[str]) -> 
     Subwords are joined. An empty line is its end-of-sentence symbol, which counts as one word. <unk> in
     a reference is another word than in a hypothesis, so that an unknown word is never right.
     """
-    hypothesis_lines = [remove_bpe(line).strip() or _END for line in hypotheses]
-    reference_lines = [" ".join(_hide_unknown(remove_bpe(line).split())) or _END for line in references]
-    return hypothesis_lines, reference_lines
-
-
-def _hide_unknown(words: list[str]) -> Iterable[str]:
-    return (_ESCAPED_UNKNOWN if word == _UNKNOWN else word for word in words)
+    hidden = (
+        [_ESCAPED_UNKNOWN if word == _UNKNOWN else word for word in remove_bpe(line).split()]
+        for line in references
+    )
+    ours = [remove_bpe(line).strip() or _END for line in hypotheses]
+    return ours, [" ".join(words) or _END for words in hidden]
 
 
 def tokenized_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Measured:
     """BLEU as fairseq computes it; within 0.005 of it, since fairseq's hashes can collide."""
-    bleu = BLEU(tokenize="none", smooth_method="none", force=True)
-    hypothesis_lines, reference_lines = prepare_as_fairseq(hypotheses, references)
-    score = bleu.corpus_score(hypothesis_lines, [reference_lines]).score
-    return Measured(score, str(bleu.get_signature()))
+    return _measured(_FAIRSEQ_BLEU(), *prepare_as_fairseq(hypotheses, references))
 
 
 def compound_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Measured:
     """BLEU as fairseq computes it after the compounds of both sides are split."""
-    measured = tokenized_bleu(
-        [split_compounds(remove_bpe(line)) for line in hypotheses],
-        [split_compounds(remove_bpe(line)) for line in references],
-    )
+    sides = ([split_compounds(remove_bpe(line)) for line in side] for side in (hypotheses, references))
+    measured = tokenized_bleu(*sides)
     return Measured(measured.score, f"{measured.signature}, compounds split at hyphens")
 
 
 def sacrebleu_13a(hypotheses: Sequence[str], references: Sequence[str]) -> Measured:
     """sacreBLEU with its defaults, on text whose subwords are joined."""
-    bleu = BLEU(force=True)
-    score = bleu.corpus_score(*_joined(hypotheses, references)).score
-    return Measured(score, str(bleu.get_signature()))
+    return _measured(BLEU(force=True), *_joined(hypotheses, references))
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Measured:
     """chrF2 with sacreBLEU's defaults."""
-    metric = CHRF()
-    score = metric.corpus_score(*_joined(hypotheses, references)).score
+    return _measured(CHRF(), *_joined(hypotheses, references))
+
+
+def _joined(*sides: Sequence[str]) -> list[list[str]]:
+    return [[remove_bpe(line) for line in side] for side in sides]
+
+
+def _measured(metric: BLEU | CHRF, hypotheses: list[str], references: list[str]) -> Measured:
+    score = metric.corpus_score(hypotheses, [references]).score
     return Measured(score, str(metric.get_signature()))
-
-
-def _joined(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    return [remove_bpe(line) for line in hypotheses], [[remove_bpe(line) for line in references]]
 
 
 def repetition(sentences: Iterable[Sequence[Hashable]]) -> float:
@@ -149,12 +146,8 @@ def score_translations(
     check_same_length(hypotheses, references)
     scores = Scores("nmt", split, len(hypotheses.lines))
     pair = hypotheses.lines, references.lines
-    for name, metric in (
-        ("sacrebleu", sacrebleu_13a),
-        ("tokenized_bleu", tokenized_bleu),
-        ("compound_bleu", compound_bleu),
-        ("chrf", chrf),
-    ):
+    metrics = {"sacrebleu": sacrebleu_13a, "tokenized_bleu": tokenized_bleu}
+    for name, metric in {**metrics, "compound_bleu": compound_bleu, "chrf": chrf}.items():
         measured = metric(*pair)
         scores.put(name, measured.score, measured.signature)
     _put_repetition(scores, hypotheses, references, tokens)
@@ -215,10 +208,8 @@ def compare_translations(hypotheses: TextLines, references: TextLines, baseline:
     }
     ours, gold = prepare_as_fairseq(hypotheses.lines, references.lines)
     theirs, _ = prepare_as_fairseq(baseline.lines, references.lines)
-    found["tokenized_bleu"] = _bootstrap(
-        BLEU(tokenize="none", smooth_method="none", force=True), ours, theirs, gold
-    )
-    joined = ([remove_bpe(line) for line in text.lines] for text in (hypotheses, baseline, references))
+    found["tokenized_bleu"] = _bootstrap(_FAIRSEQ_BLEU(), ours, theirs, gold)
+    joined = _joined(hypotheses.lines, baseline.lines, references.lines)
     found["sacrebleu"] = _bootstrap(BLEU(force=True), *joined)
     return found
 

@@ -18,7 +18,7 @@ from janus_ds.config.schema import OptimConfig
 from janus_ds.data.stream.loader import QuarantineList, StepData, StepLoader, validation_batches
 from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.errors import JanusError
-from janus_ds.metrics.validation import VALIDATION_METRICS
+from janus_ds.metrics.glge import VALIDATION_METRICS
 from janus_ds.objective.janus_objective import ramp_factors
 from janus_ds.parallel.topology import raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine, Update

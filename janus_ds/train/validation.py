@@ -23,7 +23,7 @@ from janus_ds.data.text.tokenizer import Tokenizer, plain_ids
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.text import fit_sources, long_warning, markdown_text, one_line
 from janus_ds.errors import ConfigError, ResourceError
-from janus_ds.metrics.validation import VALIDATION_METRICS
+from janus_ds.metrics.glge import VALIDATION_METRICS
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import LossReport
 from janus_ds.packing import unpacked

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from janus_ds.config.schema import FIELDS
-from janus_ds.metrics.glge import TASKS, TaskTexts, score_task
+from janus_ds.metrics.glge import TASKS, VALIDATION_METRICS, TaskTexts, score_task
 from janus_ds.metrics.scores import TextLines
 from janus_ds.metrics.translation import sacrebleu_13a
-from janus_ds.metrics.validation import VALIDATION_METRICS
 
 OUTPUTS = [
     "the old river runs past the mill . it is slow .",
