@@ -38,12 +38,11 @@ from janus_ds.decode.infill import word_beginnings
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.mask_predict import most_rows, plain_settings, ruled
 from janus_ds.decode.rescore import ArScorer
-from janus_ds.decode.search_settings import Hypothesis, search_settings
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import UsageError
 from janus_ds.evaluate.passages import Passage, heldout_passages, valid_split
 from janus_ds.io import write_atomic
-from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table
 
@@ -219,7 +218,7 @@ def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> Hyp
     model, config, special = run.model, run.config, run.special
     device = model.output_weight.device
     forbidden = torch.tensor(plain_settings(config, special).forbidden, device=device)
-    scorer = ArScorer(model, ArStream.of(config.objective, special), search_settings(config, special))
+    scorer = ArScorer(model, config)
     source_1S = torch.tensor([[special.bos, *passage.ids, special.eos]], device=device)
     memory = model.encode(source_1S, torch.tensor([source_1S.shape[1]], device=device))
     row, gains = list(passage.target.ids if passage.target else ()), []

@@ -169,7 +169,7 @@ def _targets(parsed: argparse.Namespace, generators: Sequence[Generator]) -> Ite
     whole = [str(number) for number, target in enumerate(found, 1) if not target.has_blank]
     if whole:
         which = ", ".join(whole[:5]) + ", ..." * (len(whole) > 5)
-        what = f"{len(whole):,} of {len(found):,} targets have no blank and stay as they are (line {which})"
+        what = f"{len(whole):,} of {len(found):,} targets without a blank: kept as given (line {which})"
         print(f"warning: {what}", file=sys.stderr, flush=True)
     return iter(found)
 

@@ -31,17 +31,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.mask_predict import (
-    MaskPredictSettings,
     NarDecoder,
     TargetRows,
     length_candidates,
     plain_settings,
 )
 from janus_ds.decode.sample import Draws, draw_rows, left_over, stands, token_shares
-from janus_ds.decode.search_settings import Hypothesis, SearchSettings, search_settings
+from janus_ds.decode.search_settings import Hypothesis, search_settings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
@@ -75,26 +73,6 @@ class Payoff:
         if sentences > _MOST or len(drafted) < _TRIED or len(alone) < _TRIED:
             return sentences <= _MOST and len(drafted) < _TRIED
         return (median(drafted) < median(alone)) != (self._noted % _RETRIED == 0)
-
-
-@dataclass(frozen=True)
-class DraftPlan:
-    """How drafts are made.
-
-    Attributes:
-        nar: mask-predict's settings: one pass, in which no special symbol is drafted.
-        convention: what the classes of the length head count.
-    """
-
-    search: SearchSettings
-    nar: MaskPredictSettings
-    convention: str
-
-
-def draft_plan(config: RunConfig, special: SpecialTokens) -> DraftPlan:
-    """As a run's recipe says."""
-    nar = replace(plain_settings(config, special), iterations=0, threshold=None)
-    return DraftPlan(search_settings(config, special), nar, config.objective.length_convention or "inner")
 
 
 @dataclass(frozen=True)
@@ -177,29 +155,29 @@ class DraftSearch:
     """Decodes one batch of sentences.
 
     Args:
-        plan: how drafts are made; `stop` of its search only says what a forced token costs.
+        config: how AR searches (`stop` only says what a forced token costs), and what the length head counts.
         draws: outputs are samples, by these numbers; None: what greedy search finds.
     """
 
     def __init__(
-        self,
-        model: JanusModel,
-        memory: EncoderOutput,
-        stream: ArStream,
-        plan: DraftPlan,
-        draws: Draws | None = None,
+        self, model: JanusModel, memory: EncoderOutput, config: RunConfig, draws: Draws | None = None
     ) -> None:
-        self._model, self._plan, self._draws = model, plan, draws
+        self._model, self._draws, special = model, draws, model.special
+        self._search = search = search_settings(config, special)
+        # One pass, in which no special symbol is drafted.
+        self._nar = replace(plain_settings(config, special), iterations=0, threshold=None)
+        self._convention = config.objective.length_convention or "inner"
         self._device = memory.states_BSD.device
-        self._cache = model.start_cache(memory, stream, 1, plan.search.max_steps)
+        stream = ArStream.of(config.objective, special)
+        self._cache = model.start_cache(memory, stream, 1, search.max_steps)
         self._forbidden, self._special = (
             torch.tensor(tokens, dtype=torch.long, device=self._device)
-            for tokens in (plan.search.forbidden, plan.nar.forbidden)
+            for tokens in (search.forbidden, self._nar.forbidden)
         )
 
     def run(self) -> list[Hypothesis]:
         """An output for each sentence, with AR's score."""
-        search = self._plan.search
+        search = self._search
         first = [] if search.forced_first is None else [search.forced_first]
         count = self._cache.memory.sentences
         sentences = [Sentence(number, [search.start, *first], steps=len(first)) for number in range(count)]
@@ -217,7 +195,7 @@ class DraftSearch:
 
     def _room(self, sentence: Sentence) -> int:
         """Most tokens that a draft may have; the last step is eos's."""
-        return self._plan.search.max_steps - 1 - sentence.steps
+        return self._search.max_steps - 1 - sentence.steps
 
     def _longest(self, sentence: Sentence) -> int:
         room = self._room(sentence)
@@ -225,18 +203,18 @@ class DraftSearch:
 
     def first_drafts(self, sentences: Sequence[Sentence]) -> list[Proposal]:
         """One NAR pass over the likeliest lengths."""
-        plan, memory = self._plan, self._cache.memory
+        nar, memory = self._nar, self._cache.memory
         decoder, room = NarDecoder(self._model, memory), self._room(sentences[0])
         length_logits_BK = self._model.length_logits(memory).float()
-        length_B1 = length_candidates(length_logits_BK, "paper", 1, plan.convention, room + 2)
-        blank, counts = TargetRows(length_B1, plan.nar), (length_B1[:, 0] - 2).tolist()
+        length_B1 = length_candidates(length_logits_BK, "paper", 1, self._convention, room + 2)
+        blank, counts = TargetRows(length_B1, nar), (length_B1[:, 0] - 2).tolist()
         picked_P = blank.inner_RL.flatten().nonzero().squeeze(1)
         logits_PV = decoder.logits(decoder.hidden(blank.token_RL, length_B1[:, 0], picked_P, max(counts)))
         shares: Sequence[Tensor | None] = [None] * len(counts)
         if self._draws is None:
             token_P = logits_PV.index_fill(1, self._special, float("-inf")).argmax(1)
         else:
-            share_PV = token_shares(logits_PV, plan.nar.forbidden, self._draws.sampling)
+            share_PV = token_shares(logits_PV, nar.forbidden, self._draws.sampling)
             token_P = draw_rows(share_PV, self._draws.uniform(counts).to(share_PV.device))
             shares = share_PV.split(counts)
         drafts = zip(token_P.split(counts), shares, strict=True)
@@ -247,7 +225,7 @@ class DraftSearch:
 
     def _check(self, going: Sequence[Sentence], proposals: Sequence[Proposal]) -> None:
         """One pass of AR over all drafts: settle what is certain."""
-        search, cache = self._plan.search, self._cache
+        search, cache = self._search, self._cache
         blocks = [s.pending + p.draft for s, p in zip(going, proposals, strict=True)]
         width, first = max(map(len, blocks)), cache.reach == 0
         rows = [
@@ -283,7 +261,7 @@ class DraftSearch:
 
         Logits are those of M + 1 rows for a draft of M tokens, in order.
         """
-        search, total_P = self._plan.search, logits_PV.logsumexp(1)
+        search, total_P = self._search, logits_PV.logsumexp(1)
         # Two, as a search with one beam asks for: of equal logits, topk must give the same one here.
         best_P2, token_P2 = logits_PV.index_fill(1, self._forbidden, float("-inf")).topk(2, dim=1)
         gain_P, end_P = best_P2[:, 0] - total_P, logits_PV[:, search.eos] - total_P
@@ -305,7 +283,7 @@ class DraftSearch:
         self, logits_PV: Tensor, going: Sequence[Sentence], proposals: Sequence[Proposal], draws: Draws
     ) -> list[Verdict]:
         """Accept so that outputs are samples."""
-        search, gain_PV = self._plan.search, logits_PV.double().log_softmax(1)
+        search, gain_PV = self._search, logits_PV.double().log_softmax(1)
         share_PV = token_shares(logits_PV, search.forbidden, draws.sampling)
         counts = [len(proposal.draft) + 1 for proposal in proposals]
         of_all = dict(zip((sentence.number for sentence in going), counts, strict=True))

@@ -30,7 +30,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.aux_search import AuxDecoder, aux_search
 from janus_ds.decode.beam_search import CachedSteps, beam_search
-from janus_ds.decode.draft import DraftSearch, Payoff, draft_plan
+from janus_ds.decode.draft import DraftSearch, Payoff
 from janus_ds.decode.infill import Target, given_rows, parse_target, word_beginnings
 from janus_ds.decode.load import load_run
 from janus_ds.decode.mask_predict import (
@@ -374,13 +374,11 @@ class Generator:
             found = [list({item.tokens: item for item in reversed(group)}.values())[::-1] for group in found]
         if judged or decode.rescore is None:
             return found
-        scorer = ArScorer(self.model, self._stream, self._search_settings())
-        return rescore(scorer, memory, found)
+        return rescore(ArScorer(self.model, self.config), memory, found)
 
     def _drafted(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[Hypothesis]]:
-        plan = draft_plan(self.config, self.special)
         draws = Draws(self._sampling, numbers) if self.config.decode.temperature else None
-        return [[item] for item in DraftSearch(self.model, memory, self._stream, plan, draws).run()]
+        return [[item] for item in DraftSearch(self.model, memory, self.config, draws).run()]
 
 
 @contextmanager

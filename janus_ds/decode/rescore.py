@@ -10,12 +10,13 @@ Shape letters: B sentences, C candidates, T rows of a candidate, D width, V voca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from janus_ds.decode.search_settings import Hypothesis, SearchSettings
+from janus_ds.config.schema import RunConfig
+from janus_ds.decode.search_settings import Hypothesis, search_settings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
@@ -23,13 +24,13 @@ _WIDEST_BLOCK = 512
 """Rows of a block: its mask is square."""
 
 
-@dataclass(frozen=True)
 class ArScorer:
     """AR's view of given outputs."""
 
-    model: JanusModel
-    stream: ArStream
-    search: SearchSettings
+    def __init__(self, model: JanusModel, config: RunConfig) -> None:
+        self.model = model
+        self.search = search_settings(config, model.special)
+        self.stream = ArStream.of(config.objective, model.special)
 
     def logits(self, memory: EncoderOutput, outputs: Sequence[Sequence[Sequence[int]]]) -> list[list[Tensor]]:
         """Logits for every token of each output and the eos behind it, (N + 1, V) each.

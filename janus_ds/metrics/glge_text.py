@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from janus_ds.metrics.rouge import Summary, split_sentences
 
@@ -41,7 +41,7 @@ def ascii_lower(text: str) -> str:
 
 
 def rejoin(text: str, table: Mapping[str, str]) -> str:
-    """Join split words, numbers, quotes and hyphens.
+    """Join split words, numbers, quotes and hyphens; of the rules the first that takes a token wins.
 
     Args:
         text: tokens between white space.
@@ -51,130 +51,63 @@ def rejoin(text: str, table: Mapping[str, str]) -> str:
         Tokens between single spaces.
     """
     tokens = [token for token in _SPACES.split(text) if token]
-    return " ".join(_Rejoiner(tokens, table).run())
-
-
-class _Rejoiner:
-    """One pass over the tokens; the first rule that takes any of them wins."""
-
-    def __init__(self, tokens: list[str], table: Mapping[str, str]) -> None:
-        self._tokens = tokens
-        self._table = table
-        self._done: list[str] = []
-        self._at = 0
-        self._in_double = False
-        self._in_single = False
+    ahead = [*tokens, "", "", "", ""]
+    done: list[str] = []
+    in_double = in_single = glued = False
+    at = 0
+    while at < len(tokens):
+        token, following, last, taken = tokens[at], ahead[at + 1], done[-1] if done else "", 1
         # A hyphen was glued to the word before it, and draws the word behind it, too.
-        self._glued_hyphen = self._glued_hyphen_before = False
-        self._rules: tuple[Callable[[], int], ...] = (
-            self._exchange,
-            self._double_quote,
-            self._apostrophe,
-            self._ellipsis,
-            self._number,
-            self._initials,
-            self._hyphen,
-            self._behind_hyphen,
-            self._as_it_is,
-        )
-
-    def run(self) -> list[str]:
-        while self._at < len(self._tokens):
-            self._glued_hyphen_before, self._glued_hyphen = self._glued_hyphen, False
-            self._at += next(taken for rule in self._rules if (taken := rule()))
-        return self._done
-
-    def _ahead(self, distance: int) -> str:
-        """The token so far ahead, or nothing behind the end."""
-        place = self._at + distance
-        return self._tokens[place] if place < len(self._tokens) else ""
-
-    def _last(self) -> str:
-        return self._done[-1] if self._done else ""
-
-    def _put(self, token: str, taken: int) -> int:
-        self._done.append(token)
-        return taken
-
-    def _append(self, piece: str, taken: int) -> int:
-        self._done[-1] += piece
-        return taken
-
-    def _exchange(self) -> int:
-        token = self._ahead(0)
-        return self._put(self._table[token], 1) if token in self._table else 0
-
-    def _double_quote(self) -> int:
-        if self._ahead(0) != '"':
-            return 0
-        self._in_double = not self._in_double
-        return self._put("``" if self._in_double else "''", 1)
-
-    def _apostrophe(self) -> int:
-        if self._ahead(0) != "'":
-            return 0
-        if self._last().endswith("n") and self._ahead(1) == "t":
-            self._done[-1] = self._done[-1][:-1]
-            return self._put("n't", 2)
-        if self._ahead(1) in _CLITICS:
-            return self._put("'" + self._ahead(1), 2)
-        self._in_single = not self._in_single
-        return self._put("`" if self._in_single else "'", 1)
-
-    def _ellipsis(self) -> int:
-        dots = self._ahead(0) == self._ahead(1) == self._ahead(2) == "."
-        return self._put("...", 3) if dots else 0
-
-    def _number(self) -> int:
-        token, last, following = self._ahead(0), self._last(), self._ahead(1)
-        if token == "," and _digits_and_commas(last) and _digits_and_commas(following):
-            return self._append("," + following, 2)
-        if token == "." and _digits(last) and _digits(following):
-            return self._append("." + following, 2)
-        return 0
-
-    def _initials(self) -> int:
-        if not (self._ahead(0) == "." and _capital(self._last()) and self._initial_ahead(1)):
-            return 0
-        end = 3
-        while self._initial_ahead(end + 1):
-            end += 2
-        # However many tokens are joined, only two count as read, and the rest comes once more; and the
-        # loop looks one token too far. The scripts do so, and their numbers depend on it.
-        return self._append("".join(self._tokens[self._at : self._at + end]), 2)
-
-    def _initial_ahead(self, distance: int) -> bool:
-        return _capital(self._ahead(distance)) and self._ahead(distance + 1) == "."
-
-    def _hyphen(self) -> int:
-        if self._ahead(0) != "-":
-            return 0
-        following = self._ahead(1)
-        if following == "-":
-            return self._put("--", 2)
-        if self._at == 0 or not following or self._last() in string.punctuation or _punctuation(following):
-            return self._put("-", 1)
-        self._glued_hyphen = True
-        return self._append("-", 1)
-
-    def _behind_hyphen(self) -> int:
-        token = self._ahead(0)
-        return self._append(token, 1) if self._glued_hyphen_before and not _punctuation(token) else 0
-
-    def _as_it_is(self) -> int:
-        return self._put(self._ahead(0), 1)
+        behind_hyphen, glued = glued, False
+        if token in table:
+            done.append(table[token])
+        elif token == '"':
+            in_double = not in_double
+            done.append("``" if in_double else "''")
+        elif token == "'" and last.endswith("n") and following == "t":
+            done[-1:], taken = [last[:-1], "n't"], 2
+        elif token == "'" and following in _CLITICS:
+            taken = 2
+            done.append("'" + following)
+        elif token == "'":
+            in_single = not in_single
+            done.append("`" if in_single else "'")
+        elif token == following == ahead[at + 2] == ".":
+            taken = 3
+            done.append("...")
+        elif _in_number(last, token, following):
+            taken = 2
+            done[-1] += token + following
+        elif token == "." and _capital(last) and _capital(following) and ahead[at + 2] == ".":
+            end = at + 3
+            while _capital("".join(tokens[end + 1 : end + 2])) and tokens[end + 2 : end + 3] == ["."]:
+                end += 2
+            # However many tokens are joined, only two count as read, and the rest comes once more; and the
+            # loop looks one token too far. The scripts do so, and their numbers depend on it.
+            taken = 2
+            done[-1] += "".join(tokens[at:end])
+        elif token == following == "-":
+            taken = 2
+            done.append("--")
+        elif token == "-" and done and following and not (last in string.punctuation or _mark(following)):
+            glued = True
+            done[-1] += "-"
+        elif token != "-" and behind_hyphen and not _mark(token):
+            done[-1] += token
+        else:
+            done.append(token)
+        at += taken
+    return " ".join(done)
 
 
-def _punctuation(token: str) -> bool:
+def _mark(token: str) -> bool:
     return token[0] in string.punctuation
 
 
-def _digits(token: str) -> bool:
-    return token.isascii() and token.isdigit()
-
-
-def _digits_and_commas(token: str) -> bool:
-    return bool(token) and all(letter in "0123456789," for letter in token)
+def _in_number(last: str, token: str, following: str) -> bool:
+    """A comma or a point between digits."""
+    digits = {",": "0123456789,", ".": "0123456789"}.get(token, "")
+    return bool(last and following) and set(last + following) <= set(digits)
 
 
 def _capital(token: str) -> bool:

@@ -34,7 +34,7 @@ from janus_ds.model.decoding.steps import (
     CandidateAttention,
     PickedRows,
 )
-from janus_ds.model.transformer import Decoder, Encoder, LengthHead, Recompute, padding_mask, recompute_with
+from janus_ds.model.transformer import Decoder, Encoder, LengthHead, Recompute, recompute_with
 from janus_ds.model.weights import padded_vocab
 from janus_ds.packing import GridPlaces, source_part
 from janus_ds.parallel.tensor_parallel import ParallelLayers
@@ -83,7 +83,7 @@ class JanusModel(nn.Module):
         source_BSD, rows_BRD = self._embed_together(batch.source_BS, batch.row_token_BR)
         packed = batch.layout.packed
         valid_BS = _valid(batch.source_length_B, batch.source_width)
-        mask = padding_mask(valid_BS, source_BSD.dtype)
+        mask = additive_mask(valid_BS[:, None, None], source_BSD.dtype)
         recompute = self._recompute if self.training else None
         places = GridPlaces.of([source_part(batch)]) if packed else None
         passes = encoder_passes if self.training else 1
@@ -121,7 +121,8 @@ class JanusModel(nn.Module):
         self._check_source(source_BS.shape[1], source_length_B)
         valid_BS = _valid(source_length_B, source_BS.shape[1])
         embedded_BSD = self.embedding(source_BS)
-        mask = None if bool(valid_BS.all()) else padding_mask(valid_BS, embedded_BSD.dtype)
+        valid_B11S = valid_BS[:, None, None]
+        mask = None if bool(valid_BS.all()) else additive_mask(valid_B11S, embedded_BSD.dtype)
         states_BSD = self.encoder(embedded_BSD, mask)
         if self.decoder.native is not None:
             self.decoder.native.prepare()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from janus_ds.config.schema import ModelConfig
-from janus_ds.model.attention import KeysValues, MultiHeadAttention, RowAttention, additive_mask, dropout
+from janus_ds.model.attention import KeysValues, MultiHeadAttention, RowAttention, dropout
 from janus_ds.model.batch_attention import RowsOfBatch, attend_packed_source
 from janus_ds.model.decoding.cpu_kernels import PreparedLinear
 from janus_ds.model.decoding.native_step import NativeLayers
@@ -106,11 +106,6 @@ class TransformerLayer(nn.Module):
         return self.residual(x_BTD, self.fc2(inner), self.ffn_norm)
 
 
-def padding_mask(valid_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mask that hides padding from every row, additive, shape (B, 1, 1, S)."""
-    return additive_mask(valid_BS[:, None, None], dtype)
-
-
 def _attention(config: ModelConfig, parallel: ParallelLayers) -> MultiHeadAttention:
     return MultiHeadAttention(
         config.d_model, config.heads, config.attention_dropout, config.init_std, parallel
@@ -165,7 +160,7 @@ class DecoderLayer(TransformerLayer):
         Args:
             x_BRD: all rows, content rows first.
             rows: which rows are computed, and what they see of the content rows.
-            sources: :meth:`source_keys_values` of the encoder states; with two dropout draws, of both.
+            sources: keys and values of the encoder states; with two dropout draws, of both.
             runs: with two draws, how the computed rows alternate between them (`RowAttention.attend_source`).
         """
         attention, x_BTD = self.self_attention, x_BRD
@@ -182,13 +177,9 @@ class DecoderLayer(TransformerLayer):
         x_BTD = self.residual(x_BTD, cross.merge(out), self.cross_attention_norm)
         return self.feed_forward(x_BTD)
 
-    def source_keys_values(self, states_BSD: Tensor) -> KeysValues:
-        """Keys and values of the encoder states, computed once for all rows."""
-        return self.cross_attention.keys_values(states_BSD)
-
     def kept_keys_values(self, states_BSD: Tensor) -> KeysValues:
-        """:meth:`source_keys_values` for many steps: laid out head by head."""
-        k_BHSE, v_BHSE = self.source_keys_values(states_BSD)
+        """Keys and values of the encoder states for many steps: laid out head by head."""
+        k_BHSE, v_BHSE = self.cross_attention.keys_values(states_BSD)
         return k_BHSE.contiguous(), v_BHSE.contiguous()
 
     def with_states(
@@ -200,7 +191,7 @@ class DecoderLayer(TransformerLayer):
         runs: Sequence[int] = (),
     ) -> Tensor:
         """:meth:`forward` from encoder states, (B, S, D) each: the unit of recomputation in training."""
-        sources = [self.source_keys_values(states_BSD) for states_BSD in states]
+        sources = [self.cross_attention.keys_values(states_BSD) for states_BSD in states]
         return self.forward(x_BRD, rows, sources, source_mask, runs)
 
 

@@ -16,8 +16,7 @@ from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.draft import DraftSearch, Payoff, Proposal, Sentence
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.rescore import ArScorer
-from janus_ds.decode.search_settings import Hypothesis, search_settings
-from janus_ds.model.decoding.cache import ArStream
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
@@ -151,7 +150,7 @@ def exact_distribution(
     outputs = [p for n in range(3) for p in itertools.product((5, 6, 7), repeat=n)]
     with torch.no_grad():
         memory = model.encode(torch.tensor([[0, 5, 7, 6, 2]]), torch.tensor([5]))
-        scorer = ArScorer(model, ArStream.of(config.objective, SMALL), search_settings(config, SMALL))
+        scorer = ArScorer(model, config)
         (rows,) = scorer.logits(memory, [outputs])
     found = {}
     for output, logits_TV in zip(outputs, rows, strict=True):

@@ -11,12 +11,9 @@ import torch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.rescore import ArScorer
-from janus_ds.decode.search_settings import search_settings
 from janus_ds.errors import ConfigError, DataError
-from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.janus import JanusModel
 from tests.support.tiny_model import TINY, tiny_generator, tiny_model
-from tests.support.two_stream import TOY
 
 SOURCES = [[9, 8, 7, 6, 5], [7], [6, 5], [15, 14, 13]]
 NMT = ObjectiveConfig(decoder_start="bos")
@@ -31,8 +28,7 @@ def generator(objective: ObjectiveConfig, model: JanusModel | None = None, **dec
 
 
 def scorer_of(made: Generator) -> ArScorer:
-    stream = ArStream.of(made.config.objective, TOY)
-    return ArScorer(made.model, stream, search_settings(made.config, TOY))
+    return ArScorer(made.model, made.config)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,14 +47,6 @@ def _packed_product(weight: Tensor, bias: Tensor | None, activation: str = _LINE
         return out
 
     return product
-
-
-@runtime_checkable
-class Preparable(Protocol):
-    """A module that has more to prepare than its linear layers: products that can be joined, say."""
-
-    def prepare_products(self, int8: bool) -> None:
-        """Do so from now on; its linear layers are prepared already."""
 
 
 @cache
@@ -169,5 +161,7 @@ def prepare(model: nn.Module, int8: bool = False) -> None:
                 setattr(parent, name, PreparedLinear(child, int8))
             elif isinstance(child, nn.LayerNorm):
                 setattr(parent, name, PreparedNorm(child))
-        if isinstance(parent, Preparable):
-            parent.prepare_products(int8)
+        # Some have more to prepare than their linear layers: products that can be joined, say.
+        more = getattr(parent, "prepare_products", None)
+        if more is not None:
+            more(int8)
