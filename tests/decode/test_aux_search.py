@@ -21,7 +21,6 @@ from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.decode.mask_predict import plain_settings
 from janus_ds.decode.sample import Draws, Sampling, token_shares
-from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
 from tests.numerics.test_drafting import SMALL, chi_square, small_model
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
@@ -143,10 +142,6 @@ def test_most_certain_first_is_lossless_too() -> None:
         plain = Generator(model, None, model.special, base).generate_ids(texts)
         left_to_right += [a[0] == b[0] for a, b in zip(plain, generator.generate_ids(texts), strict=True)]
     assert not all(left_to_right)
-    with pytest.raises(ConfigError, match="AUX was trained left_to_right, not for any order") as caught:
-        tiny_generator(tiny_model(TINY), PAPER, mode="aux", beam=1, aux_order="certain")
-    assert caught.value.where == "decode.aux_order"
-    assert "masking.aux_order: random" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -188,55 +183,11 @@ def test_samples_have_auxs_distribution(certain: bool, temperature: float, top_k
     assert sum(group[0].passes for group in found) < 2.9 * draws
 
 
-def test_samples_of_aux_do_not_depend_on_the_batch() -> None:
-    options = {"mode": "aux", "beam": 1, "temperature": 1.0, "length_beam": 2}
-    texts = sources(9, 4)
-    one, two, other = (
-        tiny_generator(tiny_model(TINY, 2), PAPER, batch, **options, seed=seed).generate_ids(texts)
-        for batch, seed in ((9, 3), (2, 3), (9, 4))
-    )
-    assert [[item.tokens for item in group] for group in one] == [[i.tokens for i in group] for group in two]
-    assert [group[0].tokens for group in one] != [group[0].tokens for group in other]
-
-
 def test_one_token_and_no_text() -> None:
     generator = tiny_generator(tiny_model(TINY), PAPER, mode="aux", beam=1, max_length=1, length_beam=1)
     found = generator.generate_ids([[], [7, 8, 9]])
     assert found[0][0].tokens == ()
     assert len(found[1][0].tokens) == found[1][0].passes == 1
-
-
-@pytest.mark.parametrize(
-    ("objective", "told"),
-    [
-        (
-            replace(PAPER, weight_aux=0.0),
-            r"not trained to decode in mode 'aux' \(objective\.weight_aux is 0",
-        ),
-        (replace(PAPER, weight_length=0.0), r"objective\.weight_length is 0"),
-    ],
-)
-def test_a_checkpoint_without_aux_is_refused(objective: ObjectiveConfig, told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as caught:
-        tiny_generator(tiny_model(TINY), objective, mode="aux", beam=1)
-    assert caught.value.where
-    assert caught.value.fix
-
-
-@pytest.mark.parametrize(
-    ("decode", "told"),
-    [
-        ({"beam": 4}, r"decode\.beam is 4, but mode aux has no beam"),
-        ({"aux_order": "wild"}, r"decode\.aux_order has no value 'wild'"),
-    ],
-)
-def test_options_that_aux_does_not_know(decode: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as caught:
-        with_decode(RunConfig(), {"mode": "aux", **decode})
-    assert caught.value.where
-    assert caught.value.fix
-    # A beam that the recipe names is AR's.
-    assert with_decode(RunConfig(), {"mode": "aux"}).decode.beam == 1
 
 
 def test_every_hypothesis_says_what_it_cost() -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.sample import Sampling, draw_rows, sample_search, token_shares
 from janus_ds.decode.search_settings import SearchSettings
+from tests.support.tiny_model import TINY, tiny_generator, tiny_model
 
 START, EOS = 0, 1
 SETTINGS = SearchSettings(beam=1, max_steps=3, start=START, eos=EOS, forbidden=(START,))
@@ -97,3 +99,19 @@ def test_a_model_samples_alike_in_every_batch() -> None:
                 assert one.score == pytest.approx(other.score, abs=1e-4)
     three = Generator.from_checkpoint("demo", "ar", device="cpu", temperature=2.0, beam=3, max_length=6)
     assert len({item.text for item in three.generate_nbest(texts[:1])[0]}) == 3
+
+
+@pytest.mark.parametrize(("mode", "lengths"), [("draft", 1), ("aux", 2)])
+def test_drafted_samples_do_not_depend_on_the_batch(mode: str, lengths: int) -> None:
+    texts = [[5 + (7 * i + j) % 20 for j in range(1 + (5 * i) % 9)] for i in range(9)]
+    one, two, other = (
+        tiny_generator(
+            tiny_model(TINY, 2),
+            ObjectiveConfig(decoder_start="bos"),
+            batch,
+            **{"mode": mode, "beam": 1, "temperature": 1.0, "length_beam": lengths, "seed": seed},
+        ).generate_ids(texts)
+        for batch, seed in ((9, 3), (1, 3), (9, 4))
+    )
+    assert [[item.tokens for item in group] for group in one] == [[i.tokens for i in group] for group in two]
+    assert [group[0].tokens for group in one] != [group[0].tokens for group in other]

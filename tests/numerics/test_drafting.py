@@ -191,14 +191,3 @@ def test_samples_have_ars_distribution(temperature: float) -> None:
     assert chi_square(counts, shares, draws) < 32.9
     # The test can tell: AR at another temperature is another distribution.
     assert chi_square(counts, exact_distribution(model, drafts.config, 2 * temperature), draws) > 100
-
-
-def test_samples_do_not_depend_on_the_batch() -> None:
-    options = {"mode": "draft", "temperature": 1.0, "seed": 3}
-    one = generator(peaked(2, TINY, 1.0), OBJECTIVES["query"], **options)
-    two = generator(peaked(2, TINY, 1.0), OBJECTIVES["query"], **options)
-    two.batch_sentences = 1
-    found = [item.tokens for item in best(one.generate_ids(SOURCES))]
-    assert found == [item.tokens for item in best(two.generate_ids(SOURCES))]
-    other = generator(peaked(2, TINY, 1.0), OBJECTIVES["query"], **{**options, "seed": 4})
-    assert found != [item.tokens for item in best(other.generate_ids(SOURCES))]

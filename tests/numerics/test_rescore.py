@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.rescore import ArScorer
-from janus_ds.errors import ConfigError, DataError
+from janus_ds.errors import DataError
 from janus_ds.model.janus import JanusModel
 from tests.support.tiny_model import TINY, tiny_generator, tiny_model
 
@@ -77,17 +76,3 @@ def test_an_output_longer_than_the_position_table_is_refused() -> None:
         scorer_of(made).scores(memory, [[list(range(5, 25))]])
     assert caught.value.where
     assert caught.value.fix
-
-
-def test_both_ways_need_both() -> None:
-    for preset, mode, extra, told in (
-        ("ar", "draft", {"beam": 1}, r"objective\.weight_nar is 0.*weight_length"),
-        ("cmlm", "draft", {"beam": 1}, r"objective\.weight_ar is 0"),
-        ("cmlm", "nar", {"rescore": "ar"}, r"objective\.weight_ar is 0"),
-    ):
-        with pytest.raises(ConfigError, match=told) as caught:
-            generator(ObjectiveConfig(preset=preset), mode=mode, **extra)
-        assert "both ways" in str(caught.value)
-        assert caught.value.where in ("decode.mode", "decode.rescore")
-        assert "use mode" in caught.value.fix
-    assert not math.isnan(generator(NMT, mode="draft", beam=1).generate_ids([[7]])[0][0].score)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.mask_predict import (
@@ -19,7 +18,6 @@ from janus_ds.decode.mask_predict import (
     most_rows,
 )
 from janus_ds.decode.search_settings import Hypothesis
-from janus_ds.errors import ConfigError
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
 from tests.support.two_stream import TOY
 
@@ -105,9 +103,3 @@ def test_more_certainty_takes_more_passes() -> None:
     taken = [passes(p) for p in (0.05, 0.5, 0.9, 1.0)]
     assert all(a <= b for a, b in itertools.pairwise(taken))
     assert taken[0] < taken[-1]
-
-
-def test_mask_predict_needs_a_number() -> None:
-    with pytest.raises(ConfigError, match=r"decode\.iterations is null"):
-        load_run_config(None, ["decode.iterations=null"])
-    assert load_run_config(None, ["decode.iterations=null", "decode.threshold=0.9"]).decode.iterations is None

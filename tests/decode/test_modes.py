@@ -1,0 +1,82 @@
+"""The table of decoding modes: what each needs to have learnt, and what is said where it has not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from janus_ds.config.load import load_run_config
+from janus_ds.config.modes import MODES, NAMES, RESCORED, check_mode, trained_modes, with_decode
+from janus_ds.config.presets import resolve
+from janus_ds.config.schema import FIELDS, ObjectiveConfig, RunConfig
+from janus_ds.errors import ConfigError
+
+
+def test_every_mode_and_option_is_a_field() -> None:
+    assert FIELDS["decode.mode"].choices == NAMES
+    for mode in MODES.values():
+        assert {f"decode.{name}" for name in mode.options - {"nbest", "target"}} <= set(FIELDS)
+        assert not mode.size or mode.size in mode.options
+    assert MODES["nar"].options < MODES[RESCORED].options
+
+
+def trained(**changes: Any) -> tuple[str, ...]:
+    objective = resolve(RunConfig(objective=ObjectiveConfig(**changes))).objective
+    return trained_modes(objective, ("ar", "nar", "draft", "aux"))
+
+
+def test_modes_follow_the_trained_losses() -> None:
+    assert trained() == ("ar", "nar", "draft", "aux")
+    assert trained(preset="ar") == trained(preset="ar_query") == ("ar",)
+    assert trained(preset="cmlm") == ("nar",)
+    assert trained(preset="released") == ("ar",)  # pretraining: its length head is not trained
+    # AUX alone (Table 6), and released fine-tuning: nothing predicts eos, so AR would write to its limit.
+    assert trained(weight_ar=0.0, weight_nar=0.0) == trained(preset="released_finetune") == ("nar", "aux")
+
+
+@pytest.mark.parametrize(
+    ("objective", "decode", "told", "where"),
+    [
+        ({"preset": "ar"}, {"mode": "draft"}, r"both ways.*weight_nar is 0.*weight_length", "decode.mode"),
+        ({"preset": "cmlm"}, {"mode": "draft"}, r"both ways.*weight_ar is 0", "decode.mode"),
+        ({"preset": "cmlm"}, {"mode": "nar", "rescore": "ar"}, r"as --rescore ar needs", "decode.rescore"),
+        ({"weight_length": 0.0}, {"mode": "nar"}, r"in mode 'nar' .*weight_length is 0\.0", "decode.mode"),
+        ({"weight_aux": 0.0}, {"mode": "aux"}, r"in mode 'aux' \(objective\.weight_aux is 0", "decode.mode"),
+        ({"weight_length": 0.0}, {"mode": "aux"}, r"objective\.weight_length is 0", "decode.mode"),
+        ({}, {"mode": "aux", "aux_order": "certain"}, "AUX was trained left_to_right", "decode.aux_order"),
+    ],
+)
+def test_a_mode_that_was_not_trained_is_refused(
+    objective: dict[str, Any], decode: dict[str, Any], told: str, where: str
+) -> None:
+    config = resolve(RunConfig(objective=ObjectiveConfig(**objective)))
+    with pytest.raises(ConfigError, match=told) as caught:
+        check_mode(with_decode(config, decode))
+    assert caught.value.where == where
+    assert caught.value.fix.startswith(("use mode ", "leave it out, or use a model"))
+
+
+@pytest.mark.parametrize(
+    ("decode", "told"),
+    [
+        ({"mode": "aux", "beam": 4}, r"decode\.beam is 4, but mode aux has no beam"),
+        ({"mode": "draft", "beam": 4}, r"decode\.beam is 4, but mode draft"),
+        ({"mode": "aux", "aux_order": "wild"}, r"decode\.aux_order has no value 'wild'"),
+        ({"mode": "ar", "beem": 3}, r"unknown key 'decode\.beem'"),
+    ],
+)
+def test_options_that_cannot_be(decode: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        with_decode(RunConfig(), decode)
+    assert caught.value.where
+    assert caught.value.fix
+
+
+def test_what_only_the_recipe_names_is_not_taken_over() -> None:
+    """A beam is AR's, and a schedule of passes is not a threshold's."""
+    assert with_decode(RunConfig(), {"mode": "aux"}).decode.beam == 1
+    assert with_decode(RunConfig(), {"mode": "ar", "temperature": 1.0}).decode.beam == 1
+    assert with_decode(RunConfig(), {"threshold": 0.9}).decode.iterations is None
+    with pytest.raises(ConfigError, match=r"decode\.iterations is null"):
+        load_run_config(None, ["decode.iterations=null"])
