@@ -218,7 +218,7 @@ def _job(model: JanusModel, run: RunConfig, sources: list[list[int]], batch: int
             # The last step forces eos all the same.
             return replace(settings, forbidden=(*settings.forbidden, settings.eos))
 
-    generator = ForcedLength(model, None, model.special, run, batch_sentences=batch)
+    generator = ForcedLength(model, None, run, batch_sentences=batch)
     return lambda: [candidates[0].tokens for candidates in generator.generate_ids(sources)]
 
 

@@ -191,7 +191,7 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
             break
     found = {}
     for mode in run.config.objective.streams[1:]:
-        generator = Generator(run.model, text, run.special, with_decode(run.config, {"mode": mode}))
+        generator = Generator(run.model, text, with_decode(run.config, {"mode": mode}))
         targets = generator.targets([item.source for item in passages], (1,))
         passages = [replace(item, target=target) for item, target in zip(passages, targets, strict=True)]
         found[mode] = FoundBy(generator.generate_ids([item.ids for item in passages], targets=targets), 0.0)

@@ -334,5 +334,5 @@ def _generator(run: LoadedRun, text: TextCodec, mode: str, parsed: argparse.Name
         asked["beam"] = 1
     config, batch_tokens = with_decode(run.config, asked), parsed.batch_tokens
     if batch_tokens is None:
-        return Generator(run.model, text, run.special, config)
-    return Generator(run.model, text, run.special, config, batch_tokens, batch_tokens)
+        return Generator(run.model, text, config)
+    return Generator(run.model, text, config, batch_tokens, batch_tokens)

@@ -104,7 +104,7 @@ class Demo:
     def _decode(self, mode: str, asked: Request, tell: _Tell) -> dict[str, Any]:
         run, codec, number = self._run, self._codec, 0
         options = {"mode": mode} | ({"iterations": asked.iterations} if mode == "nar" else {})
-        generator = Generator(run.model, codec, run.special, with_decode(run.config, options))
+        generator = Generator(run.model, codec, with_decode(run.config, options))
         text, given = asked.text, asked.target
         if self._fills:
             # The blanks of a text are the encoder's masks, and what NAR and AUX fill.

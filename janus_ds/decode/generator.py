@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_ds.batch import SpecialTokens
 from janus_ds.config.modes import check_mode, way_of
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
@@ -44,7 +43,7 @@ from janus_ds.decode.mask_predict import (
 from janus_ds.decode.rescore import ArScorer, rescore
 from janus_ds.decode.sample import Draws, Sampling, sample_search
 from janus_ds.decode.search_settings import Hypothesis, SearchSettings, search_settings
-from janus_ds.decode.text import TextCodec, batches_of, checked_texts
+from janus_ds.decode.text import TextCodec, batches_of, checked_texts, too_long
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
@@ -72,7 +71,6 @@ class Generator:
         self,
         model: JanusModel,
         text: TextCodec | None,
-        special: SpecialTokens,
         config: RunConfig,
         batch_sentences: int = 32,
         batch_tokens: int = 4096,
@@ -81,7 +79,7 @@ class Generator:
         check_mode(config)
         self.model = model
         self.text = text
-        self.special = special
+        self.special = model.special
         self.config = config
         self.batch_sentences = batch_sentences
         self.batch_tokens = batch_tokens
@@ -119,7 +117,7 @@ class Generator:
             raise ConfigError(what, "decode.temperature", "leave it out, or use mode ar, draft or aux")
         run = load_run(path, options, device)
         model, text = prepare_for_inference(run.model, inference), run.codec(ids)
-        return cls(model, text, run.special, run.config)
+        return cls(model, text, run.config)
 
     def generate(self, texts: str | Sequence[str], progress: Progress | None = None) -> list[Hypothesis]:
         """The best hypothesis of each text, in the order of the texts; a string is one text.
@@ -241,11 +239,7 @@ class Generator:
         table, size = self.config.model.max_source_positions, self.special.vocab_size
         for number, source in enumerate(sources, 1):
             if len(source) + 2 > table:
-                raise DataError(
-                    f"the text has {len(source) + 2} tokens with bos and eos; the model reads up to {table}",
-                    f"line {number} of the input",
-                    "cut the line into shorter ones",
-                )
+                raise too_long(len(source), number, table)
             wrong = [id_ for id_ in source if not isinstance(id_, Integral) or not 0 <= id_ < size]
             if wrong:
                 raise DataError(

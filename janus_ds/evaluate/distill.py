@@ -38,7 +38,6 @@ _TRAIN = "train"
 _STREAMS = ("source", "target")
 _PACKING = ("samples_per_member", "members_per_shard")
 _BLOCK_PAIRS = 8192
-_OFFSETS = "<i8"
 
 Show = Callable[[int, int], None]
 """Called with the numbers of finished pairs and of all."""
@@ -173,7 +172,7 @@ class _Targets:
 
     def __init__(self, run: LoadedRun, request: DistillRequest, folder: Path) -> None:
         config = with_decode(run.config, {**request.decode, "mode": "ar"})
-        self._generator = Generator(run.model, run.text, run.special, config)
+        self._generator = Generator(run.model, run.text, config)
         self._longest = run.config.model.max_source_positions - 2
         self._source = SampleSource(request.data / _TRAIN)
         self._portion = request.portion
@@ -186,40 +185,28 @@ class _Targets:
         order = np.argsort(-length, kind="stable")
         parts = []
         for number, start in enumerate(range(0, len(order), self._portion)):
-            ids = order[start : start + self._portion]
+            path = self._folder / f"{number:06d}.json"
             show(start, len(order))
-            path = self._folder / f"{number:06d}.npy"
             if not path.is_file():
-                write_atomic(path, _packed(self._decode(ids, partial(_shifted, show, start, len(order)))))
-            parts.append(_unpacked(path, len(ids), self._dtype))
+                ids, told = order[start : start + self._portion], partial(_shifted, show, start, len(order))
+                write_atomic(path, json.dumps(self._decode(ids, told)).encode())
+            parts.append(Ragged.from_rows(json.loads(path.read_bytes()), self._dtype))
         show(len(order), len(order))
         return Ragged.concatenate(parts).take(np.argsort(order, kind="stable"))
 
-    def _decode(self, ids: NDArray[np.int64], show: Show) -> Ragged:
-        sources = self._source.read(ids)["source"]
-        rows = [sources.row(i).tolist() for i in range(len(sources))]
-        able = [i for i, row in enumerate(rows) if len(row) <= self._longest]
-        found = self._generator.generate_ids([rows[i] for i in able], show)
-        outputs: list[list[int]] = [[] for _ in rows]
+    def _decode(self, ids: NDArray[np.int64], show: Show) -> list[list[int]]:
+        sources = [row.tolist() for row in self._source.read(ids)["source"].rows()]
+        able = [i for i, row in enumerate(sources) if len(row) <= self._longest]
+        found = self._generator.generate_ids([sources[i] for i in able], show)
+        outputs: list[list[int]] = [[] for _ in sources]
         for i, candidates in zip(able, found, strict=True):
             outputs[i] = list(candidates[0].tokens)
-        return Ragged.from_rows(outputs, self._dtype)
+        return outputs
 
 
 def _shifted(show: Show, start: int, total: int, done: int, of: int) -> None:
     """Progress within a portion, told as progress of the whole."""
     show(start + done, total)
-
-
-def _packed(rows: Ragged) -> bytes:
-    """Number of rows, offsets, tokens: each portion is one file, which is there whole or not at all."""
-    return rows.offsets.astype(_OFFSETS).tobytes() + rows.values.tobytes()
-
-
-def _unpacked(path: Path, count: int, dtype: np.dtype[Any]) -> Ragged:
-    data = path.read_bytes()
-    offsets = np.frombuffer(data, _OFFSETS, count + 1)
-    return Ragged(np.frombuffer(data, dtype, offset=offsets.nbytes), offsets)
 
 
 def _write(data: Path, whole: Path, manifest: Manifest, targets: Ragged, asked: dict[str, Any]) -> Manifest:

@@ -265,7 +265,7 @@ def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
     request.check()
     systems = request.systems(request.modes or trained_modes(run.config.objective))
     return {
-        name: Generator(run.model, run.text, run.special, with_decode(run.config, decode))
+        name: Generator(run.model, run.text, with_decode(run.config, decode))
         for name, decode in systems.items()
     }
 

@@ -146,7 +146,7 @@ def measure_glge(
     if base is not run or "ar" in trained_modes(base.config.objective):
         decode = with_decode(base.config, {**request.decode, "mode": "ar"})
         # In front, and in the place of the run's own AR if another one is the base.
-        generators = {OURS: Generator(base.model, base.text, base.special, decode)} | {
+        generators = {OURS: Generator(base.model, base.text, decode)} | {
             name: generator for name, generator in generators.items() if name != OURS
         }
         notes += [f"{OURS} is the run {base.config.name}"] if base is not run else []

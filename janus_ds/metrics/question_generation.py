@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from janus_ds.metrics.glge_text import LOWER_BRACKETS, ascii_lower, ascii_strip, rejoin
+from janus_ds.metrics.rouge import lcs_positions
 
 _ORDERS = 4
 _TINY = 1e-15
@@ -111,19 +112,9 @@ def coco_rouge_l(items: Sequence[QuestionItem]) -> float:
 def _rouge_l(item: QuestionItem) -> float:
     words = item.hypothesis.split(" ")
     references = [reference.split(" ") for reference in item.references]
-    common = [_lcs_length(words, reference) for reference in references]
+    common = [len(lcs_positions(words, reference)) for reference in references]
     precision = max(common) / len(words)
     recall = max(hits / len(reference) for hits, reference in zip(common, references, strict=True))
     if precision == 0 or recall == 0:
         return 0.0
     return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
-
-
-def _lcs_length(first: list[str], second: list[str]) -> int:
-    above = [0] * (len(second) + 1)
-    for word in first:
-        row = [0]
-        for column, other in enumerate(second):
-            row.append(above[column] + 1 if word == other else max(above[column + 1], row[column]))
-        above = row
-    return above[-1]

@@ -116,7 +116,7 @@ def _union_lcs(
     for model in models:
         marked: set[int] = set()
         for peer in peers:
-            marked |= _lcs_positions(model, peer)
+            marked |= lcs_positions(model, peer)
         for position in sorted(marked):
             word = model[position]
             if left_in_model[word] > 0 and left_in_peer[word] > 0:
@@ -126,7 +126,7 @@ def _union_lcs(
     return hits
 
 
-def _lcs_positions(model: list[str], peer: list[str]) -> set[int]:
+def lcs_positions(model: list[str], peer: list[str]) -> set[int]:
     """Positions in `model` of one longest common subsequence: on ties the way back goes up the model."""
     if not model or not peer:
         return set()

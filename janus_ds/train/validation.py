@@ -163,7 +163,7 @@ class OutputDecoder:
         if self._model is None:
             raise RuntimeError("no weights have been loaded")
         config = replace(self._config, decode=replace(self._config.decode, **decode))
-        return Generator(self._model, self._tokenizer, self._tokenizer.special, config)
+        return Generator(self._model, self._tokenizer, config)
 
     def _score(self, mode: str, stop: Callable[[], bool]) -> float:
         def after_batch(done: int, count: int) -> None:

@@ -115,7 +115,7 @@ def available(run: LoadedRun) -> tuple[list[str], dict[str, str]]:
 def generators(run: LoadedRun, batch: int) -> dict[str, Generator]:
     """One for each way."""
     return {
-        name: Generator(run.model, run.text, run.special, with_decode(run.config, WAYS[name]), batch)
+        name: Generator(run.model, run.text, with_decode(run.config, WAYS[name]), batch)
         for name in available(run)[0]
     }
 
@@ -173,7 +173,7 @@ def filled(run: LoadedRun, source: str, target: str) -> dict[str, Any]:
     found: dict[str, Any] = {"source": source, "target": target}
     for mode in ("nar", "aux"):
         decode = with_decode(run.config, {"mode": mode, "iterations": 4})
-        generator = Generator(run.model, run.text, run.special, decode)
+        generator = Generator(run.model, run.text, decode)
         for lengths in ((1,), (1, 2, 3)):
             (item,) = generator.infill(source, target, lengths)
             found[f"{mode}, {'1 token' if lengths == (1,) else '1 to 3 tokens'}"] = item.text

@@ -121,7 +121,7 @@ def test_the_output_is_that_of_aux_token_by_token(config: Any, objective: Object
 def test_the_packaged_model_in_float64() -> None:
     run = load_run("demo", {"mode": "aux", "length_beam": 2})
     assert run.text is not None
-    generator = Generator(run.model.double(), run.text, run.special, run.config)
+    generator = Generator(run.model.double(), run.text, run.config)
     texts = [run.text.encode(text) for text in ("Ich habe heute keine Zeit.", "Er wohnt in Berlin.", "Ja!")]
     passes, tokens = check_lossless(generator, texts, run.special.mask)
     assert passes < tokens
@@ -136,10 +136,10 @@ def test_most_certain_first_is_lossless_too() -> None:
         model, texts = tiny_model(TINY, seed), sources(12, seed)
         base = tiny_generator(model, PAPER, 5, **options, aux_order="left_to_right").config
         config = replace(base, masking=masking, decode=replace(base.decode, aux_order="certain"))
-        generator = Generator(model, None, model.special, config, batch_sentences=5)
+        generator = Generator(model, None, config, batch_sentences=5)
         passes, tokens = check_lossless(generator, texts, TOY.mask, certain=True)
         assert passes < tokens
-        plain = Generator(model, None, model.special, base).generate_ids(texts)
+        plain = Generator(model, None, base).generate_ids(texts)
         left_to_right += [a[0] == b[0] for a, b in zip(plain, generator.generate_ids(texts), strict=True)]
     assert not all(left_to_right)
 
@@ -199,7 +199,7 @@ def test_every_hypothesis_says_what_it_cost() -> None:
         found = []
         for batch in (1, 4):
             config = with_decode(run.config, {"mode": mode})
-            generator = Generator(run.model, run.text, run.special, config, batch_sentences=batch)
+            generator = Generator(run.model, run.text, config, batch_sentences=batch)
             found.append(generator.generate(texts))
         for one, other in zip(*found, strict=True):
             assert one.mode == other.mode == mode

@@ -26,7 +26,7 @@ TARGETS = ["That is  a <mask>___ house ☃.", "I ___ in ___ ."]
 def demo() -> dict[str, Generator]:
     run = load_run("demo", {"iterations": 2})
     return {
-        mode: Generator(run.model, run.text, run.special, with_decode(run.config, {"mode": mode}))
+        mode: Generator(run.model, run.text, with_decode(run.config, {"mode": mode}))
         for mode in ("nar", "aux", "draft")
     }
 
@@ -74,7 +74,7 @@ def test_a_blank_begins_as_the_text_before_it_says(
 ) -> None:
     """Behind a space a word begins, behind a letter it goes on, whatever the model would rather write."""
     base = demo[mode]
-    generator = Generator(base.model, base.text, base.special, with_decode(base.config, settings))
+    generator = Generator(base.model, base.text, with_decode(base.config, settings))
     decode, (first, *_) = generator._codec().decode, generator._codec().encode("a")
     wanted = {
         "That is a <mask>house.": [True],

@@ -141,7 +141,7 @@ def test_pairs_of_glge_train_in_every_mode_in_barts_layout(results: Any) -> None
         assert len(runs[f"glge-{mode}"].series("loss")) == 4
         assert run.config.objective.decoder_start == "eos_bos"
         assert run.config.decode.mode == ("ar" if mode.startswith("ar") else "nar")
-        Generator(run.model, run.text, run.special, run.config).generate(["ab ce"])
+        Generator(run.model, run.text, run.config).generate(["ab ce"])
         # The best weights by the task's own metric.
         name = "ar" if mode.startswith("ar") else "nar"
         best = json.loads((folder / f"glge-{mode}" / "checkpoints" / "best" / "best.json").read_text())

@@ -65,9 +65,7 @@ def test_transformers_writes_what_the_run_writes_or_as_much_as_it_is_told(tmp_pa
     main(["--from", "hf", str(hub_folder(tmp_path / "hub")), "--to", str(tmp_path / "run")])
     run = load_run(tmp_path / "run", {"max_length": 9, "beam": 2})
     sources = [[5, 9, 8], [11, 4, 7, 30, 12]]
-    ours = [
-        len(c[0].tokens) for c in Generator(run.model, None, run.special, run.config).generate_ids(sources)
-    ]
+    ours = [len(c[0].tokens) for c in Generator(run.model, None, run.config).generate_ids(sources)]
     theirs = hf_ar(run, tmp_path / "free", None, "cpu")
     assert [theirs(ids) for ids in sources] == ours
     for start in ("eos_bos", "bos"):

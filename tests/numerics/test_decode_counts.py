@@ -130,7 +130,7 @@ def test_a_bos_that_is_forced_is_forced_at_refilled_places_too(model: JanusModel
     def build(batch: int) -> Generator:
         made = generator(model, batch=batch)
         run = replace(made.config, objective=ObjectiveConfig(preset="paper", decoder_start="eos_bos"))
-        return Generator(model, None, TOY, run, batch_sentences=batch)
+        return Generator(model, None, run, batch_sentences=batch)
 
     expected = [build(1).generate_ids([source])[0] for source in SOURCES]
     found = build(3).generate_ids(SOURCES)

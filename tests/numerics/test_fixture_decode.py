@@ -29,7 +29,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
 
 def with_options(generator: Generator, **options: Any) -> Generator:
     config = with_decode(generator.config, options)
-    return Generator(generator.model, generator.text, generator.special, config)
+    return Generator(generator.model, generator.text, config)
 
 
 def sources() -> list[list[int]]:

@@ -77,7 +77,7 @@ def searches(models: list[tuple[Any, LoadedRun, Path]], beam: int, penalty: floa
         rows = bart.generate(input_ids=source_BS, attention_mask=mask_BS)
         config = replace(run.config, decode=search.decode)
         inner = [row[1 : int(n) - 1].tolist() for row, n in zip(source_BS, mask_BS.sum(1), strict=True)]
-        ours = Generator(run.model, None, run.special, config, batch_sentences=5).generate_ids(inner)
+        ours = Generator(run.model, None, config, batch_sentences=5).generate_ids(inner)
         for own, row in zip(ours, rows.tolist(), strict=True):
             expected = written(row[1:], settings)
             assert list(own[0].tokens) == expected, settings

@@ -70,4 +70,4 @@ def tiny_generator(
         objective=objective,
         decode=DecodeConfig(**decode),
     )
-    return Generator(model, None, model.special, run, batch_sentences=batch_sentences)
+    return Generator(model, None, run, batch_sentences=batch_sentences)
