@@ -13,7 +13,17 @@ import numpy as np
 
 from janus_ds.config.faults import suggestion
 from janus_ds.errors import DataError, MissingDependencyError, UsageError
-from janus_ds.metrics.dialogue import Order, distinct, mean_answer_f1, mean_sentence_bleu
+from janus_ds.metrics.glge_scores import (
+    Order,
+    QuestionItem,
+    coco_bleu,
+    coco_rouge_l,
+    distinct,
+    mean_answer_f1,
+    mean_sentence_bleu,
+    msqg_items,
+    squad_items,
+)
 from janus_ds.metrics.glge_text import (
     SENTENCE_MARK,
     cnndm_summaries,
@@ -21,13 +31,6 @@ from janus_ds.metrics.glge_text import (
     gigaword_summaries,
 )
 from janus_ds.metrics.meteor import MeteorProgram, find_meteor
-from janus_ds.metrics.question_generation import (
-    QuestionItem,
-    coco_bleu,
-    coco_rouge_l,
-    msqg_items,
-    squad_items,
-)
 from janus_ds.metrics.rouge import NAMES, Summary, rouge, rouge_pair
 from janus_ds.metrics.scores import Scores, TextLines, check_same_length, read_lines
 from janus_ds.metrics.translation import sacrebleu_13a

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from janus_ds.errors import MissingDependencyError
-from janus_ds.metrics.question_generation import QuestionItem
+from janus_ds.metrics.glge_scores import QuestionItem
 
 JAR_VARIABLE = "JANUS_METEOR_JAR"
 """Environment variable with the path of a meteor-1.5.jar, if it is not pycocoevalcap's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from janus_ds.metrics.dialogue import answer_f1, distinct, mean_answer_f1, mean_sentence_bleu
+from janus_ds.metrics.glge_scores import answer_f1, distinct, mean_answer_f1, mean_sentence_bleu
 from tests.support.metric_fixtures import metric_cases
 
 

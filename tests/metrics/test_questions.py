@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from janus_ds.errors import MissingDependencyError
-from janus_ds.metrics.glge_text import CASED_BRACKETS, LOWER_BRACKETS, rejoin
-from janus_ds.metrics.meteor import JAR_VARIABLE, MeteorProgram, find_meteor
-from janus_ds.metrics.question_generation import (
+from janus_ds.metrics.glge_scores import (
     QuestionItem,
     coco_bleu,
     coco_rouge_l,
     msqg_items,
     squad_items,
 )
+from janus_ds.metrics.glge_text import CASED_BRACKETS, LOWER_BRACKETS, rejoin
+from janus_ds.metrics.meteor import JAR_VARIABLE, MeteorProgram, find_meteor
 from tests.support.metric_fixtures import metric_cases
 
 ORIGINS = ["own", "real"]
