@@ -25,7 +25,7 @@ from torch import Tensor
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.cli.arguments import program_parser
-from janus_ds.cli.decode_lines import FoundBy, as_blocks, saying
+from janus_ds.cli.decode_lines import Found, as_blocks
 from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.config.packaged import user_path
 from janus_ds.config.schema import RunConfig
@@ -189,27 +189,28 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
         passages = [item for item in passages if len(item.ids) <= most]
         if len(passages) >= count:
             break
-    found = {}
+    begins_V = word_beginnings(text, run.special.vocab_size)
+    found: dict[str, Sequence[Sequence[Hypothesis]]] = {}
     for mode in run.config.objective.streams[1:]:
         generator = Generator(run.model, text, with_decode(run.config, {"mode": mode}))
         targets = generator.targets([item.source for item in passages], (1,))
         passages = [replace(item, target=target) for item, target in zip(passages, targets, strict=True)]
-        found[mode] = FoundBy(generator.generate_ids([item.ids for item in passages], targets=targets), 0.0)
-    begins_V = word_beginnings(text, run.special.vocab_size)
-    found = {"ar": FoundBy([[_from_left(run, item, begins_V)] for item in passages], 0.0)} | found
+        groups = generator.generate_ids([item.ids for item in passages], targets=targets)
+        found[mode] = generator.with_text(groups, targets)
+    by_ar = generator.with_text([[_from_left(run, item, begins_V)] for item in passages], targets)
+    found = {"ar": by_ar, **found}
     # Sure is not right: the scores know nothing of the hidden words.
-    sure = [sum(by.items[i][0].score for by in found.values()) for i in range(len(passages))]
+    sure = [sum(items[i][0].score for items in found.values()) for i in range(len(passages))]
     surest = sorted(range(len(passages)), key=lambda i: -sure[i])[:count]
     told = f"The {len(surest)} of {len(passages)} such sentences that the modes together are surest of:"
     passages = [passages[i] for i in surest]
-    found = {mode: FoundBy([by.items[i] for i in surest], 0.0) for mode, by in found.items()}
-    say = saying(passages, text)
+    best: Found = {mode: [items[i] for i in surest] for mode, items in found.items()}
     shown = [
         {"source": one_line(passage.source), "reference": passage.reference or ""}
-        | {mode: say(number, by.items[number][0]) for mode, by in found.items()}
+        | {mode: one_line(items[number][0].text) for mode, items in best.items()}
         for number, passage in enumerate(passages)
     ]
-    return shown, [told, "", *as_blocks(passages, 1, found, say)]
+    return shown, [told, "", *as_blocks(passages, 1, best)]
 
 
 @torch.inference_mode()

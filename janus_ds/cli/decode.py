@@ -20,6 +20,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,12 @@ from janus_ds.cli.arguments import (
 from janus_ds.cli.decode_lines import (
     DecodeProgress,
     Found,
-    FoundBy,
     LongInputs,
     Output,
     as_blocks,
     as_json,
     as_lines,
     as_nbest,
-    saying,
 )
 from janus_ds.config.faults import suggestion
 from janus_ds.config.modes import MODES, NAMES, with_decode
@@ -120,14 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             passages = long.fit(passages)
             if targets is not None:
                 passages = with_targets(passages, targets, str(parsed.target))
-            found, say = _found(passages, first, generators, progress), saying(passages, text)
+            found = _found(passages, first, generators, progress)
             if parsed.jsonl or parsed.nbest:
                 form = as_json if parsed.jsonl else as_nbest
-                output.write(form(passages, first, found, say, parsed.nbest or 1))
+                output.write(form(passages, first, found, parsed.nbest or 1))
             elif parsed.show_source or parsed.heldout or len(found) > 1:
-                output.write(as_blocks(passages, first + 1, found, say))
+                output.write(as_blocks(passages, first + 1, found))
             else:
-                output.write(as_lines(found, say))
+                output.write(as_lines(found))
             if long.fault is not None:
                 raise long.fault
         if targets is not None and next(targets, None) is not None:
@@ -184,8 +183,10 @@ def _found(
     for number, (mode, generator) in enumerate(generators.items(), 1):
         show = (lambda done, total: progress(first + done)) if number == len(generators) else None
         start = time.perf_counter()
-        items = generator.generate_ids(sources, show, first, targets)
-        found[mode] = FoundBy(items, (time.perf_counter() - start) / max(1, len(sources)))
+        groups = generator.generate_ids(sources, show, first, targets)
+        seconds = (time.perf_counter() - start) / max(1, len(sources))
+        told = generator.with_text(groups, given)
+        found[mode] = [[replace(item, seconds=seconds) for item in group] for group in told]
     return found
 
 

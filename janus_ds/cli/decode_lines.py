@@ -7,14 +7,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from janus_ds.decode.search_settings import Hypothesis
-from janus_ds.decode.text import TextCodec, fit_sources, long_warning, one_line, too_long
+from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import DataError
 from janus_ds.evaluate.passages import Passage
 from janus_ds.io import disk_faults, is_stream
@@ -24,28 +24,8 @@ _CONTROL = re.compile("[\x7f-\x9f\u2028\u2029]")
 """What JSON leaves as it is, and terminals or readers of lines do not."""
 
 
-class FoundBy(NamedTuple):
-    """What one mode found: the hypotheses of each input, best first (samples as drawn), and its time."""
-
-    items: Sequence[Sequence[Hypothesis]]
-    seconds: float
-    """An input, averaged over those that were decoded together."""
-
-
-Found = Mapping[str, FoundBy]
-"""By mode."""
-Say = Callable[[int, Hypothesis], str]
-"""The line of text that an output of the input of this number is."""
-
-
-def saying(passages: Sequence[Passage], text: TextCodec) -> Say:
-    """Outputs as text; those of a given target keep to its letters."""
-
-    def say(number: int, item: Hypothesis) -> str:
-        target = passages[number].target
-        return one_line(text.decode(item.tokens) if target is None else target.text(item, text))
-
-    return say
+Found = Mapping[str, Sequence[Sequence[Hypothesis]]]
+"""By mode: the hypotheses of each input with their text, best first (samples as drawn)."""
 
 
 class LongInputs:
@@ -152,41 +132,42 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def as_lines(found: Found, say: Say) -> list[str]:
+def as_lines(found: Found) -> list[str]:
     """The best output of the only mode, one line for each input."""
     (only,) = found.values()
-    return [say(number, candidates[0]) for number, candidates in enumerate(only.items)]
+    return [one_line(candidates[0].text) for candidates in only]
 
 
-def as_blocks(passages: Sequence[Passage], first: int, found: Found, say: Say) -> list[str]:
+def as_blocks(passages: Sequence[Passage], first: int, found: Found) -> list[str]:
     """Source, reference and the best output of each mode below each other; `first` is the first's number."""
     lines = []
     for number, passage in enumerate(passages):
-        rows: dict[str, Any] = {"source": one_line(passage.source)}
+        rows = {"source": passage.source}
         if passage.reference is not None:
-            rows["reference"] = one_line(passage.reference)
+            rows["reference"] = passage.reference
         for mode, items in found.items():
-            item = items.items[number][0]
-            rows[f"{mode.upper()} {item.score:.3f}"] = say(number, item)
+            item = items[number][0]
+            rows[f"{mode.upper()} {item.score:.3f}"] = item.text
         width = max(12, *(len(name) + 2 for name in rows))
-        lines += [f"[{first + number}]", *(f"{name:<{width}}{value}" for name, value in rows.items()), ""]
+        lines.append(f"[{first + number}]")
+        lines += [*(f"{name:<{width}}{one_line(text)}" for name, text in rows.items()), ""]
     return lines
 
 
-def as_nbest(passages: Sequence[Passage], first: int, found: Found, say: Say, count: int) -> list[str]:
+def as_nbest(passages: Sequence[Passage], first: int, found: Found, count: int) -> list[str]:
     """`number ||| text ||| score`, as Moses writes n-best lists; numbers begin with `first`, which is 0.
 
     Of several modes, the mode stands before the score, in the place of Moses' features.
     """
     return [
-        f"{first + number} ||| {say(number, item)} ||| {f'{mode} ||| ' * (len(found) > 1)}{item.score:.4f}"
+        f"{first + number} ||| {one_line(item.text)} ||| {f'{mode} ||| ' * (len(found) > 1)}{item.score:.4f}"
         for number in range(len(passages))
-        for mode, by in found.items()
-        for item in by.items[number][:count]
+        for mode, items in found.items()
+        for item in items[number][:count]
     ]
 
 
-def as_json(passages: Sequence[Passage], first: int, found: Found, say: Say, count: int) -> list[str]:
+def as_json(passages: Sequence[Passage], first: int, found: Found, count: int) -> list[str]:
     """One object for each output: what it is of, and how it came about.
 
     `line` and `rank` begin with 1. `passes` (of the decoder) and `token_scores` are there where they are
@@ -194,13 +175,13 @@ def as_json(passages: Sequence[Passage], first: int, found: Found, say: Say, cou
     """
     lines = []
     for number, passage in enumerate(passages):
-        for by in found.values():
-            for rank, item in enumerate(by.items[number][:count], 1):
+        for items in found.values():
+            for rank, item in enumerate(items[number][:count], 1):
                 row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": item.mode}
-                row |= {"text": say(number, item), "score": item.score}
+                row |= {"text": one_line(item.text), "score": item.score}
                 row |= {"passes": item.passes} if item.passes else {}
                 row |= {"token_scores": item.token_scores} if item.token_scores else {}
-                row |= {"seconds": round(by.seconds, 6), "source": passage.source}
+                row |= {"seconds": round(item.seconds, 6), "source": passage.source}
                 row |= {} if passage.reference is None else {"reference": passage.reference}
                 text = json.dumps(row, ensure_ascii=False)
                 lines.append(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))

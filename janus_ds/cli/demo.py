@@ -123,9 +123,8 @@ class Demo:
             start = perf_counter()
             found = generator.generate_ids([codec.encode(text)], targets=targets)
             seconds = perf_counter() - start - watch.seconds
-        best = found[0][0]
-        output = targets[0].text(best, codec) if targets else codec.decode(best.tokens)
-        return {"text": output, "passes": best.passes, "seconds": seconds}
+        best = generator.with_text(found, targets)[0][0]
+        return {"text": best.text, "passes": best.passes, "seconds": seconds}
 
     def _pieces(self, made: Pass) -> list[tuple[str, float, bool]]:
         """Text, sureness and newness of each token; spaces are where the whole text has them."""

@@ -132,8 +132,9 @@ class Generator:
     ) -> list[list[Hypothesis]]:
         """All hypotheses that the search found for each text (beams or length candidates), best first."""
         codec = self._codec()
-        found = self.generate_ids([codec.encode(text) for text in checked_texts(texts)], progress)
-        return [[replace(item, text=codec.decode(item.tokens)) for item in group] for group in found]
+        return self.with_text(
+            self.generate_ids([codec.encode(text) for text in checked_texts(texts)], progress)
+        )
 
     def infill(
         self, texts: str | Sequence[str], targets: str | Sequence[str], lengths: Sequence[int] = (1,)
@@ -151,8 +152,20 @@ class Generator:
         codec, sources = self._codec(), checked_texts(texts)
         given = self.targets(targets, lengths)
         found = self.generate_ids([codec.encode(text) for text in sources], targets=given)
-        pairs = zip(given, (candidates[0] for candidates in found), strict=True)
-        return [replace(item, text=target.text(item, codec)) for target, item in pairs]
+        return [candidates[0] for candidates in self.with_text(found, given)]
+
+    def with_text(
+        self, found: Sequence[Sequence[Hypothesis]], targets: Sequence[Target | None] | None = None
+    ) -> list[list[Hypothesis]]:
+        """What :meth:`generate_ids` found, with its text; of targets, what stands around blanks is kept."""
+        codec, given = self._codec(), [None] * len(found) if targets is None else targets
+        return [
+            [
+                replace(item, text=target.text(item, codec) if target else codec.decode(item.tokens))
+                for item in group
+            ]
+            for group, target in zip(found, given, strict=True)
+        ]
 
     def targets(self, texts: str | Sequence[str], lengths: Sequence[int]) -> list[Target]:
         """Targets with blanks, as :meth:`generate_ids` takes them; one that has none stays as it is.

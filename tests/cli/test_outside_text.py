@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from janus_ds.cli.decode_lines import FoundBy, as_blocks, as_json
+from janus_ds.cli.decode_lines import as_blocks, as_json
 from janus_ds.decode.search_settings import Hypothesis
-from janus_ds.decode.text import markdown_text
+from janus_ds.decode.text import markdown_text, one_line
 from janus_ds.errors import DataError, PlainFormatter, exit_on_error
 from janus_ds.evaluate.hf_folders import model_card
 from janus_ds.evaluate.passages import Passage
@@ -44,13 +44,12 @@ def harmless(place: str, text: str) -> None:
 
 def test_sources_and_outputs_of_decode() -> None:
     passages = [Passage(source=EVIL, ids=[], reference=EVIL)]
-    blocks = as_blocks(passages, 1, {}, lambda *_: "")
+    blocks = as_blocks(passages, 1, {})
     harmless("blocks", "".join(blocks))
     assert len(blocks) == 4
-    found = {"ar": FoundBy([[Hypothesis((), 0.0)]], 1.0)}
-    (line,) = as_json(passages, 0, found, lambda *_: EVIL, 1)
+    (line,) = as_json(passages, 0, {"ar": [[Hypothesis((), 0.0, text=EVIL)]]}, 1)
     harmless("JSON", line)
-    assert json.loads(line)["source"] == json.loads(line)["text"] == EVIL
+    assert (json.loads(line)["source"], json.loads(line)["text"]) == (EVIL, one_line(EVIL))
 
 
 def test_whatever_a_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
