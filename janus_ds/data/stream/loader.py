@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.data.stream.pipeline import BatchMaker, Step
-from janus_ds.data.stream.sample_order import RankShare, SamplePlan
+from janus_ds.data.stream.sample_order import RankShare, SamplePlan, first_samples
 from janus_ds.data.stream.source import Damage
 from janus_ds.data.stream.token_schedule import TokenPlan
 from janus_ds.errors import ConfigError, DataError, JanusError, ResourceError
@@ -241,7 +241,7 @@ def validation_batches(maker: BatchMaker, share: RankShare, samples: int) -> Ite
     Raises:
         DataError: the split has no sample, or as `BatchMaker` raises it.
     """
-    chosen = maker.source.first(samples)
+    chosen = first_samples(maker.source.parts, samples)
     if len(chosen) < 1:
         raise DataError(
             "there is no sample to validate on",

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
-from janus_ds.data.stream.source import CYCLE, SOURCE_BITS, SampleSource
-from janus_ds.errors import DataError
+from janus_ds.data.stream.source import SOURCE_BITS, SampleSource, Source
+from janus_ds.errors import ConfigError, DataError
 
 Ints = NDArray[np.int64]
 _SEED_STEP = 1_000_003
@@ -130,6 +130,80 @@ class SampleSchedule:
         return self._mixed[2]
 
 
+CYCLE = 10_000
+"""Positions after which the order of turns begins anew; weights count to this accuracy."""
+
+
+class Turns:
+    """Which source a position draws from, and its how-many-eth draw that is.
+
+    Args:
+        weights: of the sources, above 0.
+
+    Raises:
+        ConfigError: a source would have no place in the cycle.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.places = _apportioned(weights)
+        if min(self.places) < 1:
+            raise ConfigError(
+                f"a source has less than one of {CYCLE:,} samples",
+                f"weights {', '.join(map(str, weights))}",
+                "raise its weight, or leave it out",
+            )
+        self.cycle: Ints = _assigned(self.places)
+        taken = self.cycle == np.arange(len(weights))[:, None]
+        self._before = np.cumsum(np.pad(taken, ((0, 0), (1, 0))), axis=1)
+
+    def draws(self, source: int, position: int) -> int:
+        """How many of the first `position` positions draw from a source."""
+        cycles, inside = divmod(position, CYCLE)
+        return cycles * self.places[source] + int(self._before[source, inside])
+
+    def of(self, start: int, stop: int) -> Ints:
+        """The source of each position of [start, stop)."""
+        return self.cycle[np.arange(start, stop) % CYCLE]
+
+
+def _apportioned(weights: Sequence[float]) -> list[int]:
+    """Whole places of the cycle by weight: largest remainders."""
+    exact = np.array(weights, dtype=np.float64) / sum(weights) * CYCLE
+    # What is 2,999.9999999 by rounding of decimals is 3,000.
+    places = np.floor(exact + 1e-6).astype(np.int64)
+    left = CYCLE - int(places.sum())
+    places[np.argsort(-(exact - places), kind="stable")[:left]] += 1
+    return [int(count) for count in places]
+
+
+def _assigned(places: Sequence[int]) -> Ints:
+    """Tijdeman's order: of those that have waited long enough, the one whose turn ends soonest."""
+    count = len(places)
+    if count == 1:
+        return np.zeros(CYCLE, dtype=np.int64)
+    twice = 2 * count - 2
+    had = [0] * count
+    order = np.zeros(CYCLE, dtype=np.int64)
+    for position in range(CYCLE):
+        owed = [places[k] * (position + 1) - had[k] * CYCLE for k in range(count)]
+        ready = [k for k in range(count) if twice * owed[k] >= CYCLE]
+        chosen = min(ready, key=lambda k: ((CYCLE * (twice - 1) - twice * owed[k]) / places[k], k))
+        had[chosen] += 1
+        order[position] = chosen
+    return order
+
+
+def first_samples(sources: Sequence[Source], count: int) -> Ints:
+    """Numbers of the first samples by turns, each once; sources that end early are passed over."""
+    cycle = Turns([source.weight for source in sources]).cycle
+    positions, numbers = [], []
+    for source, part in enumerate(sources):
+        own, rank = np.flatnonzero(cycle == source), np.arange(min(part.samples, count))
+        positions.append(own[rank % len(own)] + rank // len(own) * CYCLE)
+        numbers.append((source << SOURCE_BITS) + rank)
+    return np.concatenate(numbers)[np.argsort(np.concatenate(positions))[:count]]
+
+
 class SamplePlan:
     """Equally many samples a step, of one or several sources; a pure function of the step's number.
 
@@ -142,7 +216,8 @@ class SamplePlan:
 
     def __init__(self, source: SampleSource, config: RunConfig, share: RankShare) -> None:
         data, self._batch = config.data, config.train.global_batch
-        self._sources, self._turns, self._ahead = source.parts, source.turns, data.read_ahead
+        self._sources, self._ahead = source.parts, data.read_ahead
+        self._turns = Turns([part.weight for part in self._sources])
         self._seed, self._orders = config.train.seed, list[SampleSchedule]()
         for number, part in enumerate(self._sources):
             part.check_cache(data, len(self._sources))

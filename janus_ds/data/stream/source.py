@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,70 +40,8 @@ class Damage:
 
 Ints = NDArray[np.int64]
 
-CYCLE = 10_000
-"""Positions after which the order of turns begins anew; weights count to this accuracy."""
-
 SOURCE_BITS = 40
 """A sample's number is SOURCE << 40 | its number in that source."""
-
-
-class Turns:
-    """Which source a position draws from, and its how-many-eth draw that is.
-
-    Args:
-        weights: of the sources, above 0.
-
-    Raises:
-        ConfigError: a source would have no place in the cycle.
-    """
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        self.places = _apportioned(weights)
-        if min(self.places) < 1:
-            raise ConfigError(
-                f"a source has less than one of {CYCLE:,} samples",
-                f"weights {', '.join(map(str, weights))}",
-                "raise its weight, or leave it out",
-            )
-        self.cycle: Ints = _assigned(self.places)
-        taken = self.cycle == np.arange(len(weights))[:, None]
-        self._before = np.cumsum(np.pad(taken, ((0, 0), (1, 0))), axis=1)
-
-    def draws(self, source: int, position: int) -> int:
-        """How many of the first `position` positions draw from a source."""
-        cycles, inside = divmod(position, CYCLE)
-        return cycles * self.places[source] + int(self._before[source, inside])
-
-    def of(self, start: int, stop: int) -> Ints:
-        """The source of each position of [start, stop)."""
-        return self.cycle[np.arange(start, stop) % CYCLE]
-
-
-def _apportioned(weights: Sequence[float]) -> list[int]:
-    """Whole places of the cycle by weight: largest remainders."""
-    exact = np.array(weights, dtype=np.float64) / sum(weights) * CYCLE
-    # What is 2,999.9999999 by rounding of decimals is 3,000.
-    places = np.floor(exact + 1e-6).astype(np.int64)
-    left = CYCLE - int(places.sum())
-    places[np.argsort(-(exact - places), kind="stable")[:left]] += 1
-    return [int(count) for count in places]
-
-
-def _assigned(places: Sequence[int]) -> Ints:
-    """Tijdeman's order: of those that have waited long enough, the one whose turn ends soonest."""
-    count = len(places)
-    if count == 1:
-        return np.zeros(CYCLE, dtype=np.int64)
-    twice = 2 * count - 2
-    had = [0] * count
-    order = np.zeros(CYCLE, dtype=np.int64)
-    for position in range(CYCLE):
-        owed = [places[k] * (position + 1) - had[k] * CYCLE for k in range(count)]
-        ready = [k for k in range(count) if twice * owed[k] >= CYCLE]
-        chosen = min(ready, key=lambda k: ((CYCLE * (twice - 1) - twice * owed[k]) / places[k], k))
-        had[chosen] += 1
-        order[position] = chosen
-    return order
 
 
 class Source:
@@ -236,11 +173,6 @@ class SampleSource:
         self._limit = cached_members
         self._cache: OrderedDict[int, dict[str, Ragged]] = OrderedDict()
 
-    @cached_property
-    def turns(self) -> Turns:
-        """Whose turn it is at each position."""
-        return Turns([part.weight for part in self.parts])
-
     @property
     def samples(self) -> int:
         """Samples of all sources."""
@@ -284,19 +216,6 @@ class SampleSource:
         """Damage that :meth:`replace_damaged` met since the last call."""
         found, self._new_damage = self._new_damage, []
         return found
-
-    def first(self, samples: int) -> Ints:
-        """Numbers of the first samples by turns, each once; sources that end early are passed over."""
-        found: list[int] = []
-        start, total = 0, min(samples, self.samples)
-        had, sizes = [0] * len(self.parts), [part.samples for part in self.parts]
-        while len(found) < total:
-            for source in self.turns.of(start, start + CYCLE).tolist():
-                if had[source] < sizes[source] and len(found) < total:
-                    found.append((source << SOURCE_BITS) + had[source])
-                    had[source] += 1
-            start += CYCLE
-        return np.array(found, dtype=np.int64)
 
     def has(self, sample: int) -> bool:
         """Whether a sample has this number."""

@@ -18,8 +18,8 @@ from janus_ds.config.schema import DataConfig, RunConfig
 from janus_ds.data.stream.loader import StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import SplitPlace, open_data
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.data.stream.sample_order import RankShare, SampleSchedule
-from janus_ds.data.stream.source import CYCLE, SOURCE_BITS, Turns
+from janus_ds.data.stream.sample_order import CYCLE, RankShare, SampleSchedule, Turns
+from janus_ds.data.stream.source import SOURCE_BITS
 from janus_ds.errors import ConfigError, DataError
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
 from tests.support.tiny_data import make_tiny_data
