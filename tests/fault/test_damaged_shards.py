@@ -35,7 +35,7 @@ def damages(whole: bytes, cuts: list[int], flips: int) -> Iterator[tuple[str, by
 def hit(index: SplitIndex, whole: bytes, damaged: bytes) -> list[int]:
     """Numbers (over the split) of the samples whose member's files differ."""
     found, first = [], 0
-    for shard, member in index.members():
+    for shard, member in [(s, m) for s in index.shards for m in s.members]:
         if shard.name == SHARD:
             spans = [slice(blob.offset, blob.offset + blob.size) for blob in member.blobs.values()]
             if any(whole[span] != damaged[span] for span in spans):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -127,15 +126,9 @@ class SplitIndex:
         """Tokens of the split over all streams, without specials."""
         return sum(shard.tokens for shard in self.shards)
 
-    def members(self) -> Iterator[tuple[ShardEntry, MemberEntry]]:
-        """Every member with its shard, in order."""
-        for shard in self.shards:
-            for member in shard.members:
-                yield shard, member
-
     def member_sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """int64: samples of each member over all shards, in order."""
-        return np.array([member.samples for _, member in self.members()], dtype=np.int64)
+        return np.array([member.samples for shard in self.shards for member in shard.members], dtype=np.int64)
 
     def save(self, split_dir: Path) -> str:
         """Write `split_dir/index.json` whole; returns its SHA-256."""

@@ -9,7 +9,7 @@ Only :class:`SamplePlan` knows ranks: it gives each its part of the global batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np

@@ -43,9 +43,6 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert SplitIndex.load(tmp_path) == saved
     assert saved.member_sizes().tolist() == [4, 3, 2]
     assert (saved.samples, saved.tokens) == (9, 60)
-    assert [(s.name[-5], m.key) for s, m in saved.members()] == [
-        ("0", "000000"), ("0", "000001"), ("1", "000002")
-    ]  # fmt: skip
     manifest().save(tmp_path)
     assert Manifest.load(tmp_path) == manifest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "manifest.json"]

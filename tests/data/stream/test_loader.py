@@ -257,12 +257,3 @@ def test_validation_masks_are_those_of_their_own_epoch(split):
     item = next(validation_batches(maker, RankShare(0, 1, 4), 4))
     masked = maker.make((np.full(4, VALIDATION_EPOCH), np.arange(4)))["batches"][0]
     assert fingerprint(item.batch) == fingerprint(masked)
-
-
-def test_pairs_and_plain_ar_load_too(tmp_path):
-    folder = write_split(tmp_path / "pairs", {"source": ROWS, "target": random_rows(50, 30, seed=9)})
-    for preset in ("paper", "released", "cmlm", "ar", "ar_query"):
-        data = load(folder, RankShare(0, 1, 12), range(1), run=run_config(preset, "pair"))[0]
-        assert data.counts.samples == 12
-        assert bool(data.counts.ar_tokens) == (preset != "cmlm")
-        assert bool(data.counts.masked_tokens) == (not preset.startswith("ar"))

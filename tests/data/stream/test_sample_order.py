@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_ds.data.masking.counter_rng import SampleKeys, Stream, bits, keys, shuffled, uniforms
 from janus_ds.data.stream.sample_order import SampleSchedule
-from janus_ds.errors import DataError
 
 FROZEN_ORDER = [11, 10, 0, 9, 1, 2, 6, 8, 5, 7, 4, 3]
 FROZEN_BITS = "0x7b7fa4567d06a360"
@@ -38,12 +36,6 @@ def test_the_position_is_the_only_state(sizes, window, batch, start):
     for begin in (start, start // 2):
         found = jumped.between(begin, start + batch)
         np.testing.assert_array_equal(found, [column[begin:] for column in whole])
-
-
-def test_a_batch_larger_than_an_epoch():
-    epochs, ids = SampleSchedule(1, [2, 1], 1).between(0, 8)
-    assert epochs.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
-    assert sorted(ids[:3]) == sorted(ids[3:6]) == [0, 1, 2]
 
 
 def test_samples_mix_inside_windows_only():
@@ -78,11 +70,6 @@ def test_shuffled_windows_are_uniform():
     for seed in range(2000):
         counts[np.arange(4), shuffled(keys(seed, 0, 0, Stream.MEMBER_ORDER), 4)] += 1
     assert abs(counts / 2000 - 0.25).max() < 0.04
-
-
-def test_data_without_samples_is_refused():
-    with pytest.raises(DataError, match="holds no sample"):
-        SampleSchedule(1, [], 1)
 
 
 def test_uniforms_are_uniform_and_independent():

@@ -99,8 +99,3 @@ def test_a_shard_of_equal_size_swapped_in_is_found(tmp_path):
     other.write_bytes(one.read_bytes())
     with pytest.raises(DataError, match="was changed"):
         SampleSource(split).read([9])
-
-
-def test_no_data(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
-        SampleSource(tmp_path / "nowhere")
