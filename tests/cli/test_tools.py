@@ -18,16 +18,13 @@ from janus_ds.cli.inspect import picture_of
 from janus_ds.cli.plan import checkpoint_bytes, model_parts, state_bytes
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS
-from janus_ds.config.schema import FIELDS
-from janus_ds.data.prepare.train_tokenizer import train_sentencepiece
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.errors import ConfigError, DataError, UsageError
+from janus_ds.errors import UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
-from tests.support.commands import ROOT, SMALL, ZERO2, refusal, say
+from tests.support.commands import ROOT, refusal, say
 from tests.support.programs import python
-from tests.support.tiny_data import make_tiny_data
 
 # The command itself
 
@@ -58,20 +55,6 @@ def test_the_wrong_python_is_told_which_package_it_lacks() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("--recipe second_stag", "second_stage"),
-        ("--recipe iwsl", "iwslt"),
-        ("--recipe launch/recipes/nmt_iwsl.yaml", "nmt_iwslt.yaml"),
-    ],
-)
-def test_a_misspelt_recipe_is_told_the_nearest_name(given: str, meant: str) -> None:
-    error = refusal(ConfigError, "plan", *given.split())
-    assert f"did you mean {meant!r}?" in error
-    assert ("second_stage, small_wikipedia" in error) == ("/" not in given)
-
-
 def test_a_reader_that_stops_early_is_no_fault() -> None:
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m janus_ds explain | head -1; echo ${{PIPESTATUS[0]}}"],
@@ -81,17 +64,6 @@ def test_a_reader_that_stops_early_is_no_fault() -> None:
     )
     assert done.stdout.splitlines()[1] == "0"
     assert done.stderr == ""
-
-
-# explain
-
-
-def test_explain_lists_everything_or_a_section(capsys: pytest.CaptureFixture[str]) -> None:
-    keys = [line.split()[0] for line in say(capsys, "explain").splitlines()]
-    assert keys == list(FIELDS)
-    section = say(capsys, "explain", "optim")
-    assert "AdamW with decoupled decay" in section
-    assert section.count("optim.") == sum(key.startswith("optim.") for key in FIELDS)
 
 
 # plan
@@ -181,17 +153,6 @@ def test_plan_projects_messages(capsys: pytest.CaptureFixture[str]) -> None:
         first, second = (re.findall(r"layers forward .*", text) for text in texts)
         assert first
         assert first != second, changed
-
-
-# check
-
-
-def test_check_refuses_another_tokenizer(tiny: Path, tmp_path: Path) -> None:
-    text = ["another text altogether, with other words in it"] * 9
-    other = make_tiny_data(tmp_path / "other")
-    train_sentencepiece(text, "bpe", 40).save(other / "tokenizer")
-    said = refusal(DataError, "check", "--deepspeed_config", ZERO2, "--data", other, "--set", *SMALL)
-    assert "the tokenizer is not the one that the data was prepared with" in said
 
 
 # inspect

@@ -1,0 +1,87 @@
+"""`janus-ds explain` and `check`: what fields mean, what presets give, and whether a run would start."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from janus_ds.__main__ import main
+from janus_ds.cli.settings import explain
+from janus_ds.config.schema import FIELDS
+from janus_ds.data.prepare.train_tokenizer import train_sentencepiece
+from janus_ds.errors import ConfigError, DataError, UsageError
+from tests.support.commands import SMALL, ZERO2, refusal, say
+from tests.support.tiny_data import make_tiny_data
+
+
+def test_values_of_the_presets_are_shown() -> None:
+    lines = explain("objective.weight_nar").splitlines()
+    assert "  presets  paper: 1.0" in lines
+    assert "           released/pair: 0.5" in lines
+    assert "presets" not in explain("train.seed")
+    assert "           paper/pair: 0.7" in explain("masking.target_share").splitlines()
+    assert "           bart_base: 768" in explain("model.d_model").splitlines()
+
+
+def test_names_that_are_near_are_given() -> None:
+    with pytest.raises(UsageError, match=r"did you mean one of objective\.weight_ar, objective\.weight_nar"):
+        explain("weight")
+    with pytest.raises(UsageError, match=r"did you mean 'decode\.beam'"):
+        explain("decode.beems")
+
+
+def test_home_is_found_behind_an_equals_sign(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "text.txt").write_text("Hallo.\n")
+    words = ["--input=~/text.txt", "--output=~/out.txt", "--device", "cpu", "--mode", "ar"]
+    assert main(["decode", "--demo", *words]) == 0
+    assert len((tmp_path / "out.txt").read_text().splitlines()) == 1
+
+
+def test_nothing_is_written_as_recipes_write_it() -> None:
+    assert all("None" not in explain(key) for key in [None, *FIELDS])
+
+
+def test_explain_lists_everything_or_a_section(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [line.split()[0] for line in say(capsys, "explain").splitlines()]
+    assert keys == list(FIELDS)
+    section = say(capsys, "explain", "optim")
+    assert "AdamW with decoupled decay" in section
+    assert section.count("optim.") == sum(key.startswith("optim.") for key in FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--recipe second_stag", "second_stage"),
+        ("--recipe iwsl", "iwslt"),
+        ("--recipe launch/recipes/nmt_iwsl.yaml", "nmt_iwslt.yaml"),
+    ],
+)
+def test_a_misspelt_recipe_is_told_the_nearest_name(given: str, meant: str) -> None:
+    error = refusal(ConfigError, "plan", *given.split())
+    assert f"did you mean {meant!r}?" in error
+    assert ("second_stage, small_wikipedia" in error) == ("/" not in given)
+
+
+def test_check_goes_through_one_dry_batch(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = say(capsys, "check", "--deepspeed_config", ZERO2, "--data", tiny, "--ranks", 2, "--set", *SMALL)
+    assert "micro-batch 4 x accumulation 1 x 2 data-parallel ranks" in text
+    assert "270 samples to train on" in text
+    losses = dict(re.findall(r"(\w+) (\d+\.\d+)", text.partition("losses before training: ")[2]))
+    assert {"ar", "nar", "aux", "length", "kl_ar_aux", "kl_nar_aux"} <= set(losses)
+    # An untrained model knows nothing of a vocabulary of 60.
+    assert float(losses["nar_nll"]) == pytest.approx(np.log(60), abs=0.2)
+
+
+def test_check_refuses_another_tokenizer(tiny: Path, tmp_path: Path) -> None:
+    text = ["another text altogether, with other words in it"] * 9
+    other = make_tiny_data(tmp_path / "other")
+    train_sentencepiece(text, "bpe", 40).save(other / "tokenizer")
+    said = refusal(DataError, "check", "--deepspeed_config", ZERO2, "--data", other, "--set", *SMALL)
+    assert "the tokenizer is not the one that the data was prepared with" in said
