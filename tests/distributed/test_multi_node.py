@@ -18,9 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.launch import free_port
-from tests.support.launchers import deepspeed, figures_of, launched, reach, torchrun
 from tests.support.processes import alive, find_ranks, wait_until
-from tests.support.program import Program
+from tests.support.program import Program, deepspeed, figures_of, launched, reach, torchrun
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 

@@ -16,9 +16,18 @@ import pytest
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE
 from tests.conftest import Tally
-from tests.support.launchers import deepspeed, figures_of, gone, launched, reach, torchrun
 from tests.support.processes import find_ranks, in_session, parent, takes, wait_until
-from tests.support.program import Program, assert_as_unbroken, wait_for
+from tests.support.program import (
+    Program,
+    assert_as_unbroken,
+    deepspeed,
+    figures_of,
+    gone,
+    launched,
+    reach,
+    torchrun,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1200)]
 

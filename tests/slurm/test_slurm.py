@@ -18,8 +18,8 @@ import pytest
 from janus_ds.errors import PREEMPTED_EXIT_CODE
 from janus_ds.observe.writers import read_metrics
 from tests.support.launch import ROOT
-from tests.support.launchers import figures_of
 from tests.support.processes import alive, find_ranks, wait_until
+from tests.support.program import figures_of
 from tests.support.slurm_cluster import Cluster, missing_for_slurm, running_cluster
 from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.programs import ROOT as ROOT
+from tests.support.programs import program_environment
 from tests.support.warm import WarmProcess, warm_starter
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_ranks(
@@ -114,18 +114,14 @@ def _has_members(group: int) -> bool:
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     """What torchrun sets for one rank, and what keeps ranks on a small CPU machine quick."""
-    return {
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
+    return program_environment(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
 
 
 def free_port() -> int:

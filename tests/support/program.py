@@ -1,12 +1,15 @@
-"""The pretraining program on the tiny recipe, started as often as a test kills it."""
+"""The pretraining program on the tiny recipe, started as often as a test kills it, alone or by a launcher."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from janus_ds.observe.writers import read_metrics
 from janus_ds.parallel.topology import Topology
 from tests.observe.test_meters import events
 from tests.support.launch import free_port, kill_session, rank_environment
+from tests.support.processes import alive, wait_until
 from tests.support.programs import BIN, ROOT, program_environment
 from tests.support.warm import WarmProcess, warm_starter
 
@@ -55,34 +59,12 @@ class Program:
         options = ["--recipe", str(self.inputs / "recipe.yaml"), "--data", str(self.inputs / "data")]
         return [*script, *options, "--output", str(self.run), "--set", *self.settings]
 
-    def command(self) -> list[str]:
-        """What a shell would start."""
-        start = [sys.executable]
-        if self.ranks > 1:
-            start = [str(BIN / "deepspeed"), "--num_gpus", str(self.ranks)]
-            start += ["--master_port", str(free_port())]
-        return [*start, *self.words]
-
     @contextmanager
     def running(self) -> Iterator[Any]:
         """The program in a session of its own, all of which is killed at the end."""
-        if self.forked:
-            with self.running_ranks() as (process,):
-                yield process
-            return
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                self.command(),
-                cwd=ROOT,
-                env=program_environment(),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            try:
-                yield process
-            finally:
-                kill_session(process)
+        start = [sys.executable] if self.ranks == 1 else deepspeed()
+        with self.running_ranks() if self.forked else launched(self, start) as (process,):
+            yield process
 
     @contextmanager
     def running_ranks(self) -> Iterator[list[WarmProcess]]:
@@ -131,6 +113,56 @@ class Program:
         return self.log.read_text(errors="replace")
 
 
+def deepspeed(*options: str) -> list[str]:
+    """The deepspeed launcher; two ranks on this host unless the options say otherwise."""
+    return [str(BIN / "deepspeed"), *(options or ("--num_gpus", "2", "--master_port", str(free_port())))]
+
+
+def torchrun(*options: str) -> list[str]:
+    """The launcher of torch; two ranks on this host unless the options say otherwise."""
+    return [str(BIN / "torchrun"), *(options or ("--standalone", "--nproc-per-node=2"))]
+
+
+@contextmanager
+def launched(
+    program: Program, *launchers: Sequence[str], **environment: str
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """One session a launcher, all of them and their ranks killed at the end."""
+    with ExitStack() as stack:
+        # torchrun gives its ranks sessions of their own.
+        stack.callback(_kill, program.run)
+        processes = []
+        for launcher in launchers:
+            log = stack.enter_context(program.log.open("ab"))
+            process = subprocess.Popen(
+                [*launcher, *program.words],
+                cwd=ROOT,
+                env=program_environment(**environment),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+            stack.callback(kill_session, process)
+            processes.append(process)
+        yield processes
+
+
+def _kill(run: Path) -> None:
+    for pid in alive(run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def reach(program: Program, step: int) -> None:
+    """Wait until a step is in metrics.jsonl."""
+    wait_until(lambda: program.steps >= step, 200.0, f"step {step}\n{program.log}")
+
+
+def gone(program: Program, patience: float = 60.0) -> None:
+    """Wait until no process of the run is left."""
+    wait_until(lambda: not alive(program.run), patience, f"the end of all processes\n{program.log}")
+
+
 def last_step(metrics: Path) -> int:
     """The step of the last whole line of a metrics.jsonl; 0 if there is none."""
     if not metrics.is_file():
@@ -152,17 +184,19 @@ def wait_for(condition: Callable[[], bool], process: Any, log: Path, patience: f
         time.sleep(0.002)
 
 
+def figures_of(run: Path) -> list[list[Any]]:
+    """What must be equal, bit for bit, in two runs of one recipe."""
+    losses = ("loss", "ar", "nar", "aux", "length", "valid/loss")
+    names = ("step", *losses, "lr", "grad_norm", "samples_total", "tokens_total")
+    return [[line.get(name) for name in names] for line in read_metrics(run / "metrics.jsonl")]
+
+
 def assert_as_unbroken(run: Path, unbroken: Path, steps: int = STEPS) -> None:
     """Weights, moments, every figure of every step, one value a step in both files."""
     for name in ("weights.safetensors", "optimizer.safetensors"):
         path = f"checkpoints/step-{steps:08d}/{name}"
         assert (run / path).read_bytes() == (unbroken / path).read_bytes()
-    keys = ("step", "loss", "ar", "nar", "aux", "length", "lr", "grad_norm", "tokens_total", "valid/loss")
-    lines, expected = (
-        [[line.get(key) for key in keys] for line in read_metrics(folder / "metrics.jsonl")]
-        for folder in (run, unbroken)
-    )
-    assert lines == expected
+    assert figures_of(run) == figures_of(unbroken)
     scalars = events(run / "tensorboard")
     assert [step for step, _ in scalars["loss"]] == list(range(1, steps + 1))
     assert scalars["loss"] == events(unbroken / "tensorboard")["loss"]
