@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module.add_options(own)
     options = parse(own, given.arguments)
     result = module.bench(options)
-    print(module.describe(result))
+    if text := module.describe(result):
+        print(text)
     if options.json is not None:
         save_json(options.json, result)
     return int(bool(result.get("wrong")))
