@@ -87,7 +87,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=positives, help="sentences at a time: 1,16 (default: 1 and the shape's)")
     add("--output-tokens", type=positives, help="lengths of the outputs (default: by shape)")
     only = "jobs whose names contain one of these: ar,janus,transformers"
-    add("--only", type=lambda text: tuple(text.split(",")), default=(), help=only)
+    add("--only", type=lambda text: tuple(map(str.strip, text.split(","))), default=(), help=only)
 
 
 def bench(options: argparse.Namespace) -> dict[str, Any]:
