@@ -14,7 +14,7 @@ import random
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -183,20 +183,20 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
     lines = [one_line(passage.reference or "") for passage in drawn]
     most = min(run.config.model.max_source_positions, most_rows(run.config)) - 2
     # Most blocks begin or end within a sentence; a tiny vocabulary may have no word of one token.
-    for chosen, fits in (([line for line in lines if _WHOLE.match(line)], _is_one_token), (lines, _is_word)):
-        hidden = {line: source for line in chosen if (source := _with_blanks(line, text, fits))}
+    for chosen, longest in (([line for line in lines if _WHOLE.match(line)], 1), (lines, most)):
+        hidden = {line: source for line in chosen if (source := _with_blanks(line, text, longest))}
         passages = [Passage(text.encode(source), source, line) for line, source in hidden.items()]
         passages = [item for item in passages if len(item.ids) <= most]
         if len(passages) >= count:
             break
     begins_V = word_beginnings(text, run.special.vocab_size)
-    found: dict[str, Sequence[Sequence[Hypothesis]]] = {}
+    found: Found = {}
     for mode in run.config.objective.streams[1:]:
         generator = Generator(run.model, text, with_decode(run.config, {"mode": mode}))
         targets = generator.targets([item.source for item in passages], (1,))
         passages = [replace(item, target=target) for item, target in zip(passages, targets, strict=True)]
         groups = generator.generate_ids([item.ids for item in passages], targets=targets)
-        found[mode] = generator.with_text(groups, targets)
+        found = {**found, mode: generator.with_text(groups, targets)}
     by_ar = generator.with_text([[_from_left(run, item, begins_V)] for item in passages], targets)
     found = {"ar": by_ar, **found}
     # Sure is not right: the scores know nothing of the hidden words.
@@ -236,18 +236,10 @@ def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> Hyp
     return Hypothesis(tuple(row), sum(gains) / len(gains), len(places), filled=tuple(places))
 
 
-def _is_word(word: str, text: TextCodec) -> bool:
-    return word.isalpha()
-
-
-def _is_one_token(word: str, text: TextCodec) -> bool:
-    return word.isalpha() and len(text.encode(word)) == 1
-
-
-def _with_blanks(line: str, text: TextCodec, fits: Callable[[str, TextCodec], bool]) -> str | None:
-    """A line with two inner words hidden that fit; None: it has not two."""
+def _with_blanks(line: str, text: TextCodec, longest: int) -> str | None:
+    """A line with two inner words hidden that have so many tokens at most; None: it has not two."""
     words, draw = line.split(), random.Random(f"{_SEED}:{line}")
-    short = [i for i, word in enumerate(words) if fits(word, text)][1:-1]
+    short = [i for i, word in enumerate(words) if word.isalpha() and len(text.encode(word)) <= longest][1:-1]
     if len(short) < _HIDDEN:
         return None
     for place in draw.sample(short, _HIDDEN):

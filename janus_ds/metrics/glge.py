@@ -351,13 +351,9 @@ def _find_prediction(folder: Path, task: str, split: str) -> Path | None:
     Raises:
         UsageError: there are several.
     """
-    names = (f"{task}.{split}", f"{task}.{split}.txt")
-    found = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and (path.name in names or (path.name.startswith(f"{task}.") and path.name.endswith(f".{split}")))
-    ]
+    named = (path for path in sorted(folder.glob(f"{task}.*")) if path.is_file())
+    plain = f"{task}.{split}.txt"
+    found = [path for path in named if path.name.endswith(f".{split}") or path.name == plain]
     if len(found) > 1:
         raise UsageError(
             f"there are {len(found)} predictions for {task}",

@@ -21,9 +21,9 @@ H heads of this rank, E width of a head, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -38,18 +38,8 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values of the encoder states for one layer, each (B, H, S, E)."""
 
 
-class Kernel(Protocol):
-    """Scaled dot-product attention with the dropout of the layer that lends it."""
-
-    def __call__(
-        self,
-        q_BHTE: Tensor,
-        k_BHSE: Tensor,
-        v_BHSE: Tensor,
-        mask: Tensor | None = None,
-        causal: bool = False,
-    ) -> Tensor:
-        """Attended values, shape (B, T, H, E)."""
+Kernel = Callable[..., Tensor]
+""":meth:`MultiHeadAttention.kernel` of the layer that lends it."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +254,12 @@ class MultiHeadAttention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """See :class:`Kernel`."""
+        """Scaled dot-product attention with this layer's dropout: attended values, (B, T, H, E).
+
+        Args:
+            mask: additive.
+            causal: row t sees the keys 0 .. t.
+        """
         if not (self.training and self.dropout):
             attend = attend_in_bf16 if trains_in_bf16(q_BHTE) else F.scaled_dot_product_attention
             out = attend(q_BHTE, k_BHSE, v_BHSE, mask, is_causal=causal)

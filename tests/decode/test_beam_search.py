@@ -156,19 +156,6 @@ def test_the_two_rules_differ_where_a_later_hypothesis_is_better() -> None:
     assert best[0].score == pytest.approx(2 * poor / 6, abs=1e-6)
 
 
-def test_greedy_takes_the_likeliest_token_and_ends_at_the_limit() -> None:
-    model = table(5, eos_bonus=-50.0)
-    decoder = Decoder(model, 1, BOS)
-    ((found,),) = beam_search(decoder, 1, replace(BASE, beam=1, max_steps=4))
-    prefix: tuple[int, ...] = ()
-    for _ in range(3):
-        log_probs = model(0, prefix)
-        log_probs[list(BASE.forbidden)] = -math.inf
-        prefix += (int(log_probs.argmax()),)
-    assert found.tokens == prefix
-    assert decoder.steps == 4
-
-
 @pytest.mark.parametrize("stop", ["fairseq", "transformers"])
 @pytest.mark.parametrize("prefix", [(), (5, UNK, 9)])
 def test_each_token_has_its_score_and_a_given_beginning_counts(stop: str, prefix: tuple[int, ...]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,9 +112,11 @@ def counted_steps(sources: list[list[int]]) -> int:
         {"mode": "nar", "iterations": 4, "length_beam": 3},
         {"mode": "nar", "iterations": 10, "length_beam": 4, "nar_score": "released"},
         {"mode": "aux", "beam": 1, "length_beam": 2},
+        {"forced_bos": TOY.bos},
     ],
 )
 def test_batches_change_nothing(model: JanusModel, decode: dict[str, Any]) -> None:
+    """A forced first token is forced at refilled places, too."""
     expected = [generator(model, batch=1, **decode).generate_ids([source])[0] for source in SOURCES]
     assert len({len(item.tokens) for items in expected for item in items}) > 2
     for batch in (2, 5, 32):
@@ -124,17 +125,6 @@ def test_batches_change_nothing(model: JanusModel, decode: dict[str, Any]) -> No
             assert [item.tokens for item in ours] == [item.tokens for item in theirs]
             assert decode.get("mode") != "aux" or ours[0].passes == theirs[0].passes
             assert max(abs(a.score - b.score) for a, b in zip(ours, theirs, strict=True)) < 1e-10
-
-
-def test_a_bos_that_is_forced_is_forced_at_refilled_places_too(model: JanusModel) -> None:
-    def build(batch: int) -> Generator:
-        made = generator(model, batch=batch)
-        run = replace(made.config, objective=ObjectiveConfig(preset="paper", decoder_start="eos_bos"))
-        return Generator(model, None, run, batch_sentences=batch)
-
-    expected = [build(1).generate_ids([source])[0] for source in SOURCES]
-    found = build(3).generate_ids(SOURCES)
-    assert [[i.tokens for i in items] for items in found] == [[i.tokens for i in items] for items in expected]
 
 
 def test_nar_projects_masked_rows_and_drops_finished_ones(model: JanusModel) -> None:

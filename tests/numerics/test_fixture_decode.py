@@ -71,14 +71,3 @@ def test_the_released_codes_own_cache_is_not_what_we_do(generator: Generator) ->
     pairs = zip(expect["ar_beam5_exact_no_cache"], expect["ar_beam5_reference_cache"], strict=True)
     gaps = [abs(a["score"] - b["score"]) for rows in pairs for a, b in zip(*rows, strict=True)]
     assert max(gaps) > 100 * TOLERANCE
-
-
-def test_text_in_and_out_keeps_the_order(generator: Generator) -> None:
-    lines = [" ".join(map(str, row)) for row in sources()]
-    seen: list[tuple[int, int]] = []
-    found = with_options(generator, mode="nar").generate(
-        [*lines, lines[0]], lambda done, of: seen.append((done, of))
-    )
-    assert [item.text for item in found] == ["5 6 7 8 9 10", "14 15 16", "5 6 7 8 9 10"]
-    assert seen == [(3, 3)]
-    assert {item.mode for item in found} == {"nar"}

@@ -130,17 +130,11 @@ def _heads(state: dict[str, Tensor], settings: dict[str, Any], where: str, notes
             where,
             "only models with equal numbers can be converted",
         )
-    if "encoder.layernorm_embedding.weight" not in state:
+    bart, width = "encoder.layernorm_embedding.weight" in state, state[TABLE].shape[1]
+    if not bart or width % _BART_HEAD_WIDTH:
+        odd = f", and its width {width} is no multiple of {_BART_HEAD_WIDTH}, as every BART's is"
         raise CheckpointError(
-            "the file does not say how many attention heads the model has",
-            f"{where}: args.encoder_attention_heads",
-            "give the number of heads (convert --heads N)",
-        )
-    width = state[TABLE].shape[1]
-    if width % _BART_HEAD_WIDTH:
-        raise CheckpointError(
-            f"the file does not say how many attention heads the model has, and its width {width} is no "
-            f"multiple of {_BART_HEAD_WIDTH}, as every BART's is",
+            f"the file does not say how many attention heads the model has{odd if bart else ''}",
             f"{where}: args.encoder_attention_heads",
             "give the number of heads (convert --heads N)",
         )
