@@ -200,13 +200,15 @@ def _give_way(output: Path, origin: Mapping[str, Any], sources: Sequence[str]) -
     """Remove what an earlier evaluation of other weights or sentences has left; the names of its systems."""
     kept, removed = _read_lines(output / "sources.txt") == list(sources), []
     for path in output.glob("*.scores.json"):
+        name = path.name.removesuffix(".scores.json")
         try:
             told = read_json(path)
         except (OSError, ValueError):
-            told = {}
-        if not kept or any(told.get(name) != value for name, value in origin.items()):
-            removed.append(path.name.removesuffix(".scores.json"))
-            (output / f"{removed[-1]}.txt").unlink(missing_ok=True)
+            continue
+        # Other files of scores are none of ours.
+        if told.get("system") == name and not (kept and origin.items() <= told.items()):
+            removed.append(name)
+            (output / f"{name}.txt").unlink(missing_ok=True)
             path.unlink()
     return sorted(removed)
 

@@ -165,10 +165,12 @@ def test_evaluation_translates_scores_and_measures(found, folder):
     # Files of other weights or sentences do not stay beside new ones.
     again = evaluate(replace(request, modes=("ar",), latency_sentences=0))
     assert again.removed == []
+    (folder / "one/eval/test/mine.scores.json").write_text('{"task": "nmt"}')
     again = evaluate(replace(request, modes=("nar",), iterations=(0,), limit=4, latency_sentences=0))
     assert again.removed == ["ar", "nar-2"]
     left = {path.name for path in again.systems[0].file.parent.iterdir()}
-    assert left == {"nar-0.scores.json", "nar-0.txt", "references.txt", "scores.json", "sources.txt"}
+    ours = {"nar-0.scores.json", "nar-0.txt", "references.txt", "scores.json", "sources.txt"}
+    assert left == {*ours, "mine.scores.json"}
 
 
 @pytest.mark.parametrize(
