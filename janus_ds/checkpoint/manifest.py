@@ -115,8 +115,13 @@ def weights_in(folder: Path) -> Path | None:
 
 
 def step_folders(root: Path) -> list[Path]:
-    """The folders in `root` that have a checkpoint's name, oldest first."""
-    found = [path for path in root.glob(f"{STEP_PREFIX}*") if path.is_dir() and step_of(path) is not None]
+    """The folders in `root` that have a checkpoint's name, oldest first; none if `root` does not exist.
+
+    Raises:
+        OSError: `root` cannot be read: that must not look as if there were none.
+    """
+    paths = root.iterdir() if root.is_dir() else ()  # `glob` would pass over an error
+    found = [path for path in paths if step_of(path) is not None and path.is_dir()]
     return sorted(found, key=lambda path: step_of(path) or 0)
 
 

@@ -7,7 +7,6 @@ comes a second after the start must count as well.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import multiprocessing
 import os
@@ -146,9 +145,11 @@ def find_launchers(process: psutil.Process) -> list[psutil.Process]:
     `deepspeed` is two: the command, which dies of any signal without a word to the other, and the
     one that starts the ranks. A shell or Slurm is not among them: what outlives those is meant to.
     """
+    found, parent = list[psutil.Process](), process
     with contextlib.suppress(psutil.Error):  # one of them ends just now
-        return list(itertools.takewhile(_is_launcher, process.parents()))
-    return []
+        while (parent := parent.parent()) is not None and _is_launcher(parent):
+            found.append(parent)
+    return found
 
 
 def _has_launcher(environ: Mapping[str, str]) -> bool:

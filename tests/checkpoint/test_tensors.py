@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from janus_ds.checkpoint import tensors as tensor_file
-from janus_ds.checkpoint.manifest import WEIGHTS_FILE, write_manifest
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE, step_folders, write_manifest
 from janus_ds.checkpoint.tensors import (
     MOMENTS,
     OPTIMIZER_FILE,
@@ -97,3 +99,17 @@ def test_first_weights_are_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     (step / WEIGHTS_FILE).write_bytes(content)
     with pytest.raises(CheckpointError, match="another checksum"):
         find_weights(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert step_folders(tmp_path / "none") == []
+
+    def fails(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", fails)
+    monkeypatch.setattr(os, "scandir", fails)
+    with pytest.raises(PermissionError):
+        step_folders(tmp_path)

@@ -98,6 +98,23 @@ def test_a_shell_is_no_launcher() -> None:
     assert find_launchers(psutil.Process(1)) == []
 
 
+def test_a_launcher_counts_whatever_becomes_of_the_shell_above_it() -> None:
+    class Program:
+        def __init__(self, name: str, above: Program | None) -> None:
+            self.name, self.above = name, above
+
+        def cmdline(self) -> list[str]:
+            return [self.name]
+
+        def parent(self) -> Program:
+            if self.above is None:
+                raise psutil.NoSuchProcess(1)
+            return self.above
+
+    launcher = Program("/usr/bin/torchrun", Program("bash", None))
+    assert find_launchers(Program("python", launcher)) == [launcher]  # type: ignore[arg-type, comparison-overlap]
+
+
 def test_time_limits() -> None:
     now = time.time()
     free, limited, slurm, short, over = (StopSignals() for _ in range(5))

@@ -137,15 +137,19 @@ def transferred(
 
 
 def _steady(chunks: Iterator[bytes], stall_seconds: float) -> Iterator[bytes]:
-    """The chunks, until fewer than `_LEAST_BYTES` come in `stall_seconds`: a drip is a stall too."""
-    since, came = time.monotonic(), 0
+    """The chunks, until fewer than `_LEAST_BYTES` come in `stall_seconds`: a drip is a stall too.
+
+    What the reader takes between two chunks does not count.
+    """
+    waited, came, since = 0.0, 0, time.monotonic()
     for chunk in chunks:
-        came += len(chunk)
+        waited, came = waited + time.monotonic() - since, came + len(chunk)
         if came >= _LEAST_BYTES:
-            since, came = time.monotonic(), 0
-        elif time.monotonic() - since > stall_seconds:
+            waited, came = 0.0, 0
+        elif waited > stall_seconds:
             raise TransferError("the transfer stalled: next to nothing came")
         yield chunk
+        since = time.monotonic()
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from janus_ds.config.schema import DataConfig
+from janus_ds.data.stream import remote
 from janus_ds.data.stream.fetch import RemoteFolder
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.remote import Expected, Patience
@@ -68,3 +70,19 @@ def test_a_file_of_fsspec_with_another_length_is_whole_or_refused(tiny, tmp_path
     with (tmp_path / "part").open("w+b") as file, nullcontext() if told is None else suppress(JanusError):
         folder.fetch("train/shard-000000.tar", file, expected)
         assert sha256_of_file(tmp_path / "part") == expected.sha256
+
+
+def test_a_slow_reader_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of text that is tokenised while it comes; a command would have to be run again from its start."""
+    now = [0.0]
+    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def coming(seconds: float) -> Iterator[bytes]:
+        for _ in range(3):
+            now[0] += seconds
+            yield b"x"
+
+    for _ in remote._steady(coming(1.0), 10.0):
+        now[0] += 100.0
+    with pytest.raises(remote.TransferError, match="next to nothing came"):
+        list(remote._steady(coming(6.0), 10.0))
