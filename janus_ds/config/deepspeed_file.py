@@ -100,7 +100,8 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("comet", "csv_monitor", "tensorboard", "wandb"), _MONITORS),
     "aio": "leave it out; NVMe offload is not supported",
 }
-"""Keys that DeepSpeed knows and this project does not pass on, and what to do instead."""
+"""Keys that DeepSpeed knows and this project does not pass on, and what to do instead; blocks
+with `"enabled": false` pass."""
 
 
 class DeepSpeedFile:
@@ -161,8 +162,10 @@ class DeepSpeedFile:
         return dict(pairs)
 
     def _check_keys(self) -> None:
-        for key in self.values:
-            if key in REFUSED:
+        for key, value in list(self.values.items()):
+            if key in REFUSED and isinstance(value, dict) and value.get("enabled") is False:
+                del self.values[key]
+            elif key in REFUSED:
                 self.refuse(key, f"the key {key!r} of DeepSpeed is not used here", REFUSED[key])
             elif key not in KNOWN:
                 fix = suggestion(key, KNOWN, "see ds_configs/README.md for the keys that may be used")

@@ -94,7 +94,7 @@ def test_auto_keeps_a_micro_batch_to_so_many_tokens(tmp_path: Path) -> None:
         ({"activation_checkpointing": {}}, "set train.activation_checkpointing in the recipe"),
         ({"torch_autocast": {"enabled": True}}, "use bf16 or fp16"),
         ({"wandb": {"enabled": True}}, "RUN/metrics.jsonl"),
-        ({"comet": {"enabled": False}}, "RUN/metrics.jsonl"),
+        ({"comet": {"enabled": "false"}}, "RUN/metrics.jsonl"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}, "reduce_bucket_size is 0"),
         ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "would go into the weights unseen"),
         ({"bf16": {"enabled": True, "check_grad_overflow": False}}, "would go into the weights unseen"),
@@ -105,6 +105,12 @@ def test_keys_and_values_that_deepspeed_would_take_or_choke_on(
     tmp_path: Path, values: dict[str, Any], words: str
 ) -> None:
     assert words in engine_fault(tmp_path, **values)
+
+
+def test_blocks_of_other_programs_that_are_switched_off_are_left_out(tmp_path: Path) -> None:
+    names = ("tensorboard", "wandb", "csv_monitor", "comet", "elasticity")
+    off = {name: {"enabled": False} for name in names}
+    assert load_engine(tmp_path, 1, **off) == load_engine(tmp_path, 1)
 
 
 @pytest.mark.parametrize(
