@@ -101,7 +101,8 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
         CheckpointError: plain AR gives other tokens than transformers, or an output of another length.
     """
     shape = SHAPES[options.shape]
-    for name in options.peers if options.peers != ("none",) else ():
+    options.peers = tuple(name for name in options.peers if name != "none")
+    for name in options.peers:
         needed(name)
     cases: list[dict[str, Any]] = []
     for batch in options.batch or (1, shape.batch):
@@ -166,7 +167,7 @@ def _peer_jobs(
     options: argparse.Namespace, model: JanusModel, sources: list[list[int]], batch: int, folder: Path
 ) -> dict[str, Callable[[], Outputs]]:
     jobs: dict[str, Callable[[], Outputs]] = {}
-    if options.peers == ("none",):
+    if not options.peers:
         return jobs
     peers = Peers(model, _run(model, "ar", "ar"), folder, options.threads, options.device)
     precisions = {"transformers": "float32", "transformers bf16": "bfloat16"}

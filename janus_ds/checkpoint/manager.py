@@ -41,7 +41,7 @@ from janus_ds.parallel.topology import Topology, on_first_rank
 
 _SAVING, _REMOVING, _REPLACED = ".saving-", ".removing-", ".replaced-"
 _LEFTOVER = re.compile(r"\.saving-\d+|\.removing-.*|\.replaced-.*")
-BEST_FOLDER = "best"
+BEST_FOLDER, BEST_FILE = "best", "best.json"
 _WORKING, _PREVIOUS = ".saving-best", ".previous-best"
 _SLACK_BYTES = 1 << 20
 """For state, manifest and the file system's own blocks."""
@@ -246,7 +246,7 @@ def save_best(root: Path, weights: Mapping[str, Tensor], record: Mapping[str, An
             shutil.rmtree(leftover, ignore_errors=True)
         working.mkdir()
         write_tensors(working / WEIGHTS_FILE, weights)
-        write_json(working / "best.json", dict(record))
+        write_json(working / BEST_FILE, dict(record))
         publish(working, final, previous)
     except (OSError, RuntimeError) as error:
         raise ResourceError(

@@ -252,7 +252,7 @@ class Generator:
         table, size = self.config.model.max_source_positions, self.special.vocab_size
         for number, source in enumerate(sources, 1):
             if len(source) + 2 > table:
-                raise too_long(len(source), number, table)
+                raise too_long(len(source), number, table, "cut the line into shorter ones")
             wrong = [id_ for id_ in source if not isinstance(id_, Integral) or not 0 <= id_ < size]
             if wrong:
                 raise DataError(

@@ -98,12 +98,12 @@ def long_warning(numbers: Sequence[int], total: int, table: int, action: str = "
     )
 
 
-def too_long(tokens: int, number: int, table: int) -> DataError:
+def too_long(tokens: int, number: int, table: int, to_do: str = "") -> DataError:
     """The error about an input of so many tokens, without bos and eos; `number` is its line's."""
     return DataError(
         f"the text has {tokens + 2} tokens with bos and eos; the model reads up to {table}",
         f"line {number} of the input",
-        "cut the line into shorter ones, or choose --on-long cut or --on-long skip",
+        to_do or "cut the line into shorter ones, or choose --on-long cut or --on-long skip",
     )
 
 

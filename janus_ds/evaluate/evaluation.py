@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
 from janus_ds.config.modes import MODES, NAMES, RESCORED, trained_modes, way_of, with_decode
 from janus_ds.data.prepare.pair_files import PairText
@@ -338,16 +340,17 @@ def one_by_one(generator: Generator, ids: Sequence[int]) -> int:
 
 
 def _origin(run: LoadedRun, request: EvalRequest) -> dict[str, Any]:
-    return {
-        "run": run.config.name,
-        "objective": run.config.objective.preset,
-        "checkpoint": run.weights.parent.name,
-        "average": request.average,
-    }
+    told: dict[str, Any] = {"run": run.config.name, "objective": run.config.objective.preset}
+    told |= {"checkpoint": run.weights.parent.name, "average": request.average}
+    # A run that goes on may put other weights into the folder of its best ones.
+    with suppress(OSError, ValueError):
+        told["step"] = read_json(run.weights.parent / BEST_FILE).get("step")
+    return told
 
 
 def _read_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    # As they were written: a text may have other line ends within, and a damaged file is of no sentences.
+    return path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.is_file() else []
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

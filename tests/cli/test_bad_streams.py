@@ -115,6 +115,9 @@ def test_texts_and_ids_that_cannot_be(demo: Generator, tmp_path: Path) -> None:
     for bad in (10**6, -1, 5.5, "7"):
         with pytest.raises(DataError, match="not a token id"):
             demo.generate_ids([[5], [5, bad]])
+    with pytest.raises(DataError, match="the model reads up to") as caught:
+        demo.generate("lang " * 400)
+    assert caught.value.fix == "cut the line into shorter ones"  # Options are those of commands.
     (tmp_path / "in.txt").write_bytes(b"a\nGuten \xed\xa0\xbd\n")
     assert fails(DataError, "--input", tmp_path / "in.txt").where.endswith("line 2")
 

@@ -148,7 +148,7 @@ def test_averaging_takes_the_last_checkpoints(found, folder):
         assert torch.allclose(value, (first[name] + second[name]) / 2, atol=1e-7)
 
 
-def test_evaluation_translates_scores_and_measures(found, folder):
+def test_evaluation_translates_scores_and_measures(found, folder, tmp_path):
     request = EvalRequest(folder / "one", 2, iterations=(0, 2), latency_sentences=2)
     results = evaluate(request).systems
     assert [result.name for result in results] == ["ar", "nar-0", "nar-2"]
@@ -171,6 +171,16 @@ def test_evaluation_translates_scores_and_measures(found, folder):
     left = {path.name for path in again.systems[0].file.parent.iterdir()}
     ours = {"nar-0.scores.json", "nar-0.txt", "references.txt", "scores.json", "sources.txt"}
     assert left == {*ours, "mine.scores.json"}
+    # The folder of the best weights has others when a run went on.
+    best = folder / "one/checkpoints/best"
+    request = EvalRequest(best, modes=("ar",), latency_sentences=0, output=tmp_path / "best")
+    assert evaluate(request).removed == []
+    record = json.loads((best / "best.json").read_text())
+    (best / "best.json").write_text(json.dumps({**record, "step": record["step"] + 10}))
+    assert evaluate(replace(request, modes=("nar",), iterations=(0,))).removed == ["ar"]
+    (best / "best.json").write_text(json.dumps(record))
+    (tmp_path / "best/sources.txt").write_bytes(b"\xff")
+    assert evaluate(request).removed == ["nar-0"]
 
 
 @pytest.mark.parametrize(
