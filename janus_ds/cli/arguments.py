@@ -49,13 +49,17 @@ def data_ranks(parsed: argparse.Namespace) -> int:
 
 
 _Number = TypeVar("_Number", int, float)
-_DTYPES = ("fp32", "bf16", "float64")
+DTYPES = ("fp32", "bf16", "float64")
+"""Precisions of scores: of `janus-ds decode` further "auto", which depends on the machine."""
 
 
-def add_inference_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add `--dtype`, `--int8` and `--compile`."""
+def add_inference_arguments(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, dtypes: tuple[str, ...] = DTYPES
+) -> None:
+    """Add `--dtype`, with these choices and the first as default, `--int8` and `--compile`."""
     add = parser.add_argument
-    add("--dtype", choices=_DTYPES, default="fp32", help="precision of decoding (default: fp32)")
+    auto = "; auto: bf16 where the device has products of it, fp32 for drafts" if "auto" in dtypes else ""
+    add("--dtype", choices=dtypes, default=dtypes[0], help=f"precision (default: {dtypes[0]}{auto})")
     add("--int8", action="store_true", help="int8 weights and activations in linear layers (CPU)")
     add("--compile", action="store_true", help="layers by torch.compile (for GPUs; a CPU is faster without)")
 

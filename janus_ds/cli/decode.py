@@ -26,6 +26,7 @@ from typing import Any
 
 from janus_ds.cli.arguments import (
     BOTH_WAYS,
+    DTYPES,
     add_decode_arguments,
     add_inference_arguments,
     add_long_argument,
@@ -104,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = load_run(parsed.checkpoint, options, parsed.device)
     modes = modes or (run.config.decode.mode,)
     _check_used(parsed, modes)
+    if parsed.dtype == "auto" and "draft" in modes:
+        # Whether a token comes from a check or from AR depends on times; in bf16 their sums differ too often.
+        parsed.dtype = "fp32"
     prepare_for_inference(run.model, inference_options(parsed))
     text = run.codec(parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
@@ -222,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--jsonl", action="store_true", help="one JSON object an output: text, score, passes, seconds, ...")
     add("--ids", action="store_true", help="inputs and outputs are token ids")
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
-    add_inference_arguments(parser)
+    add_inference_arguments(parser, ("auto", *DTYPES))
     add_decode_arguments(parser, DECODE_OPTIONS)
     stop_early = "AR, transformers: stop at `beam` finished hypotheses (default: as the run's recipe says)"
     add("--early-stopping", action=argparse.BooleanOptionalAction, help=stop_early)

@@ -68,7 +68,7 @@ def test_lines_in_lines_out_in_order(
     ):
         feed(monkeypatch, "\n".join(lines) + "\n")
         flags = [f"--{k.replace('_', '-')}" + (f"={v}" if v is not True else "") for k, v in options.items()]
-        assert decode.main(["--checkpoint", str(run), "--mode", mode, *flags]) == 0
+        assert decode.main(["--checkpoint", str(run), "--mode", mode, "--dtype", "fp32", *flags]) == 0
         found = capsys.readouterr().out.split("\n")
         generator = Generator.from_checkpoint(run, mode, device="cpu", **options)
         expected = generator.generate(lines)

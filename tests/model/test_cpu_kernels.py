@@ -126,6 +126,22 @@ def test_precisions_that_cannot_be_are_refused() -> None:
             prepare_for_inference(tiny_model().float(), InferenceOptions(int8=True, compiled=True))
 
 
+@pytest.mark.parametrize(
+    ("known", "precision"),
+    [
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, torch.float32),
+    ],
+)
+def test_auto_is_bf16_where_the_cpu_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, known: dict[str, bool], precision: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    ready = prepare_for_inference(tiny_model().float(), InferenceOptions("auto"))
+    assert {parameter.dtype for parameter in ready.parameters()} == {precision}
+
+
 def test_a_compiled_model_traces_one_layer_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no more for other shapes: rows are dynamic, and layers share their code."""
     graphs: list[Any] = []

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ class InferenceOptions:
     """How a model is executed in decoding; what it computes stays the same but for rounding.
 
     Attributes:
-        dtype: fp32, bf16 or float64 (exact, for comparisons).
+        dtype: fp32, bf16, float64 (exact, for comparisons), or auto: :func:`fast_precision` of the device.
         int8: linear layers on int8 weights and activations (CPU, fp32 otherwise).
         compiled: encoder layers and feed-forward blocks by torch.compile, for any shapes, instead of
             packed weights. Meant for GPUs: on a CPU packed weights were twice as fast.
@@ -40,6 +40,18 @@ class InferenceOptions:
     dtype: str = "fp32"
     int8: bool = False
     compiled: bool = False
+
+
+def fast_precision(device: str) -> str:
+    """bf16 where the device, `cpu` or `cuda`, has products of it, else fp32.
+
+    On a CPU these are AMX's or AVX512-BF16's; with the latter all modes were faster (docs/measured.md).
+    """
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Older versions of torch do not tell.
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if known.get("amx_bf16") or known.get("avx512_bf16") else "fp32"
 
 
 def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = None) -> JanusModel:
@@ -53,11 +65,13 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
         ConfigError: a precision that does not exist, int8 where it cannot be had or with compilation.
     """
     options = options or InferenceOptions()
+    device = next(model.parameters()).device.type
+    if options.dtype == "auto":
+        options = replace(options, dtype="fp32" if options.int8 else fast_precision(device))
     if options.dtype not in DTYPES:
         raise ConfigError(
-            f"there is no precision {options.dtype!r}", "--dtype", f"use one of {', '.join(DTYPES)}"
+            f"there is no precision {options.dtype!r}", "--dtype", f"use one of auto, {', '.join(DTYPES)}"
         )
-    device = next(model.parameters()).device.type
     model.to(DTYPES[options.dtype])
     if options.int8 and (options.dtype != "fp32" or device != "cpu" or compiled() is None):
         raise ConfigError(
