@@ -1,9 +1,9 @@
 """What each way of decoding makes of 100 German sentences, by the model that the package ships.
 
-Written with the weights that the package has had since 2026-11-29, through `eval/decode.py`; the code of then
-gave, with the weights before, what commit 5c5119c had written. `make golden` writes it anew, as the losses. In float64 no other machine's
-rounding changes a word; in lower precisions, few sentences may differ, unless JANUS_GOLDEN_EXACT=1 asks for
-all of them.
+Written through `eval/decode.py` with the weights that the package has had since 2026-11-29; with those
+before, the same code gave what commit 5c5119c had written. `make golden` writes it anew, as the losses. In
+float64 no other machine's rounding changes a word; in lower precisions, few sentences may differ, unless
+JANUS_GOLDEN_EXACT=1 asks for all of them.
 """
 
 from __future__ import annotations
