@@ -119,6 +119,10 @@ bench: install-dev
 	done
 	$(IWSLT) --masked-share .41 --json $(RESULTS)/train_iwslt_41.json
 	$(IWSLT) --attention-dropout .1 --json $(RESULTS)/train_iwslt_dropout_1.json
+	$(ACTIVATED) python -m benchmarks train --shape small --vocabulary 8000,16000,32000,50000 --rounds 3 \
+	    --json $(RESULTS)/train_vocabulary.json
+	$(ACTIVATED) python -m benchmarks train --shape small --length 64,128,256,512 --rounds 3 \
+	    --json $(RESULTS)/train_length.json
 	$(ACTIVATED) python -m benchmarks packing --rounds 3 --json $(RESULTS)/packing.json
 	$(ACTIVATED) python -m benchmarks head --shape iwslt --json $(RESULTS)/head_iwslt.json
 	$(ACTIVATED) python -m benchmarks attention --shape iwslt --json $(RESULTS)/attention_iwslt.json
@@ -152,6 +156,8 @@ bench-decode: install-dev
 	    --json $(RESULTS)/decode_bart_base_batch32_64.json
 	$(DECODE) --shape iwslt --batch 1 --rounds 9 --only "ar fp32,ar int8,janus fp32,ctranslate2,transformers" \
 	    --json $(RESULTS)/decode_iwslt.json
+	$(DECODE) --shape iwslt --batch 1,32 --rounds 3 --only "ar fp32,ar bf16,nar 4" --peers none \
+	    --json $(RESULTS)/decode_iwslt_bf16.json
 	$(DECODE) --shape iwslt --batch 1,32 --rounds 2 --only "ar fp32,ar int8,ctranslate2,transformers" \
 	    --json $(RESULTS)/decode_iwslt_batch32.json
 

@@ -61,6 +61,8 @@ _RATIOS = {
     "janus_over_ar": ("janus fp32", "ar fp32"),
     "janus_over_ar_bf16": ("janus bf16", "ar bf16"),
     "janus_over_ar_int8": ("janus int8", "ar int8"),
+    "ar_over_ar_bf16": ("ar fp32", "ar bf16"),
+    "nar4_over_nar4_bf16": ("nar 4, 1 length", "nar 4, 1 length, bf16"),
     "ar_over_nar4": ("ar fp32", "nar 4, 1 length"),
     "ar_bf16_over_nar4_bf16": ("ar bf16", "nar 4, 1 length, bf16"),
     "ar_int8_over_nar4_int8": ("ar int8", "nar 4, 1 length, int8"),

@@ -8,18 +8,20 @@ presets `paper` and `ar`, and what `--also` names. `authors` is a step built lik
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.authors import AuthorsLikeStep
-from benchmarks.common import cells, choices, forward_backward, measure
+from benchmarks.common import cells, choices, forward_backward, measure, positives
 from benchmarks.outsiders import OUTSIDERS, outsider_step
 from benchmarks.shapes import SHAPES, BenchShape, make_batch, special_tokens, step_job
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.errors import UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table
 from janus_ds.parallel.tensor_parallel import ParallelLayers
@@ -35,6 +37,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "released_finetune": {"preset": "released_finetune"},
 }
 """Objectives by the names that `--also` knows; `ar` and `janus` are always measured."""
+AXES = {"vocabulary": "symbols", "length": "tokens, source and target each"}
 _AUTHORS = "authors"
 _LABELS = {"ar": "plain AR", "janus": "JANUS"}
 
@@ -49,10 +52,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--masked-share", type=_share, help="masked tokens of the target (default: .5)")
     add("--attention-dropout", type=_share, default=0.0, help="of all steps (default: 0)")
     further = [*(name for name in OBJECTIVES if name not in _LABELS), _AUTHORS, *OUTSIDERS]
+    for name, text in AXES.items():
+        about = f"measure with several numbers of {text}, and fit time ~ number ^ exponent"
+        add(f"--{name}", type=positives, default=(), help=about)
     add("--also", type=choices(further), default=(), help=f"of {', '.join(further)}")
 
 
 def bench(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one shape; with `--vocabulary` or `--length`: `cases` of several, and `exponents`.
+
+    Raises:
+        UsageError: both axes at once.
+    """
+    shape = SHAPES[options.shape]
+    if options.masked_share is not None:
+        shape = replace(shape, masked_tokens=round(options.masked_share * shape.target_tokens))
+    shape = replace(shape, rounds=options.rounds or shape.rounds)
+    if options.vocabulary and options.length:
+        raise UsageError("two axes at once", "--vocabulary --length", "measure one after the other")
+    share = shape.masked_tokens / shape.target_tokens
+    shapes = [replace(shape, vocab_size=size) for size in options.vocabulary]
+    shapes += [
+        replace(shape, source_tokens=n, target_tokens=n, masked_tokens=round(n * share))
+        for n in options.length
+    ]
+    if not shapes:
+        return bench_shape(options, shape)
+    cases = [bench_shape(options, case) for case in shapes]
+    numbers = options.vocabulary or options.length
+    return {"bench": "train", "cases": cases, "exponents": exponents(cases, numbers)}
+
+
+def exponents(cases: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> dict[str, float]:
+    """Slopes of log median time over log number, of each step and of JANUS / AR, by least squares."""
+    medians = {name: [case["milliseconds"][name]["median"] for case in cases] for name in ("ar", "janus")}
+    medians["janus_over_ar"] = [case["ratios"]["janus_over_ar"]["median"] for case in cases]
+    return {name: float(np.polyfit(np.log(numbers), np.log(found), 1)[0]) for name, found in medians.items()}
+
+
+def bench_shape(options: argparse.Namespace, shape: BenchShape) -> dict[str, Any]:
     """Measure forward and backward of the steps in interleaved rounds.
 
     Returns:
@@ -61,10 +99,6 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
         `milliseconds` with median, min and max; the shape, the decoder rows, hardware and versions. On a
         GPU `launches` of each step, and `mfu` of ours where the device's peak is known.
     """
-    shape = SHAPES[options.shape]
-    if options.masked_share is not None:
-        shape = replace(shape, masked_tokens=round(options.masked_share * shape.target_tokens))
-    shape = replace(shape, rounds=options.rounds or shape.rounds)
     names = dict.fromkeys(["ar", "janus", *(name for name in options.also if name in OBJECTIVES)])
     runs = {name: _run(shape, name, options.attention_dropout) for name in names}
     steps, rows = _steps(shape, runs, options)
@@ -85,6 +119,10 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 def _run(shape: BenchShape, objective: str, attention_dropout: float) -> RunConfig:
     sizes = {**MODEL_PRESETS[shape.preset], "attention_dropout": attention_dropout}
     model = ModelConfig(preset=shape.preset, **sizes)
+    most = max(model.max_source_positions, shape.source_tokens, shape.target_tokens)
+    model = replace(
+        model, max_source_positions=most, max_target_positions=max(most, model.max_target_positions)
+    )
     goal = ObjectiveConfig(**OBJECTIVES[objective])
     return resolve(RunConfig(model=model, data=DataConfig(task=shape.task), objective=goal))
 
@@ -143,7 +181,11 @@ def _share(text: str) -> float:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """A table of the result."""
+    """A table of the result, or of each case and of the exponents."""
+    if "cases" in result:
+        rows = [[_LABELS.get(name, name), f"{value:.2f}"] for name, value in result["exponents"].items()]
+        fitted = table([["time ~ number ^", "exponent"], *rows])
+        return "\n".join([*map(describe, result["cases"]), fitted])
     shape = result["shape"]
     head = (
         f"{shape['name']}: {shape['samples']} samples of {shape['source_tokens']} source and "

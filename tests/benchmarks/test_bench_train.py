@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.common import count_calls, interleave, ratio_summary
+from benchmarks.train import exponents
 from janus_ds.errors import UsageError
 
 
@@ -80,3 +81,21 @@ def test_launches_and_waits_are_counted_by_name() -> None:
         }.items()
     ]
     assert count_calls(events) == {"launches": 9, "waits": 4}
+
+
+def test_an_axis_gives_a_case_a_number_and_exponents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "axis.json"
+    command = ["train", "--shape", "small", "--length", "8,300", "--rounds", "1", "--json", str(file)]
+    assert main(command) == 0
+    result = json.loads(file.read_text())
+    assert [case["decoder_rows"]["janus"] for case in result["cases"]] == [8 * 4 * 8, 8 * 4 * 300]
+    assert "exponent" in capsys.readouterr().out
+    for factor, case in zip((1.0, 4.0), result["cases"], strict=True):
+        case["milliseconds"] = {"ar": {"median": factor}, "janus": {"median": factor**2}}
+        case["ratios"]["janus_over_ar"]["median"] = factor
+    expected = {"ar": 1.0, "janus": 2.0, "janus_over_ar": 1.0}
+    assert exponents(result["cases"], (8, 32)) == pytest.approx(expected)
+    with pytest.raises(UsageError, match="two axes"):
+        main(["train", "--vocabulary", "10,20", "--length", "8,9"])
