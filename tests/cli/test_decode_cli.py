@@ -87,7 +87,8 @@ def test_both_ways_at_once(
 
     def lines(*flags: str) -> list[str]:
         feed(monkeypatch, "\n".join(SENTENCES) + "\n")
-        assert decode.main(["--checkpoint", str(run), "--max-length", "12", *flags]) == 0
+        fixed = ["--max-length", "12", "--dtype", "fp32"]
+        assert decode.main(["--checkpoint", str(run), *fixed, *flags]) == 0
         return capsys.readouterr().out.splitlines()
 
     greedy = lines("--mode", "ar", "--beam", "1", "--dtype", "float64")
