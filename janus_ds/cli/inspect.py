@@ -128,7 +128,9 @@ class RowPicture:
             """A character a column, a gap before each segment."""
             return " ".join(cells[first:last] for first, last in pairwise([0, *ends]))
 
-        names = "".join(segment.name.ljust(width + 1)[: width + 1] for segment, width in widths)
+        # A name runs on to where the next segment begins.
+        names = "".join(segment.name.ljust(width + 1)[: width + 1] for segment, width in widths[:-1])
+        names += "".join(segment.name for segment, _ in widths[-1:])
         digits = "".join(str(position % 10) for position in self.position_R[:columns])
         lines = [f"{'':<40}{names}", f"{'row, position, token':<40}{spread(digits)}"]
         for row, segment in enumerate(self.segment_R):

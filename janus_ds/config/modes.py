@@ -1,6 +1,6 @@
 """The ways of decoding: what a model must have learnt for each, and which options it uses.
 
-The one table of them, read by recipes, commands, evaluations and the generator.
+The one table of them, read by commands, evaluations, validation and the generator.
 """
 
 from __future__ import annotations

@@ -143,11 +143,9 @@ def follow_data(run: RunConfig, fixed: Collection[str], notes: list[str]) -> Run
         lengths = [_prepared_lengths(place.location) for place in parse_locations(run.data.path)]
     except (JanusError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return run
-    grown, model, longest = (
-        [],
-        run.model,
-        dict(zip(("source", "target"), map(max, *lengths, (0, 0)), strict=True)),
-    )
+    longest = dict(zip(("source", "target"), map(max, *lengths, (0, 0)), strict=True))
+    grown: list[str] = []
+    model = run.model
     for side, tokens in longest.items() if run.init is None else ():
         name, needed = f"max_{side}_positions", tokens + 2
         if needed > getattr(model, name) and f"model.{name}" not in fixed:

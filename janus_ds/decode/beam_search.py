@@ -1,8 +1,8 @@
-"""Autoregressive greedy and beam search over any step function (section 3.4 of the paper).
+"""Autoregressive greedy and beam search (section 3.4 of the paper).
 
-The search calls a step function for logits and tracks hypotheses. Its state is
-tensors of fixed shapes on the device of the logits, so that a step waits for no value from the device;
-whether the search may end is asked every few steps only.
+The search calls a step function for logits and tracks hypotheses. Its state is tensors of fixed shapes on the
+device of the logits, so that a step waits for no value from the device; whether the search may end is asked
+every few steps only.
 
 Two rules say when a sentence is finished and which hypotheses are kept:
 

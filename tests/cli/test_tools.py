@@ -182,6 +182,9 @@ def test_the_picture_is_the_rule(tiny: Path) -> None:
     kept = [i for i, position in enumerate(picture.position_R) if position < 6]
     columns = [i for i in kept if i < len(content)]
     assert (cut.seen_RC == picture.seen_RC[np.ix_(kept, columns)]).all()
+    # Names are cut where the next one begins; the last has room.
+    names = picture_of(batch, positions=1).text(str).splitlines()[0]
+    assert names.endswith(tuple(Segment.__members__))
 
 
 def test_the_shell_completes_commands_options_and_names(capsys: pytest.CaptureFixture[str]) -> None:
