@@ -66,7 +66,8 @@ class Ragged:
     def take(self, rows: ArrayLike) -> Ragged:
         """The chosen rows in the chosen order; a row may be chosen more than once."""
         chosen = np.asarray(rows, dtype=np.int64)
-        starts, lengths = self.offsets[chosen], self.lengths[chosen]
+        starts = self.offsets[chosen]
+        lengths = self.offsets[chosen + 1] - starts
         offsets = np.append(0, np.cumsum(lengths))
         # Flat position k of the result lies in row r(k): source = start[r] + (k - offset[r]).
         shift = np.repeat(starts - offsets[:-1], lengths)
