@@ -90,8 +90,10 @@ class FieldSpec:
     def _limits_in_words(self, value: float) -> str:
         # The largest whole number is named only to a value above it.
         limits = {k: v for k, v in self.limits.items() if v != _LARGEST or value > _LARGEST}
-        words = " and ".join(f"{_LIMITS[name]} {limit}" for name, limit in limits.items())
-        return words.replace(str(_LARGEST), "2^63 - 1") or "finite"
+        words = [f"{_LIMITS[name]} {limit}" for name, limit in limits.items()]
+        if not limits or value != value or abs(value) == float("inf"):
+            words.insert(0, "finite")
+        return " and ".join(words).replace(str(_LARGEST), "2^63 - 1")
 
 
 def shown(value: Any, most: int = 60) -> str:

@@ -122,7 +122,7 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
         (["train.spike_action=skip", "train.max_steps=100"], "a spike is seen after 100 steps"),
         (["train.max_overflows=0"], "more than 0"),
         (["train.stall_minutes=-1"], "at least 0"),
-        (["train.stall_minutes=.nan"], "at least 0"),
+        (["train.stall_minutes=.nan"], "finite and at least 0"),
         (
             ["train.stall_minutes=1", "data.path=https://host/data"],
             "but a transfer of data may take 60 s",
