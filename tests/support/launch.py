@@ -30,7 +30,7 @@ def run_ranks(
     world_size: int,
     *arguments: Any,
     env: dict[str, str] | None = None,
-    timeout: float = 150.0,
+    timeout: float = 280.0,
 ) -> list[Any]:
     """Results of `worker(*arguments)` on ranks 0 .. world_size - 1, in rank order.
 
@@ -78,7 +78,7 @@ def let_ranks_end(
     world_size: int,
     *arguments: Any,
     meanwhile: Callable[[list[int]], None] = lambda pids: None,
-    timeout: float = 150.0,
+    timeout: float = 280.0,
 ) -> list[Ended]:
     """Run `worker(*arguments)` on ranks that are to fail, and say how each of them ended.
 
