@@ -62,7 +62,7 @@ def assert_same_training(result: Result, reference: Result, steps: int) -> None:
     pairs = list(zip(result.lines, reference.lines, strict=True))
     # A run that was stopped has validated there as well.
     validated = [(ours, theirs) for ours, theirs in pairs if "valid/loss" in ours and "valid/loss" in theirs]
-    assert validated
+    assert validated or "valid/loss" not in reference.lines[-1]
     for key in ("loss", "ar", "nar", "aux", "length"):
         assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5), key
         for ours, theirs in validated:
