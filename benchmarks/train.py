@@ -62,7 +62,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     """Measure one shape; with `--vocabulary` or `--length`: `cases` of several, and `exponents`.
 
     Raises:
-        UsageError: both axes at once.
+        UsageError: both axes at once, or one number of an axis.
     """
     shape = SHAPES[options.shape]
     if options.masked_share is not None:
@@ -70,6 +70,9 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     shape = replace(shape, rounds=options.rounds or shape.rounds)
     if options.vocabulary and options.length:
         raise UsageError("two axes at once", "--vocabulary --length", "measure one after the other")
+    numbers = options.vocabulary or options.length
+    if len(set(numbers)) == 1:
+        raise UsageError("one number has no exponent", "--vocabulary or --length", "give several, as 64,128")
     share = shape.masked_tokens / shape.target_tokens
     shapes = [replace(shape, vocab_size=size) for size in options.vocabulary]
     shapes += [
@@ -79,12 +82,11 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     if not shapes:
         return bench_shape(options, shape)
     cases = [bench_shape(options, case) for case in shapes]
-    numbers = options.vocabulary or options.length
     return {"bench": "train", "cases": cases, "exponents": exponents(cases, numbers)}
 
 
 def exponents(cases: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> dict[str, float]:
-    """Slopes of log median time over log number, of each step and of JANUS / AR, by least squares."""
+    """Slopes of log median time over log number, of AR, JANUS and their ratio, by least squares."""
     medians = {name: [case["milliseconds"][name]["median"] for case in cases] for name in ("ar", "janus")}
     medians["janus_over_ar"] = [case["ratios"]["janus_over_ar"]["median"] for case in cases]
     return {name: float(np.polyfit(np.log(numbers), np.log(found), 1)[0]) for name, found in medians.items()}

@@ -99,3 +99,5 @@ def test_an_axis_gives_a_case_a_number_and_exponents(
     assert exponents(result["cases"], (8, 32)) == pytest.approx(expected)
     with pytest.raises(UsageError, match="two axes"):
         main(["train", "--vocabulary", "10,20", "--length", "8,9"])
+    with pytest.raises(UsageError, match="no exponent"):
+        main(["train", "--length", "8"])
