@@ -9,7 +9,7 @@ setup(
     packages=[*find_packages(include=["janus_ds", "janus_ds.*"]), *DATA],
     package_dir=DATA,
     package_data={
-        "janus_ds": ["assets/**/*", "report/templates/*", "native/*.cpp", "py.typed"],
+        "janus_ds": ["assets/**/*", "report/templates/*", "model/decoding/*.cpp", "py.typed"],
         **{name: ["*.yaml", "*.json", "*.md"] for name in DATA},
     },
 )

@@ -14,7 +14,14 @@ from typing import Any
 
 from janus_ds.config.locations import parse_locations
 from janus_ds.config.packaged import model_path
-from janus_ds.config.schema import KL_PAIRS, MaskingConfig, ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import (
+    KL_PAIRS,
+    RUN_FILE,
+    MaskingConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RunConfig,
+)
 from janus_ds.errors import JanusError
 from janus_ds.io import read_json
 
@@ -189,7 +196,7 @@ def record_of(source: Path) -> dict[str, Any]:
     """
     for folder in _folders(source):
         try:
-            return read_json(folder / "run.json", _MOST_BYTES)
+            return read_json(folder / RUN_FILE, _MOST_BYTES)
         except (OSError, ValueError):
             continue
     return {}

@@ -312,6 +312,11 @@ SECTIONS: dict[str, type] = {
 }
 """The sections of a recipe."""
 
+RUN_FILE = "run.json"
+"""The record of a run, in its folder."""
+RUN_FORMAT_VERSION = 1
+"""The form of it that this version writes, and the newest that it reads."""
+
 RETIRED: dict[str, tuple[Any, str]] = {
     "objective.ar_loss": ("all", "an AR loss on masked tokens alone cost 1.1 to 4.1 BLEU"),
     "objective.aux_share": (1.0, "AUX on a part of the sentences cost 2.1 to 5.8 BLEU"),

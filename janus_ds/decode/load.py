@@ -20,7 +20,7 @@ from janus_ds.checkpoint.manifest import weights_in
 from janus_ds.config.load import from_dict
 from janus_ds.config.modes import with_decode
 from janus_ds.config.packaged import model_path
-from janus_ds.config.schema import RunConfig
+from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION, RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, IdText, TextCodec
 from janus_ds.errors import CheckpointError, UsageError
@@ -28,13 +28,9 @@ from janus_ds.io import read_json
 from janus_ds.model.decoding.inference import model_from_file
 from janus_ds.model.janus import JanusModel
 
-RUN_FORMAT_VERSION = 1
-"""Newest `run.json` that this version reads."""
-
 _SMALL_WIDTH = 512
 """Below it, threads wait for each other longer than they work; OMP_NUM_THREADS, if set, decides instead."""
 
-_RUN_FILE = "run.json"
 _KEYS = ("recipe", "special_tokens", "tokenizer_fingerprint")
 
 
@@ -85,9 +81,9 @@ def load_run(
     """
     device = usable_device(device)
     folder, weights = find_run(Path(path))
-    record = _read_record(folder / _RUN_FILE)
-    config = from_dict(record["recipe"], str(folder / _RUN_FILE))
-    special = _special_tokens(record["special_tokens"], str(folder / _RUN_FILE))
+    record = _read_record(folder / RUN_FILE)
+    config = from_dict(record["recipe"], str(folder / RUN_FILE))
+    special = _special_tokens(record["special_tokens"], str(folder / RUN_FILE))
     config = with_decode(config, decode or {})
     text = _load_text(folder / "tokenizer", special, record["tokenizer_fingerprint"])
     if device.type == "cpu" and config.model.d_model < _SMALL_WIDTH and "OMP_NUM_THREADS" not in os.environ:
@@ -126,8 +122,8 @@ def find_run(path: Path) -> tuple[Path, Path]:
             str(path),
             "give a folder with a run.json, such as runs/quickstart, or one of its checkpoints",
         )
-    folder = path if (path / _RUN_FILE).is_file() else path.resolve().parent.parent
-    if not (folder / _RUN_FILE).is_file():
+    folder = path if (path / RUN_FILE).is_file() else path.resolve().parent.parent
+    if not (folder / RUN_FILE).is_file():
         raise CheckpointError(
             "the folder holds no run.json",
             str(path),

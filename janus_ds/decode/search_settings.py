@@ -18,7 +18,7 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
-from janus_ds.model.decoding.symbols import ANY, ArSymbols
+from janus_ds.model.decoding.cache import ANY, ArSymbols
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
 from janus_ds.config.modes import MODES, NAMES, RESCORED, trained_modes, way_of, with_decode
+from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.tokenizer import plain_ids
@@ -235,7 +236,7 @@ def load_mean(
     run = load_run(checkpoint, None, device)
     if average == 1:
         return run, [run.weights]
-    if not (checkpoint / "run.json").is_file():
+    if not (checkpoint / RUN_FILE).is_file():
         raise UsageError(
             f"--average {average} needs a run, but one of its checkpoints is named",
             str(checkpoint),

@@ -13,7 +13,7 @@ from torch import Tensor
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.presets import resolve
-from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import RUN_FILE, DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.text import markdown_text
@@ -28,7 +28,7 @@ from janus_ds.model.formats.hf_export import (
     export_weights,
 )
 from janus_ds.model.formats.hf_import import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
-from janus_ds.observe.writers import RUN_FILE, write_run_record
+from janus_ds.observe.writers import write_run_record
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 

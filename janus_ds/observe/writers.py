@@ -33,7 +33,7 @@ from janus_ds import __version__
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.load import to_dict
 from janus_ds.config.locations import public_location
-from janus_ds.config.schema import RunConfig
+from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION, RunConfig
 from janus_ds.errors import ResourceError
 from janus_ds.io import read_json, write_atomic
 
@@ -274,8 +274,6 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
     return found
 
 
-RUN_FILE = "run.json"
-RUN_FORMAT_VERSION = 1
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "webdataset", "sentencepiece", "tensorboard")
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.config.faults import suggestion
+from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.errors import JanusError, UsageError
 from janus_ds.io import read_json
 from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers
-from janus_ds.observe.writers import RUN_FILE, read_metrics, read_run_record
+from janus_ds.observe.writers import read_metrics, read_run_record
 
 _TASK = re.compile(r"\w[\w.-]{0,63}")
 _NAR = re.compile(r"nar-(\d+)$")

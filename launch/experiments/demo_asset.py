@@ -21,10 +21,11 @@ from torch import Tensor
 
 from janus_ds.checkpoint.manifest import WEIGHTS_FILE, step_of
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
+from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
 from janus_ds.io import disk_faults, write_atomic
-from janus_ds.observe.writers import RUN_FILE, RUN_FORMAT_VERSION, read_metrics, read_run_record
+from janus_ds.observe.writers import read_metrics, read_run_record
 
 
 def packaged_parser(description: str | None, root: str, asset: Path, page: str) -> argparse.ArgumentParser:

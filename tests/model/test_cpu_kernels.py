@@ -19,7 +19,7 @@ from janus_ds.model.decoding.cpu_kernels import (
     prepare,
 )
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
-from janus_ds.native.kernels import compiled
+from janus_ds.model.decoding.native_step import compiled
 from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.tiny_model import tiny_model

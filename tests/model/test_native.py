@@ -20,12 +20,12 @@ from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import KeysValues
+from janus_ds.model.decoding import native_step as native
 from janus_ds.model.decoding.cache import ArStream
 from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
+from janus_ds.model.decoding.native_step import compiled, load, packed, product
 from janus_ds.model.decoding.steps import AuxPool
 from janus_ds.model.janus import JanusModel
-from janus_ds.native import kernels as native
-from janus_ds.native.kernels import compiled, load, packed, product
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
 from tests.support.two_stream import TOY
 

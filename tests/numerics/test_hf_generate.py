@@ -68,14 +68,15 @@ def searches(models: list[tuple[Any, LoadedRun, Path]], beam: int, penalty: floa
         settings |= {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
         settings = {name: value for name, value in settings.items() if value is not None}
         (folder / GENERATION_FILE).write_text(json.dumps(settings))
-        search = read_search(folder, {}, run.special, SHAPE.positions)
-        assert not search.notes
+        notes: list[str] = []
+        search = read_search(folder, {}, run.special, SHAPE.positions, notes)
+        assert not notes
         source_BS, mask_BS = padded_sources(
             SHAPE.vocab_size, [draw.randint(3, 20) for _ in range(SENTENCES)], draw.randrange(1000)
         )
         bart.generation_config = transformers.GenerationConfig.from_pretrained(folder)
         rows = bart.generate(input_ids=source_BS, attention_mask=mask_BS)
-        config = replace(run.config, decode=search.decode)
+        config = replace(run.config, decode=search[1])
         inner = [row[1 : int(n) - 1].tolist() for row, n in zip(source_BS, mask_BS.sum(1), strict=True)]
         ours = Generator(run.model, None, config, batch_sentences=5).generate_ids(inner)
         for own, row in zip(ours, rows.tolist(), strict=True):
@@ -84,7 +85,7 @@ def searches(models: list[tuple[Any, LoadedRun, Path]], beam: int, penalty: floa
             stopped.append(len(expected) < settings["max_length"] - 3)
         # Written back, they are the same search.
         (folder / GENERATION_FILE).write_text(json.dumps(export_generation(config, run.special)))
-        assert read_search(folder, {}, run.special, SHAPE.positions) == search
+        assert read_search(folder, {}, run.special, SHAPE.positions, notes) == search
     return stopped
 
 

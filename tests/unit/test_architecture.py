@@ -20,7 +20,6 @@ MIDDLE = {"data", "model", "objective", "decode", "metrics", "observe", "paralle
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "io": {"errors"},
-    "native": {"errors"},
     "stream_mask": set(),
     "batch": {"stream_mask"},
     "packing": {"batch", "stream_mask"},
@@ -34,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"errors", "config", "cli"},
     "__init__": LOW | {"config", "checkpoint", "train"} | MIDDLE,
 }
-ALLOWED["model"] |= {"parallel", "native"}
+ALLOWED["model"] |= {"parallel"}
 ALLOWED["objective"] |= {"parallel"}
 ALLOWED["decode"] |= {"model", "parallel", "data.text.tokenizer"}
 ALLOWED["decode"] |= {"checkpoint.manifest"}

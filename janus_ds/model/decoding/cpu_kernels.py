@@ -1,4 +1,4 @@
-"""Layers for inference on a CPU: weights packed for our own kernels (`janus_ds/native/`) or for oneDNN.
+"""Layers for inference on a CPU: weights packed for our own kernels (`native_step.py`) or for oneDNN.
 
 torch's `F.linear` lays the weights of a CPU out anew at every call, which costs more than the product
 itself where few rows meet a large matrix: every step of a search. Our kernels multiply in fp32 and int8. In
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from janus_ds.native.kernels import compiled, packed, product
+from janus_ds.model.decoding.native_step import compiled, packed, product
 
 Product = Callable[[Tensor], Tensor]
 """x (..., in) -> x W^T + b, (..., out)."""

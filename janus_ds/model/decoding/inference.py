@@ -17,10 +17,10 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import CheckpointError, ConfigError
 from janus_ds.model.decoding.cpu_kernels import prepare
+from janus_ds.model.decoding.native_step import compiled
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.transformer import EncoderLayer, TransformerLayer
 from janus_ds.model.weights import check_shapes, load_weights
-from janus_ds.native.kernels import compiled
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}

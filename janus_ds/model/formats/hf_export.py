@@ -12,8 +12,7 @@ from torch import Tensor
 from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import DecodeConfig, ModelConfig, RunConfig
 from janus_ds.errors import CheckpointError
-from janus_ds.model.decoding.cache import ArStream
-from janus_ds.model.decoding.symbols import ArSymbols
+from janus_ds.model.decoding.cache import ArStream, ArSymbols
 from janus_ds.model.formats.bart_names import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
 from janus_ds.model.formats.hf_import import BIAS, PREFIX, SHARED
 

@@ -19,7 +19,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.fields import shown
 from janus_ds.config.schema import DecodeConfig, ModelConfig
 from janus_ds.errors import CheckpointError
-from janus_ds.model.decoding.symbols import ANY
+from janus_ds.model.decoding.cache import ANY
 from janus_ds.model.formats.bart_names import (
     TABLE,
     ConversionReport,
@@ -86,17 +86,17 @@ def _convert(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
     notes: list[str] = []
     special = _special(settings, tokenizer, weights["embedding.weight"].shape[0], notes, where)
     added = fill_up(weights, model, special, notes)
-    search = read_search(folder, settings, special, model.max_target_positions)
+    start, decode = read_search(folder, settings, special, model.max_target_positions, notes)
     taken = {_table_name(state) if name == TABLE else PREFIX + name for name in used}
     known = taken | set(_COPIES) | {SHARED, BIAS}
     report = ConversionReport(
         used=tuple(name for full, name in origin.items() if full in taken),
         ignored=tuple(name for full, name in origin.items() if full not in known),
         added=tuple(added),
-        notes=tuple(notes + search.notes),
+        notes=tuple(notes),
         missing=tuple(full for full in (*_COPIES, BIAS) if full not in state),
     )
-    return HfBart(model, special, search.decoder_start, search.decode, weights, report)
+    return HfBart(model, special, start, decode, weights, report)
 
 
 def _refuse_other_kinds(settings: dict[str, Any], where: str) -> None:
@@ -250,22 +250,15 @@ _NO_COUNTERPART = {
 """Settings that change outputs and are not known here, with the value that changes nothing."""
 
 
-@dataclass(frozen=True)
-class HfSearch:
-    """How a published model decodes.
+def read_search(
+    folder: Path, settings: dict[str, Any], special: SpecialTokens, positions: int, notes: list[str]
+) -> tuple[str, DecodeConfig]:
+    """How a published model decodes: `objective.decoder_start`, and the search.
 
-    Attributes:
-        decoder_start: as `objective.decoder_start`.
-        notes: what `generate` would do otherwise.
-    """
+    As transformers reads them: from `generation_config.json`, or else from `config.json`.
 
-    decoder_start: str
-    decode: DecodeConfig
-    notes: list[str]
-
-
-def read_search(folder: Path, settings: dict[str, Any], special: SpecialTokens, positions: int) -> HfSearch:
-    """As transformers reads them: from `generation_config.json`, or else from `config.json`.
+    Args:
+        notes: gets what `generate` would do otherwise.
 
     Raises:
         CheckpointError: a start token or a length penalty that is not known here.
@@ -288,12 +281,12 @@ def read_search(folder: Path, settings: dict[str, Any], special: SpecialTokens, 
             f"{where}: length_penalty",
             "write 0 or more there: hypotheses are ranked by their sum / length ** length_penalty",
         )
-    notes = [
+    notes += [
         f"{name} {given[name]} of the generation settings has no counterpart here"
         for name, neutral in _NO_COUNTERPART.items()
         if given.get(name) not in (None, neutral)
     ]
-    return HfSearch(starts[token], _decode(given, starts[token], special, positions, notes), notes)
+    return starts[token], _decode(given, starts[token], special, positions, notes)
 
 
 def _decode(

@@ -1,6 +1,6 @@
 // All layers of the encoder, or of the decoder over the rows of one pass; and products with packed weights.
 //
-// Plain C interface, called through ctypes (janus_ds/native/kernels.py). GCC's vector types (also clang's) carry the
+// Plain C interface, called through ctypes (native_step.py). GCC's vector types (also clang's) carry the
 // arithmetic: 16 floats are one register with AVX512, two with AVX2, four with SSE or NEON. It is compiled for the
 // machine it runs on; only the int8 product names instructions.
 //

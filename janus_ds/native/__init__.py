@@ -1,1 +1,0 @@
-"""Kernels in C++, compiled for the machine at their first use."""
