@@ -181,7 +181,7 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
     need not pay.
 
     Raises:
-        UsageError: the iterations are no numbers, a number is below 0, or no mode uses an option.
+        UsageError: the iterations are no numbers, no mode uses an option, or as the request raises it.
     """
     modes = tuple(dict.fromkeys(mode.strip() for mode in parsed.modes.split(",") if mode.strip()))
     # GLGE's latencies are compared with those of AR, whatever is decoded.
@@ -192,9 +192,6 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
     thresholds = _listed(
         parsed.threshold or "", float, "--threshold", "shares above 0 and up to 1, such as 0.9,0.99"
     )
-    for option, count in (("--limit", parsed.limit), ("--latency-samples", parsed.latency)):
-        if count < 0:
-            raise UsageError(f"{count} sentences cannot be taken", option, "give 0 or more")
     from janus_ds.decode.load import usable_device
     from janus_ds.evaluate.evaluation import EvalRequest
 

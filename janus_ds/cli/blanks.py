@@ -25,7 +25,7 @@ from torch import Tensor
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.cli.arguments import program_parser
-from janus_ds.cli.decode_lines import Found, as_blocks
+from janus_ds.cli.decode_lines import Found, Passage, as_blocks, heldout_passages, valid_split
 from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.config.packaged import user_path
 from janus_ds.config.schema import RunConfig
@@ -41,7 +41,6 @@ from janus_ds.decode.rescore import ArScorer
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import UsageError
-from janus_ds.evaluate.passages import Passage, heldout_passages, valid_split
 from janus_ds.io import write_atomic
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table

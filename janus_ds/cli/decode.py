@@ -39,10 +39,15 @@ from janus_ds.cli.decode_lines import (
     Found,
     LongInputs,
     Output,
+    Passage,
     as_blocks,
     as_json,
     as_lines,
     as_nbest,
+    heldout_passages,
+    line_passages,
+    line_windows,
+    with_targets,
 )
 from janus_ds.config.faults import suggestion
 from janus_ds.config.modes import MODES, NAMES, with_decode
@@ -52,13 +57,6 @@ from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError, UsageError
-from janus_ds.evaluate.passages import (
-    Passage,
-    heldout_passages,
-    line_passages,
-    line_windows,
-    with_targets,
-)
 from janus_ds.model.decoding.inference import prepare_for_inference
 
 DEMO_SENTENCES = (

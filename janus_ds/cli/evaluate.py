@@ -1,4 +1,4 @@
-"""`eval nmt` and `eval glge`: decode with a checkpoint and score, or score files that are there."""
+"""`eval nmt` and `eval glge`: decode with a checkpoint and score, or score files that are there; `report`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ Translate with a checkpoint and score, or score translations that are there.
 
 The first writes hypotheses and scores to RUN/eval/SPLIT (or --output DIR) and prints one table. Files have
 one sentence a line; lines of subword-nmt ("@@ ") are joined.
+"""
+_REPORT = """\
+One page about runs: tables, curves, quality against time, sample outputs side by side.
+
+    janus-ds report runs/ar runs/cmlm runs/janus [--output report/] [--split test]
+
+Reads run.json and metrics.jsonl of each run, and what eval/nmt.py wrote to RUN/eval/SPLIT (scores.json and
+the outputs; a scores.json of eval/glge.py does as well). Writes report/index.html, which needs no other file
+and no network, and its pictures as PNGs. What is missing is named on the page. Pictures need matplotlib.
+Without arguments: this help.
 """
 _GLGE = """\
 Decode and score GLGE's tasks as the official scripts do, or score prediction files that are there.
@@ -270,3 +280,24 @@ def _meteor(tasks: Sequence[Task], parsed: argparse.Namespace) -> Meteor:
     if isinstance(meteor, str):
         print(f"note: METEOR will be missing: {meteor}", file=sys.stderr, flush=True)
     return meteor
+
+
+def report(arguments: Sequence[str] | None = None) -> int:
+    """Write a page about several runs; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given:
+        print(f"{_REPORT}\nAll options: --help")
+        return 0
+    parser = program_parser(_REPORT)
+    add = parser.add_argument
+    add("runs", type=Path, nargs="*", metavar="RUN", help="run folders")
+    add("--output", type=Path, default=Path("report"), metavar="DIR", help="where to write [%(default)s]")
+    add("--split", default="test", help="whose scores [%(default)s]")
+    add("--samples", type=int, default=6, metavar="N", help="test sentences shown; 0: none [%(default)s]")
+    parsed = parser.parse_args(given)
+    from janus_ds.report.page import write_report
+
+    command = ["janus-ds", "report", *given]
+    written = write_report(parsed.runs, parsed.output, parsed.split, parsed.samples, command)
+    print(f"wrote {written[0]} and {len(written) - 1} pictures beside it")
+    return 0

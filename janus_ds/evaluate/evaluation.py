@@ -61,6 +61,9 @@ class EvalRequest:
         baseline: another system's outputs, for significance (translation).
         device: where to decode.
         inference: in which precision, on which weights.
+
+    Raises:
+        UsageError: a mode, a number of iterations or of sentences, or a threshold that cannot be.
     """
 
     checkpoint: Path
@@ -79,12 +82,7 @@ class EvalRequest:
     device: torch.device | str = "cpu"
     inference: InferenceOptions = field(default_factory=InferenceOptions)
 
-    def check(self) -> None:
-        """Refuse what cannot be, before anything is loaded.
-
-        Raises:
-            UsageError: a mode, a number of iterations or a threshold that does not exist.
-        """
+    def __post_init__(self) -> None:
         for mode in (mode for mode in self.modes if mode not in (*NAMES, GREEDY)):
             fix = f"use {', '.join((*NAMES, GREEDY))}, or several, as ar,nar"
             raise UsageError(f"there is no mode {mode!r}", "--modes", fix)
@@ -94,6 +92,9 @@ class EvalRequest:
         for share in (share for share in self.thresholds if not 0 < share <= 1):
             fix = "give shares above 0 and up to 1, such as 0.9,0.99"
             raise UsageError(f"{share} is no probability", "--threshold", fix)
+        for option, count in (("--limit", self.limit), ("--latency-samples", self.latency_sentences)):
+            if count < 0:
+                raise UsageError(f"{count} sentences cannot be taken", option, "give 0 or more")
 
     def systems(self, modes: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Fields of `DecodeConfig` by system: ar, ar-greedy, nar-0, nar-4-rescored, nar-t0.9, draft, aux, ...
@@ -267,7 +268,6 @@ def check_vocabulary(run: LoadedRun, data: Path) -> Manifest:
 
 def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
     """A generator for each way of decoding, by name: ar, nar-0, nar-1, ..."""
-    request.check()
     systems = request.systems(request.modes or trained_modes(run.config.objective))
     return {
         name: Generator(run.model, run.text, with_decode(run.config, decode))

@@ -60,7 +60,6 @@ NMT_COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetiti
 
 def evaluate(request: EvalRequest, progress: Progress | None = None) -> Evaluated:
     """Translate, score, measure and write."""
-    request.check()
     baseline = read_lines(request.baseline) if request.baseline else None
     run = load_checkpoint(request)
     return run_evaluation(request, run, _Translation(request.split, baseline), progress)
@@ -117,7 +116,6 @@ def evaluate_glge(
         ar_checkpoint: a run whose AR is the 1.0x of the speed-ups; None: the run itself, if it has AR.
     """
     request = replace(request, latency_sentences=0)
-    request.check()
     run = load_checkpoint(request)
     found = run_evaluation(request, run, _GlgeSplit(task, request.split, meteor), progress)
     if not timed:

@@ -14,11 +14,13 @@ import numpy as np
 from janus_ds.config.faults import suggestion
 from janus_ds.errors import DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.glge_scores import (
+    MeteorProgram,
     Order,
     QuestionItem,
     coco_bleu,
     coco_rouge_l,
     distinct,
+    find_meteor,
     mean_answer_f1,
     mean_sentence_bleu,
     msqg_items,
@@ -30,7 +32,6 @@ from janus_ds.metrics.glge_text import (
     files2rouge_summaries,
     gigaword_summaries,
 )
-from janus_ds.metrics.meteor import MeteorProgram, find_meteor
 from janus_ds.metrics.rouge import NAMES, Summary, rouge, rouge_pair
 from janus_ds.metrics.scores import Scores, TextLines, check_same_length, read_lines
 from janus_ds.metrics.translation import sacrebleu_13a

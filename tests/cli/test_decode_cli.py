@@ -15,11 +15,11 @@ import torch
 from janus_ds.checkpoint.manifest import write_manifest
 from janus_ds.checkpoint.tensors import read_weights, write_tensors
 from janus_ds.cli import decode
+from janus_ds.cli.decode_lines import infill
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, RunConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
-from janus_ds.evaluate.passages import infill
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_run import write_run
 

@@ -12,7 +12,7 @@ from janus_ds.__main__ import main
 from janus_ds.cli.convert import main as convert
 from janus_ds.cli.evaluate import evaluate_nmt
 from janus_ds.errors import ConfigError, DataError, MissingDependencyError, UsageError
-from janus_ds.metrics.meteor import JAR_VARIABLE
+from janus_ds.metrics.glge_scores import JAR_VARIABLE
 from tests.support.hf_folder import hub_folder
 from tests.support.metric_fixtures import metric_cases
 

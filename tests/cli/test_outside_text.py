@@ -20,12 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from janus_ds.cli.decode_lines import as_blocks, as_json
+from janus_ds.cli.decode_lines import Passage, as_blocks, as_json
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import markdown_text, one_line
 from janus_ds.errors import DataError, PlainFormatter, exit_on_error
 from janus_ds.evaluate.hf_folders import model_card
-from janus_ds.evaluate.passages import Passage
 from janus_ds.report import page as page_module
 from janus_ds.report.page import marked, write_report
 from tests.support.hostile import ODD, PATHS, attacks, bounded, mutated, note, taken_or_refused

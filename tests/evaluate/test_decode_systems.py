@@ -40,6 +40,7 @@ def test_names_and_options() -> None:
     ("asked", "text"),
     [
         ({"modes": ("ra",)}, "no mode 'ra'"),
+        ({"limit": -1}, "-1 sentences"),
         ({"iterations": (-1,)}, "-1 iterations"),
         ({"thresholds": (1.01,)}, "1.01 is no probability"),
         ({"thresholds": (0.0,)}, "0.0 is no probability"),
@@ -48,7 +49,7 @@ def test_names_and_options() -> None:
 )
 def test_what_cannot_be(asked: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text) as caught:
-        EvalRequest(Path("run"), **asked).check()
+        EvalRequest(Path("run"), **asked)
     assert caught.value.where
     assert caught.value.fix
-    EvalRequest(Path("run"), modes=("ar", "nar", "draft", "aux"), thresholds=(0.5, 1.0)).check()
+    EvalRequest(Path("run"), modes=("ar", "nar", "draft", "aux"), thresholds=(0.5, 1.0))

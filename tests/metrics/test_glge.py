@@ -18,7 +18,7 @@ from janus_ds.metrics.glge import (
     score_task,
     task_named,
 )
-from janus_ds.metrics.meteor import JAR_VARIABLE, MeteorProgram
+from janus_ds.metrics.glge_scores import JAR_VARIABLE, MeteorProgram
 from janus_ds.metrics.scores import Scores, TextLines, read_lines, render, save_json
 from tests.support.metric_fixtures import metric_cases
 

@@ -10,14 +10,16 @@ import pytest
 
 from janus_ds.errors import MissingDependencyError
 from janus_ds.metrics.glge_scores import (
+    JAR_VARIABLE,
+    MeteorProgram,
     QuestionItem,
     coco_bleu,
     coco_rouge_l,
+    find_meteor,
     msqg_items,
     squad_items,
 )
 from janus_ds.metrics.glge_text import CASED_BRACKETS, LOWER_BRACKETS, rejoin
-from janus_ds.metrics.meteor import JAR_VARIABLE, MeteorProgram, find_meteor
 from tests.support.metric_fixtures import metric_cases
 
 ORIGINS = ["own", "real"]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from janus_ds.cli.decode_lines import line_windows
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.shard_cache import ShardCache
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.errors import DataError
-from janus_ds.evaluate.passages import line_windows
 from tests.support.bad_server import serve
 from tests.support.hostile import bounded
 
