@@ -20,7 +20,6 @@ from janus_ds.config.modes import MODES, NAMES, RESCORED, trained_modes, way_of,
 from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
-from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.search_settings import Hypothesis
@@ -291,11 +290,8 @@ def encode_sources(
     Raises:
         DataError: there are some, and `on_long` is stop.
     """
-    codec, table = run.codec(), run.config.model.max_source_positions
-    encoded = [codec.encode(source) for source in text.sources]
-    if text.longest is not None:
-        encoded = [plain_ids(row, run.special) for row in encoded]
-        table = min(text.longest + 2, table)
+    positions = run.config.model.max_source_positions
+    encoded, table = text.encoded(run.codec().encode, run.special, positions)
     rows, long = fit_sources(encoded, table, on_long)
     if long and on_long == "stop":
         raise too_long(len(encoded[long[0] - 1]), long[0], table)

@@ -19,7 +19,7 @@ from janus_ds.config.schema import RunConfig, TrainConfig
 from janus_ds.data.prepare.pair_files import PairText, held_out_text
 from janus_ds.data.stream.loader import ValidationBatch
 from janus_ds.data.stream.source import SampleSource
-from janus_ds.data.text.tokenizer import Tokenizer, plain_ids
+from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.text import fit_sources, long_warning, markdown_text, one_line
 from janus_ds.errors import ConfigError, ResourceError
@@ -116,13 +116,8 @@ class OutputDecoder:
         """What is to be said about sources that were too long for the model and were cut."""
         if text is None:
             return
-        text = text.first(config.train.valid_bleu_samples)
-        table = config.model.max_source_positions
-        sources = [tokenizer.encode(source) for source in text.sources]
-        if text.longest is not None:
-            # As the training sources were cut.
-            table = min(text.longest + 2, table)
-            sources = [plain_ids(row, tokenizer.special) for row in sources]
+        text, positions = text.first(config.train.valid_bleu_samples), config.model.max_source_positions
+        sources, table = text.encoded(tokenizer.encode, tokenizer.special, positions)
         self._sources, cut = fit_sources(sources, table)
         self._references = text.references or []
         if cut:

@@ -332,7 +332,6 @@ def prepare_bundled_corpus(
     output: Path | None = None,
     block_tokens: int = 30,
     vocab_size: int = 2000,
-    progress: Callable[[PrepareProgress], None] | None = None,
     tokenizer: Path | None = None,
 ) -> Path:
     """Shards of the bundled novels; returns at once where they are there already.
@@ -367,7 +366,7 @@ def prepare_bundled_corpus(
             prepare([path], target, settings)  # checks that it holds just this
             return target
         building = target.with_name(f".{target.name}.building")
-        prepare([path], building, settings, progress=progress)
+        prepare([path], building, settings)
         with disk_faults(target):
             building.rename(target)
     return target

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from janus_ds.batch import SpecialTokens
 from janus_ds.config.locations import checked_name
 from janus_ds.data.prepare.settings import Languages, Limits
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.byte_streams import COMPRESSED_SUFFIXES
 from janus_ds.data.text.documents import records, text_of
 from janus_ds.data.text.text_files import TextFile
+from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.errors import DataError, UsageError
 
 _LONGEST_LINE_WORDS = 5000
@@ -256,6 +258,19 @@ class PairText:
             return self
         references = None if self.references is None else self.references[:count]
         return replace(self, sources=self.sources[:count], references=references)
+
+    def encoded(
+        self, encode: Callable[[str], list[int]], special: SpecialTokens, positions: int
+    ) -> tuple[list[list[int]], int]:
+        """Token ids of the sources, without bos and eos, and the most, with both, that is read of one.
+
+        Args:
+            positions: of the encoder.
+        """
+        rows = [encode(source) for source in self.sources]
+        if self.longest is None:
+            return rows, positions
+        return [plain_ids(row, special) for row in rows], min(self.longest + 2, positions)
 
 
 def held_out_text(data: Path, split: str) -> PairText:

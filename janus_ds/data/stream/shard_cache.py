@@ -18,13 +18,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from janus_ds.data.stream.fetch import RemoteFolder
 from janus_ds.data.stream.index import ShardEntry
 from janus_ds.data.stream.remote import Expected
 from janus_ds.errors import DamagedDataError, JanusError, ResourceError
 from janus_ds.io import check_owner, disk_faults, open_regular, sha256_of_file
+
+if TYPE_CHECKING:
+    from janus_ds.data.stream.open_dataset import RemoteFolder
 
 _WHOLE = re.compile(r"[0-9a-f]{64}\.tar")
 

@@ -109,11 +109,11 @@ class DocumentReader:
         with file.opened() as stream:
             chosen = self._rule.format
             if chosen == "auto":
-                chosen = _guess_format(file.suffix, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES], self._rule.field)
+                chosen = _guess_format(file.suffix, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
             yield from _READERS[chosen](file, stream, self._rule)
 
 
-def _guess_format(suffix: str, head: bytes, field: str) -> str:
+def _guess_format(suffix: str, head: bytes) -> str:
     if suffix in (".tar", ".parquet") or head[257:262] == b"ustar" or head.startswith(b"PAR1"):
         return "parquet" if suffix == ".parquet" or head.startswith(b"PAR1") else "tar"
     if suffix in (".jsonl", ".ndjson"):
@@ -151,7 +151,7 @@ def records(file: TextFile, names: Collection[str]) -> Iterator[tuple[Any, str]]
         DataError: the file is damaged, or not of its format.
     """
     with file.opened() as stream:
-        form = _guess_format(file.suffix, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES], "")
+        form = _guess_format(file.suffix, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
         if form == "parquet":
             yield from _parquet_rows(file, lambda columns: [name for name in columns if name in names])
         else:

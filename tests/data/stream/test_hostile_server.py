@@ -13,8 +13,7 @@ import pytest
 
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream import remote
-from janus_ds.data.stream.fetch import RemoteFolder
-from janus_ds.data.stream.open_dataset import open_data
+from janus_ds.data.stream.open_dataset import RemoteFolder, open_data
 from janus_ds.data.stream.remote import Expected, Patience
 from janus_ds.errors import DamagedDataError, DataError, JanusError
 from janus_ds.io import sha256_of_file

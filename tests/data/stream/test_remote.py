@@ -15,9 +15,8 @@ import pytest
 
 from janus_ds.cli import inspect, plan
 from janus_ds.config.schema import DataConfig
-from janus_ds.data.stream.fetch import RemoteFolder
 from janus_ds.data.stream.loader import StepLoader
-from janus_ds.data.stream.open_dataset import DataPlace, open_data
+from janus_ds.data.stream.open_dataset import DataPlace, RemoteFolder, open_data
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.remote import Expected, Patience
 from janus_ds.data.stream.sample_order import RankShare
