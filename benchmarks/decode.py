@@ -24,9 +24,9 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import InferenceOptions, prepare_for_inference
 from janus_ds.decode.search_settings import SearchSettings
 from janus_ds.errors import CheckpointError
-from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel
 from janus_ds.observe.progress import table
 from janus_ds.parallel.tensor_parallel import ParallelLayers

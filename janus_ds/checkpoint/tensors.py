@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,24 +28,10 @@ from janus_ds.checkpoint.manifest import WEIGHTS_FILE, fault_of, step_folders, w
 from janus_ds.config.packaged import model_path
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import atomic_file
+from janus_ds.model.weights import readable
 
 _ALIGNMENT = 8
 _CHUNK = 1 << 24
-
-
-@contextmanager
-def _readable(path: Path, what: str) -> Iterator[None]:
-    """Turn a fault in reading a file into words.
-
-    Raises:
-        CheckpointError: in place of the library's error.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the {what} cannot be read ({error})", str(path), "take another checkpoint of the run"
-        ) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -74,7 +60,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a file."""
-    with _readable(path, "weights"):
+    with readable(path, "weights"):
         return load_file(str(path))
 
 
@@ -181,7 +167,7 @@ def open_saved(folder: Path) -> Iterator[ReadTensor]:
     with ExitStack() as stack:
 
         def opened(path: Path) -> Any:
-            with _readable(path, "tensors"):
+            with readable(path, "tensors"):
                 return stack.enter_context(safe_open(str(path), framework="pt"))
 
         weights, moments = opened(folder / WEIGHTS_FILE), opened(folder / OPTIMIZER_FILE)
@@ -189,7 +175,7 @@ def open_saved(folder: Path) -> Iterator[ReadTensor]:
         def read(name: str, moment: str | None) -> Tensor:
             file, key = (weights, name) if moment is None else (moments, f"{moment}.{name}")
             path = folder / (WEIGHTS_FILE if moment is None else OPTIMIZER_FILE)
-            with _readable(path, f"tensor {key}"):
+            with readable(path, f"tensor {key}"):
                 tensor: Tensor = file.get_tensor(key)
             return tensor
 

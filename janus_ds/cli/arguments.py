@@ -11,8 +11,8 @@ from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.observe.progress import Progress
 
 if TYPE_CHECKING:
+    from janus_ds.decode.load import InferenceOptions
     from janus_ds.evaluate.evaluation import EvalRequest
-    from janus_ds.model.decoding.inference import InferenceOptions
 
 
 def new_parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -113,8 +113,7 @@ def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
     Raises:
         MissingDependencyError: there is no compiler for the device.
     """
-    from janus_ds.decode.load import usable_device
-    from janus_ds.model.decoding.inference import InferenceOptions
+    from janus_ds.decode.load import InferenceOptions, usable_device
     from janus_ds.objective.chunk_math import compiler_is_at_hand
 
     chosen = usable_device(parsed.device)

@@ -54,10 +54,9 @@ from janus_ds.config.modes import MODES, NAMES, with_decode
 from janus_ds.config.packaged import DEMO
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
-from janus_ds.decode.load import LoadedRun, load_run
+from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError, UsageError
-from janus_ds.model.decoding.inference import prepare_for_inference
 
 DEMO_SENTENCES = (
     "Guten Morgen! Wie geht es dir?",

@@ -32,11 +32,10 @@ from janus_ds.config.modes import with_decode
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import BLANK
-from janus_ds.decode.load import load_run
+from janus_ds.decode.load import load_run, prepare_for_inference
 from janus_ds.decode.text import checked_texts
 from janus_ds.decode.watch import Pass, watched
 from janus_ds.errors import JanusError, UsageError
-from janus_ds.model.decoding.inference import prepare_for_inference
 
 MODES = ("ar", "nar", "aux")
 MOST_WAITING = 16

@@ -31,7 +31,7 @@ from janus_ds.decode.aux_search import AuxDecoder, aux_search
 from janus_ds.decode.beam_search import CachedSteps, beam_search
 from janus_ds.decode.draft import DraftSearch, Payoff
 from janus_ds.decode.infill import Target, given_rows, parse_target, word_beginnings
-from janus_ds.decode.load import load_run
+from janus_ds.decode.load import InferenceOptions, load_run, prepare_for_inference
 from janus_ds.decode.mask_predict import (
     NarDecoder,
     length_candidates,
@@ -46,7 +46,6 @@ from janus_ds.decode.search_settings import Hypothesis, SearchSettings, search_s
 from janus_ds.decode.text import TextCodec, batches_of, checked_texts, too_long
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
-from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.janus import JanusModel
 
 Progress = Callable[[int, int], None]

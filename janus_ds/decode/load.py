@@ -3,30 +3,38 @@
 A run folder of training holds its weights in `checkpoints/step-NNNNNNNN/`, a converted one beside its
 `run.json`; either the folder or one of its checkpoints may be named. The names "demo" and "denoiser" mean
 models that the package ships, unless there is a folder of that name.
+
+:func:`prepare_for_inference` then fits the model to its device: precision, packed or int8 weights.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manifest import weights_in
 from janus_ds.config.load import from_dict
 from janus_ds.config.modes import with_decode
 from janus_ds.config.packaged import model_path
-from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION, RunConfig
+from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION, ModelConfig, RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, IdText, TextCodec
-from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.errors import CheckpointError, ConfigError, UsageError
 from janus_ds.io import read_json
-from janus_ds.model.decoding.inference import model_from_file
+from janus_ds.model.decoding.cpu_kernels import prepare
+from janus_ds.model.decoding.native_step import compiled
 from janus_ds.model.janus import JanusModel
+from janus_ds.model.transformer import EncoderLayer, TransformerLayer
+from janus_ds.model.weights import check_shapes, load_weights, readable
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 _SMALL_WIDTH = 512
 """Below it, threads wait for each other longer than they work; OMP_NUM_THREADS, if set, decides instead."""
@@ -194,3 +202,108 @@ def _load_text(folder: Path, special: SpecialTokens, fingerprint: str) -> TextCo
             "restore the run's own tokenizer folder",
         )
     return tokenizer
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
+"""Precisions of decoding by the names of `--dtype`."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a model is executed in decoding; what it computes stays the same but for rounding.
+
+    Attributes:
+        dtype: fp32, bf16, float64 (exact, for comparisons), or auto: :func:`fast_precision` of the device.
+        int8: linear layers on int8 weights and activations (CPU, fp32 otherwise).
+        compiled: encoder layers and feed-forward blocks by torch.compile, for any shapes, instead of
+            packed weights. Meant for GPUs: on a CPU packed weights were twice as fast.
+    """
+
+    dtype: str = "fp32"
+    int8: bool = False
+    compiled: bool = False
+
+
+def fast_precision(device: str) -> str:
+    """bf16 where the device, `cpu` or `cuda`, has products of it, else fp32.
+
+    On a CPU these are AMX's or AVX512-BF16's; with the latter all modes were faster (docs/measured.md).
+    """
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Older versions of torch do not tell.
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if known.get("amx_bf16") or known.get("avx512_bf16") else "fp32"
+
+
+def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = None) -> JanusModel:
+    """Fit a model to its device, in place; it can no longer be trained.
+
+    Args:
+        model: whole, on its device.
+        options: None: float32 with packed weights.
+
+    Raises:
+        ConfigError: a precision that does not exist, int8 where it cannot be had or with compilation.
+    """
+    options = options or InferenceOptions()
+    device = next(model.parameters()).device.type
+    if options.dtype == "auto":
+        options = replace(options, dtype="fp32" if options.int8 else fast_precision(device))
+    if options.dtype not in DTYPES:
+        raise ConfigError(
+            f"there is no precision {options.dtype!r}", "--dtype", f"use one of auto, {', '.join(DTYPES)}"
+        )
+    model.to(DTYPES[options.dtype])
+    if options.int8 and (options.dtype != "fp32" or device != "cpu" or compiled() is None):
+        raise ConfigError(
+            "int8 needs fp32 beside it, a CPU, and a C++ compiler for its kernels",
+            f"--int8 with --dtype {options.dtype} on {device}",
+            "leave --int8 out, or install g++ and decode with --device cpu --dtype fp32",
+        )
+    if options.int8 and options.compiled:
+        raise ConfigError(
+            "int8 products are made already: there is nothing to compile", "--int8 --compile", "leave one out"
+        )
+    model.requires_grad_(False)
+    if options.compiled:
+        _compile_layers(model)
+    elif device == "cpu":
+        prepare(model, options.int8)
+    return model
+
+
+def _compile_layers(model: JanusModel) -> None:
+    """Compile what has tensors alone as inputs. All layers of a kind share their code."""
+    for module in model.modules():
+        if isinstance(module, TransformerLayer):
+            name = "forward" if isinstance(module, EncoderLayer) else "feed_forward"
+            setattr(module, name, torch.compile(getattr(module, name), dynamic=True))
+
+
+def model_from_file(
+    config: ModelConfig, special: SpecialTokens, path: Path, device: torch.device | str = "cpu"
+) -> JanusModel:
+    """Build a model of a shape and fill it from a file.
+
+    Args:
+        path: a safetensors file with whole matrices under our names.
+
+    Raises:
+        CheckpointError: the file cannot be read, is of another shape, or holds values that are not finite.
+    """
+    with readable(path, "weights"):
+        with safe_open(str(path), framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        check_shapes(shapes, config, special.vocab_size, str(path))
+        weights = load_file(str(path))
+    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise CheckpointError(
+            f"{len(broken)} weights are not finite, first {broken[0]}: training had diverged",
+            str(path),
+            "take an earlier checkpoint of the run",
+        )
+    model = JanusModel(config, special, ParallelLayers())
+    load_weights(model, weights, str(path))
+    return model.to(device).eval()

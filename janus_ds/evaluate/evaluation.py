@@ -21,14 +21,13 @@ from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun, load_run
+from janus_ds.decode.load import InferenceOptions, LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.latency import LatencyReport, measure, spread_over
 from janus_ds.io import disk_faults, read_json, write_atomic
 from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
-from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.weights import load_weights
 from janus_ds.observe.progress import table
 

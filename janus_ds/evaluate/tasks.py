@@ -26,7 +26,7 @@ from janus_ds.data.prepare.pair_files import (
 )
 from janus_ds.data.stream.index import MANIFEST_NAME
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun, load_run
+from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate.evaluation import (
@@ -53,7 +53,6 @@ from janus_ds.evaluate.latency import (
 from janus_ds.metrics.glge import Meteor, Task, TaskTexts, score_task
 from janus_ds.metrics.scores import Scores, TextLines, check_same_length, read_lines, save_json
 from janus_ds.metrics.translation import compare_translations, score_translations
-from janus_ds.model.decoding.inference import prepare_for_inference
 
 NMT_COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetition", "length_ratio")
 

@@ -5,9 +5,12 @@ Names are canonical: the same at every tensor-parallel size, and those of `weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from janus_ds.config.schema import ModelConfig
@@ -15,6 +18,21 @@ from janus_ds.errors import CheckpointError
 from janus_ds.parallel.tensor_parallel import ParallelLayers, shard_dims, take_shard
 
 _NAMED_AT_MOST = 6
+
+
+@contextmanager
+def readable(path: Path, what: str) -> Iterator[None]:
+    """Turn a fault in reading a file into words.
+
+    Raises:
+        CheckpointError: in place of the library's error.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the {what} cannot be read ({error})", str(path), "take another checkpoint of the run"
+        ) from error
 
 
 def padded_vocab(config: ModelConfig, vocab_size: int) -> int:

@@ -29,14 +29,13 @@ from results import render, write_page
 
 from janus_ds.config.modes import check_mode, with_decode
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun, load_run
+from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.text import fit_sources, long_warning
 from janus_ds.errors import ConfigError, UsageError, exit_on_error
 from janus_ds.io import write_atomic
 from janus_ds.metrics.glge import VALIDATION_METRICS, TaskTexts, choose_meteor, score_task, task_named
 from janus_ds.metrics.scores import METRIC_TITLES, TextLines, check_same_length, read_lines
 from janus_ds.metrics.translation import compare_translations
-from janus_ds.model.decoding.inference import prepare_for_inference
 from janus_ds.observe.writers import read_metrics
 from janus_ds.report.figures import COLOURS, new_figure, png_of, styled
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from janus_ds.decode.load import InferenceOptions, prepare_for_inference
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import MultiHeadAttention
 from janus_ds.model.decoding import cpu_kernels
@@ -18,7 +19,6 @@ from janus_ds.model.decoding.cpu_kernels import (
     can_pack,
     prepare,
 )
-from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.decoding.native_step import compiled
 from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.parallel.tensor_parallel import ParallelLayers
@@ -104,7 +104,7 @@ def test_without_the_operators_linear_stays(monkeypatch: pytest.MonkeyPatch) -> 
 
     can_pack.cache_clear()
     monkeypatch.setattr(cpu_kernels, "compiled", lambda: None)
-    monkeypatch.setattr("janus_ds.model.decoding.inference.compiled", lambda: None)
+    monkeypatch.setattr("janus_ds.decode.load.compiled", lambda: None)
     monkeypatch.setattr(cpu_kernels, "_packed_product", missing)
     try:
         plain, x = layer()

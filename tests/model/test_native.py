@@ -18,11 +18,11 @@ from torch import Tensor
 
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import InferenceOptions, prepare_for_inference
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import KeysValues
 from janus_ds.model.decoding import native_step as native
 from janus_ds.model.decoding.cache import ArStream
-from janus_ds.model.decoding.inference import InferenceOptions, prepare_for_inference
 from janus_ds.model.decoding.native_step import compiled, load, packed, product
 from janus_ds.model.decoding.steps import AuxPool
 from janus_ds.model.janus import JanusModel
@@ -62,7 +62,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def use(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in (*PLACES, "janus_ds.model.decoding.inference"):
+    for place in (*PLACES, "janus_ds.decode.load"):
         monkeypatch.setattr(f"{place}.compiled", lambda: kernels)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from janus_ds.config.schema import ObjectiveConfig
+from janus_ds.decode.load import prepare_for_inference
 from janus_ds.model.decoding.cache import ArStream, KVCache
-from janus_ds.model.decoding.inference import prepare_for_inference
 from janus_ds.model.decoding.native_step import compiled
 from janus_ds.model.janus import JanusModel
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
