@@ -328,12 +328,11 @@ class Generator:
         settings = self._search_settings()
         cache = self.model.start_cache(memory, self._stream, settings.beam, settings.max_steps)
         steps, device = CachedSteps(self.model, cache), memory.states_BSD.device
-        return sample_search(steps, numbers, settings, self._sampling, device)
+        return sample_search(steps, self._draws(numbers), settings, device)
 
-    @property
-    def _sampling(self) -> Sampling:
+    def _draws(self, numbers: Sequence[int]) -> Draws:
         decode = self.config.decode
-        return Sampling(decode.temperature, decode.top_k, decode.top_p, decode.seed)
+        return Draws(Sampling(decode.temperature, decode.top_k, decode.top_p, decode.seed), numbers)
 
     def _search_settings(self) -> SearchSettings:
         prefix = self.config.decode.prefix
@@ -371,7 +370,7 @@ class Generator:
         else:
             length_BC = self._lengths(memory).clamp_min(3 if judged else 2)
         if judged:
-            draws = Draws(self._sampling, numbers) if decode.temperature else None
+            draws = self._draws(numbers) if decode.temperature else None
             decoder, certain = AuxDecoder(self.model, memory, settings.mask), decode.aux_order == "certain"
             found = aux_search(decoder, length_BC, settings, given_RL, certain, draws)
         else:
@@ -383,7 +382,7 @@ class Generator:
         return rescore(ArScorer(self.model, self.config), memory, found)
 
     def _drafted(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[Hypothesis]]:
-        draws = Draws(self._sampling, numbers) if self.config.decode.temperature else None
+        draws = self._draws(numbers) if self.config.decode.temperature else None
         return [[item] for item in DraftSearch(self.model, memory, self.config, draws).run()]
 
 

@@ -37,20 +37,16 @@ class Sampling:
     seed: int = 1
 
 
-def random_of(seed: int, number: int) -> torch.Generator:
-    """The random numbers of one sentence."""
-    # Seeds side by side would give like first numbers: they are mixed.
-    mixed = (seed * 0x9E3779B97F4A7C15 + (number + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
-    return torch.Generator().manual_seed(mixed)
-
-
 class Draws:
     """Random numbers of the sentences of a batch, each from a generator of its own."""
 
     def __init__(self, sampling: Sampling, numbers: Sequence[int]) -> None:
         self.sampling = sampling
         self.sentences = len(numbers)
-        self._random = [random_of(sampling.seed, number) for number in numbers]
+        # Seeds side by side would give like first numbers: they are mixed.
+        start, step, end = sampling.seed * 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 1 << 63
+        mixed = [(start + (number + 1) * step) % end for number in numbers]
+        self._random = [torch.Generator().manual_seed(seed) for seed in mixed]
 
     def uniform(self, count_B: Sequence[int]) -> Tensor:
         """The next numbers of each sentence from [0, 1), one after the other, float64 on the host."""
@@ -100,25 +96,23 @@ def draw_rows(share_XV: Tensor, uniform_X: Tensor) -> Tensor:
 
 def sample_search(
     step_function: CachedSteps,
-    numbers: Sequence[int],
+    draws: Draws,
     settings: SearchSettings,
-    sampling: Sampling,
     device: torch.device | str = "cpu",
 ) -> list[list[Hypothesis]]:
     """Draw K outputs of each sentence, K = `settings.beam`, in the order drawn.
 
     Args:
-        numbers: a name for each sentence, by which numbers are drawn.
         settings: symbols and limits; the rules of a search are not used.
         device: where `step_function` wants its tokens.
 
     Returns:
         Scores are the model's own (temperature 1, nothing left out), as those of a search.
     """
-    draws = [random_of(sampling.seed, number) for number in numbers]
-    K, going = settings.beam, list(range(len(numbers)))
-    tokens: list[list[list[int]]] = [[[] for _ in range(K)] for _ in numbers]
-    gains: list[list[list[float]]] = [[[] for _ in range(K)] for _ in numbers]
+    K, every = settings.beam, range(draws.sentences)
+    going = list(every)
+    tokens: list[list[list[int]]] = [[[] for _ in range(K)] for _ in every]
+    gains: list[list[list[float]]] = [[[] for _ in range(K)] for _ in every]
     token_BK = torch.full((len(going), K), settings.start, device=device)
     parent_BK: Tensor | None = None
     for step in range(settings.max_steps):
@@ -130,7 +124,7 @@ def sample_search(
             ]
             length_B = torch.full((len(going),), step + 1, device=token_BK.device)
             ruled_BKV = settings.rules(logits_BKV, torch.tensor(past, device=token_BK.device), length_B)
-        chosen_BK = _choose(ruled_BKV, step, settings, sampling, [draws[i] for i in going])
+        chosen_BK = _choose(ruled_BKV, settings, step, draws, going)
         gain_BKV = logits_BKV.double().log_softmax(2)
         gain_BK = gain_BKV.gather(2, chosen_BK[..., None])[..., 0]
         if step == 0 and settings.forced_first is not None and settings.free_forced:
@@ -148,27 +142,21 @@ def sample_search(
             step_function.keep(left_B)
             chosen_BK, going = chosen_BK[left_B], [going[b] for b in left]
         token_BK, parent_BK = chosen_BK, torch.arange(K, device=chosen_BK.device).expand(len(going), K)
-    return [
-        [_result(*item, settings) for item in zip(tokens[i], gains[i], strict=True)]
-        for i in range(len(numbers))
-    ]
+    return [[_result(*item, settings) for item in zip(tokens[i], gains[i], strict=True)] for i in every]
 
 
 def _choose(
-    logits_BKV: Tensor,
-    step: int,
-    settings: SearchSettings,
-    sampling: Sampling,
-    draws: Sequence[torch.Generator],
+    logits_BKV: Tensor, settings: SearchSettings, step: int, draws: Draws, going: Sequence[int]
 ) -> Tensor:
-    """The next token of each sample; what is forced uses no random numbers."""
+    """The next token of each sample of the sentences that go on; what is forced uses no random numbers."""
     shape = logits_BKV.shape[:2]
     forced = settings.forced(step)
     if forced is not None:
         return torch.full(shape, forced, device=logits_BKV.device)
-    share_XV = token_shares(logits_BKV.flatten(0, 1), settings.forbidden, sampling)
-    uniform_BK = torch.stack([torch.rand(shape[1], generator=draw, dtype=torch.float64) for draw in draws])
-    return draw_rows(share_XV, uniform_BK.flatten().to(share_XV.device)).view(shape)
+    share_XV = token_shares(logits_BKV.flatten(0, 1), settings.forbidden, draws.sampling)
+    open_ = set(going)
+    uniform_X = draws.uniform([shape[1] * (number in open_) for number in range(draws.sentences)])
+    return draw_rows(share_XV, uniform_X.to(share_XV.device)).view(shape)
 
 
 def _filled(said: Sequence[int], count: int, eos: int) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.sample import Sampling, draw_rows, sample_search, token_shares
+from janus_ds.decode.sample import Draws, Sampling, draw_rows, sample_search, token_shares
 from janus_ds.decode.search_settings import SearchSettings
 from tests.support.tiny_model import TINY, tiny_generator, tiny_model
 
@@ -56,7 +56,7 @@ def test_shares_by_hand() -> None:
 def test_outputs_have_their_probabilities(sampling: Sampling) -> None:
     """All outputs of up to two tokens: 4,000 draws against exact shares, within 4.5 standard errors."""
     count, chain = 4000, Chain()
-    found = sample_search(chain, range(count), SETTINGS, sampling)
+    found = sample_search(chain, Draws(sampling, range(count)), SETTINGS)
     step = token_shares(chain.table_VV, (START,), sampling)
     expected = {(): float(step[START, EOS])}
     for a in (2, 3):
