@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from janus_ds.batch import RowLayout
+from janus_ds.checkpoint.tensors import snapshot_bytes
 from janus_ds.cli.arguments import add_ranks_arguments, data_ranks, new_parser
 from janus_ds.cli.traffic import (
     SHARDED,
@@ -110,7 +111,7 @@ def _memory(parts: _Parts, keep_last: int, ranks: int) -> str:
         f"memory a rank for weights, gradients and AdamW states, on {ranks} ranks\n{table(rows)}\n"
         "  Activations, communication buckets and the device's own needs come on top. 16 bit with ZeRO 0 is\n"
         "  refused: see ds_configs/README.md.\n"
-        f"checkpoint: {bytes_text(checkpoint_bytes(sum(map(sum, parts.values()))))} whatever the ranks, "
+        f"checkpoint: {bytes_text(snapshot_bytes(sum(map(sum, parts.values()))))} whatever the ranks, "
         "stage and precision;\n"
         f"  {keep_last} (train.keep_last) and the one being written lie on disk. As much host memory\n"
         "  is taken on the first rank's machine while one is written."
@@ -234,8 +235,3 @@ def state_bytes(parameters: int, stage: int, precision: str, data_size: int) -> 
     shared = {1: states, 2: states + weight, 3: states + 2 * weight}[stage]
     whole = 2 * weight + states - shared
     return parameters * (whole + shared / data_size)
-
-
-def checkpoint_bytes(parameters: int) -> int:
-    """Bytes of one checkpoint on any ranks, in any stage and precision: weights and moments in fp32."""
-    return parameters * (_MASTER_BYTES + _ADAM_BYTES)
