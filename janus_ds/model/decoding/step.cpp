@@ -98,7 +98,7 @@ Floats gelu(Floats x) {
 
 extern "C" {
 enum Activation : int64_t { NONE, RELU, GELU };
-struct Matrix {  // weights of `out` outputs, in panels; see packed() in kernels.py
+struct Matrix {  // weights of `out` outputs, in panels; see packed() in native_step.py
   const void* weight;
   const float *scale, *sum, *bias;  // scale and sum of int8 alone; bias may be null
   int64_t in, out;
