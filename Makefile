@@ -123,7 +123,6 @@ bench: install-dev
 	    --json $(RESULTS)/train_vocabulary.json
 	$(ACTIVATED) python -m benchmarks train --shape small --length 64,128,256,512 --rounds 3 \
 	    --json $(RESULTS)/train_length.json
-	$(ACTIVATED) python -m benchmarks packing --rounds 3 --json $(RESULTS)/packing.json
 	$(ACTIVATED) python -m benchmarks head --shape iwslt --json $(RESULTS)/head_iwslt.json
 	$(ACTIVATED) python -m benchmarks attention --shape iwslt --json $(RESULTS)/attention_iwslt.json
 	$(ACTIVATED) python -m benchmarks data --shape documents --json $(RESULTS)/data.json

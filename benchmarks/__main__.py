@@ -22,7 +22,6 @@ _KINDS = {
     "head": "the fused head against the plain losses: time and memory",
     "attention": "the back ends of self-attention against each other",
     "decode": "both ways of decoding against plain AR, transformers and CTranslate2",
-    "packing": "a training step without padding between sentences against a padded one",
     "save": "how long training waits for a checkpoint, and how long one takes",
     "gpu": "what to run first on a GPU: is all right there, then the tables of the others",
     "data": "documents a second and core that the loader makes batches of",

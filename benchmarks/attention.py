@@ -21,7 +21,7 @@ from benchmarks.shapes import SHAPES, BenchShape, make_batch
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
-from janus_ds.model.batch_attention import BACKENDS, RowsOfBatch, fitting
+from janus_ds.model.attention import BACKENDS, RowsOfBatch, fitting
 from janus_ds.observe.progress import table
 
 SHARED, ROUNDS = ("device", "precision"), 5

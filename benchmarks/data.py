@@ -126,27 +126,6 @@ def _run(data: DataConfig, preset: str, **train: Any) -> RunConfig:
     return resolve(RunConfig(model=model, data=data, objective=objective, train=TrainConfig(**train)))
 
 
-def pairs_run(batch: str, pad_multiple: int, pack_rows: bool) -> RunConfig:
-    """Updates of 4,096 tokens in two groups of like length, or of 160 samples as they come; resolved."""
-    rows: dict[str, Any] = {"batch": batch, "pad_multiple": pad_multiple, "pack_rows": pack_rows}
-    data = DataConfig(task="pair", block_tokens=1022, shuffle_window=1024, **rows)
-    return _run(data, "paper", batch_tokens=4096, batch_groups=2, global_batch=160)
-
-
-def sentence_lengths(samples: int) -> dict[str, NDArray[np.int64]]:
-    """Lengths that vary as those of sentences do: log-normal, median 21, sigma .55.
-
-    The source's length is the target's, times a log-normal factor of sigma .2.
-    """
-    draw = np.random.default_rng(1)
-
-    def clipped(lengths_N: NDArray[Any]) -> NDArray[np.int64]:
-        return np.clip(np.round(lengths_N), 1, 175).astype(np.int64)
-
-    target_N = clipped(21 * np.exp(draw.normal(0, 0.55, samples)))
-    return {"source": clipped(target_N * np.exp(draw.normal(0, 0.2, samples))), "target": target_N}
-
-
 def write_split(folder: Path, special: SpecialTokens, lengths: Mapping[str, NDArray[np.int64]]) -> Path:
     """A split of random tokens in one shard.
 

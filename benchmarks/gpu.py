@@ -31,7 +31,7 @@ from benchmarks.common import place, positive
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import InferenceOptions
 from janus_ds.io import write_atomic
-from janus_ds.model.batch_attention import BACKENDS
+from janus_ds.model.attention import BACKENDS
 from janus_ds.observe.progress import table
 from tests.support.two_stream import long_batch, valid_rows
 

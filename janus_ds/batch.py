@@ -45,13 +45,6 @@ class RowLayout:
     msk: int = 0
     arq: int = 0
     qry: int = 0
-    packed: RowLayout | None = None
-    """Of a packed batch (`janus_ds.packing`): the one long sample that its rows form, without padding.
-
-    All else is then said of the padded grid that attention spreads them into.
-    """
-    packed_source: int = 0
-    """Tokens of the longest source of a packed batch."""
 
     def width(self, segment: Segment) -> int:
         """Rows of a sample in one segment, padding included."""
@@ -126,8 +119,7 @@ class TwoStreamBatch:
     """One micro-batch, laid out for one pass of the model over all decoder rows.
 
     Padding stands at the end of every segment and of the source. Token and position of padding
-    rows are the pad symbol and 0. In a packed batch (`RowLayout.packed`) source, rows and targets have the
-    shape (1, all of theirs), and flat indices count those.
+    rows are the pad symbol and 0.
     """
 
     layout: RowLayout
@@ -186,11 +178,6 @@ class TwoStreamBatch:
 
     def _with(self, tensors: dict[str, Tensor]) -> TwoStreamBatch:
         return replace(self, **tensors)  # type: ignore[arg-type]
-
-    @property
-    def source_width(self) -> int:
-        """S: tokens of the longest source, with what pads it."""
-        return self.layout.packed_source if self.layout.packed else self.source_BS.shape[1]
 
     def row_length_B(self, segment: Segment) -> Tensor:
         """Rows of each sample in one segment, where the sample has that segment at all."""

@@ -161,10 +161,9 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     report = _forward(run, plan.tokenizer.special, batch)
     losses = {name: float(value) for name, value in report.terms.items()}
     print(f"{maker.source.name} is readable: {count_text(maker.source.samples)} samples to train on")
-    layout = batch.layout.packed or batch.layout
-    each = "in all" if batch.layout.packed else "each"
+    layout = batch.layout
     widths = ", ".join(f"{part.name} {layout.width(part)}" for part in Segment if layout.width(part))
-    print(f"dry batch: samples {ids.tolist()}, {layout.rows} decoder rows {each}: {widths}")
+    print(f"dry batch: samples {ids.tolist()}, {layout.rows} decoder rows each: {widths}")
     print("  losses before training: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     if not torch.isfinite(report.total):
         raise TrainingError(

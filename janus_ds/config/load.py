@@ -78,14 +78,18 @@ def from_dict(values: Mapping[str, Any], origin: str = "run.json") -> RunConfig:
     if not isinstance(values, Mapping):
         faults.add("the recipe in it is not a mapping of sections", origin, "restore the file")
         values = {}
-    run, _ = _build(flatten(dict(values), origin, faults), origin, faults)
+    plain = dict(values)
+    if isinstance(plain.get("data"), dict):
+        # Packed rows (retired) gave the results of padded ones.
+        plain["data"] = {name: value for name, value in plain["data"].items() if name != "pack_rows"}
+    run, _ = _build(flatten(plain, origin, faults), origin, faults)
     faults.raise_if_any()
     return run
 
 
 _NOT_TRAINED = """
     name model.preset data.path data.valid_path data.block_tokens data.workers data.prefetch_steps
-    data.pad_multiple data.pack_rows data.cache_dir data.cache_gb data.read_ahead data.retries
+    data.pad_multiple data.cache_dir data.cache_gb data.read_ahead data.retries
     data.stall_seconds data.on_damage data.max_damage train.log_every train.monitor train.valid_every
     train.valid_samples train.save_every train.keep_last train.keep_every train.max_failed_saves
     train.valid_bleu train.valid_bleu_samples train.valid_task train.valid_bleu_iterations train.keep_best

@@ -116,14 +116,7 @@ class DataConfig:
     """Segment widths are padded to a multiple of this, which bounds the number of distinct shapes.
 
     For sentences of some 20 tokens, 1 or 2 where shapes cost nothing (train.compile none or head): with 8, a
-    fifth of the decoder rows and more are padding (`janus-ds bench data --shape pairs` counts it).
-    """
-    pack_rows: bool = False
-    """Rows of all samples of a batch one after the other, without padding between them.
-
-    Only attention spreads them into samples. Worth it where lengths differ: samples as they come, or sources
-    whose lengths differ from their targets'. `pad_multiple` then fills up the sum, not each sample. Measured
-    on CPUs only.
+    fifth of the decoder rows and more are padding.
     """
     cache_dir: str = ""
     """Folder that keeps what is fetched, shared by all processes of a machine; empty: the user's cache."""
@@ -318,6 +311,7 @@ RUN_FORMAT_VERSION = 1
 """The form of it that this version writes, and the newest that it reads."""
 
 RETIRED: dict[str, tuple[Any, str]] = {
+    "data.pack_rows": (False, "use data.pad_multiple=1, whose steps took 1.07 times as long"),
     "objective.ar_loss": ("all", "an AR loss on masked tokens alone cost 1.1 to 4.1 BLEU"),
     "objective.aux_share": (1.0, "AUX on a part of the sentences cost 2.1 to 5.8 BLEU"),
     "train.batch_cost": ("tokens", "no recipe counted decoder rows instead of tokens"),

@@ -8,7 +8,7 @@ between samples is only which content rows are padding. Masks are made once a ba
 of segments that share their keys: AR rows over ARC, causal and without any mask; the original part over
 itself, where only padding is masked; compensation and AUX rows over VIS, CMP and MSK with a mask of
 their own. Dense computes 4 to 6 times the pairs that count, but in one call: the faster way for short
-sentences. Which one a batch takes, and packed batches: `batch_attention`.
+sentences. Which one a batch takes: :func:`fitting`.
 
 For bf16 on a CPU, torch has slow kernels for two operations (:func:`attend_in_bf16`, :func:`dropout`).
 Measured on an AMD EPYC with avx512_bf16, torch 2.13, one thread: attention over 26 tokens, forward and
@@ -44,7 +44,7 @@ Kernel = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class RowAttention:
-    """Attention of decoder rows: to content rows, and to the encoder states.
+    """Attention of decoder rows to content rows.
 
     Attributes:
         content_rows: the leading rows that give keys and values.
@@ -57,33 +57,6 @@ class RowAttention:
     def attend(self, kernel: Kernel, q_BHTE: Tensor, k_BHCE: Tensor, v_BHCE: Tensor) -> Tensor:
         """Attended values of the rows [first_row, R), shape (B, T, H, E)."""
         raise NotImplementedError
-
-    def attend_source(
-        self,
-        kernel: Kernel,
-        q_BHTE: Tensor,
-        sources: Sequence[KeysValues],
-        mask_B11S: Tensor | None,
-        runs: Sequence[int] = (),
-    ) -> Tensor:
-        """Attention to the encoder states, of which there may be two dropout draws.
-
-        Args:
-            q_BHTE: queries of the rows [first_row, R).
-            sources: keys and values of the encoder states: of one draw, or of two.
-            runs: with two draws, widths of runs of rows that take the first and the second draw in turn.
-
-        Returns:
-            attended values, (B, T, H, E).
-        """
-        if len(sources) == 1:
-            return kernel(q_BHTE, *sources[0], mask_B11S)
-        queries = torch.split(q_BHTE, list(runs), 2)
-        outputs = [q_BHTE] * len(runs)
-        for draw, source in enumerate(sources):
-            out = kernel(torch.cat(queries[draw::2], 2), *source, mask_B11S)
-            outputs[draw::2] = torch.split(out, list(runs[draw::2]), 1)
-        return torch.cat(outputs, 1)
 
 
 def additive_mask(visible_pairs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -190,6 +163,79 @@ def _join(first: Tensor, second: Tensor) -> Tensor:
     if not first.shape[2]:
         return second
     return torch.cat([first, second], 2) if second.shape[2] else first
+
+
+BACKENDS: dict[str, type[DenseRows] | type[GroupedRows]] = {"dense": DenseRows, "grouped": GroupedRows}
+
+DENSE_ROW_LIMIT = 48
+"""Longest segment for which one dense call beats several smaller ones (measured on CPU: even at ~45)."""
+
+
+def fitting(layout: RowLayout) -> str:
+    """The faster back end for a shape: dense for short sentences and several groups of rows, or grouped."""
+    groups = (layout.arc > 0) + (layout.vis + layout.msk > 0) + (layout.cmp + layout.qry > 0)
+    longest = max(layout.arc, layout.vis + layout.msk)
+    return "dense" if longest <= DENSE_ROW_LIMIT and groups > 1 else "grouped"
+
+
+@dataclass(frozen=True)
+class RowsOfBatch:
+    """Attention of a batch's decoder rows, made once for all layers."""
+
+    every: RowAttention
+    """All rows: what every layer but the last computes."""
+    predicted: RowAttention
+    """The rows that something is predicted from: what the last layer computes."""
+    every_runs: tuple[int, ...]
+    """How all rows alternate between AR and other rows (:func:`attend_source`)."""
+    predicted_runs: tuple[int, ...]
+    """The same of the predicted rows."""
+
+    @classmethod
+    def build(cls, batch: TwoStreamBatch, dtype: torch.dtype, backend: str = "auto") -> RowsOfBatch:
+        """Masks of a batch.
+
+        Args:
+            dtype: dtype of the masks, that of the queries.
+            backend: a key of :data:`BACKENDS`, or auto.
+        """
+        layout = batch.layout
+        every = BACKENDS[fitting(layout) if backend == "auto" else backend].build(batch, dtype)
+        predicted = every.from_row(layout.predicted_start)
+        first = Segment.MSK if layout.predicted_start else Segment.ARC
+        return cls(every, predicted, _runs(layout, Segment.ARC), _runs(layout, first))
+
+
+def _runs(layout: RowLayout, first: Segment) -> tuple[int, ...]:
+    """Rows from a segment on: AR content, the original part and its compensation, AR queries, AUX queries."""
+    arc, vis, cmp, msk, arq, qry = (layout.width(s) if s >= first else 0 for s in Segment)
+    return arc, vis + cmp + msk, arq, qry
+
+
+def attend_source(
+    kernel: Kernel,
+    q_BHTE: Tensor,
+    sources: Sequence[KeysValues],
+    mask_B11S: Tensor | None,
+    runs: Sequence[int] = (),
+) -> Tensor:
+    """Attention of decoder rows to the encoder states, of which there may be two dropout draws.
+
+    Args:
+        sources: keys and values of the encoder states: of one draw, or of two.
+        runs: with two draws, widths of runs of rows that take the first and the second draw in turn.
+
+    Returns:
+        attended values, (B, T, H, E).
+    """
+    if len(sources) == 1:
+        return kernel(q_BHTE, *sources[0], mask_B11S)
+    queries = torch.split(q_BHTE, list(runs), 2)
+    outputs = [q_BHTE] * len(runs)
+    for draw, source in enumerate(sources):
+        out = kernel(torch.cat(queries[draw::2], 2), *source, mask_B11S)
+        outputs[draw::2] = torch.split(out, list(runs[draw::2]), 1)
+    return torch.cat(outputs, 1)
 
 
 class MultiHeadAttention(nn.Module):

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from janus_ds.batch import PredictedRows, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ModelConfig
 from janus_ds.errors import ConfigError, DataError
-from janus_ds.model.attention import KeysValues, additive_mask
-from janus_ds.model.batch_attention import RowsOfBatch
+from janus_ds.model.attention import KeysValues, RowsOfBatch, additive_mask
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput, KVCache, new_cache
 from janus_ds.model.decoding.cpu_kernels import PreparedProduct
 from janus_ds.model.decoding.native_step import SeenRows
@@ -36,7 +35,6 @@ from janus_ds.model.decoding.steps import (
 )
 from janus_ds.model.transformer import Decoder, Encoder, LengthHead, Recompute, recompute_with
 from janus_ds.model.weights import padded_vocab
-from janus_ds.packing import GridPlaces, source_part
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.stream_mask import Segment
 
@@ -81,22 +79,19 @@ class JanusModel(nn.Module):
         """
         self._check_lengths(batch)
         source_BSD, rows_BRD = self._embed_together(batch.source_BS, batch.row_token_BR)
-        packed = batch.layout.packed
-        valid_BS = _valid(batch.source_length_B, batch.source_width)
+        valid_BS = _valid(batch.source_length_B, batch.source_BS.shape[1])
         mask = additive_mask(valid_BS[:, None, None], source_BSD.dtype)
         recompute = self._recompute if self.training else None
-        places = GridPlaces.of([source_part(batch)]) if packed else None
         passes = encoder_passes if self.training else 1
-        states = tuple(self.encoder(source_BSD, mask, recompute, places) for _ in range(passes))
+        states = tuple(self.encoder(source_BSD, mask, recompute) for _ in range(passes))
         rows = RowsOfBatch.build(batch, rows_BRD.dtype, self.attention_backend)
         x_BRD = self.decoder.input_rows(rows_BRD, batch.row_position_BR)
         hidden_BTD = self.decoder(x_BRD, rows, states, mask, recompute)
 
-        states_BSD = places.spread(states[-1]) if places else states[-1]
-        layout = packed or batch.layout
+        layout = batch.layout
 
         def columns(segment: Segment) -> Tensor | None:
-            if not batch.layout.width(segment):
+            if not layout.width(segment):
                 return None
             start = layout.start(segment) - layout.predicted_start
             return hidden_BTD[:, start : start + layout.width(segment)]
@@ -105,7 +100,7 @@ class JanusModel(nn.Module):
             ar_BAD=columns(Segment.ARQ if layout.arq else Segment.ARC),
             nar_BMD=columns(Segment.MSK),
             aux_BMD=columns(Segment.QRY),
-            length_logits_BK=self.length_head(states_BSD, valid_BS),
+            length_logits_BK=self.length_head(states[-1], valid_BS),
             output_weight=self.output_weight,
         )
 
@@ -294,10 +289,7 @@ class JanusModel(nn.Module):
         return source.view(*source_BS.shape, -1), rows.view(*row_BR.shape, -1)
 
     def _check_lengths(self, batch: TwoStreamBatch) -> None:
-        packed = batch.layout.packed
-        self._check_source(
-            batch.layout.packed_source if packed else batch.source_BS.shape[1], batch.source_length_B
-        )
+        self._check_source(batch.source_BS.shape[1], batch.source_length_B)
         layout, table = batch.layout, self.config.max_target_positions
         # Asks the device only where the width alone does not settle it.
         if max(layout.arc + 1, layout.vis + layout.msk) > table:

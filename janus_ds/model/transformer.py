@@ -19,11 +19,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from janus_ds.config.schema import ModelConfig
-from janus_ds.model.attention import KeysValues, MultiHeadAttention, RowAttention, dropout
-from janus_ds.model.batch_attention import RowsOfBatch, attend_packed_source
+from janus_ds.model.attention import (
+    KeysValues,
+    MultiHeadAttention,
+    RowAttention,
+    RowsOfBatch,
+    attend_source,
+    dropout,
+)
 from janus_ds.model.decoding.cpu_kernels import PreparedLinear
 from janus_ds.model.decoding.native_step import NativeLayers
-from janus_ds.packing import GridPlaces
 from janus_ds.parallel.tensor_parallel import ParallelLayers, drawn_embedding
 
 Recompute = Callable[..., Tensor]
@@ -120,19 +125,10 @@ class EncoderLayer(TransformerLayer):
         self.self_attention = _attention(config, parallel)
         self.self_attention_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x_BSD: Tensor, mask_B11S: Tensor | None, places: GridPlaces | None = None) -> Tensor:
-        """States after this layer, shape (B, S, D).
-
-        Args:
-            x_BSD: states before it.
-            places: of a packed source; states are then (1, all tokens, D).
-        """
+    def forward(self, x_BSD: Tensor, mask_B11S: Tensor | None) -> Tensor:
+        """States after this layer, shape (B, S, D), from those before it."""
         attention = self.self_attention
-        projected = attention.queries_keys_values(x_BSD)
-        if places is None:
-            out = attention.kernel(*projected, mask_B11S)
-        else:
-            out = attend_packed_source(places, attention.kernel, projected, mask_B11S)
+        out = attention.kernel(*attention.queries_keys_values(x_BSD), mask_B11S)
         x_BSD = self.residual(x_BSD, attention.merge(out), self.self_attention_norm)
         return self.feed_forward(x_BSD)
 
@@ -161,7 +157,7 @@ class DecoderLayer(TransformerLayer):
             x_BRD: all rows, content rows first.
             rows: which rows are computed, and what they see of the content rows.
             sources: keys and values of the encoder states; with two dropout draws, of both.
-            runs: with two draws, how the computed rows alternate between them (`RowAttention.attend_source`).
+            runs: with two draws, how the computed rows alternate between them (:func:`attend_source`).
         """
         attention, x_BTD = self.self_attention, x_BRD
         if rows.content_rows == x_BRD.shape[1] and not rows.first_row:
@@ -173,7 +169,7 @@ class DecoderLayer(TransformerLayer):
         out = rows.attend(attention.kernel, *projected)
         x_BTD = self.residual(x_BTD, attention.merge(out), self.self_attention_norm)
         cross = self.cross_attention
-        out = rows.attend_source(cross.kernel, cross.queries(x_BTD), sources, source_mask, runs)
+        out = attend_source(cross.kernel, cross.queries(x_BTD), sources, source_mask, runs)
         x_BTD = self.residual(x_BTD, cross.merge(out), self.cross_attention_norm)
         return self.feed_forward(x_BTD)
 
@@ -203,32 +199,18 @@ class Encoder(InputRows):
         self.layers = nn.ModuleList(EncoderLayer(config, parallel) for _ in range(config.encoder_layers))
 
     def forward(
-        self,
-        embedded_BSD: Tensor,
-        mask_B11S: Tensor | None,
-        recompute: Recompute | None = None,
-        places: GridPlaces | None = None,
+        self, embedded_BSD: Tensor, mask_B11S: Tensor | None, recompute: Recompute | None = None
     ) -> Tensor:
-        """Encoder states, shape (B, S, D).
-
-        Args:
-            places: of a packed source; embeddings and states are then (1, all tokens, D).
-        """
-        if places is None:
-            position_S = torch.arange(embedded_BSD.shape[1], device=embedded_BSD.device)
-        else:
-            position_S = places.place_T % places.kept_BR.shape[1]
+        """Encoder states, shape (B, S, D)."""
+        position_S = torch.arange(embedded_BSD.shape[1], device=embedded_BSD.device)
         # Padding may reach past the table; its positions do not matter.
         x_BSD = self.input_rows(embedded_BSD, position_S.clamp_max(self.positions.num_embeddings - 1))
-        if self.native is not None and places is None:
+        if self.native is not None:
             self.native.prepare()
             if self.native.takes(x_BSD, x_BSD.shape[1]):
                 return self.native.bidirectional(x_BSD, mask_B11S)[0].view_as(x_BSD)
         for layer in self.layers:
-            if recompute:
-                x_BSD = recompute(layer, x_BSD, mask_B11S, places)
-            else:
-                x_BSD = layer(x_BSD, mask_B11S, places)
+            x_BSD = recompute(layer, x_BSD, mask_B11S) if recompute else layer(x_BSD, mask_B11S)
         return x_BSD
 
 

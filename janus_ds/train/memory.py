@@ -117,18 +117,10 @@ def remedies(config: RunConfig, execution: ExecutionConfig) -> list[str]:
 
 def _shapes(batch: TwoStreamBatch) -> str:
     samples, source = batch.source_BS.shape
-    grid, packed = batch.layout, batch.layout.packed
-    if packed is not None:
-        samples, predicted = batch.counts.samples, packed.rows - packed.predicted_start
-        return (
-            f"micro-batch of {samples} samples: {source} source tokens and {packed.rows} decoder rows in "
-            f"all, of which {predicted} are predicted; in attention {samples} x {grid.packed_source} and "
-            f"{samples} x {grid.rows}"
-        )
-    predicted = grid.rows - grid.predicted_start
+    rows, predicted = batch.layout.rows, batch.layout.rows - batch.layout.predicted_start
     return (
         f"micro-batch of {samples} samples: source {samples} x {source}, decoder rows {samples} x "
-        f"{grid.rows}, of which {predicted} are predicted"
+        f"{rows}, of which {predicted} are predicted"
     )
 
 

@@ -26,7 +26,6 @@ from janus_ds.errors import ConfigError, ResourceError
 from janus_ds.metrics.glge import VALIDATION_METRICS
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import LossReport
-from janus_ds.packing import unpacked
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine
@@ -206,7 +205,7 @@ def text_pairs(
     batch: TwoStreamBatch, source: SampleSource, tokenizer: Tokenizer, count: int
 ) -> list[tuple[str, str]]:
     """The first samples of a batch as text: what the encoder reads, and the target as it lies on disk."""
-    count, batch = min(count, len(batch.sample_id_B)), unpacked(batch)
+    count = min(count, len(batch.sample_id_B))
     targets = source.read(batch.sample_id_B[:count].numpy())["target"]
     return [
         (

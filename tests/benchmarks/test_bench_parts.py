@@ -1,4 +1,4 @@
-"""The benches of head, attention, packing and saves: what they write, and the counted figures among it."""
+"""The benches of head, attention and saves: what they write, and the counted figures among it."""
 
 from __future__ import annotations
 
@@ -40,20 +40,6 @@ def test_attention_writes_all_back_ends_and_refuses_none_silently(tmp_path: Path
     options = ["--rounds", "1", "--attention-dropout", ".1", "--json", str(file)]
     assert main(["attention", *options]) == 0
     assert set(json.loads(file.read_text())["milliseconds"]) == {"dense", "grouped"}
-
-
-def test_packed_rows_are_counted_and_padding_is_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file, name = tmp_path / "packing.json", "like_length_pad_multiple_8"
-    options = ["--model", "quickstart", "--only", name, "--rounds", "1", "--samples", "512"]
-    assert main(["packing", *options, "--json", str(file)]) == 0
-    result = json.loads(file.read_text())
-    assert set(result["ratios"]) == {f"{name}_padded_over_packed"}
-    rows, printed = result["rows"][name], capsys.readouterr().out
-    for what in ("decoder_rows", "source"):
-        assert 0 < rows["packed"][what] < rows["padded"][what]
-        assert f"{rows['packed'][what]:,}" in printed
 
 
 def test_figures_of_saves_follow_from_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,6 @@ TENSOR = [Case(f"tensor{stage}", Execution(stage, tensor_size=2, persistence=0))
 TENSOR += [
     Case("recomputed", Execution(1, tensor_size=2, recompute=True), ("train.activation_checkpointing=true",)),
     Case("tensor-bf16", Execution(2, "bf16", tensor_size=2), engine=BF16),
-    Case("tensor-packed", Execution(2, tensor_size=2), ("data.pack_rows=true",)),
     Case("tensor-cmlm", Execution(2, tensor_size=2), ("objective.preset=cmlm",)),
 ]
 BOTH = [Case(f"both{s}", Execution(s, data_size=2, tensor_size=2, persistence=0)) for s in (2, 3)]
@@ -113,7 +112,7 @@ def counted(step: StepSent, topology: Topology) -> Counted:
     shapes = [
         BatchShape(
             *batch.source_BS.shape,
-            batch.layout.packed or batch.layout,
+            batch.layout,
             len(batch.masked_T),
             len(batch.ar_unmasked_U),
         )

@@ -35,7 +35,7 @@ from tests.support.tiny_training import (
 
 STEPS = 20
 SHORT = ("train.max_steps=5", "train.save_every=1", "train.valid_every=0", "train.keep_last=9")
-PACKED = ("data.pack_rows=true", "train.activation_checkpointing=true")
+RECOMPUTED = "train.activation_checkpointing=true"
 DRAWS = (
     "objective.encoder_passes=2",
     *(f"objective.weight_kl_{name}_{name}=1" for name in ("ar", "nar", "aux")),
@@ -68,8 +68,6 @@ def data_ranks(folder: Path) -> dict[str, Any]:
         results[run.name] = train(folder, topology, run)
         draws = Run(f"draws{stage}", stage=stage, micro_batch=2, overrides=(*NO_DROPOUT, *DRAWS))
         results[draws.name] = train(folder, topology, draws)
-    packed = Run("packed", stage=3, micro_batch=2, overrides=(*NO_DROPOUT, "data.pack_rows=true"))
-    results[packed.name] = train(folder, topology, packed)
     for stage in (1, 2, 3):
         results[f"whole{stage}"] = train(folder, topology, Run(f"whole{stage}", stage, overrides=SHORT))
         train(folder, topology, Run(f"resumed{stage}", stage, overrides=HALF))
@@ -109,17 +107,14 @@ def tensor_ranks(folder: Path) -> dict[str, Any]:
     for stage in (0, 1, 2, 3):
         run = Run(f"tensor{stage}", stage=stage, micro_batch=4, overrides=NO_DROPOUT)
         results[run.name] = train(folder, topology, run)
-    packed = Run("tensor-packed", stage=2, micro_batch=4, overrides=(*NO_DROPOUT, *PACKED))
-    results[packed.name] = train(folder, topology, packed)
-    recompute = (*SHORT, "train.activation_checkpointing=true")
     results["whole"] = train(folder, topology, Run("t-whole", overrides=SHORT))
     train(folder, topology, Run("t-resumed", overrides=HALF))
     results["resumed"] = train(folder, topology, Run("t-resumed", overrides=SHORT))
-    results["recomputed"] = train(folder, topology, Run("t-recomputed", 2, overrides=recompute))
-    results["tensor-draws"] = train(folder, topology, Run("t-draws", 1, 4, (*NO_DROPOUT, *DRAWS, *PACKED)))
+    results["recomputed"] = train(folder, topology, Run("t-recomputed", 2, overrides=(*SHORT, RECOMPUTED)))
+    results["tensor-draws"] = train(folder, topology, Run("t-draws", 1, 4, (*NO_DROPOUT, *DRAWS, RECOMPUTED)))
     results["drawn"] = train(folder, topology, Run("t-drawn", 2, overrides=DRAWS))
-    drawn_again = (*DRAWS, "train.activation_checkpointing=true")
-    results["drawn-again"] = train(folder, topology, Run("t-drawn-again", 2, overrides=drawn_again))
+    drawn_again = Run("t-drawn-again", 2, overrides=(*DRAWS, RECOMPUTED))
+    results["drawn-again"] = train(folder, topology, drawn_again)
     layers = make_layers(2)
     layers.seed_rng(5)
     results["replicated"] = F.dropout(torch.ones(200), 0.5)
@@ -175,16 +170,11 @@ def test_two_tensor_parallel_ranks_train_as_one_process(jobs: Any, stage: int) -
     assert_same_training(jobs("tensor")[0][f"tensor{stage}"], jobs("one")[0]["reference"], STEPS)
 
 
-@pytest.mark.parametrize(("job", "run"), [("data", "packed"), ("tensor", "tensor-packed")])
-def test_packed_rows_train_as_padded_ones(jobs: Any, job: str, run: str) -> None:
-    assert_same_training(jobs(job)[0][run], jobs("one")[0]["reference"], STEPS)
-
-
 @pytest.mark.parametrize(
     ("job", "run"), [*(("data", f"draws{stage}") for stage in range(4)), ("tensor", "tensor-draws")]
 )
 def test_two_draws_train_alike_on_all_ranks(jobs: Any, job: str, run: str) -> None:
-    """Two draws, two encoder passes, a random AUX order: in every ZeRO stage, tensor parallel, packed."""
+    """Two draws, two encoder passes, a random AUX order: in every ZeRO stage, tensor parallel, recomputed."""
     result, reference = jobs(job)[0][run], jobs("one")[0]["draws"]
     for key in ("loss", "ar", "nar", "aux", "length", "kl_ar_ar", "kl_nar_nar", "kl_aux_aux"):
         assert result.series(key) == pytest.approx(reference.series(key), rel=1e-5, abs=1e-6), key

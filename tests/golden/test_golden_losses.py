@@ -39,29 +39,20 @@ TERMS = (
 )
 SMALL = ("model.d_model=32", "model.ffn_dim=64", "train.keep_last=1", "optim.lr=2e-3", "optim.warmup_steps=5")
 
-Key = tuple[str, str, str, bool]
+Key = tuple[str, str, str]
 RUNS: list[Key] = [
-    *(
-        (task, preset, "fp32", pack)
-        for task in ("denoise", "pair")
-        for preset in ("paper", "released")
-        for pack in (False, True)
-    ),
-    *(("denoise", preset, "fp32", pack) for preset in ("ar", "cmlm") for pack in (False, True)),
-    *(
-        ("denoise", preset, "bf16", pack)
-        for preset in ("paper", "released", "ar", "cmlm")
-        for pack in (False, True)
-    ),
+    *((task, preset, "fp32") for task in ("denoise", "pair") for preset in ("paper", "released")),
+    *(("denoise", preset, "fp32") for preset in ("ar", "cmlm")),
+    *(("denoise", preset, "bf16") for preset in ("paper", "released", "ar", "cmlm")),
 ]
-"""Task, preset of the objective, precision, and whether rows are packed."""
+"""Task, preset of the objective, precision."""
 QUICK_RUNS: list[Key] = [
-    ("denoise", "paper", "fp32", False),
-    ("denoise", "released", "fp32", True),
-    ("denoise", "ar", "fp32", False),
-    ("denoise", "cmlm", "fp32", True),
-    ("denoise", "cmlm", "bf16", False),
-    ("pair", "paper", "fp32", True),
+    ("denoise", "paper", "fp32"),
+    ("denoise", "released", "fp32"),
+    ("denoise", "ar", "fp32"),
+    ("denoise", "cmlm", "fp32"),
+    ("denoise", "cmlm", "bf16"),
+    ("pair", "paper", "fp32"),
 ]
 
 
@@ -71,7 +62,7 @@ def losses(folder: Path, runs: list[Key], steps: int) -> dict[str, dict[str, lis
     for precision in ("fp32", "bf16"):
         extra = {"bf16": {"enabled": True}} if precision == "bf16" else {}
         (folder / f"{precision}.json").write_text(json.dumps({**engine, **extra}))
-    names = ["-".join([*key[:3], "packed" if key[3] else "padded"]) for key in runs]
+    names = ["-".join([*key, "padded"]) for key in runs]
     starts = [
         (_words(folder, name, key, steps), folder / f"{name}.log")
         for name, key in zip(names, runs, strict=True)
@@ -92,7 +83,7 @@ def losses(folder: Path, runs: list[Key], steps: int) -> dict[str, dict[str, lis
 
 
 def _words(folder: Path, name: str, key: Key, steps: int) -> list[str]:
-    task, preset, precision, pack = key
+    task, preset, precision = key
     recipe, data = ("pair_recipe", "pairs") if task == "pair" else ("recipe", "data")
     files = [
         "--recipe",
@@ -102,7 +93,7 @@ def _words(folder: Path, name: str, key: Key, steps: int) -> list[str]:
         "--output",
         str(folder / name),
     ]
-    values = [f"objective.preset={preset}", f"data.pack_rows={pack}".lower(), f"train.max_steps={steps}"]
+    values = [f"objective.preset={preset}", f"train.max_steps={steps}"]
     values += ["train.valid_every=20", f"train.save_every={STEPS * 5}"]
     values += SMALL if task == "denoise" else ()
     return [

@@ -21,6 +21,7 @@ FROZEN = "tests/golden/frozen"
 TRAIN = ["launch/pretrain.py", "--deepspeed_config", "ds_configs/zero2.json"]
 # Key, and a value that asks for what is gone; the recipe above holds the values that do not.
 RETIRED = {
+    "data.pack_rows": "true",
     "objective.ar_loss": "masked",
     "objective.aux_share": "0.5",
     "decode.length_pruning": "true",

@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus_ds.batch import RowLayout, TwoStreamBatch
-from janus_ds.model.attention import DenseRows, GroupedRows, MultiHeadAttention, additive_mask
-from janus_ds.model.batch_attention import DENSE_ROW_LIMIT, RowsOfBatch
+from janus_ds.model.attention import (
+    DENSE_ROW_LIMIT,
+    DenseRows,
+    GroupedRows,
+    MultiHeadAttention,
+    RowsOfBatch,
+    additive_mask,
+)
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.tiny_model import SAMPLES
 from tests.support.two_stream import Conventions, make_batch, valid_rows

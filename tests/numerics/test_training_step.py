@@ -17,7 +17,6 @@ from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.packing import pack
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train.engine import TrainingStep
 from tests.support.naive_reference import NaiveJanus, NaiveShape
@@ -73,17 +72,11 @@ def objective_of(preset: str, task: str, changes: dict[str, Any]) -> ObjectiveCo
     return replace(run_config(preset, task).objective, label_smoothing=0.1, **changes)
 
 
-def draw_of_rows(batch: TwoStreamBatch, packs: bool) -> tuple[Tensor, Tensor]:
+def draw_of_rows(batch: TwoStreamBatch) -> tuple[Tensor, Tensor]:
     """The draw of each source token and decoder row: which half of the samples it belongs to."""
     size = len(batch.sample_id_B)
     half_B1 = (torch.arange(size) >= size // batch.draws).long()[:, None] * (batch.draws - 1)
-    marked = replace(
-        batch,
-        source_BS=half_B1.expand_as(batch.source_BS).contiguous(),
-        row_token_BR=half_B1.expand_as(batch.row_token_BR).contiguous(),
-    )
-    marked = pack(marked, 0, 2) if packs else marked
-    return marked.source_BS, marked.row_token_BR
+    return half_B1.expand_as(batch.source_BS), half_B1.expand_as(batch.row_token_BR)
 
 
 class Draws:
@@ -94,9 +87,9 @@ class Draws:
         model.encoder.register_forward_hook(self._encoder_ends)
         monkeypatch.setattr("torch.nn.functional.dropout", self._drop)
 
-    def expect(self, batch: TwoStreamBatch, packs: bool) -> None:
-        """The next forward call has this batch, which is not packed yet."""
-        self._source_BS, self._row_BR = draw_of_rows(batch, packs)
+    def expect(self, batch: TwoStreamBatch) -> None:
+        """The next forward call has this batch."""
+        self._source_BS, self._row_BR = draw_of_rows(batch)
         self._passes = 0
 
     def _drop(self, x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
@@ -110,11 +103,10 @@ class Draws:
         self._factor = FACTORS[1][self._row_BR]
 
 
-@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("backend", ["dense", "grouped"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_training_step_equals_naive_passes(
-    case: str, backend: str, packs: bool, monkeypatch: pytest.MonkeyPatch
+    case: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two micro-batches over common counts."""
     preset, task, config, changes = CASES[case]
@@ -132,12 +124,12 @@ def test_the_training_step_equals_naive_passes(
         model, JanusObjective(objective, TOY.vocab_size, ParallelLayers()), objective.encoder_passes
     )
     parts = (samples[:3], samples[3:])
-    batches = [collated(part, objective, CLASSES, packs) for part in parts]
+    batches = [collated(part, objective, CLASSES) for part in parts]
     counts = sum((batch.counts for batch in batches), BatchCounts())
     total, told = torch.zeros((), dtype=torch.float64), []
-    for part, batch in zip(parts, batches, strict=True):
+    for batch in batches:
         assert batch.draws == objective.dropout_draws
-        draws.expect(collated(part, objective, CLASSES), packs)
+        draws.expect(batch)
         loss, terms = step(batch, counts)
         loss.backward()
         total += loss.detach()

@@ -35,12 +35,9 @@ def views_of(samples: list[Sample]) -> Views:
     return Views(Ragged.from_rows([s.source for s in samples]), target, masked, order=order)
 
 
-def collated(
-    samples: list[Sample], objective: ObjectiveConfig, classes: int, packs: bool = False
-) -> TwoStreamBatch:
+def collated(samples: list[Sample], objective: ObjectiveConfig, classes: int) -> TwoStreamBatch:
     """The product's batch of these samples."""
-    made = Collator(TOY, objective, classes, 2, packs_rows=packs)
-    return made(views_of(samples), np.arange(len(samples)))
+    return Collator(TOY, objective, classes, 2)(views_of(samples), np.arange(len(samples)))
 
 
 def naive_step(

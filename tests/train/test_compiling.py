@@ -16,7 +16,6 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.objective import chunk_math
 from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.packing import pack
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train import engine as compiling
 from janus_ds.train.engine import TrainingStep, compile_step
@@ -47,18 +46,15 @@ def make_step(layers: int = 2) -> tuple[TrainingStep, RunConfig]:
     return TrainingStep(model, JanusObjective(run.objective, 32, ParallelLayers())), run
 
 
-def result_of(
-    step: TrainingStep, run: RunConfig, shape: BenchShape, packs: bool = False
-) -> list[torch.Tensor]:
+def result_of(step: TrainingStep, run: RunConfig, shape: BenchShape) -> list[torch.Tensor]:
     batch = make_batch(shape, run)
-    batch = pack(batch, step.model.special.pad, 4) if packs else batch
     total, _ = step(batch, batch.counts)
     step.zero_grad()
     torch.autograd.backward(total)
     return [total.detach(), *(p.grad.clone() for p in step.parameters() if p.grad is not None)]
 
 
-def assert_same(backend: str, packs: bool = False, layers: int = 2) -> int:
+def assert_same(backend: str, layers: int = 2) -> int:
     """Compare over several shapes; the number of graphs that were made."""
     eager, run = make_step(layers)
     compiled, _ = make_step(layers)
@@ -69,28 +65,28 @@ def assert_same(backend: str, packs: bool = False, layers: int = 2) -> int:
         shape = replace(
             SHAPE, samples=samples, source_tokens=length, target_tokens=length, masked_tokens=length // 2
         )
-        found, expected = result_of(compiled, run, shape, packs), result_of(eager, run, shape)
+        found, expected = result_of(compiled, run, shape), result_of(eager, run, shape)
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 @pytest.mark.parametrize(
-    ("backend", "packs", "layers"),
+    ("backend", "layers"),
     [
-        ("aot_eager", False, 1),
-        ("eager", True, 2),
-        pytest.param("aot_eager", True, 2, marks=[pytest.mark.heavy, pytest.mark.timeout(1200)]),
+        ("aot_eager", 1),
+        ("eager", 2),
+        pytest.param("aot_eager", 2, marks=[pytest.mark.heavy, pytest.mark.timeout(1200)]),
     ],
 )
 def test_the_captured_model_gives_the_same_losses_and_is_captured_few_times(
-    monkeypatch: pytest.MonkeyPatch, backend: str, packs: bool, layers: int
+    monkeypatch: pytest.MonkeyPatch, backend: str, layers: int
 ) -> None:
     # aot_eager also differentiates ahead of time; no code is generated, which takes long.
     monkeypatch.setattr(compiling, "compiler_is_at_hand", lambda device: True)
     monkeypatch.setattr(chunk_math, "_compiled", lambda function: function)
     # Four shapes, encoder and decoder: one graph each for the first, few once shapes are taken as unknown.
-    assert 2 <= assert_same(backend, packs, layers) <= 8
+    assert 2 <= assert_same(backend, layers) <= 8
 
 
 @pytest.mark.heavy

@@ -9,7 +9,6 @@ import torch
 
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.load import load_run_config
-from janus_ds.packing import pack
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.memory import MemoryGuard, OutOfMemoryError, is_out_of_memory, remedies
 from tests.support.two_stream import Sample, make_batch
@@ -57,16 +56,6 @@ def test_a_real_failed_allocation_names_batch_and_ways_out() -> None:
         "(3) train.activation_checkpointing=true"
     )
     assert error.fix.endswith("The same command resumes from the last checkpoint")
-
-
-def test_a_packed_batch_is_told_by_its_rows() -> None:
-    batch = make_batch([Sample([0, 9, 8, 2], [0, 5, 6, 7, 2], [1]), Sample([0, 9, 2], [0, 5, 2], [1])])
-    packed = pack(batch, 1, 1)
-    with pytest.raises(OutOfMemoryError) as caught, GUARD.during("in the forward pass", packed):
-        torch.empty(1 << 45)
-    rows, where = packed.row_token_BR.shape[1], caught.value.where
-    assert f"micro-batch of 2 samples: 7 source tokens and {rows} decoder rows in all, of which " in where
-    assert f"in attention 2 x {batch.source_BS.shape[1]} and 2 x {batch.layout.rows};" in where
 
 
 def test_ways_out_follow_what_is_used_already() -> None:

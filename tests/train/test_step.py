@@ -66,7 +66,7 @@ class Counted(CountedOperations):
 
 
 def step_of(
-    preset: str, shape: BenchShape, width: int, layers: int, ffn_dim: int, pack: bool = False
+    preset: str, shape: BenchShape, width: int, layers: int, ffn_dim: int
 ) -> tuple[TrainingStep, TwoStreamBatch]:
     config = ModelConfig(
         d_model=width,
@@ -78,7 +78,7 @@ def step_of(
         max_target_positions=256,
         attention_dropout=0.0,
     )
-    goal, data = ObjectiveConfig(preset=preset), DataConfig(task=shape.task, pack_rows=pack)
+    goal, data = ObjectiveConfig(preset=preset), DataConfig(task=shape.task)
     run = resolve(RunConfig(model=config, data=data, objective=goal))
     torch.manual_seed(0)
     model = JanusModel(config, special_tokens(shape), ParallelLayers())
@@ -149,20 +149,20 @@ def test_long_sentences_take_a_fixed_number_of_launches_too(length: int) -> None
 
 
 CASES = [
-    ("ar", False, False, "dense"),
-    ("paper", False, False, "dense"),
-    ("paper", False, True, "grouped"),
-    ("released", True, False, "grouped"),
-    ("released_finetune", True, True, "dense"),
-    ("ar_rdrop", False, True, "grouped"),
+    ("ar", False, "dense"),
+    ("paper", False, "dense"),
+    ("paper", False, "grouped"),
+    ("released", True, "grouped"),
+    ("released_finetune", True, "dense"),
+    ("ar_rdrop", False, "grouped"),
 ]
 
 
-@pytest.mark.parametrize(("preset", "compiled", "pack", "attention"), CASES)
+@pytest.mark.parametrize(("preset", "compiled", "attention"), CASES)
 def test_a_step_waits_for_nothing_and_sends_the_device_only_its_batch(
-    preset: str, compiled: bool, pack: bool, attention: str, monkeypatch: pytest.MonkeyPatch
+    preset: str, compiled: bool, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, host = step_of(preset, SHAPE, 8, 2, 8, pack)
+    step, host = step_of(preset, SHAPE, 8, 2, 8)
     step.model.attention_backend = attention
     on_device(step)
     if compiled:

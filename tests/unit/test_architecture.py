@@ -15,14 +15,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "janus_ds"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-LOW = {"errors", "io", "batch", "packing", "stream_mask"}
+LOW = {"errors", "io", "batch", "stream_mask"}
 MIDDLE = {"data", "model", "objective", "decode", "metrics", "observe", "parallel"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "io": {"errors"},
     "stream_mask": set(),
     "batch": {"stream_mask"},
-    "packing": {"batch", "stream_mask"},
     "config": {"errors", "io"},
     **{name: LOW | {"config"} for name in MIDDLE},
     "checkpoint": LOW | {"config"} | MIDDLE,

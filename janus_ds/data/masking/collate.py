@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from janus_ds.batch import BatchCounts, RowLayout, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import STREAMS, ObjectiveConfig
 from janus_ds.data.masking.views import Views
-from janus_ds.packing import pack
 from janus_ds.stream_mask import Segment
 
 Array = NDArray[Any]
@@ -61,7 +60,6 @@ class Collator:
         objective: resolved (`config.presets.resolve`).
         pad_multiple: segment widths and the source are padded to a multiple of this.
         max_source_positions: the padded source is never wider than this (None: no bound).
-        packs_rows: leave padding out (`janus_ds.packing`).
     """
 
     def __init__(
@@ -71,9 +69,7 @@ class Collator:
         length_classes: int,
         pad_multiple: int,
         max_source_positions: int | None = None,
-        packs_rows: bool = False,
     ) -> None:
-        self._packs_rows = packs_rows
         self.kinds = RowKinds.of(objective)
         self._draws = objective.dropout_draws
         self._special = special
@@ -130,8 +126,7 @@ class Collator:
             masked_tokens=len(masked.token_T),
         )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        batch = TwoStreamBatch(layout=layout, counts=counts, draws=self._draws, **tensors)
-        return pack(batch, self._special.pad, self._multiple) if self._packs_rows else batch
+        return TwoStreamBatch(layout=layout, counts=counts, draws=self._draws, **tensors)
 
     def _length_targets(self, length_B: Array) -> Array:
         wanted_B = length_B if self._length_with_specials else length_B - 2

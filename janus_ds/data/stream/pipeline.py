@@ -78,7 +78,6 @@ class BatchMaker:
             config.model.length_classes or config.model.max_target_positions,
             config.data.pad_multiple,
             config.model.max_source_positions,
-            config.data.pack_rows,
         )
 
     @property
