@@ -45,7 +45,7 @@ class ExecutionConfig:
     source: str
     """The file, for messages."""
     notes: tuple[str, ...] = ()
-    """What is not as the recipe has it, since the data asks for more."""
+    """What is not as it was written: positions that the data needs, overrides without effect."""
 
     @property
     def advice(self) -> str:

@@ -20,7 +20,7 @@ from janus_ds.config.locations import SECRET_KEYS, public_location
 from janus_ds.config.packaged import deepspeed_file, packaged_folder, recipe_file
 from janus_ds.config.presets import MODEL_PRESETS, follow_data, follow_init, resolve
 from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
-from janus_ds.config.rules import check_name, check_run
+from janus_ds.config.rules import check_name, check_run, without_effect
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 
 
@@ -186,6 +186,7 @@ def _build(given: dict[str, Given], source: str, faults: FaultList) -> tuple[Run
     run: RunConfig = follow_init(_section(RunConfig, "", values | sections, where, faults))
     run = resolve(follow_data(run, fixed, faults.notes))
     check_run(run, where, faults)
+    faults.notes += [f"{key} has no effect: {why}" for key, why in without_effect(run) if key in fixed]
     return run, where
 
 

@@ -43,6 +43,26 @@ def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
             faults.add(what, where(names[0]), fix, names)
 
 
+def without_effect(run: RunConfig) -> Iterator[tuple[str, str]]:
+    """Keys that nothing reads in this run, and why."""
+    data, masking, train, scored = run.data, run.masking, run.train, run.train.valid_bleu
+    pair, tokens = data.task == "pair", data.batch == "tokens"
+    cases = (
+        (tokens, "train.global_batch", "data.batch is tokens, and train.batch_tokens counts"),
+        (not tokens, "train.batch_tokens train.batch_groups", "data.batch is samples"),
+        (pair, "masking.source_share masking.rotate_share", "data.task is pair"),
+        (masking.target == "uniform", "masking.target_share", "masking.target is uniform"),
+        (pair and masking.target == "uniform", "masking.poisson", "masking.target is uniform"),
+        ("aux" not in run.objective.streams, "masking.aux_order", "AUX is not trained"),
+        (scored == "none", "train.valid_task train.valid_bleu_samples", "train.valid_bleu is none"),
+        ("nar" not in scored, "train.valid_bleu_iterations", f"train.valid_bleu is {scored}"),
+        (train.spike_action == "off", "train.spike_factor train.spike_window", "train.spike_action is off"),
+        (data.on_damage == "stop", "data.max_damage", "data.on_damage is stop"),
+        (run.init is None, "init_length_head", "there is no init"),
+    )
+    yield from ((key, why) for idle, keys, why in cases if idle for key in keys.split())
+
+
 def _model(run: RunConfig) -> _Broken:
     model, block = run.model, run.data.block_tokens
     if model.d_model % model.heads:

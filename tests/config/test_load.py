@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_ds.config.faults import ConfigFaultsError, nearest
-from janus_ds.config.load import field_of, from_dict, load_run_config
+from janus_ds.config.faults import ConfigFaultsError, FaultList, nearest
+from janus_ds.config.load import field_of, from_dict, load_run_config, read_run_config
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
@@ -156,6 +156,17 @@ def test_values_are_checked_alone_and_together(overrides: list[str], words: str 
     assert words in str(error)
     assert error.where
     assert error.fix
+
+
+def test_an_override_that_nothing_reads_is_noted() -> None:
+    faults = FaultList()
+    (pairs,) = (path for path in RECIPES if path.stem == "nmt_iwslt")
+    read_run_config(pairs, ["train.global_batch=64", "train.batch_groups=4"], faults)
+    read_run_config(None, ["train.global_batch=64", "train.batch_groups=4", "objective.preset=ar"], faults)
+    assert faults.notes == [
+        "train.global_batch has no effect: data.batch is tokens, and train.batch_tokens counts",
+        "train.batch_groups has no effect: data.batch is samples",
+    ]
 
 
 def test_sources_of_pairs_may_be_longer_than_blocks() -> None:

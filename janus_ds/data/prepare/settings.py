@@ -159,7 +159,6 @@ class PairSettings(TextSettings):
 
     languages: Languages
     vocab_size: int = field(default=8000, kw_only=True)
-    tokenizer_sample_mb: int = field(default=64, kw_only=True)
     lowercase: bool = False
     max_tokens: int = 254
     max_ratio: float = 4.0
