@@ -122,10 +122,11 @@ def field_of(run: RunConfig, key: str) -> Any:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
-    """`--recipe` (default: the quickstart's) and `--set` (as `overrides`)."""
+    """`--recipe` (default: the quickstart's), `--mode` and `--set` (as `overrides`)."""
     default = default or packaged_folder("recipes") / "quickstart.yaml"
     help_line = f"what is trained: a file, or a name such as iwslt (default: launch/recipes/{default.name})"
     parser.add_argument("--recipe", type=recipe_file, default=default, metavar="YAML", help=help_line)
+    parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
     add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
 
 

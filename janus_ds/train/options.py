@@ -54,7 +54,6 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
     parser.add_argument(
         "--init", metavar="RUN", help="run or checkpoint to take the first weights from; none: random weights"
     )
-    parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
     )
