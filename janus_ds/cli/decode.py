@@ -73,7 +73,7 @@ DEMO_SENTENCES = (
 DECODE_OPTIONS = {
     "iterations": (int, "NAR: refinements after the first pass"),
     "length_beam": (int, "NAR and aux: length candidates"),
-    "nar_score": (str, "NAR: paper or released"),
+    "nar_score": (str, "NAR (of aux: the lengths alone): paper or released"),
     "prefix": (str, "AR: text that every output begins with"),
     "beam": (int, "AR: beam; 1 is greedy"),
     "beam_stop": (str, "AR: fairseq, transformers or never"),

@@ -46,7 +46,7 @@ MODES: Mapping[str, Mode] = {
     "ar": _mode("ar", "beam", *_RULES, "beam_stop", "length_penalty", "forbid", *_SAMPLES),
     "nar": _mode("nar", "length_beam", *_NAR),
     "draft": _mode("ar nar", "", "beam_stop", "length_penalty", "forbid", *_SAMPLES),
-    "aux": _mode("aux", "length_beam", "aux_order", "target", *_SAMPLES),
+    "aux": _mode("aux", "length_beam", "aux_order", "nar_score", "target", *_SAMPLES),
     RESCORED: _mode("ar nar", "length_beam", *_NAR, "length_penalty"),
 }
 """All ways; each name but the last is a value of `decode.mode`."""

@@ -21,7 +21,13 @@ Where = Callable[[str], str]
 _Broken = Iterator[tuple[str, str, str]]
 """Of each broken rule: the keys that it speaks of, the one to blame first; what is wrong; what to do."""
 
-_NO_RULES = {"min_length": 0, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "forced_eos": None}
+_NO_RULES = {
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "forced_eos": None,
+    "prefix": "",
+}
 """Values of AR's rules that mode draft can keep."""
 
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,99}")

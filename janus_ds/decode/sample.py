@@ -109,7 +109,7 @@ def sample_search(
 
     Args:
         numbers: a name for each sentence, by which numbers are drawn.
-        settings: symbols and limits; the rules of a search are not used.
+        settings: symbols, limits, prefix and rules about tokens; `stop` only says what a forced token costs.
         device: where `step_function` wants its tokens.
 
     Returns:

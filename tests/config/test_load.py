@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from janus_ds.config.faults import ConfigFaultsError, FaultList, nearest
 from janus_ds.config.load import field_of, from_dict, load_run_config, read_run_config
+from janus_ds.config.modes import check_mode
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
@@ -227,6 +228,7 @@ def test_shipped_recipes_load_and_write_numbers_as_yaml_reads_them(recipe: Path)
     assert run.name == recipe.stem
     assert run.data.task == ("pair" if run.name.startswith(("glge", "nmt")) else "denoise")
     assert run.train.max_steps > run.optim.warmup_steps
+    check_mode(run)
 
 
 def test_the_paper_recipe_is_the_papers() -> None:

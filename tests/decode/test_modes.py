@@ -62,6 +62,7 @@ def test_a_mode_that_was_not_trained_is_refused(
     [
         ({"mode": "aux", "beam": 4}, r"decode\.beam is 4, but mode aux has no beam"),
         ({"mode": "draft", "beam": 4}, r"decode\.beam is 4, but mode draft"),
+        ({"mode": "draft", "prefix": "My"}, r"mode draft .* knows no prefix"),
         ({"mode": "aux", "aux_order": "wild"}, r"decode\.aux_order has no value 'wild'"),
         ({"mode": "ar", "beem": 3}, r"unknown key 'decode\.beem'"),
     ],
