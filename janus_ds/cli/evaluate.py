@@ -213,6 +213,9 @@ def _refuse_predictions(parsed: argparse.Namespace) -> None:
 
 def _decode_glge(parsed: argparse.Namespace) -> int:
     """The same for a task of GLGE."""
+    if parsed.task == _ALL:
+        fix = "give the task that it was trained for, or --predictions FOLDER without --checkpoint"
+        raise UsageError("a checkpoint is decoded for one task", "--task all, --checkpoint", fix)
     task = _task(parsed)
     _refuse_predictions(parsed)
     request = checkpoint_request(parsed)
