@@ -97,6 +97,21 @@ def check_mode(config: RunConfig) -> None:
         )
 
 
+def check_used(mode: str | None, decode: Mapping[str, Any]) -> None:
+    """Refuse, by name, a decoding option that is given and that the mode, if one is given, does not use.
+
+    Raises:
+        ConfigError: there is one. A beam of 1 is what modes without a beam have.
+    """
+    way = RESCORED if mode == "nar" and decode.get("rescore") else mode
+    for name, value in decode.items() if way in MODES else ():
+        users = [other for other, found in MODES.items() if name in found.options]
+        neutral = (getattr(DecodeConfig, name, value), 1 if name == "beam" else None)
+        if users and way not in users and value not in neutral:
+            fix = f"leave it out, or decode in mode {' or '.join(users)}"
+            raise ConfigError(f"mode {way} does not use {name}", f"decode.{name}", fix)
+
+
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     """The same run with other decoding options.
 
