@@ -7,7 +7,8 @@ TORCH_VERSION := 2.13.0
 # Extra arguments for the installation of torch, e.g. an index with builds for one CUDA version.
 TORCH_PIP_ARGS ?=
 RUN ?= runs/quickstart
-# What `make pretrain` trains: from the packaged denoiser. PRETRAIN_ARGS= is from scratch, recipe quickstart.
+# What `make pretrain` trains: from the packaged denoiser. PRETRAIN_ARGS= is from scratch, recipe quickstart; a run
+# folder holds one run, so give another RUN with it.
 PRETRAIN_ARGS ?= --recipe second_stage
 NPROC ?= 2
 
@@ -34,7 +35,7 @@ help:
 	@echo "make audit        known holes of the pinned packages; fails where the database cannot be asked about each"
 	@echo "make slurm-test   the job scripts under a real Slurm on this machine; INSTALL=1 installs it"
 	@echo "make heavy-test   every test, the long ones included"
-	@echo "make golden       write the committed losses of tests/golden anew (only with a change that means to)"
+	@echo "make golden       write the losses, tokens and commands of tests/golden anew (only with a change that means to)"
 	@echo "make bench        step, head and data benches with their JSON"
 	@echo "make bench-bart   the same at BART-base (an hour on one core)"
 	@echo "make bench-decode decoding against transformers and CTranslate2 (an hour on one core)"
@@ -129,7 +130,7 @@ bench: install-dev
 	$(ACTIVATED) python -m benchmarks data --shape pairs --json $(RESULTS)/data_pairs.json
 
 # The same at BART-base: the masked share of the released sampler and .5; attention dropout 0 and .1 (long).
-bench-bart: install
+bench-bart: install-dev
 	for share in .41 .5; do for rate in 0 .1; do \
 	    $(ACTIVATED) python -m benchmarks train --also authors --shape bart_base --masked-share $$share \
 	        --attention-dropout $$rate --json $(RESULTS)/train_bart_base_$${share#.}_dropout_$${rate#.}.json || exit 1; \

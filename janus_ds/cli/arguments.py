@@ -90,6 +90,18 @@ def refuse_unused(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
             raise UsageError(what, option, f"leave it out, or decode in mode {others}")
 
 
+def refuse_given(group: argparse._ArgumentGroup, parsed: argparse.Namespace, why: str, fix: str) -> None:
+    """Refuse, by name, an option of a group that is given though nothing would come of it.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for action in group._group_actions:
+        if getattr(parsed, action.dest) != action.default:
+            option = action.option_strings[0]
+            raise UsageError(f"{why} does not use {option}", option, f"leave it out, or {fix}")
+
+
 def add_decode_arguments(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, options: Mapping[str, tuple[type, str]]
 ) -> None:

@@ -62,6 +62,8 @@ _SEED = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, decode and print; returns the exit code."""
     parsed = _parser().parse_args(arguments)
+    if parsed.samples < 1:
+        raise UsageError(f"{parsed.samples} passages cannot be measured", "--samples", "give 1 or more")
     run = load_run(parsed.run, None, parsed.device)
     _check(run)
     batches = blank_batches(run, parsed.samples, parsed.data)

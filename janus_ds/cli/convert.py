@@ -82,7 +82,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UsageError("the direction is not clear", "--from, --to, --output", fix)
     if parsed.output is not None and parsed.to not in (*_KINDS, "bart"):
         raise UsageError(f"there is no kind {parsed.to!r} to convert to", "--to", fix)
+    _refuse_unused(parsed)
     return parsed
+
+
+def _refuse_unused(parsed: argparse.Namespace) -> None:
+    """Refuse, by name, an option that this kind of conversion would do nothing with."""
+    exported = parsed.to in ("hf", "bart") and parsed.output is not None
+    uses = dict.fromkeys(("dict", "tokenizer", "heads"), (parsed.source == "fairseq", "--from fairseq"))
+    for name, (used, kind) in {**uses, "license": (exported, "--to hf or --to bart")}.items():
+        if getattr(parsed, name) is not None and not used:
+            what = f"--{name} has no effect without {kind}"
+            raise UsageError(what, f"--{name}", f"leave it out, or convert with {kind}")
 
 
 def from_fairseq(

@@ -52,6 +52,7 @@ from janus_ds.cli.decode_lines import (
 from janus_ds.config.faults import suggestion
 from janus_ds.config.modes import MODES, NAMES, with_decode
 from janus_ds.config.packaged import DEMO
+from janus_ds.config.schema import RunConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
@@ -69,7 +70,7 @@ DEMO_SENTENCES = (
 DECODE_OPTIONS = {
     "iterations": (int, "NAR: refinements after the first pass"),
     "length_beam": (int, "NAR and aux: length candidates"),
-    "nar_score": (str, "NAR: paper or released"),
+    "nar_score": (str, "NAR (of aux: the lengths alone): paper or released"),
     "prefix": (str, "AR: text that every output begins with"),
     "beam": (int, "AR: beam; 1 is greedy"),
     "beam_stop": (str, "AR: fairseq, transformers or never"),
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options["seed"] = 1 if parsed.seed is None else parsed.seed
     run = load_run(parsed.checkpoint, options, parsed.device)
     modes = modes or (run.config.decode.mode,)
-    _check_used(parsed, modes)
+    _check_used(parsed, modes, run.config)
     if parsed.dtype == "auto" and "draft" in modes:
         # Whether a token comes from a check or from AR depends on times; in bf16 their sums differ too often.
         parsed.dtype = "fp32"
@@ -285,6 +286,9 @@ def _check(parsed: argparse.Namespace) -> None:
         if None not in (size, parsed.nbest) and size < parsed.nbest:
             fix = f"give {option} {parsed.nbest} or more, or leave it out"
             raise UsageError(f"{option} {size} finds no {parsed.nbest} outputs", f"{option}, --nbest", fix)
+    if parsed.show_source and parsed.nbest and not parsed.jsonl:
+        what = "n-best lists have no place for the sources"
+        raise UsageError(what, "--nbest, --show-source", "leave --show-source out, or add --jsonl")
     if parsed.output is not None and parsed.output.is_dir():
         raise UsageError("the output is a folder", str(parsed.output), "give a file to --output")
     files = [path for path in (parsed.output, Path(parsed.input)) if path is not None and path.is_file()]
@@ -303,7 +307,7 @@ def _no_input(name: str) -> bool:
     return name == "-" and (sys.stdin is None or sys.stdin.isatty() or not sys.stdin.buffer.peek(1))  # type: ignore[union-attr]
 
 
-def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
+def _check_used(parsed: argparse.Namespace, modes: Sequence[str], config: RunConfig) -> None:
     """Refuse, by name, what would have no effect.
 
     Raises:
@@ -315,6 +319,8 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
         "top_p": ("--temperature", parsed.temperature),
         "blank_lengths": ("--target", parsed.target),
         "seed": ("--mask-share or --temperature", parsed.mask_share or parsed.temperature),
+        "data": ("--heldout N", parsed.heldout),
+        "early_stopping": ("--beam-stop transformers", config.decode.beam_stop == "transformers"),
     }
     for name, (needed, value) in needs.items():
         if getattr(parsed, name) is not None and not value:

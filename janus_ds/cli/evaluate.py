@@ -14,6 +14,7 @@ from janus_ds.cli.arguments import (
     add_score_arguments,
     checkpoint_request,
     program_parser,
+    refuse_given,
     systems_progress,
 )
 from janus_ds.errors import UsageError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from janus_ds.evaluate.evaluation import Evaluated
 
 _ALL = "all"
+_NOT_DECODED = ("scoring files", "give --checkpoint RUN")
 _NMT = """\
 Translate with a checkpoint and score, or score translations that are there.
 
@@ -83,10 +85,12 @@ def evaluate_nmt(arguments: Sequence[str] | None = None) -> int:
     baseline = "another system's translations: paired bootstrap"
     parser.add_argument("--baseline", type=Path, metavar="FILE", help=baseline)
     data = "data directory (default: where it lay in training)"
-    add_checkpoint_arguments(parser).add_argument("--data", type=Path, metavar="DIR", help=data)
+    group = add_checkpoint_arguments(parser)
+    group.add_argument("--data", type=Path, metavar="DIR", help=data)
     parsed = parser.parse_args(given)
     if parsed.checkpoint is not None:
         return _decode_nmt(parsed)
+    refuse_given(group, parsed, *_NOT_DECODED)
     scores = _score_translations(parsed)
     print("\n".join([render(scores), *_significance_lines(scores)]))
     if parsed.output is not None:
@@ -100,9 +104,11 @@ def evaluate_glge(arguments: Sequence[str] | None = None) -> int:
     if not given:
         print(f"{_GLGE}\nAll options: --help")
         return 0
-    parsed = _glge_parser().parse_args(given)
+    parser, group = _glge_parser()
+    parsed = parser.parse_args(given)
     if parsed.checkpoint is not None:
         return _decode_glge(parsed)
+    refuse_given(group, parsed, *_NOT_DECODED)
     found = _score_folder(parsed) if parsed.task == _ALL else [_score_task(parsed)]
     scores = combine(found, parsed.split) if parsed.task == _ALL else found[0]
     print("\n\n".join(render(part) for part in ([*found, scores] if parsed.task == _ALL else found)))
@@ -176,7 +182,8 @@ def _significance_lines(scores: Scores) -> list[str]:
     return [f"against {found['baseline']}: {draws}", *lines]
 
 
-def _glge_parser() -> argparse.ArgumentParser:
+def _glge_parser() -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
+    """The command line, and the group of what decodes with a checkpoint."""
     parser = program_parser(_GLGE)
     add = parser.add_argument
     add("--task", help="a task's name, or all")
@@ -194,7 +201,7 @@ def _glge_parser() -> argparse.ArgumentParser:
     group = add_checkpoint_arguments(parser)
     ar = "run whose AR is the 1.0x of the speed-ups (default: this run, if it was trained for AR)"
     group.add_argument("--ar-checkpoint", type=Path, metavar="RUN", help=ar)
-    return parser
+    return parser, group
 
 
 def _task(parsed: argparse.Namespace) -> Task:
@@ -204,16 +211,21 @@ def _task(parsed: argparse.Namespace) -> Task:
 
 
 def _refuse_predictions(parsed: argparse.Namespace) -> None:
-    if parsed.predictions is not None or parsed.references is not None:
+    files = ("predictions", "references", "sources")
+    given = [f"--{name}" for name in files if getattr(parsed, name, None) is not None]
+    if given:
         raise UsageError(
             "predictions are made with --checkpoint, not given",
-            "--checkpoint, --predictions, --references",
-            "leave --predictions and --references out, or --checkpoint",
+            ", ".join(["--checkpoint", *given]),
+            f"leave {' and '.join(given)} out, or --checkpoint",
         )
 
 
 def _decode_glge(parsed: argparse.Namespace) -> int:
     """The same for a task of GLGE."""
+    if parsed.task == _ALL:
+        fix = "give the task that it was trained for, or --predictions FOLDER without --checkpoint"
+        raise UsageError("a checkpoint is decoded for one task", "--task all, --checkpoint", fix)
     task = _task(parsed)
     _refuse_predictions(parsed)
     request = checkpoint_request(parsed)
@@ -249,6 +261,8 @@ def _read(task: Task, parsed: argparse.Namespace) -> TaskTexts:
     if parsed.references is not None and parsed.data is not None:
         raise UsageError("two places for the references", "--references, --data", "give one of the two")
     if parsed.references is None:
+        if parsed.sources is not None:
+            raise UsageError("--data holds the sources too", "--sources, --data", "leave --sources out")
         return read_texts(task, parsed.predictions, parsed.data, parsed.split)
     sources = read_lines(parsed.sources) if parsed.sources is not None else None
     return TaskTexts(read_lines(parsed.predictions), read_lines(parsed.references), sources)

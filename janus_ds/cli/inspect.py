@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     place = open_data(parsed.data, load_run_config(None, parsed.overrides).data)
     overrides = [f"data.task={place.manifest.task}", f"data.path={parsed.data}"]
-    run = load_run_config(parsed.recipe, [*overrides, *parsed.overrides])
+    run = load_run_config(parsed.recipe, [*overrides, *parsed.overrides], parsed.mode)
     maker = BatchMaker(place.split(parsed.split), run, place.tokenizer.special)
     if not maker.source.has(parsed.sample):
         last = int(maker.source.samples) - 1

@@ -57,10 +57,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--vocab", type=int, help="vocabulary size, where there is no data yet")
     add_ranks_arguments(parser, 8)
     parser.add_argument(
-        "--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="(default: bf16)"
+        "--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="of messages (default: bf16)"
     )
     parsed = parser.parse_args(arguments)
-    run = load_run_config(parsed.recipe, given_overrides(parsed))
+    run = load_run_config(parsed.recipe, given_overrides(parsed), parsed.mode)
     assumed = _ASSUMED_VOCABULARY.get(run.model.preset or "", _BART_VOCABULARY)
     size, vocab_size, origin = None, assumed, "assumed; give --data or --vocab"
     if run.data.path:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from janus_ds.cli.arguments import program_parser
+from janus_ds.cli.arguments import program_parser, refuse_given
 from janus_ds.config.packaged import tokenizer_name
 from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
@@ -56,41 +56,58 @@ start from. Test sets may come without .tgt.
 
 
 def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """The command line.
+
+    Raises:
+        UsageError: an option of another task is given.
+    """
     default = PrepareSettings()
     parser = program_parser(_DATA)
+    names = ("denoise", "nmt", "nmt --distill")
+    groups = {name: parser.add_argument_group(f"--task {name}") for name in names}
+    shared = parser.add_argument_group("both tasks, without --distill")
     add = parser.add_argument
     add("--task", choices=("denoise", "nmt"), default="denoise", help="[%(default)s]")
     places = (
         "files, folders, patterns such as part-{00..99}.txt, addresses, pipe:COMMAND; .gz .xz .zst .bz2 too"
     )
-    add("--input", nargs="+", metavar="PATH", help=places)
+    add_text, add_shared = groups["denoise"].add_argument, shared.add_argument
+    add_text("--input", nargs="+", metavar="PATH", help=places)
     add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
     kinds = (
         f"{', '.join(TOKENIZER_KINDS)}, denoiser, nmt: bpe-words (text that is BPE'd already), or a folder "
     )
     kinds += "with a tokenizer or with vocab.json and merges.txt [%(default)s]"
-    add("--tokenizer", type=tokenizer_name, default=default.tokenizer, metavar="NAME|DIR", help=kinds)
+    add_shared("--tokenizer", type=tokenizer_name, default=default.tokenizer, metavar="NAME|DIR", help=kinds)
     size = f"of a trained tokenizer [{default.vocab_size}; nmt {PairSettings.vocab_size}]"
-    add("--vocab-size", type=int, help=size)
+    add_shared("--vocab-size", type=int, help=size)
     most = "text to train it on [%(default)s]"
-    add("--tokenizer-sample-mb", type=int, default=default.tokenizer_sample_mb, help=most)
+    add_shared("--tokenizer-sample-mb", type=int, default=default.tokenizer_sample_mb, help=most)
     lossless = "identity (lossless) or nfkc, of a trained tokenizer [identity for Chinese, Japanese, Korean]"
-    add("--normalization", choices=("auto", *NORMALIZATIONS), default="auto", help=lossless)
-    add("--block-tokens", type=int, default=default.block_tokens, help="without bos and eos [%(default)s]")
-    add("--valid-share", type=float, default=default.valid_share, help="of the documents [%(default)s]")
-    add("--test-share", type=float, default=default.test_share, help="of the documents [%(default)s]")
+    add_shared("--normalization", choices=("auto", *NORMALIZATIONS), default="auto", help=lossless)
+    add_text(
+        "--block-tokens", type=int, default=default.block_tokens, help="without bos and eos [%(default)s]"
+    )
+    add_text("--valid-share", type=float, default=default.valid_share, help="of the documents [%(default)s]")
+    add_text("--test-share", type=float, default=default.test_share, help="of the documents [%(default)s]")
     rule = default.rule
-    add("--format", choices=INPUT_FORMATS, default=rule.format, help="of the input [%(default)s]")
+    add_text("--format", choices=INPUT_FORMATS, default=rule.format, help="of the input [%(default)s]")
     end = "what ends a document of text: a blank line, a line end, the end of the file [%(default)s]"
-    add("--document", choices=DOCUMENT_RULES, default=rule.document, help=end)
-    add("--field", default=rule.field, help="JSON field or Parquet column of the text [%(default)s]")
-    add("--samples-per-member", type=int, default=default.samples_per_member, help="[%(default)s]")
-    add("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
-    add("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
-    _add_pair_options(parser.add_argument_group("--task nmt"))
-    _add_distill_options(parser.add_argument_group("--task nmt --distill"))
-    return parser.parse_args(argv)
+    add_text("--document", choices=DOCUMENT_RULES, default=rule.document, help=end)
+    add_text("--field", default=rule.field, help="JSON field or Parquet column of the text [%(default)s]")
+    add_shared("--samples-per-member", type=int, default=default.samples_per_member, help="[%(default)s]")
+    add_shared("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
+    add_shared("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
+    _add_pair_options(groups["nmt"])
+    _add_distill_options(groups["nmt --distill"])
+    parsed = parser.parse_args(argv)
+    way = "nmt --distill" if parsed.distill is not None else parsed.task
+    for name in names:
+        if name != way:
+            refuse_given(groups[name], parsed, f"--task {way}", f"prepare with --task {name}")
+    if parsed.distill is not None:
+        refuse_given(shared, parsed, "--distill", "prepare text without --distill")
+    return parsed
 
 
 def _add_pair_options(group: argparse._ArgumentGroup) -> None:
@@ -217,11 +234,11 @@ def _prepare_translation(options: argparse.Namespace) -> None:
 
 def _prepare_distilled(options: argparse.Namespace) -> None:
     """Pairs with a model's translations as targets."""
-    if options.data is None or options.train:
+    if options.data is None:
         raise UsageError(
             "--distill takes the pairs of a data directory",
             "the command line",
-            "give --data DIR, made by --task nmt before, and no --train",
+            "give --data DIR, made by --task nmt before",
         )
     # What follows takes seconds to import, which other preparations need not pay.
     from janus_ds.decode.load import usable_device

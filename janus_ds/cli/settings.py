@@ -114,7 +114,7 @@ def check(arguments: Sequence[str]) -> int:
     add_ranks_arguments(parser, 1)
     parsed = parser.parse_args(arguments)
     setup = (parsed.recipe, given_overrides(parsed), parsed.deepspeed_config, data_ranks(parsed))
-    run, execution = load_setup(*setup, tensor_size=parsed.tensor_parallel)
+    run, execution = load_setup(*setup, tensor_size=parsed.tensor_parallel, mode=parsed.mode)
     print(f"{parsed.recipe} and {parsed.deepspeed_config} are sound")
     print(_describe(run, execution, parsed.tensor_parallel))
     for kind, text in (*(("note", note) for note in execution.notes), ("advice", execution.advice)):

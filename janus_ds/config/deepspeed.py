@@ -19,6 +19,7 @@ from janus_ds.config.deepspeed_file import DeepSpeedFile
 from janus_ds.config.faults import FaultList
 from janus_ds.config.fields import shown
 from janus_ds.config.load import read_run_config
+from janus_ds.config.modes import trained_modes
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
 
@@ -45,7 +46,7 @@ class ExecutionConfig:
     source: str
     """The file, for messages."""
     notes: tuple[str, ...] = ()
-    """What is not as the recipe has it, since the data asks for more."""
+    """What is not as it was written: positions that the data needs, overrides without effect."""
 
     @property
     def advice(self) -> str:
@@ -108,6 +109,15 @@ def read_setup(
             f"train.monitor, {sys.executable}",
             f"pip install 'janus_ds[{run.train.monitor}]' there, or leave the field out",
             ["train.monitor"],
+        )
+    trained = trained_modes(run.objective)
+    untrained = [mode for mode in run.train.valid_bleu.split(",") if mode not in (*trained, "none")]
+    if untrained:
+        faults.add(
+            f"the objective {run.objective.preset!r} does not train mode {untrained[0]!r}",
+            f"train.valid_bleu: {run.train.valid_bleu}",
+            f"set train.valid_bleu to {','.join(trained) or 'none'}",
+            ["train.valid_bleu", "objective.preset"],
         )
     return run, read_deepspeed_config(deepspeed_config, run, data_size, faults)
 

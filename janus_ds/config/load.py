@@ -20,7 +20,7 @@ from janus_ds.config.locations import SECRET_KEYS, public_location
 from janus_ds.config.packaged import deepspeed_file, packaged_folder, recipe_file
 from janus_ds.config.presets import MODEL_PRESETS, follow_data, follow_init, resolve
 from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
-from janus_ds.config.rules import check_name, check_run
+from janus_ds.config.rules import check_name, check_run, without_effect
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 
 
@@ -126,10 +126,11 @@ def field_of(run: RunConfig, key: str) -> Any:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
-    """`--recipe` (default: the quickstart's) and `--set` (as `overrides`)."""
+    """`--recipe` (default: the quickstart's), `--mode` and `--set` (as `overrides`)."""
     default = default or packaged_folder("recipes") / "quickstart.yaml"
     help_line = f"what is trained: a file, or a name such as iwslt (default: launch/recipes/{default.name})"
     parser.add_argument("--recipe", type=recipe_file, default=default, metavar="YAML", help=help_line)
+    parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
     add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
 
 
@@ -190,6 +191,7 @@ def _build(given: dict[str, Given], source: str, faults: FaultList) -> tuple[Run
     run: RunConfig = follow_init(_section(RunConfig, "", values | sections, where, faults))
     run = resolve(follow_data(run, fixed, faults.notes))
     check_run(run, where, faults)
+    faults.notes += [f"{key} has no effect: {why}" for key, why in without_effect(run) if key in fixed]
     return run, where
 
 

@@ -46,7 +46,7 @@ MODES: Mapping[str, Mode] = {
     "ar": _mode("ar", "beam", *_RULES, "beam_stop", "length_penalty", "forbid", *_SAMPLES),
     "nar": _mode("nar", "length_beam", *_NAR),
     "draft": _mode("ar nar", "", "beam_stop", "length_penalty", "forbid", *_SAMPLES),
-    "aux": _mode("aux", "length_beam", "aux_order", "target", *_SAMPLES),
+    "aux": _mode("aux", "length_beam", "aux_order", "nar_score", "target", *_SAMPLES),
     RESCORED: _mode("ar nar", "length_beam", *_NAR, "length_penalty"),
 }
 """All ways; each name but the last is a value of `decode.mode`."""
@@ -95,6 +95,21 @@ def check_mode(config: RunConfig) -> None:
             "decode.aux_order",
             "leave it out, or use a model that was trained with masking.aux_order: random",
         )
+
+
+def check_used(mode: str | None, decode: Mapping[str, Any]) -> None:
+    """Refuse, by name, a decoding option that is given and that the mode, if one is given, does not use.
+
+    Raises:
+        ConfigError: there is one. A beam of 1 is what modes without a beam have.
+    """
+    way = RESCORED if mode == "nar" and decode.get("rescore") else mode
+    for name, value in decode.items() if way in MODES else ():
+        users = [other for other, found in MODES.items() if name in found.options]
+        neutral = (getattr(DecodeConfig, name, value), 1 if name == "beam" else None)
+        if users and way not in users and value not in neutral:
+            fix = f"leave it out, or decode in mode {' or '.join(users)}"
+            raise ConfigError(f"mode {way} does not use {name}", f"decode.{name}", fix)
 
 
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:

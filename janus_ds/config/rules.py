@@ -21,7 +21,13 @@ Where = Callable[[str], str]
 _Broken = Iterator[tuple[str, str, str]]
 """Of each broken rule: the keys that it speaks of, the one to blame first; what is wrong; what to do."""
 
-_NO_RULES = {"min_length": 0, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "forced_eos": None}
+_NO_RULES = {
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "forced_eos": None,
+    "prefix": "",
+}
 """Values of AR's rules that mode draft can keep."""
 
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,99}")
@@ -41,6 +47,26 @@ def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
         for keys, what, fix in rules(run):
             names = keys.split()
             faults.add(what, where(names[0]), fix, names)
+
+
+def without_effect(run: RunConfig) -> Iterator[tuple[str, str]]:
+    """Keys that nothing reads in this run, and why."""
+    data, masking, train, scored = run.data, run.masking, run.train, run.train.valid_bleu
+    pair, tokens = data.task == "pair", data.batch == "tokens"
+    cases = (
+        (tokens, "train.global_batch", "data.batch is tokens, and train.batch_tokens counts"),
+        (not tokens, "train.batch_tokens train.batch_groups", "data.batch is samples"),
+        (pair, "masking.source_share masking.rotate_share", "data.task is pair"),
+        (masking.target == "uniform", "masking.target_share", "masking.target is uniform"),
+        (pair and masking.target == "uniform", "masking.poisson", "masking.target is uniform"),
+        ("aux" not in run.objective.streams, "masking.aux_order", "AUX is not trained"),
+        (scored == "none", "train.valid_task train.valid_bleu_samples", "train.valid_bleu is none"),
+        ("nar" not in scored, "train.valid_bleu_iterations", f"train.valid_bleu is {scored}"),
+        (train.spike_action == "off", "train.spike_factor train.spike_window", "train.spike_action is off"),
+        (data.on_damage == "stop", "data.max_damage", "data.on_damage is stop"),
+        (run.init is None, "init_length_head", "there is no init"),
+    )
+    yield from ((key, why) for idle, keys, why in cases if idle for key in keys.split())
 
 
 def _model(run: RunConfig) -> _Broken:

@@ -70,7 +70,10 @@ class ModelConfig:
     activation_dropout: Rate = 0.0
     """Dropout inside the feed-forward block, after the activation."""
     length_classes: Annotated[int, Field(ge=2)] | None = None
-    """Classes of the length head; null: 256 under the `released` convention, else max_target_positions."""
+    """Classes of the length head; null: 256 where objective.length_convention is with_specials.
+
+    Else as many as max_target_positions.
+    """
     init_std: Positive = 0.02
     """Standard deviation of the normal distribution that weights are drawn from."""
     vocab_multiple: Count = 8

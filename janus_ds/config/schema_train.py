@@ -188,7 +188,7 @@ class DecodeConfig:
     Takes the place of mask-predict's schedule; `iterations` then limits the passes. null: the schedule.
     """
     nar_score: Annotated[str, OneOf("paper", "released")] | None = None
-    """NAR candidates and their score; null: as the objective's preset says.
+    """NAR candidates and their score, of mode aux the lengths alone; null: as the objective's preset says.
 
     paper (the likeliest lengths, mean over inner tokens, special symbols forbidden) or released
     (neighbours of the likeliest length, sum divided by the length with b and e, nothing forbidden).

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus_ds.config.modes import check_mode, way_of
+from janus_ds.config.modes import check_mode, check_used, way_of
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.aux_search import AuxDecoder, aux_search
@@ -108,12 +108,10 @@ class Generator:
 
         Raises:
             CheckpointError: missing, damaged, or without a tokenizer.
-            ConfigError: an option that does not exist, or a mode that was not trained.
+            ConfigError: an option that does not exist, or that the mode does not use; an untrained mode.
         """
         options = decode | ({} if mode is None else {"mode": mode})
-        if mode == "nar" and decode.get("temperature"):
-            what = f"mode nar draws no samples, but the temperature is {decode['temperature']}"
-            raise ConfigError(what, "decode.temperature", "leave it out, or use mode ar, draft or aux")
+        check_used(mode, decode)
         run = load_run(path, options, device)
         model, text = prepare_for_inference(run.model, inference), run.codec(ids)
         return cls(model, text, run.config)

@@ -103,7 +103,7 @@ def sample_search(
     """Draw K outputs of each sentence, K = `settings.beam`, in the order drawn.
 
     Args:
-        settings: symbols and limits; the rules of a search are not used.
+        settings: symbols, limits, prefix and rules about tokens; `stop` only says what a forced token costs.
         device: where `step_function` wants its tokens.
 
     Returns:

@@ -77,7 +77,7 @@ class JanusObjective(nn.Module):
 
         Args:
             counts: over all micro-batches and data-parallel ranks of the step.
-            factors: what weights are multiplied by at this step (`objective.ramps`); absent ones are 1.
+            factors: what weights are multiplied by at this step (:func:`ramp_factors`); absent ones are 1.
         """
         hidden = self._hidden(rows)
         scales = self._scales(counts, factors or {})

@@ -96,9 +96,11 @@ def remedies(config: RunConfig, execution: ExecutionConfig) -> list[str]:
         )
     if ranks > 1 and stage < 3:
         parts = ("Adam's moments", "gradients", "weights")[stage]
+        # The packaged files of these names are fp32.
+        file = f"ds_configs/zero{stage + 1}.json" if execution.precision == "fp32" else f"in {source}"
         state = (
-            f"ZeRO stage {stage} -> {stage + 1} (ds_configs/zero{stage + 1}.json), which shares {parts} "
-            f"among the {ranks} data-parallel ranks"
+            f"ZeRO stage {stage} -> {stage + 1} ({file}), which shares {parts} among the {ranks} "
+            "data-parallel ranks"
         )
     elif not execution.offload:
         state = "optimizer states in host memory (offload_optimizer, as in ds_configs/zero3_offload.json)"

@@ -48,13 +48,12 @@ def parse_options(argv: Sequence[str], recipe: Path, program: str) -> TrainOptio
         "--data",
         metavar="DIR",
         help="made by `janus-ds prepare`; an address, or A=0.7,B=0.3 (see `janus-ds explain "
-        "data.path`); default: bundled corpus",
+        "data.path`); default: the bundled corpus (pretraining alone)",
     )
     parser.add_argument("--output", type=user_path, metavar="DIR", help="run folder; default: runs/NAME")
     parser.add_argument(
         "--init", metavar="RUN", help="run or checkpoint to take the first weights from; none: random weights"
     )
-    parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
     )

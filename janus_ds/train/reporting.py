@@ -194,7 +194,7 @@ def announce_start(run: Run, topology: Topology, step: int) -> None:
             f"width {model.d_model}, vocabulary {vocabulary:,}",
         ),
         ("weights", weights),
-        *(("lengths", note) for note in execution.notes),
+        *(("note", note) for note in execution.notes),
         ("data", f"{place}: {size:,} samples to train on, {held_out:,} held out"),
         ("steps", f"{train.max_steps:,}{epochs}" + (f", going on from {step:,}" if step else "")),
         ("batch", f"{batch} = {spread}"),

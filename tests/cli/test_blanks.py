@@ -94,3 +94,8 @@ def test_before_after_and_passages_are_told(inputs: Path, capsys: pytest.Capture
     assert f"janus-ds decode --checkpoint {inputs / 'after'}" in told
     with pytest.raises(UsageError, match="not pretrained both ways"):
         main([str(inputs / "before"), "--device", "cpu"])
+
+
+def test_passages_must_be_asked_for() -> None:
+    with pytest.raises(UsageError, match="0 passages cannot be measured"):
+        main(["nowhere", "--samples", "0"])

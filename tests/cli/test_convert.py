@@ -109,5 +109,7 @@ def test_a_foreign_tokenizer_and_a_full_folder_are_refused(nmt: Path, tmp_path: 
     (tmp_path / "empty").mkdir()
     refused(DataError, "holds no tokenizer", [*base, "--tokenizer", str(tmp_path / "empty")])
     refused(UsageError, "two tokenizers", [*base, "--dict", "a", "--tokenizer", "b"])
+    refused(UsageError, "--license has no effect", [*base, "--license", "mit"])
+    refused(UsageError, "--heads has no effect", ["--to", "hf", "a", "--output", "b", "--heads", "2"])
     main(base)
     refused(UsageError, "holds a run already", base)

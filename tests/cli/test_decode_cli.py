@@ -62,7 +62,7 @@ def test_lines_in_lines_out_in_order(
     lines = ["the old man saw the <mask> .", "", SENTENCES[0], "a"]
     for mode, options in (
         ("nar", {"iterations": 1, "length_beam": 2}),
-        ("ar", {"beam": 2, "max_length": 9, "early_stopping": True}),
+        ("ar", {"beam": 2, "max_length": 9, "beam_stop": "transformers", "early_stopping": True}),
     ):
         feed(monkeypatch, "\n".join(lines) + "\n")
         flags = [f"--{k.replace('_', '-')}" + (f"={v}" if v is not True else "") for k, v in options.items()]

@@ -52,6 +52,24 @@ def test_what_a_checkpoint_would_not_use_is_refused(given: list[object], told: s
         evaluate_nmt(["--checkpoint", "demo", *map(str, given)])
 
 
+@pytest.mark.parametrize(
+    ("task", "given", "named"),
+    [
+        ("nmt", ["--limit", 3], "--limit"),
+        ("nmt", ["--data", NMT], "--data"),
+        ("nmt", ["--modes", "ar"], "--mode"),
+        ("glge", ["--task", "xsum", "--ar-checkpoint", "demo"], "--ar-checkpoint"),
+        ("glge", ["--task", "xsum", "--data", NMT, "--sources", NMT / "system.en"], "--sources, --data"),
+        ("glge", ["--task", "xsum", "--checkpoint", "demo", "--sources", NMT], "--checkpoint, --predictions"),
+        ("glge", ["--task", "all", "--checkpoint", "demo"], "--task all"),
+    ],
+)
+def test_what_scoring_would_not_use_is_refused(task: str, given: list[object], named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(task, "--predictions", NMT / "system.en", *given)
+    assert caught.value.where.startswith(named)
+
+
 def test_translations_are_scored_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "scores.json"
     files = ("--predictions", NMT / "system.en", "--references", NMT / "reference.en")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 
+import pytest
+
+from janus_ds.cli.prepare import prepare_data
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.settings import PrepareSettings
+from janus_ds.errors import UsageError
 from tests.data.prepare.test_corpus import content
 from tests.support.processes import lives, wait_until
 from tests.support.programs import ROOT, python, started
@@ -20,6 +24,23 @@ def children(pid: int) -> list[int]:
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     )
     return [int(word) for word in listing.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "told"),
+    [
+        (["--train", "a.de", "a.en"], "--train", "--task nmt"),
+        (["--task", "nmt", "--input", "a.txt"], "--input", "--task denoise"),
+        (["--task", "nmt", "--beam", "1"], "--beam", "--task nmt --distill"),
+        (["--distill", "run", "--lowercase"], "--lowercase", "--task nmt"),
+        (["--distill", "run", "--vocab-size", "90"], "--vocab-size", "without --distill"),
+    ],
+)
+def test_an_option_of_another_task_is_refused_by_name(given: list[str], named: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        prepare_data(["--output", "nowhere", *given])
+    assert caught.value.where == named
+    assert caught.value.fix.endswith(told)
 
 
 def test_killed_preparations_go_on_and_end_in_the_same_bytes(tmp_path):

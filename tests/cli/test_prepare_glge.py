@@ -90,7 +90,7 @@ def test_pairs_become_shards_that_a_run_reads(task: Path, tmp_path: Path) -> Non
 
 def test_bad_input(task: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
-    with pytest.raises(ConfigError, match="--target-tokens is 0"):
+    with pytest.raises(ConfigError, match="--target-tokens must be at least 1, not 0"):
         prepare_glge(task, out, GlgeSettings("xsum", task.parent / "tokenizer", Limits(5, 0)))
     with pytest.raises(DataError, match=r"train\.src and train\.tgt not found"):
         find_files(tmp_path)

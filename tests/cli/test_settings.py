@@ -79,6 +79,19 @@ def test_check_goes_through_one_dry_batch(tiny: Path, capsys: pytest.CaptureFixt
     assert float(losses["nar_nll"]) == pytest.approx(np.log(60), abs=0.2)
 
 
+def test_check_refuses_scores_of_a_mode_that_is_not_trained() -> None:
+    pairs = ("--recipe", "iwslt", "--set", "objective.preset=ar")
+    said = refusal(ConfigError, "check", "--deepspeed_config", ZERO2, *pairs, "train.batch_groups=1")
+    assert "the objective 'ar' does not train mode 'nar'" in said
+    assert "set train.valid_bleu to ar" in said
+
+
+def test_check_and_plan_take_a_mode_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    xsum = ("--recipe", "xsum", "--mode", "ar_query", "--ranks", 2)
+    assert "31,900 steps" in say(capsys, "check", "--deepspeed_config", ZERO2, *xsum)
+    assert "objective ar_query" in say(capsys, "plan", *xsum)
+
+
 def test_check_refuses_another_tokenizer(tiny: Path, tmp_path: Path) -> None:
     text = ["another text altogether, with other words in it"] * 9
     other = make_tiny_data(tmp_path / "other")

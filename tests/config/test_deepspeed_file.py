@@ -158,3 +158,5 @@ def test_the_literal_keys_are_those_of_the_installed_deepspeed() -> None:
     single = [key for key in KNOWN if key not in SECTIONS and key not in ("steps_per_print",)]
     assert not [key for key in single if key not in theirs]
     assert not set(KNOWN) & set(REFUSED)
+    told = (ROOT / "ds_configs" / "README.md").read_text(encoding="utf-8")
+    assert not [key for key in KNOWN if f"`{key}`" not in told]

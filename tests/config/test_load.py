@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_ds.config.faults import ConfigFaultsError, nearest
-from janus_ds.config.load import field_of, from_dict, load_run_config
+from janus_ds.config.faults import ConfigFaultsError, FaultList, nearest
+from janus_ds.config.load import field_of, from_dict, load_run_config, read_run_config
+from janus_ds.config.modes import check_mode
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
@@ -158,6 +159,17 @@ def test_values_are_checked_alone_and_together(overrides: list[str], words: str 
     assert error.fix
 
 
+def test_an_override_that_nothing_reads_is_noted() -> None:
+    faults = FaultList()
+    (pairs,) = (path for path in RECIPES if path.stem == "nmt_iwslt")
+    read_run_config(pairs, ["train.global_batch=64", "train.batch_groups=4"], faults)
+    read_run_config(None, ["train.global_batch=64", "train.batch_groups=4", "objective.preset=ar"], faults)
+    assert faults.notes == [
+        "train.global_batch has no effect: data.batch is tokens, and train.batch_tokens counts",
+        "train.batch_groups has no effect: data.batch is samples",
+    ]
+
+
 def test_sources_of_pairs_may_be_longer_than_blocks() -> None:
     load_run_config(None, ["data.task=pair", "model.max_source_positions=100"])
 
@@ -216,6 +228,7 @@ def test_shipped_recipes_load_and_write_numbers_as_yaml_reads_them(recipe: Path)
     assert run.name == recipe.stem
     assert run.data.task == ("pair" if run.name.startswith(("glge", "nmt")) else "denoise")
     assert run.train.max_steps > run.optim.warmup_steps
+    check_mode(run)
 
 
 def test_the_paper_recipe_is_the_papers() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from janus_ds.config.load import load_run_config
-from janus_ds.config.modes import MODES, NAMES, RESCORED, check_mode, trained_modes, with_decode
+from janus_ds.config.modes import MODES, NAMES, RESCORED, check_mode, check_used, trained_modes, with_decode
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import FIELDS, ObjectiveConfig, RunConfig
 from janus_ds.errors import ConfigError
@@ -62,6 +62,7 @@ def test_a_mode_that_was_not_trained_is_refused(
     [
         ({"mode": "aux", "beam": 4}, r"decode\.beam is 4, but mode aux has no beam"),
         ({"mode": "draft", "beam": 4}, r"decode\.beam is 4, but mode draft"),
+        ({"mode": "draft", "prefix": "My"}, r"mode draft .* knows no prefix"),
         ({"mode": "aux", "aux_order": "wild"}, r"decode\.aux_order has no value 'wild'"),
         ({"mode": "ar", "beem": 3}, r"unknown key 'decode\.beem'"),
     ],
@@ -71,6 +72,26 @@ def test_options_that_cannot_be(decode: dict[str, Any], told: str) -> None:
         with_decode(RunConfig(), decode)
     assert caught.value.where
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("mode", "decode", "told"),
+    [
+        ("ar", {"iterations": 0}, "mode ar does not use iterations"),
+        ("nar", {"temperature": 0.7}, "mode nar does not use temperature"),
+        ("nar", {"rescore": "ar", "beam": 3}, "mode nar with --rescore ar does not use beam"),
+        ("aux", {"threshold": 0.9}, "mode aux does not use threshold"),
+    ],
+)
+def test_an_option_that_the_mode_does_not_use_is_refused(mode: str, decode: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_used(mode, decode)
+
+
+def test_options_of_other_modes_pass_where_they_change_nothing() -> None:
+    check_used("draft", {"beam": 1, "max_length": 9, "seed": 2})
+    check_used("nar", {"rescore": "ar", "length_penalty": 0.6, "temperature": 0.0})
+    check_used(None, {"iterations": 2, "beam": 3})
 
 
 def test_what_only_the_recipe_names_is_not_taken_over() -> None:

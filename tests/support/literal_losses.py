@@ -1,4 +1,4 @@
-"""The literal loss table of the method's section 3 (V = 4), printed by the released code."""
+"""The literal loss table of the paper's section 3 (V = 4), printed by the released code."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 def label_smoothed_cross_entropy(
     logits_NV: Tensor, target_N: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """LS(z, t) = (1 - eps) nll + eps * mean_v(-log p_v), and the nll alone (section 3 of the method).
+    """LS(z, t) = (1 - eps) nll + eps * mean_v(-log p_v), and the nll alone (section 3 of the paper).
 
     Returns:
         both losses of each row, shape (N,).

@@ -70,6 +70,7 @@ def test_ways_out_follow_what_is_used_already() -> None:
     assert "gradient_accumulation_steps 4 -> 8" in remedies(tokens, TWO)[0]
     assert "stays at 4096 tokens" in remedies(tokens, TWO)[0]
     assert "ZeRO stage 1 -> 2" in remedies(RUN, replace(TWO, zero_stage=1))[1]
+    assert "2 -> 3 (in ds_configs/zero2.json)" in remedies(RUN, replace(TWO, precision="bf16"))[1]
     assert "offload_optimizer" in remedies(RUN, replace(TWO, zero_stage=3))[1]
     assert "offload_optimizer" in remedies(RUN, replace(TWO, data_size=1))[1]
     assert "--tensor-parallel 2" in remedies(RUN, replace(TWO, zero_stage=3, offload=True))[1]

@@ -52,13 +52,13 @@ class _Settings:
             ConfigError: there is any.
         """
         small = [
-            f"{name} must be at least {number}, not {getattr(self, name)}"
+            f"--{name.replace('_', '-')} must be at least {number}, not {getattr(self, name)}"
             for name, number in {**least, "samples_per_member": 1, "members_per_shard": 1}.items()
             if getattr(self, name) < number
         ]
         if small or faults:
             what = "; ".join([*small, *faults])
-            raise ConfigError(what, "settings of the preparation", "change these settings")
+            raise ConfigError(what, "settings of the preparation", "give other values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class TextSettings(_Settings):
     def _refuse(self, faults: list[str], **least: int) -> None:
         if self.normalization not in ("auto", *NORMALIZATIONS):
             names = ", ".join(NORMALIZATIONS)
-            faults = [*faults, f"normalization must be auto, {names}, not {self.normalization!r}"]
+            faults = [*faults, f"--normalization must be auto, {names}, not {self.normalization!r}"]
         super()._refuse(faults, vocab_size=8, tokenizer_sample_mb=1, **least)
         if self.given and not Path(self.tokenizer).is_dir():
             raise DataError(
@@ -136,11 +136,13 @@ class PrepareSettings(TextSettings):
         """Refuse settings that cannot be meant."""
         faults = []
         if not (self.valid_share >= 0 and self.test_share >= 0 and self.valid_share + self.test_share < 1):
-            faults.append("valid_share and test_share must be 0 or more and less than 1 together")
+            faults.append("--valid-share and --test-share must be 0 or more and less than 1 together")
         if self.rule.format not in INPUT_FORMATS:
-            faults.append(f"format must be one of {', '.join(INPUT_FORMATS)}, not {self.rule.format!r}")
+            faults.append(f"--format must be one of {', '.join(INPUT_FORMATS)}, not {self.rule.format!r}")
         if self.rule.document not in DOCUMENT_RULES:
-            faults.append(f"document must be one of {', '.join(DOCUMENT_RULES)}, not {self.rule.document!r}")
+            faults.append(
+                f"--document must be one of {', '.join(DOCUMENT_RULES)}, not {self.rule.document!r}"
+            )
         self._refuse(faults, block_tokens=1)
 
 
@@ -159,7 +161,6 @@ class PairSettings(TextSettings):
 
     languages: Languages
     vocab_size: int = field(default=8000, kw_only=True)
-    tokenizer_sample_mb: int = field(default=64, kw_only=True)
     lowercase: bool = False
     max_tokens: int = 254
     max_ratio: float = 4.0
@@ -170,7 +171,7 @@ class PairSettings(TextSettings):
         """Refuse settings that cannot be meant."""
         faults = []
         if not self.max_ratio >= 1:
-            faults.append(f"max_ratio must be at least 1, not {self.max_ratio}")
+            faults.append(f"--max-ratio must be at least 1, not {self.max_ratio}")
         if self.languages.source == self.languages.target:
             faults.append(f"source and target language are both {self.languages.source!r}")
         if self.duplicates not in ("drop", "keep"):
@@ -200,4 +201,4 @@ class GlgeSettings(_Settings):
     def check(self) -> None:
         """Refuse settings that cannot be meant."""
         numbers = {"--source-tokens": self.limits.source, "--target-tokens": self.limits.target}
-        self._refuse([f"{name} is {number}" for name, number in numbers.items() if number < 1])
+        self._refuse([f"{name} must be at least 1, not {n}" for name, n in numbers.items() if n < 1])

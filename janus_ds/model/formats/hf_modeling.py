@@ -301,6 +301,8 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if iterations is not None or length_beam is not None:
                 raise ValueError("iterations and length_beam belong to the modes nar and aux")
             return super().generate(inputs, **kwargs)
+        if mode == "aux" and iterations is not None:
+            raise ValueError("iterations belong to the mode nar")
         source_BS, mask_BS = kwargs.pop("input_ids", inputs), kwargs.pop("attention_mask", None)
         if kwargs:
             raise ValueError(f"mode {mode} knows no {', '.join(kwargs)}")

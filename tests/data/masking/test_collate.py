@@ -59,7 +59,7 @@ def joined(batch: TwoStreamBatch, field: str, *names: Segment) -> list[list[int]
 
 # ---- literal tables ----
 
-# b=0 e=2 MASK=3 y_i=i+3: A = b y1..y6 e masked y2,y3,y5; B = b y1 y2 y3 e masked y2 (method, section 1).
+# b=0 e=2 MASK=3 y_i=i+3: A = b y1..y6 e masked y2,y3,y5; B = b y1 y2 y3 e masked y2 (paper, section 3.1).
 A = Sample([0, 9, 2], [0, 4, 5, 6, 7, 8, 9, 2], [2, 3, 5])
 B = Sample([0, 9, 9, 2], [0, 4, 5, 6, 2], [2])
 

@@ -210,7 +210,7 @@ def test_unfit_settings_inputs_and_outputs(text_file, tmp_path):
     bad = PrepareSettings(block_tokens=0, valid_share=1.5, rule=DocumentRule(format="pdf"))
     with pytest.raises(ConfigError) as caught:
         prepare([text_file], tmp_path / "a", bad)
-    for name in ("block_tokens", "valid_share", "format"):
+    for name in ("--block-tokens", "--valid-share", "--format"):
         assert name in caught.value.what
     with pytest.raises(DataError, match="no tokenizer of this name"):
         prepare([text_file], tmp_path / "a", PrepareSettings(tokenizer="wordpiece"))

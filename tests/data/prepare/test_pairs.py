@@ -221,7 +221,7 @@ def test_settings_that_cannot_be_meant_and_data_that_is_not_there(tmp_path):
     files = {"train": write(tmp_path, "train", [("", "a"), ("b", "")])}
     settings = PairSettings(Languages("de", "de"), vocab_size=2, max_ratio=0.5)
     with pytest.raises(
-        ConfigError, match=r"vocab_size .*; max_ratio .*; source and target language are both"
+        ConfigError, match=r"--vocab-size .*; --max-ratio .*; source and target language are both"
     ):
         prepare_pairs(files, tmp_path / "data", settings)
     with pytest.raises(DataError, match="no tokenizer of this name"):
