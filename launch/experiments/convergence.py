@@ -13,6 +13,7 @@ from it; the page includes it.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -50,10 +51,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "released_2enc": ("objective.preset=released", TWO_PASSES, *SPANS),
 }
 """Overrides of the recipe. Further ones, for dropout, KL weight and ramps, are given as NAME+KEY=VALUE."""
-FIRST = ("ar", "paper", "ar_rdrop", "paper_2enc")
+FIRST = ("paper", "ar", "ar_rdrop", "paper_2enc")
+BUDGETS = (5, 15)
+"""Thousands of updates: 33 and 98 epochs."""
 RUNS = (
-    *(f"{name}-s1" for name in (*FIRST, "joint", "cmlm", "released_2enc")),
-    *(f"{name}-s{seed}" for seed in (2, 3) for name in FIRST),
+    *(f"{name}-{budget}k-s1" for budget in BUDGETS for name in FIRST),
+    *(f"{name}-5k-s1" for name in ("joint", "cmlm", "released_2enc")),
+    *(f"{name}-5k-s{seed}" for seed in (2, 3) for name in FIRST),
 )
 """The most telling first."""
 TITLES = {
@@ -78,33 +82,39 @@ COMPARISONS = (
 
 
 def runs_of(options: argparse.Namespace) -> dict[str, Run]:
-    """The runs that are asked for. Patience may end one before its last update."""
+    """The runs that are asked for."""
     found = {}
     for name in options.only:
         run = options.root / name
-        own = (f"name={name}", *overrides_of(name), f"train.max_steps={options.steps}", *options.overrides)
+        own, steps = overrides_of(name)
+        own = [f"name={name}", *own, *options.overrides]
         train = training_command("finetune", RECIPE, options.root / "data", run, "--set", *own)
         given = ("--checkpoint", run, "--average", options.average, "--split", "test")
         evaluate = product("eval/nmt.py", *given, "--limit", options.limit)
-        found[name] = Run(train, options.steps, evaluate=evaluate)
+        found[name] = Run(train, steps, evaluate=evaluate)
     return found
 
 
-def overrides_of(name: str) -> list[str]:
-    """Overrides of a run VARIANT-sSEED or VARIANT+KEY=VALUE-sSEED.
+_NAME = re.compile(r"(?P<variant>\w+?)(?P<further>(\+[\w.]+=[^+]*)*)-(?P<budget>[\d.]+)k-s(?P<seed>\d+)")
+
+
+def overrides_of(name: str) -> tuple[list[str], int]:
+    """Overrides of a run VARIANT-BUDGETk-sSEED or VARIANT+KEY=VALUE-BUDGETk-sSEED, and its updates.
 
     Raises:
         UsageError: there is no such run.
     """
-    stem, _, seed = name.rpartition("-s")
-    variant, *further = stem.split("+")
-    if variant not in VARIANTS or not seed.isdigit() or any("=" not in part for part in further):
+    found = _NAME.fullmatch(name)
+    if found is None or found["variant"] not in VARIANTS:
         raise UsageError(
             f"there is no run {name!r}",
             "--only",
-            f"give VARIANT-sSEED or VARIANT+KEY=VALUE-sSEED, VARIANT of {', '.join(VARIANTS)}",
+            "give VARIANT-BUDGETk-sSEED or VARIANT+KEY=VALUE-BUDGETk-sSEED, BUDGET in thousands of updates, "
+            f"VARIANT of {', '.join(VARIANTS)}",
         )
-    return [f"train.seed={seed}", *VARIANTS[variant], *further]
+    steps, further = round(1000 * float(found["budget"])), found["further"].split("+")[1:]
+    own = [f"train.seed={found['seed']}", *VARIANTS[found["variant"]], *further, f"train.max_steps={steps}"]
+    return own, steps
 
 
 def report(options: argparse.Namespace) -> None:
@@ -239,8 +249,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = experiment_parser(__doc__, "convergence", RUNS)
     add = parser.add_argument
-    add("--steps", type=int, default=30_600, help="most updates of each run [%(default)s]")
-    add("--average", type=int, default=10, help="checkpoints averaged for the scores [%(default)s]")
+    add("--average", type=int, default=5, help="checkpoints averaged for the scores [%(default)s]")
     options = parser.parse_args(arguments)
     options.root /= "en-de"
     options.only = [name for name in options.only.split(",") if name]
