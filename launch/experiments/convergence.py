@@ -1,20 +1,22 @@
-"""Does JANUS make AR better? Multi30k En-De trained until it stops getting better, against R-Drop and others.
+"""Does JANUS make AR better? Multi30k En-De at budgets of 26 and 79 epochs, against R-Drop and others.
 
     JANUS_SHARED_DATA=... python launch/experiments/convergence.py        (or: make results-convergence)
     python launch/experiments/convergence.py --report                     the page alone, of what there is
-    python launch/experiments/convergence.py --only ar-s1,paper-s1 --root runs/try --steps 2000
+    python launch/experiments/convergence.py --only ar-2k-s1,paper-2k-s1 --root runs/try
 
-One run a core, in the order below; days of core time. Started again, it skips what is finished and resumes
-what is not; asked to stop (SIGTERM, Ctrl-C), it lets the runs save first. All runs have the same data,
-batches, masking law and seed of their order. `convergence_answers.md` beside the page is what people conclude
-from it; the page includes it.
+The learning rate of a run falls to 0 over its budget of updates, so that each is at its best at its end;
+what more updates give is seen from budget to budget. One run a core, in the order below; days of core time.
+Started again, it skips what is finished and resumes what is not; asked to stop (SIGTERM, Ctrl-C), it lets
+the runs save first. All runs have the same data, batches, masking law and seed of their order.
+`convergence_answers.md` beside the page is what people conclude from it; the page includes it.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from itertools import product as pairs
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -52,12 +54,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Overrides of the recipe. Further ones, for dropout, KL weight and ramps, are given as NAME+KEY=VALUE."""
 FIRST = ("paper", "ar", "ar_rdrop", "paper_2enc")
-BUDGETS = (5, 15)
-"""Thousands of updates: 33 and 98 epochs."""
+BUDGETS = (4, 12)
+"""Thousands of updates: 26 and 79 epochs."""
 RUNS = (
     *(f"{name}-{budget}k-s1" for budget in BUDGETS for name in FIRST),
-    *(f"{name}-5k-s1" for name in ("joint", "cmlm", "released_2enc")),
-    *(f"{name}-5k-s{seed}" for seed in (2, 3) for name in FIRST),
+    *(f"{name}-4k-s1" for name in ("joint", "cmlm", "released_2enc")),
+    *(f"{name}-4k-s{seed}" for seed in (2, 3) for name in FIRST),
 )
 """The most telling first."""
 TITLES = {
@@ -70,14 +72,19 @@ TITLES = {
     "released_2enc": "JANUS, `released`, two encoder draws",
 }
 SYSTEMS = ("ar", "nar-0", "nar-1", "nar-4", "nar-10")
-COMPARISONS = (
-    ("paper-s1", "ar", "ar-s1", "ar", "Is JANUS-AR above AR?"),
-    ("ar_rdrop-s1", "ar", "ar-s1", "ar", "Is R-Drop above AR?"),
-    ("paper-s1", "ar", "ar_rdrop-s1", "ar", "Is JANUS-AR above R-Drop?"),
-    ("paper_2enc-s1", "ar", "paper-s1", "ar", "Does the second encoder draw matter for AR?"),
-    ("paper_2enc-s1", "nar-10", "paper-s1", "nar-10", "Does it for NAR, 10 iterations?"),
-    ("paper-s1", "nar-10", "cmlm-s1", "nar-10", "Is JANUS-NAR above CMLM, 10 iterations?"),
-    ("paper-s1", "ar", "joint-s1", "ar", "Do KL and AUX help AR?"),
+QUESTIONS = (
+    ("paper", "ar", "ar", "ar", "Is JANUS-AR above AR?"),
+    ("ar_rdrop", "ar", "ar", "ar", "Is R-Drop above AR?"),
+    ("paper", "ar", "ar_rdrop", "ar", "Is JANUS-AR above R-Drop?"),
+    ("paper_2enc", "ar", "paper", "ar", "Does the second encoder draw matter for AR?"),
+    ("paper_2enc", "nar-10", "paper", "nar-10", "Does it for NAR, 10 iterations?"),
+    ("paper", "nar-10", "cmlm", "nar-10", "Is JANUS-NAR above CMLM, 10 iterations?"),
+    ("paper", "ar", "joint", "ar", "Do KL and AUX help AR?"),
+)
+COMPARISONS = tuple(
+    (f"{run}-{budget}k-s1", mode, f"{other}-{budget}k-s1", other_mode, f"{question} ({budget},000 updates)")
+    for budget in BUDGETS
+    for run, mode, other, other_mode, question in QUESTIONS
 )
 
 
@@ -133,30 +140,14 @@ def report(options: argparse.Namespace) -> None:
 def page(content: Mapping[str, Any]) -> str:
     """The page, of what stands in the JSON."""
     facts = {"train_pairs": TRAIN_PAIRS, "scores": list(_scores(content["runs"]))}
-    functions = {"state_of": state_of, "stale_validations": stale_validations, "best_of": best_of}
+    functions = {"state_of": state_of, "best_of": best_of}
     return render("convergence", content, **facts, **functions)
 
 
 def state_of(run: Mapping[str, Any]) -> str:
     """In words: how far a run has come."""
-    stale = stale_validations(run["held_out"])
-    train = run["recipe"]["train"]
-    if stale >= (train["patience"] or 10):
-        return f"flat: {stale} validations without a better score"
-    if run["updates"] >= train["max_steps"]:
-        return "not flat at the last update"
-    return "still training, not flat" + (f" ({stale} stale)" if stale else "")
-
-
-def stale_validations(points: Sequence[Mapping[str, Any]]) -> int:
-    """Validations in a row, to the last one, in which no mode's BLEU rose above all before."""
-    best: dict[str, float] = {}
-    stale = 0
-    for point in points:
-        risen = [k for k, v in point.items() if k.startswith("bleu_") and v > best.get(k, -1.0)]
-        best |= {key: point[key] for key in risen}
-        stale = 0 if risen else stale + 1
-    return stale
+    steps = run["recipe"]["train"]["max_steps"]
+    return "at its end" if run["updates"] >= steps else f"under way, of {steps:,}"
 
 
 def best_of(run: Mapping[str, Any], score: str) -> Mapping[str, Any]:
@@ -177,14 +168,16 @@ def _scores(runs: Mapping[str, Any]) -> Iterator[list[str]]:
         repeated = [fixed(value) or "-" for value in found[name, "repetition"][1:]]
         shown = "" if set(repeated) == {"-"} else " / ".join(repeated)
         yield [name, *map(fixed, found[name, "sacrebleu"]), shown]
-    for variant, title in TITLES.items():
-        seeds = [found[name, "sacrebleu"] for name in done if name.rpartition("-s")[0] == variant]
+    for budget, (variant, title) in pairs(BUDGETS, TITLES.items()):
+        seeds = [
+            found[name, "sacrebleu"] for name in done if name.rpartition("-s")[0] == f"{variant}-{budget}k"
+        ]
         if len(seeds) > 1:
             columns = [
                 [value for value in column if value is not None] for column in zip(*seeds, strict=True)
             ]
             cells = [f"{mean(v):.2f} ± {stdev(v):.2f}" if len(v) > 1 else "" for v in columns]
-            yield [f"**{title}, {len(seeds)} seeds**", *cells, ""]
+            yield [f"**{title}, {budget},000 updates, {len(seeds)} seeds**", *cells, ""]
 
 
 def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
@@ -223,10 +216,10 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
 
 def _look(name: str) -> dict[str, str]:
     """A colour for each variant, a line style for each seed."""
-    variant, _, seed = name.rpartition("-s")
+    found = _NAME.fullmatch(name)
     colours = dict(zip(VARIANTS, COLOURS, strict=False))
-    style = ("-", "--", ":")[(int(seed) - 1) % 3]
-    return {"color": colours.get(variant.split("+")[0], INK), "linestyle": style}
+    style = ("-", "--", ":")[(int(found["seed"]) - 1) % 3] if found else "-"
+    return {"color": colours.get(found["variant"] if found else "", INK), "linestyle": style}
 
 
 def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
