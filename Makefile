@@ -40,7 +40,7 @@ help:
 	@echo "make bench-bart   the same at BART-base (an hour on one core)"
 	@echo "make bench-decode decoding against transformers and CTranslate2 (an hour on one core)"
 	@echo "make gpu-check    what to run first on a GPU (8 minutes, no network): all right there? how fast? JSON and a page"
-	@echo "make results-convergence  JANUS against AR and R-Drop, trained to the end (days; needs JANUS_SHARED_DATA)"
+	@echo "make results-convergence  JANUS against AR and R-Drop at two budgets (days; needs JANUS_SHARED_DATA)"
 	@echo "make results-glge the SQuAD question-generation experiment, likewise"
 	@echo "make clean        remove .venv and runs/"
 
@@ -168,7 +168,7 @@ gpu-check:
 	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(or $(wildcard $(BIN)/python),python3) -m benchmarks gpu --device $(DEVICE) \
 	    --rounds $(ROUNDS) --json $(RESULTS)/check_$(DEVICE).json
 
-# Further options, for example: make results-convergence RESULTS_ARGS="--only ar-s1,paper-s1 --steps 2000"
+# Further options, for example: make results-convergence RESULTS_ARGS="--only ar-2k-s1,paper-2k-s1"
 RESULTS_ARGS ?=
 results-convergence: install
 	$(ACTIVATED) python launch/experiments/convergence.py $(RESULTS_ARGS)

@@ -1,19 +1,22 @@
-"""Does JANUS make AR better? Multi30k En-De trained until it stops getting better, against R-Drop and others.
+"""Does JANUS make AR better? Multi30k En-De at budgets of 26 and 79 epochs, against R-Drop and others.
 
     JANUS_SHARED_DATA=... python launch/experiments/convergence.py        (or: make results-convergence)
     python launch/experiments/convergence.py --report                     the page alone, of what there is
-    python launch/experiments/convergence.py --only ar-s1,paper-s1 --root runs/try --steps 2000
+    python launch/experiments/convergence.py --only ar-2k-s1,paper-2k-s1 --root runs/try
 
-One run a core, in the order below; days of core time. Started again, it skips what is finished and resumes
-what is not; asked to stop (SIGTERM, Ctrl-C), it lets the runs save first. All runs have the same data,
-batches, masking law and seed of their order. `convergence_answers.md` beside the page is what people conclude
-from it; the page includes it.
+The learning rate of a run falls to 0 over its budget of updates, so that each is at its best at its end;
+what more updates give is seen from budget to budget. One run a core, in the order below; days of core time.
+Started again, it skips what is finished and resumes what is not; asked to stop (SIGTERM, Ctrl-C), it lets
+the runs save first. All runs have the same data, batches, masking law and seed of their order.
+`convergence_answers.md` beside the page is what people conclude from it; the page includes it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
+from itertools import product as pairs
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -50,10 +53,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "released_2enc": ("objective.preset=released", TWO_PASSES, *SPANS),
 }
 """Overrides of the recipe. Further ones, for dropout, KL weight and ramps, are given as NAME+KEY=VALUE."""
-FIRST = ("ar", "paper", "ar_rdrop", "paper_2enc")
+FIRST = ("paper", "ar", "ar_rdrop", "paper_2enc")
+BUDGETS = (4, 12)
+"""Thousands of updates: 26 and 79 epochs."""
 RUNS = (
-    *(f"{name}-s1" for name in (*FIRST, "joint", "cmlm", "released_2enc")),
-    *(f"{name}-s{seed}" for seed in (2, 3) for name in FIRST),
+    *(f"{name}-{budget}k-s1" for budget in BUDGETS for name in FIRST),
+    *(f"{name}-4k-s1" for name in ("joint", "cmlm", "released_2enc")),
+    *(f"{name}-4k-s{seed}" for seed in (2, 3) for name in FIRST),
 )
 """The most telling first."""
 TITLES = {
@@ -66,45 +72,56 @@ TITLES = {
     "released_2enc": "JANUS, `released`, two encoder draws",
 }
 SYSTEMS = ("ar", "nar-0", "nar-1", "nar-4", "nar-10")
-COMPARISONS = (
-    ("paper-s1", "ar", "ar-s1", "ar", "Is JANUS-AR above AR?"),
-    ("ar_rdrop-s1", "ar", "ar-s1", "ar", "Is R-Drop above AR?"),
-    ("paper-s1", "ar", "ar_rdrop-s1", "ar", "Is JANUS-AR above R-Drop?"),
-    ("paper_2enc-s1", "ar", "paper-s1", "ar", "Does the second encoder draw matter for AR?"),
-    ("paper_2enc-s1", "nar-10", "paper-s1", "nar-10", "Does it for NAR, 10 iterations?"),
-    ("paper-s1", "nar-10", "cmlm-s1", "nar-10", "Is JANUS-NAR above CMLM, 10 iterations?"),
-    ("paper-s1", "ar", "joint-s1", "ar", "Do KL and AUX help AR?"),
+QUESTIONS = (
+    ("paper", "ar", "ar", "ar", "Is JANUS-AR above AR?"),
+    ("ar_rdrop", "ar", "ar", "ar", "Is R-Drop above AR?"),
+    ("paper", "ar", "ar_rdrop", "ar", "Is JANUS-AR above R-Drop?"),
+    ("paper_2enc", "ar", "paper", "ar", "Does the second encoder draw matter for AR?"),
+    ("paper_2enc", "nar-10", "paper", "nar-10", "Does it for NAR, 10 iterations?"),
+    ("paper", "nar-10", "cmlm", "nar-10", "Is JANUS-NAR above CMLM, 10 iterations?"),
+    ("paper", "ar", "joint", "ar", "Do KL and AUX help AR?"),
+)
+COMPARISONS = tuple(
+    (f"{run}-{budget}k-s1", mode, f"{other}-{budget}k-s1", other_mode, f"{question} ({budget},000 updates)")
+    for budget in BUDGETS
+    for run, mode, other, other_mode, question in QUESTIONS
 )
 
 
 def runs_of(options: argparse.Namespace) -> dict[str, Run]:
-    """The runs that are asked for. Patience may end one before its last update."""
+    """The runs that are asked for."""
     found = {}
     for name in options.only:
         run = options.root / name
-        own = (f"name={name}", *overrides_of(name), f"train.max_steps={options.steps}", *options.overrides)
+        own, steps = overrides_of(name)
+        own = [f"name={name}", *own, *options.overrides]
         train = training_command("finetune", RECIPE, options.root / "data", run, "--set", *own)
         given = ("--checkpoint", run, "--average", options.average, "--split", "test")
         evaluate = product("eval/nmt.py", *given, "--limit", options.limit)
-        found[name] = Run(train, options.steps, evaluate=evaluate)
+        found[name] = Run(train, steps, evaluate=evaluate)
     return found
 
 
-def overrides_of(name: str) -> list[str]:
-    """Overrides of a run VARIANT-sSEED or VARIANT+KEY=VALUE-sSEED.
+_NAME = re.compile(r"(?P<variant>\w+?)(?P<further>(\+[\w.]+=[^+]*)*)-(?P<budget>[\d.]+)k-s(?P<seed>\d+)")
+
+
+def overrides_of(name: str) -> tuple[list[str], int]:
+    """Overrides of a run VARIANT-BUDGETk-sSEED or VARIANT+KEY=VALUE-BUDGETk-sSEED, and its updates.
 
     Raises:
         UsageError: there is no such run.
     """
-    stem, _, seed = name.rpartition("-s")
-    variant, *further = stem.split("+")
-    if variant not in VARIANTS or not seed.isdigit() or any("=" not in part for part in further):
+    found = _NAME.fullmatch(name)
+    if found is None or found["variant"] not in VARIANTS:
         raise UsageError(
             f"there is no run {name!r}",
             "--only",
-            f"give VARIANT-sSEED or VARIANT+KEY=VALUE-sSEED, VARIANT of {', '.join(VARIANTS)}",
+            "give VARIANT-BUDGETk-sSEED or VARIANT+KEY=VALUE-BUDGETk-sSEED, BUDGET in thousands of updates, "
+            f"VARIANT of {', '.join(VARIANTS)}",
         )
-    return [f"train.seed={seed}", *VARIANTS[variant], *further]
+    steps, further = round(1000 * float(found["budget"])), found["further"].split("+")[1:]
+    own = [f"train.seed={found['seed']}", *VARIANTS[found["variant"]], *further, f"train.max_steps={steps}"]
+    return own, steps
 
 
 def report(options: argparse.Namespace) -> None:
@@ -123,30 +140,14 @@ def report(options: argparse.Namespace) -> None:
 def page(content: Mapping[str, Any]) -> str:
     """The page, of what stands in the JSON."""
     facts = {"train_pairs": TRAIN_PAIRS, "scores": list(_scores(content["runs"]))}
-    functions = {"state_of": state_of, "stale_validations": stale_validations, "best_of": best_of}
+    functions = {"state_of": state_of, "best_of": best_of}
     return render("convergence", content, **facts, **functions)
 
 
 def state_of(run: Mapping[str, Any]) -> str:
     """In words: how far a run has come."""
-    stale = stale_validations(run["held_out"])
-    train = run["recipe"]["train"]
-    if stale >= (train["patience"] or 10):
-        return f"flat: {stale} validations without a better score"
-    if run["updates"] >= train["max_steps"]:
-        return "not flat at the last update"
-    return "still training, not flat" + (f" ({stale} stale)" if stale else "")
-
-
-def stale_validations(points: Sequence[Mapping[str, Any]]) -> int:
-    """Validations in a row, to the last one, in which no mode's BLEU rose above all before."""
-    best: dict[str, float] = {}
-    stale = 0
-    for point in points:
-        risen = [k for k, v in point.items() if k.startswith("bleu_") and v > best.get(k, -1.0)]
-        best |= {key: point[key] for key in risen}
-        stale = 0 if risen else stale + 1
-    return stale
+    steps = run["recipe"]["train"]["max_steps"]
+    return "at its end" if run["updates"] >= steps else f"under way, of {steps:,}"
 
 
 def best_of(run: Mapping[str, Any], score: str) -> Mapping[str, Any]:
@@ -167,14 +168,16 @@ def _scores(runs: Mapping[str, Any]) -> Iterator[list[str]]:
         repeated = [fixed(value) or "-" for value in found[name, "repetition"][1:]]
         shown = "" if set(repeated) == {"-"} else " / ".join(repeated)
         yield [name, *map(fixed, found[name, "sacrebleu"]), shown]
-    for variant, title in TITLES.items():
-        seeds = [found[name, "sacrebleu"] for name in done if name.rpartition("-s")[0] == variant]
+    for budget, (variant, title) in pairs(BUDGETS, TITLES.items()):
+        seeds = [
+            found[name, "sacrebleu"] for name in done if name.rpartition("-s")[0] == f"{variant}-{budget}k"
+        ]
         if len(seeds) > 1:
             columns = [
                 [value for value in column if value is not None] for column in zip(*seeds, strict=True)
             ]
             cells = [f"{mean(v):.2f} ± {stdev(v):.2f}" if len(v) > 1 else "" for v in columns]
-            yield [f"**{title}, {len(seeds)} seeds**", *cells, ""]
+            yield [f"**{title}, {budget},000 updates, {len(seeds)} seeds**", *cells, ""]
 
 
 def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
@@ -213,10 +216,10 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
 
 def _look(name: str) -> dict[str, str]:
     """A colour for each variant, a line style for each seed."""
-    variant, _, seed = name.rpartition("-s")
+    found = _NAME.fullmatch(name)
     colours = dict(zip(VARIANTS, COLOURS, strict=False))
-    style = ("-", "--", ":")[(int(seed) - 1) % 3]
-    return {"color": colours.get(variant.split("+")[0], INK), "linestyle": style}
+    style = ("-", "--", ":")[(int(found["seed"]) - 1) % 3] if found else "-"
+    return {"color": colours.get(found["variant"] if found else "", INK), "linestyle": style}
 
 
 def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
@@ -239,8 +242,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = experiment_parser(__doc__, "convergence", RUNS)
     add = parser.add_argument
-    add("--steps", type=int, default=30_600, help="most updates of each run [%(default)s]")
-    add("--average", type=int, default=10, help="checkpoints averaged for the scores [%(default)s]")
+    add("--average", type=int, default=5, help="checkpoints averaged for the scores [%(default)s]")
     options = parser.parse_args(arguments)
     options.root /= "en-de"
     options.only = [name for name in options.only.split(",") if name]
