@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from itertools import product as pairs
 from pathlib import Path
@@ -38,6 +39,7 @@ from janus_ds.io import write_atomic
 from janus_ds.report.figures import COLOURS, INK, new_figure, png_of, styled
 
 RECIPE = ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml"
+ENGINE = ROOT / "ds_configs" / "zero2_bf16.json"
 TRAIN_PAIRS = 29_000
 NO_KL = ("objective.weight_kl_ar_nar=0", "objective.weight_kl_ar_aux=0", "objective.weight_kl_nar_aux=0")
 AR_ALONE = ("train.valid_bleu=ar", "train.keep_best=ar", "decode.mode=ar")
@@ -223,8 +225,9 @@ def _look(name: str) -> dict[str, str]:
 
 
 def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
-    """The command of the data directory, unless it is there."""
+    """The DeepSpeed file of all runs; the command of the data directory, unless it is there."""
     data = options.root / "data"
+    shutil.copyfile(ENGINE, options.root / "deepspeed.json")
     if (data / "manifest.json").is_file():
         return
     text = shared_text("multi30k", "Multi30k", "train, val and test_2016_flickr, .de and .en")
