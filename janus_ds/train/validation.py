@@ -160,6 +160,12 @@ class OutputDecoder:
         return Generator(self._model, self._tokenizer, config)
 
     def _score(self, mode: str, stop: Callable[[], bool]) -> float:
+        outputs = self.texts(mode, stop)
+        return VALIDATION_METRICS[self._config.train.valid_task].score(outputs, self._references)
+
+    def texts(self, mode: str, stop: Callable[[], bool] = lambda: False) -> list[str]:
+        """What is scored, of the weights loaded last: greedy AR, or NAR after `valid_bleu_iterations`."""
+
         def after_batch(done: int, count: int) -> None:
             if stop():
                 raise _StoppedError
@@ -171,11 +177,13 @@ class OutputDecoder:
             mode=mode,
             beam=1,
             iterations=config.train.valid_bleu_iterations,
+            threshold=None,
+            rescore=None,
+            temperature=0.0,
             max_length=min(longest, config.model.max_target_positions - 2),
         )
         found = generator.generate_ids(self._sources, after_batch)
-        outputs = [one_line(self._tokenizer.decode(candidates[0].tokens)) for candidates in found]
-        return VALIDATION_METRICS[config.train.valid_task].score(outputs, self._references)
+        return [one_line(self._tokenizer.decode(candidates[0].tokens)) for candidates in found]
 
 
 def scored_modes(config: RunConfig) -> tuple[str, ...]:

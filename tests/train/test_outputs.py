@@ -42,6 +42,29 @@ def test_a_validation_survives_a_line_that_is_too_long(tmp_path: Path) -> None:
     assert "- **ar**" in outputs.samples(weights)
 
 
+def test_scores_of_a_validation_do_not_depend_on_how_the_recipe_decodes_later(tmp_path: Path) -> None:
+    """AR is greedy and NAR makes `train.valid_bleu_iterations` passes, whatever `decode` says."""
+    tokenizer = load_tokenizer(prepare_tiny(tmp_path).output / "tokenizer")
+    (tmp_path / "tiny.yaml").write_text(TINY_PAIR_RECIPE)
+    torch.manual_seed(3)
+    weights, made = None, []
+    for decode in (
+        (),
+        ("decode.mode=ar", "decode.temperature=2"),
+        ("decode.rescore=ar",),
+        ("decode.threshold=0.01",),
+    ):
+        mode = "decode.mode=nar" if decode and decode[0] != "decode.mode=ar" else "decode.beam=1"
+        config = resolve(load_run_config(tmp_path / "tiny.yaml", [mode, *decode]))
+        sources = ["nichts .", "ein kind sucht nichts ."]
+        text = PairText(sources, ["nothing .", "a child"], ("valid.de", "valid.en"))
+        outputs = OutputDecoder(config, tokenizer, torch.device("cpu"), [], text)
+        weights = weights or JanusModel(config.model, tokenizer.special, ParallelLayers()).state_dict()
+        outputs._load(weights)
+        made.append([outputs.texts(mode) for mode in ("ar", "nar")])
+    assert all(texts == made[0] for texts in made)
+
+
 def test_an_evaluation_says_what_was_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
