@@ -46,11 +46,13 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
+KillWait=120
 SchedulerParameters=sched_interval=1,sched_min_interval=0
 NodeName=first NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2
 NodeName=second NodeHostname={host} NodeAddr=127.0.0.2 Port={second} CPUs=2
 PartitionName=all Nodes=first,second Default=YES MaxTime=INFINITE State=UP
 """
+# KillWait: a busy machine may take longer than 30 s to save.
 # cred_expire: a requeued job waits as long as an old credential holds, two minutes by default.
 
 
