@@ -27,6 +27,17 @@ def program_parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` on."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on: give one")
+        return int(text)
+
+    return read
+
+
 def add_ranks_arguments(parser: argparse.ArgumentParser, ranks: int) -> None:
     """Add `--ranks` and `--tensor-parallel`."""
     add = parser.add_argument

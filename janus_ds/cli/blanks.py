@@ -24,7 +24,7 @@ from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manifest import step_of
-from janus_ds.cli.arguments import program_parser
+from janus_ds.cli.arguments import at_least, program_parser
 from janus_ds.cli.decode_lines import Found, Passage, as_blocks, heldout_passages, valid_split
 from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.config.packaged import user_path
@@ -62,8 +62,6 @@ _SEED = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, decode and print; returns the exit code."""
     parsed = _parser().parse_args(arguments)
-    if parsed.samples < 1:
-        raise UsageError(f"{parsed.samples} passages cannot be measured", "--samples", "give 1 or more")
     run = load_run(parsed.run, None, parsed.device)
     _check(run)
     batches = blank_batches(run, parsed.samples, parsed.data)
@@ -253,8 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = program_parser(__doc__)
     add = parser.add_argument
     add("run", type=user_path, metavar="RUN", help="a run folder of pretraining, or one of its checkpoints")
-    add("--samples", type=int, default=512, metavar="N", help="held-out passages measured [%(default)s]")
-    add("--show", type=int, default=3, metavar="N", help="held-out passages shown [%(default)s]")
+    add("--samples", type=at_least(1), default=512, metavar="N", help="passages measured [%(default)s]")
+    add("--show", type=at_least(0), default=3, metavar="N", help="passages shown [%(default)s]")
     add("--data", type=Path, metavar="DIR", help="the data directory (default: where it lay in training)")
     add("--json", type=Path, metavar="FILE", help="write figures and passages as JSON, too")
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")

@@ -24,7 +24,7 @@ import torch
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.tensors import write_tensors
-from janus_ds.cli.arguments import new_parser
+from janus_ds.cli.arguments import at_least, new_parser
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
@@ -75,7 +75,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--license", metavar="NAME", help="hf, bart: of the weights, for the card")
     add("--dict", type=Path, help="fairseq's dict.txt, for text that is cut into words")
     add("--tokenizer", type=Path, help="folder with a SentencePiece or byte-level BPE model")
-    add("--heads", type=int, help="attention heads, for fairseq files that do not tell")
+    add("--heads", type=at_least(1), help="attention heads, for fairseq files that do not tell")
     parsed = parser.parse_args(arguments)
     fix = "give --from KIND PATH --to RUN, or --to KIND RUN --output PLACE; kinds: hf, fairseq, and to: bart"
     if (parsed.source is None) == (parsed.output is None):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from janus_ds.batch import TwoStreamBatch
-from janus_ds.cli.arguments import new_parser
+from janus_ds.cli.arguments import at_least, new_parser
 from janus_ds.config.load import add_override_argument, add_recipe_arguments, load_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     add("data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
     add("--sample", type=int, required=True, metavar="N", help="number of the sample")
     add("--split", default="train", help="train, valid or test (default: train)")
-    add("--epoch", type=int, default=0, help="masks differ from epoch to epoch (default: 0)")
-    add("--positions", type=int, default=10, help="tokens in the picture (default: 10)")
+    add("--epoch", type=at_least(0), default=0, help="masks differ from epoch to epoch (default: 0)")
+    add("--positions", type=at_least(1), default=10, help="tokens in the picture (default: 10)")
     add_recipe_arguments(parser)
     parsed = parser.parse_args(arguments)
     place = open_data(parsed.data, load_run_config(None, parsed.overrides).data)

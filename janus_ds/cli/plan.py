@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from janus_ds.batch import RowLayout
 from janus_ds.checkpoint.tensors import snapshot_bytes
-from janus_ds.cli.arguments import add_ranks_arguments, data_ranks, new_parser
+from janus_ds.cli.arguments import add_ranks_arguments, at_least, data_ranks, new_parser
 from janus_ds.cli.traffic import (
     SHARDED,
     BatchShape,
@@ -24,7 +24,7 @@ from janus_ds.config.load import add_recipe_arguments, given_overrides, load_run
 from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.masking.span_laws import expected_share
 from janus_ds.data.stream.open_dataset import open_data
-from janus_ds.errors import ConfigError, UsageError
+from janus_ds.errors import ConfigError
 from janus_ds.model.weights import parameter_shapes
 from janus_ds.observe.progress import bytes_text, count_text, table
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = new_parser("plan", "Parameters, memory, checkpoint size, messages and length of a run.")
     add_recipe_arguments(parser)
     parser.add_argument("--data", help="directory made by `janus-ds prepare`; or as data.path")
-    parser.add_argument("--vocab", type=int, help="vocabulary size, where there is no data yet")
+    parser.add_argument("--vocab", type=at_least(1), help="vocabulary size, where there is no data yet")
     add_ranks_arguments(parser, 8)
     parser.add_argument(
         "--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="of messages (default: bf16)"
@@ -70,9 +70,6 @@ def main(arguments: Sequence[str]) -> int:
         vocab_size, origin = place.manifest.vocab_size, "the data's manifest"
     if parsed.vocab is not None:
         vocab_size, origin = parsed.vocab, "--vocab"
-        if vocab_size < 1:
-            what = f"a vocabulary cannot have {vocab_size} symbols"
-            raise UsageError(what, "--vocab", "give a number above 0")
     execution = Execution(
         precision=parsed.precision,
         data_size=data_ranks(parsed),

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from janus_ds.cli.arguments import program_parser, refuse_given
+from janus_ds.cli.arguments import at_least, program_parser, refuse_given
 from janus_ds.config.packaged import tokenizer_name
 from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
@@ -97,7 +97,8 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     add_text("--field", default=rule.field, help="JSON field or Parquet column of the text [%(default)s]")
     add_shared("--samples-per-member", type=int, default=default.samples_per_member, help="[%(default)s]")
     add_shared("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
-    add_shared("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
+    cores = os.cpu_count() or 1
+    add_shared("--processes", type=at_least(1), default=cores, help="that tokenise [%(default)s]")
     _add_pair_options(groups["nmt"])
     _add_distill_options(groups["nmt --distill"])
     parsed = parser.parse_args(argv)
@@ -282,7 +283,7 @@ def _parse_glge(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--target-tokens", type=int, metavar="N", help="the same for targets [both: as the task's recipe]")
     add("--samples-per-member", type=int, default=GlgeSettings.samples_per_member, help="[%(default)s]")
     add("--members-per-shard", type=int, default=GlgeSettings.members_per_shard, help="[%(default)s]")
-    add("--processes", type=int, default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
+    add("--processes", type=at_least(1), default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
     return parser.parse_args(argv)
 
 

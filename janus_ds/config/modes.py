@@ -55,7 +55,11 @@ NAMES = tuple(name for name in MODES if name != RESCORED)
 
 def way_of(decode: DecodeConfig) -> Mode:
     """The way that these settings mean."""
-    return MODES[RESCORED if decode.mode == "nar" and decode.rescore else decode.mode]
+    return MODES[_name_of(decode)]
+
+
+def _name_of(decode: DecodeConfig) -> str:
+    return RESCORED if decode.mode == "nar" and decode.rescore else decode.mode
 
 
 def trained_modes(objective: ObjectiveConfig, among: Sequence[str] = ("ar", "nar")) -> tuple[str, ...]:
@@ -97,19 +101,27 @@ def check_mode(config: RunConfig) -> None:
         )
 
 
-def check_used(mode: str | None, decode: Mapping[str, Any]) -> None:
-    """Refuse, by name, a decoding option that is given and that the mode, if one is given, does not use.
+def check_used(decode: DecodeConfig, given: Mapping[str, Any]) -> None:
+    """Refuse, by name, a decoding option that is given and has no effect.
+
+    Args:
+        decode: all options, with the given ones.
+        given: fields of `DecodeConfig`; a default is as if not given, and so is a beam of 1.
 
     Raises:
-        ConfigError: there is one. A beam of 1 is what modes without a beam have.
+        ConfigError: the mode does not use it, or it is for samples and none are drawn.
     """
-    way = RESCORED if mode == "nar" and decode.get("rescore") else mode
-    for name, value in decode.items() if way in MODES else ():
+    way = _name_of(decode)
+    for name, value in given.items():
         users = [other for other, found in MODES.items() if name in found.options]
-        neutral = (getattr(DecodeConfig, name, value), 1 if name == "beam" else None)
-        if users and way not in users and value not in neutral:
+        if value in (getattr(DecodeConfig, name, value), 1 if name == "beam" else None):
+            continue
+        if users and way not in users:
             fix = f"leave it out, or decode in mode {' or '.join(users)}"
             raise ConfigError(f"mode {way} does not use {name}", f"decode.{name}", fix)
+        if name in ("top_k", "top_p") and not decode.temperature:
+            what = f"{name} has no effect without temperature"
+            raise ConfigError(what, f"decode.{name}", "add temperature")
 
 
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:

@@ -111,8 +111,8 @@ class Generator:
             ConfigError: an option that does not exist, or that the mode does not use; an untrained mode.
         """
         options = decode | ({} if mode is None else {"mode": mode})
-        check_used(mode, decode)
         run = load_run(path, options, device)
+        check_used(run.config.decode, decode)
         model, text = prepare_for_inference(run.model, inference), run.codec(ids)
         return cls(model, text, run.config)
 

@@ -96,6 +96,9 @@ def test_before_after_and_passages_are_told(inputs: Path, capsys: pytest.Capture
         main([str(inputs / "before"), "--device", "cpu"])
 
 
-def test_passages_must_be_asked_for() -> None:
-    with pytest.raises(UsageError, match="0 passages cannot be measured"):
-        main(["nowhere", "--samples", "0"])
+@pytest.mark.parametrize("given", ["0", "-2", "many"])
+def test_passages_must_be_asked_for(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["nowhere", f"--samples={given}"])
+    assert caught.value.code == 2
+    assert f"argument --samples: '{given}' is no whole number from 1 on: give one" in capsys.readouterr().err

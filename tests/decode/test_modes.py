@@ -9,7 +9,7 @@ import pytest
 from janus_ds.config.load import load_run_config
 from janus_ds.config.modes import MODES, NAMES, RESCORED, check_mode, check_used, trained_modes, with_decode
 from janus_ds.config.presets import resolve
-from janus_ds.config.schema import FIELDS, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import FIELDS, DecodeConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import ConfigError
 
 
@@ -81,17 +81,19 @@ def test_options_that_cannot_be(decode: dict[str, Any], told: str) -> None:
         ("nar", {"temperature": 0.7}, "mode nar does not use temperature"),
         ("nar", {"rescore": "ar", "beam": 3}, "mode nar with --rescore ar does not use beam"),
         ("aux", {"threshold": 0.9}, "mode aux does not use threshold"),
+        ("ar", {"top_k": 5}, "top_k has no effect without temperature"),
+        ("aux", {"top_p": 0.9}, "top_p has no effect without temperature"),
     ],
 )
 def test_an_option_that_the_mode_does_not_use_is_refused(mode: str, decode: Any, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        check_used(mode, decode)
+        check_used(DecodeConfig(mode=mode, **decode), decode)
 
 
 def test_options_of_other_modes_pass_where_they_change_nothing() -> None:
-    check_used("draft", {"beam": 1, "max_length": 9, "seed": 2})
-    check_used("nar", {"rescore": "ar", "length_penalty": 0.6, "temperature": 0.0})
-    check_used(None, {"iterations": 2, "beam": 3})
+    check_used(DecodeConfig(mode="draft"), {"beam": 1, "max_length": 9, "seed": 2})
+    check_used(DecodeConfig(mode="nar", rescore="ar"), {"length_penalty": 0.6, "temperature": 0.0})
+    check_used(DecodeConfig(temperature=0.7), {"top_k": 5, "top_p": 0.9})
 
 
 def test_what_only_the_recipe_names_is_not_taken_over() -> None:
