@@ -15,7 +15,10 @@ NPROC ?= 2
 # Without an NVIDIA GPU the quickstart runs on NPROC CPU ranks, which share the cores.
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 ifeq ($(HAS_GPU),yes)
-DEVICE_ENV :=
+# The quickstart's 16 passages an update divide among 1, 2, 4, 8 or 16 GPUs: of 3 it takes the first 2.
+ALL_GPUS := $(or $(CUDA_VISIBLE_DEVICES),$(shell nvidia-smi -L | awk '/^GPU/ {printf (n ? ",%d" : "%d"), n++}'))
+TAKEN_GPUS := $(shell echo $(ALL_GPUS) | awk -F, '{for (p = 16; p > NF; p /= 2); NF = p; print}' OFS=,)
+DEVICE_ENV := $(if $(filter-out $(ALL_GPUS),$(TAKEN_GPUS)),CUDA_VISIBLE_DEVICES=$(TAKEN_GPUS))
 else
 DEVICE_ENV := LOCAL_SIZE=$(NPROC)
 endif

@@ -111,3 +111,27 @@ def test_a_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path, installer:
     assert len(run([*decode, "--output", "out"], tmp_path).splitlines()) <= 1
     assert len((tmp_path / "out").read_text().splitlines()) == 8
     assert "BLEU" in run([janus, "eval", "nmt", "--checkpoint", "run", "--iterations", "1"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "taken"),
+    [
+        (0, "", "LOCAL_SIZE=2"),
+        (3, "", "CUDA_VISIBLE_DEVICES=0,1"),
+        (8, "", ""),
+        (8, "3,5,6", "CUDA_VISIBLE_DEVICES=3,5"),
+    ],
+)
+def test_make_pretrain_takes_gpus_that_its_batch_divides_among(
+    count: int, visible: str, taken: str, tmp_path: Path
+) -> None:
+    """The command alone, with a listing of so many GPUs."""
+    listing = "\n".join(f"echo 'GPU {n}: NVIDIA H200'" for n in range(count)) or "exit 9"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{listing}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": visible}
+    command = ["make", "-n", "pretrain", "NPROC=2"]
+    told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"PYTHONPATH=\S+ (.*?) ?deepspeed ", told)
+    assert found is not None
+    assert found[1].strip() == taken
