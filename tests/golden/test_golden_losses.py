@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,9 @@ QUICK_RUNS: list[Key] = [
     ("denoise", "cmlm", "bf16"),
     ("pair", "paper", "fp32"),
 ]
+DOCUMENTED = set(
+    re.findall(r"`(\w+)", (ROOT / "docs/faults.md").read_text().partition("## The figures of a run")[2])
+)
 
 
 def losses(folder: Path, runs: list[Key], steps: int) -> dict[str, dict[str, list[float]]]:
@@ -73,6 +77,7 @@ def losses(folder: Path, runs: list[Key], steps: int) -> dict[str, dict[str, lis
     for name in names:
         lines = read_metrics(folder / name / "metrics.jsonl")
         assert len(lines) == steps
+        assert {key.partition("/")[0] for line in lines for key in line} <= DOCUMENTED
         series = {term: [float(f"{line[term]:.7g}") for line in lines if term in line] for term in TERMS}
         found[name] = {
             term: values if term in ("loss", "valid/loss") else values[:TERM_STEPS]
