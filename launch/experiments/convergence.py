@@ -14,9 +14,11 @@ the runs save first. All runs have the same data, batches, masking law and seed 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import product as pairs
 from pathlib import Path
 from statistics import mean, stdev
@@ -32,10 +34,10 @@ from driver import (
     shared_text,
     training_command,
 )
-from results import collect, fixed, render, significance, write_page
+from results import collect, fixed, output_of, render, significance, write_page
 
 from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
-from janus_ds.io import write_atomic
+from janus_ds.io import disk_faults, write_atomic
 from janus_ds.report.figures import COLOURS, INK, new_figure, png_of, styled
 
 RECIPE = ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml"
@@ -128,8 +130,11 @@ def overrides_of(name: str) -> tuple[list[str], int]:
 
 def report(options: argparse.Namespace) -> None:
     """Make JSON, page and pictures of what is there."""
-    content = collect(options.root, RUNS, "runs/convergence/en-de")
-    content["significance"] = significance(options.root, content["runs"], COMPARISONS)
+    published, outputs = options.results / "convergence.json", options.results / "outputs"
+    before = json.loads(published.read_text(encoding="utf-8"))["runs"] if published.is_file() else {}
+    content = collect(options.root, RUNS, "runs/convergence/en-de", before)
+    publish_outputs(options.root, content["runs"], outputs)
+    content["significance"] = significance(partial(_published, outputs), content["runs"], COMPARISONS)
     answers = options.results / "convergence_answers.md"
     content["answers"] = answers.read_text(encoding="utf-8").strip() if answers.is_file() else ""
     try:
@@ -137,6 +142,21 @@ def report(options: argparse.Namespace) -> None:
     except MissingDependencyError as error:
         content["pictures"], content["no_pictures"] = [], f"{error.what}: {error.fix}"
     write_page(options.results / "convergence.md", page(content), content)
+
+
+def publish_outputs(folder: Path, runs: Mapping[str, Any], outputs: Path) -> None:
+    """Copy to the page what runs wrote for the test set, so that it can be scored again, and be compared with
+    runs of another machine."""
+    for run, system in pairs(runs, ("ar", "nar-10", "references")):
+        source, copy = output_of(folder, run, system), _published(outputs, run, system)
+        if source.is_file():
+            with disk_faults(copy):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(copy, source.read_bytes())
+
+
+def _published(outputs: Path, run: str, system: str) -> Path:
+    return outputs / ("references.txt" if system == "references" else f"{run}.{system}.txt")
 
 
 def page(content: Mapping[str, Any]) -> str:

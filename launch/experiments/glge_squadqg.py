@@ -16,6 +16,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from driver import (
     shared_text,
     training_command,
 )
-from results import collect, render, significance, write_page
+from results import collect, output_of, render, significance, write_page
 from squadqg_text import write_squadqg, write_wikipedia
 
 from janus_ds.config.load import load_run_config
@@ -123,7 +124,7 @@ def report(options: argparse.Namespace) -> None:
     content = collect(options.root, list(RUNS), "runs/results-glge")
     for name, run in content["runs"].items():
         run["start"] = RUNS[name].start
-    content["significance"] = significance(options.root, content["runs"], COMPARISONS)
+    content["significance"] = significance(partial(output_of, options.root), content["runs"], COMPARISONS)
     content["data"] = _text_facts(options.root)
     content["samples"] = list(_samples(options.root, content["runs"]))
     write_page(options.results / "glge_squadqg.md", page(content), content)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,22 @@ from janus_ds.observe.writers import read_metrics, read_run_record
 _CURVE_KEYS = ("samples_total", "tokens_total", "cpu_seconds_total", "seconds_total")
 
 
-def collect(folder: Path, names: Sequence[str], placeholder: str) -> dict[str, Any]:
-    """The experiment's JSON: runs by name in the given order (others that were begun are added), and who is
-    not there or not finished. `placeholder` stands for `folder` in commands and warnings: no machine's path
-    is published."""
+def collect(
+    folder: Path, names: Sequence[str], placeholder: str, published: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The experiment's JSON: its runs, and who is not there or not finished.
+
+    Args:
+        folder: where runs lie.
+        names: runs in their order; others that were begun are added.
+        placeholder: stands for `folder` in commands and warnings: no machine's path is published.
+        published: runs of an earlier JSON. What was finished there and is not in the folder (another machine
+            made it) stays as it was.
+    """
+    kept = {name: run for name, run in (published or {}).items() if run["finished"]}
     begun = sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
-    order = list(dict.fromkeys([*names, *begun]))
-    found = {name: _collect_run(folder, name, placeholder) for name in order}
+    order = list(dict.fromkeys([*names, *kept, *begun]))
+    found = {name: _collect_run(folder, name, placeholder) or kept.get(name) for name in order}
     runs = {name: run for name, run in found.items() if run is not None}
     return {
         "order": list(runs),
@@ -107,22 +116,31 @@ def _portable(text: str, folder: Path, placeholder: str) -> str:
     return re.sub(r"/[^\s=]*/(?=launch/|ds_configs/)", "", text.replace(str(folder), placeholder))
 
 
+def output_of(folder: Path, run: str, system: str) -> Path:
+    """Where an evaluation leaves the test outputs of a system; system "references": what is asked for."""
+    return folder / run / "eval" / "test" / f"{system}.txt"
+
+
 def significance(
-    folder: Path, runs: Mapping[str, Any], pairs: Sequence[tuple[str, str, str, str, str]]
+    output: Callable[[str, str], Path],
+    runs: Mapping[str, Any],
+    pairs: Sequence[tuple[str, str, str, str, str]],
 ) -> list[dict[str, Any]]:
-    """Paired bootstrap of outputs on the test set, where both are there; `pairs` are (run, system, baseline
-    run, baseline system, what it says)."""
+    """Paired bootstrap of outputs on the test set, where both are there.
+
+    Args:
+        output: the file of a run and a system, as `output_of` gives it.
+        runs: by name.
+        pairs: (run, system, baseline run, baseline system, what it says).
+    """
     found = []
     for name, system, other, other_system, what in pairs:
-        files = [
-            folder / run / "eval" / "test" / f"{way}.txt"
-            for run, way in ((name, system), (other, other_system))
-        ]
+        files = [output(name, system), output(other, other_system)]
         if name in runs and other in runs and all(path.is_file() for path in files):
             ours, theirs = (
                 TextLines(run, read_lines(path).lines) for run, path in zip((name, other), files, strict=True)
             )
-            references = read_lines(files[0].parent / "references.txt")
+            references = read_lines(output(name, "references"))
             found.append({"what": what, **compare_translations(ours, references, theirs)})
     return found
 

@@ -79,6 +79,24 @@ def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
     assert "/elsewhere" not in written
 
 
+def test_runs_of_a_machine_that_is_gone_stay_on_the_page(tmp_path):
+    first, second, results = tmp_path / "first", tmp_path / "second", tmp_path / "results"
+    for folder, name, text in ((first, "ar", "a b c d e\n"), (second, "paper", "a b c d f\n")):
+        run = folder / "en-de" / f"{name}-4k-s1"
+        made_run(run, "pair", name, {"ar": nmt_score(35.0)})
+        (run / "eval" / "test" / "ar.txt").write_text(text)
+        (run / "eval" / "test" / "references.txt").write_text("a b c d f\n")
+    made_run(first / "en-de" / "cmlm-4k-s1", "pair", "cmlm", {})
+    (first / "en-de" / "cmlm-4k-s1" / "finished.json").unlink()
+    assert "| cmlm-4k-s1 | under way" in report(first, results)
+    text = report(second, results)
+    assert "| ar-4k-s1 | 35.00 |" in text
+    assert "| paper-4k-s1 | 35.00 |" in text
+    assert "| cmlm-4k-s1 |" not in text, "what was under way is lost with its machine"
+    assert "| Is JANUS-AR above AR? (4,000 updates) | 100.00 |" in text
+    assert (results / "outputs" / "ar-4k-s1.ar.txt").read_text() == "a b c d e\n"
+
+
 def nmt_score(bleu: float) -> dict[str, Any]:
     return {"metrics": {"sacrebleu": bleu, "repetition": 0.5}, "n": 1, "warnings": []}
 
