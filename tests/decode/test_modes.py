@@ -93,7 +93,7 @@ def test_an_option_that_the_mode_does_not_use_is_refused(mode: str, decode: Any,
 def test_options_of_other_modes_pass_where_they_change_nothing() -> None:
     check_used(DecodeConfig(mode="draft"), {"beam": 1, "max_length": 9, "seed": 2})
     check_used(DecodeConfig(mode="nar", rescore="ar"), {"length_penalty": 0.6, "temperature": 0.0})
-    check_used(DecodeConfig(temperature=0.7), {"top_k": 5, "top_p": 0.9})
+    check_used(DecodeConfig(mode="ar", temperature=0.7), {"top_k": 5, "top_p": 0.9})
 
 
 def test_what_only_the_recipe_names_is_not_taken_over() -> None:
