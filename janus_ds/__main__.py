@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from janus_ds import __version__
 from janus_ds.cli.arguments import new_parser
-from janus_ds.config.packaged import packaged_folder
+from janus_ds.config.locations import packaged_folder
 from janus_ds.errors import JanusError, MissingDependencyError, UsageError, exit_on_error
 
 

@@ -50,8 +50,8 @@ from janus_ds.cli.decode_lines import (
     with_targets,
 )
 from janus_ds.config.faults import suggestion
+from janus_ds.config.locations import DEMO
 from janus_ds.config.modes import MODES, NAMES, with_decode
-from janus_ds.config.packaged import DEMO
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.cli.arguments import program_parser, refuse_given
-from janus_ds.config.packaged import tokenizer_name
+from janus_ds.config.locations import tokenizer_name
 from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits

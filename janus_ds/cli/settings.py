@@ -14,7 +14,7 @@ from janus_ds.config.deepspeed import ExecutionConfig, load_setup
 from janus_ds.config.faults import suggestion
 from janus_ds.config.fields import FieldSpec
 from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments, given_overrides
-from janus_ds.config.packaged import packaged_folder, user_path
+from janus_ds.config.locations import packaged_folder, user_path
 from janus_ds.config.presets import MASKING_PRESETS, MODEL_PRESETS, OBJECTIVE_PRESETS
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 from janus_ds.errors import TrainingError, UsageError

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_ds.config.packaged import packaged_folder
+from janus_ds.config.locations import packaged_folder
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, PlainFormatter
 from janus_ds.train.options import FOLLOWER_DELAY, TrainOptions, parse_options, refuse_faults
 from janus_ds.train.signals import StopSignals

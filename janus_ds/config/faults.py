@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from janus_ds.config.packaged import packaged_names
+from janus_ds.config.locations import packaged_names
 from janus_ds.errors import ConfigError
 
 _MOST_BYTES = 1 << 20

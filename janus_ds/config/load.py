@@ -16,8 +16,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from janus_ds.config.faults import FaultList
-from janus_ds.config.locations import SECRET_KEYS, public_location
-from janus_ds.config.packaged import deepspeed_file, packaged_folder, recipe_file
+from janus_ds.config.locations import (
+    SECRET_KEYS,
+    deepspeed_file,
+    packaged_folder,
+    public_location,
+    recipe_file,
+)
 from janus_ds.config.presets import MODEL_PRESETS, follow_data, follow_init, resolve
 from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
 from janus_ds.config.rules import check_name, check_run, without_effect

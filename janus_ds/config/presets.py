@@ -12,8 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from janus_ds.config.locations import parse_locations
-from janus_ds.config.packaged import model_path
+from janus_ds.config.locations import model_path, parse_locations
 from janus_ds.config.schema import (
     KL_PAIRS,
     RUN_FILE,

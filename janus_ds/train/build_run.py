@@ -19,7 +19,7 @@ from torch import nn
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
-from janus_ds.config.packaged import tokenizer_name
+from janus_ds.config.locations import tokenizer_name
 from janus_ds.config.presets import init_tokenizer, record_of
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus

@@ -16,7 +16,7 @@ from typing import Any
 
 from janus_ds.config.deepspeed import read_setup
 from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments, given_overrides
-from janus_ds.config.packaged import user_path
+from janus_ds.config.locations import user_path
 from janus_ds.errors import JanusError
 
 FOLLOWER_DELAY = 2.0

@@ -9,7 +9,7 @@ import pytest
 
 from janus_ds.config.deepspeed import read_setup
 from janus_ds.config.load import changed_training, from_dict, load_run_config, to_dict
-from janus_ds.config.packaged import packaged_folder
+from janus_ds.config.locations import packaged_folder
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
 

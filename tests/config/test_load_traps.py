@@ -12,8 +12,7 @@ import pytest
 from janus_ds.config.deepspeed import read_deepspeed_config
 from janus_ds.config.faults import ConfigFaultsError, FaultList
 from janus_ds.config.load import changed_training, field_of, from_dict, load_run_config, to_dict
-from janus_ds.config.locations import parse_locations
-from janus_ds.config.packaged import user_path
+from janus_ds.config.locations import parse_locations, user_path
 from janus_ds.config.presets import record_of
 from janus_ds.config.schema import FIELDS, RETIRED, RunConfig
 from janus_ds.errors import ConfigError
