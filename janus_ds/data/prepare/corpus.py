@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from janus_ds.data.masking.ragged import Ragged
+from janus_ds.batch import Ragged
 from janus_ds.data.prepare.blocks import encode_blocks
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.prepare.train_tokenizer import ensure_tokenizer
