@@ -33,8 +33,7 @@ from janus_ds.decode.text import DICT_NAME, FairseqWords
 from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate.hf_folders import REPORT_FILE, from_hf, refuse_run, to_hf, write_report
 from janus_ds.io import atomic_dir, disk_faults, write_atomic
-from janus_ds.model.formats.bart_names import ConversionReport
-from janus_ds.model.formats.fairseq import load_fairseq, to_fairseq
+from janus_ds.model.formats.fairseq import ConversionReport, load_fairseq, to_fairseq
 from janus_ds.observe.writers import write_run_record
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"

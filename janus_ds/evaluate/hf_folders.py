@@ -20,7 +20,7 @@ from janus_ds.decode.text import markdown_text
 from janus_ds.errors import DataError, UsageError
 from janus_ds.io import atomic_dir, disk_faults, read_json, write_atomic
 from janus_ds.metrics.scores import finite_numbers
-from janus_ds.model.formats.bart_names import ConversionReport
+from janus_ds.model.formats.fairseq import ConversionReport
 from janus_ds.model.formats.hf_export import (
     export_config,
     export_generation,

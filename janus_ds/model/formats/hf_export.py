@@ -13,7 +13,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import DecodeConfig, ModelConfig, RunConfig
 from janus_ds.errors import CheckpointError
 from janus_ds.model.decoding.cache import ArStream, ArSymbols
-from janus_ds.model.formats.bart_names import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
+from janus_ds.model.formats.fairseq import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
 from janus_ds.model.formats.hf_import import BIAS, PREFIX, SHARED
 
 
