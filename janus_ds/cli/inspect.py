@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from janus_ds.batch import TwoStreamBatch
-from janus_ds.cli.arguments import new_parser
-from janus_ds.config.load import add_override_argument, add_recipe_arguments, load_run_config
+from janus_ds.cli.arguments import add_override_argument, add_recipe_arguments, new_parser
+from janus_ds.config.load import load_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.masking.views import Views

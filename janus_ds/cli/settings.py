@@ -9,11 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_ds.cli.arguments import add_ranks_arguments, data_ranks, new_parser
+from janus_ds.cli.arguments import (
+    add_deepspeed_argument,
+    add_ranks_arguments,
+    add_recipe_arguments,
+    data_ranks,
+    given_overrides,
+    new_parser,
+)
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
 from janus_ds.config.faults import suggestion
 from janus_ds.config.fields import FieldSpec
-from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments, given_overrides
 from janus_ds.config.locations import packaged_folder, user_path
 from janus_ds.config.presets import MASKING_PRESETS, MODEL_PRESETS, OBJECTIVE_PRESETS
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig

@@ -6,7 +6,6 @@ values out of range, and values that contradict each other.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -16,13 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from janus_ds.config.faults import FaultList
-from janus_ds.config.locations import (
-    SECRET_KEYS,
-    deepspeed_file,
-    packaged_folder,
-    public_location,
-    recipe_file,
-)
+from janus_ds.config.locations import SECRET_KEYS, public_location
 from janus_ds.config.presets import MODEL_PRESETS, follow_data, follow_init, resolve
 from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
 from janus_ds.config.rules import check_name, check_run, without_effect
@@ -125,48 +118,6 @@ def field_of(run: RunConfig, key: str) -> Any:
     for name in key.split("."):
         value = getattr(value, name)
     return value
-
-
-# Command lines
-
-
-def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
-    """`--recipe` (default: the quickstart's), `--mode` and `--set` (as `overrides`)."""
-    default = default or packaged_folder("recipes") / "quickstart.yaml"
-    help_line = f"what is trained: a file, or a name such as iwslt (default: launch/recipes/{default.name})"
-    parser.add_argument("--recipe", type=recipe_file, default=default, metavar="YAML", help=help_line)
-    parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
-    add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
-
-
-def given_overrides(parsed: argparse.Namespace) -> list[str]:
-    """What `--set` and `--data` say."""
-    return [*parsed.overrides, *([f"data.path={parsed.data}"] if parsed.data else [])]
-
-
-def add_deepspeed_argument(parser: argparse.ArgumentParser) -> None:
-    """`--deepspeed_config`, which every run needs."""
-    parser.add_argument(
-        "--deepspeed_config",
-        "--deepspeed-config",
-        type=deepspeed_file,
-        required=True,
-        metavar="JSON",
-        help="how the run is executed, such as ds_configs/zero2.json, or a name, such as zero2",
-    )
-
-
-def add_override_argument(parser: argparse.ArgumentParser, help_line: str) -> None:
-    """`--set KEY=VALUE ...`, as `overrides`."""
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help=help_line,
-    )
 
 
 _PATHS = ("init", "data.path", "data.valid_path")

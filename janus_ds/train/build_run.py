@@ -18,7 +18,7 @@ from torch import nn
 
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.tensors import find_weights, read_weights
-from janus_ds.config.deepspeed import ExecutionConfig, load_setup
+from janus_ds.config.deepspeed import ExecutionConfig, TrainOptions, load_setup
 from janus_ds.config.locations import tokenizer_name
 from janus_ds.config.presets import init_tokenizer, record_of
 from janus_ds.config.schema import RunConfig
@@ -36,7 +36,6 @@ from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
 from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine, TrainingStep, compile_step
-from janus_ds.train.options import TrainOptions
 from janus_ds.train.reporting import announce_end, announce_start
 from janus_ds.train.signals import StopSignals
 from janus_ds.train.state import Meters, Run, RunIdentity, changed_execution, read_resumable
