@@ -18,12 +18,11 @@ from janus_ds.cli.arguments import (
     new_parser,
 )
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
-from janus_ds.config.faults import suggestion
 from janus_ds.config.fields import FieldSpec
 from janus_ds.config.locations import packaged_folder, user_path
 from janus_ds.config.presets import MASKING_PRESETS, MODEL_PRESETS, OBJECTIVE_PRESETS
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
-from janus_ds.errors import TrainingError, UsageError
+from janus_ds.errors import TrainingError, UsageError, suggestion
 from janus_ds.io import disk_faults, write_atomic
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.config.deepspeed_file import DeepSpeedFile
-from janus_ds.config.faults import FaultList
-from janus_ds.config.fields import shown
+from janus_ds.config.fields import FaultList, shown
 from janus_ds.config.load import read_run_config
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.schema import RunConfig

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from janus_ds.config.faults import FaultList, nearest, read_text, suggestion
-from janus_ds.config.fields import shown
-from janus_ds.config.locations import SECRET_KEYS, public_location
+from janus_ds.config.fields import FaultList, shown
+from janus_ds.config.locations import SECRET_KEYS, public_location, read_text
 from janus_ds.config.presets import MODEL_PRESETS, follow_data, follow_init, resolve
 from janus_ds.config.rules import check_name, check_run, without_effect
 from janus_ds.config.schema import FIELDS, RETIRED, SECTIONS, RunConfig
-from janus_ds.errors import UsageError
+from janus_ds.errors import UsageError, nearest, suggestion
 
 
 class _Given(NamedTuple):

@@ -12,10 +12,13 @@ import os
 import re
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from janus_ds.errors import ConfigError, DataError
+from janus_ds.errors import ConfigError, DataError, suggestion
+
+if TYPE_CHECKING:
+    from janus_ds.config.fields import FaultList
 
 PIPE = "pipe:"
 """Start of a location that is a shell command; {} in it stands for a file's name."""
@@ -178,6 +181,7 @@ _PACKAGE = Path(__file__).parents[1]
 _IN_CHECKOUT = {"recipes": "launch/recipes", "ds_configs": "ds_configs"}
 _SUFFIXES = {"recipes": ".yaml", "ds_configs": ".json"}
 _PREFIXES = ("", "nmt_", "glge_")
+_MOST_BYTES = 1 << 20
 
 
 def user_path(text: str) -> Path:
@@ -213,7 +217,41 @@ def tokenizer_name(text: str) -> str:
     return text if model == Path(text) else str(model / "tokenizer")
 
 
-def packaged_names(suffix: str) -> list[str]:
+def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | None:
+    """The text of a file of settings, a byte-order mark included; None with a fault.
+
+    Args:
+        what: what messages call it.
+        example: a path of such a file; names of neighbours with its ending are suggested.
+    """
+    if path.is_fifo() and Path("/dev") not in path.parents:
+        # To open it would wait for a writer, deaf to signals. A shell's <(COMMAND) is one of /dev/fd.
+        faults.add(f"{what} is a named pipe, which is not read", str(path), f"give the path of {example}")
+        return None
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            faults.add(f"{what} is larger than {_MOST_BYTES:,} bytes", str(path), f"give {example}")
+            return None
+        if b"\0" not in data:
+            return data.decode("utf-8")
+        faults.add(f"{what} is not UTF-8 text: it has NUL bytes, as UTF-16", str(path), "save it as UTF-8")
+    except OSError as error:
+        suffix = Path(example).suffix
+        if path.suffix or len(path.parts) > 1:
+            names, fix = [p.name for p in path.parent.glob(f"*{suffix}")], f"give the path of {example}"
+        else:
+            names = _packaged_names(suffix)
+            fix = f"give a path, or one of the names {', '.join(names)}"
+        fix = suggestion(path.name, names, fix)
+        faults.add(f"{what} cannot be read: {error.strerror}", str(path), fix)
+    except UnicodeDecodeError as error:
+        faults.add(f"{what} is not UTF-8 text: {error.reason}", str(path), "save it as UTF-8")
+    return None
+
+
+def _packaged_names(suffix: str) -> list[str]:
     """The names of the recipes (".yaml") or DeepSpeed files (".json") that come with the package."""
     kind = next(kind for kind, ending in _SUFFIXES.items() if ending == suffix)
     stems = [file.stem for file in packaged_folder(kind).glob(f"*{suffix}")]

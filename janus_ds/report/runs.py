@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from janus_ds.config.faults import suggestion
 from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
-from janus_ds.errors import JanusError, UsageError
+from janus_ds.errors import JanusError, UsageError, suggestion
 from janus_ds.io import read_json
 from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers
 from janus_ds.observe.writers import read_metrics, read_run_record

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_ds.config.faults import ConfigFaultsError, FaultList, nearest
+from janus_ds.config.fields import ConfigFaultsError, FaultList
 from janus_ds.config.load import from_dict, load_run_config, read_run_config
 from janus_ds.config.modes import check_mode
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
+from janus_ds.errors import nearest
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from janus_ds.config.deepspeed import read_deepspeed_config
-from janus_ds.config.faults import ConfigFaultsError, FaultList
+from janus_ds.config.fields import ConfigFaultsError, FaultList
 from janus_ds.config.load import from_dict, load_run_config, to_dict
 from janus_ds.config.locations import parse_locations, user_path
 from janus_ds.config.presets import record_of
