@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from janus_ds.config.locations import deepspeed_file, packaged_folder, recipe_file
 from janus_ds.errors import MissingDependencyError, UsageError
-from janus_ds.observe.progress import Progress
+from janus_ds.progress import Progress
 
 if TYPE_CHECKING:
     from janus_ds.decode.load import InferenceOptions

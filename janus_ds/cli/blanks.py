@@ -43,7 +43,7 @@ from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import UsageError
 from janus_ds.io import write_atomic
 from janus_ds.model.janus import JanusModel
-from janus_ds.observe.progress import table
+from janus_ds.progress import table
 
 WAYS = {
     "ar": "AR: one after another, from the left",

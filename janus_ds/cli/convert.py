@@ -34,7 +34,7 @@ from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate.hf_folders import REPORT_FILE, from_hf, refuse_run, to_hf, write_report
 from janus_ds.io import atomic_dir, disk_faults, write_atomic
 from janus_ds.model.formats.fairseq import ConversionReport, load_fairseq, to_fairseq
-from janus_ds.observe.writers import write_run_record
+from janus_ds.observe import write_run_record
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 _KINDS = ("hf", "fairseq")

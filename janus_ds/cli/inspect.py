@@ -27,7 +27,7 @@ from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import JanusError, UsageError
-from janus_ds.observe.progress import Progress, bytes_text, count_text, table
+from janus_ds.progress import Progress, bytes_text, count_text, table
 from janus_ds.stream_mask import Segment
 
 

@@ -32,7 +32,7 @@ from janus_ds.data.masking.span_laws import expected_share
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import ConfigError, UsageError
 from janus_ds.model.weights import parameter_shapes
-from janus_ds.observe.progress import bytes_text, count_text, table
+from janus_ds.progress import bytes_text, count_text, table
 
 _TENSOR_SIZES = (1, 2, 4)
 _PARTS = {

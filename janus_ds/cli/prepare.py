@@ -26,7 +26,7 @@ from janus_ds.data.prepare.settings import (
 from janus_ds.data.prepare.writing import PrepareProgress, PrepareReport
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
 from janus_ds.errors import UsageError
-from janus_ds.observe.progress import Progress
+from janus_ds.progress import Progress
 
 _SPLITS = ("train", "valid", "test")
 

@@ -152,8 +152,8 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
 
     from janus_ds.data.stream.loader import make_step_plan
     from janus_ds.data.stream.sample_order import RankShare
-    from janus_ds.observe.progress import count_text
     from janus_ds.parallel.topology import Topology
+    from janus_ds.progress import count_text
     from janus_ds.stream_mask import Segment
     from janus_ds.train.build_run import build_run
 

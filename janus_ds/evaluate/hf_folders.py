@@ -28,7 +28,7 @@ from janus_ds.model.formats.hf_export import (
     export_weights,
 )
 from janus_ds.model.formats.hf_import import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
-from janus_ds.observe.writers import write_run_record
+from janus_ds.observe import write_run_record
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 

@@ -19,7 +19,7 @@ from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.errors import JanusError, UsageError, suggestion
 from janus_ds.io import read_json
 from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers
-from janus_ds.observe.writers import read_metrics, read_run_record
+from janus_ds.observe import read_metrics, read_run_record
 
 _TASK = re.compile(r"\w[\w.-]{0,63}")
 _NAR = re.compile(r"nar-(\d+)$")

@@ -31,7 +31,7 @@ from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.observe.writers import note_end, write_run_record
+from janus_ds.observe import note_end, write_run_record
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
 from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import TrainOptions
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe import read_metrics
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.build_run import run as run_training
 from janus_ds.train.signals import StopSignals
