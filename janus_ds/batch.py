@@ -32,6 +32,11 @@ class SpecialTokens:
     mask: int
     vocab_size: int
 
+    @property
+    def ids(self) -> frozenset[int]:
+        """Those of all symbols; some models have one for two of them."""
+        return frozenset((self.bos, self.pad, self.eos, self.unk, self.mask))
+
 
 @dataclass(frozen=True)
 class Ragged:

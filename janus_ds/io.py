@@ -164,11 +164,17 @@ def disk_faults(path: Path) -> Iterator[None]:
         raise
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder if it is not there, and see that a file can be written into it."""
-    probe = folder / f".probe-{os.getpid()}"
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are not there."""
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if it is not there, and see that a file can be written into it."""
+    make_folder(folder)
+    probe = folder / f".probe-{os.getpid()}"
+    with disk_faults(folder):
         probe.write_bytes(b"probe")
         probe.unlink()
 

@@ -23,7 +23,7 @@ from janus_ds.config.locations import packaged_folder, user_path
 from janus_ds.config.presets import MASKING_PRESETS, MODEL_PRESETS, OBJECTIVE_PRESETS
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 from janus_ds.errors import TrainingError, UsageError, suggestion
-from janus_ds.io import disk_faults, write_atomic
+from janus_ds.io import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from janus_ds.batch import SpecialTokens, TwoStreamBatch
@@ -47,8 +47,7 @@ def copy_files(arguments: Sequence[str] | None = None) -> int:
     if there:
         raise UsageError(f"{len(there)} of the files are there already", str(there[0]), "give another folder")
     for file, target in copies:
-        with disk_faults(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         write_atomic(target, file.read_bytes())
     example = folder / "recipes" / "quickstart.yaml"
     print(f"copied {len(copies)} files; try: janus-ds check --recipe {example} --deepspeed_config zero2")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.errors import DataError
-from janus_ds.io import disk_faults, write_atomic
+from janus_ds.io import make_folder, write_atomic
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,5 @@ def finite_numbers(values: Any) -> dict[str, float]:
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `scores.json`, making its folder if need be."""
-    with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -199,7 +199,6 @@ def _record(run: Run, topology: Topology, step: int) -> None:
     execution = {**asdict(run.execution), "world_size": topology.world_size}
     execution |= {"tensor_size": topology.tensor_size, "device": str(topology.device)}
     with disk_faults(run.folder):
-        run.folder.mkdir(parents=True, exist_ok=True)
         run.tokenizer.save(run.folder / "tokenizer")
         special, fingerprint = run.tokenizer.special, run.tokenizer.fingerprint
         write_run_record(run.folder, run.config, special, fingerprint, execution, step)

@@ -220,7 +220,7 @@ def announce_end(run: Run, topology: Topology, step: int, meters: Meters) -> Non
         rows.append(("skipped", f"{meters.skipped_steps:,} steps; their reasons: metrics.jsonl"))
     if meters.best_step:
         rows.append(("best", f"step {meters.best_step:,}, in {run.folder / 'checkpoints' / 'best'}"))
-    modes = [mode for mode in ("ar", "nar") if mode in trained_modes(run.config.objective)]
+    modes = trained_modes(run.config.objective)
     rows += [
         ("folder", str(run.folder)),
         ("next", f"janus-ds decode --checkpoint {folder} --mode {','.join(modes)} --heldout 3"),
