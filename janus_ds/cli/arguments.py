@@ -1,4 +1,4 @@
-"""What the commands share: parsers, options of programs that decode and score, numbers and tables as text."""
+"""What the commands share: parsers; options of recipes and ranks, and of programs that decode and score."""
 
 from __future__ import annotations
 
