@@ -136,6 +136,11 @@ def read_json(path: Path, most: int = 64 << 20) -> dict[str, Any]:
     return values
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """The JSON object that a file should hold there; an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
     """Turn a full disk, a quota or a place that cannot be written into an error that names `path`.

@@ -19,14 +19,13 @@ from typing import Any
 from janus_ds import __version__
 from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.errors import JanusError, UsageError, shown
-from janus_ds.io import make_folder, write_atomic
+from janus_ds.io import make_folder, mapping, write_atomic
 from janus_ds.metrics.scores import finite_numbers, read_lines
 from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pictures, require_matplotlib
 from janus_ds.report.runs import (
     SPEED_TITLES,
     RunFolder,
     listing,
-    mapping,
     metric_title,
     mode_title,
     primary_metric,
