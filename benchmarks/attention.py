@@ -22,7 +22,7 @@ from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.attention import BACKENDS, RowsOfBatch, fitting
-from janus_ds.observe.progress import table
+from janus_ds.progress import table
 
 SHARED, ROUNDS = ("device", "precision"), 5
 

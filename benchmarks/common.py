@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from janus_ds.cli.arguments import new_parser
 from janus_ds.errors import UsageError
-from janus_ds.observe.writers import installed_versions
+from janus_ds.observe import installed_versions
 
 _PACKAGES = ("torch", "numpy", "deepspeed", "megatron-core", "webdataset")
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import cpu_threads, summary
-from janus_ds.batch import SpecialTokens
+from janus_ds.batch import Ragged, SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.sample_order import SampleSchedule

@@ -28,8 +28,8 @@ from janus_ds.decode.load import InferenceOptions, prepare_for_inference
 from janus_ds.decode.search_settings import SearchSettings
 from janus_ds.errors import CheckpointError
 from janus_ds.model.janus import JanusModel
-from janus_ds.observe.progress import table
 from janus_ds.parallel.tensor_parallel import ParallelLayers
+from janus_ds.progress import table
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import InferenceOptions
 from janus_ds.io import write_atomic
 from janus_ds.model.attention import BACKENDS
-from janus_ds.observe.progress import table
+from janus_ds.progress import table
 from tests.support.two_stream import long_batch, valid_rows
 
 Outcome = tuple[bool, dict[str, Any], str]

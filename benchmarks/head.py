@@ -22,8 +22,8 @@ from benchmarks.shapes import SHAPES, BenchShape
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.objective.chunk_math import Terms, compiler_is_at_hand
 from janus_ds.objective.fused_head import HeadPlan, RowGroup, fused_head
-from janus_ds.observe.progress import table
 from janus_ds.parallel.tensor_parallel import ParallelLayers
+from janus_ds.progress import table
 
 _SMOOTHING = 0.1
 _KL = 2.0

@@ -22,9 +22,9 @@ from janus_ds.checkpoint.tensors import Snapshot
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig, TrainConfig
 from janus_ds.model.janus import JanusModel
-from janus_ds.observe.progress import bytes_text
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.parallel.topology import Topology
+from janus_ds.progress import bytes_text
 
 _SHARE = 0.02
 """Of the time between two saves that training may wait."""

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.common import forward_backward
-from janus_ds.batch import SpecialTokens, TwoStreamBatch
+from janus_ds.batch import Ragged, SpecialTokens, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig, RunConfig
 from janus_ds.data.masking.collate import Collator
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import JanusObjective

@@ -23,8 +23,8 @@ from janus_ds.config.presets import MODEL_PRESETS, resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.errors import UsageError
 from janus_ds.model.janus import JanusModel
-from janus_ds.observe.progress import table
 from janus_ds.parallel.tensor_parallel import ParallelLayers
+from janus_ds.progress import table
 from janus_ds.train.reporting import device_peak_flops, step_flops
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from janus_ds.errors import UsageError, exit_on_error
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe import read_metrics
 from janus_ds.stream_mask import Segment, visible
 
 Row = tuple[str, Segment, int]

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from janus_ds import __version__
 from janus_ds.cli.arguments import new_parser
-from janus_ds.config.packaged import packaged_folder
-from janus_ds.errors import JanusError, MissingDependencyError, UsageError, exit_on_error
+from janus_ds.config.locations import packaged_folder
+from janus_ds.errors import JanusError, MissingDependencyError, UsageError, exit_on_error, suggestion
 
 
 class Command(NamedTuple):
@@ -87,9 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if f"{name} {rest[0] if rest else ''}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in COMMANDS:
-        # difflib is imported by this alone.
-        from janus_ds.config.faults import suggestion
-
         given = f"{name} {rest[0]}" if name in ("eval", "prepare") and rest else name
         fix = suggestion(given, COMMANDS, f"use one of {', '.join(COMMANDS)}")
         raise UsageError(f"there is no command {given!r}", "the command line", fix)

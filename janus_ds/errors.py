@@ -14,7 +14,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 PREEMPTED_EXIT_CODE = 75
@@ -124,6 +124,26 @@ class BusyError(JanusError):
     """Another process works in the folder."""
 
     exit_code = 9
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one most likely means, or None."""
+    # Few programs end with a misspelt name, and all import this file.
+    import difflib
+
+    candidates = list(known)
+    matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+    if matches:
+        return matches[0]
+    # `lr` for `optim.lr`: the right name without its section.
+    ends = [key for key in candidates if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    return ends[0] if ends else None
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The `to do` of an unknown name: its nearest known name, or else a way to find the right one."""
+    near = nearest(name, known)
+    return f"did you mean {near!r}? ({otherwise})" if near else otherwise
 
 
 def exit_on_error(main: Callable[[], int | None]) -> None:

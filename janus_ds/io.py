@@ -136,6 +136,11 @@ def read_json(path: Path, most: int = 64 << 20) -> dict[str, Any]:
     return values
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """The JSON object that a file should hold there; an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
     """Turn a full disk, a quota or a place that cannot be written into an error that names `path`.
@@ -164,11 +169,17 @@ def disk_faults(path: Path) -> Iterator[None]:
         raise
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder if it is not there, and see that a file can be written into it."""
-    probe = folder / f".probe-{os.getpid()}"
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are not there."""
     with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if it is not there, and see that a file can be written into it."""
+    make_folder(folder)
+    probe = folder / f".probe-{os.getpid()}"
+    with disk_faults(folder):
         probe.write_bytes(b"probe")
         probe.unlink()
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from janus_ds.checkpoint.manifest import WEIGHTS_FILE, fault_of, step_folders, weights_in
-from janus_ds.config.packaged import model_path
+from janus_ds.config.locations import model_path
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import atomic_file
 from janus_ds.model.weights import readable

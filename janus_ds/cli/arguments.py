@@ -1,4 +1,4 @@
-"""What the commands share: parsers, options of programs that decode and score, numbers and tables as text."""
+"""What the commands share: parsers; options of recipes and ranks, and of programs that decode and score."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from janus_ds.config.locations import deepspeed_file, packaged_folder, recipe_file
 from janus_ds.errors import MissingDependencyError, UsageError
-from janus_ds.observe.progress import Progress
+from janus_ds.progress import Progress
 
 if TYPE_CHECKING:
     from janus_ds.decode.load import InferenceOptions
@@ -36,6 +37,45 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
+    """`--recipe` (default: the quickstart's), `--mode` and `--set` (as `overrides`)."""
+    default = default or packaged_folder("recipes") / "quickstart.yaml"
+    help_line = f"what is trained: a file, or a name such as iwslt (default: launch/recipes/{default.name})"
+    parser.add_argument("--recipe", type=recipe_file, default=default, metavar="YAML", help=help_line)
+    parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
+    add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
+
+
+def given_overrides(parsed: argparse.Namespace) -> list[str]:
+    """What `--set` and `--data` say."""
+    return [*parsed.overrides, *([f"data.path={parsed.data}"] if parsed.data else [])]
+
+
+def add_deepspeed_argument(parser: argparse.ArgumentParser) -> None:
+    """`--deepspeed_config`, which every run needs."""
+    parser.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        type=deepspeed_file,
+        required=True,
+        metavar="JSON",
+        help="how the run is executed, such as ds_configs/zero2.json, or a name, such as zero2",
+    )
+
+
+def add_override_argument(parser: argparse.ArgumentParser, help_line: str) -> None:
+    """`--set KEY=VALUE ...`, as `overrides`."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help=help_line,
+    )
 
 
 def add_ranks_arguments(parser: argparse.ArgumentParser, ranks: int) -> None:

@@ -26,8 +26,8 @@ from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.cli.arguments import at_least, program_parser
 from janus_ds.cli.decode_lines import Found, Passage, as_blocks, heldout_passages, valid_split
+from janus_ds.config.locations import user_path
 from janus_ds.config.modes import trained_modes, with_decode
-from janus_ds.config.packaged import user_path
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.loader import validation_batches
 from janus_ds.data.stream.pipeline import BatchMaker
@@ -43,7 +43,7 @@ from janus_ds.decode.text import TextCodec, one_line
 from janus_ds.errors import UsageError
 from janus_ds.io import write_atomic
 from janus_ds.model.janus import JanusModel
-from janus_ds.observe.progress import table
+from janus_ds.progress import table
 
 WAYS = {
     "ar": "AR: one after another, from the left",

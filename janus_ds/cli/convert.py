@@ -32,10 +32,9 @@ from janus_ds.decode.load import load_run
 from janus_ds.decode.text import DICT_NAME, FairseqWords
 from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate.hf_folders import REPORT_FILE, from_hf, refuse_run, to_hf, write_report
-from janus_ds.io import atomic_dir, disk_faults, write_atomic
-from janus_ds.model.formats.bart_names import ConversionReport
-from janus_ds.model.formats.fairseq import load_fairseq, to_fairseq
-from janus_ds.observe.writers import write_run_record
+from janus_ds.io import atomic_dir, disk_faults, make_folder, write_atomic
+from janus_ds.model.formats.fairseq import ConversionReport, load_fairseq, to_fairseq
+from janus_ds.observe import write_run_record
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 _KINDS = ("hf", "fairseq")
@@ -193,8 +192,7 @@ def _to_fairseq(run: Path, file: Path) -> ConversionReport:
     # In memory first: torch's writer answers a full disk with an error of its own.
     content = io.BytesIO()
     torch.save({"args": settings, "model": to_fairseq(weights, loaded.special)}, content)
-    with disk_faults(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, content.getvalue())
+    make_folder(file.parent)
+    write_atomic(file, content.getvalue())
     left_out = tuple(name for name in names if name not in weights)
     return ConversionReport(tuple(weights), left_out, (), ("unused rows of the position tables are zeros",))

@@ -49,15 +49,14 @@ from janus_ds.cli.decode_lines import (
     line_windows,
     with_targets,
 )
-from janus_ds.config.faults import suggestion
+from janus_ds.config.locations import DEMO
 from janus_ds.config.modes import MODES, NAMES, with_decode
-from janus_ds.config.packaged import DEMO
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.text import TextCodec
-from janus_ds.errors import DataError, UsageError
+from janus_ds.errors import DataError, UsageError, suggestion
 
 DEMO_SENTENCES = (
     "Guten Morgen! Wie geht es dir?",

@@ -28,7 +28,7 @@ from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import TextCodec, fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import DataError
 from janus_ds.io import disk_faults, is_stream
-from janus_ds.observe.progress import Progress
+from janus_ds.progress import Progress
 
 STDIN = "-"
 _MEAN_SPAN = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from janus_ds.evaluate.evaluation import Evaluated
 
 _ALL = "all"
-_NOT_DECODED = ("scoring files", "give --checkpoint RUN")
 _NMT = """\
 Translate with a checkpoint and score, or score translations that are there.
 
@@ -76,45 +75,57 @@ Java and pycocoevalcap.
 
 def evaluate_nmt(arguments: Sequence[str] | None = None) -> int:
     """Translate and score, or score translations that are there; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    if not given:
-        print(f"{_NMT}\nAll options: --help")
-        return 0
-    parser = program_parser(_NMT)
-    add_score_arguments(parser, "translations to score, one a line", "reference translations, one for each")
-    baseline = "another system's translations: paired bootstrap"
-    parser.add_argument("--baseline", type=Path, metavar="FILE", help=baseline)
-    data = "data directory (default: where it lay in training)"
-    group = add_checkpoint_arguments(parser)
-    group.add_argument("--data", type=Path, metavar="DIR", help=data)
-    parsed = parser.parse_args(given)
-    if parsed.checkpoint is not None:
-        return _decode_nmt(parsed)
-    refuse_given(group, parsed, *_NOT_DECODED)
-    scores = _score_translations(parsed)
-    print("\n".join([render(scores), *_significance_lines(scores)]))
-    if parsed.output is not None:
-        save_json(parsed.output, scores.as_dict())
-    return 0
+    return _evaluate(arguments, _NMT, _add_nmt_arguments, _decode_nmt, _score_nmt)
 
 
 def evaluate_glge(arguments: Sequence[str] | None = None) -> int:
     """Decode and score a task of GLGE, or score predictions that are there; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    return _evaluate(arguments, _GLGE, _add_glge_arguments, _decode_glge, _score_glge)
+
+
+def _evaluate(
+    arguments: Sequence[str] | None,
+    text: str,
+    add: Callable[[argparse.ArgumentParser], argparse._ArgumentGroup],
+    decode: Callable[[argparse.Namespace], int],
+    score: Callable[[argparse.Namespace], tuple[Scores, str]],
+) -> int:
+    """Decode with a checkpoint, or score files, of which `score` gives the scores and what is told of them.
+
+    `add` adds the program's options, and gives the group of those that need a checkpoint.
+    """
+    given = _given(arguments, text)
     if not given:
-        print(f"{_GLGE}\nAll options: --help")
         return 0
-    parser, group = _glge_parser()
+    parser = program_parser(text)
+    group = add(parser)
     parsed = parser.parse_args(given)
     if parsed.checkpoint is not None:
-        return _decode_glge(parsed)
-    refuse_given(group, parsed, *_NOT_DECODED)
-    found = _score_folder(parsed) if parsed.task == _ALL else [_score_task(parsed)]
-    scores = combine(found, parsed.split) if parsed.task == _ALL else found[0]
-    print("\n\n".join(render(part) for part in ([*found, scores] if parsed.task == _ALL else found)))
+        return decode(parsed)
+    refuse_given(group, parsed, "scoring files", "give --checkpoint RUN")
+    scores, told = score(parsed)
+    print(told)
     if parsed.output is not None:
         save_json(parsed.output, scores.as_dict())
     return 0
+
+
+def _given(arguments: Sequence[str] | None, text: str) -> list[str]:
+    """The command line; where it is empty, the program tells what it does."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given:
+        print(f"{text}\nAll options: --help")
+    return given
+
+
+def _add_nmt_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    add_score_arguments(parser, "translations to score, one a line", "reference translations, one for each")
+    baseline = "another system's translations: paired bootstrap"
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help=baseline)
+    group = add_checkpoint_arguments(parser)
+    data = "data directory (default: where it lay in training)"
+    group.add_argument("--data", type=Path, metavar="DIR", help=data)
+    return group
 
 
 def _decode_nmt(parsed: argparse.Namespace) -> int:
@@ -153,8 +164,8 @@ def _tell(found: Evaluated, lines: Iterable[str], further: Iterable[str]) -> int
     return 0
 
 
-def _score_translations(parsed: argparse.Namespace) -> Scores:
-    """Score-only mode: files in, scores out."""
+def _score_nmt(parsed: argparse.Namespace) -> tuple[Scores, str]:
+    """Score-only mode: files in, scores out, and their table."""
     if parsed.predictions is None or parsed.references is None:
         missing = "--predictions" if parsed.predictions is None else "--references"
         raise UsageError(
@@ -162,10 +173,10 @@ def _score_translations(parsed: argparse.Namespace) -> Scores:
         )
     predictions, references = read_lines(parsed.predictions), read_lines(parsed.references)
     scores = score_translations(predictions, references, parsed.split)
-    if parsed.baseline is None:
-        return scores
-    significance = compare_translations(predictions, references, read_lines(parsed.baseline))
-    return replace(scores, extra={"significance": significance})
+    if parsed.baseline is not None:
+        significance = compare_translations(predictions, references, read_lines(parsed.baseline))
+        scores = replace(scores, extra={"significance": significance})
+    return scores, "\n".join([render(scores), *_significance_lines(scores)])
 
 
 def _significance_lines(scores: Scores) -> list[str]:
@@ -182,9 +193,7 @@ def _significance_lines(scores: Scores) -> list[str]:
     return [f"against {found['baseline']}: {draws}", *lines]
 
 
-def _glge_parser() -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
-    """The command line, and the group of what decodes with a checkpoint."""
-    parser = program_parser(_GLGE)
+def _add_glge_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add = parser.add_argument
     add("--task", help="a task's name, or all")
     add_score_arguments(
@@ -201,7 +210,7 @@ def _glge_parser() -> tuple[argparse.ArgumentParser, argparse._ArgumentGroup]:
     group = add_checkpoint_arguments(parser)
     ar = "run whose AR is the 1.0x of the speed-ups (default: this run, if it was trained for AR)"
     group.add_argument("--ar-checkpoint", type=Path, metavar="RUN", help=ar)
-    return parser, group
+    return group
 
 
 def _task(parsed: argparse.Namespace) -> Task:
@@ -242,15 +251,19 @@ def _decode_glge(parsed: argparse.Namespace) -> int:
     return _tell(found, lines, [] if found.latency is None else ["", *found.latency.lines()])
 
 
-def _score_task(parsed: argparse.Namespace) -> Scores:
-    """Score-only mode for one task: files in, scores out."""
+def _score_glge(parsed: argparse.Namespace) -> tuple[Scores, str]:
+    """Score-only mode, for a task or for all that a folder has predictions for."""
+    if parsed.task == _ALL:
+        found = _score_folder(parsed)
+        scores = combine(found, parsed.split)
+        return scores, "\n\n".join(render(part) for part in [*found, scores])
     task = _task(parsed)
     if parsed.predictions is None:
         raise UsageError(
             "--predictions is missing", "the command line", "give --predictions FILE, or --checkpoint RUN"
         )
-    texts = _read(task, parsed)
-    return score_task(task, texts, parsed.split, _meteor([task], parsed))
+    scores = score_task(task, _read(task, parsed), parsed.split, _meteor([task], parsed))
+    return scores, render(scores)
 
 
 def _read(task: Task, parsed: argparse.Namespace) -> TaskTexts:
@@ -269,7 +282,6 @@ def _read(task: Task, parsed: argparse.Namespace) -> TaskTexts:
 
 
 def _score_folder(parsed: argparse.Namespace) -> list[Scores]:
-    """Score-only mode for all tasks that a folder has predictions for."""
     if parsed.predictions is None or parsed.data is None or parsed.references is not None:
         raise UsageError(
             "--task all takes folders",
@@ -298,9 +310,8 @@ def _meteor(tasks: Sequence[Task], parsed: argparse.Namespace) -> Meteor:
 
 def report(arguments: Sequence[str] | None = None) -> int:
     """Write a page about several runs; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    given = _given(arguments, _REPORT)
     if not given:
-        print(f"{_REPORT}\nAll options: --help")
         return 0
     parser = program_parser(_REPORT)
     add = parser.add_argument

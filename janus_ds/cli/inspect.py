@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from janus_ds.batch import TwoStreamBatch
-from janus_ds.cli.arguments import at_least, new_parser
-from janus_ds.config.load import add_override_argument, add_recipe_arguments, load_run_config
+from janus_ds.cli.arguments import add_override_argument, add_recipe_arguments, at_least, new_parser
+from janus_ds.config.load import load_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.masking.views import Views
@@ -27,7 +27,7 @@ from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import JanusError, UsageError
-from janus_ds.observe.progress import Progress, bytes_text, count_text, table
+from janus_ds.progress import Progress, bytes_text, count_text, table
 from janus_ds.stream_mask import Segment
 
 

@@ -8,7 +8,14 @@ from dataclasses import replace
 
 from janus_ds.batch import RowLayout
 from janus_ds.checkpoint.tensors import snapshot_bytes
-from janus_ds.cli.arguments import add_ranks_arguments, at_least, data_ranks, new_parser
+from janus_ds.cli.arguments import (
+    add_ranks_arguments,
+    add_recipe_arguments,
+    at_least,
+    data_ranks,
+    given_overrides,
+    new_parser,
+)
 from janus_ds.cli.traffic import (
     SHARDED,
     BatchShape,
@@ -20,13 +27,13 @@ from janus_ds.cli.traffic import (
     zero_traffic,
 )
 from janus_ds.config.deepspeed_file import solve_batch
-from janus_ds.config.load import add_recipe_arguments, given_overrides, load_run_config
+from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.masking.span_laws import expected_share
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import ConfigError
 from janus_ds.model.weights import parameter_shapes
-from janus_ds.observe.progress import bytes_text, count_text, table
+from janus_ds.progress import bytes_text, count_text, table
 
 _TENSOR_SIZES = (1, 2, 4)
 _PARTS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.cli.arguments import at_least, program_parser, refuse_given
-from janus_ds.config.packaged import tokenizer_name
+from janus_ds.config.locations import tokenizer_name
 from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
@@ -26,7 +26,7 @@ from janus_ds.data.prepare.settings import (
 from janus_ds.data.prepare.writing import PrepareProgress, PrepareReport
 from janus_ds.data.text.documents import DOCUMENT_RULES, INPUT_FORMATS, DocumentRule
 from janus_ds.errors import UsageError
-from janus_ds.observe.progress import Progress
+from janus_ds.progress import Progress
 
 _SPLITS = ("train", "valid", "test")
 

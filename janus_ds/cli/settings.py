@@ -9,16 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_ds.cli.arguments import add_ranks_arguments, data_ranks, new_parser
+from janus_ds.cli.arguments import (
+    add_deepspeed_argument,
+    add_ranks_arguments,
+    add_recipe_arguments,
+    data_ranks,
+    given_overrides,
+    new_parser,
+)
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
-from janus_ds.config.faults import suggestion
 from janus_ds.config.fields import FieldSpec
-from janus_ds.config.load import add_deepspeed_argument, add_recipe_arguments, given_overrides
-from janus_ds.config.packaged import packaged_folder, user_path
+from janus_ds.config.locations import packaged_folder, user_path
 from janus_ds.config.presets import MASKING_PRESETS, MODEL_PRESETS, OBJECTIVE_PRESETS
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
-from janus_ds.errors import TrainingError, UsageError
-from janus_ds.io import disk_faults, write_atomic
+from janus_ds.errors import TrainingError, UsageError, suggestion
+from janus_ds.io import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from janus_ds.batch import SpecialTokens, TwoStreamBatch
@@ -42,8 +47,7 @@ def copy_files(arguments: Sequence[str] | None = None) -> int:
     if there:
         raise UsageError(f"{len(there)} of the files are there already", str(there[0]), "give another folder")
     for file, target in copies:
-        with disk_faults(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         write_atomic(target, file.read_bytes())
     example = folder / "recipes" / "quickstart.yaml"
     print(f"copied {len(copies)} files; try: janus-ds check --recipe {example} --deepspeed_config zero2")
@@ -147,8 +151,8 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
 
     from janus_ds.data.stream.loader import make_step_plan
     from janus_ds.data.stream.sample_order import RankShare
-    from janus_ds.observe.progress import count_text
     from janus_ds.parallel.topology import Topology
+    from janus_ds.progress import count_text
     from janus_ds.stream_mask import Segment
     from janus_ds.train.build_run import build_run
 

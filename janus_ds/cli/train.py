@@ -9,23 +9,27 @@ Light to import: signals are remembered, and a misspelt option is refused, befor
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_ds.config.packaged import packaged_folder
+from janus_ds.cli.arguments import add_deepspeed_argument, add_recipe_arguments, given_overrides
+from janus_ds.config.deepspeed import TrainOptions, read_setup
+from janus_ds.config.locations import packaged_folder, user_path
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, PlainFormatter
-from janus_ds.train.options import FOLLOWER_DELAY, TrainOptions, parse_options, refuse_faults
 from janus_ds.train.signals import StopSignals
 
 if TYPE_CHECKING:
     from janus_ds.train.trainer import Outcome
 
+_FOLLOWER_DELAY = 2.0
+"""Seconds that a rank waits for the one that prints the fault of all: launchers end all when one is gone."""
 _NEWS_SECONDS = 3.0
 """Time for the news of a lost rank to come after a collective has failed."""
 
@@ -53,10 +57,70 @@ def _main(argv: Sequence[str] | None, recipe: Path, program: str, stages: Sequen
     signals = StopSignals()
     signals.install()
     signals.watch()
-    given = parse_options(sys.argv[1:] if argv is None else argv, recipe, program)
-    options = replace(given, stages=stages)
+    options = replace(parse_options(argv, recipe, program), stages=stages)
     refuse_faults(options)
     return train_and_exit(options, signals)
+
+
+def parse_options(argv: Sequence[str] | None, recipe: Path, program: str) -> TrainOptions:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=program, allow_abbrev=False)
+    add_deepspeed_argument(parser)
+    add_recipe_arguments(parser, recipe)
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="made by `janus-ds prepare`; an address, or A=0.7,B=0.3 (see `janus-ds explain "
+        "data.path`); default: the bundled corpus (pretraining alone)",
+    )
+    parser.add_argument("--output", type=user_path, metavar="DIR", help="run folder; default: runs/NAME")
+    parser.add_argument(
+        "--init", metavar="RUN", help="run or checkpoint to take the first weights from; none: random weights"
+    )
+    parser.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"
+    )
+    parser.add_argument(
+        "--time-limit", type=float, metavar="MINUTES", help="save and end with exit code 75 after that time"
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    overrides = given_overrides(given)
+    overrides += [f"init={'null' if given.init == 'none' else given.init}"] if given.init else []
+    overrides += [] if given.time_limit is None else [f"train.time_limit={given.time_limit}"]
+    return TrainOptions(
+        deepspeed_config=given.deepspeed_config,
+        recipe=given.recipe,
+        overrides=tuple(overrides),
+        output=given.output,
+        tensor_parallel=given.tensor_parallel,
+        mode=given.mode,
+    )
+
+
+def refuse_faults(options: TrainOptions) -> None:
+    """Leave with the faults of recipe, overrides and DeepSpeed file, if there are any.
+
+    Every rank judges for itself; the first one of each host prints. Values that only DeepSpeed can
+    judge, and the device, come later, as does a number of ranks that cannot be.
+    """
+    data_size = _data_size(os.environ, options.tensor_parallel)
+    if data_size is None:
+        return
+    try:
+        setup = (options.recipe, options.overrides, options.deepspeed_config)
+        read_setup(*setup, data_size, options.tensor_parallel, options.mode)
+    except JanusError as error:
+        speaks = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+        sys.exit(_told(error, speaks))
+
+
+def _data_size(environ: Mapping[str, str], tensor_size: int) -> int | None:
+    """Data-parallel ranks, as launchers say; None where the ranks do not divide."""
+    world_size = environ.get("WORLD_SIZE") or environ.get("SLURM_STEP_NUM_TASKS") or "1"
+    if not world_size.isdecimal() or tensor_size < 1 or int(world_size) % tensor_size:
+        return None
+    return int(world_size) // tensor_size or None
 
 
 def train_and_exit(options: TrainOptions, signals: StopSignals) -> int:
@@ -73,15 +137,21 @@ def train_and_exit(options: TrainOptions, signals: StopSignals) -> int:
     try:
         return PREEMPTED_EXIT_CODE if _train(options, signals) is Outcome.STOPPED else 0
     except JanusError as error:
-        if error.speaker if isinstance(error, LostRankError) else error.local or _is_first_rank():
-            sys.stderr.write(f"{error}\n")
-            sys.stderr.flush()
-        else:
-            time.sleep(FOLLOWER_DELAY)
-        return error.exit_code
+        speaks = error.speaker if isinstance(error, LostRankError) else error.local or _is_first_rank()
+        return _told(error, speaks)
     except KeyboardInterrupt:
         sys.stderr.write("stopped from the keyboard\n")
         return 130
+
+
+def _told(error: JanusError, speaks: bool) -> int:
+    """Print a fault if this rank is the one to do so, or else wait until it is printed; the exit code."""
+    if speaks:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+    else:
+        time.sleep(_FOLLOWER_DELAY)
+    return error.exit_code
 
 
 def _train(options: TrainOptions, signals: StopSignals) -> Outcome:

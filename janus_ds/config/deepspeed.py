@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from janus_ds.config.deepspeed_file import DeepSpeedFile
-from janus_ds.config.faults import FaultList
-from janus_ds.config.fields import shown
+from janus_ds.config.fields import FaultList, shown
 from janus_ds.config.load import read_run_config
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.schema import RunConfig
@@ -58,6 +57,22 @@ class ExecutionConfig:
             f"gradients of {self.accumulation} micro-batches are added up in {self.precision}, which loses "
             f'small ones: set "data_types": {{"grad_accum_dtype": "fp32"}} in {self.source}'
         )
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line of a training program says."""
+
+    deepspeed_config: Path
+    recipe: Path
+    overrides: tuple[str, ...]
+    """`section.field=value` each; --data and --init are among them."""
+    output: Path | None
+    tensor_parallel: int
+    mode: str | None = None
+    """One of the recipe's `modes`; `overrides` win over its fields."""
+    stages: Sequence[Any] = ()
+    """Of the data pipeline (`janus_ds.data.stream.pipeline`), such as `webdataset.map(function)`."""
 
 
 def load_setup(

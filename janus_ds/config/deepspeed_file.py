@@ -12,10 +12,10 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from janus_ds.config.faults import FaultList, read_text, suggestion
-from janus_ds.config.fields import shown
+from janus_ds.config.fields import FaultList, shown
+from janus_ds.config.locations import read_text
 from janus_ds.config.schema import RunConfig
-from janus_ds.errors import ConfigError
+from janus_ds.errors import ConfigError, suggestion
 
 TOKEN_VALIDATION_SAMPLES = 64
 """Samples of a validation batch where training batches are counted in tokens."""

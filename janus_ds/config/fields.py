@@ -1,22 +1,27 @@
-"""Types that a field of a run may have, and each field's type, range, default and text as data.
+"""Fields of a run: the types that they may have, each as data, and the faults of what was given for them.
 
 The sections in `schema.py` and `schema_train.py` are pydantic dataclasses: frozen, strict (no text or truth
 value as a number, but whole numbers as numbers), and finite. The text below a field in the source is its
 documentation; `janus-ds explain KEY` prints it.
+
+Faults are collected one by one and reported all together: a user with three mistakes in a recipe should read
+about three mistakes, not about the first one three times. Readers add what they find to a :class:`FaultList`
+and go on with a default value; :meth:`FaultList.raise_if_any` then reports everything in one
+:class:`ConfigFaultsError`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import ConfigDict, Field
 from pydantic_core import core_schema
 
-from janus_ds.config.faults import suggestion
+from janus_ds.errors import ConfigError, suggestion
 
 _LARGEST = 2**63 - 1
 
@@ -137,3 +142,63 @@ def field_specs(owner: type, prefix: str = "") -> Iterator[FieldSpec]:
             limits=limits,
             text=inspect.cleandoc(info.description or ""),
         )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake: what it is, where it stands (file and key), what to do about it."""
+
+    what: str
+    where: str
+    fix: str
+
+
+class ConfigFaultsError(ConfigError):
+    """All mistakes of a configuration in one error; `faults` holds them one by one."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        if len(self.faults) == 1:
+            only = self.faults[0]
+            super().__init__(only.what, only.where, only.fix)
+            return
+        lines = [
+            f"\n  {number}. {fault.what}\n       where: {fault.where}\n       to do: {fault.fix}"
+            for number, fault in enumerate(self.faults, start=1)
+        ]
+        super().__init__(
+            f"{len(self.faults)} faults in the configuration:{''.join(lines)}",
+            ", ".join(dict.fromkeys(f.where.partition(": ")[0] for f in self.faults)),
+            "mend them all, then run `janus-ds check` again",
+        )
+
+
+@dataclass
+class FaultList:
+    """Collects faults, and remembers which keys are spoilt.
+
+    A rule over several keys says nothing of use once one of them could not be read, so faults
+    that depend on a spoilt key are left out.
+    """
+
+    faults: list[Fault] = field(default_factory=list)
+    spoilt: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    """What is no fault, but not as it was written either."""
+
+    def add(self, what: str, where: str, fix: str, keys: Iterable[str] = ()) -> None:
+        """Add a fault, unless one of the keys that it speaks of is spoilt already."""
+        keys = tuple(keys)
+        if not self.spoilt.isdisjoint(keys):
+            return
+        self.faults.append(Fault(what, where, fix))
+        self.spoilt.update(keys)
+
+    def raise_if_any(self) -> None:
+        """Report everything found so far.
+
+        Raises:
+            ConfigFaultsError: something was found.
+        """
+        if self.faults:
+            raise ConfigFaultsError(self.faults)

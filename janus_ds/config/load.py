@@ -1,27 +1,37 @@
 """Recipes: YAML and dotted overrides in, a checked :class:`RunConfig` out; and back, for run records.
 
+A recipe has sections of fields, `modes` (fields that stand instead of its own where `--mode NAME` asks for
+them) and `base` (another recipe in the same folder, whose fields it takes over where it has none).
+
 All faults are reported together: unknown keys (with the nearest known one), values of a wrong type,
 values out of range, and values that contradict each other.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import yaml
 from pydantic import ValidationError
 
-from janus_ds.config.faults import FaultList
-from janus_ds.config.locations import SECRET_KEYS, public_location
-from janus_ds.config.packaged import deepspeed_file, packaged_folder, recipe_file
+from janus_ds.config.fields import FaultList, shown
+from janus_ds.config.locations import SECRET_KEYS, public_location, read_text
 from janus_ds.config.presets import MODEL_PRESETS, follow_data, follow_init, resolve
-from janus_ds.config.recipe import Given, flatten, read_override, read_recipe
 from janus_ds.config.rules import check_name, check_run, without_effect
-from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
+from janus_ds.config.schema import FIELDS, RETIRED, SECTIONS, RunConfig
+from janus_ds.errors import UsageError, nearest, suggestion
+
+
+class _Given(NamedTuple):
+    """A value that a user gave, and where."""
+
+    value: Any
+    origin: str
 
 
 def load_run_config(recipe: Path | None, overrides: Iterable[str] = (), mode: str | None = None) -> RunConfig:
@@ -49,11 +59,11 @@ def read_run_config(
 
     Where a value cannot be read, the run that is returned has the default in its place.
     """
-    given: dict[str, Given] = {}
+    given: dict[str, _Given] = {}
     if recipe is not None:
-        given |= read_recipe(recipe, mode, faults)
+        given |= _read_recipe(recipe, mode, faults)
     for override in overrides:
-        given |= read_override(override, faults)
+        given |= _read_override(override, faults)
     run, where = _build(given, str(recipe) if recipe else "the defaults", faults)
     check_name(run.name, where, faults)
     return run
@@ -78,97 +88,209 @@ def from_dict(values: Mapping[str, Any], origin: str = "run.json") -> RunConfig:
     if not isinstance(values, Mapping):
         faults.add("the recipe in it is not a mapping of sections", origin, "restore the file")
         values = {}
-    plain = dict(values)
-    if isinstance(plain.get("data"), dict):
-        # Packed rows (retired) gave the results of padded ones.
-        plain["data"] = {name: value for name, value in plain["data"].items() if name != "pack_rows"}
-    run, _ = _build(flatten(plain, origin, faults), origin, faults)
+    run, _ = _build(_flatten(values, origin, faults, recorded=True), origin, faults)
     faults.raise_if_any()
     return run
 
 
-_NOT_TRAINED = """
-    name model.preset data.path data.valid_path data.block_tokens data.workers data.prefetch_steps
-    data.pad_multiple data.cache_dir data.cache_gb data.read_ahead data.retries
-    data.stall_seconds data.on_damage data.max_damage train.log_every train.monitor train.valid_every
-    train.valid_samples train.save_every train.keep_last train.keep_every train.max_failed_saves
-    train.valid_bleu train.valid_bleu_samples train.valid_task train.valid_bleu_iterations train.keep_best
-    train.patience train.time_limit train.stall_minutes train.sample_every train.max_bad_steps
-    train.max_overflows train.spike_action train.spike_factor train.spike_window
-    train.activation_checkpointing train.attention_backend train.compile
-"""
-"""Fields that may change between two starts of a run without changing what it learns."""
+# Recipes and overrides: dotted keys with their origins
+
+_MODES = "modes"
+"""Section of a recipe with fields that stand instead of its own where `--mode NAME` asks for them."""
+_BASE = "base"
+"""Key of a recipe: another one in the same folder, whose fields and modes it takes over where it has none."""
 
 
-def changed_training(saved: RunConfig, now: RunConfig) -> list[str]:
-    """Fields that differ in what is trained; empty for two starts of one run, on any number of ranks.
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: equal keys are a fault, and plain text means what it looks like.
 
-    Left out are how often things are logged, saved and validated, where the data lies and how long its
-    blocks are (its own manifest identifies it) and how text is decoded; `train.max_steps` counts only where
-    the learning rate depends on it, so that other runs can be made longer.
+    YAML 1.1 reads `1:30` as 90, `010` as 8, `off` as false, `1e-4` as text and `2024-01-01` as a date. Here,
+    as in YAML 1.2, numbers are decimal, only true and false are truth values, and all else is text.
     """
-    left_out = _NOT_TRAINED.split()
-    if "polynomial" not in (saved.optim.schedule, now.optim.schedule):
-        left_out.append("train.max_steps")
-    keys = (key for key in FIELDS if key not in left_out and not key.startswith("decode."))
-    return [key for key in keys if field_of(saved, key) != field_of(now, key)]
 
 
-def field_of(run: RunConfig, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = run
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _starts in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    # Forty digits: longer ones are refused as text, before they are made a number.
+    ("int", r"[-+]?(0|[1-9][0-9]{0,39})", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _starts)
 
 
-# Command lines
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        key, problem = str(key_node.value)[:60], "is given twice"
+        if not isinstance(key_node, yaml.ScalarNode):
+            key, problem = "", "is a list or a mapping"
+        if problem == "is given twice" and key_node.value not in seen:
+            seen.add(key_node.value)
+            continue
+        raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {problem}", key_node.start_mark)
+    return loader.construct_mapping(node, deep=True)
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
-    """`--recipe` (default: the quickstart's), `--mode` and `--set` (as `overrides`)."""
-    default = default or packaged_folder("recipes") / "quickstart.yaml"
-    help_line = f"what is trained: a file, or a name such as iwslt (default: launch/recipes/{default.name})"
-    parser.add_argument("--recipe", type=recipe_file, default=default, metavar="YAML", help=help_line)
-    parser.add_argument("--mode", metavar="MODE", help="one of the recipe's modes, such as ar or nar")
-    add_override_argument(parser, "override fields of the recipe, such as train.max_steps=20")
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+
+# What PyYAML raises beside its own errors: a tag with a value that is none of its kind, deep nesting.
+_YAML_ERRORS = (
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+)
 
 
-def given_overrides(parsed: argparse.Namespace) -> list[str]:
-    """What `--set` and `--data` say."""
-    return [*parsed.overrides, *([f"data.path={parsed.data}"] if parsed.data else [])]
+def _read_recipe(path: Path, mode: str | None, faults: FaultList) -> dict[str, _Given]:
+    """Every field that a recipe, the recipes it is based on and one of its modes give.
+
+    Raises:
+        UsageError: there is no such mode; other faults are collected.
+    """
+    layers = _recipe_layers(path, faults)
+    given: dict[str, _Given] = {}
+    for file, values, _ in layers:
+        given |= _flatten(values, str(file), faults)
+    names = list(dict.fromkeys(name for _, _, modes in layers for name in modes))
+    if mode is None or (faults.faults and not names):
+        return given
+    if mode not in names:
+        what = f"no mode {mode!r}" if names else "no modes"
+        fix = "leave --mode out, or give one of launch/recipes/glge_*.yaml"
+        raise UsageError(
+            f"the recipe has {what}", str(path), f"use {', '.join(map(str, names))}" if names else fix
+        )
+    for file, _, modes in layers:
+        given |= _flatten(modes.get(mode) or {}, f"{file}, mode {mode}", faults)
+    return given
 
 
-def add_deepspeed_argument(parser: argparse.ArgumentParser) -> None:
-    """`--deepspeed_config`, which every run needs."""
-    parser.add_argument(
-        "--deepspeed_config",
-        "--deepspeed-config",
-        type=deepspeed_file,
-        required=True,
-        metavar="JSON",
-        help="how the run is executed, such as ds_configs/zero2.json, or a name, such as zero2",
-    )
+_Layer = tuple[Path, dict[Any, Any], dict[Any, Any]]
+"""A file of a recipe, its own fields, and its modes."""
 
 
-def add_override_argument(parser: argparse.ArgumentParser, help_line: str) -> None:
-    """`--set KEY=VALUE ...`, as `overrides`."""
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help=help_line,
-    )
+def _recipe_layers(path: Path, faults: FaultList, below: tuple[Path, ...] = ()) -> list[_Layer]:
+    """The recipe and the recipes that it is based on, the most general one first."""
+    values = _recipe_values(path, faults)
+    modes = values.pop(_MODES, None) or {}
+    if not isinstance(modes, dict) or not all(isinstance(m, dict | None) for m in modes.values()):
+        what = "the section is no mapping of modes to fields"
+        faults.add(what, f"{path}: {_MODES}", "see launch/recipes/glge_base.yaml")
+        modes = {}
+    layer = (path, values, modes)
+    base = values.pop(_BASE, None)
+    if base is None:
+        return [layer]
+    if not isinstance(base, str) or not base or Path(base).name != base:
+        fix = "write the name of a recipe in the same folder, such as glge_base.yaml"
+        faults.add(f"{shown(base)} is no name of a recipe to start from", f"{path}: {_BASE}", fix)
+        return [layer]
+    if path.with_name(base) in (path, *below):
+        faults.add("the recipe is based on itself", f"{path}: {_BASE}", f"leave {_BASE} out")
+        return [layer]
+    return [*_recipe_layers(path.with_name(base), faults, (path, *below)), layer]
 
+
+def _recipe_values(path: Path, faults: FaultList) -> dict[Any, Any]:
+    text = read_text(path, "the recipe", "a recipe, such as launch/recipes/quickstart.yaml", faults)
+    if text is None:
+        return {}
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except _YAML_ERRORS as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = (getattr(error, "problem", None) or str(error))[:200]
+        if isinstance(error, RecursionError):
+            problem = "it is nested too deeply"
+        faults.add(f"the recipe is not valid YAML: {problem}", f"{path}{line}", "mend that line")
+        return {}
+    if not isinstance(values, dict | None):
+        faults.add("the recipe is not a mapping of sections", str(path), "write lines such as `model:`")
+        return {}
+    return values or {}
+
+
+def _flatten(
+    values: Mapping[Any, Any], origin: str, faults: FaultList, recorded: bool = False
+) -> dict[str, _Given]:
+    """Sections to dotted keys, of a recipe or of the record of a run; unknown keys are faults."""
+    found: dict[str, _Given] = {}
+    for name, value in values.items():
+        if name not in SECTIONS:
+            found |= _known(str(name), value, origin, faults, recorded)
+        elif isinstance(value, dict):
+            for field, inner in value.items():
+                found |= _known(f"{name}.{field}", inner, origin, faults, recorded)
+        elif value is not None:
+            fix = f"write the fields of {name} below it, indented"
+            faults.add(f"{name} is a section, not a value", f"{origin}: {name}", fix)
+    return found
+
+
+def _read_override(text: str, faults: FaultList) -> dict[str, _Given]:
+    """The field of one `section.field=value`; nothing where it is at fault."""
+    key, equals, raw = text.partition("=")
+    key = key.strip()
+    origin = f"--set {key}={public_location(raw)}" if key in SECRET_KEYS else f"--set {shown(text)[1:-1]}"
+    if not equals:
+        faults.add("an override has no '='", origin, "write it as section.field=value")
+        return {}
+    if key in SECTIONS:
+        fix = f"set one of its fields: {key}.FIELD"
+        faults.add(f"{key} is a section, not a field", f"{origin}: {key}", fix)
+        return {}
+    value: Any = raw
+    if key in FIELDS and FIELDS[key].type is str:
+        # `--set name=2024` means the text 2024; `null` and `~` still mean nothing.
+        value = None if FIELDS[key].optional and raw in ("null", "~", "") else raw
+    else:
+        try:
+            value = yaml.load(raw, Loader=_Loader)
+        except _YAML_ERRORS:
+            value = raw
+    return _known(key, value, origin, faults)
+
+
+def _known(key: str, value: Any, origin: str, faults: FaultList, recorded: bool = False) -> dict[str, _Given]:
+    """The value of a known key; nothing for a retired one that asks for nothing else, and for faults."""
+    if key in FIELDS:
+        return {key: _Given(value, origin)}
+    if key in RETIRED:
+        neutral, reason, harmless = RETIRED[key]
+        same = value == neutral and (type(value) is bool) == (type(neutral) is bool)
+        if not (same or (recorded and harmless)):
+            what = f"{key} {shown(value)} is no longer known: {reason}"
+            faults.add(what, f"{origin}: {key}", f"leave {key} out")
+        return {}
+    known = [*FIELDS, *SECTIONS]
+    fix = suggestion(key, known, "`janus-ds explain` lists all keys")
+    faults.add(f"unknown key {shown(key)}", f"{origin}: {shown(key)[1:-1]}", fix)
+    if near := nearest(key, known):
+        faults.spoilt.add(near)
+    return {}
+
+
+# Dotted keys to a run
 
 _PATHS = ("init", "data.path", "data.valid_path")
 _TRUTH = {"yes": True, "on": True, "no": False, "off": False}
 
 
-def _build(given: dict[str, Given], source: str, faults: FaultList) -> tuple[RunConfig, Callable[[str], str]]:
+def _build(
+    given: dict[str, _Given], source: str, faults: FaultList
+) -> tuple[RunConfig, Callable[[str], str]]:
     """The run, and what says where the value of a key comes from."""
     values = {key: _as_written(key, item.value) for key, item in given.items()}
     preset = values.get("model.preset")

@@ -1,7 +1,8 @@
-"""Where data lies, as text: a folder, an address, a command; alone or several with weights.
+"""Where things lie, as users name them: data, and the recipes, DeepSpeed files and models of the package.
 
-Addresses may hold passwords and signatures. Whatever is printed or recorded goes through
-:func:`public_location`; what is opened goes through :func:`expanded`.
+Data is a folder, an address or a command; alone or several with weights. Addresses may hold passwords and
+signatures. Whatever is printed or recorded goes through :func:`public_location`; what is opened goes through
+:func:`expanded`. What comes with the package is named by its path, or by a name (`--recipe iwslt`).
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from janus_ds.errors import ConfigError, DataError
+from janus_ds.errors import ConfigError, DataError, suggestion
+
+if TYPE_CHECKING:
+    from janus_ds.config.fields import FaultList
 
 PIPE = "pipe:"
 """Start of a location that is a shell command; {} in it stands for a file's name."""
@@ -28,8 +32,7 @@ _WEIGHTED = re.compile(r"(.+)=([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-@dataclass(frozen=True)
-class WeightedLocation:
+class WeightedLocation(NamedTuple):
     """One source of samples and its share of them, relative to the other sources' weights."""
 
     location: str
@@ -167,3 +170,97 @@ def _public_host(parts: SplitResult) -> str:
     # `${NAME}` says where the secret is, not what it is.
     kept = user if _VARIABLE.sub("", user).strip(":") == "" else "..."
     return f"{kept}{at}{host}"
+
+
+# What comes with the package
+
+DEMO, DENOISER = "demo", "denoiser"
+"""The models that the package ships: German to English, both ways; an English AR denoiser to start from."""
+
+_PACKAGE = Path(__file__).parents[1]
+_IN_CHECKOUT = {"recipes": "launch/recipes", "ds_configs": "ds_configs"}
+_SUFFIXES = {"recipes": ".yaml", "ds_configs": ".json"}
+_PREFIXES = ("", "nmt_", "glge_")
+_MOST_BYTES = 1 << 20
+
+
+def user_path(text: str) -> Path:
+    """A path from the command line; a leading ~ is the user's home, also in `--option=~/file`."""
+    return Path(os.path.expanduser(text))
+
+
+def packaged_folder(kind: str) -> Path:
+    """The folder of "recipes" or "ds_configs": beside the modules if installed, else in the checkout."""
+    installed = _PACKAGE / kind
+    return installed if installed.is_dir() else _PACKAGE.parent / _IN_CHECKOUT[kind]
+
+
+def recipe_file(text: str) -> Path:
+    """The recipe that is meant: a path, or a name such as quickstart, iwslt or xsum."""
+    return _named(text, "recipes")
+
+
+def deepspeed_file(text: str) -> Path:
+    """The DeepSpeed file that is meant: a path, or a name such as zero2."""
+    return _named(text, "ds_configs")
+
+
+def model_path(path: str | Path) -> Path:
+    """The run that is meant: a path, or the name of a model that the package ships, if no folder has it."""
+    path = user_path(str(path))
+    return _PACKAGE / "assets" / path if str(path) in (DEMO, DENOISER) and not path.is_dir() else path
+
+
+def tokenizer_name(text: str) -> str:
+    """A tokenizer as it was named; for a model that the package ships, the folder of its tokenizer."""
+    model = model_path(text)
+    return text if model == Path(text) else str(model / "tokenizer")
+
+
+def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | None:
+    """The text of a file of settings, a byte-order mark included; None with a fault.
+
+    Args:
+        what: what messages call it.
+        example: a path of such a file; names of neighbours with its ending are suggested.
+    """
+    if path.is_fifo() and Path("/dev") not in path.parents:
+        # To open it would wait for a writer, deaf to signals. A shell's <(COMMAND) is one of /dev/fd.
+        faults.add(f"{what} is a named pipe, which is not read", str(path), f"give the path of {example}")
+        return None
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            faults.add(f"{what} is larger than {_MOST_BYTES:,} bytes", str(path), f"give {example}")
+            return None
+        if b"\0" not in data:
+            return data.decode("utf-8")
+        faults.add(f"{what} is not UTF-8 text: it has NUL bytes, as UTF-16", str(path), "save it as UTF-8")
+    except OSError as error:
+        suffix = Path(example).suffix
+        if path.suffix or len(path.parts) > 1:
+            names, fix = [p.name for p in path.parent.glob(f"*{suffix}")], f"give the path of {example}"
+        else:
+            names = _packaged_names(suffix)
+            fix = f"give a path, or one of the names {', '.join(names)}"
+        fix = suggestion(path.name, names, fix)
+        faults.add(f"{what} cannot be read: {error.strerror}", str(path), fix)
+    except UnicodeDecodeError as error:
+        faults.add(f"{what} is not UTF-8 text: {error.reason}", str(path), "save it as UTF-8")
+    return None
+
+
+def _packaged_names(suffix: str) -> list[str]:
+    """The names of the recipes (".yaml") or DeepSpeed files (".json") that come with the package."""
+    kind = next(kind for kind, ending in _SUFFIXES.items() if ending == suffix)
+    stems = [file.stem for file in packaged_folder(kind).glob(f"*{suffix}")]
+    return sorted({stem.removeprefix("nmt_").removeprefix("glge_") for stem in stems})
+
+
+def _named(text: str, kind: str) -> Path:
+    path = user_path(text)
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return path
+    files = (packaged_folder(kind) / f"{prefix}{text}{_SUFFIXES[kind]}" for prefix in _PREFIXES)
+    return next((file for file in files if file.is_file()), path)

@@ -12,8 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from janus_ds.config.locations import parse_locations
-from janus_ds.config.packaged import model_path
+from janus_ds.config.locations import model_path, parse_locations
 from janus_ds.config.schema import (
     KL_PAIRS,
     RUN_FILE,
@@ -23,7 +22,7 @@ from janus_ds.config.schema import (
     RunConfig,
 )
 from janus_ds.errors import JanusError
-from janus_ds.io import read_json
+from janus_ds.io import mapping, read_json
 
 _MOST_BYTES = 1 << 24
 """Of a run.json or manifest.json; a longer one is taken for none."""
@@ -180,9 +179,8 @@ def follow_init(run: RunConfig) -> RunConfig:
     """
     if run.init is None or run.objective.decoder_start is not None:
         return run
-    recipe = record_of(Path(run.init)).get("recipe")
-    objective = recipe.get("objective") if isinstance(recipe, dict) else None
-    start = objective.get("decoder_start") if isinstance(objective, dict) else None
+    recipe = mapping(record_of(Path(run.init)).get("recipe"))
+    start = mapping(recipe.get("objective")).get("decoder_start")
     if start not in ("bos", "eos_bos"):
         return run
     return replace(run, objective=replace(run.objective, decoder_start=start))

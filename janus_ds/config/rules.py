@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 
-from janus_ds.config.faults import FaultList
+from janus_ds.config.fields import FaultList
 from janus_ds.config.locations import PIPE, is_remote, parse_locations
 from janus_ds.config.schema import STREAMS, RunConfig
 from janus_ds.errors import ConfigError

@@ -7,7 +7,7 @@ value that the objective's preset bundles (`config/presets.py`).
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -313,20 +313,30 @@ RUN_FILE = "run.json"
 RUN_FORMAT_VERSION = 1
 """The form of it that this version writes, and the newest that it reads."""
 
-RETIRED: dict[str, tuple[Any, str]] = {
-    "data.pack_rows": (False, "use data.pad_multiple=1, whose steps took 1.07 times as long"),
-    "objective.ar_loss": ("all", "an AR loss on masked tokens alone cost 1.1 to 4.1 BLEU"),
-    "objective.aux_share": (1.0, "AUX on a part of the sentences cost 2.1 to 5.8 BLEU"),
-    "train.batch_cost": ("tokens", "no recipe counted decoder rows instead of tokens"),
-    "decode.length_pruning": (False, "candidates that were given up early cost 0.6 to 2.3 BLEU"),
-    "decode.rescore_weight": (1.0, "a mixture of AR's and NAR's scores cost 1.0 BLEU at equal weights"),
-    "decode.rescore_samples": (0, "samples for AR to score: 0.4 BLEU more in 1.7 times the time"),
-    "decode.confidence": (None, "decode.threshold settles single tokens by their probability"),
-    "decode.redraft": ("reuse", "drafting anew was slower than what is left of earlier drafts"),
-    "decode.draft_iterations": (0, "refined drafts cost more passes than they saved"),
-    "decode.draft_width": (3, "several drafts in a check cost more time than the passes they saved"),
-}
-"""Keys that earlier versions had: the value that means what is done today, and why the others went.
 
-Recipes, run records and overrides may still hold them at that value.
-"""
+class Retired(NamedTuple):
+    """A key that earlier versions had; recipes, run records and overrides may still hold it at `neutral`."""
+
+    neutral: Any
+    """The value that means what is done today."""
+    reason: str
+    """Why the others went."""
+    harmless: bool = False
+    """The others learnt the same: a run record may hold them, too."""
+
+
+RETIRED: dict[str, Retired] = {
+    "data.pack_rows": Retired(False, "use data.pad_multiple=1, whose steps took 1.07 times as long", True),
+    "objective.ar_loss": Retired("all", "an AR loss on masked tokens alone cost 1.1 to 4.1 BLEU"),
+    "objective.aux_share": Retired(1.0, "AUX on a part of the sentences cost 2.1 to 5.8 BLEU"),
+    "train.batch_cost": Retired("tokens", "no recipe counted decoder rows instead of tokens"),
+    "decode.length_pruning": Retired(False, "candidates that were given up early cost 0.6 to 2.3 BLEU"),
+    "decode.rescore_weight": Retired(
+        1.0, "a mixture of AR's and NAR's scores cost 1.0 BLEU at equal weights"
+    ),
+    "decode.rescore_samples": Retired(0, "samples for AR to score: 0.4 BLEU more in 1.7 times the time"),
+    "decode.confidence": Retired(None, "decode.threshold settles single tokens by their probability"),
+    "decode.redraft": Retired("reuse", "drafting anew was slower than what is left of earlier drafts"),
+    "decode.draft_iterations": Retired(0, "refined drafts cost more passes than they saved"),
+    "decode.draft_width": Retired(3, "several drafts in a check cost more time than the passes they saved"),
+}

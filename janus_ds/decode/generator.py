@@ -42,7 +42,7 @@ from janus_ds.decode.mask_predict import (
 )
 from janus_ds.decode.rescore import ArScorer, rescore
 from janus_ds.decode.sample import Draws, Sampling, sample_search
-from janus_ds.decode.search_settings import Hypothesis, SearchSettings, search_settings
+from janus_ds.decode.search_settings import Hypothesis, SearchSettings, distinct, search_settings
 from janus_ds.decode.text import TextCodec, batches_of, checked_texts, too_long
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
@@ -374,7 +374,7 @@ class Generator:
         else:
             found = mask_predict(NarDecoder(self.model, memory), length_BC, settings, given_RL)
         if given:
-            found = [list({item.tokens: item for item in reversed(group)}.values())[::-1] for group in found]
+            found = [distinct(group) for group in found]
         if judged or decode.rescore is None:
             return found
         return rescore(ArScorer(self.model, self.config), memory, found)

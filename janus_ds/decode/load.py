@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manifest import weights_in
 from janus_ds.config.load import from_dict
+from janus_ds.config.locations import model_path
 from janus_ds.config.modes import with_decode
-from janus_ds.config.packaged import model_path
 from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION, ModelConfig, RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, IdText, TextCodec

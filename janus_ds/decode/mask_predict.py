@@ -121,14 +121,13 @@ class MaskPredictSettings:
 def mask_predict_settings(config: RunConfig, special: SpecialTokens) -> MaskPredictSettings:
     """For NAR, as the recipe says."""
     decode, rule = config.decode, config.decode.nar_score or "paper"
-    specials = (special.bos, special.pad, special.eos, special.unk, special.mask)
     return MaskPredictSettings(
         iterations=decode.iterations,
         bos=special.bos,
         eos=special.eos,
         pad=special.pad,
         mask=special.unk if config.objective.mask_symbol == "unk" else special.mask,
-        forbidden=() if rule == "released" else tuple(set(specials)),
+        forbidden=() if rule == "released" else tuple(special.ids),
         score=rule,
         threshold=decode.threshold,
     )
@@ -136,8 +135,7 @@ def mask_predict_settings(config: RunConfig, special: SpecialTokens) -> MaskPred
 
 def plain_settings(config: RunConfig, special: SpecialTokens) -> MaskPredictSettings:
     """The same where tokens are judged or stand in a given text: no special symbol is predicted."""
-    specials = {special.bos, special.pad, special.eos, special.unk, special.mask}
-    return replace(mask_predict_settings(config, special), forbidden=tuple(specials), score="paper")
+    return replace(mask_predict_settings(config, special), forbidden=tuple(special.ids), score="paper")
 
 
 def most_rows(config: RunConfig) -> int:

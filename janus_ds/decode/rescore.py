@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.config.schema import RunConfig
-from janus_ds.decode.search_settings import Hypothesis, search_settings
+from janus_ds.decode.search_settings import Hypothesis, distinct, search_settings
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
 
@@ -71,7 +71,7 @@ def rescore(
     scorer: ArScorer, memory: EncoderOutput, found: Sequence[Sequence[Hypothesis]]
 ) -> list[list[Hypothesis]]:
     """The candidates with AR's score, best first; of what occurs twice, one is kept."""
-    groups = [list({item.tokens: item for item in reversed(group)}.values())[::-1] for group in found]
+    groups = [distinct(group) for group in found]
     most = max(len(group) for group in groups)
     outputs = [[item.tokens for item in group + group[:1] * (most - len(group))] for group in groups]
     results = []

@@ -47,6 +47,11 @@ class Hypothesis:
     text: str = ""
 
 
+def distinct(found: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Hypotheses of a sentence; of those that have the same tokens, the first."""
+    return list({item.tokens: item for item in reversed(found)}.values())[::-1]
+
+
 _DEAD = float("-inf")
 
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from janus_ds.batch import Ragged
 from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.config.schema import DecodeConfig
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_manifest
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardFormat

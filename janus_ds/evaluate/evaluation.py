@@ -29,7 +29,7 @@ from janus_ds.evaluate.latency import LatencyReport, measure, spread_over
 from janus_ds.io import disk_faults, read_json, write_atomic
 from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
 from janus_ds.model.weights import load_weights
-from janus_ds.observe.progress import table
+from janus_ds.progress import table
 
 _DIALS = ("beam", "iterations", "threshold", "rescore")
 GREEDY = "ar-greedy"

@@ -18,9 +18,9 @@ from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenize
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.text import markdown_text
 from janus_ds.errors import DataError, UsageError
-from janus_ds.io import atomic_dir, disk_faults, read_json, write_atomic
+from janus_ds.io import atomic_dir, disk_faults, mapping, read_json, write_atomic
 from janus_ds.metrics.scores import finite_numbers
-from janus_ds.model.formats.bart_names import ConversionReport
+from janus_ds.model.formats.fairseq import ConversionReport
 from janus_ds.model.formats.hf_export import (
     export_config,
     export_generation,
@@ -28,7 +28,7 @@ from janus_ds.model.formats.hf_export import (
     export_weights,
 )
 from janus_ds.model.formats.hf_import import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
-from janus_ds.observe.writers import write_run_record
+from janus_ds.observe import write_run_record
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 
@@ -224,8 +224,8 @@ def _tables(folder: Path) -> Iterator[str]:
             raise DataError(f"the scores cannot be read ({error})", str(path), fix) from None
         parts = {path.parent.name: values} if "systems" in values else values
         for split, part in parts.items():
-            scored = _mapping(_mapping(part).get("systems"))
-            systems = {name: finite_numbers(_mapping(x).get("metrics", x)) for name, x in scored.items()}
+            scored = mapping(mapping(part).get("systems"))
+            systems = {name: finite_numbers(mapping(x).get("metrics", x)) for name, x in scored.items()}
             metrics = sorted({name for scores in systems.values() for name in scores})
             if not metrics:
                 continue
@@ -233,10 +233,6 @@ def _tables(folder: Path) -> Iterator[str]:
             rows += [[name, *(_shown(scores.get(m)) for m in metrics)] for name, scores in systems.items()]
             lines = [f"| {' | '.join(markdown_text(cell) for cell in row)} |" for row in rows]
             yield "\n".join([f"{markdown_text(split)}:", "", *lines])
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _shown(value: float | None) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from janus_ds.decode.load import LoadedRun
 from janus_ds.evaluate.hf_folders import write_hf
-from janus_ds.observe.progress import table
+from janus_ds.progress import table
 
 DecodeOne = Callable[[Sequence[int]], int]
 """Decodes one source (token ids without bos and eos) and tells the number of tokens of the output."""

@@ -11,8 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from janus_ds.config.faults import suggestion
-from janus_ds.errors import DataError, MissingDependencyError, UsageError
+from janus_ds.errors import DataError, MissingDependencyError, UsageError, suggestion
 from janus_ds.metrics.glge_scores import (
     MeteorProgram,
     Order,

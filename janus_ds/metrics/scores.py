@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.errors import DataError
-from janus_ds.io import disk_faults, write_atomic
+from janus_ds.io import make_folder, mapping, write_atomic
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,11 @@ def render(scores: Scores) -> str:
 
 def finite_numbers(values: Any) -> dict[str, float]:
     """The numbers of a part of a JSON file that can be shown and drawn; none where it is no object."""
-    items = values.items() if isinstance(values, dict) else ()
+    items = mapping(values).items()
     return {str(k): float(v) for k, v in items if isinstance(v, int | float) and abs(v) < 1e300}
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `scores.json`, making its folder if need be."""
-    with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -19,14 +19,13 @@ from typing import Any
 from janus_ds import __version__
 from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.errors import JanusError, UsageError, shown
-from janus_ds.io import disk_faults, write_atomic
+from janus_ds.io import make_folder, mapping, write_atomic
 from janus_ds.metrics.scores import finite_numbers, read_lines
 from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pictures, require_matplotlib
 from janus_ds.report.runs import (
     SPEED_TITLES,
     RunFolder,
     listing,
-    mapping,
     metric_title,
     mode_title,
     primary_metric,
@@ -68,8 +67,7 @@ def write_report(
     curves = draw_curve_pictures(runs)
     told = {"subtitle": _subtitle(runs, split), "command": shlex.join(command)}
     page = render(_content(runs, by_task, curves, samples) | told)
-    with disk_faults(output):
-        output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     written = [output / PAGE]
     write_atomic(written[0], f"{page}\n".encode())
     for picture in [*(p for found in by_task.values() for p in found), *curves]:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from janus_ds.config.faults import suggestion
 from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
-from janus_ds.errors import JanusError, UsageError
-from janus_ds.io import read_json
+from janus_ds.errors import JanusError, UsageError, suggestion
+from janus_ds.io import mapping, read_json
 from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers
-from janus_ds.observe.writers import read_metrics, read_run_record
+from janus_ds.observe import read_metrics, read_run_record
 
 _TASK = re.compile(r"\w[\w.-]{0,63}")
 _NAR = re.compile(r"nar-(\d+)$")
@@ -291,11 +290,6 @@ def primary_metric(systems: Sequence[System]) -> str:
     counts = Counter(name for system in systems for name in system.metrics)
     known = [name for name in _PRIMARY if counts[name]]
     return known[0] if known else next(iter(counts), "sacrebleu")
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The JSON object that a file should hold there; an empty one for anything else."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def listing(value: Any) -> list[Any]:

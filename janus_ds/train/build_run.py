@@ -18,8 +18,8 @@ from torch import nn
 
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.tensors import find_weights, read_weights
-from janus_ds.config.deepspeed import ExecutionConfig, load_setup
-from janus_ds.config.packaged import tokenizer_name
+from janus_ds.config.deepspeed import ExecutionConfig, TrainOptions, load_setup
+from janus_ds.config.locations import tokenizer_name
 from janus_ds.config.presets import init_tokenizer, record_of
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
@@ -31,12 +31,11 @@ from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.observe.writers import note_end, write_run_record
+from janus_ds.observe import note_end, write_run_record
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
 from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine, TrainingStep, compile_step
-from janus_ds.train.options import TrainOptions
 from janus_ds.train.reporting import announce_end, announce_start
 from janus_ds.train.signals import StopSignals
 from janus_ds.train.state import Meters, Run, RunIdentity, changed_execution, read_resumable
@@ -200,7 +199,6 @@ def _record(run: Run, topology: Topology, step: int) -> None:
     execution = {**asdict(run.execution), "world_size": topology.world_size}
     execution |= {"tensor_size": topology.tensor_size, "device": str(topology.device)}
     with disk_faults(run.folder):
-        run.folder.mkdir(parents=True, exist_ok=True)
         run.tokenizer.save(run.folder / "tokenizer")
         special, fingerprint = run.tokenizer.special, run.tokenizer.fingerprint
         write_run_record(run.folder, run.config, special, fingerprint, execution, step)

@@ -23,9 +23,9 @@ from janus_ds.config.locations import public_location
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.model.weights import parameter_shapes
-from janus_ds.observe.progress import Progress, duration
-from janus_ds.observe.writers import MetricsWriter
+from janus_ds.observe import MetricsWriter
 from janus_ds.parallel.topology import Topology
+from janus_ds.progress import Progress, duration
 from janus_ds.train.engine import TrainingEngine, Update
 from janus_ds.train.guards import Decision, Verdict
 from janus_ds.train.state import Meters, Run
@@ -220,7 +220,7 @@ def announce_end(run: Run, topology: Topology, step: int, meters: Meters) -> Non
         rows.append(("skipped", f"{meters.skipped_steps:,} steps; their reasons: metrics.jsonl"))
     if meters.best_step:
         rows.append(("best", f"step {meters.best_step:,}, in {run.folder / 'checkpoints' / 'best'}"))
-    modes = [mode for mode in ("ar", "nar") if mode in trained_modes(run.config.objective)]
+    modes = trained_modes(run.config.objective)
     rows += [
         ("folder", str(run.folder)),
         ("next", f"janus-ds decode --checkpoint {folder} --mode {','.join(modes)} --heldout 3"),

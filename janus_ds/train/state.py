@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from janus_ds.checkpoint.manifest import STATE_FILE, read_state
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE
 from janus_ds.config.deepspeed import ExecutionConfig
-from janus_ds.config.load import changed_training, field_of, from_dict, to_dict
-from janus_ds.config.schema import RunConfig
+from janus_ds.config.load import from_dict, to_dict
+from janus_ds.config.schema import FIELDS, RunConfig
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, ConfigError
@@ -165,6 +166,33 @@ def check_form(state: Mapping[str, Any], folder: Path) -> None:
         )
 
 
+_NOT_TRAINED = """
+    name model.preset data.path data.valid_path data.block_tokens data.workers data.prefetch_steps
+    data.pad_multiple data.cache_dir data.cache_gb data.read_ahead data.retries
+    data.stall_seconds data.on_damage data.max_damage train.log_every train.monitor train.valid_every
+    train.valid_samples train.save_every train.keep_last train.keep_every train.max_failed_saves
+    train.valid_bleu train.valid_bleu_samples train.valid_task train.valid_bleu_iterations train.keep_best
+    train.patience train.time_limit train.stall_minutes train.sample_every train.max_bad_steps
+    train.max_overflows train.spike_action train.spike_factor train.spike_window
+    train.activation_checkpointing train.attention_backend train.compile
+"""
+"""Fields that may change between two starts of a run without changing what it learns."""
+
+
+def changed_training(saved: RunConfig, now: RunConfig) -> list[str]:
+    """Fields that differ in what is trained; empty for two starts of one run, on any number of ranks.
+
+    Left out are how often things are logged, saved and validated, where the data lies and how long its
+    blocks are (its own manifest identifies it) and how text is decoded; `train.max_steps` counts only where
+    the learning rate depends on it, so that other runs can be made longer.
+    """
+    left_out = _NOT_TRAINED.split()
+    if "polynomial" not in (saved.optim.schedule, now.optim.schedule):
+        left_out.append("train.max_steps")
+    keys = (key for key in FIELDS if key not in left_out and not key.startswith("decode."))
+    return [key for key in keys if attrgetter(key)(saved) != attrgetter(key)(now)]
+
+
 def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) -> None:
     """Refuse, before anything heavy, a checkpoint that this start cannot continue; `state` has the form.
 
@@ -191,7 +219,7 @@ def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) ->
     if recipe.data.batch == "tokens" and saved.data.pad_multiple != recipe.data.pad_multiple:
         keys.append("data.pad_multiple")
     if keys:
-        changed = ", ".join(f"{key} {field_of(saved, key)} -> {field_of(recipe, key)}" for key in keys)
+        changed = ", ".join(f"{key} {attrgetter(key)(saved)} -> {attrgetter(key)(recipe)}" for key in keys)
         raise ConfigError(
             f"the recipe changes what is trained ({changed})",
             str(folder),

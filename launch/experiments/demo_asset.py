@@ -25,7 +25,7 @@ from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
 from janus_ds.io import disk_faults, write_atomic
-from janus_ds.observe.writers import read_metrics, read_run_record
+from janus_ds.observe import read_metrics, read_run_record
 
 
 def packaged_parser(description: str | None, root: str, asset: Path, page: str) -> argparse.ArgumentParser:

@@ -30,7 +30,7 @@ from driver import (
 from results import write_page
 
 from janus_ds.checkpoint.manifest import step_of
-from janus_ds.config.packaged import DEMO, model_path
+from janus_ds.config.locations import DEMO, model_path
 from janus_ds.data.prepare.pair_files import PairFiles
 from janus_ds.errors import exit_on_error
 

@@ -40,12 +40,12 @@ from janus_ds.checkpoint.manifest import WEIGHTS_FILE
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.blanks import WAYS, rare_words
 from janus_ds.config.load import load_run_config
-from janus_ds.config.packaged import DENOISER, model_path
+from janus_ds.config.locations import DENOISER, model_path
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.decode.load import load_run
 from janus_ds.errors import exit_on_error
 from janus_ds.io import write_atomic
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe import read_metrics
 
 FIRST, LONGER = "denoiser", "longer"
 LONGER_SETTINGS = ("train.global_batch=32", "optim.lr=2.0e-3", "train.valid_every=1000")

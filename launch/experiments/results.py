@@ -17,7 +17,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.metrics.scores import TextLines, read_lines
 from janus_ds.metrics.translation import compare_translations
-from janus_ds.observe.writers import read_metrics, read_run_record
+from janus_ds.observe import read_metrics, read_run_record
 
 _CURVE_KEYS = ("samples_total", "tokens_total", "cpu_seconds_total", "seconds_total")
 

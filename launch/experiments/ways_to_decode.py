@@ -36,7 +36,7 @@ from janus_ds.io import write_atomic
 from janus_ds.metrics.glge import VALIDATION_METRICS, TaskTexts, choose_meteor, score_task, task_named
 from janus_ds.metrics.scores import METRIC_TITLES, TextLines, check_same_length, read_lines
 from janus_ds.metrics.translation import compare_translations
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe import read_metrics
 from janus_ds.report.figures import COLOURS, new_figure, png_of, styled
 
 BATCH = 32

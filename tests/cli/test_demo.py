@@ -18,7 +18,7 @@ from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli import decode
 from janus_ds.cli.decode import DEMO_SENTENCES
 from janus_ds.config.load import load_run_config, to_dict
-from janus_ds.config.packaged import DEMO, DENOISER, model_path, packaged_folder
+from janus_ds.config.locations import DEMO, DENOISER, model_path, packaged_folder
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
@@ -87,7 +87,7 @@ def test_the_name_demo_means_the_shipped_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ship(run, tmp_path / "assets" / "demo", 1, {})
-    monkeypatch.setattr("janus_ds.config.packaged._PACKAGE", tmp_path)
+    monkeypatch.setattr("janus_ds.config.locations._PACKAGE", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert load_run("demo").folder == tmp_path / "assets" / "demo"
     # Nothing given: its own sentences, both ways.

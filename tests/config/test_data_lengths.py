@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from janus_ds.config.deepspeed import read_setup
-from janus_ds.config.load import changed_training, from_dict, load_run_config, to_dict
-from janus_ds.config.packaged import packaged_folder
+from janus_ds.config.load import from_dict, load_run_config, to_dict
+from janus_ds.config.locations import packaged_folder
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
+from janus_ds.train.state import changed_training
 
 REQUESTS = {
     "blocks": ({"settings": {"block_tokens": 510}}, (510, 510)),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from janus_ds.config.deepspeed import check_on_this_machine, load_setup, read_deepspeed_config
-from janus_ds.config.faults import ConfigFaultsError, FaultList
+from janus_ds.config.fields import ConfigFaultsError, FaultList
 from janus_ds.config.load import load_run_config
 from janus_ds.errors import ConfigError
 from tests.support.deepspeed_files import RUN, load_engine, write_engine

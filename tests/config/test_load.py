@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_ds.config.faults import ConfigFaultsError, FaultList, nearest
-from janus_ds.config.load import field_of, from_dict, load_run_config, read_run_config
+from janus_ds.config.fields import ConfigFaultsError, FaultList
+from janus_ds.config.load import from_dict, load_run_config, read_run_config
 from janus_ds.config.modes import check_mode
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
+from janus_ds.errors import nearest
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
 
@@ -53,7 +55,7 @@ def test_model_preset_fills_only_what_is_not_given(tmp_path: Path) -> None:
 def test_nothing_is_left_to_presets_after_loading() -> None:
     run = load_run_config(None)
     optional = {key for key, spec in FIELDS.items() if spec.optional}
-    left = {key for key in optional if field_of(run, key) is None}
+    left = {key for key in optional if attrgetter(key)(run) is None}
     off = {"decode.threshold", "decode.rescore", "decode.forced_bos", "decode.forced_eos"}
     assert left == {"init", "model.preset", "data.path", "data.valid_path"} | off
 
@@ -210,7 +212,7 @@ def test_any_value_is_taken_as_its_type_or_refused_in_words(key: str, value: obj
     except ConfigFaultsError as error:
         refusal = error
     else:
-        taken = field_of(run, key)
+        taken = attrgetter(key)(run)
         assert taken is None or type(taken) is spec.type
         assert (
             value is None

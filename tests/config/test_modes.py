@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from janus_ds.cli.train import parse_options
 from janus_ds.config.load import load_run_config
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS
 from janus_ds.errors import ConfigError, UsageError
-from janus_ds.train.options import parse_options
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 PRESETS = {

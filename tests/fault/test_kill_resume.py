@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, ResourceError, TrainingError
-from janus_ds.observe.writers import read_run_record
+from janus_ds.observe import read_run_record
 from janus_ds.report.runs import read_runs
 from tests.conftest import Tally
 from tests.support.processes import find_ranks

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from janus_ds.cli.train import train_and_exit
+from janus_ds.config.deepspeed import TrainOptions
 from janus_ds.errors import ResourceError, TrainingError
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe import read_metrics
 from janus_ds.train.engine import TrainingStep
-from janus_ds.train.options import TrainOptions
 from janus_ds.train.signals import StopSignals
 from tests.support.launch import let_ranks_end
 from tests.support.processes import wait_until

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from janus_ds.cli.train import train_and_exit
+from janus_ds.config.deepspeed import TrainOptions
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.errors import STALLED_EXIT_CODE
-from janus_ds.observe.writers import read_metrics
-from janus_ds.train.options import TrainOptions
+from janus_ds.observe import read_metrics
 from janus_ds.train.signals import StopSignals
 from tests.support.launch import ROOT, Ended, let_ranks_end
 from tests.support.processes import wait_until

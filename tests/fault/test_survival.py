@@ -16,7 +16,7 @@ from statistics import mean
 
 import pytest
 
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe import read_metrics
 from tests.conftest import Tally
 from tests.support.processes import in_session, resident, wait_until
 from tests.support.program import Program, assert_as_unbroken, wait_for

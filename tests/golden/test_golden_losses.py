@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe import read_metrics
 from tests.support.launch import ROOT
 from tests.support.warm import warm_starter
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_ds.__main__ import main
-from janus_ds.config.packaged import DEMO, model_path
+from janus_ds.config.locations import DEMO, model_path
 from janus_ds.config.presets import follow_init
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer

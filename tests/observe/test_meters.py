@@ -12,7 +12,7 @@ import torch
 from janus_ds.batch import BatchCounts
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
-from janus_ds.observe.writers import MetricsWriter, read_metrics
+from janus_ds.observe import MetricsWriter, read_metrics
 from janus_ds.train.reporting import StepMeter, device_peak_flops, memory_bytes, step_flops
 
 COUNTS = BatchCounts(samples=2, source_tokens=600, target_tokens=400, ar_tokens=398, masked_tokens=200)

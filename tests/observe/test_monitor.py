@@ -13,9 +13,9 @@ import pytest
 
 from janus_ds.config import deepspeed
 from janus_ds.config.deepspeed import read_setup
-from janus_ds.config.packaged import packaged_folder
+from janus_ds.config.locations import packaged_folder
 from janus_ds.errors import ConfigError
-from janus_ds.observe.writers import MetricsWriter, read_metrics
+from janus_ds.observe import MetricsWriter, read_metrics
 
 
 def records(path: Path) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe import read_metrics
 from tests.support.launch import ROOT
 from tests.support.processes import alive, find_ranks, wait_until
 from tests.support.program import figures_of

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from janus_ds.config.deepspeed import ExecutionConfig, check_on_this_machine, read_deepspeed_config
-from janus_ds.config.faults import ConfigFaultsError, FaultList
+from janus_ds.config.fields import ConfigFaultsError, FaultList
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import RunConfig
 

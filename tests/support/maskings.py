@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from janus_ds.batch import Ragged
 from janus_ds.config.schema import MaskingConfig
 from janus_ds.data.masking.counter_rng import SampleKeys
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.span_laws import MaskDraw, draw_noise, draw_target
 from janus_ds.data.masking.views import make_views
 from tests.support.packed_data import SPECIAL

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from janus_ds.batch import TwoStreamBatch
+from janus_ds.batch import Ragged, TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.masking.collate import Collator
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import Views
 from janus_ds.model.janus import JanusModel
 from tests.support.naive_reference import NaiveJanus, NaiveShape

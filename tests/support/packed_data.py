@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from janus_ds.batch import SpecialTokens
+from janus_ds.batch import Ragged, SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import (
     DataConfig,
@@ -17,7 +17,6 @@ from janus_ds.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import INDEX_NAME, SplitIndex, SplitTotals
 from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
 from janus_ds.io import sha256_of_file

@@ -20,7 +20,7 @@ import torch
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.config.schema import TrainConfig
-from janus_ds.observe.writers import read_metrics
+from janus_ds.observe import read_metrics
 from janus_ds.parallel.topology import Topology
 from tests.observe.test_meters import events
 from tests.support.launch import free_port, kill_session, rank_environment

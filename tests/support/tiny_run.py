@@ -13,7 +13,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.model.janus import JanusModel
-from janus_ds.observe.writers import write_run_record
+from janus_ds.observe import write_run_record
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 
 

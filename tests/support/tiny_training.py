@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from janus_ds.checkpoint.tensors import find_weights, read_weights
-from janus_ds.observe.writers import read_metrics
+from janus_ds.config.deepspeed import TrainOptions
+from janus_ds.observe import read_metrics
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.build_run import run as run_training
-from janus_ds.train.options import TrainOptions
 from janus_ds.train.signals import StopSignals
 from janus_ds.train.trainer import Outcome
 from tests.support.tiny_data import TINY_RECIPE, make_tiny_data

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from janus_ds.config.deepspeed import read_setup
-from janus_ds.observe.progress import Progress, duration
 from janus_ds.parallel.topology import Topology
+from janus_ds.progress import Progress, duration
 from janus_ds.train.build_run import build_run
 from janus_ds.train.reporting import ProgressBar, announce_end, announce_start
 from janus_ds.train.state import Meters

@@ -9,7 +9,7 @@ import torch
 
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.convert import main
-from janus_ds.config.load import changed_training, from_dict, load_run_config, to_dict
+from janus_ds.config.load import from_dict, load_run_config, to_dict
 from janus_ds.config.presets import record_of
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
@@ -17,6 +17,7 @@ from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train.build_run import start_from
+from janus_ds.train.state import changed_training
 from tests.support.hf_folder import hub_folder
 
 PAIR = ["data.task=pair"]

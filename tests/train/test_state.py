@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from janus_ds.config.load import load_run_config, to_dict
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import CheckpointError, ConfigError, JanusError
@@ -17,6 +18,7 @@ from janus_ds.train.state import (
     Meters,
     RunIdentity,
     changed_execution,
+    changed_training,
     check_form,
     check_resumable,
     read_resumable,
@@ -181,3 +183,44 @@ def test_any_change_of_a_state_is_taken_or_refused_in_words(path: list[int], odd
         check_form(saved, FOLDER)
         check_resumable(saved, NOW, FOLDER)
         Meters(**saved["meters"])
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("name=other", True),
+        ("data.path=/elsewhere", True),
+        ("data.workers=3", True),
+        ("train.save_every=7", True),
+        ("train.max_steps=600", True),
+        ("train.activation_checkpointing=true", True),
+        ("decode.iterations=10", True),
+        ("train.stall_minutes=0", True),
+        ("train.spike_action=skip", True),
+        ("train.max_overflows=9", True),
+        ("train.seed=2", False),
+        ("train.global_batch=64", False),
+        ("optim.lr=1e-3", False),
+        ("objective.weight_aux=0.5", False),
+        ("masking.target_share=0.4", False),
+        ("model.dropout=0", False),
+        ("data.shuffle_window=9", False),
+    ],
+)
+def test_what_is_trained_is_told_from_the_rest(override: str, same: bool) -> None:
+    changed = changed_training(load_run_config(None), load_run_config(None, [override]))
+    assert changed == ([] if same else [override.partition("=")[0]])
+
+
+def test_it_does_not_matter_how_a_value_was_given() -> None:
+    given_by_preset = load_run_config(None, ["model.preset=quickstart"])
+    shape = to_dict(given_by_preset)["model"]
+    written_out = [f"model.{key}={value}" for key, value in shape.items() if key != "preset"]
+    assert changed_training(load_run_config(None, written_out), given_by_preset) == []
+
+
+def test_the_polynomial_schedule_ties_the_length_of_the_run() -> None:
+    short, long = (
+        load_run_config(None, ["optim.schedule=polynomial", f"train.max_steps={n}"]) for n in (300, 600)
+    )
+    assert changed_training(short, long) == ["train.max_steps"]

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from janus_ds import errors
-from janus_ds.config.faults import ConfigFaultsError, Fault
+from janus_ds.config.fields import ConfigFaultsError, Fault
 from janus_ds.errors import PREEMPTED_EXIT_CODE, DataError, JanusError, exit_on_error
 from janus_ds.parallel.liveness import LostRankError, Peer
 from tests.support.programs import python

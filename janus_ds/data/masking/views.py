@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from janus_ds.batch import SpecialTokens
+from janus_ds.batch import Ragged, SpecialTokens
 from janus_ds.config.schema import MaskingConfig
 from janus_ds.data.masking.counter_rng import SampleKeys, Stream
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.span_laws import MaskDraw, draw_noise, draw_target
 
 Values = NDArray[Any]

@@ -20,7 +20,7 @@ from itertools import chain
 
 import numpy as np
 
-from janus_ds.data.masking.ragged import Ragged
+from janus_ds.batch import Ragged
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.stream.shards import token_dtype
 from janus_ds.data.text.tokenizer import (

@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as validated
 
-from janus_ds.data.masking.ragged import Ragged
+from janus_ds.batch import Ragged
 from janus_ds.data.prepare.blocks import encode_blocks
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.prepare.train_tokenizer import ensure_tokenizer
@@ -49,7 +49,7 @@ from janus_ds.data.text.documents import DocumentReader, Position
 from janus_ds.data.text.text_files import list_inputs
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.errors import DataError
-from janus_ds.io import disk_faults, fingerprint_of, folder_lock, write_atomic
+from janus_ds.io import disk_faults, fingerprint_of, folder_lock, make_folder, write_atomic
 
 _SPLITS = ("train", "valid", "test")
 _WORK, _KEY, _STATE = ".prepare", "key.json", "state.json"
@@ -359,8 +359,7 @@ def prepare_bundled_corpus(
         valid_share=_VALID_SHARE,
     )
     corpus = resources.files("janus_ds").joinpath(_CORPUS)
-    with disk_faults(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with resources.as_file(corpus) as path, _turn(target):
         if (target / MANIFEST_NAME).is_file():
             prepare([path], target, settings)  # checks that it holds just this

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from janus_ds.batch import Ragged
 from janus_ds.data.masking.counter_rng import Stream, keys, shuffled
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.prepare.pair_files import Pair, PairFiles, find_files, pair_key, read_pairs
 from janus_ds.data.prepare.settings import GlgeSettings, Limits, PairSettings
 from janus_ds.data.prepare.train_tokenizer import train_words, trained_tokenizer

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from janus_ds.data.masking.ragged import Ragged
+from janus_ds.batch import Ragged
 from janus_ds.data.stream.index import MANIFEST_NAME, Manifest, ShardEntry, SplitIndex, SplitTotals
 from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
 from janus_ds.errors import DataError, ResourceError

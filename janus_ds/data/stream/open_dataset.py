@@ -27,7 +27,7 @@ from janus_ds.data.stream.remote import Expected, Patience, TransferError, trans
 from janus_ds.data.stream.shard_cache import RemoteShards, ShardCache
 from janus_ds.data.text.tokenizer import MOST_TOKENIZER_BYTES, TOKENIZER_FILES, Tokenizer, load_tokenizer
 from janus_ds.errors import DamagedDataError, DataError, JanusError
-from janus_ds.io import check_owner, disk_faults, fingerprint_of, sha256_of_file, write_atomic
+from janus_ds.io import check_owner, disk_faults, fingerprint_of, make_folder, sha256_of_file, write_atomic
 
 _BYTES_A_GB = 1e9
 _Found = TypeVar("_Found")
@@ -97,8 +97,7 @@ class RemoteFolder:
         with TemporaryFile() as file:
             self.fetch(name, file, Expected(sha256=sha256, most=most))
             file.seek(0)
-            with disk_faults(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             write_atomic(target, file.read(), unique=True)
 
     def fetch_any(self, choices: Sequence[Sequence[str]], folder: Path, most: int) -> None:
@@ -288,8 +287,7 @@ def _cached_folder(location: str, data: DataConfig) -> Path:
     """Where what is small of a distant directory is kept; nothing there is another user's."""
     # The address itself could hold a password.
     folder = _cache_folder(data) / "folders" / fingerprint_of(location.encode())[:24]
-    with disk_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for path in (folder, *folder.rglob("*")):
         check_owner(_cache_folder(data), path)
     return folder

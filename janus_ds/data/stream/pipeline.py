@@ -21,10 +21,9 @@ import numpy as np
 import webdataset as wds
 from numpy.typing import NDArray
 
-from janus_ds.batch import SpecialTokens
+from janus_ds.batch import Ragged, SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.masking.views import make_views
 from janus_ds.data.stream.open_dataset import SplitPlace
 from janus_ds.data.stream.source import SampleSource

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from janus_ds.data.stream.index import ShardEntry
 from janus_ds.data.stream.remote import Expected
 from janus_ds.errors import DamagedDataError, JanusError, ResourceError
-from janus_ds.io import check_owner, disk_faults, open_regular, sha256_of_file
+from janus_ds.io import check_owner, disk_faults, make_folder, open_regular, sha256_of_file
 
 if TYPE_CHECKING:
     from janus_ds.data.stream.open_dataset import RemoteFolder
@@ -103,8 +103,7 @@ class ShardCache:
 
     def _bring(self, sha256: str, size: int, download: Callable[[BinaryIO], None]) -> None:
         whole, part = self._whole(sha256), self.folder / f"{sha256}.{size}.part"
-        with disk_faults(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         check_owner(self.folder.parent, part)
         descriptor = self._reserve(whole, part, size)
         if descriptor is None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from janus_ds.data.masking.ragged import Ragged
+from janus_ds.batch import Ragged
 from janus_ds.data.stream.index import BlobEntry, MemberEntry, ShardEntry, SplitIndex
 from janus_ds.errors import DamagedDataError, DataError
 from janus_ds.io import atomic_file, disk_faults, open_regular

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from janus_ds.batch import Ragged
 from janus_ds.config.schema import DataConfig
-from janus_ds.data.masking.ragged import Ragged
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import SplitPlace
 from janus_ds.data.stream.shards import ShardReader

@@ -14,7 +14,7 @@ from typing import Any
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.errors import DataError
-from janus_ds.io import disk_faults, fingerprint_of, parse_json, read_bounded, write_atomic
+from janus_ds.io import fingerprint_of, make_folder, parse_json, read_bounded, write_atomic
 
 MASK_TEXT = "<mask>"
 """How the mask symbol is written in text."""
@@ -72,8 +72,7 @@ class Tokenizer:
 
     def save(self, directory: Path) -> None:
         """Write the files that :func:`load_tokenizer` reads."""
-        with disk_faults(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         for name, data in self.files.items():
             write_atomic(directory / name, data)
 

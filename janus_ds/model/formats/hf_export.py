@@ -13,7 +13,7 @@ from janus_ds.batch import SpecialTokens
 from janus_ds.config.schema import DecodeConfig, ModelConfig, RunConfig
 from janus_ds.errors import CheckpointError
 from janus_ds.model.decoding.cache import ArStream, ArSymbols
-from janus_ds.model.formats.bart_names import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
+from janus_ds.model.formats.fairseq import POSITION_OFFSET, POSITION_TABLES, TABLE, their_names
 from janus_ds.model.formats.hf_import import BIAS, PREFIX, SHARED
 
 
@@ -52,10 +52,7 @@ def export_config(run: RunConfig, special: SpecialTokens) -> dict[str, Any]:
         "is_encoder_decoder": True,
         "tie_word_embeddings": True,
         "vocab_size": special.vocab_size,
-        "bos_token_id": special.bos,
-        "pad_token_id": special.pad,
-        "eos_token_id": special.eos,
-        "decoder_start_token_id": ArSymbols.of(run, special).start,
+        **_symbols(run, special),
         "forced_eos_token_id": special.eos,
         "dtype": "float32",
         "use_cache": True,
@@ -78,10 +75,7 @@ def export_generation(run: RunConfig, special: SpecialTokens) -> dict[str, Any]:
         "bad_words_ids": ([[token] for token in symbols.forbidden], symbols.forbidden),
     }
     return {
-        "bos_token_id": special.bos,
-        "pad_token_id": special.pad,
-        "eos_token_id": special.eos,
-        "decoder_start_token_id": symbols.start,
+        **_symbols(run, special),
         "num_beams": decode.beam,
         "length_penalty": decode.length_penalty,
         "early_stopping": "never"
@@ -128,16 +122,13 @@ def export_janus(
         "two_stream": stream.two_stream,
         "query_offset": stream.query_offset,
         "query_token_id": stream.query_token,
-        "special_token_ids": sorted({special.bos, special.pad, special.eos, special.unk, special.mask}),
+        "special_token_ids": sorted(special.ids),
         "length_specials": 0 if run.objective.length_convention == "with_specials" else 2,
         "nar_score": run.decode.nar_score or "paper",
         "iterations": DecodeConfig.iterations if run.decode.iterations is None else run.decode.iterations,
         "length_beam": run.decode.length_beam,
         "longest": min(rows, longest + 2) if longest else rows,
-        "bos_token_id": special.bos,
-        "pad_token_id": special.pad,
-        "eos_token_id": special.eos,
-        "decoder_start_token_id": ArSymbols.of(run, special).start,
+        **_symbols(run, special),
         "is_encoder_decoder": True,
         "tie_word_embeddings": False,
         "dtype": "float32",
@@ -148,3 +139,12 @@ def export_janus(
 
 def _positions(model: ModelConfig) -> int:
     return max(model.max_source_positions, model.max_target_positions)
+
+
+def _symbols(run: RunConfig, special: SpecialTokens) -> dict[str, Any]:
+    return {
+        "bos_token_id": special.bos,
+        "pad_token_id": special.pad,
+        "eos_token_id": special.eos,
+        "decoder_start_token_id": ArSymbols.of(run, special).start,
+    }

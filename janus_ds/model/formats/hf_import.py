@@ -20,7 +20,7 @@ from janus_ds.config.fields import shown
 from janus_ds.config.schema import DecodeConfig, ModelConfig
 from janus_ds.errors import CheckpointError
 from janus_ds.model.decoding.cache import ANY
-from janus_ds.model.formats.bart_names import (
+from janus_ds.model.formats.fairseq import (
     TABLE,
     ConversionReport,
     fill_up,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from janus_ds.data.masking.ragged import Ragged
+from janus_ds.batch import Ragged
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.shards import ShardFormat, ShardReader, token_dtype, write_shard
 from janus_ds.errors import ResourceError

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_ds.data.masking.ragged import Ragged
+from janus_ds.batch import Ragged
 
 rows_of_ints = st.lists(st.lists(st.integers(0, 60000), max_size=5), max_size=8)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from janus_ds.cli import train
+from janus_ds.cli.train import parse_options, refuse_faults
 from janus_ds.config.load import load_run_config
 from janus_ds.errors import ConfigError
-from janus_ds.train import options
-from janus_ds.train.options import parse_options, refuse_faults
 from tests.support.launch import ROOT
 
 ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
@@ -19,7 +19,7 @@ LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_LOCALID", "SLURM_STEP_NUM
 def _not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(options, "FOLLOWER_DELAY", 0.0)
+    monkeypatch.setattr(train, "_FOLLOWER_DELAY", 0.0)
 
 
 def leaving(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:

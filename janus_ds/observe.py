@@ -349,7 +349,7 @@ def _earlier_attempts(run: Path) -> list[Any]:
 
 def _git_commit() -> str | None:
     """The commit of the source tree this package lies in; None outside a repository."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
