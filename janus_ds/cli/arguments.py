@@ -222,7 +222,13 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
     add("--beam", type=int, help="AR: beam (default: as the run's recipe says)")
     add("--length-beam", type=int, help="NAR: length candidates (default: as the run's recipe says)")
     add_long_argument(group)
-    add("--limit", type=int, default=0, metavar="N", help="the first N sentences only")
+    add(
+        "--limit",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the first N sentences only (to RUN/eval/SPLIT-first-N)",
+    )
     add(
         "--latency-samples",
         "--latency-sentences",

@@ -121,8 +121,9 @@ class EvalRequest:
         return found
 
     def folder(self, run: LoadedRun) -> Path:
-        """Where hypotheses and scores go."""
-        return self.output or run.folder / "eval" / self.split
+        """Where hypotheses and scores go; those of a part of the split not to those of the whole."""
+        part = f"{self.split}-first-{self.limit}" if self.limit else self.split
+        return self.output or run.folder / "eval" / part
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,8 @@ def runs_of(options: argparse.Namespace) -> dict[str, Run]:
         own, steps = overrides_of(name)
         own = [f"name={name}", *own, *options.overrides]
         train = training_command("finetune", RECIPE, options.root / "data", run, "--set", *own)
-        given = ("--checkpoint", run, "--average", options.average, "--split", "test")
-        evaluate = product("eval/nmt.py", *given, "--limit", options.limit)
+        given = ("--checkpoint", run, "--average", options.average, "--limit", options.limit)
+        evaluate = product("eval/nmt.py", *given, "--split", "test", "--output", run / "eval" / "test")
         found[name] = Run(train, steps, evaluate=evaluate)
     return found
 

@@ -113,7 +113,7 @@ def _run(options: argparse.Namespace, name: str, lines: int) -> Run:
     mode = "nar" if run.mode.startswith("nar") else "ar"
     evaluate = product(
         *("eval/glge.py", "--task", "squadqg", "--checkpoint", folder, "--mode", mode),
-        *("--split", "test", "--limit", options.limit),
+        *("--split", "test", "--limit", options.limit, "--output", folder / "eval" / "test"),
         *("--latency-samples", options.latency),
     )
     return Run(train, steps, run.start, evaluate, lines)

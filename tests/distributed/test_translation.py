@@ -166,7 +166,10 @@ def test_evaluation_translates_scores_and_measures(found, folder, tmp_path):
     again = evaluate(replace(request, modes=("ar",), latency_sentences=0))
     assert again.removed == []
     (folder / "one/eval/test/mine.scores.json").write_text('{"task": "nmt"}')
-    again = evaluate(replace(request, modes=("nar",), iterations=(0,), limit=4, latency_sentences=0))
+    trial = replace(request, modes=("nar",), iterations=(0,), limit=4, latency_sentences=0)
+    apart = evaluate(trial)
+    assert (apart.removed, apart.systems[0].file.parent.name) == ([], "test-first-4")
+    again = evaluate(replace(trial, output=folder / "one/eval/test"))
     assert again.removed == ["ar", "nar-2"]
     left = {path.name for path in again.systems[0].file.parent.iterdir()}
     ours = {"nar-0.scores.json", "nar-0.txt", "references.txt", "scores.json", "sources.txt"}

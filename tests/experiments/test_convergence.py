@@ -31,7 +31,8 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
         *("masking.target_share=0.7", "train.max_steps=12000"),
     ]
     assert (runs["ar-4k-s2"].evaluate or [])[2:] == [
-        *("--checkpoint", str(folder / "ar-4k-s2"), "--average", "5", "--split", "test", "--limit", "0"),
+        *("--checkpoint", str(folder / "ar-4k-s2"), "--average", "5", "--limit", "0", "--split", "test"),
+        *("--output", str(folder / "ar-4k-s2" / "eval" / "test")),
     ]
     own, steps = convergence.overrides_of("ar+model.dropout=0.4-0.5k-s3")
     assert (own[-2:], steps) == (["model.dropout=0.4", "train.max_steps=500"], 500)
