@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from janus_ds.batch import RowLayout
 from janus_ds.checkpoint.tensors import snapshot_bytes
@@ -30,7 +31,7 @@ from janus_ds.config.deepspeed_file import solve_batch
 from janus_ds.config.load import load_run_config
 from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.masking.span_laws import expected_share
-from janus_ds.data.stream.open_dataset import open_data
+from janus_ds.data.stream.open_dataset import DataPlace, open_data
 from janus_ds.errors import ConfigError
 from janus_ds.model.weights import parameter_shapes
 from janus_ds.progress import bytes_text, count_text, table
@@ -52,8 +53,19 @@ _BART_VOCABULARY = 50265
 
 _Parts = Mapping[str, tuple[int, int]]
 """Parameters of each part of a model: those that tensor parallelism shards, and those on every rank."""
-_Size = tuple[int, int] | None
-"""Samples and tokens of the training data; None where it is not known."""
+
+
+class _SourceSize(NamedTuple):
+    """Training data of one source, and its share of the samples of a batch."""
+
+    name: str
+    share: float
+    samples: int
+    tokens: int
+
+
+_Sizes = Sequence[_SourceSize]
+"""All sources; none where they are not known or hold no sample."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,11 +81,11 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     run = load_run_config(parsed.recipe, given_overrides(parsed), parsed.mode)
     assumed = _ASSUMED_VOCABULARY.get(run.model.preset or "", _BART_VOCABULARY)
-    size, vocab_size, origin = None, assumed, "assumed; give --data or --vocab"
+    vocab_size, origin = assumed, "assumed; give --data or --vocab"
+    sources: _Sizes = ()
     if run.data.path:
         place = open_data(run.data.path, run.data)
-        parts = [s.manifest.splits["train"] for s in place.sources if "train" in s.manifest.splits]
-        size = (sum(part.samples for part in parts), sum(part.tokens for part in parts))
+        sources = _sizes(place)
         vocab_size, origin = place.manifest.vocab_size, "the data's manifest"
     if parsed.vocab is not None:
         vocab_size, origin = parsed.vocab, "--vocab"
@@ -87,9 +99,22 @@ def main(arguments: Sequence[str]) -> int:
     print(f"run {run.name} ({parsed.recipe})\nobjective {run.objective.preset}\n")
     print(f"{_model_table(sizes)}\n  vocabulary {vocab_size:,} ({origin})\n")
     print(_memory(sizes, run.train.keep_last, parsed.ranks) + "\n")
-    print(_communication(run, vocab_size, execution, size) + "\n")
-    print("\n".join(_length(run, size if size and size[0] else None)))
+    print(_communication(run, vocab_size, execution, sources) + "\n")
+    print("\n".join(_length(run, sources)))
     return 0
+
+
+def _sizes(place: DataPlace) -> _Sizes:
+    found = [(source, source.manifest.splits.get("train")) for source in place.sources]
+    if not all(part and part.samples for _, part in found):
+        return ()
+    weight = sum(source.weight for source in place.sources)
+    return [_SourceSize(s.name, s.weight / weight, part.samples, part.tokens) for s, part in found if part]
+
+
+def _mean_tokens(sizes: _Sizes) -> float:
+    """Tokens of a sample, as sources are mixed."""
+    return sum(source.share * source.tokens / source.samples for source in sizes)
 
 
 def _model_table(parts: _Parts) -> str:
@@ -122,7 +147,7 @@ def _memory(parts: _Parts, keep_last: int, ranks: int) -> str:
     )
 
 
-def _communication(run: RunConfig, vocab_size: int, execution: Execution, size: _Size) -> str:
+def _communication(run: RunConfig, vocab_size: int, execution: Execution, sizes: _Sizes) -> str:
     """Bytes that one rank sends in one step, by kind, in every ZeRO stage."""
     ranks = execution.data_size * execution.tensor_size
     place = f"{ranks} ranks, TP {execution.tensor_size}, {execution.precision}"
@@ -132,8 +157,8 @@ def _communication(run: RunConfig, vocab_size: int, execution: Execution, size: 
     except ConfigError:
         return f"{head}: the global batch cannot be shared by {execution.data_size} data-parallel ranks"
     length, origin = run.data.block_tokens + 2, "full blocks; give --data to know the data's mean"
-    if size and size[0]:
-        length, origin = round(_side_tokens(run, *size)), "the data's mean"
+    if sizes:
+        length, origin = round(_side_tokens(run, sizes)), "the data's mean"
     shape = _batch_shape(run, length, samples, execution.data_size * accumulation)
     parameters = rank_parameters(run.model, vocab_size, execution.tensor_size)
     kinds: dict[str, list[str]] = {}
@@ -162,9 +187,9 @@ def _communication(run: RunConfig, vocab_size: int, execution: Execution, size: 
     )
 
 
-def _side_tokens(run: RunConfig, samples: int, tokens: int) -> float:
+def _side_tokens(run: RunConfig, sizes: _Sizes) -> float:
     """Mean tokens of a side of a sample, bos and eos included."""
-    return tokens / samples / (2 if run.data.task == "pair" else 1) + 2
+    return _mean_tokens(sizes) / (2 if run.data.task == "pair" else 1) + 2
 
 
 def _batch_shape(run: RunConfig, length: int, samples: int, parts: int) -> BatchShape:
@@ -187,7 +212,7 @@ def _batch_shape(run: RunConfig, length: int, samples: int, parts: int) -> Batch
     return BatchShape(samples, length, layout, masked * samples, max(ar - masked, 0) * samples)
 
 
-def _length(run: RunConfig, size: _Size) -> list[str]:
+def _length(run: RunConfig, sizes: _Sizes) -> list[str]:
     """Steps, samples, target tokens and epochs of a run.
 
     With batches of tokens, the number of samples is not known before the data is read.
@@ -197,21 +222,23 @@ def _length(run: RunConfig, size: _Size) -> list[str]:
     longer = f"up to {train.batch_tokens:,} tokens of the longer side"
     batch = longer if by_tokens else f"{train.global_batch:,} samples"
     lines = ["length of the run", f"  {train.max_steps:,} steps x {batch}"]
-    if size is None:
+    if not sizes:
         most = f"at most {count_text(seen * data.block_tokens)} target tokens"
         lines += [] if by_tokens else [f"  = {count_text(seen)} samples, {most}"]
         return [*lines, "  epochs: give --data to know the size of the data"]
-    samples, tokens = size
+    samples, tokens = sum(s.samples for s in sizes), sum(s.tokens for s in sizes)
     if by_tokens:
-        side = _side_tokens(run, samples, tokens)
+        side = _side_tokens(run, sizes)
         epochs = train.max_steps * train.batch_tokens / side / samples
         lines.append(f"  data: {count_text(samples)} samples, {side:.0f} tokens a side with bos and eos")
         return [*lines, f"  = about {epochs:.1f} epochs, fewer by what is padding"]
-    mean = tokens / samples
+    mean = _mean_tokens(sizes)
     what = "target tokens" if data.task == "denoise" else "source and target tokens"
     lines.append(f"  = {count_text(seen)} samples, {count_text(seen * mean)} {what}")
     lines.append(f"  data: {count_text(samples)} samples, {count_text(tokens)} tokens, {mean:.0f} a sample")
-    return [*lines, f"  = {seen / samples:.2f} epochs"]
+    if len(sizes) == 1:
+        return [*lines, f"  = {seen / samples:.2f} epochs"]
+    return [*lines, *(f"  = {seen * s.share / s.samples:.2f} epochs of {s.name}" for s in sizes)]
 
 
 _MASTER_BYTES, _ADAM_BYTES = 4, 8

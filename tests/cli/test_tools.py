@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +149,21 @@ def test_plan_projects_messages(capsys: pytest.CaptureFixture[str]) -> None:
         first, second = (re.findall(r"layers forward .*", text) for text in texts)
         assert first
         assert first != second, changed
+
+
+def test_plan_counts_each_source_of_a_mixture(
+    capsys: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path
+) -> None:
+    """By their weights: 1,080 samples are three times the 270 of one source and once those of the other."""
+    shutil.copytree(tiny, tmp_path / "long")
+    manifest = json.loads((tmp_path / "long" / "manifest.json").read_text())
+    own = manifest["splits"]["train"]["tokens"] / 270
+    manifest["splits"]["train"]["tokens"] = 27_000
+    (tmp_path / "long" / "manifest.json").write_text(json.dumps(manifest))
+    data = f"{tiny}=3,{tmp_path / 'long'}=1"
+    text = say(capsys, "plan", "--data", data, "--set", "train.max_steps=180", "train.global_batch=6")
+    assert f"  = 3.00 epochs of {tiny}\n  = 1.00 epochs of {tmp_path / 'long'}" in text
+    assert f"tokens, {0.75 * own + 25:.0f} a sample" in text
 
 
 # inspect
