@@ -58,7 +58,9 @@ class StepData:
 def make_step_plan(maker: BatchMaker, share: RankShare) -> SamplePlan | TokenPlan:
     """Which samples a rank reads in which step, as the run's `data.batch` asks for."""
     if maker.config.data.batch == "tokens":
-        return TokenPlan(maker.source.parts[0], maker.kinds, maker.config, share)
+        plan = TokenPlan(maker.source.parts[0], maker.kinds, maker.config, share)
+        maker.refuse_long(plan.costs.target_N - 2, plan.costs.source_N)
+        return plan
     return SamplePlan(maker.source, maker.config, share)
 
 

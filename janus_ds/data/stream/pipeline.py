@@ -114,7 +114,7 @@ class BatchMaker:
 
     def check(self, step: Step) -> Step:
         """After the user's stages: each sample fits the run."""
-        ids, data, model = step["ids"], self.config.data, self.config.model
+        ids = step["ids"]
         for stream in self.source.streams:
             rows = step.get(stream)
             if not isinstance(rows, Ragged) or len(rows) != len(ids):
@@ -133,10 +133,8 @@ class BatchMaker:
                     self.source.origin(int(ids[place])),
                     "use the tokenizer that the data was prepared with",
                 )
-        inner_B, longest = step["target"].lengths, model.max_target_positions
-        self._refuse(ids, inner_B, data.block_tokens, "target tokens", "data.block_tokens")
-        key = "model.max_target_positions"
-        self._refuse(ids, inner_B + 2, longest, "target tokens with bos and eos", key)
+        inner_B = step["target"].lengths
+        self._refuse_targets(ids, inner_B)
         if (inner_B == 0).any():
             raise DataError(
                 "the sample has no target token",
@@ -151,8 +149,7 @@ class BatchMaker:
         samples = {stream: step[stream] for stream in self.source.streams}
         seed = config.train.seed
         views = make_views(config.masking, self._special, seed, step["epochs"], ids, samples)
-        limit, key = config.model.max_source_positions, "model.max_source_positions"
-        self._refuse(ids, views.source.lengths, limit, "source tokens with bos and eos", key)
+        self._refuse_sources(ids, views.source.lengths)
         return {**step, "views": views}
 
     def collate(self, step: Step) -> Step:
@@ -163,6 +160,31 @@ class BatchMaker:
             batches.append(self._collator(step["views"].slice(start, stop), step["ids"][start:stop]))
             start = stop
         return {**step, "batches": batches}
+
+    def refuse_long(self, inner_N: Array, source_N: Array) -> None:
+        """Refuse, before the first step, samples that the run has no room for, unless stages may cut them.
+
+        Args:
+            inner_N: target tokens of all samples of one source, from the index.
+            source_N: its source tokens, with bos and eos; of pairs.
+
+        Raises:
+            DataError: names the longest.
+        """
+        if not self._stages:
+            ids = np.arange(len(inner_N))
+            self._refuse_targets(ids, inner_N)
+            if "source" in self.source.streams:
+                self._refuse_sources(ids, source_N)
+
+    def _refuse_targets(self, ids: Array, inner_B: Array) -> None:
+        self._refuse(ids, inner_B, self.config.data.block_tokens, "target tokens", "data.block_tokens")
+        limit, key = self.config.model.max_target_positions, "model.max_target_positions"
+        self._refuse(ids, inner_B + 2, limit, "target tokens with bos and eos", key)
+
+    def _refuse_sources(self, ids: Array, length_B: Array) -> None:
+        limit, key = self.config.model.max_source_positions, "model.max_source_positions"
+        self._refuse(ids, length_B, limit, "source tokens with bos and eos", key)
 
     def _refuse(self, ids: Array, length_B: Array, limit: int, what: str, key: str) -> None:
         worst = int(np.argmax(length_B))

@@ -259,9 +259,9 @@ class TokenPlan:
     def __init__(self, source: Source, kinds: RowKinds, config: RunConfig, share: RankShare) -> None:
         train, window = config.train, config.data.shuffle_window
         source.check_cache(config.data, 1)
-        self._costs = sample_costs(source, kinds, config)
+        self.costs = sample_costs(source, kinds, config)
         budget, groups = train.batch_tokens / train.batch_groups, train.batch_groups
-        self._schedule = TokenSchedule(train.seed, source.member_sizes, self._costs, window, budget, groups)
+        self._schedule = TokenSchedule(train.seed, source.member_sizes, self.costs, window, budget, groups)
         self._share = share
         self._parts = share.size * share.accumulation
         self.steps_per_epoch = self._schedule.groups_per_epoch / groups
@@ -275,7 +275,7 @@ class TokenPlan:
 
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:
         """This rank's micro-batches: (epochs, sample ids) of each, int64."""
-        parts = share_out(self._schedule.groups(step), self._costs, self._parts)
+        parts = share_out(self._schedule.groups(step), self.costs, self._parts)
         return parts[self._share.rank :: self._share.size]
 
     def read_ahead(self, step: int) -> None:

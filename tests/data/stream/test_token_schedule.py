@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 
 from janus_ds.batch import BatchCounts
 from janus_ds.config.schema import MaskingConfig, RunConfig
@@ -186,3 +187,19 @@ def test_too_many_ranks_for_the_smallest_batch_are_refused(split):
     maker = BatchMaker(split, token_config(), SPECIAL)
     with pytest.raises(ConfigError, match=r"smallest batch has \d+ samples, for 40 ranks x 2"):
         make_step_plan(maker, RankShare(0, 40, 8, 2))
+
+
+def test_a_sample_that_no_step_has_room_for_is_named_before_the_first(split):
+    run, share = token_config(), RankShare(0, 1, 8, 1)
+    longest = int(BatchMaker(split, run, SPECIAL).source.parts[0].lengths()["target"].max())
+    short = replace(run, data=replace(run.data, block_tokens=longest - 1))
+    with pytest.raises(
+        DataError, match=f"{longest} target tokens, data.block_tokens allows {longest - 1}"
+    ) as caught:
+        make_step_plan(BatchMaker(split, short, SPECIAL), share)
+    assert "member" in caught.value.where
+    make_step_plan(
+        BatchMaker(split, replace(run, data=replace(run.data, block_tokens=longest)), SPECIAL), share
+    )
+    # A stage of the user's own may cut it.
+    make_step_plan(BatchMaker(split, short, SPECIAL, [wds.map(dict)]), share)
