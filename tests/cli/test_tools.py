@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from janus_ds.cli.inspect import picture_of
 from janus_ds.cli.plan import model_parts, state_bytes
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS
+from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.errors import UsageError
 from janus_ds.model.janus import JanusModel
@@ -156,10 +157,10 @@ def test_plan_counts_each_source_of_a_mixture(
 ) -> None:
     """By their weights: 1,080 samples are three times the 270 of one source and once those of the other."""
     shutil.copytree(tiny, tmp_path / "long")
-    manifest = json.loads((tmp_path / "long" / "manifest.json").read_text())
-    own = manifest["splits"]["train"]["tokens"] / 270
-    manifest["splits"]["train"]["tokens"] = 27_000
-    (tmp_path / "long" / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest.load(tiny)
+    own = manifest.splits["train"].tokens / 270
+    longer = {**manifest.splits, "train": replace(manifest.splits["train"], tokens=27_000)}
+    replace(manifest, splits=longer).save(tmp_path / "long")
     data = f"{tiny}=3,{tmp_path / 'long'}=1"
     text = say(capsys, "plan", "--data", data, "--set", "train.max_steps=180", "train.global_batch=6")
     assert f"  = 3.00 epochs of {tiny}\n  = 1.00 epochs of {tmp_path / 'long'}" in text
