@@ -13,9 +13,10 @@ import re
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from janus_ds.errors import ConfigError, DataError, suggestion
+from janus_ds.io import fingerprint_of
 
 if TYPE_CHECKING:
     from janus_ds.config.fields import FaultList
@@ -30,6 +31,15 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", re.ASCII)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WEIGHTED = re.compile(r"(.+)=([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SIGNING = re.compile(
+    r"x-(amz|goog|oss)-(?!process).*|(aws|oss|google)access(key)?id|key-pair-id|policy|"
+    r"(.*[-_])?((access|auth|id|session)?token|sig|signature|credentials?|expires?|auth|authorization|"
+    r"api[-_]?key|secret|pass|passwd|password)",
+    re.IGNORECASE,
+)
+"""Parts of a query that say who may read and until when, not what is read."""
+_SIGNING_AZURE = re.compile(r"s[eiprstv]|sip|spr|srt|sk(e|s|t|v|oid|tid)")
+"""Further ones beside Azure's `sig`."""
 
 
 class WeightedLocation(NamedTuple):
@@ -147,6 +157,25 @@ def public_location(text: str) -> str:
     if len(pieces) > 1 and all(pieces):
         return ",".join(f"{_public(match[1])}={match[2]}" for match in pieces if match)
     return _public(text)
+
+
+def location_key(location: str) -> str:
+    """A file's address or command as a preparation remembers it: :func:`public_location`, and a short
+    fingerprint of the command or the query that it hides.
+
+    Passwords, signatures and their times do not count: an address that is signed anew stays the same input.
+    """
+    hidden = location if location.startswith(PIPE) else _unsigned_query(location)
+    mark = f" {fingerprint_of(os.fsencode(hidden))[:12]}" if hidden else ""
+    return f"{public_location(location)}{mark}"
+
+
+def _unsigned_query(address: str) -> str:
+    parts = urlsplit(address)
+    query = sorted(parse_qsl(parts.query, keep_blank_values=True))
+    rules = (_SIGNING, _SIGNING_AZURE) if "sig" in dict(query) else (_SIGNING,)
+    kept = [pair for pair in query if not any(rule.fullmatch(pair[0]) for rule in rules)]
+    return urlencode(kept) + parts.fragment
 
 
 def _public(location: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from janus_ds.cli.prepare import prepare_data
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.settings import PrepareSettings
-from janus_ds.errors import UsageError
+from janus_ds.errors import DataError, UsageError
 from tests.data.prepare.test_corpus import content
 from tests.support.processes import lives, wait_until
 from tests.support.programs import ROOT, python, started
@@ -41,6 +42,19 @@ def test_an_option_of_another_task_is_refused_by_name(given: list[str], named: s
         prepare_data(["--output", "nowhere", *given])
     assert caught.value.where == named
     assert caught.value.fix.endswith(told)
+
+
+def test_another_command_is_another_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--output", str(tmp_path / "out"), "--vocab-size", "90", "--processes", "1", "--input"]
+    texts = [tmp_path / name for name in ("hush-1", "hush-2")]
+    for seed, path in enumerate(texts):
+        path.write_text("\n\n".join(documents(40 + seed)))
+    assert prepare_data([*asked, f"pipe:cat {texts[0]}"]) == 0
+    assert prepare_data([*asked, f"pipe:cat {texts[0]}"]) == 0
+    assert "whole already" in capsys.readouterr().out
+    with pytest.raises(DataError, match="from other input"):
+        prepare_data([*asked, f"pipe:cat {texts[1]}"])
+    assert "hush" not in (tmp_path / "out" / "manifest.json").read_text()
 
 
 def test_killed_preparations_go_on_and_end_in_the_same_bytes(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from janus_ds.config.locations import PIPE, expanded, is_remote, public_location
+from janus_ds.config.locations import PIPE, expanded, is_remote, location_key, public_location
 from janus_ds.data.stream.remote import Expected, Patience, TransferError, transferred
 from janus_ds.data.text.byte_streams import (
     BUFFER_BYTES,
@@ -136,7 +136,7 @@ class TextFile:
 
     Attributes:
         where: the file as messages name it.
-        name: its name, as a preparation remembers it.
+        name: its name, as a preparation remembers it (`location_key` of what comes from afar).
         size: its bytes on disk; 0 for what comes from afar.
         changed: time of its last change in ns; 0 for what comes from afar.
         behind: how far reading has come, for messages.
@@ -149,10 +149,10 @@ class TextFile:
         if isinstance(location, Path):
             state = location.stat()
             self.name, self.size, self.changed = location.name, state.st_size, state.st_mtime_ns
+            self._path = location.name
         else:
-            self.name = self.where
-        remote = isinstance(location, str) and not location.startswith(PIPE)
-        self._path = urlsplit(str(location)).path if remote else self.name
+            self.name = location_key(location)
+            self._path = self.where if location.startswith(PIPE) else urlsplit(location).path
         self._raw: IO[bytes] | None = None
         self.behind = "at its beginning"
 
