@@ -106,8 +106,12 @@ def test_an_interrupted_run_goes_on(
     with pytest.raises(DataError, match="interrupted distillation with another model"):
         go(data, run, tmp_path / "new", decode={"beam": 3})
     decoded.clear()
-    go(data, run, tmp_path / "new")
+    # By a link to the empty folder that it becomes: the same place.
+    (tmp_path / "new").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    go(data, run, tmp_path / "link")
     assert decoded == [8]
+    assert not list(tmp_path.glob(".*"))
     assert files(tmp_path / "new") == files(tmp_path / "straight")
 
 
@@ -123,7 +127,9 @@ def test_sources_too_long_for_the_model_keep_their_target(data: Path, tmp_path: 
     assert report.counts["train"]["given_target_kept"] >= len(long)
 
 
-def test_what_cannot_be_distilled_is_refused(data: Path, run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_distilled_is_refused(
+    data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = make_tiny_data(tmp_path / "blocks")
     stranger = make_run(tmp_path / "stranger", other, "ar")
     nar = make_run(tmp_path / "nar", data, "cmlm")
@@ -143,6 +149,11 @@ def test_what_cannot_be_distilled_is_refused(data: Path, run: Path, tmp_path: Pa
             go(given, checkpoint, place)
         assert error.value.where
         assert error.value.fix
+    monkeypatch.chdir(taken)
+    (taken / "notes.txt").rename(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="the output is the working folder"):
+        go(data, run, Path())
+    (tmp_path / "notes.txt").rename(taken / "notes.txt")
     assert not output.exists()
     assert not list(tmp_path.glob(".*"))
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
