@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from janus_ds.batch import Ragged
 from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.config.schema import DecodeConfig
+from janus_ds.data.prepare.pair_files import prepared_request, side_limit
 from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_manifest
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardFormat
@@ -136,14 +137,8 @@ def _asked(
             "weights_sha256": [sha256_of_file(path) for path in weights],
             "decode": {name: getattr(decode, name) for name in names},
         },
-        "prepared": _prepared(manifest),
+        "prepared": prepared_request(manifest.settings),
     }
-
-
-def _prepared(manifest: Manifest) -> dict[str, Any]:
-    """The request that the data was prepared on, also where it was distilled since."""
-    request = manifest.settings.get("request") or {}
-    return dict(request.get("prepared", request))
 
 
 def _work(output: Path) -> Path:
@@ -220,8 +215,8 @@ def _write(data: Path, whole: Path, manifest: Manifest, targets: Ragged, asked: 
                 shutil.copytree(part, whole / part.name)
     counts = Counter(dict.fromkeys(("distilled", "given_target_kept", "equal_to_the_given_target"), 0))
     index = SplitIndex.load(data / _TRAIN)
-    settings = _prepared(manifest).get("settings", {})
-    longest = int(settings.get("max_tokens", 0))
+    settings = prepared_request(manifest.settings).get("settings", {})
+    longest = side_limit(manifest.settings, "target") or int(settings.get("max_tokens", 0))
     sizes = {name: settings[name] for name in _PACKING if name in settings}
     writer = SplitWriter(whole / _TRAIN, ShardFormat(index.stream_dtype, **sizes))
     for source, target, found in _blocks(data, targets):
