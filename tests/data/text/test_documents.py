@@ -146,6 +146,8 @@ def test_reading_goes_on_from_any_position(tmp_path):
         ("a.jsonl", b'{"body": "a", "id": 1}\n', "no text in field 'text'; it has: body, id", "line 1"),
         ("a.jsonl", b'["a"]\n', "no text in field", "line 1"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "surrogate", "line 1"),
+        ("a.json", b'["a",\n"\\udc00b"]', "the text holds half of a surrogate pair", "line 2"),
+        ("a.jsonl", b'"a"\n"\\ud800"\n', "the text holds half of a surrogate pair", "line 2"),
         ("a.json", b'[{"text": "a"},\n{"text": "b"}', "there is no ]", "line 2"),
         ("a.json", b'[{"text": "a"},\n{"text": nope}]', "not JSON", "value at line 2"),
         ("a.json", b'[{"text": "a"},\n{"text": 5}]', "no text in field 'text'", "line 2"),
