@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.cli.arguments import at_least, program_parser, refuse_given
-from janus_ds.config.locations import tokenizer_name
+from janus_ds.config.locations import tokenizer_name, user_path
 from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
@@ -73,7 +73,7 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_text, add_shared = groups["denoise"].add_argument, shared.add_argument
     add_text("--input", nargs="+", metavar="PATH", help=places)
-    add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
+    add("--output", type=user_path, required=True, metavar="DIR", help="the data directory to make")
     kinds = (
         f"{', '.join(TOKENIZER_KINDS)}, denoiser, nmt: bpe-words (text that is BPE'd already), or a folder "
     )
@@ -117,7 +117,7 @@ def _add_pair_options(group: argparse._ArgumentGroup) -> None:
     add("--target-lang", metavar="LANG", help="such as en")
     for split in _SPLITS:
         both = "source and target file, in turn; or files of JSON or Parquet with both"
-        add(f"--{split}", type=Path, nargs="+", metavar="FILE", help=both)
+        add(f"--{split}", type=user_path, nargs="+", metavar="FILE", help=both)
     for side in ("source", "target"):
         named = f"{side}'s field of JSON or column of Parquet (default: named like the language, or {side})"
         add(f"--{side}-field", metavar="NAME", help=named)
@@ -131,8 +131,8 @@ def _add_pair_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_distill_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--distill", type=Path, metavar="RUN", help="the run, or checkpoint, that translates the sources")
-    add("--data", type=Path, metavar="DIR", help="the data directory whose training set is translated")
+    add("--distill", type=user_path, metavar="RUN", help="the run or checkpoint that translates the sources")
+    add("--data", type=user_path, metavar="DIR", help="the data directory whose training set is translated")
     add("--average", type=int, default=1, metavar="N", help="mean of the run's last N checkpoints")
     add("--beam", type=int, help="(default: as the run's recipe says)")
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
@@ -276,9 +276,9 @@ def _parse_glge(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = program_parser(_GLGE)
     add = parser.add_argument
     add("--task", required=True, metavar="TASK", help=", ".join(GLGE_LIMITS))
-    add("--input", type=Path, required=True, metavar="DIR", help="the task's folder")
-    add("--tokenizer", type=Path, required=True, metavar="DIR", help="folder of the tokenizer")
-    add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
+    add("--input", type=user_path, required=True, metavar="DIR", help="the task's folder")
+    add("--tokenizer", type=user_path, required=True, metavar="DIR", help="folder of the tokenizer")
+    add("--output", type=user_path, required=True, metavar="DIR", help="the data directory to make")
     add("--source-tokens", type=int, metavar="N", help="cut sources to N tokens, bos and eos not counted")
     add("--target-tokens", type=int, metavar="N", help="the same for targets [both: as the task's recipe]")
     add("--samples-per-member", type=int, default=GlgeSettings.samples_per_member, help="[%(default)s]")

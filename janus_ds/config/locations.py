@@ -241,9 +241,9 @@ def model_path(path: str | Path) -> Path:
 
 
 def tokenizer_name(text: str) -> str:
-    """A tokenizer as it was named; for a model that the package ships, the folder of its tokenizer."""
+    """A tokenizer as it was named, ~ expanded; for a model that the package ships, the folder of its own."""
     model = model_path(text)
-    return text if model == Path(text) else str(model / "tokenizer")
+    return os.path.expanduser(text) if model == user_path(text) else str(model / "tokenizer")
 
 
 def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | None:

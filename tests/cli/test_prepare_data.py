@@ -11,8 +11,10 @@ import pytest
 from janus_ds.cli.prepare import prepare_data
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.settings import PrepareSettings
+from janus_ds.data.text.tokenizer import ByteLevelBPE
 from janus_ds.errors import DataError, UsageError
 from tests.data.prepare.test_corpus import content
+from tests.data.text.test_tokenizer import small_byte_level
 from tests.support.processes import lives, wait_until
 from tests.support.programs import ROOT, python, started
 from tests.support.texts import documents
@@ -55,6 +57,23 @@ def test_another_command_is_another_input(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(DataError, match="from other input"):
         prepare_data([*asked, f"pipe:cat {texts[1]}"])
     assert "hush" not in (tmp_path / "out" / "manifest.json").read_text()
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The user's, with a text and a tokenizer."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(40)))
+    ByteLevelBPE(*small_byte_level().values()).save(tmp_path / "bpe")
+    return tmp_path
+
+
+def test_paths_may_begin_at_home(home: Path) -> None:
+    asked = ["--input=~/a.txt", "--output=~/out", "--tokenizer=~/bpe", "--processes", "1"]
+    assert prepare_data(asked) == 0
+    assert (home / "out" / "manifest.json").is_file()
+    with pytest.raises(DataError, match="does not exist"):
+        prepare_data(["--input=~nobody-at-all/a.txt", "--output=~/other"])
 
 
 def test_killed_preparations_go_on_and_end_in_the_same_bytes(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from janus_ds.config.deepspeed import read_deepspeed_config
 from janus_ds.config.fields import ConfigFaultsError, FaultList
 from janus_ds.config.load import from_dict, load_run_config, to_dict
-from janus_ds.config.locations import parse_locations, user_path
+from janus_ds.config.locations import parse_locations, tokenizer_name, user_path
 from janus_ds.config.presets import record_of
 from janus_ds.config.schema import FIELDS, RETIRED, Retired, RunConfig
 from janus_ds.errors import ConfigError
@@ -215,6 +215,8 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [place.location for place in mixed] == ["/home/me/a", "/home/me/b"]
     assert str(user_path("~/x.yaml")) == "/home/me/x.yaml"
     assert os.fspath(user_path("x~")) == "x~"
+    assert tokenizer_name("~/x") == "/home/me/x"
+    assert tokenizer_name("sentencepiece-bpe") == "sentencepiece-bpe"
 
 
 def test_each_value_has_its_origin(tmp_path: Path) -> None:

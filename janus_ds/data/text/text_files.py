@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from janus_ds.config.locations import PIPE, expanded, is_remote, location_key, public_location
+from janus_ds.config.locations import PIPE, expanded, is_remote, location_key, public_location, user_path
 from janus_ds.data.stream.remote import Expected, Patience, TransferError, transferred
 from janus_ds.data.text.byte_streams import (
     BUFFER_BYTES,
@@ -75,7 +75,7 @@ def list_inputs(paths: Sequence[Path | str]) -> list[Path | str]:
             if is_remote(location):
                 files.append(location)
                 continue
-            path = Path(location).expanduser()
+            path = user_path(location)
             if path.is_file():
                 files.append(path)
             elif path.is_dir():
