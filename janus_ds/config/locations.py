@@ -65,7 +65,7 @@ def parse_locations(text: str) -> tuple[WeightedLocation, ...]:
     """
     parts = [_WEIGHTED.fullmatch(part.strip()) for part in text.split(",")]
     found = [(os.path.expanduser(match[1].strip()), float(match[2])) for match in parts if match]
-    if len(parts) < 2 or len(found) < len(parts) or Path(text).exists():
+    if len(parts) < 2 or len(found) < len(parts) or os.path.exists(text):
         return (WeightedLocation(text, 1.0),)
     for location, weight in found:
         if not (weight > 0 and math.isfinite(weight)):

@@ -213,6 +213,8 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.data.valid_path == "/home/me/valid"
     mixed = parse_locations("~/a=0.5,~/b=0.5")
     assert [place.location for place in mixed] == ["/home/me/a", "/home/me/b"]
+    long = ",".join(f"source-{n:03}=0.5" for n in range(50))
+    assert len(parse_locations(long)) == 50
     assert str(user_path("~/x.yaml")) == "/home/me/x.yaml"
     assert os.fspath(user_path("x~")) == "x~"
     assert tokenizer_name("~/x") == "/home/me/x"

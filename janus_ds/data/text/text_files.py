@@ -71,19 +71,19 @@ def list_inputs(paths: Sequence[Path | str]) -> list[Path | str]:
     """
     files: list[Path | str] = []
     for given in paths:
-        for location in [str(given)] if Path(given).exists() else _expanded_braces(str(given)):
+        for location in [str(given)] if os.path.exists(given) else _expanded_braces(str(given)):
             if is_remote(location):
                 files.append(location)
                 continue
             path = user_path(location)
-            if path.is_file():
+            if os.path.isfile(path):  # unlike `Path.is_file`, also of a name that is too long for any file
                 files.append(path)
-            elif path.is_dir():
+            elif os.path.isdir(path):
                 files.extend(_inside(path))
             else:
                 there = (
                     "is neither a file nor a folder"
-                    if path.exists() or str(path) == "-"
+                    if os.path.exists(path) or str(path) == "-"
                     else "does not exist"
                 )
                 fix = "give the path of a text file or folder, or 'pipe:COMMAND', which writes text"

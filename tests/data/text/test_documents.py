@@ -123,6 +123,7 @@ def test_text_comes_from_servers_and_commands(tmp_path):
             read([f"{server.address}/none?token=secret"])
     assert "secret" not in str(caught.value)
     assert read([f"pipe:cat {folder}/a.jsonl.gz"]) == ["One.", "Two."]
+    assert read([f"pipe:echo {'a' * 300}"]) == ["a" * 300]
     with pytest.raises(DataError, match="status 3"):
         read(["pipe:echo Begun; exit 3"])
 
@@ -179,6 +180,8 @@ def test_unfit_files_are_told_by_line(tmp_path, name, data, what, where):
 def test_inputs_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         list_inputs([tmp_path / "no.txt"])
+    with pytest.raises(DataError, match="does not exist"):
+        list_inputs(["a" * 300])
     with pytest.raises(DataError, match="neither a file nor a folder"):
         list_inputs(["/dev/null"])
     with pytest.raises(DataError, match="folder is empty"):
