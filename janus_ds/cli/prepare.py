@@ -15,6 +15,7 @@ from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
 from janus_ds.data.prepare.settings import (
+    BPE_WORDS,
     NORMALIZATIONS,
     TOKENIZER_KINDS,
     GlgeSettings,
@@ -66,6 +67,7 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     names = ("denoise", "nmt", "nmt --distill")
     groups = {name: parser.add_argument_group(f"--task {name}") for name in names}
     shared = parser.add_argument_group("both tasks, without --distill")
+    trained = parser.add_argument_group("both tasks, of a tokenizer that is trained")
     add = parser.add_argument
     add("--task", choices=("denoise", "nmt"), default="denoise", help="[%(default)s]")
     places = (
@@ -79,12 +81,7 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     kinds += "with a tokenizer or with vocab.json and merges.txt [%(default)s]"
     add_shared("--tokenizer", type=tokenizer_name, default=default.tokenizer, metavar="NAME|DIR", help=kinds)
-    size = f"of a trained tokenizer [{default.vocab_size}; nmt {PairSettings.vocab_size}]"
-    add_shared("--vocab-size", type=int, help=size)
-    most = "text to train it on [%(default)s]"
-    add_shared("--tokenizer-sample-mb", type=int, default=default.tokenizer_sample_mb, help=most)
-    lossless = "identity (lossless) or nfkc, of a trained tokenizer [identity for Chinese, Japanese, Korean]"
-    add_shared("--normalization", choices=("auto", *NORMALIZATIONS), default="auto", help=lossless)
+    _add_training_options(trained)
     add_text(
         "--block-tokens", type=int, default=default.block_tokens, help="without bos and eos [%(default)s]"
     )
@@ -107,8 +104,22 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
         if name != way:
             refuse_given(groups[name], parsed, f"--task {way}", f"prepare with --task {name}")
     if parsed.distill is not None:
-        refuse_given(shared, parsed, "--distill", "prepare text without --distill")
+        for group in (shared, trained):
+            refuse_given(group, parsed, "--distill", "prepare text without --distill")
+    if parsed.tokenizer == BPE_WORDS or Path(parsed.tokenizer).is_dir():
+        fix = f"prepare with --tokenizer {' or '.join(TOKENIZER_KINDS)}"
+        refuse_given(trained, parsed, f"--tokenizer {parsed.tokenizer}", fix)
     return parsed
+
+
+def _add_training_options(group: argparse._ArgumentGroup) -> None:
+    add, default = group.add_argument, PrepareSettings()
+    size = f"symbols [{default.vocab_size}; nmt {PairSettings.vocab_size}]"
+    add("--vocab-size", type=int, help=size)
+    most = "text to train it on [%(default)s]"
+    add("--tokenizer-sample-mb", type=int, default=default.tokenizer_sample_mb, help=most)
+    lossless = "identity (lossless) or nfkc [identity for Chinese, Japanese, Korean]"
+    add("--normalization", choices=("auto", *NORMALIZATIONS), default="auto", help=lossless)
 
 
 def _add_pair_options(group: argparse._ArgumentGroup) -> None:

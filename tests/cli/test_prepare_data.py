@@ -22,6 +22,9 @@ from tests.support.texts import documents
 PROGRAM = str(ROOT / "launch" / "prepare_data.py")
 
 
+WORDS = ("--task", "nmt", "--tokenizer", "bpe-words")
+
+
 def children(pid: int) -> list[int]:
     listing = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
@@ -37,6 +40,9 @@ def children(pid: int) -> list[int]:
         (["--task", "nmt", "--beam", "1"], "--beam", "--task nmt --distill"),
         (["--distill", "run", "--lowercase"], "--lowercase", "--task nmt"),
         (["--distill", "run", "--vocab-size", "90"], "--vocab-size", "without --distill"),
+        (["--tokenizer", ".", "--normalization", "nfkc"], "--normalization", "sentencepiece-bpe"),
+        (["--tokenizer", ".", "--vocab-size", "32000"], "--vocab-size", "sentencepiece-bpe"),
+        ([*WORDS, "--tokenizer-sample-mb", "5"], "--tokenizer-sample-mb", "sentencepiece-bpe"),
     ],
 )
 def test_an_option_of_another_task_is_refused_by_name(given: list[str], named: str, told: str) -> None:
