@@ -31,6 +31,9 @@ LONGEST_TEXT_BYTES = 64 << 20
 
 _MOST_INPUTS = 1_000_000
 
+_PIPE_PATIENCE = Patience(stall_seconds=3600.0)
+"""Of a command, which may be silent for long before it writes, as `sort` is."""
+
 _BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{},\s$]*(?:,[^{},\s$]*)+))\}", re.ASCII)
 
 _BOM = b"\xef\xbb\xbf"
@@ -244,7 +247,8 @@ class TextFile:
 
     def _open(self) -> io.BufferedReader:
         if isinstance(self.location, str):
-            pieces = transferred(expanded(self.location), Patience(), Expected(most=1 << 62))
+            patience = _PIPE_PATIENCE if self.location.startswith(PIPE) else Patience()
+            pieces = transferred(expanded(self.location), patience, Expected(most=1 << 62))
             return buffered(ByteStream(pieces))
         self._raw = raw = buffered(self.location.open("rb", buffering=0))
         return raw

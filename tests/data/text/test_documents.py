@@ -128,6 +128,19 @@ def test_text_comes_from_servers_and_commands(tmp_path):
         read(["pipe:echo Begun; exit 3"])
 
 
+def test_a_command_may_be_silent_for_long(monkeypatch):
+    waits = {}
+
+    def transferred(location, patience, _):
+        waits[location] = patience.stall_seconds
+        yield b"Text."
+
+    monkeypatch.setattr("janus_ds.data.text.text_files.transferred", transferred)
+    for location in ("pipe:sort -u a.txt", "https://host/a.txt"):
+        assert read([location]) == ["Text."]
+    assert waits == {"pipe:sort -u a.txt": 3600, "https://host/a.txt": 60}
+
+
 def test_reading_goes_on_from_any_position(tmp_path):
     paths = [write(tmp_path / f"{n}.txt", TEXT) for n in range(3)]
     write(paths[1], "\n\n")
