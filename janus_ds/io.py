@@ -31,6 +31,7 @@ _LOCK_POLL_SECONDS = 0.2
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
     errno.EACCES,
+    errno.EBUSY,
     errno.EEXIST,
     errno.EFBIG,
     errno.EISDIR,
@@ -232,17 +233,36 @@ def write_atomic(path: Path, data: bytes, *, unique: bool = False) -> None:
         file.write(data)
 
 
+def replaceable_folder(path: Path) -> Path:
+    """Where a folder lies, links followed, in whose place a new one can be put.
+
+    Raises:
+        DataError: it is a mount point or the working folder, which cannot be replaced.
+    """
+    place = Path(os.path.realpath(path))
+    kinds = {
+        "a mount point": os.path.ismount(place),
+        "the working folder": place == Path(os.path.realpath(".")),
+    }
+    if kind := next((kind for kind, found in kinds.items() if found), None):
+        what = f"the output is {kind}, in whose place no new folder can be put"
+        raise DataError(what, str(path), "give a new folder inside of it")
+    return place
+
+
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the name `path` at the end of the block.
 
     Args:
-        path: the folder to make; it must not exist, or be empty.
+        path: the folder to make; it must not exist, or be empty. A link to such a folder stays a link.
 
     Raises:
+        DataError: as :func:`replaceable_folder`, before the block.
         OSError: full disk or missing permission, or `path` is not an empty folder. The folder that was
             begun is removed, as is one that an earlier process left.
     """
+    path = replaceable_folder(path)
     building = path.with_name(f".{path.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from janus_ds.config.locations import deepspeed_file, packaged_folder, recipe_file
+from janus_ds.config.locations import deepspeed_file, packaged_folder, recipe_file, user_path
 from janus_ds.errors import MissingDependencyError, UsageError
 from janus_ds.progress import Progress
 
@@ -192,12 +192,12 @@ def inference_options(parsed: argparse.Namespace) -> InferenceOptions:
 def add_score_arguments(parser: argparse.ArgumentParser, predictions: str, references: str) -> None:
     """`--predictions`, `--references`, `--split` and `--output`."""
     add = parser.add_argument
-    add("--predictions", type=Path, metavar="PATH", help=predictions)
-    add("--references", type=Path, metavar="FILE", help=references)
+    add("--predictions", type=user_path, metavar="PATH", help=predictions)
+    add("--references", type=user_path, metavar="FILE", help=references)
     add("--split", default="test", help="name of the split (default: test)")
     add(
         "--output",
-        type=Path,
+        type=user_path,
         metavar="PATH",
         help="write the scores as JSON, too; with --checkpoint a folder (default: RUN/eval/SPLIT)",
     )
@@ -207,7 +207,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> argparse._Argum
     """What is decoded, with what and how; returns the group for a program's own."""
     group = parser.add_argument_group("decode with a checkpoint")
     add = group.add_argument
-    add("--checkpoint", type=Path, metavar="RUN", help="a run folder, or one of its checkpoints")
+    add("--checkpoint", type=user_path, metavar="RUN", help="a run folder, or one of its checkpoints")
     add("--average", type=int, default=1, metavar="N", help="mean of the run's last N checkpoints")
     add(
         "--mode",

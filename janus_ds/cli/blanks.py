@@ -253,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", type=user_path, metavar="RUN", help="a run folder of pretraining, or one of its checkpoints")
     add("--samples", type=at_least(1), default=512, metavar="N", help="passages measured [%(default)s]")
     add("--show", type=at_least(0), default=3, metavar="N", help="passages shown [%(default)s]")
-    add("--data", type=Path, metavar="DIR", help="the data directory (default: where it lay in training)")
-    add("--json", type=Path, metavar="FILE", help="write figures and passages as JSON, too")
+    add("--data", type=user_path, metavar="DIR", help="data directory (default: where it lay in training)")
+    add("--json", type=user_path, metavar="FILE", help="write figures and passages as JSON, too")
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
     return parser

@@ -25,6 +25,7 @@ import torch
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.cli.arguments import at_least, new_parser
+from janus_ds.config.locations import user_path
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.tokenizer import load_tokenizer
@@ -43,7 +44,7 @@ _KINDS = ("hf", "fairseq")
 def main(arguments: Sequence[str]) -> int:
     """Convert one checkpoint and print what became of its weights."""
     parsed = _parse(arguments)
-    path, written = parsed.path, Path(parsed.output or parsed.to)
+    path, written = parsed.path, parsed.output or user_path(parsed.to)
     if parsed.source == "hf":
         if path.is_file():
             raise UsageError("a file, where a folder should be", str(path), "give the model's folder")
@@ -67,13 +68,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = new_parser("convert", "Models of Hugging Face and fairseq into run folders, and back.")
     add = parser.add_argument
     add("--from", dest="source", choices=_KINDS, help="what PATH is; --to names a run folder")
-    add("path", type=Path, help="hf: a folder; fairseq: a model.pt; else a run or checkpoint")
+    add("path", type=user_path, help="hf: a folder; fairseq: a model.pt; else a run or checkpoint")
     add("--to", required=True, help="run folder to make; or hf, bart or fairseq, with --output")
     output = "hf: folder to make, with all ways of decoding; bart: the same as a plain BART, AR alone; "
-    add("--output", type=Path, help=output + "fairseq: model.pt to write")
+    add("--output", type=user_path, help=output + "fairseq: model.pt to write")
     add("--license", metavar="NAME", help="hf, bart: of the weights, for the card")
-    add("--dict", type=Path, help="fairseq's dict.txt, for text that is cut into words")
-    add("--tokenizer", type=Path, help="folder with a SentencePiece or byte-level BPE model")
+    add("--dict", type=user_path, help="fairseq's dict.txt, for text that is cut into words")
+    add("--tokenizer", type=user_path, help="folder with a SentencePiece or byte-level BPE model")
     add("--heads", type=at_least(1), help="attention heads, for fairseq files that do not tell")
     parsed = parser.parse_args(arguments)
     fix = "give --from KIND PATH --to RUN, or --to KIND RUN --output PLACE; kinds: hf, fairseq, and to: bart"

@@ -17,6 +17,7 @@ sentences of its own. --target gives a text with blanks, `___` or
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ from janus_ds.cli.decode_lines import (
     line_windows,
     with_targets,
 )
-from janus_ds.config.locations import DEMO
+from janus_ds.config.locations import DEMO, user_path
 from janus_ds.config.modes import MODES, NAMES, with_decode
 from janus_ds.config.schema import RunConfig
 from janus_ds.decode.generator import Generator
@@ -194,11 +195,12 @@ def _found(
 def _parser() -> argparse.ArgumentParser:
     parser = program_parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="a run folder, one of its checkpoints, or demo")
+    add("--checkpoint", type=user_path, help="a run folder, one of its checkpoints, or demo")
     add("--demo", action="store_true", help="the package's German-English model (ar,nar; blanks: nar,aux)")
     add("--mode", help="ar, nar, draft, aux, or several, as ar,nar (default: as the run's recipe says)")
-    add("--input", default="-", help="text file, one input a line (default: standard input)")
-    add("--output", type=Path, help="file to write, FILE.part until the end (default: standard output)")
+    given = "text file, one input a line (default: standard input)"
+    add("--input", type=os.path.expanduser, default="-", help=given)
+    add("--output", type=user_path, help="file to write, FILE.part until the end (default: standard output)")
     add_long_argument(parser)
     batch = "tokens of a batch, padding included (default: 4096, and 32 sentences at most)"
     add("--batch-tokens", type=int, metavar="N", help=batch)
@@ -206,11 +208,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--progress-seconds", type=float, default=30.0, metavar="S", help=f"{seconds} (default: 30)")
     add("--show-source", action="store_true", help="print the sources beside the outputs")
     add("--heldout", type=int, default=0, metavar="N", help="decode N samples of the run's validation split")
-    add("--data", type=Path, help="data directory for --heldout (default: where it lay in training)")
+    add("--data", type=user_path, help="data directory for --heldout (default: where it lay in training)")
     add("--mask-share", type=float, default=0.0, metavar="S", help="hide this share of each line's words")
     add(
         "--target",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="nar and aux: fill the blanks of these lines, ___ or <mask>",
     )

@@ -17,6 +17,7 @@ from janus_ds.cli.arguments import (
     refuse_given,
     systems_progress,
 )
+from janus_ds.config.locations import user_path
 from janus_ds.errors import UsageError
 from janus_ds.metrics.glge import (
     Meteor,
@@ -121,10 +122,10 @@ def _given(arguments: Sequence[str] | None, text: str) -> list[str]:
 def _add_nmt_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add_score_arguments(parser, "translations to score, one a line", "reference translations, one for each")
     baseline = "another system's translations: paired bootstrap"
-    parser.add_argument("--baseline", type=Path, metavar="FILE", help=baseline)
+    parser.add_argument("--baseline", type=user_path, metavar="FILE", help=baseline)
     group = add_checkpoint_arguments(parser)
     data = "data directory (default: where it lay in training)"
-    group.add_argument("--data", type=Path, metavar="DIR", help=data)
+    group.add_argument("--data", type=user_path, metavar="DIR", help=data)
     return group
 
 
@@ -199,8 +200,8 @@ def _add_glge_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     add_score_arguments(
         parser, "one prediction a line; a folder for --task all", "one reference for each prediction"
     )
-    add("--sources", type=Path, metavar="FILE", help="the inputs, which question generation groups by")
-    add("--data", type=Path, metavar="FOLDER", help="references and sources; see above")
+    add("--sources", type=user_path, metavar="FILE", help="the inputs, which question generation groups by")
+    add("--data", type=user_path, metavar="FOLDER", help="references and sources; see above")
     add(
         "--meteor",
         choices=("auto", "require", "skip"),
@@ -209,7 +210,7 @@ def _add_glge_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGr
     )
     group = add_checkpoint_arguments(parser)
     ar = "run whose AR is the 1.0x of the speed-ups (default: this run, if it was trained for AR)"
-    group.add_argument("--ar-checkpoint", type=Path, metavar="RUN", help=ar)
+    group.add_argument("--ar-checkpoint", type=user_path, metavar="RUN", help=ar)
     return group
 
 
@@ -315,8 +316,9 @@ def report(arguments: Sequence[str] | None = None) -> int:
         return 0
     parser = program_parser(_REPORT)
     add = parser.add_argument
-    add("runs", type=Path, nargs="*", metavar="RUN", help="run folders")
-    add("--output", type=Path, default=Path("report"), metavar="DIR", help="where to write [%(default)s]")
+    add("runs", type=user_path, nargs="*", metavar="RUN", help="run folders")
+    place = "where to write [%(default)s]"
+    add("--output", type=user_path, default=Path("report"), metavar="DIR", help=place)
     add("--split", default="test", help="whose scores [%(default)s]")
     add("--samples", type=int, default=6, metavar="N", help="test sentences shown; 0: none [%(default)s]")
     parsed = parser.parse_args(given)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from janus_ds.cli.arguments import at_least, program_parser, refuse_given
-from janus_ds.config.locations import tokenizer_name
+from janus_ds.config.locations import tokenizer_name, user_path
 from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.pair_files import GLGE_LIMITS, pair_up, task_limits
 from janus_ds.data.prepare.settings import (
+    BPE_WORDS,
     NORMALIZATIONS,
     TOKENIZER_KINDS,
     GlgeSettings,
@@ -66,6 +67,7 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     names = ("denoise", "nmt", "nmt --distill")
     groups = {name: parser.add_argument_group(f"--task {name}") for name in names}
     shared = parser.add_argument_group("both tasks, without --distill")
+    trained = parser.add_argument_group("both tasks, of a tokenizer that is trained")
     add = parser.add_argument
     add("--task", choices=("denoise", "nmt"), default="denoise", help="[%(default)s]")
     places = (
@@ -73,18 +75,13 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_text, add_shared = groups["denoise"].add_argument, shared.add_argument
     add_text("--input", nargs="+", metavar="PATH", help=places)
-    add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
+    add("--output", type=user_path, required=True, metavar="DIR", help="the data directory to make")
     kinds = (
         f"{', '.join(TOKENIZER_KINDS)}, denoiser, nmt: bpe-words (text that is BPE'd already), or a folder "
     )
     kinds += "with a tokenizer or with vocab.json and merges.txt [%(default)s]"
     add_shared("--tokenizer", type=tokenizer_name, default=default.tokenizer, metavar="NAME|DIR", help=kinds)
-    size = f"of a trained tokenizer [{default.vocab_size}; nmt {PairSettings.vocab_size}]"
-    add_shared("--vocab-size", type=int, help=size)
-    most = "text to train it on [%(default)s]"
-    add_shared("--tokenizer-sample-mb", type=int, default=default.tokenizer_sample_mb, help=most)
-    lossless = "identity (lossless) or nfkc, of a trained tokenizer [identity for Chinese, Japanese, Korean]"
-    add_shared("--normalization", choices=("auto", *NORMALIZATIONS), default="auto", help=lossless)
+    _add_training_options(trained)
     add_text(
         "--block-tokens", type=int, default=default.block_tokens, help="without bos and eos [%(default)s]"
     )
@@ -107,8 +104,22 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
         if name != way:
             refuse_given(groups[name], parsed, f"--task {way}", f"prepare with --task {name}")
     if parsed.distill is not None:
-        refuse_given(shared, parsed, "--distill", "prepare text without --distill")
+        for group in (shared, trained):
+            refuse_given(group, parsed, "--distill", "prepare text without --distill")
+    if parsed.tokenizer == BPE_WORDS or Path(parsed.tokenizer).is_dir():
+        fix = f"prepare with --tokenizer {' or '.join(TOKENIZER_KINDS)}"
+        refuse_given(trained, parsed, f"--tokenizer {parsed.tokenizer}", fix)
     return parsed
+
+
+def _add_training_options(group: argparse._ArgumentGroup) -> None:
+    add, default = group.add_argument, PrepareSettings()
+    size = f"symbols [{default.vocab_size}; nmt {PairSettings.vocab_size}]"
+    add("--vocab-size", type=int, help=size)
+    most = "text to train it on [%(default)s]"
+    add("--tokenizer-sample-mb", type=int, default=default.tokenizer_sample_mb, help=most)
+    lossless = "identity (lossless) or nfkc [identity for Chinese, Japanese, Korean]"
+    add("--normalization", choices=("auto", *NORMALIZATIONS), default="auto", help=lossless)
 
 
 def _add_pair_options(group: argparse._ArgumentGroup) -> None:
@@ -117,7 +128,7 @@ def _add_pair_options(group: argparse._ArgumentGroup) -> None:
     add("--target-lang", metavar="LANG", help="such as en")
     for split in _SPLITS:
         both = "source and target file, in turn; or files of JSON or Parquet with both"
-        add(f"--{split}", type=Path, nargs="+", metavar="FILE", help=both)
+        add(f"--{split}", type=user_path, nargs="+", metavar="FILE", help=both)
     for side in ("source", "target"):
         named = f"{side}'s field of JSON or column of Parquet (default: named like the language, or {side})"
         add(f"--{side}-field", metavar="NAME", help=named)
@@ -131,8 +142,8 @@ def _add_pair_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_distill_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--distill", type=Path, metavar="RUN", help="the run, or checkpoint, that translates the sources")
-    add("--data", type=Path, metavar="DIR", help="the data directory whose training set is translated")
+    add("--distill", type=user_path, metavar="RUN", help="the run or checkpoint that translates the sources")
+    add("--data", type=user_path, metavar="DIR", help="the data directory whose training set is translated")
     add("--average", type=int, default=1, metavar="N", help="mean of the run's last N checkpoints")
     add("--beam", type=int, help="(default: as the run's recipe says)")
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
@@ -276,9 +287,9 @@ def _parse_glge(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = program_parser(_GLGE)
     add = parser.add_argument
     add("--task", required=True, metavar="TASK", help=", ".join(GLGE_LIMITS))
-    add("--input", type=Path, required=True, metavar="DIR", help="the task's folder")
-    add("--tokenizer", type=Path, required=True, metavar="DIR", help="folder of the tokenizer")
-    add("--output", type=Path, required=True, metavar="DIR", help="the data directory to make")
+    add("--input", type=user_path, required=True, metavar="DIR", help="the task's folder")
+    add("--tokenizer", type=user_path, required=True, metavar="DIR", help="folder of the tokenizer")
+    add("--output", type=user_path, required=True, metavar="DIR", help="the data directory to make")
     add("--source-tokens", type=int, metavar="N", help="cut sources to N tokens, bos and eos not counted")
     add("--target-tokens", type=int, metavar="N", help="the same for targets [both: as the task's recipe]")
     add("--samples-per-member", type=int, default=GlgeSettings.samples_per_member, help="[%(default)s]")

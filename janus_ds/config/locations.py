@@ -13,9 +13,10 @@ import re
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from janus_ds.errors import ConfigError, DataError, suggestion
+from janus_ds.io import fingerprint_of
 
 if TYPE_CHECKING:
     from janus_ds.config.fields import FaultList
@@ -30,6 +31,15 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", re.ASCII)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WEIGHTED = re.compile(r"(.+)=([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SIGNING = re.compile(
+    r"x-(amz|goog|oss)-(?!process).*|(aws|oss|google)access(key)?id|key-pair-id|policy|"
+    r"(.*[-_])?((access|auth|id|session)?token|sig|signature|credentials?|expires?|auth|authorization|"
+    r"api[-_]?key|secret|pass|passwd|password)",
+    re.IGNORECASE,
+)
+"""Parts of a query that say who may read and until when, not what is read."""
+_SIGNING_AZURE = re.compile(r"s[eiprstv]|sip|spr|srt|sk(e|s|t|v|oid|tid)")
+"""Further ones beside Azure's `sig`."""
 
 
 class WeightedLocation(NamedTuple):
@@ -55,7 +65,7 @@ def parse_locations(text: str) -> tuple[WeightedLocation, ...]:
     """
     parts = [_WEIGHTED.fullmatch(part.strip()) for part in text.split(",")]
     found = [(os.path.expanduser(match[1].strip()), float(match[2])) for match in parts if match]
-    if len(parts) < 2 or len(found) < len(parts) or Path(text).exists():
+    if len(parts) < 2 or len(found) < len(parts) or os.path.exists(text):
         return (WeightedLocation(text, 1.0),)
     for location, weight in found:
         if not (weight > 0 and math.isfinite(weight)):
@@ -149,6 +159,25 @@ def public_location(text: str) -> str:
     return _public(text)
 
 
+def location_key(location: str) -> str:
+    """A file's address or command as a preparation remembers it: :func:`public_location`, and a short
+    fingerprint of the command or the query that it hides.
+
+    Passwords, signatures and their times do not count: an address that is signed anew stays the same input.
+    """
+    hidden = location if location.startswith(PIPE) else _unsigned_query(location)
+    mark = f" {fingerprint_of(os.fsencode(hidden))[:12]}" if hidden else ""
+    return f"{public_location(location)}{mark}"
+
+
+def _unsigned_query(address: str) -> str:
+    parts = urlsplit(address)
+    query = sorted(parse_qsl(parts.query, keep_blank_values=True))
+    rules = (_SIGNING, _SIGNING_AZURE) if "sig" in dict(query) else (_SIGNING,)
+    kept = [pair for pair in query if not any(rule.fullmatch(pair[0]) for rule in rules)]
+    return urlencode(kept) + parts.fragment
+
+
 def _public(location: str) -> str:
     found = re.search(f"{PIPE}|{_SCHEME.pattern}", location)
     if found is None:
@@ -212,9 +241,9 @@ def model_path(path: str | Path) -> Path:
 
 
 def tokenizer_name(text: str) -> str:
-    """A tokenizer as it was named; for a model that the package ships, the folder of its tokenizer."""
+    """A tokenizer as it was named, ~ expanded; for a model that the package ships, the folder of its own."""
     model = model_path(text)
-    return text if model == Path(text) else str(model / "tokenizer")
+    return os.path.expanduser(text) if model == user_path(text) else str(model / "tokenizer")
 
 
 def read_text(path: Path, what: str, example: str, faults: FaultList) -> str | None:

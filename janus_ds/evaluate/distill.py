@@ -9,6 +9,7 @@ begins, so an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from janus_ds.batch import Ragged
 from janus_ds.config.modes import trained_modes, with_decode
 from janus_ds.config.schema import DecodeConfig
+from janus_ds.data.prepare.pair_files import prepared_request, side_limit
 from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_manifest
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardFormat
@@ -32,7 +34,7 @@ from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun
 from janus_ds.errors import CheckpointError, DataError
 from janus_ds.evaluate.evaluation import load_mean
-from janus_ds.io import disk_faults, sha256_of_file, write_atomic
+from janus_ds.io import disk_faults, replaceable_folder, sha256_of_file, write_atomic
 
 _TRAIN = "train"
 _STREAMS = ("source", "target")
@@ -68,8 +70,8 @@ def distill(request: DistillRequest, show: Show | None = None) -> PrepareReport:
     """Make the data directory; it appears whole or not at all, and at once where it is there already.
 
     Raises:
-        DataError: the data holds no pairs, the output folder holds something else, or an interrupted
-            distillation of another kind waits beside it.
+        DataError: the data holds no pairs, the output folder holds something else or cannot be replaced,
+            or an interrupted distillation of another kind waits beside it.
         CheckpointError: no or damaged checkpoint, one that was not trained to decode AR, or one of
             another vocabulary.
         ConfigError: a decoding option that cannot be.
@@ -85,11 +87,11 @@ def distill(request: DistillRequest, show: Show | None = None) -> PrepareReport:
     run, weights = load_mean(request.checkpoint, request.average, request.device)
     _check_run(run, manifest, request)
     asked = _asked(request, run, manifest, weights)
-    output = request.output
-    finished = finished_manifest(output, asked)
+    finished = finished_manifest(request.output, asked)
     if finished is not None:
-        shutil.rmtree(_work(output), ignore_errors=True)  # left if the last act was interrupted
-        return PrepareReport(output, finished, already_whole=True)
+        shutil.rmtree(_work(request.output), ignore_errors=True)  # left if the last act was interrupted
+        return PrepareReport(request.output, finished, already_whole=True)
+    output = replaceable_folder(request.output)
     work = _open_work(output, asked)
     targets = _Targets(run, request, work / "portions").translate(show or (lambda done, total: None))
     whole = work / "data"
@@ -99,7 +101,7 @@ def distill(request: DistillRequest, show: Show | None = None) -> PrepareReport:
             output.rmdir()
         whole.rename(output)
     shutil.rmtree(work, ignore_errors=True)
-    return PrepareReport(output, made)
+    return PrepareReport(request.output, made)
 
 
 def _check_run(run: LoadedRun, manifest: Manifest, request: DistillRequest) -> None:
@@ -135,17 +137,12 @@ def _asked(
             "weights_sha256": [sha256_of_file(path) for path in weights],
             "decode": {name: getattr(decode, name) for name in names},
         },
-        "prepared": _prepared(manifest),
+        "prepared": prepared_request(manifest.settings),
     }
 
 
-def _prepared(manifest: Manifest) -> dict[str, Any]:
-    """The request that the data was prepared on, also where it was distilled since."""
-    request = manifest.settings.get("request") or {}
-    return dict(request.get("prepared", request))
-
-
 def _work(output: Path) -> Path:
+    output = Path(os.path.realpath(output))
     return output.parent / f".{output.name}.distilling"
 
 
@@ -218,8 +215,8 @@ def _write(data: Path, whole: Path, manifest: Manifest, targets: Ragged, asked: 
                 shutil.copytree(part, whole / part.name)
     counts = Counter(dict.fromkeys(("distilled", "given_target_kept", "equal_to_the_given_target"), 0))
     index = SplitIndex.load(data / _TRAIN)
-    settings = _prepared(manifest).get("settings", {})
-    longest = int(settings.get("max_tokens", 0))
+    settings = prepared_request(manifest.settings).get("settings", {})
+    longest = side_limit(manifest.settings, "target") or int(settings.get("max_tokens", 0))
     sizes = {name: settings[name] for name in _PACKING if name in settings}
     writer = SplitWriter(whole / _TRAIN, ShardFormat(index.stream_dtype, **sizes))
     for source, target, found in _blocks(data, targets):

@@ -20,8 +20,9 @@ from janus_ds.data.prepare.pair_files import (
     PairText,
     find_split,
     held_out_text,
+    prepared_request,
     read_pairs,
-    source_limit,
+    side_limit,
     task_limits,
 )
 from janus_ds.data.stream.index import MANIFEST_NAME
@@ -50,6 +51,7 @@ from janus_ds.evaluate.latency import (
     measure,
     spread_over,
 )
+from janus_ds.io import mapping
 from janus_ds.metrics.glge import Meteor, Task, TaskTexts, score_task
 from janus_ds.metrics.scores import Scores, TextLines, check_same_length, read_lines, save_json
 from janus_ds.metrics.translation import compare_translations, score_translations
@@ -251,7 +253,7 @@ class _GlgeSplit:
     def _prepared(self, data: Path, run: LoadedRun) -> tuple[tuple[Path, Path | None], int]:
         """The text that `prepare_glge.py` keeps, and the longest source of its settings."""
         recorded = check_vocabulary(run, data).settings
-        settings = recorded.get("request", {}).get("settings", {})
+        settings = mapping(prepared_request(recorded).get("settings"))
         if settings.get("task", self._task.name) != self._task.name:
             raise UsageError(
                 f"the data is of task {settings['task']!r}, not {self._task.name!r}",
@@ -266,7 +268,7 @@ class _GlgeSplit:
                 str(source),
                 "name another split (dev or test), or prepare the data with this split's files",
             )
-        limit = source_limit(recorded) or task_limits(self._task.name).source
+        limit = side_limit(recorded, "source") or task_limits(self._task.name).source
         return (source, target if target.is_file() else None), limit
 
     def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: PairText) -> Scores:

@@ -52,10 +52,11 @@ def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
     """The text, and the command of the data directory."""
     text = options.root / "text"
     counted(text / "counts.json", lambda: write_text(options, text))
-    tokenizer = options.start / "tokenizer" if options.start else "sentencepiece-unigram"
+    trained = ("sentencepiece-unigram", "--vocab-size", options.vocab)
+    tokenizer = (options.start / "tokenizer",) if options.start else trained
     splits = ("train", "valid", "test")
     files = [x for split in splits for x in (f"--{split}", *(text / f"{split}.{side}" for side in LANGUAGES))]
-    how = ("--vocab-size", options.vocab, "--max-tokens", 94, "--tokenizer", tokenizer)
+    how = ("--max-tokens", 94, "--tokenizer", *tokenizer)
     yield prepare_pairs_command(LANGUAGES, options.root / "data", *how, *files)
 
 

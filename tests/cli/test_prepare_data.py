@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from janus_ds.cli.prepare import prepare_data
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.settings import PrepareSettings
-from janus_ds.errors import UsageError
+from janus_ds.data.text.tokenizer import ByteLevelBPE
+from janus_ds.errors import DataError, UsageError
 from tests.data.prepare.test_corpus import content
+from tests.data.text.test_tokenizer import small_byte_level
 from tests.support.processes import lives, wait_until
 from tests.support.programs import ROOT, python, started
 from tests.support.texts import documents
 
 PROGRAM = str(ROOT / "launch" / "prepare_data.py")
+
+
+WORDS = ("--task", "nmt", "--tokenizer", "bpe-words")
 
 
 def children(pid: int) -> list[int]:
@@ -34,6 +40,9 @@ def children(pid: int) -> list[int]:
         (["--task", "nmt", "--beam", "1"], "--beam", "--task nmt --distill"),
         (["--distill", "run", "--lowercase"], "--lowercase", "--task nmt"),
         (["--distill", "run", "--vocab-size", "90"], "--vocab-size", "without --distill"),
+        (["--tokenizer", ".", "--normalization", "nfkc"], "--normalization", "sentencepiece-bpe"),
+        (["--tokenizer", ".", "--vocab-size", "32000"], "--vocab-size", "sentencepiece-bpe"),
+        ([*WORDS, "--tokenizer-sample-mb", "5"], "--tokenizer-sample-mb", "sentencepiece-bpe"),
     ],
 )
 def test_an_option_of_another_task_is_refused_by_name(given: list[str], named: str, told: str) -> None:
@@ -41,6 +50,36 @@ def test_an_option_of_another_task_is_refused_by_name(given: list[str], named: s
         prepare_data(["--output", "nowhere", *given])
     assert caught.value.where == named
     assert caught.value.fix.endswith(told)
+
+
+def test_another_command_is_another_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--output", str(tmp_path / "out"), "--vocab-size", "90", "--processes", "1", "--input"]
+    texts = [tmp_path / name for name in ("hush-1", "hush-2")]
+    for seed, path in enumerate(texts):
+        path.write_text("\n\n".join(documents(40 + seed)))
+    assert prepare_data([*asked, f"pipe:cat {texts[0]}"]) == 0
+    assert prepare_data([*asked, f"pipe:cat {texts[0]}"]) == 0
+    assert "whole already" in capsys.readouterr().out
+    with pytest.raises(DataError, match="from other input"):
+        prepare_data([*asked, f"pipe:cat {texts[1]}"])
+    assert "hush" not in (tmp_path / "out" / "manifest.json").read_text()
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The user's, with a text and a tokenizer."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(40)))
+    ByteLevelBPE(*small_byte_level().values()).save(tmp_path / "bpe")
+    return tmp_path
+
+
+def test_paths_may_begin_at_home(home: Path) -> None:
+    asked = ["--input=~/a.txt", "--output=~/out", "--tokenizer=~/bpe", "--processes", "1"]
+    assert prepare_data(asked) == 0
+    assert (home / "out" / "manifest.json").is_file()
+    with pytest.raises(DataError, match="does not exist"):
+        prepare_data(["--input=~nobody-at-all/a.txt", "--output=~/other"])
 
 
 def test_killed_preparations_go_on_and_end_in_the_same_bytes(tmp_path):

@@ -43,6 +43,12 @@ def test_home_is_found_behind_an_equals_sign(
     assert len((tmp_path / "out.txt").read_text().splitlines()) == 1
 
 
+def test_every_path_of_a_command_may_begin_at_home() -> None:
+    """Also of the programs of launch/ and eval/, which do not go through `janus-ds`."""
+    files = (Path(__file__).parents[2] / "janus_ds" / "cli").glob("*.py")
+    assert not [path.name for path in files if "type=Path" in path.read_text(encoding="utf-8")]
+
+
 def test_nothing_is_written_as_recipes_write_it() -> None:
     assert all("None" not in explain(key) for key in [None, *FIELDS])
 

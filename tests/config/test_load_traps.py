@@ -13,7 +13,7 @@ import pytest
 from janus_ds.config.deepspeed import read_deepspeed_config
 from janus_ds.config.fields import ConfigFaultsError, FaultList
 from janus_ds.config.load import from_dict, load_run_config, to_dict
-from janus_ds.config.locations import parse_locations, user_path
+from janus_ds.config.locations import parse_locations, tokenizer_name, user_path
 from janus_ds.config.presets import record_of
 from janus_ds.config.schema import FIELDS, RETIRED, Retired, RunConfig
 from janus_ds.errors import ConfigError
@@ -213,8 +213,12 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.data.valid_path == "/home/me/valid"
     mixed = parse_locations("~/a=0.5,~/b=0.5")
     assert [place.location for place in mixed] == ["/home/me/a", "/home/me/b"]
+    long = ",".join(f"source-{n:03}=0.5" for n in range(50))
+    assert len(parse_locations(long)) == 50
     assert str(user_path("~/x.yaml")) == "/home/me/x.yaml"
     assert os.fspath(user_path("x~")) == "x~"
+    assert tokenizer_name("~/x") == "/home/me/x"
+    assert tokenizer_name("sentencepiece-bpe") == "sentencepiece-bpe"
 
 
 def test_each_value_has_its_origin(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from janus_ds.cli.inspect import verify
-from janus_ds.config.locations import checked_name, join_location
+from janus_ds.config.locations import checked_name, join_location, location_key
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream import index
 from janus_ds.data.stream.index import Manifest
@@ -81,3 +81,27 @@ def test_the_user_may_still_name_any_split_that_is_one(tmp_path: Path) -> None:
     assert place.split("train")[0].shards.folder.public == "pipe:cat ... {}"
     with pytest.raises(DataError, match="has no split"):
         place.split("../x")
+
+
+AWS = "X-Amz-Algorithm=A&X-Amz-Credential={}&X-Amz-Date={}&X-Amz-Expires=60&X-Amz-Signature={}"
+GOOGLE = "GoogleAccessId=me&Expires={}&Signature={}{}"
+AZURE = "sv=2024&st={}&se={}&sr=b&sp=r&sig={}"
+
+
+@pytest.mark.parametrize("signed", [AWS, GOOGLE, AZURE, "access_token={}&api-key={}&auth={}", "token={}{}{}"])
+def test_an_address_that_is_signed_anew_is_the_same_input(signed: str) -> None:
+    days = [signed.format(*words) for words in (("hush", "one", "two"), ("three", "four", "secret"))]
+    plain, other = ("https://me:hush@h/get?part={}&author=a&{}".format(part, "{}") for part in (1, 2))
+    keys = [location_key(plain.format(query)) for query in days]
+    assert keys[0] == keys[1] != location_key(other.format(days[0]))
+    assert keys[0].startswith("https://...@h/get?... ")
+    assert not any(word in keys[0] for word in ("hush", "part", "author"))
+    assert location_key(f"https://h/a.txt?{days[0]}") == "https://h/a.txt?..."
+    assert location_key("https://h/a.txt") == "https://h/a.txt"
+
+
+def test_the_key_of_a_command_tells_it_from_others_without_showing_it() -> None:
+    keys = [location_key(f"pipe:cat {name}") for name in ("hush-1", "hush-2")]
+    assert keys[0] != keys[1]
+    assert keys[0].startswith("pipe:cat ... {} ")
+    assert "hush" not in "".join(keys)

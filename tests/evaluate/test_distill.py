@@ -9,15 +9,22 @@ import numpy as np
 import pytest
 
 from janus_ds.cli.prepare import prepare_data
+from janus_ds.data.prepare.pair_files import held_out_text
+from janus_ds.data.prepare.pairs import prepare_glge
+from janus_ds.data.prepare.settings import GlgeSettings, Limits
 from janus_ds.data.prepare.writing import PrepareReport
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
 from janus_ds.evaluate.distill import DistillRequest, distill
+from janus_ds.evaluate.evaluation import EvalRequest
+from janus_ds.evaluate.tasks import _GlgeSplit
+from janus_ds.metrics.glge import task_named
 from tests.support.tiny_data import make_tiny_data
-from tests.support.tiny_pairs import prepare_tiny
+from tests.support.tiny_pairs import prepare_tiny, tiny_lines
 from tests.support.tiny_run import make_run
 
 PAIRS = 40
@@ -106,8 +113,12 @@ def test_an_interrupted_run_goes_on(
     with pytest.raises(DataError, match="interrupted distillation with another model"):
         go(data, run, tmp_path / "new", decode={"beam": 3})
     decoded.clear()
-    go(data, run, tmp_path / "new")
+    # By a link to the empty folder that it becomes: the same place.
+    (tmp_path / "new").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    go(data, run, tmp_path / "link")
     assert decoded == [8]
+    assert not list(tmp_path.glob(".*"))
     assert files(tmp_path / "new") == files(tmp_path / "straight")
 
 
@@ -123,7 +134,27 @@ def test_sources_too_long_for_the_model_keep_their_target(data: Path, tmp_path: 
     assert report.counts["train"]["given_target_kept"] >= len(long)
 
 
-def test_what_cannot_be_distilled_is_refused(data: Path, run: Path, tmp_path: Path) -> None:
+def test_data_of_glge_keep_their_limits(data: Path, run: Path, tmp_path: Path) -> None:
+    task = tmp_path / "squadqg_data"
+    task.mkdir()
+    for split, seed in (("train", 0), ("dev", 1)):
+        for side, name in enumerate(("src", "tgt")):
+            text = "".join(f"{pair[side]}\n" for pair in tiny_lines(20, seed))
+            (task / f"{split}.{name}").write_text(text)
+    settings = GlgeSettings("squadqg", data / "tokenizer", Limits(9, 3))
+    given = prepare_glge(task, tmp_path / "given", settings).output
+    output = go(given, run, tmp_path / "new").output
+    assert max(map(len, rows(output, "target"))) == 3
+    assert held_out_text(output, "valid").longest == 9
+    request, loaded = EvalRequest(run, data=output), load_run(run)
+    assert _GlgeSplit(task_named("squadqg"), "dev", "").read(request, loaded).longest == 9
+    with pytest.raises(UsageError, match="the data is of task 'squadqg'"):
+        _GlgeSplit(task_named("xsum"), "dev", "").read(request, loaded)
+
+
+def test_what_cannot_be_distilled_is_refused(
+    data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = make_tiny_data(tmp_path / "blocks")
     stranger = make_run(tmp_path / "stranger", other, "ar")
     nar = make_run(tmp_path / "nar", data, "cmlm")
@@ -143,6 +174,11 @@ def test_what_cannot_be_distilled_is_refused(data: Path, run: Path, tmp_path: Pa
             go(given, checkpoint, place)
         assert error.value.where
         assert error.value.fix
+    monkeypatch.chdir(taken)
+    (taken / "notes.txt").rename(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="the output is the working folder"):
+        go(data, run, Path())
+    (tmp_path / "notes.txt").rename(taken / "notes.txt")
     assert not output.exists()
     assert not list(tmp_path.glob(".*"))
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.errors import BusyError, ResourceError
+from janus_ds.errors import BusyError, DataError, ResourceError
 from janus_ds.io import atomic_dir, atomic_file, disk_faults, folder_lock, write_atomic
 
 
@@ -75,7 +75,31 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
     assert [p.name for p in final.iterdir()] == ["precious"]
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP])
+def test_a_link_to_an_empty_folder_leads_to_the_new_one(tmp_path: Path) -> None:
+    link, disk = tmp_path / "data", tmp_path / "disk"
+    (disk / "empty").mkdir(parents=True)
+    link.symlink_to(disk / "empty")
+    with atomic_dir(link) as building:
+        (building / "a").touch()
+    assert link.is_symlink()
+    assert [str(p.relative_to(disk)) for p in sorted(disk.rglob("*"))] == ["empty", "empty/a"]
+
+
+@pytest.mark.parametrize(("path", "kind"), [(".", "the working folder"), ("/proc", "a mount point")])
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(
+    path: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DataError, match=f"the output is {kind}") as caught, atomic_dir(Path(path)):
+        pytest.fail("the work has begun")
+    assert caught.value.where == path
+    assert [p.name for p in tmp_path.rglob("*")] == ["here"]
+
+
+@pytest.mark.parametrize(
+    "code", [errno.EACCES, errno.EBUSY, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP]
+)
 def test_a_place_that_cannot_be_written_is_named(code: int) -> None:
     with pytest.raises(ResourceError) as caught, disk_faults(Path("/x")):
         raise OSError(code, os.strerror(code), "/x/y")

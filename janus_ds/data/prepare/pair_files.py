@@ -18,6 +18,7 @@ from janus_ds.data.text.documents import records, text_of
 from janus_ds.data.text.text_files import TextFile
 from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.errors import DataError, UsageError
+from janus_ds.io import mapping
 
 _LONGEST_LINE_WORDS = 5000
 
@@ -300,14 +301,20 @@ def held_out_text(data: Path, split: str) -> PairText:
     lower = bool(settings.get("lowercase"))
     pairs = [(a.lower(), b.lower()) if lower else (a, b) for a, b in read_pairs(paths[0], paths[1])]
     sources, references = ([pair[side] for pair in pairs] for side in (0, 1))
-    return PairText(sources, references, (str(paths[0]), str(paths[1])), source_limit(settings))
+    return PairText(sources, references, (str(paths[0]), str(paths[1])), side_limit(settings, "source"))
 
 
-def source_limit(settings: Mapping[str, Any]) -> int | None:
-    """Tokens that `prepare_glge.py` cut sources to, from a manifest's settings; None for other data."""
-    value: Any = settings
-    for key in ("request", "settings", "limits", "source"):
-        value = value.get(key) if isinstance(value, Mapping) else None
+def prepared_request(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What data was prepared on, from a manifest's settings, also where it was distilled since."""
+    request = mapping(settings.get("request"))
+    return mapping(request.get("prepared", request))
+
+
+def side_limit(settings: Mapping[str, Any], side: str) -> int | None:
+    """Tokens that `prepare_glge.py` cut "source" or "target" to, from a manifest's settings; None for other
+    data."""
+    limits = mapping(mapping(prepared_request(settings).get("settings")).get("limits"))
+    value = limits.get(side)
     return value if type(value) is int and value > 0 else None
 
 

@@ -184,7 +184,8 @@ def _documents_of(
 ) -> Iterator[str]:
     """Of JSON: texts, or objects that have one in a field."""
     for value, place in values(file, stream):
-        yield value if isinstance(value, str) else text_of(value, [rule.field], f"{file.where}, {place}")
+        where = f"{file.where}, {place}"
+        yield _whole(value, where) if isinstance(value, str) else text_of(value, [rule.field], where)
 
 
 def _jsonl_values(file: TextFile, stream: io.BufferedReader) -> Iterator[tuple[Any, str]]:
@@ -262,11 +263,15 @@ def text_of(value: Any, names: Sequence[str], where: str, option: str = "--field
         what = f"the value has no text in field {' or '.join(map(repr, names))}; it {has}"
         others = ", or give --format text if this is no JSON" if option == "--field" else ""
         raise DataError(what, where, f"name the field that holds the text with {option}{others}")
-    text: str = fields[field]
+    return _whole(fields[field], where, f" in field {field!r}")
+
+
+def _whole(text: str, where: str, place: str = "") -> str:
+    """The text itself; JSON can escape halves of characters, which no file of text can hold."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        what = f"the text in field {field!r} holds half of a surrogate pair"
+        what = f"the text{place} holds half of a surrogate pair"
         raise DataError(what, where, "mend or remove it") from None
     return text
 

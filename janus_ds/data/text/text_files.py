@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from janus_ds.config.locations import PIPE, expanded, is_remote, public_location
+from janus_ds.config.locations import PIPE, expanded, is_remote, location_key, public_location, user_path
 from janus_ds.data.stream.remote import Expected, Patience, TransferError, transferred
 from janus_ds.data.text.byte_streams import (
     BUFFER_BYTES,
@@ -30,6 +30,9 @@ LONGEST_TEXT_BYTES = 64 << 20
 """Most of one line, one JSON value, one file in a tar."""
 
 _MOST_INPUTS = 1_000_000
+
+_PIPE_PATIENCE = Patience(stall_seconds=3600.0)
+"""Of a command, which may be silent for long before it writes, as `sort` is."""
 
 _BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{},\s$]*(?:,[^{},\s$]*)+))\}", re.ASCII)
 
@@ -71,19 +74,19 @@ def list_inputs(paths: Sequence[Path | str]) -> list[Path | str]:
     """
     files: list[Path | str] = []
     for given in paths:
-        for location in [str(given)] if Path(given).exists() else _expanded_braces(str(given)):
+        for location in [str(given)] if os.path.exists(given) else _expanded_braces(str(given)):
             if is_remote(location):
                 files.append(location)
                 continue
-            path = Path(location).expanduser()
-            if path.is_file():
+            path = user_path(location)
+            if os.path.isfile(path):  # unlike `Path.is_file`, also of a name that is too long for any file
                 files.append(path)
-            elif path.is_dir():
+            elif os.path.isdir(path):
                 files.extend(_inside(path))
             else:
                 there = (
                     "is neither a file nor a folder"
-                    if path.exists() or str(path) == "-"
+                    if os.path.exists(path) or str(path) == "-"
                     else "does not exist"
                 )
                 fix = "give the path of a text file or folder, or 'pipe:COMMAND', which writes text"
@@ -136,7 +139,7 @@ class TextFile:
 
     Attributes:
         where: the file as messages name it.
-        name: its name, as a preparation remembers it.
+        name: its name, as a preparation remembers it (`location_key` of what comes from afar).
         size: its bytes on disk; 0 for what comes from afar.
         changed: time of its last change in ns; 0 for what comes from afar.
         behind: how far reading has come, for messages.
@@ -149,10 +152,10 @@ class TextFile:
         if isinstance(location, Path):
             state = location.stat()
             self.name, self.size, self.changed = location.name, state.st_size, state.st_mtime_ns
+            self._path = location.name
         else:
-            self.name = self.where
-        remote = isinstance(location, str) and not location.startswith(PIPE)
-        self._path = urlsplit(str(location)).path if remote else self.name
+            self.name = location_key(location)
+            self._path = self.where if location.startswith(PIPE) else urlsplit(location).path
         self._raw: IO[bytes] | None = None
         self.behind = "at its beginning"
 
@@ -244,7 +247,8 @@ class TextFile:
 
     def _open(self) -> io.BufferedReader:
         if isinstance(self.location, str):
-            pieces = transferred(expanded(self.location), Patience(), Expected(most=1 << 62))
+            patience = _PIPE_PATIENCE if self.location.startswith(PIPE) else Patience()
+            pieces = transferred(expanded(self.location), patience, Expected(most=1 << 62))
             return buffered(ByteStream(pieces))
         self._raw = raw = buffered(self.location.open("rb", buffering=0))
         return raw

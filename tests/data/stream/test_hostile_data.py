@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 
 from janus_ds.data.prepare.corpus import Journal, Progress, prepare
-from janus_ds.data.prepare.pair_files import held_out_text, source_limit
+from janus_ds.data.prepare.pair_files import held_out_text, side_limit
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.stream import index as index_module
 from janus_ds.data.stream.index import Manifest, SplitIndex
@@ -80,8 +80,9 @@ def test_the_language_of_raw_text_is_a_name(tiny, tmp_path):
         )
         with pytest.raises(DataError, match="no translation data"):
             held_out_text(tmp_path, "test")
-    assert source_limit({"request": []}) is None
-    assert source_limit({"request": {"settings": {"limits": {"source": "5"}}}}) is None
+    assert side_limit({"request": []}, "source") is None
+    assert side_limit({"request": {"settings": {"limits": {"source": "5"}}}}, "source") is None
+    assert side_limit({"request": {"prepared": []}}, "source") is None
 
 
 @pytest.mark.parametrize("kind", [Manifest, SplitIndex])

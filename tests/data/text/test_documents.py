@@ -123,8 +123,22 @@ def test_text_comes_from_servers_and_commands(tmp_path):
             read([f"{server.address}/none?token=secret"])
     assert "secret" not in str(caught.value)
     assert read([f"pipe:cat {folder}/a.jsonl.gz"]) == ["One.", "Two."]
+    assert read([f"pipe:echo {'a' * 300}"]) == ["a" * 300]
     with pytest.raises(DataError, match="status 3"):
         read(["pipe:echo Begun; exit 3"])
+
+
+def test_a_command_may_be_silent_for_long(monkeypatch):
+    waits = {}
+
+    def transferred(location, patience, _):
+        waits[location] = patience.stall_seconds
+        yield b"Text."
+
+    monkeypatch.setattr("janus_ds.data.text.text_files.transferred", transferred)
+    for location in ("pipe:sort -u a.txt", "https://host/a.txt"):
+        assert read([location]) == ["Text."]
+    assert waits == {"pipe:sort -u a.txt": 3600, "https://host/a.txt": 60}
 
 
 def test_reading_goes_on_from_any_position(tmp_path):
@@ -146,6 +160,8 @@ def test_reading_goes_on_from_any_position(tmp_path):
         ("a.jsonl", b'{"body": "a", "id": 1}\n', "no text in field 'text'; it has: body, id", "line 1"),
         ("a.jsonl", b'["a"]\n', "no text in field", "line 1"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "surrogate", "line 1"),
+        ("a.json", b'["a",\n"\\udc00b"]', "the text holds half of a surrogate pair", "line 2"),
+        ("a.jsonl", b'"a"\n"\\ud800"\n', "the text holds half of a surrogate pair", "line 2"),
         ("a.json", b'[{"text": "a"},\n{"text": "b"}', "there is no ]", "line 2"),
         ("a.json", b'[{"text": "a"},\n{"text": nope}]', "not JSON", "value at line 2"),
         ("a.json", b'[{"text": "a"},\n{"text": 5}]', "no text in field 'text'", "line 2"),
@@ -177,6 +193,8 @@ def test_unfit_files_are_told_by_line(tmp_path, name, data, what, where):
 def test_inputs_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         list_inputs([tmp_path / "no.txt"])
+    with pytest.raises(DataError, match="does not exist"):
+        list_inputs(["a" * 300])
     with pytest.raises(DataError, match="neither a file nor a folder"):
         list_inputs(["/dev/null"])
     with pytest.raises(DataError, match="folder is empty"):
