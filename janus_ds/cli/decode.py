@@ -331,14 +331,13 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str], config: RunCon
 
 def _generator(run: LoadedRun, text: TextCodec, mode: str, parsed: argparse.Namespace) -> Generator:
     asked: dict[str, Any] = {"mode": mode}
-    size = MODES[mode].size
+    size, sampled = MODES[mode].size, parsed.temperature and "temperature" in MODES[mode].options
     if parsed.nbest is not None and size:
         # So many are looked for at least; samples are drawn as many as are wanted.
-        sampled = parsed.temperature and "temperature" in MODES[mode].options
-        least = 1 if sampled else getattr(run.config.decode, size)
-        asked[size] = max(parsed.nbest, least)
-    elif mode == "ar" and parsed.temperature:
-        asked["beam"] = 1
+        asked[size] = max(parsed.nbest, 1 if sampled else getattr(run.config.decode, size))
+    elif sampled and size and (mode == "ar" or getattr(parsed, size) is None):
+        # The best of several draws would be no exact sample.
+        asked[size] = 1
     config, batch_tokens = with_decode(run.config, asked), parsed.batch_tokens
     if batch_tokens is None:
         return Generator(run.model, text, config)

@@ -111,6 +111,9 @@ def test_both_ways_at_once(
     assert lines("--mode", "nar", *flags) == [item.text for item in made.generate(SENTENCES)]
     by_aux = Generator.from_checkpoint(run, "aux", device="cpu", max_length=12)
     assert lines("--mode", "aux") == [item.text for item in by_aux.generate(SENTENCES)]
+    # A sample is one draw, not the best of as many as the recipe names lengths.
+    drawn = ["--mode", "aux", "--temperature", "3"]
+    assert lines(*drawn) == lines(*drawn, "--length-beam", "1") != lines(*drawn, "--length-beam", "5")
     with pytest.raises(UsageError, match="mode aux does not use --beam"):
         lines("--mode", "aux", "--beam", "4")
 
