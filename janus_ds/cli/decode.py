@@ -99,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     # --seed says which words are hidden, and how tokens are drawn.
     options["seed"] = 1 if parsed.seed is None else parsed.seed
+    if modes:
+        # Each generator has its own mode; that of the recipe may know less than what is asked for.
+        options["mode"] = "ar"
     run = load_run(parsed.checkpoint, options, parsed.device)
     modes = modes or (run.config.decode.mode,)
     _check_used(parsed, modes, run.config)

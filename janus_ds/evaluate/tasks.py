@@ -207,7 +207,8 @@ def _peer(
 
 def _conditions(request: EvalRequest, run: LoadedRun, samples: int) -> dict[str, Any]:
     device = torch.device(request.device)
-    decode = with_decode(run.config, request.decode).decode
+    # Some modes know no beam; the one of AR is told.
+    decode = with_decode(run.config, {**request.decode, "mode": "ar"}).decode
     cuda = device.type == "cuda"
     return {
         "batch": 1,

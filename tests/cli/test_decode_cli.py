@@ -203,6 +203,16 @@ def test_a_mode_that_was_not_trained_is_refused(copy: Path) -> None:
     assert Generator.from_checkpoint(copy, "ar", device="cpu").config.decode.mode == "ar"
 
 
+@pytest.mark.parametrize("mode", ["aux", "draft"])
+def test_a_beam_goes_with_the_mode_that_is_asked_for(copy: Path, tmp_path: Path, mode: str) -> None:
+    """The mode of the run's recipe knows no beam."""
+    recipe = json.loads((copy / "run.json").read_text())["recipe"]
+    edit_record(copy, recipe=recipe | {"decode": recipe["decode"] | {"mode": mode, "beam": 1}})
+    (tmp_path / "in.txt").write_text("a\n")
+    flags = ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.txt"), "--max-length", "9"]
+    assert decode.main(["--checkpoint", str(copy), "--mode", "ar", "--beam", "2", *flags]) == 0
+
+
 def test_weights_that_give_no_finite_values_are_refused(run: Path) -> None:
     for mode in ("ar", "nar"):
         generator = Generator.from_checkpoint(run, mode, device="cpu", max_length=4)
