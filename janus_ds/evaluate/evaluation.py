@@ -25,7 +25,13 @@ from janus_ds.decode.load import InferenceOptions, LoadedRun, load_run, prepare_
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.evaluate.latency import LatencyReport, measure, spread_over
+from janus_ds.evaluate.latency import (
+    LatencyReport,
+    device_name,
+    measure,
+    precision_of,
+    timed_sources,
+)
 from janus_ds.io import disk_faults, read_json, write_atomic
 from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
 from janus_ds.model.weights import load_weights
@@ -178,13 +184,14 @@ def run_evaluation(
         _write_lines(output / "references.txt", text.references)
     # For readers and reports: data directories move.
     _write_lines(output / "sources.txt", text.sources)
-    results = []
+    results, precision = [], precision_of(run.model, request.inference)
     for name, generator in systems.items():
         found, speed = _decode(generator, sources, request, name, progress)
         lines = TextLines(name, [one_line(run.codec().decode(item.tokens)) for item in found])
         scores = task.score(lines, found, text)
         decode = _decode_options(request, generator)
         extra = {"system": name, "speed": speed, "decode": decode, **origin, **scores.extra}
+        extra |= {"precision": precision, "device": device_name(request.device)}
         extra |= {"long_inputs": long} if long else {}
         warnings = [*([long["warning"]] if long else []), *scores.warnings]
         scores = replace(scores, extra=extra, warnings=warnings)
@@ -322,7 +329,7 @@ def _decode(
         # Rescoring adds a pass to those of mask-predict.
         judging = generator.config.decode.rescore is not None
         speed["iterations"] = speed["decoder_passes"] - 1 - judging
-    alone = [sources[i] for i in spread_over(len(sources), request.latency_sentences)]
+    alone = timed_sources(sources, request.latency_sentences)
     if alone:
         # The whole split was decoded just now: there is nothing left to warm up.
         system = {name: lambda ids: one_by_one(generator, ids)}
