@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _windows(parsed: argparse.Namespace, run: LoadedRun, text: TextCodec) -> Iterator[list[Passage]]:
     """The inputs, as many at a time as have come."""
     if parsed.heldout:
-        yield heldout_passages(run.config, run.special, text, parsed.heldout, parsed.data)
+        yield heldout_passages(run, text, parsed.heldout, parsed.data)
         return
     shown = parsed.demo and _no_input(parsed.input)
     # Sentences of like lengths are decoded together: a window has several batches to choose from.
