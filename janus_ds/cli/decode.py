@@ -20,6 +20,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from janus_ds.cli.decode_lines import (
 from janus_ds.config.locations import DEMO
 from janus_ds.config.modes import MODES, NAMES, with_decode
 from janus_ds.config.schema import RunConfig
+from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
@@ -153,10 +155,29 @@ def _windows(parsed: argparse.Namespace, run: LoadedRun, text: TextCodec) -> Ite
     shown = parsed.demo and _no_input(parsed.input)
     # Sentences of like lengths are decoded together: a window has several batches to choose from.
     largest = max(256, (parsed.batch_tokens or 0) // 16)
-    first = 0
+    first, capitals = 0, Capitals(run)
     for lines in [list(DEMO_SENTENCES)] if shown else line_windows(parsed.input, largest):
+        capitals.look(lines)
         yield line_passages(lines, text, parsed.mask_share, 1 if parsed.seed is None else parsed.seed, first)
         first += len(lines)
+
+
+class Capitals:
+    """Says once, on standard error, that a text has capitals where the run has learnt from lower-cased text,
+    which its data's manifest tells, if it is at hand."""
+
+    def __init__(self, run: LoadedRun) -> None:
+        self._odd = False
+        if run.config.data.path:
+            with suppress(DataError):
+                self._odd = bool(Manifest.load(Path(run.config.data.path)).settings.get("lowercase"))
+
+    def look(self, lines: Sequence[str]) -> None:
+        """The next texts."""
+        if self._odd and any(line != line.lower() for line in lines):
+            self._odd = False
+            what = "the model was trained on lower-cased text: give it lower-cased input"
+            print(f"warning: {what}", file=sys.stderr, flush=True)
 
 
 def _targets(parsed: argparse.Namespace, generators: Sequence[Generator]) -> Iterator[Target] | None:
