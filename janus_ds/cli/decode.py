@@ -31,9 +31,9 @@ from janus_ds.cli.arguments import (
     add_decode_arguments,
     add_inference_arguments,
     add_long_argument,
+    given_options,
     inference_options,
     program_parser,
-    refuse_unused,
 )
 from janus_ds.cli.decode_lines import (
     DecodeProgress,
@@ -51,7 +51,7 @@ from janus_ds.cli.decode_lines import (
     with_targets,
 )
 from janus_ds.config.locations import DEMO
-from janus_ds.config.modes import MODES, NAMES, with_decode
+from janus_ds.config.modes import MODES, NAMES, refuse_unused, with_decode
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.generator import Generator
@@ -336,7 +336,7 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str], config: RunCon
     Raises:
         UsageError: no mode that is asked for uses an option, or another option is missing for it.
     """
-    refuse_unused(parsed, modes)
+    refuse_unused(given_options(parsed), modes)
     needs = {
         "top_k": ("--temperature", parsed.temperature),
         "top_p": ("--temperature", parsed.temperature),

@@ -16,7 +16,15 @@ import torch
 
 from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
-from janus_ds.config.modes import MODES, NAMES, RESCORED, trained_modes, way_of, with_decode
+from janus_ds.config.modes import (
+    MODES,
+    NAMES,
+    RESCORED,
+    refuse_unused,
+    trained_modes,
+    way_of,
+    with_decode,
+)
 from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
@@ -58,7 +66,8 @@ class EvalRequest:
         split: name of the split.
         data: where the text lies; None: where the data lay in training.
         output: folder of hypotheses and scores; None: RUN/eval/SPLIT.
-        decode: other fields of `DecodeConfig`, such as beam.
+        decode: other fields of `DecodeConfig`, such as beam; a system takes those that its mode uses.
+        given: names of options, of which each must be one that a mode uses, where the run says which modes.
         limit: sentences, from the first; 0: all.
         on_long: what becomes of sources that are too long: cut, skip (the output is an empty line) or stop.
         latency_sentences: sentences decoded one by one for ms/sentence; 0: none.
@@ -79,6 +88,7 @@ class EvalRequest:
     data: Path | None = None
     output: Path | None = None
     decode: Mapping[str, Any] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
     limit: int = 0
     on_long: str = "cut"
     latency_sentences: int = 50
@@ -117,7 +127,7 @@ class EvalRequest:
         dials |= {f"nar-t{share:g}": {"threshold": share} for share in self.thresholds}
         for mode in modes:
             if mode == GREEDY:
-                found[mode] = options("ar", beam=1)
+                found[mode] = options("ar", beam=1, temperature=0.0)
             elif mode != "nar":
                 found[mode] = options(mode)
             for name, dial in dials.items() if mode == "nar" else ():
@@ -273,8 +283,16 @@ def check_vocabulary(run: LoadedRun, data: Path) -> Manifest:
 
 
 def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
-    """A generator for each way of decoding, by name: ar, nar-0, nar-1, ..."""
-    systems = request.systems(request.modes or trained_modes(run.config.objective))
+    """A generator for each way of decoding, by name: ar, nar-0, nar-1, ...
+
+    Raises:
+        UsageError: an option was given that none of the run's modes uses.
+    """
+    modes = request.modes
+    if not modes:
+        modes = trained_modes(run.config.objective)
+        refuse_unused(request.given, modes)
+    systems = request.systems(modes)
     return {
         name: Generator(run.model, run.text, with_decode(run.config, decode))
         for name, decode in systems.items()
