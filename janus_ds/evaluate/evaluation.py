@@ -16,15 +16,7 @@ import torch
 
 from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
-from janus_ds.config.modes import (
-    MODES,
-    NAMES,
-    RESCORED,
-    refuse_unused,
-    trained_modes,
-    way_of,
-    with_decode,
-)
+from janus_ds.config.modes import MODES, NAMES, RESCORED, refuse_unused, trained_modes, way_of, with_decode
 from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
@@ -33,13 +25,7 @@ from janus_ds.decode.load import InferenceOptions, LoadedRun, load_run, prepare_
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.evaluate.latency import (
-    LatencyReport,
-    device_name,
-    measure,
-    precision_of,
-    timed_sources,
-)
+from janus_ds.evaluate.latency import LatencyReport, device_name, measure, precision_of, timed_sources
 from janus_ds.io import disk_faults, read_json, write_atomic
 from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
 from janus_ds.model.weights import load_weights
@@ -67,7 +53,8 @@ class EvalRequest:
         data: where the text lies; None: where the data lay in training.
         output: folder of hypotheses and scores; None: RUN/eval/SPLIT.
         decode: other fields of `DecodeConfig`, such as beam; a system takes those that its mode uses.
-        given: names of options, of which each must be one that a mode uses, where the run says which modes.
+        given: names of options that were asked for: where the run says which modes, one that none of them
+            uses is refused.
         limit: sentences, from the first; 0: all.
         on_long: what becomes of sources that are too long: cut, skip (the output is an empty line) or stop.
         latency_sentences: sentences decoded one by one for ms/sentence; 0: none.
