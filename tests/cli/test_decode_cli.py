@@ -222,17 +222,17 @@ def test_capitals_of_a_model_of_lower_cased_text(
     Manifest("pair", "0" * 64, 60, {"lowercase": True}, {}).save(tmp_path)
     edit_record(copy, recipe=recipe | {"data": recipe["data"] | {"path": str(tmp_path)}})
 
-    def warned(text: str) -> bool:
+    def warned(text: str) -> int:
         feed(monkeypatch, text)
         flags = ["--mode", "nar", "--iterations", "0", "--dtype", "fp32"]
         assert decode.main(["--checkpoint", str(copy), *flags]) == 0
-        said = capsys.readouterr().err.splitlines()
-        return said == ["warning: the model was trained on lower-cased text: give it lower-cased input"]
+        told = "warning: the model was trained on lower-cased text: give it lower-cased input\n"
+        return capsys.readouterr().err.count(told)
 
-    assert not warned("a dog\n")
-    assert warned("A dog\nA man\n" * 20)
+    assert warned("a dog\n") == 0
+    assert warned("A dog\nA man\n" * 20) == 1
     (tmp_path / "manifest.json").unlink()
-    assert not warned("A dog\n")
+    assert warned("A dog\n") == 0
     demo = Demo(copy, "cpu")
     demo.decode(Request(text="A dog", iterations=0), lambda told: None)
     assert "warning" not in capsys.readouterr().err
