@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -122,23 +122,9 @@ BOTH_WAYS: dict[str, tuple[type, str]] = {
 """Options of decoding both ways at once: fields of `DecodeConfig`, their type and help."""
 
 
-def refuse_unused(parsed: argparse.Namespace, modes: Sequence[str]) -> None:
-    """Refuse, by name, an option that is given and that none of the modes uses.
-
-    Raises:
-        UsageError: there is one.
-    """
-    # It imports pydantic, which help and a misspelt command need not wait for.
-    from janus_ds.config.modes import MODES, RESCORED
-
-    doing = {*modes, *[RESCORED] * ("nar" in modes and parsed.rescore is not None)}
-    for name in dict.fromkeys(name for mode in MODES.values() for name in sorted(mode.options)):
-        users = [way for way, mode in MODES.items() if name in mode.options]
-        if getattr(parsed, name, None) is not None and doing.isdisjoint(users):
-            option = f"--{name.replace('_', '-')}"
-            others = " or ".join(way for way in users if way != RESCORED or "nar" not in users)
-            what = f"mode {','.join(modes)} does not use {option}"
-            raise UsageError(what, option, f"leave it out, or decode in mode {others}")
+def given_options(parsed: argparse.Namespace) -> frozenset[str]:
+    """The names of all options that have a value."""
+    return frozenset(name for name, value in vars(parsed).items() if value is not None)
 
 
 def refuse_given(group: argparse._ArgumentGroup, parsed: argparse.Namespace, why: str, fix: str) -> None:
@@ -252,11 +238,16 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
         UsageError: the iterations are no numbers, no mode uses an option, or as the request raises it.
     """
     modes = tuple(dict.fromkeys(mode.strip() for mode in parsed.modes.split(",") if mode.strip()))
-    # GLGE's latencies are compared with those of AR, whatever is decoded.
-    timed = ("ar",) if parsed.latency and hasattr(parsed, "ar_checkpoint") else ()
-    refuse_unused(parsed, (*(modes or ("ar", "nar")), *timed))
-    given = "0,1,4,10" if parsed.iterations is None else parsed.iterations
-    iterations = _listed(given, int, "--iterations", "0 or more, such as 0,1,4,10")
+    # It imports pydantic, which help and a misspelt command need not wait for.
+    from janus_ds.config.modes import MODES, refuse_unused
+
+    given = given_options(parsed)
+    if parsed.latency and hasattr(parsed, "ar_checkpoint"):
+        # GLGE's latencies are compared with those of AR, whatever is decoded.
+        given -= MODES["ar"].options
+    refuse_unused(given, modes or ("ar", "nar"))
+    asked = "0,1,4,10" if parsed.iterations is None else parsed.iterations
+    iterations = _listed(asked, int, "--iterations", "0 or more, such as 0,1,4,10")
     thresholds = _listed(
         parsed.threshold or "", float, "--threshold", "shares above 0 and up to 1, such as 0.9,0.99"
     )
@@ -274,6 +265,7 @@ def checkpoint_request(parsed: argparse.Namespace) -> EvalRequest:
         data=parsed.data,
         output=parsed.output,
         decode={name: value for name, value in decode.items() if value is not None},
+        given=given,
         limit=parsed.limit,
         on_long=parsed.on_long,
         latency_sentences=parsed.latency,

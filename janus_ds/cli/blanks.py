@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found[f"before ({run.config.init})"] = fill_blanks(load_run(run.config.init).model, batches)
     found["after"] = fill_blanks(run.model, batches)
     passages = sum(batch.counts.samples for batch in batches)
-    print(f"{passages} passages of {valid_split(run.config, parsed.data)}, which no update has seen.")
+    print(f"{passages} passages of {valid_split(run, parsed.data)}, which no update has seen.")
     print(_figures(found), end="\n\n")
     shown, lines = _decoded(run, parsed.show, parsed.data)
     print("\n".join(lines))
@@ -104,7 +104,7 @@ def blank_batches(run: LoadedRun, samples: int, data: Path | None = None) -> lis
     """The first samples of a run's validation split (at most all), masked where the encoder does not see."""
     masking = replace(run.config.masking, target_share=run.config.masking.source_share)
     config: RunConfig = replace(run.config, masking=masking)
-    maker = BatchMaker(valid_split(config, data), config, run.special)
+    maker = BatchMaker(valid_split(run, data), config, run.special)
     share = RankShare(rank=0, size=1, micro_batch=_BATCH)
     return [item.batch for item in validation_batches(maker, share, samples)]
 
@@ -178,7 +178,7 @@ def _decoded(run: LoadedRun, count: int, data: Path | None) -> tuple[list[dict[s
     if count < 1:
         return [], []
     text = run.codec()
-    drawn = heldout_passages(run.config, run.special, text, _DRAWN * count, data)
+    drawn = heldout_passages(run, text, _DRAWN * count, data)
     lines = [one_line(passage.reference or "") for passage in drawn]
     most = min(run.config.model.max_source_positions, most_rows(run.config)) - 2
     # Most blocks begin or end within a sentence; a tiny vocabulary may have no word of one token.

@@ -33,7 +33,7 @@ from janus_ds.decode.load import load_run
 from janus_ds.decode.text import DICT_NAME, FairseqWords
 from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate.hf_folders import REPORT_FILE, from_hf, refuse_run, to_hf, write_report
-from janus_ds.io import atomic_dir, disk_faults, make_folder, write_atomic
+from janus_ds.io import atomic_dir, disk_faults, is_stream, make_folder, write_atomic
 from janus_ds.model.formats.fairseq import ConversionReport, load_fairseq, to_fairseq
 from janus_ds.observe import write_run_record
 
@@ -167,7 +167,13 @@ def _copy_text(text: Path, folder: Path, special: SpecialTokens) -> str:
 
 
 def _to_fairseq(run: Path, file: Path) -> ConversionReport:
-    """Write a run's weights as a fairseq file."""
+    """Write a run's weights as a fairseq file.
+
+    Raises:
+        UsageError: something is there already.
+    """
+    if file.exists() and not is_stream(file):
+        raise UsageError("the file is there already", str(file), "give another file, or remove this one")
     loaded = load_run(run)
     model, objective = loaded.config.model, loaded.config.objective
     weights = loaded.model.state_dict()

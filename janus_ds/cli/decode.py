@@ -21,6 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ from janus_ds.cli.arguments import (
     add_decode_arguments,
     add_inference_arguments,
     add_long_argument,
+    given_options,
     inference_options,
     program_parser,
-    refuse_unused,
 )
 from janus_ds.cli.decode_lines import (
     DecodeProgress,
@@ -51,8 +52,9 @@ from janus_ds.cli.decode_lines import (
     with_targets,
 )
 from janus_ds.config.locations import DEMO, user_path
-from janus_ds.config.modes import MODES, NAMES, with_decode
+from janus_ds.config.modes import MODES, NAMES, refuse_unused, with_decode
 from janus_ds.config.schema import RunConfig
+from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
@@ -100,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     # --seed says which words are hidden, and how tokens are drawn.
     options["seed"] = 1 if parsed.seed is None else parsed.seed
+    if modes:
+        # Each generator has its own mode; that of the recipe may know less than what is asked for.
+        options["mode"] = "ar"
     run = load_run(parsed.checkpoint, options, parsed.device)
     modes = modes or (run.config.decode.mode,)
     _check_used(parsed, modes, run.config)
@@ -146,15 +151,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _windows(parsed: argparse.Namespace, run: LoadedRun, text: TextCodec) -> Iterator[list[Passage]]:
     """The inputs, as many at a time as have come."""
     if parsed.heldout:
-        yield heldout_passages(run.config, run.special, text, parsed.heldout, parsed.data)
+        yield heldout_passages(run, text, parsed.heldout, parsed.data)
         return
     shown = parsed.demo and _no_input(parsed.input)
     # Sentences of like lengths are decoded together: a window has several batches to choose from.
     largest = max(256, (parsed.batch_tokens or 0) // 16)
-    first = 0
+    first, capitals = 0, Capitals(run)
     for lines in [list(DEMO_SENTENCES)] if shown else line_windows(parsed.input, largest):
+        capitals.look(lines)
         yield line_passages(lines, text, parsed.mask_share, 1 if parsed.seed is None else parsed.seed, first)
         first += len(lines)
+
+
+class Capitals:
+    """Says once, on standard error, that a text has capitals where the run has learnt from lower-cased text,
+    which its data's manifest tells, if it is at hand."""
+
+    def __init__(self, run: LoadedRun) -> None:
+        self._odd = False
+        if run.config.data.path:
+            with suppress(DataError):
+                self._odd = bool(Manifest.load(Path(run.config.data.path)).settings.get("lowercase"))
+
+    def look(self, lines: Sequence[str]) -> None:
+        """The next texts."""
+        if self._odd and any(line != line.lower() for line in lines):
+            self._odd = False
+            what = "the model was trained on lower-cased text: give it lower-cased input"
+            print(f"warning: {what}", file=sys.stderr, flush=True)
 
 
 def _targets(parsed: argparse.Namespace, generators: Sequence[Generator]) -> Iterator[Target] | None:
@@ -314,7 +338,7 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str], config: RunCon
     Raises:
         UsageError: no mode that is asked for uses an option, or another option is missing for it.
     """
-    refuse_unused(parsed, modes)
+    refuse_unused(given_options(parsed), modes)
     needs = {
         "top_k": ("--temperature", parsed.temperature),
         "top_p": ("--temperature", parsed.temperature),
@@ -333,14 +357,13 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str], config: RunCon
 
 def _generator(run: LoadedRun, text: TextCodec, mode: str, parsed: argparse.Namespace) -> Generator:
     asked: dict[str, Any] = {"mode": mode}
-    size = MODES[mode].size
+    size, sampled = MODES[mode].size, parsed.temperature and "temperature" in MODES[mode].options
     if parsed.nbest is not None and size:
         # So many are looked for at least; samples are drawn as many as are wanted.
-        sampled = parsed.temperature and "temperature" in MODES[mode].options
-        least = 1 if sampled else getattr(run.config.decode, size)
-        asked[size] = max(parsed.nbest, least)
-    elif mode == "ar" and parsed.temperature:
-        asked["beam"] = 1
+        asked[size] = max(parsed.nbest, 1 if sampled else getattr(run.config.decode, size))
+    elif sampled and size and (mode == "ar" or getattr(parsed, size) is None):
+        # The best of several draws would be no exact sample.
+        asked[size] = 1
     config, batch_tokens = with_decode(run.config, asked), parsed.batch_tokens
     if batch_tokens is None:
         return Generator(run.model, text, config)

@@ -20,10 +20,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from janus_ds.batch import SpecialTokens
-from janus_ds.config.schema import RunConfig
+from janus_ds.data.stream.index import MANIFEST_NAME
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.infill import Target
+from janus_ds.decode.load import LoadedRun
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import TextCodec, fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import DataError
@@ -174,15 +174,13 @@ def infill(line: str, share: float, seed: str) -> str:
     return " ".join(shown)
 
 
-def heldout_passages(
-    config: RunConfig, special: SpecialTokens, text: TextCodec, count: int, data: Path | None = None
-) -> list[Passage]:
+def heldout_passages(run: LoadedRun, text: TextCodec, count: int, data: Path | None = None) -> list[Passage]:
     """Samples of a run's validation split (at most all), spread over it, with the noise of its validation."""
     # Reading shards takes more to import than decoding of lines.
     from janus_ds.data.stream.loader import VALIDATION_EPOCH
     from janus_ds.data.stream.pipeline import BatchMaker
 
-    maker = BatchMaker(valid_split(config, data), config, special)
+    maker = BatchMaker(valid_split(run, data), run.config, run.special)
     ids = np.unique(np.linspace(0, maker.source.samples - 1, count).astype(np.int64))
     views = maker.make((np.full_like(ids, VALIDATION_EPOCH), ids))["views"]
     passages = []
@@ -192,12 +190,16 @@ def heldout_passages(
     return passages
 
 
-def valid_split(config: RunConfig, data: Path | None = None) -> Path:
+def valid_split(run: LoadedRun, data: Path | None = None) -> Path:
     """The folder of a run's validation split; in `data`, or else where it lay in training.
 
     Raises:
         DataError: it is not there any more.
+        CheckpointError: the manifest beside it is of another vocabulary.
     """
+    from janus_ds.evaluate.evaluation import check_vocabulary
+
+    config = run.config
     folder = data or (Path(config.data.path) if config.data.path else None)
     split = folder / "valid" if folder else None
     if data is None and config.data.valid_path:
@@ -208,6 +210,8 @@ def valid_split(config: RunConfig, data: Path | None = None) -> Path:
             str(split or "run.json: recipe.data.path"),
             "give the data directory with --data DIR, or text with --input",
         )
+    if (split.parent / MANIFEST_NAME).is_file():
+        check_vocabulary(run, split.parent)
     return split
 
 

@@ -27,6 +27,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from janus_ds.cli.arguments import new_parser
+from janus_ds.cli.decode import Capitals
 from janus_ds.config.fields import STRICT
 from janus_ds.config.modes import with_decode
 from janus_ds.data.text.tokenizer import MASK_TEXT
@@ -84,7 +85,7 @@ class Demo:
         self._codec = self._run.codec()
         self._fills = self._run.config.data.task == "denoise"
         prepare_for_inference(self._run.model, None)
-        self._turn = threading.Lock()
+        self._turn, self._capitals = threading.Lock(), Capitals(self._run)
         self.hint = "A text; write ___ for what is missing."
         if not self._fills:
             blanks = "To keep parts of an output, give it below, with ___ for what is missing."
@@ -94,6 +95,7 @@ class Demo:
         """Tell every pass of every mode, and each mode's end: its output, or why there is none."""
         tell({"waiting": self._turn.locked()})
         with self._turn:
+            self._capitals.look([asked.text])
             for mode in MODES:
                 try:
                     tell({"mode": mode, **self._decode(mode, asked, tell)})

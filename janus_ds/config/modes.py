@@ -5,13 +5,13 @@ The one table of them, read by commands, evaluations, validation and the generat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from janus_ds.config.load import from_dict, to_dict
 from janus_ds.config.schema import DecodeConfig, ObjectiveConfig, RunConfig
-from janus_ds.errors import ConfigError
+from janus_ds.errors import ConfigError, UsageError
 
 _LOSSES = {"ar": ("ar",), "nar": ("nar", "length"), "aux": ("aux", "length")}
 """What each way of predicting is trained by: fields `objective.weight_*`."""
@@ -122,6 +122,25 @@ def check_used(decode: DecodeConfig, given: Mapping[str, Any]) -> None:
         if name in ("top_k", "top_p") and not decode.temperature:
             what = f"{name} has no effect without temperature"
             raise ConfigError(what, f"decode.{name}", "add temperature")
+
+
+def refuse_unused(given: Collection[str], modes: Sequence[str]) -> None:
+    """Refuse, by name, an option of the command line that is given and that none of the modes uses.
+
+    Args:
+        given: options that have a value; names that are none of a mode's do not matter.
+
+    Raises:
+        UsageError: there is one.
+    """
+    doing = {*modes, *[RESCORED] * ("nar" in modes and "rescore" in given)}
+    for name in dict.fromkeys(name for mode in MODES.values() for name in sorted(mode.options)):
+        users = [way for way, mode in MODES.items() if name in mode.options]
+        if name in given and doing.isdisjoint(users):
+            option = f"--{name.replace('_', '-')}"
+            others = " or ".join(way for way in users if way != RESCORED or "nar" not in users)
+            what = f"mode {','.join(modes)} does not use {option}"
+            raise UsageError(what, option, f"leave it out, or decode in mode {others}")
 
 
 def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:

@@ -16,7 +16,7 @@ import torch
 
 from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
-from janus_ds.config.modes import MODES, NAMES, RESCORED, trained_modes, way_of, with_decode
+from janus_ds.config.modes import MODES, NAMES, RESCORED, refuse_unused, trained_modes, way_of, with_decode
 from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
@@ -25,7 +25,7 @@ from janus_ds.decode.load import InferenceOptions, LoadedRun, load_run, prepare_
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.evaluate.latency import LatencyReport, measure, spread_over
+from janus_ds.evaluate.latency import LatencyReport, device_name, measure, precision_of, timed_sources
 from janus_ds.io import disk_faults, read_json, write_atomic
 from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
 from janus_ds.model.weights import load_weights
@@ -52,7 +52,9 @@ class EvalRequest:
         split: name of the split.
         data: where the text lies; None: where the data lay in training.
         output: folder of hypotheses and scores; None: RUN/eval/SPLIT.
-        decode: other fields of `DecodeConfig`, such as beam.
+        decode: other fields of `DecodeConfig`, such as beam; a system takes those that its mode uses.
+        given: names of options that were asked for: where the run says which modes, one that none of them
+            uses is refused.
         limit: sentences, from the first; 0: all.
         on_long: what becomes of sources that are too long: cut, skip (the output is an empty line) or stop.
         latency_sentences: sentences decoded one by one for ms/sentence; 0: none.
@@ -73,6 +75,7 @@ class EvalRequest:
     data: Path | None = None
     output: Path | None = None
     decode: Mapping[str, Any] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
     limit: int = 0
     on_long: str = "cut"
     latency_sentences: int = 50
@@ -111,7 +114,7 @@ class EvalRequest:
         dials |= {f"nar-t{share:g}": {"threshold": share} for share in self.thresholds}
         for mode in modes:
             if mode == GREEDY:
-                found[mode] = options("ar", beam=1)
+                found[mode] = options("ar", beam=1, temperature=0.0)
             elif mode != "nar":
                 found[mode] = options(mode)
             for name, dial in dials.items() if mode == "nar" else ():
@@ -178,13 +181,14 @@ def run_evaluation(
         _write_lines(output / "references.txt", text.references)
     # For readers and reports: data directories move.
     _write_lines(output / "sources.txt", text.sources)
-    results = []
+    results, precision = [], precision_of(run.model, request.inference)
     for name, generator in systems.items():
         found, speed = _decode(generator, sources, request, name, progress)
         lines = TextLines(name, [one_line(run.codec().decode(item.tokens)) for item in found])
         scores = task.score(lines, found, text)
         decode = _decode_options(request, generator)
         extra = {"system": name, "speed": speed, "decode": decode, **origin, **scores.extra}
+        extra |= {"precision": precision, "device": device_name(request.device)}
         extra |= {"long_inputs": long} if long else {}
         warnings = [*([long["warning"]] if long else []), *scores.warnings]
         scores = replace(scores, extra=extra, warnings=warnings)
@@ -266,8 +270,16 @@ def check_vocabulary(run: LoadedRun, data: Path) -> Manifest:
 
 
 def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
-    """A generator for each way of decoding, by name: ar, nar-0, nar-1, ..."""
-    systems = request.systems(request.modes or trained_modes(run.config.objective))
+    """A generator for each way of decoding, by name: ar, nar-0, nar-1, ...
+
+    Raises:
+        UsageError: an option was given that none of the run's modes uses.
+    """
+    modes = request.modes
+    if not modes:
+        modes = trained_modes(run.config.objective)
+        refuse_unused(request.given, modes)
+    systems = request.systems(modes)
     return {
         name: Generator(run.model, run.text, with_decode(run.config, decode))
         for name, decode in systems.items()
@@ -322,7 +334,7 @@ def _decode(
         # Rescoring adds a pass to those of mask-predict.
         judging = generator.config.decode.rescore is not None
         speed["iterations"] = speed["decoder_passes"] - 1 - judging
-    alone = [sources[i] for i in spread_over(len(sources), request.latency_sentences)]
+    alone = timed_sources(sources, request.latency_sentences)
     if alone:
         # The whole split was decoded just now: there is nothing left to warm up.
         system = {name: lambda ids: one_by_one(generator, ids)}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.presets import resolve
@@ -30,6 +33,8 @@ from janus_ds.model.formats.hf_export import (
 from janus_ds.model.formats.hf_import import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
 from janus_ds.observe import write_run_record
 
+_PART = re.compile(r"-first-\d+$")
+"""A folder of scores of the first sentences alone."""
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 
 
@@ -191,7 +196,8 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
     """The card, with a header as the hub reads it.
 
     Args:
-        run: what is exported; scores are those of its folder (`scores.json`, `eval/*/scores.json`).
+        run: what is exported; scores are those that its folder has of these weights and of whole splits
+            (`scores.json`, `eval/*/scores.json`).
         licence: of the weights, as the hub names it; None: not said.
     """
     trust = ", trust_remote_code=True" if own_code else ""
@@ -206,15 +212,18 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
         'The method: "JANUS: Joint Autoregressive and Non-autoregressive Training with Auxiliary Loss\n'
         'for Sequence Generation" (EMNLP 2022).',
         f"## Use\n\n```python\n{code}```",
-        "## Scores\n\n" + ("\n\n".join(_tables(run.folder)) or "None were found in the folder of the run."),
+        "## Scores\n\n"
+        + ("\n\n".join(_tables(run)) or "None of these weights were found in the folder of the run."),
         f"## Licence\n\n{said}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _tables(folder: Path) -> Iterator[str]:
+def _tables(run: LoadedRun) -> Iterator[str]:
     """A table for each split that was scored: systems down, metrics across."""
-    for path in [folder / "scores.json", *sorted(folder.glob("eval/*/scores.json"))]:
+    for path in [run.folder / "scores.json", *sorted(run.folder.glob("eval/*/scores.json"))]:
+        if _PART.search(path.parent.name):
+            continue
         try:
             values = read_json(path)
         except FileNotFoundError:
@@ -225,7 +234,8 @@ def _tables(folder: Path) -> Iterator[str]:
         parts = {path.parent.name: values} if "systems" in values else values
         for split, part in parts.items():
             scored = mapping(mapping(part).get("systems"))
-            systems = {name: finite_numbers(mapping(x).get("metrics", x)) for name, x in scored.items()}
+            ours = {name: x for name, x in scored.items() if _is_of(mapping(x), run)}
+            systems = {name: finite_numbers(mapping(x).get("metrics", x)) for name, x in ours.items()}
             metrics = sorted({name for scores in systems.values() for name in scores})
             if not metrics:
                 continue
@@ -233,6 +243,17 @@ def _tables(folder: Path) -> Iterator[str]:
             rows += [[name, *(_shown(scores.get(m)) for m in metrics)] for name, scores in systems.items()]
             lines = [f"| {' | '.join(markdown_text(cell) for cell in row)} |" for row in rows]
             yield "\n".join([f"{markdown_text(split)}:", "", *lines])
+
+
+def _is_of(scores: Mapping[str, Any], run: LoadedRun) -> bool:
+    """Whether scores are of the run's loaded weights, as far as they tell."""
+    weights = run.weights.parent
+    told: dict[str, Any] = {"average": 1}
+    with suppress(OSError, ValueError):
+        # The best weights become others as a run goes on.
+        told["step"] = read_json(weights / BEST_FILE).get("step")
+    told |= {"checkpoint": weights.name} if weights != run.folder else {}
+    return all(scores.get(name, value) == value for name, value in told.items())
 
 
 def _shown(value: float | None) -> str:

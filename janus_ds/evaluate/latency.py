@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from janus_ds.decode.load import LoadedRun
+from janus_ds.decode.load import DTYPES, InferenceOptions, LoadedRun
 from janus_ds.evaluate.hf_folders import write_hf
+from janus_ds.model.janus import JanusModel
 from janus_ds.progress import table
 
 DecodeOne = Callable[[Sequence[int]], int]
@@ -56,9 +57,27 @@ class Latency:
 def spread_over(count: int, wanted: int) -> list[int]:
     """Numbers of at most `wanted` of `count` sentences, evenly from all over a set: its first sentences need
     not be typical."""
-    if wanted < 1:
-        return []
-    return list(range(0, count, max(1, count // wanted)))[:wanted]
+    most = max(0, min(count, wanted))
+    return [number * count // most for number in range(most)]
+
+
+def timed_sources(sources: Sequence[Sequence[int]], wanted: int) -> list[Sequence[int]]:
+    """At most `wanted` sources, spread over those that are not empty: of an empty one nothing is decoded."""
+    whole = [source for source in sources if source]
+    return [whole[number] for number in spread_over(len(whole), wanted)]
+
+
+def device_name(device: torch.device | str) -> str:
+    """What is timed on: the GPU's name, or the CPU's threads."""
+    device = torch.device(device)
+    cuda = device.type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else f"cpu, threads {torch.get_num_threads()}"
+
+
+def precision_of(model: JanusModel, options: InferenceOptions) -> str:
+    """The precision that a prepared model decodes in: fp32, bf16, float64 or int8."""
+    (name,) = (name for name, dtype in DTYPES.items() if dtype == model.output_weight.dtype)
+    return "int8" if options.int8 else name
 
 
 def measure(
@@ -152,7 +171,8 @@ def hf_ar(
     lengths: Mapping[tuple[int, ...], int] | None,
     device: torch.device | str,
 ) -> DecodeOne:
-    """A run's model in transformers, decoding one source at a time with the run's search settings.
+    """A run's model in transformers, in the same precision (int8: fp32), decoding one source at a time with
+    the run's search settings.
 
     Args:
         run: its shape must be one of BART's.
@@ -165,7 +185,7 @@ def hf_ar(
     transformers.utils.logging.disable_progress_bar()
     # Its own types take no str for a device.
     model: Any = transformers.BartForConditionalGeneration.from_pretrained(folder)
-    model, special = model.to(device).eval(), run.special
+    model, special = model.to(device, run.model.output_weight.dtype).eval(), run.special
     # The start token and eos count, and bos where the decoder starts with eos.
     more = 3 if run.config.objective.decoder_start == "eos_bos" else 2
 

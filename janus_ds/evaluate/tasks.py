@@ -47,9 +47,11 @@ from janus_ds.evaluate.latency import (
     WARM_UP,
     DecodeOne,
     LatencyReport,
+    device_name,
     hf_ar,
     measure,
-    spread_over,
+    precision_of,
+    timed_sources,
 )
 from janus_ds.io import mapping
 from janus_ds.metrics.glge import Meteor, Task, TaskTexts, score_task
@@ -119,7 +121,7 @@ def evaluate_glge(
     request = replace(request, latency_sentences=0)
     run = load_checkpoint(request)
     found = run_evaluation(request, run, _GlgeSplit(task, request.split, meteor), progress)
-    if not timed:
+    if not timed or not any(found.sources):
         return found
     report = measure_glge(request, run, found.sources, timed, ar_checkpoint, progress)
     systems = {result.name: result.scores.as_dict() for result in found.systems}
@@ -136,9 +138,9 @@ def measure_glge(
     progress: Progress | None = None,
 ) -> LatencyReport:
     """Time every system of a request, and both kinds of AR, one sentence at a time; the sentences are taken
-    evenly from all over the split.
+    evenly from all over the split, empty ones left out.
     """
-    chosen = [sources[i] for i in spread_over(len(sources), samples)]
+    chosen = timed_sources(sources, samples)
     notes: list[str] = []
     base = run if ar_checkpoint is None else _other_run(ar_checkpoint, run, request)
     generators = systems_of(request, run)
@@ -158,7 +160,10 @@ def measure_glge(
             ours = {name: decode for name, decode in systems.items() if name == OURS}
             systems = {**ours, THEIRS: peer, **systems}
         found = measure(systems, chosen, request.device, progress)
-    return LatencyReport(found, _conditions(request, run, len(chosen)), notes)
+    conditions = _conditions(request, run, len(chosen))
+    if request.inference.int8 and THEIRS in found:
+        conditions[f"precision of {THEIRS}"] = "fp32"
+    return LatencyReport(found, conditions, notes)
 
 
 def _other_run(path: Path, run: LoadedRun, request: EvalRequest) -> LoadedRun:
@@ -208,16 +213,15 @@ def _peer(
 
 
 def _conditions(request: EvalRequest, run: LoadedRun, samples: int) -> dict[str, Any]:
-    device = torch.device(request.device)
-    decode = with_decode(run.config, request.decode).decode
-    cuda = device.type == "cuda"
+    # Some modes know no beam; the one of AR is told.
+    decode = with_decode(run.config, {**request.decode, "mode": "ar"}).decode
     return {
         "batch": 1,
         "samples": samples,
         "rounds": ROUNDS,
         "warm-up": min(WARM_UP, samples),
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, threads {torch.get_num_threads()}",
-        "precision": "int8" if request.inference.int8 else request.inference.dtype,
+        "device": device_name(request.device),
+        "precision": precision_of(run.model, request.inference),
         "beam": decode.beam,
         "length beam": decode.length_beam,
         "torch": torch.__version__,

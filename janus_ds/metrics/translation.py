@@ -129,6 +129,8 @@ _SPLIT_FULL_STOP = re.compile(r"\S [.?!]$")
 SAMPLES = 1000
 _SEED = 12345
 """sacreBLEU's own, where SACREBLEU_SEED does not name another."""
+_FEWEST = 2
+"""Different sentences that samples must be drawn from to tell anything."""
 
 
 def score_translations(
@@ -197,7 +199,8 @@ def compare_translations(hypotheses: TextLines, references: TextLines, baseline:
     Returns:
         For each compared metric `score` and `baseline` (0 to 100), `p_moses` (share of samples, about half of
         what approximate randomisation gives), `p_sacrebleu` ((count + 1) / (samples + 1)), and intervals:
-        mean of the samples and half the width of their central 95 %.
+        mean of the samples and half the width of their central 95 %. Both p are 1 where the scores are equal,
+        or all sentences are.
     """
     check_same_length(hypotheses, references)
     check_same_length(baseline, references)
@@ -220,8 +223,10 @@ def _bootstrap(
     pair: list[tuple[str, Sequence[str]]] = [("baseline", baseline), ("system", system)]
     columns = PairedTest(pair, {"BLEU": bleu}, [references], "bs", SAMPLES)()[1]
     theirs, ours = cast(list[Any], columns["BLEU"])
-    # sacreBLEU would call two equal systems different, since no sample differs by more than nothing.
-    p = 1.0 if system == baseline else float(ours.p_value)
+    # sacreBLEU takes a difference that no sample exceeds for a sure one: also one of nothing, and the one
+    # that all samples have, since they are draws of one and the same sentence.
+    alike = len(set(zip(system, baseline, references, strict=True))) < _FEWEST
+    p = 1.0 if alike or ours.score == theirs.score else float(ours.p_value)
     return {
         "score": ours.score,
         "baseline": theirs.score,

@@ -1,5 +1,5 @@
 """The pictures of a report: scores and speed against NAR iterations (Figure 4 of the paper), scores against
-time, validation BLEU against updates (Figure 5), loss terms against epochs (Figure 6).
+time, validation scores against updates (Figure 5), loss terms against epochs (Figure 6).
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart. Colour and marker stand for a kind of
 run; seeds of a kind differ in line style.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from janus_ds.errors import MissingDependencyError
+from janus_ds.metrics.glge import VALIDATION_METRICS
 from janus_ds.report.runs import (
     RunFolder,
     System,
@@ -55,6 +57,7 @@ _SETTINGS: Any = {
     "lines.markersize": 4.5,
     "lines.linewidth": 1.4,
 }
+_SCORE = re.compile(r"valid/([a-z0-9]+)_(.+)")
 _COLUMNS = 3
 _DPI = 150
 _TRAINING_POINTS = 120
@@ -111,18 +114,16 @@ def draw_task_pictures(runs: Sequence[RunFolder], task: str) -> list[Picture]:
 
 
 def draw_curve_pictures(runs: Sequence[RunFolder]) -> list[Picture]:
-    """Pictures of training: validation BLEU against updates, loss terms against epochs."""
-    start = "valid/bleu_"
-    modes = sorted({key for run in runs for line in run.lines for key in line if key.startswith(start)})
-    scores = [(mode_title(key.removeprefix(start)), "", key) for key in modes]
+    """Pictures of training: validation scores against updates, loss terms against epochs."""
+    metrics, scores = _validation_panels(runs)
     terms = [(term_title(term), term, f"valid/{term}") for term in _TERMS]
     return [
         _picture(
             lambda: _draw_curves(runs, scores, epochs=False),
-            ("validation_bleu", "Validation BLEU against updates (Figure 5)"),
+            ("validation_bleu", f"Validation {metrics} against updates (Figure 5)"),
             "Greedy AR and NAR with few iterations, on as many validation sentences as the recipe says: not "
             "to be compared with test scores, and with the scatter of few sentences.",
-            "No run measured BLEU while it trained (train.valid_bleu).",
+            f"No run measured {metrics} while it trained (train.valid_bleu).",
         ),
         _picture(
             lambda: _draw_curves(runs, terms, epochs=True),
@@ -132,6 +133,19 @@ def draw_curve_pictures(runs: Sequence[RunFolder]) -> list[Picture]:
             "No run has a metrics.jsonl with loss terms.",
         ),
     ]
+
+
+def _validation_panels(runs: Sequence[RunFolder]) -> tuple[str, list[tuple[str, str, str]]]:
+    """The metrics that were measured in training, and (title, "", key) of each with each mode."""
+    titles = {metric.name: metric.title for metric in VALIDATION_METRICS.values()}
+    keys = {key for run in runs for line in run.lines for key in line}
+    parts = {key: found for key in sorted(keys) if (found := _SCORE.fullmatch(key)) and found[1] in titles}
+    metrics = sorted({titles[found[1]] for found in parts.values()})
+    panels = []
+    for key, found in parts.items():
+        mode = mode_title(found[2])
+        panels.append((mode if len(metrics) == 1 else f"{titles[found[1]]}, {mode}", "", key))
+    return ", ".join(metrics) or "BLEU", panels
 
 
 def looks_of(runs: Sequence[RunFolder]) -> dict[str, dict[str, Any]]:

@@ -18,11 +18,13 @@ from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.errors import JanusError, UsageError, suggestion
 from janus_ds.io import mapping, read_json
+from janus_ds.metrics.glge import TASKS
 from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers
 from janus_ds.observe import read_metrics, read_run_record
 
 _TASK = re.compile(r"\w[\w.-]{0,63}")
 _NAR = re.compile(r"nar-(\d+)$")
+_PART = re.compile(r"-first-\d+$")
 SPEED_TITLES = {
     "sentences_per_second": "sentences/s, in batches",
     "ms_per_sentence_batch_1": "ms/sentence, one by one",
@@ -199,8 +201,10 @@ def _take_scores(run: RunFolder, path: Path, split: str) -> None:
     default = "predictions" if path.name == "scores.json" else path.name.removesuffix(".scores.json")
     for name, scores in _parts(content, default):
         task = str(scores.get("task", "nmt"))
-        if scores.get("split", split) != split:
-            run.notes.append(f"{path.name} is of split {scores['split']}, not {split}")
+        told, whole = scores.get("split", split), _PART.sub("", split)
+        # The first sentences of a split have a folder of their own, and the split's name in their scores.
+        if told != split and (told != whole or path.parent == run.folder):
+            run.notes.append(f"{path.name} is of split {told}, not {split}")
             continue
         # Both become names of files.
         if "/" in name or not _TASK.fullmatch(task):
@@ -236,8 +240,10 @@ def _note_state(run: RunFolder, split: str) -> None:
             path.name for path in run.folder.glob("eval/*") if path.is_dir() and path.name != split
         )
         there = f" (there are scores of: {', '.join(others)})" if others else ""
+        task = run.recipe("train", "valid_task")
+        program = f"glge --task {task}" if task in TASKS else "nmt"
         run.notes.append(
-            f"no scores of split {split}{there}: run `janus-ds eval nmt --checkpoint {run.folder}`"
+            f"no scores of split {split}{there}: run `janus-ds eval {program} --checkpoint {run.folder}`"
         )
     for systems in run.tasks.values():
         first = next(iter(systems.values())).scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from janus_ds.cli.blanks import blank_batches, fill_blanks, main
+from janus_ds.cli.decode import main as decode
 from janus_ds.config.load import load_run_config
+from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.load import load_run
-from janus_ds.errors import UsageError
+from janus_ds.errors import CheckpointError, UsageError
 from tests.support.tiny_run import write_run
 from tests.support.tiny_training import make_inputs
 
@@ -94,6 +97,17 @@ def test_before_after_and_passages_are_told(inputs: Path, capsys: pytest.Capture
     assert f"janus-ds decode --checkpoint {inputs / 'after'}" in told
     with pytest.raises(UsageError, match="not pretrained both ways"):
         main([str(inputs / "before"), "--device", "cpu"])
+
+
+def test_samples_of_another_vocabulary_are_refused(inputs: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(inputs / "data", data)
+    replace(Manifest.load(data), tokenizer_fingerprint="0" * 64).save(data)
+    run, more = str(inputs / "after"), ["--data", str(data), "--device", "cpu"]
+    with pytest.raises(CheckpointError, match="another vocabulary than the data"):
+        main([run, *more])
+    with pytest.raises(CheckpointError, match="another vocabulary than the data"):
+        decode(["--checkpoint", run, "--heldout", "2", *more])
 
 
 @pytest.mark.parametrize("given", ["0", "-2", "many"])

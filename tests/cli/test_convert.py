@@ -77,7 +77,9 @@ def test_a_bart_file_decodes_autoregressively_only(
     with pytest.raises(ConfigError, match="not trained to decode in mode 'nar'"):
         Generator.from_checkpoint(tmp_path / "run", "nar", ids=True, device="cpu")
     # Its length head was never trained, so the file that is written back has none.
-    main(["--to", "fairseq", str(tmp_path / "run"), "--output", str(tmp_path / "back.pt")])
+    back_again = ["--to", "fairseq", str(tmp_path / "run"), "--output", str(tmp_path / "back.pt")]
+    main(back_again)
+    refused(UsageError, "the file is there already", back_again)
     with torch.serialization.safe_globals([argparse.Namespace]):
         back = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
     assert back.keys() == bart_state().keys()

@@ -16,8 +16,10 @@ from janus_ds.checkpoint.manifest import write_manifest
 from janus_ds.checkpoint.tensors import read_weights, write_tensors
 from janus_ds.cli import decode
 from janus_ds.cli.decode_lines import infill
+from janus_ds.cli.demo import Demo, Request
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, RunConfig
+from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
 from tests.support.tiny_data import make_tiny_data
@@ -111,6 +113,9 @@ def test_both_ways_at_once(
     assert lines("--mode", "nar", *flags) == [item.text for item in made.generate(SENTENCES)]
     by_aux = Generator.from_checkpoint(run, "aux", device="cpu", max_length=12)
     assert lines("--mode", "aux") == [item.text for item in by_aux.generate(SENTENCES)]
+    # A sample is one draw, not the best of as many as the recipe names lengths.
+    drawn = ["--mode", "aux", "--temperature", "3"]
+    assert lines(*drawn) == lines(*drawn, "--length-beam", "1") != lines(*drawn, "--length-beam", "5")
     with pytest.raises(UsageError, match="mode aux does not use --beam"):
         lines("--mode", "aux", "--beam", "4")
 
@@ -198,6 +203,43 @@ def test_a_mode_that_was_not_trained_is_refused(copy: Path) -> None:
     with pytest.raises(ConfigError, match=r"not trained to decode in mode 'nar' .*weight_length is 0\.0"):
         Generator.from_checkpoint(copy, "nar", device="cpu")
     assert Generator.from_checkpoint(copy, "ar", device="cpu").config.decode.mode == "ar"
+
+
+@pytest.mark.parametrize("mode", ["aux", "draft"])
+def test_a_beam_goes_with_the_mode_that_is_asked_for(copy: Path, tmp_path: Path, mode: str) -> None:
+    """The mode of the run's recipe knows no beam."""
+    recipe = json.loads((copy / "run.json").read_text())["recipe"]
+    edit_record(copy, recipe=recipe | {"decode": recipe["decode"] | {"mode": mode, "beam": 1}})
+    (tmp_path / "in.txt").write_text("a\n")
+    flags = ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.txt"), "--max-length", "9"]
+    assert decode.main(["--checkpoint", str(copy), "--mode", "ar", "--beam", "2", *flags]) == 0
+
+
+def test_capitals_of_a_model_of_lower_cased_text(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = json.loads((copy / "run.json").read_text())["recipe"]
+    Manifest("pair", "0" * 64, 60, {"lowercase": True}, {}).save(tmp_path)
+    edit_record(copy, recipe=recipe | {"data": recipe["data"] | {"path": str(tmp_path)}})
+
+    def warned(text: str) -> int:
+        feed(monkeypatch, text)
+        flags = ["--mode", "nar", "--iterations", "0", "--dtype", "fp32"]
+        assert decode.main(["--checkpoint", str(copy), *flags]) == 0
+        told = "warning: the model was trained on lower-cased text: give it lower-cased input\n"
+        return capsys.readouterr().err.count(told)
+
+    assert warned("a dog\n") == 0
+    assert warned("A dog\nA man\n" * 20) == 1
+    (tmp_path / "manifest.json").unlink()
+    assert warned("A dog\n") == 0
+    demo = Demo(copy, "cpu")
+    demo.decode(Request(text="A dog", iterations=0), lambda told: None)
+    assert "warning" not in capsys.readouterr().err
+    Manifest("pair", "0" * 64, 60, {"lowercase": True}, {}).save(tmp_path)
+    demo = Demo(copy, "cpu")
+    demo.decode(Request(text="A dog", iterations=0), lambda told: None)
+    assert capsys.readouterr().err.count("give it lower-cased input") == 1
 
 
 def test_weights_that_give_no_finite_values_are_refused(run: Path) -> None:

@@ -143,6 +143,9 @@ def test_a_checkpoint_is_decoded_and_scored(
         (["--meteor", "require"], MissingDependencyError),
         (["--mode", "nar", "--latency-samples", 0], UsageError),
         (["--mode", "nar"], ConfigError),
+        (["--iterations", "0,1"], UsageError),
+        (["--length-beam", 9], UsageError),
+        (["--rescore", "ar"], UsageError),
         (["--split", "later"], DataError),
     ):
         with pytest.raises(kind):

@@ -137,9 +137,8 @@ def test_a_report_has_only_its_own_markup(tmp_path: Path) -> None:
 
 
 def card_of(folder: Path) -> str:
-    run: Any = SimpleNamespace(
-        config=SimpleNamespace(name=EVIL), model=SimpleNamespace(parameters=list), folder=folder
-    )
+    run: Any = SimpleNamespace(config=SimpleNamespace(name=EVIL), model=SimpleNamespace(parameters=list))
+    run.folder, run.weights = folder, folder / "weights.safetensors"
     return model_card(run, ["ar"], False, None)
 
 

@@ -28,12 +28,15 @@ def test_names_and_options() -> None:
         "aux",
     ]
     assert found["ar"] == {"beam": 3, "mode": "ar"}
-    assert found["ar-greedy"] == {"beam": 1, "mode": "ar"}
+    assert found["ar-greedy"] == {"beam": 1, "mode": "ar", "temperature": 0.0}
     assert found["nar-t0.5"] == {"length_beam": 5, "mode": "nar", "threshold": 0.5}
     assert found["nar-4-rescored"] == {**found["nar-4"], "rescore": "ar"}
     # Each takes what its mode uses: a draft is greedy, the beam is AR's.
     assert found["draft"] == {"mode": "draft"}
     assert found["aux"] == {"length_beam": 5, "mode": "aux"}
+    # Greedy is greedy beside samples, too.
+    sampled = EvalRequest(Path("run"), decode={"temperature": 1.0}).systems(("ar", "ar-greedy"))
+    assert [system["temperature"] for system in sampled.values()] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from janus_ds.cli.convert import main
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import load_run
-from janus_ds.evaluate.latency import Latency, LatencyReport, hf_ar, measure, spread_over
-from janus_ds.evaluate.tasks import with_best
+from janus_ds.decode.load import DTYPES, InferenceOptions, load_run, prepare_for_inference
+from janus_ds.evaluate.evaluation import EvalRequest
+from janus_ds.evaluate.latency import (
+    Latency,
+    LatencyReport,
+    device_name,
+    hf_ar,
+    measure,
+    precision_of,
+    spread_over,
+    timed_sources,
+)
+from janus_ds.evaluate.tasks import measure_glge, with_best
 from tests.support.hf_folder import hub_folder
 
 
@@ -20,6 +31,10 @@ def test_sentences_come_from_all_over_the_set() -> None:
     assert spread_over(10, 3) == [0, 3, 6]
     assert spread_over(2, 5) == [0, 1]
     assert spread_over(4, 0) == spread_over(0, 4) == []
+    assert spread_over(99, 50)[-3:] == [93, 95, 97]
+    # Of an empty source nothing is decoded.
+    assert timed_sources([[], [1], [], [2], [3], []], 2) == [[1], [2]]
+    assert timed_sources([[], []], 2) == []
 
 
 def test_all_systems_decode_the_same_sentences_in_turn_after_a_warm_up() -> None:
@@ -75,6 +90,38 @@ def test_transformers_writes_what_the_run_writes_or_as_much_as_it_is_told(tmp_pa
         lengths = {tuple(ids): number for number, ids in enumerate(sources, 3)}
         held = hf_ar(other, tmp_path / start, lengths, "cpu")
         assert [held(ids) for ids in sources] == [3, 4]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "float64"])
+def test_transformers_computes_in_the_precision_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    main(["--from", "hf", str(hub_folder(tmp_path / "hub")), "--to", str(tmp_path / "run")])
+    run, options = load_run(tmp_path / "run", {"max_length": 5}), InferenceOptions(precision)
+    prepare_for_inference(run.model, options)
+    theirs = hf_ar(run, tmp_path / "theirs", None, "cpu")
+    generate, found = transformers.BartForConditionalGeneration.generate, []
+
+    def watched(self: Any, **arguments: Any) -> Any:
+        found.append(self.dtype)
+        return generate(self, **arguments)
+
+    monkeypatch.setattr(transformers.BartForConditionalGeneration, "generate", watched)
+    assert theirs([5, 9, 8]) <= 5
+    assert found == [DTYPES[precision]]
+    assert precision_of(run.model, options) == precision
+
+
+def test_conditions_tell_the_precision_and_ars_beam_whatever_the_recipe_decodes_in() -> None:
+    options = InferenceOptions("float64")
+    run, decode = load_run("demo", {"mode": "aux"}), {"beam": 2, "max_length": 4}
+    prepare_for_inference(run.model, options)
+    request = EvalRequest(Path("demo"), modes=("nar",), iterations=(0,), decode=decode, inference=options)
+    report = measure_glge(request, run, [[], [5, 6]], 5)
+    assert set(report.systems) >= {"ar", "nar-0"}
+    told = {"samples": 1, "beam": 2, "precision": "float64", "device": device_name("cpu")}
+    assert report.conditions | told == report.conditions
 
 
 def test_the_best_checkpoint_is_taken_where_there_is_one(tmp_path: Path) -> None:

@@ -91,6 +91,23 @@ def test_a_better_system_is_told_from_a_worse_one_and_from_itself() -> None:
         assert (same[name]["p_moses"], same[name]["p_sacrebleu"]) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("system", "baseline", "references"),
+    [
+        (SYSTEM[:1], BASELINE[:1], REFERENCE[:1]),
+        (SYSTEM[:1] * 3, BASELINE[:1] * 3, REFERENCE[:1] * 3),
+        # Other words, equally wrong.
+        (["a b c d e", "f g h i j"], ["a b c d k", "f g h i l"], ["a b c d m", "f g h i n"]),
+    ],
+)
+def test_what_no_sample_can_tell_is_not_significant(
+    system: list[str], baseline: list[str], references: list[str]
+) -> None:
+    found = compared(system, baseline, references)
+    for name in ("sacrebleu", "tokenized_bleu"):
+        assert (found[name]["p_moses"], found[name]["p_sacrebleu"]) == (1.0, 1.0)
+
+
 def test_perl_draws_are_perls() -> None:
     # perl -e 'srand(S); print join ",", map { int(rand(1000)) } 1..6'
     found = np.stack(list(perl_draws(np.array([0, 999]), 1000, 6)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from janus_ds.cli.convert import main
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.data.prepare.train_tokenizer import train_sentencepiece, train_words
 from janus_ds.decode.generator import Generator
+from janus_ds.evaluate.hf_folders import model_card
 from tests.support.programs import ROOT, python
 from tests.support.tiny_run import make_random_run
 
@@ -93,6 +95,27 @@ def test_every_kind_of_run_decodes_elsewhere_as_here(tmp_path: Path, count: int)
     # Any run of BART's shape can be had as a plain BART.
     assert main(["--to", "bart", str(asked["eos_bos"][0]), "--output", str(tmp_path / "plain")]) == 0
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["model_type"] == "bart"
+
+
+def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(config=SimpleNamespace(name="x"), model=SimpleNamespace(parameters=list))
+    run.folder, run.weights = tmp_path, tmp_path / "checkpoints" / "best" / "weights.safetensors"
+    run.weights.parent.mkdir(parents=True)
+    (run.weights.parent / "best.json").write_text('{"step": 30}')
+    ours = {"checkpoint": "best", "average": 1, "step": 30}
+    told: list[dict[str, Any]] = [{}, ours, {**ours, "checkpoint": "step-30"}]
+    told += [{**ours, "average": 5}, {**ours, "step": 20}]
+    systems = {f"system{n}": {**found, "metrics": {"chrf": 50 + n}} for n, found in enumerate(told)}
+    for split in ("test", "test-first-4"):
+        (tmp_path / "eval" / split).mkdir(parents=True)
+        (tmp_path / "eval" / split / "scores.json").write_text(json.dumps({"systems": systems}))
+    card = model_card(run, ["ar"], False, None)
+    assert [line for line in card.splitlines() if line.startswith("| system")] == [
+        "| system | chrf |",
+        "| system0 | 50.00 |",
+        "| system1 | 51.00 |",
+    ]
+    assert "first" not in card
 
 
 @pytest.mark.parametrize("task", ["translation", "text2text-generation"])

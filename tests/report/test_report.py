@@ -79,6 +79,34 @@ def test_scores_are_found_in_all_their_forms(tmp_path):
     assert sorted_modes([dict.fromkeys(modes)]) == ["ar", "nar-4", "nar-10", "nar + rescore", "draft"]
 
 
+def test_the_first_sentences_of_a_split_and_runs_of_glge(tmp_path):
+    run = MadeUp(modes={"ar": (25.0, 9.0, 9.0)}).write(tmp_path / "run")
+    (run / "eval" / "test").rename(run / "eval" / "test-first-3")
+    (run / "scores.json").write_text(json.dumps(scores_of("nar-4", (20.0, 9.0, 9.0), "paper")))
+    (found,) = read_runs([run], "test-first-3")
+    assert list(found.tasks["nmt"]) == ["ar"]
+    assert found.notes == ["scores.json is of split test, not test-first-3"]
+    record = json.loads((run / "run.json").read_text())
+    record["recipe"]["train"]["valid_task"] = "xsum"
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "scores.json").unlink()
+    assert "run `janus-ds eval glge --task xsum --checkpoint " in read_runs([run], "dev")[0].notes[0]
+
+
+def test_curves_of_the_metric_that_training_measured(runs):
+    bleu = draw_curve_pictures(runs)[0]
+    assert "Validation BLEU against" in bleu.title
+    for run in runs:
+        run.lines = [{key.replace("bleu", "rouge"): line[key] for key in line} for line in run.lines]
+    rouge = draw_curve_pictures(runs)[0]
+    assert "Validation mean ROUGE against" in rouge.title
+    assert rouge.png is not None
+    runs[0].lines.append({"step": 1020, "valid/bleu2_ar": 3.0})
+    both = draw_curve_pictures(runs)[0]
+    assert "Validation BLEU-2, mean ROUGE against" in both.title
+    assert both.png not in (None, rouge.png)
+
+
 def test_a_damaged_metrics_file_is_read_as_far_as_it_goes(tmp_path):
     folder = MadeUp(steps=40).write(tmp_path / "run")
     with (folder / "metrics.jsonl").open("a") as file:

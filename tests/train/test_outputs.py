@@ -14,11 +14,12 @@ from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import resolve
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.text.tokenizer import load_tokenizer
-from janus_ds.decode.load import load_run
+from janus_ds.decode.load import load_run, usable_device
 from janus_ds.decode.text import fit_sources, long_warning
 from janus_ds.errors import DataError
 from janus_ds.evaluate import tasks
 from janus_ds.evaluate.evaluation import encode_sources
+from janus_ds.evaluate.latency import device_name
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train.validation import OutputDecoder
@@ -87,6 +88,7 @@ def test_an_evaluation_says_what_was_too_long(
         assert evaluate_nmt([*command, "--latency-samples", "0", "--on-long", action]) == 0
         found = json.loads((tmp_path / "ar-greedy.scores.json").read_text())
         assert (found["long_inputs"]["count"], found["long_inputs"]["action"]) == (2, action)
+        assert (found["precision"], found["device"]) == ("fp32", device_name(usable_device(None)))
         assert "2 of 3 inputs are longer than" in found["warnings"][0]
         assert f"warning: {found['warnings'][0]}" in capsys.readouterr().out
         outputs[action] = (tmp_path / "ar-greedy.txt").read_text().split("\n")
