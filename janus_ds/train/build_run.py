@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import nn
 
 from janus_ds.checkpoint.manager import CheckpointManager
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig, TrainOptions, load_setup
 from janus_ds.config.locations import tokenizer_name
@@ -75,7 +76,17 @@ def run(
 
 
 def _take(folder: Path, lock: ExitStack) -> None:
-    """Make the run folder this start's own: two starts in one would destroy each other's checkpoints."""
+    """Make the run folder this start's own: two starts in one would destroy each other's checkpoints.
+
+    Raises:
+        UsageError: weights lie at its top, as of a converted model: they would be taken for the run's.
+    """
+    if (folder / WEIGHTS_FILE).exists():
+        raise UsageError(
+            "the folder holds a model already, whose weights would be taken for those of the run",
+            str(folder / WEIGHTS_FILE),
+            "give another --output, or move that file out of the folder",
+        )
     check_writable(folder)
     with disk_faults(folder):
         lock.enter_context(folder_lock(folder, _LOCK_SECONDS))

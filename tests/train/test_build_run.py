@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from janus_ds.config.load import from_dict, load_run_config, to_dict
 from janus_ds.config.presets import record_of
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
-from janus_ds.errors import ConfigError
+from janus_ds.errors import ConfigError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.build_run import start_from
+from janus_ds.train.build_run import _take, start_from
 from janus_ds.train.state import changed_training
 from tests.support.hf_folder import hub_folder
 
@@ -79,3 +80,12 @@ def test_the_record_is_found_from_every_way_to_name_weights(bart: Path, tmp_path
     for place in (bart / "weights.safetensors", checkpoint, checkpoint / "weights.safetensors"):
         assert record_of(place)["name"] == name
     assert record_of(tmp_path / "none") == {}
+
+
+def test_the_folder_of_a_converted_model_is_no_run_folder(bart: Path, tmp_path: Path) -> None:
+    """Its weights lie at the top, where they would be found before those of the run's checkpoints."""
+    with ExitStack() as lock, pytest.raises(UsageError, match="holds a model already") as caught:
+        _take(bart, lock)
+    assert caught.value.where == str(bart / "weights.safetensors")
+    with ExitStack() as lock:
+        _take(tmp_path / "run", lock)
