@@ -14,6 +14,7 @@ from typing import Any
 
 from janus_ds.config.locations import model_path, parse_locations
 from janus_ds.config.schema import (
+    FIELDS,
     KL_PAIRS,
     RUN_FILE,
     MaskingConfig,
@@ -171,6 +172,10 @@ def _prepared_lengths(folder: str) -> tuple[int, int]:
     return min(int(limits["source"]), 10**9), min(int(limits["target"]), 10**9)
 
 
+CONVENTIONS = ("decoder_start",)
+"""Fields of the objective that a run takes over from its `init`: what the weights were trained with."""
+
+
 def follow_init(run: RunConfig) -> RunConfig:
     """The run with the decoder's start of `init`, where its own recipe leaves it open.
 
@@ -179,11 +184,15 @@ def follow_init(run: RunConfig) -> RunConfig:
     """
     if run.init is None or run.objective.decoder_start is not None:
         return run
-    recipe = mapping(record_of(Path(run.init)).get("recipe"))
-    start = mapping(recipe.get("objective")).get("decoder_start")
-    if start not in ("bos", "eos_bos"):
-        return run
-    return replace(run, objective=replace(run.objective, decoder_start=start))
+    return with_conventions(run, record_of(Path(run.init)).get("recipe"), CONVENTIONS)
+
+
+def with_conventions(run: RunConfig, recipe: Any, names: Collection[str]) -> RunConfig:
+    """The run with these fields of its objective as a recorded recipe has them, where that has them."""
+    recorded = mapping(mapping(recipe).get("objective"))
+    choices = {name: FIELDS[f"objective.{name}"].choices for name in names}
+    found = {name: recorded[name] for name in names if recorded.get(name) in choices[name]}
+    return replace(run, objective=replace(run.objective, **found))
 
 
 def record_of(source: Path) -> dict[str, Any]:

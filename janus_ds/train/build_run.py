@@ -10,18 +10,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from janus_ds.checkpoint.manager import CheckpointManager
-from janus_ds.checkpoint.manifest import WEIGHTS_FILE
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE, read_state, step_folders
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig, TrainOptions, load_setup
+from janus_ds.config.load import given_keys
 from janus_ds.config.locations import tokenizer_name
-from janus_ds.config.presets import init_tokenizer, record_of
+from janus_ds.config.presets import CONVENTIONS, init_tokenizer, record_of, with_conventions
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
 from janus_ds.data.stream.open_dataset import open_data, open_split
@@ -65,14 +67,36 @@ def run(
         topology, lambda: load_setup(*setup, topology.tensor_size, options.mode)
     )
     signals.limit(config.train.time_limit, os.environ)
-    config = _with_data(config, topology)
     folder = options.output or Path("runs") / config.name
+    config = _as_begun(config, options, folder, topology)
+    config = _with_data(config, folder, topology)
     built = raise_on_all_ranks(
         topology, lambda: build_run(config, execution, folder, topology, options.stages)
     )
     with ExitStack() as lock:
         on_first_rank(topology, lambda: _take(folder, lock))
         return _continue(built, topology, signals, liveness)
+
+
+def _as_begun(config: RunConfig, options: TrainOptions, folder: Path, topology: Topology) -> RunConfig:
+    """The run with the conventions of its own checkpoint, where its recipe leaves them to `init`.
+
+    What the run took over from `init` stays, though that may be another run by now, or gone.
+    """
+
+    def recorded() -> Any:
+        with disk_faults(folder):
+            checkpoints = step_folders(folder / "checkpoints")
+        for checkpoint in reversed(checkpoints):
+            # Which of them can be used is found out later.
+            with suppress(CheckpointError):
+                return read_state(checkpoint).get("recipe")
+        return None
+
+    recipe = on_first_rank(topology, recorded) if config.init is not None else None
+    given = given_keys(options.recipe, options.overrides, options.mode) if recipe else set()
+    names = [name for name in CONVENTIONS if f"objective.{name}" not in given]
+    return with_conventions(config, recipe, names)
 
 
 def _take(folder: Path, lock: ExitStack) -> None:
@@ -112,7 +136,7 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
     if run.execution.advice and topology.is_main:
         logger.warning(run.execution.advice)
     announce_start(run, topology, state["step"])
-    engine = build_engine(run, topology)
+    engine = build_engine(run, topology, fresh=resumed is None)
     if resumed is not None:
         engine.restore(resumed, state["optimizer"], state["step"])
         if topology.is_main:
@@ -169,8 +193,12 @@ def _for_validation(config: RunConfig) -> RunConfig:
     return replace(config, objective=one_draw)
 
 
-def build_engine(run: Run, topology: Topology) -> TrainingEngine:
-    """Model, objective and optimizer under DeepSpeed; the weights are a function of the seed, or --init."""
+def build_engine(run: Run, topology: Topology, fresh: bool = True) -> TrainingEngine:
+    """Model, objective and optimizer under DeepSpeed; the weights are a function of the seed, or --init.
+
+    Args:
+        fresh: read --init; False for a run that goes on from its checkpoint, which has all weights.
+    """
     config, special, parallel = run.config, run.tokenizer.special, make_layers(topology.tensor_size)
     # The same draw on all ranks, whatever they draw later.
     parallel.seed_rng(config.train.seed)
@@ -178,7 +206,7 @@ def build_engine(run: Run, topology: Topology) -> TrainingEngine:
     model = JanusModel(
         config.model, special, parallel, train.activation_checkpointing, train.attention_backend
     )
-    if config.init is not None:
+    if config.init is not None and fresh:
         new_head = config.init_length_head == "new"
         start_from(model, config.init, run.tokenizer, parallel, new_head)
     objective = JanusObjective(config.objective, special.vocab_size, parallel)
@@ -188,8 +216,11 @@ def build_engine(run: Run, topology: Topology) -> TrainingEngine:
     return TrainingEngine(step, config.optim, run.execution, topology, parallel)
 
 
-def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
-    """The run with its data directory; the bundled corpus is prepared by the first rank."""
+def _with_data(config: RunConfig, folder: Path, topology: Topology) -> RunConfig:
+    """The run with its data directory; the bundled corpus is prepared by the first rank.
+
+    With the tokenizer of `init`, which a run that has begun holds itself.
+    """
     if config.data.path is not None:
         return config
     if config.data.task == "pair":
@@ -201,6 +232,8 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
     if topology.is_main:
         logger.info("no --data: using the bundled corpus")
     block, tokenizer = config.data.block_tokens, init_tokenizer(config.init) if config.init else None
+    if config.init and tokenizer is None and (folder / "tokenizer").is_dir():
+        tokenizer = folder / "tokenizer"
     path = on_first_rank(topology, lambda: str(prepare_bundled_corpus(None, block, tokenizer=tokenizer)))
     return replace(config, data=replace(config.data, path=path))
 

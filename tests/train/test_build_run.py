@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.convert import main
+from janus_ds.config.deepspeed import TrainOptions
 from janus_ds.config.load import from_dict, load_run_config, to_dict
 from janus_ds.config.presets import record_of
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
-from janus_ds.errors import ConfigError, UsageError
+from janus_ds.errors import CheckpointError, ConfigError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.build_run import _take, start_from
+from janus_ds.parallel.topology import Topology
+from janus_ds.train import build_run
+from janus_ds.train.build_run import _as_begun, _take, build_engine, start_from
 from janus_ds.train.state import changed_training
 from tests.support.hf_folder import hub_folder
 
@@ -89,3 +96,45 @@ def test_the_folder_of_a_converted_model_is_no_run_folder(bart: Path, tmp_path: 
     assert caught.value.where == str(bart / "weights.safetensors")
     with ExitStack() as lock:
         _take(tmp_path / "run", lock)
+
+
+def test_a_run_that_has_begun_keeps_what_it_took_over_when_its_init_is_gone(
+    bart: Path, tmp_path: Path
+) -> None:
+    gone, alone = [*PAIR, f"init={tmp_path / 'gone'}"], Topology(torch.device("cpu"))
+
+    def begun(*overrides: str) -> str | None:
+        options = TrainOptions(Path(), None, (*gone, *overrides), None, 1)  # type: ignore[arg-type]
+        config = load_run_config(None, options.overrides)
+        return _as_begun(config, options, tmp_path, alone).objective.decoder_start
+
+    assert begun() == "bos"
+    for step, text in ((7, json.dumps({"recipe": {"objective": {"decoder_start": "eos_bos"}}})), (8, "{")):
+        folder = tmp_path / "checkpoints" / f"step-{step:08}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(text)
+    assert begun() == "eos_bos"
+    assert begun("objective.decoder_start=bos") == "bos"
+
+
+def built_from(
+    init: Path, bart: Path, topology: Topology, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    """Build the engine of a run of the model in `bart`, up to DeepSpeed."""
+    record = load_run(bart)
+    run: Any = SimpleNamespace(
+        config=replace(record.config, init=str(init)),
+        tokenizer=load_tokenizer(bart / "tokenizer"),
+        execution=SimpleNamespace(zero_stage=0),
+    )
+    monkeypatch.setattr(build_run, "TrainingEngine", lambda *_: None)
+    build_engine(run, topology, fresh)
+
+
+def test_init_is_read_at_a_fresh_start_alone(
+    bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = Topology(torch.device("cpu"))
+    built_from(tmp_path / "gone", bart, alone, monkeypatch, fresh=False)
+    with pytest.raises(CheckpointError, match="no weights here"):
+        built_from(tmp_path / "gone", bart, alone, monkeypatch, fresh=True)
