@@ -29,7 +29,7 @@ from janus_ds.objective.janus_objective import LossReport
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine
-from janus_ds.train.state import Meters
+from janus_ds.train.state import Meters, patience_is_over
 
 
 class Validator:
@@ -256,7 +256,7 @@ class BestWeights:
         elif self._keep(step, weights(), {"valid_loss": losses["loss"], name: dict(scores)}):
             meters.best_step, meters.stale_validations = step, 0
             meters.best_bleu, meters.best_loss = scores.get(kind, -1.0), losses["loss"]
-        meters.finished = 0 < self._train.patience <= meters.stale_validations
+        meters.finished = patience_is_over(meters, self._train)
 
     def _keep(self, step: int, weights: Mapping[str, Tensor] | None, figures: dict[str, Any]) -> bool:
         record = {"step": step, **figures, "mode": self._train.keep_best}
