@@ -207,8 +207,8 @@ def build_engine(run: Run, topology: Topology, fresh: bool = True) -> TrainingEn
         config.model, special, parallel, train.activation_checkpointing, train.attention_backend
     )
     if config.init is not None and fresh:
-        new_head = config.init_length_head == "new"
-        start_from(model, config.init, run.tokenizer, parallel, new_head)
+        init, new_head = config.init, config.init_length_head == "new"
+        raise_on_all_ranks(topology, lambda: start_from(model, init, run.tokenizer, parallel, new_head))
     objective = JanusObjective(config.objective, special.vocab_size, parallel)
     step = TrainingStep(model, objective, config.objective.encoder_passes)
     sharded = topology.tensor_size > 1 or run.execution.zero_stage == 3

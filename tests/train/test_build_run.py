@@ -138,3 +138,21 @@ def test_init_is_read_at_a_fresh_start_alone(
     built_from(tmp_path / "gone", bart, alone, monkeypatch, fresh=False)
     with pytest.raises(CheckpointError, match="no weights here"):
         built_from(tmp_path / "gone", bart, alone, monkeypatch, fresh=True)
+
+
+class _OtherRank(Topology):
+    """Of two ranks, the other one has a fault."""
+
+    def agree(self, code: int) -> int:
+        return 1
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [value, CheckpointError("the weights cannot be read", "rank 1", "look there")]
+
+
+def test_a_fault_of_another_rank_with_init_is_raised_here_too(
+    bart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        built_from(bart, bart, _OtherRank(torch.device("cpu")), monkeypatch, fresh=True)
+    assert caught.value.where == "rank 1"
