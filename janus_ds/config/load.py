@@ -323,7 +323,8 @@ def _build(
     values = filled | values
     sections = {name: _section(kind, f"{name}.", values, where, faults) for name, kind in SECTIONS.items()}
     fixed = {key for key, item in given.items() if item.origin.startswith("--set")}
-    run: RunConfig = follow_init(_section(RunConfig, "", values | sections, where, faults))
+    run: RunConfig = _section(RunConfig, "", values | sections, where, faults)
+    run = follow_init(run, given, faults.notes)
     run = resolve(follow_data(run, fixed, faults.notes))
     check_run(run, where, faults)
     faults.notes += [f"{key} has no effect: {why}" for key, why in without_effect(run) if key in fixed]

@@ -172,19 +172,34 @@ def _prepared_lengths(folder: str) -> tuple[int, int]:
     return min(int(limits["source"]), 10**9), min(int(limits["target"]), 10**9)
 
 
-CONVENTIONS = ("decoder_start",)
+CONVENTIONS = ("decoder_start", "ar_query_position", "mask_symbol")
 """Fields of the objective that a run takes over from its `init`: what the weights were trained with."""
 
 
-def follow_init(run: RunConfig) -> RunConfig:
-    """The run with the decoder's start of `init`, where its own recipe leaves it open.
+def follow_init(run: RunConfig, given: Collection[str] = (), notes: list[str] | None = None) -> RunConfig:
+    """The run with the conventions of `init`, where its own recipe leaves them open.
 
-    The start decides at which positions tokens stand, so weights that were trained with `eos_bos`
-    (BART, and all pretraining) are fine-tuned with it too, on pairs as well.
+    The decoder's start decides at which positions tokens stand, so weights that were trained with `eos_bos`
+    (BART, and all pretraining) are fine-tuned with it too, on pairs as well. A preset that the recipe
+    chooses says how AR queries and MASK rows are made; where `init` has it otherwise, a note tells so.
+
+    Args:
+        given: keys that the recipe has.
     """
-    if run.init is None or run.objective.decoder_start is not None:
+    names = [name for name in CONVENTIONS if getattr(run.objective, name) is None]
+    if run.init is None or not names:
         return run
-    return with_conventions(run, record_of(Path(run.init)).get("recipe"), CONVENTIONS)
+    recipe = record_of(Path(run.init)).get("recipe")
+    followed = with_conventions(run, recipe, names)
+    if "objective.preset" not in given:
+        return followed
+    preset = resolve(run).objective
+    kept = {name: getattr(preset, name) for name in names if name != "decoder_start"}
+    for name, own in kept.items():
+        other = getattr(followed.objective, name)
+        if notes is not None and other not in (None, own):
+            notes.append(f"objective.{name} is {own}, as of preset {preset.preset}; {run.init} has {other}")
+    return replace(followed, objective=replace(followed.objective, **kept))
 
 
 def with_conventions(run: RunConfig, recipe: Any, names: Collection[str]) -> RunConfig:

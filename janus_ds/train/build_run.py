@@ -30,7 +30,7 @@ from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock
+from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock, mapping
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
@@ -208,7 +208,8 @@ def build_engine(run: Run, topology: Topology, fresh: bool = True) -> TrainingEn
     )
     if config.init is not None and fresh:
         init, new_head = config.init, config.init_length_head == "new"
-        raise_on_all_ranks(topology, lambda: start_from(model, init, run.tokenizer, parallel, new_head))
+        start = (run.tokenizer, parallel, new_head, config.objective.length_convention)
+        raise_on_all_ranks(topology, lambda: start_from(model, init, *start))
     objective = JanusObjective(config.objective, special.vocab_size, parallel)
     step = TrainingStep(model, objective, config.objective.encoder_passes)
     sharded = topology.tensor_size > 1 or run.execution.zero_stage == 3
@@ -257,26 +258,32 @@ def start_from(
     tokenizer: Tokenizer,
     parallel: ParallelLayers,
     new_length_head: bool = False,
+    length_convention: str | None = None,
 ) -> None:
     """Put the weights of a run folder, a checkpoint or a weights file into a model.
 
-    A length head with another number of classes cannot be taken over (conventions count lengths
-    differently): the model's own, drawn from the seed, stays.
+    A length head with another number of classes, or that counts lengths by another convention, cannot be
+    taken over: the model's own, drawn from the seed, stays.
 
     Args:
         model: fresh from its seed.
         tokenizer: the data's; must be what the weights were trained with.
         new_length_head: keep the model's own even where the other one fits.
+        length_convention: of the run that starts; None: whatever the other run has.
     """
     _check_tokenizer(source, tokenizer)
     path = find_weights(Path(source))
     weights = read_weights(path)
     own = model.get_parameter(_LENGTH_HEAD)
-    fits = _LENGTH_HEAD in weights and weights[_LENGTH_HEAD].shape == own.shape
-    if new_length_head or not fits:
-        why = (
-            "is not wanted (init_length_head: new)" if fits else f"does not fit ({own.shape[0]} classes here)"
-        )
+    recorded = mapping(mapping(record_of(Path(source)).get("recipe")).get("objective"))
+    counted, why = recorded.get("length_convention"), ""
+    if _LENGTH_HEAD not in weights or weights[_LENGTH_HEAD].shape != own.shape:
+        why = f"does not fit ({own.shape[0]} classes here)"
+    elif new_length_head:
+        why = "is not wanted (init_length_head: new)"
+    elif length_convention and counted not in (None, length_convention):
+        why = f"does not fit (objective.length_convention {length_convention} here, {counted} there)"
+    if why:
         logger.info("the length head of %s %s: a new one", path, why)
         weights[_LENGTH_HEAD] = own.detach().clone()
     load_weights(model, weights, str(path), parallel)

@@ -15,7 +15,8 @@ import torch
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.convert import main
 from janus_ds.config.deepspeed import TrainOptions
-from janus_ds.config.load import from_dict, load_run_config, to_dict
+from janus_ds.config.fields import FaultList
+from janus_ds.config.load import from_dict, load_run_config, read_run_config, to_dict
 from janus_ds.config.presets import record_of
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
@@ -67,6 +68,36 @@ def test_the_length_head_is_taken_over_or_drawn_anew(bart: Path) -> None:
     assert torch.equal(heads[False], start["length_head.weight"])
     assert torch.equal(heads[True], drawn)
     assert not torch.equal(heads[True], heads[False])
+
+
+def test_a_length_head_that_counts_otherwise_is_drawn_anew(
+    bart: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record, tokenizer = load_run(bart), load_tokenizer(bart / "tokenizer")
+    theirs = read_weights(bart / "weights.safetensors")["length_head.weight"]
+    for convention in ("inner", "with_specials"):
+        model = JanusModel(record.config.model, record.special, ParallelLayers())
+        with caplog.at_level("INFO"):
+            start_from(model, str(bart), tokenizer, ParallelLayers(), length_convention=convention)
+        assert torch.equal(model.length_head.weight, theirs) == (convention == "inner")
+    assert "does not fit (objective.length_convention with_specials here, inner there)" in caplog.text
+
+
+def test_mask_rows_and_ar_queries_are_made_as_in_init_unless_the_recipe_says_how(tmp_path: Path) -> None:
+    released = load_run_config(None, [*PAIR, "objective.preset=released"])
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": to_dict(released)}))
+
+    def found(*overrides: str) -> tuple[str | None, str | None, list[str]]:
+        faults = FaultList()
+        run = read_run_config(None, [*PAIR, f"init={tmp_path}", *overrides], faults)
+        faults.raise_if_any()
+        return run.objective.mask_symbol, run.objective.ar_query_position, faults.notes
+
+    assert found() == ("unk", "previous", [])
+    assert found("objective.mask_symbol=mask") == ("mask", "previous", [])
+    mask, position, notes = found("objective.preset=cmlm", "objective.ar_query_position=previous")
+    assert (mask, position) == ("mask", "previous")
+    assert notes == [f"objective.mask_symbol is mask, as of preset cmlm; {tmp_path} has unk"]
 
 
 def test_a_choice_of_the_length_head_tells_runs_apart_but_its_default_does_not() -> None:
