@@ -138,8 +138,10 @@ class OutputDecoder:
         rows = [self._tokenizer.encode(source) for source, _ in self._pairs]
         sources, _ = fit_sources(rows, self._config.model.max_source_positions)
         lines = [[("source", source), ("reference", reference)] for source, reference in self._pairs]
-        for mode in trained_modes(self._config.objective):
-            found = self._generator(mode=mode).generate_ids(sources)
+        modes = trained_modes(self._config.objective)
+        rescore = self._config.decode.rescore if "ar" in modes else None
+        for mode in modes:
+            found = self._generator(mode=mode, rescore=rescore).generate_ids(sources)
             for own, candidates in zip(lines, found, strict=True):
                 own.append((mode, self._tokenizer.decode(candidates[0].tokens)))
         return "\n\n---\n\n".join(
