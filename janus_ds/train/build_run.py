@@ -22,14 +22,15 @@ from janus_ds.checkpoint.manifest import WEIGHTS_FILE, read_state, step_folders
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig, TrainOptions, load_setup
 from janus_ds.config.load import given_keys
-from janus_ds.config.locations import tokenizer_name
+from janus_ds.config.locations import is_remote, tokenizer_name
 from janus_ds.config.presets import CONVENTIONS, init_tokenizer, record_of, with_conventions
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
+from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
 from janus_ds.data.text.tokenizer import Tokenizer
-from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock, mapping
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
@@ -164,6 +165,8 @@ def build_run(
     """Look at the data, and say what must not change between two starts."""
     place = open_data(config.data.path or "", config.data)
     apart = config.data.valid_path
+    if apart is not None:
+        _check_apart(apart, place.tokenizer)
     valid = place.split("valid") if apart is None else (open_split(apart, config.data),)
     special, order = place.tokenizer.special, place.fingerprint("train")
     if stages:
@@ -185,6 +188,20 @@ def build_run(
             precision=execution.precision,
         ),
     )
+
+
+def _check_apart(location: str, tokenizer: Tokenizer) -> None:
+    """Hold a split by itself against the tokenizer of the run, where its manifest lies beside it."""
+    folder = Path(location).parent
+    if is_remote(location) or not (folder / MANIFEST_NAME).is_file():
+        return
+    found = Manifest.load(folder).tokenizer_fingerprint
+    if found != tokenizer.fingerprint:
+        raise DataError(
+            "the validation data was prepared with another tokenizer: equal numbers mean other tokens",
+            f"data.valid_path {location}: {found[:12]}, data.path: {tokenizer.fingerprint[:12]}",
+            "prepare it with the tokenizer of data.path (--tokenizer DIR), or leave data.valid_path out",
+        )
 
 
 def _for_validation(config: RunConfig) -> RunConfig:
