@@ -64,7 +64,7 @@ def test_a_new_start_from_zero_removes_everything(tmp_path: Path) -> None:
 
 
 def test_tokens_per_second_and_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 10.0, 11.0, 14.0, 14.0, 18.0])
+    clock = iter([0.0, 10.0, 11.0, 14.0, 14.0, 18.0, 18.0, 18.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     meter = StepMeter(devices=4, peak_flops=1e9)
     meter.restart()

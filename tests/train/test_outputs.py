@@ -68,7 +68,7 @@ def test_scores_of_a_validation_do_not_depend_on_how_the_recipe_decodes_later(tm
 def test_samples_of_a_run_without_ar_are_not_scored_by_it(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(prepare_tiny(tmp_path).output / "tokenizer")
     (tmp_path / "tiny.yaml").write_text(TINY_PAIR_RECIPE)
-    asked = ["objective.preset=cmlm", "train.valid_bleu=nar", "decode.mode=nar", "decode.rescore=ar"]
+    asked = ["objective.preset=cmlm", "train.valid_bleu=nar", "train.keep_best=nar", "decode.rescore=ar"]
     config = load_run_config(tmp_path / "tiny.yaml", [*asked, "decode.max_length=4"])
     outputs = OutputDecoder(config, tokenizer, torch.device("cpu"), [("nichts .", "nothing .")], None)
     samples = outputs.samples(JanusModel(config.model, tokenizer.special, ParallelLayers()).state_dict())

@@ -237,20 +237,16 @@ def meters_at_a_start(tmp_path: Path, saved: dict[str, Any], **train: Any) -> Me
 
 
 def test_a_best_figure_of_another_measure_is_forgotten(tmp_path: Path) -> None:
-    settings = {"valid_bleu": "ar,nar", "keep_best": "nar", "patience": 3}
+    settings: dict[str, Any] = {"valid_bleu": "ar,nar", "keep_best": "nar", "patience": 3}
     old = meters_at_a_start(tmp_path, WAITED, **settings)
     assert (old.best_bleu, old.best_step, old.stale_validations, old.finished) == (30.0, 8, 3, True)
     assert old.measure == "nmt by nar, 4 iterations, all samples"
     same = meters_at_a_start(tmp_path, asdict(old), **settings, log_every=7)
     assert same == old
-    for change in (
-        {"valid_task": "xsum"},
-        {"keep_best": "loss"},
-        {"valid_bleu_iterations": 9},
-        {"valid_bleu_samples": 5},
-    ):
-        now = meters_at_a_start(tmp_path, asdict(old), **(settings | change))
-        assert (now.best_bleu, now.best_step, now.best_scores) == (-1.0, 0, {}), change
+    changes = {"valid_task": "xsum", "keep_best": "loss", "valid_bleu_iterations": 9, "valid_bleu_samples": 5}
+    for name, value in changes.items():
+        now = meters_at_a_start(tmp_path, asdict(old), **{**settings, name: value})
+        assert (now.best_bleu, now.best_step, now.best_scores) == (-1.0, 0, {}), name
         assert (now.stale_validations, now.finished) == (0, False)
     assert meters_at_a_start(tmp_path, asdict(old)).best_step == 8
 
