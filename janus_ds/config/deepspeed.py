@@ -18,6 +18,7 @@ from typing import Any
 from janus_ds.config.deepspeed_file import DeepSpeedFile
 from janus_ds.config.fields import FaultList, shown
 from janus_ds.config.load import read_run_config
+from janus_ds.config.locations import public_location
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.schema import RunConfig
 from janus_ds.errors import ConfigError
@@ -134,6 +135,16 @@ def read_setup(
             f"set train.valid_bleu to {','.join(trained) or 'none'}",
             ["train.valid_bleu", "objective.preset"],
         )
+    # Not a rule of the run itself: older runs that have both can still be read.
+    if run.data.valid_path is not None and run.train.valid_bleu != "none":
+        faults.add(
+            "train.valid_bleu scores the validation text in data.path, but losses would be those of the "
+            "samples in data.valid_path",
+            f"data.valid_path: {public_location(run.data.valid_path)}, train.valid_bleu: "
+            f"{run.train.valid_bleu}",
+            "leave data.valid_path out, or set train.valid_bleu to none",
+            ["data.valid_path", "train.valid_bleu"],
+        )
     return run, read_deepspeed_config(deepspeed_config, run, data_size, faults)
 
 
@@ -153,6 +164,7 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
             "step when it is built, and losses drift from the right ones",
             "use stage 1 (the same on one rank), or fp32",
         )
+    file.check_supported(precision)
     file.check_guards()
     micro_batch, accumulation = file.batch(data_size)
     if not any(key.startswith("optim.") or key == "train.max_steps" for key in faults.spoilt):

@@ -104,6 +104,24 @@ REFUSED: dict[str, str] = {
 with `"enabled": false` pass."""
 
 
+_SWITCHES = (
+    ("zero_optimization", "legacy_stage1", "DeepSpeed has no such stage 1 any more"),
+    ("zero_optimization", "zenflow", "it has an optimizer of its own"),
+    ("zero_optimization.offload_optimizer", "super_offload", "it needs DeepSpeed's CPU Adam"),
+    ("fp16", "fp16_master_weights_and_grads", "it needs DeepSpeed's CPU Adam, and master weights are fp32"),
+    ("bf16", "bf16_master_weights_and_grads", "master weights are fp32 here"),
+    ("bf16", "bf16_optimizer_states", "Adam's moments are fp32 here"),
+)
+"""Keys of sections that may only be off, and why: with them, DeepSpeed or the first save would fail."""
+
+_SUM_TYPES = {
+    "fp32": ("fp32", "float32", "float", "torch.float32"),
+    "fp16": ("fp16", "float16", "half", "torch.float16"),
+    "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
+}
+"""How DeepSpeed lets a type be written."""
+
+
 class DeepSpeedFile:
     """A DeepSpeed JSON, read for one run; what is wrong is added to `faults`, and a default goes on for it.
 
@@ -207,6 +225,27 @@ class DeepSpeedFile:
             fix = "switch one of them off; bf16 needs no loss scale"
             self.refuse("bf16.enabled, fp16.enabled", "bf16 and fp16 are both switched on", fix)
         return on[0] if on else "fp32"
+
+    def check_supported(self, precision: str) -> None:
+        """Refuse values that DeepSpeed's own models take, and its engine or this trainer cannot work with."""
+        zero = self.section("zero_optimization")
+        for name in ("offload_optimizer", "offload_param"):
+            device = (zero.get(name) or {}).get("device", "none")
+            if device not in ("none", "cpu"):
+                key = f"zero_optimization.{name}.device"
+                self.refuse(key, f"{key} is {shown(device)}, which is not supported", "use cpu or none")
+        for section, key, why in _SWITCHES:
+            owner, _, inner = section.rpartition(".")
+            value = (((self.section(owner) if owner else self.values).get(inner)) or {}).get(key)
+            if value not in (None, False):
+                name = f"{section}.{key}"
+                self.refuse(name, f"{name} is {shown(value)}: {why}", "leave it out")
+        summed = self.section("data_types").get("grad_accum_dtype")
+        if summed is not None and summed not in (*_SUM_TYPES["fp32"], *_SUM_TYPES[precision]):
+            key = "data_types.grad_accum_dtype"
+            what = f"{key} is {shown(summed)}, but gradients of a run in {precision} are added up in "
+            types = " or ".join(dict.fromkeys(("fp32", precision)))
+            self.refuse(key, what + types, f"write {types}, or leave it out")
 
     def check_guards(self) -> None:
         """Refuse to switch off DeepSpeed's looks for gradients that are not finite."""

@@ -59,14 +59,27 @@ def read_run_config(
 
     Where a value cannot be read, the run that is returned has the default in its place.
     """
+    given = _read_given(recipe, overrides, faults, mode)
+    run, where = _build(given, str(recipe) if recipe else "the defaults", faults)
+    check_name(run.name, where, faults)
+    return run
+
+
+def given_keys(recipe: Path | None, overrides: Iterable[str], mode: str | None = None) -> set[str]:
+    """Dotted keys that a recipe and overrides give a value, whatever presets and `init` fill in."""
+    given = _read_given(recipe, overrides, FaultList(), mode)
+    return {key for key, item in given.items() if item.value is not None}
+
+
+def _read_given(
+    recipe: Path | None, overrides: Iterable[str], faults: FaultList, mode: str | None
+) -> dict[str, _Given]:
     given: dict[str, _Given] = {}
     if recipe is not None:
         given |= _read_recipe(recipe, mode, faults)
     for override in overrides:
         given |= _read_override(override, faults)
-    run, where = _build(given, str(recipe) if recipe else "the defaults", faults)
-    check_name(run.name, where, faults)
-    return run
+    return given
 
 
 def to_dict(run: RunConfig) -> dict[str, Any]:
@@ -310,7 +323,8 @@ def _build(
     values = filled | values
     sections = {name: _section(kind, f"{name}.", values, where, faults) for name, kind in SECTIONS.items()}
     fixed = {key for key, item in given.items() if item.origin.startswith("--set")}
-    run: RunConfig = follow_init(_section(RunConfig, "", values | sections, where, faults))
+    run: RunConfig = _section(RunConfig, "", values | sections, where, faults)
+    run = follow_init(run, given, faults.notes)
     run = resolve(follow_data(run, fixed, faults.notes))
     check_run(run, where, faults)
     faults.notes += [f"{key} has no effect: {why}" for key, why in without_effect(run) if key in fixed]

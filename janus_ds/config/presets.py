@@ -14,6 +14,7 @@ from typing import Any
 
 from janus_ds.config.locations import model_path, parse_locations
 from janus_ds.config.schema import (
+    FIELDS,
     KL_PAIRS,
     RUN_FILE,
     MaskingConfig,
@@ -171,19 +172,42 @@ def _prepared_lengths(folder: str) -> tuple[int, int]:
     return min(int(limits["source"]), 10**9), min(int(limits["target"]), 10**9)
 
 
-def follow_init(run: RunConfig) -> RunConfig:
-    """The run with the decoder's start of `init`, where its own recipe leaves it open.
+CONVENTIONS = ("decoder_start", "ar_query_position", "mask_symbol")
+"""Fields of the objective that a run takes over from its `init`: what the weights were trained with."""
 
-    The start decides at which positions tokens stand, so weights that were trained with `eos_bos`
-    (BART, and all pretraining) are fine-tuned with it too, on pairs as well.
+
+def follow_init(run: RunConfig, given: Collection[str] = (), notes: list[str] | None = None) -> RunConfig:
+    """The run with the conventions of `init`, where its own recipe leaves them open.
+
+    The decoder's start decides at which positions tokens stand, so weights that were trained with `eos_bos`
+    (BART, and all pretraining) are fine-tuned with it too, on pairs as well. A preset that the recipe
+    chooses says how AR queries and MASK rows are made; where `init` has it otherwise, a note tells so.
+
+    Args:
+        given: keys that the recipe has.
     """
-    if run.init is None or run.objective.decoder_start is not None:
+    names = [name for name in CONVENTIONS if getattr(run.objective, name) is None]
+    if run.init is None or not names:
         return run
-    recipe = mapping(record_of(Path(run.init)).get("recipe"))
-    start = mapping(recipe.get("objective")).get("decoder_start")
-    if start not in ("bos", "eos_bos"):
-        return run
-    return replace(run, objective=replace(run.objective, decoder_start=start))
+    recipe = record_of(Path(run.init)).get("recipe")
+    followed = with_conventions(run, recipe, names)
+    if "objective.preset" not in given:
+        return followed
+    preset = resolve(run).objective
+    kept = {name: getattr(preset, name) for name in names if name != "decoder_start"}
+    for name, own in kept.items():
+        other = getattr(followed.objective, name)
+        if notes is not None and other not in (None, own):
+            notes.append(f"objective.{name} is {own}, as of preset {preset.preset}; {run.init} has {other}")
+    return replace(followed, objective=replace(followed.objective, **kept))
+
+
+def with_conventions(run: RunConfig, recipe: Any, names: Collection[str]) -> RunConfig:
+    """The run with these fields of its objective as a recorded recipe has them, where that has them."""
+    recorded = mapping(mapping(recipe).get("objective"))
+    choices = {name: FIELDS[f"objective.{name}"].choices for name in names}
+    found = {name: recorded[name] for name in names if recorded.get(name) in choices[name]}
+    return replace(run, objective=replace(run.objective, **found))
 
 
 def record_of(source: Path) -> dict[str, Any]:

@@ -211,7 +211,10 @@ class ObjectiveConfig:
     ar_stream: Annotated[str, OneOf("query", "content")] | None = None
     """query (two streams) or content (the plain single-stream decoder)."""
     ar_query_position: Annotated[str, OneOf("predicted", "previous")] | None = None
-    """predicted (the MASK stands at the token it predicts) or previous (released NMT code)."""
+    """predicted (the MASK stands at the token it predicts) or previous (released NMT code).
+
+    null, and no preset given: as the run that `init` names.
+    """
     decoder_start: Annotated[str, OneOf("bos", "eos_bos")] | None = None
     """bos (NMT: content b y1 .. yN) or eos_bos (BART: content e b w1 .. wn).
 
@@ -220,7 +223,10 @@ class ObjectiveConfig:
     length_convention: Annotated[str, OneOf("inner", "with_specials")] | None = None
     """inner (tokens without b and e) or with_specials (released: with b and e, clamped to the classes)."""
     mask_symbol: Annotated[str, OneOf("mask", "unk")] | None = None
-    """mask (the own symbol) or unk (released NMT weights)."""
+    """mask (the own symbol) or unk (released NMT weights).
+
+    null, and no preset given: as the run that `init` names.
+    """
     ramp_start: Whole = 0
     """Update at which the ramps below begin; before it, what they ramp has weight 0."""
     ramp_kl_steps: Whole = 0

@@ -10,24 +10,28 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from janus_ds.checkpoint.manager import CheckpointManager
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE, read_state, step_folders
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig, TrainOptions, load_setup
-from janus_ds.config.locations import tokenizer_name
-from janus_ds.config.presets import init_tokenizer, record_of
+from janus_ds.config.load import given_keys
+from janus_ds.config.locations import is_remote, tokenizer_name
+from janus_ds.config.presets import CONVENTIONS, init_tokenizer, record_of, with_conventions
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
+from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
 from janus_ds.data.text.tokenizer import Tokenizer
-from janus_ds.errors import CheckpointError, UsageError
-from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock
+from janus_ds.errors import CheckpointError, DataError, UsageError
+from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock, mapping
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
@@ -64,8 +68,9 @@ def run(
         topology, lambda: load_setup(*setup, topology.tensor_size, options.mode)
     )
     signals.limit(config.train.time_limit, os.environ)
-    config = _with_data(config, topology)
     folder = options.output or Path("runs") / config.name
+    config = _as_begun(config, options, folder, topology)
+    config = _with_data(config, folder, topology)
     built = raise_on_all_ranks(
         topology, lambda: build_run(config, execution, folder, topology, options.stages)
     )
@@ -74,8 +79,39 @@ def run(
         return _continue(built, topology, signals, liveness)
 
 
+def _as_begun(config: RunConfig, options: TrainOptions, folder: Path, topology: Topology) -> RunConfig:
+    """The run with the conventions of its own checkpoint, where its recipe leaves them to `init`.
+
+    What the run took over from `init` stays, though that may be another run by now, or gone.
+    """
+
+    def recorded() -> Any:
+        with disk_faults(folder):
+            checkpoints = step_folders(folder / "checkpoints")
+        for checkpoint in reversed(checkpoints):
+            # Which of them can be used is found out later.
+            with suppress(CheckpointError):
+                return read_state(checkpoint).get("recipe")
+        return None
+
+    recipe = on_first_rank(topology, recorded) if config.init is not None else None
+    given = given_keys(options.recipe, options.overrides, options.mode) if recipe else set()
+    names = [name for name in CONVENTIONS if f"objective.{name}" not in given]
+    return with_conventions(config, recipe, names)
+
+
 def _take(folder: Path, lock: ExitStack) -> None:
-    """Make the run folder this start's own: two starts in one would destroy each other's checkpoints."""
+    """Make the run folder this start's own: two starts in one would destroy each other's checkpoints.
+
+    Raises:
+        UsageError: weights lie at its top, as of a converted model: they would be taken for the run's.
+    """
+    if (folder / WEIGHTS_FILE).exists():
+        raise UsageError(
+            "the folder holds a model already, whose weights would be taken for those of the run",
+            str(folder / WEIGHTS_FILE),
+            "give another --output, or move that file out of the folder",
+        )
     check_writable(folder)
     with disk_faults(folder):
         lock.enter_context(folder_lock(folder, _LOCK_SECONDS))
@@ -101,7 +137,7 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
     if run.execution.advice and topology.is_main:
         logger.warning(run.execution.advice)
     announce_start(run, topology, state["step"])
-    engine = build_engine(run, topology)
+    engine = build_engine(run, topology, fresh=resumed is None)
     if resumed is not None:
         engine.restore(resumed, state["optimizer"], state["step"])
         if topology.is_main:
@@ -129,6 +165,8 @@ def build_run(
     """Look at the data, and say what must not change between two starts."""
     place = open_data(config.data.path or "", config.data)
     apart = config.data.valid_path
+    if apart is not None:
+        _check_apart(apart, place.tokenizer)
     valid = place.split("valid") if apart is None else (open_split(apart, config.data),)
     special, order = place.tokenizer.special, place.fingerprint("train")
     if stages:
@@ -152,14 +190,32 @@ def build_run(
     )
 
 
+def _check_apart(location: str, tokenizer: Tokenizer) -> None:
+    """Hold a split by itself against the tokenizer of the run, where its manifest lies beside it."""
+    folder = Path(location).parent
+    if is_remote(location) or not (folder / MANIFEST_NAME).is_file():
+        return
+    found = Manifest.load(folder).tokenizer_fingerprint
+    if found != tokenizer.fingerprint:
+        raise DataError(
+            "the validation data was prepared with another tokenizer: equal numbers mean other tokens",
+            f"data.valid_path {location}: {found[:12]}, data.path: {tokenizer.fingerprint[:12]}",
+            "prepare it with the tokenizer of data.path (--tokenizer DIR), or leave data.valid_path out",
+        )
+
+
 def _for_validation(config: RunConfig) -> RunConfig:
     """The run as validation measures it: without dropout two draws are equal, so there is one."""
     one_draw = replace(config.objective, weight_kl_ar_ar=0.0, weight_kl_nar_nar=0.0, weight_kl_aux_aux=0.0)
     return replace(config, objective=one_draw)
 
 
-def build_engine(run: Run, topology: Topology) -> TrainingEngine:
-    """Model, objective and optimizer under DeepSpeed; the weights are a function of the seed, or --init."""
+def build_engine(run: Run, topology: Topology, fresh: bool = True) -> TrainingEngine:
+    """Model, objective and optimizer under DeepSpeed; the weights are a function of the seed, or --init.
+
+    Args:
+        fresh: read --init; False for a run that goes on from its checkpoint, which has all weights.
+    """
     config, special, parallel = run.config, run.tokenizer.special, make_layers(topology.tensor_size)
     # The same draw on all ranks, whatever they draw later.
     parallel.seed_rng(config.train.seed)
@@ -167,9 +223,10 @@ def build_engine(run: Run, topology: Topology) -> TrainingEngine:
     model = JanusModel(
         config.model, special, parallel, train.activation_checkpointing, train.attention_backend
     )
-    if config.init is not None:
-        new_head = config.init_length_head == "new"
-        start_from(model, config.init, run.tokenizer, parallel, new_head)
+    if config.init is not None and fresh:
+        init, new_head = config.init, config.init_length_head == "new"
+        start = (run.tokenizer, parallel, new_head, config.objective.length_convention)
+        raise_on_all_ranks(topology, lambda: start_from(model, init, *start))
     objective = JanusObjective(config.objective, special.vocab_size, parallel)
     step = TrainingStep(model, objective, config.objective.encoder_passes)
     sharded = topology.tensor_size > 1 or run.execution.zero_stage == 3
@@ -177,8 +234,11 @@ def build_engine(run: Run, topology: Topology) -> TrainingEngine:
     return TrainingEngine(step, config.optim, run.execution, topology, parallel)
 
 
-def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
-    """The run with its data directory; the bundled corpus is prepared by the first rank."""
+def _with_data(config: RunConfig, folder: Path, topology: Topology) -> RunConfig:
+    """The run with its data directory; the bundled corpus is prepared by the first rank.
+
+    With the tokenizer of `init`, which a run that has begun holds itself.
+    """
     if config.data.path is not None:
         return config
     if config.data.task == "pair":
@@ -190,6 +250,8 @@ def _with_data(config: RunConfig, topology: Topology) -> RunConfig:
     if topology.is_main:
         logger.info("no --data: using the bundled corpus")
     block, tokenizer = config.data.block_tokens, init_tokenizer(config.init) if config.init else None
+    if config.init and tokenizer is None and (folder / "tokenizer").is_dir():
+        tokenizer = folder / "tokenizer"
     path = on_first_rank(topology, lambda: str(prepare_bundled_corpus(None, block, tokenizer=tokenizer)))
     return replace(config, data=replace(config.data, path=path))
 
@@ -213,26 +275,32 @@ def start_from(
     tokenizer: Tokenizer,
     parallel: ParallelLayers,
     new_length_head: bool = False,
+    length_convention: str | None = None,
 ) -> None:
     """Put the weights of a run folder, a checkpoint or a weights file into a model.
 
-    A length head with another number of classes cannot be taken over (conventions count lengths
-    differently): the model's own, drawn from the seed, stays.
+    A length head with another number of classes, or that counts lengths by another convention, cannot be
+    taken over: the model's own, drawn from the seed, stays.
 
     Args:
         model: fresh from its seed.
         tokenizer: the data's; must be what the weights were trained with.
         new_length_head: keep the model's own even where the other one fits.
+        length_convention: of the run that starts; None: whatever the other run has.
     """
     _check_tokenizer(source, tokenizer)
     path = find_weights(Path(source))
     weights = read_weights(path)
     own = model.get_parameter(_LENGTH_HEAD)
-    fits = _LENGTH_HEAD in weights and weights[_LENGTH_HEAD].shape == own.shape
-    if new_length_head or not fits:
-        why = (
-            "is not wanted (init_length_head: new)" if fits else f"does not fit ({own.shape[0]} classes here)"
-        )
+    recorded = mapping(mapping(record_of(Path(source)).get("recipe")).get("objective"))
+    counted, why = recorded.get("length_convention"), ""
+    if _LENGTH_HEAD not in weights or weights[_LENGTH_HEAD].shape != own.shape:
+        why = f"does not fit ({own.shape[0]} classes here)"
+    elif new_length_head:
+        why = "is not wanted (init_length_head: new)"
+    elif length_convention and counted not in (None, length_convention):
+        why = f"does not fit (objective.length_convention {length_convention} here, {counted} there)"
+    if why:
         logger.info("the length head of %s %s: a new one", path, why)
         weights[_LENGTH_HEAD] = own.detach().clone()
     load_weights(model, weights, str(path), parallel)

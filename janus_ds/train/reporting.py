@@ -80,9 +80,8 @@ class Reporter:
         meters.samples += counts.samples // draws
         meters.tokens += (counts.source_tokens + counts.target_tokens) // draws
         meters.skipped_steps += skipped
-        timing = self.timer.finish(
-            counts, step_flops(config.model, config.objective, self._vocab_size, counts)
-        )
+        flops = step_flops(config.model, config.objective, self._vocab_size, counts)
+        timing = self.timer.finish(counts, flops, draws)
         meters.seconds += timing["seconds"]
         meters.cpu_seconds += timing["cpu_seconds"]
         if not (wanted or skipped or verdict.spike):
@@ -271,8 +270,11 @@ class StepMeter:
         """The step's data has arrived."""
         self._ready = time.perf_counter()
 
-    def finish(self, counts: BatchCounts, flops: float) -> dict[str, float]:
+    def finish(self, counts: BatchCounts, flops: float, draws: int = 1) -> dict[str, float]:
         """End the step, with its global counts and FLOPs, and begin the next.
+
+        Args:
+            draws: times that each sample was computed; its tokens count once.
 
         Returns:
             seconds; cpu_seconds, of this process and all its threads; data_wait_share, in which the trainer
@@ -281,7 +283,7 @@ class StepMeter:
         """
         now = time.perf_counter()
         seconds = max(now - self._start, 1e-9)
-        tokens = (counts.source_tokens + counts.target_tokens) / seconds
+        tokens = (counts.source_tokens + counts.target_tokens) // draws / seconds
         timing = {
             "seconds": seconds,
             "cpu_seconds": time.process_time() - self._cpu_start,

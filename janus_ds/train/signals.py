@@ -73,11 +73,15 @@ class StopSignals:
         ).start()
 
     def limit(self, minutes: float, environ: Mapping[str, str]) -> None:
-        """Stop after `minutes` from now on, if not 0, and before the end of the Slurm job's time."""
+        """Stop after `minutes` from now on, if not 0, and before the end of the Slurm job's time.
+
+        An end before the start of this process is none: Slurm had no answer, or the answer of another job.
+        """
         limits = [(self._begin + 60 * minutes, f"time limit of {minutes:g} minutes")] if minutes else []
-        if environ.get("SLURM_JOB_END_TIME", "").isdigit():
-            end = float(environ["SLURM_JOB_END_TIME"])
-            margin = min(_SLURM_MARGIN, max(0.1 * (end - self._begin), 0.0))
+        text = environ.get("SLURM_JOB_END_TIME", "")
+        end = float(text) if text.isdigit() else 0.0
+        if end > self._begin:
+            margin = min(_SLURM_MARGIN, 0.1 * (end - self._begin))
             limits.append((end - margin, "the Slurm job's time is nearly over"))
         self._deadline = min([self._deadline, *limits])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from janus_ds.checkpoint.manifest import STATE_FILE, read_state
 from janus_ds.checkpoint.tensors import OPTIMIZER_FILE
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.load import from_dict, to_dict
-from janus_ds.config.schema import FIELDS, RunConfig
+from janus_ds.config.schema import FIELDS, RunConfig, TrainConfig
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, ConfigError
@@ -51,12 +51,41 @@ class Meters:
     """Best score of each mode of train.valid_bleu."""
     stale_validations: int = 0
     """Validations in a row without a better figure or score."""
+    measure: str = ""
+    """What the best score or loss is of (`measure_of`); empty: unknown, as in older checkpoints."""
     finished: bool = False
     """train.patience has run out: the run is complete before train.max_steps."""
     unvalidated: dict[str, Any] | None = None
     """Figures of the last step, where a stop has interrupted its validation; the next start does it."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses that a spike is measured against (train.spike_window), oldest first."""
+
+    def judged_by(self, train: TrainConfig) -> Meters:
+        """The same for a start with these settings, which may measure or wait otherwise than the one before.
+
+        Figures of different measures cannot be compared: there is no best one then.
+        """
+        measure = measure_of(train)
+        now = replace(self, measure=measure or self.measure)
+        if measure and self.measure not in ("", measure):
+            new = Meters()
+            now = replace(now, best_bleu=new.best_bleu, best_loss=new.best_loss, best_step=0)
+            now = replace(now, best_scores={}, stale_validations=0)
+        return replace(now, finished=patience_is_over(now, train))
+
+
+def measure_of(train: TrainConfig) -> str:
+    """In words, what `train.keep_best` goes by; empty where it goes by nothing."""
+    kind = train.keep_best
+    if kind in ("none", "loss"):
+        return "" if kind == "none" else f"loss of {train.valid_samples} samples"
+    passes = f", {train.valid_bleu_iterations} iterations" * (kind == "nar")
+    return f"{train.valid_task} by {kind}{passes}, {train.valid_bleu_samples or 'all'} samples"
+
+
+def patience_is_over(meters: Meters, train: TrainConfig) -> bool:
+    """Whether so many validations in a row have brought nothing better that the run is complete."""
+    return 0 < train.patience <= meters.stale_validations
 
 
 @dataclass(frozen=True)
@@ -249,8 +278,9 @@ def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, 
     Raises:
         CheckpointError, ConfigError: this start cannot continue the checkpoint.
     """
+    train = identity.recipe.train
     if checkpoint is None:
-        return identity.state(0, Meters())
+        return identity.state(0, Meters().judged_by(train))
     state = read_state(checkpoint)
     check_form(state, checkpoint)
     check_resumable(state, identity, checkpoint)
@@ -260,4 +290,4 @@ def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, 
             str(checkpoint / OPTIMIZER_FILE),
             "restore the file, or begin a new run from the weights with --init and another --output",
         )
-    return state
+    return {**state, "meters": asdict(Meters(**state["meters"]).judged_by(train))}

@@ -29,7 +29,7 @@ from janus_ds.objective.janus_objective import LossReport
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine
-from janus_ds.train.state import Meters
+from janus_ds.train.state import Meters, patience_is_over
 
 
 class Validator:
@@ -138,8 +138,10 @@ class OutputDecoder:
         rows = [self._tokenizer.encode(source) for source, _ in self._pairs]
         sources, _ = fit_sources(rows, self._config.model.max_source_positions)
         lines = [[("source", source), ("reference", reference)] for source, reference in self._pairs]
-        for mode in trained_modes(self._config.objective):
-            found = self._generator(mode=mode).generate_ids(sources)
+        modes = trained_modes(self._config.objective)
+        rescore = self._config.decode.rescore if "ar" in modes else None
+        for mode in modes:
+            found = self._generator(mode=mode, rescore=rescore).generate_ids(sources)
             for own, candidates in zip(lines, found, strict=True):
                 own.append((mode, self._tokenizer.decode(candidates[0].tokens)))
         return "\n\n---\n\n".join(
@@ -256,7 +258,7 @@ class BestWeights:
         elif self._keep(step, weights(), {"valid_loss": losses["loss"], name: dict(scores)}):
             meters.best_step, meters.stale_validations = step, 0
             meters.best_bleu, meters.best_loss = scores.get(kind, -1.0), losses["loss"]
-        meters.finished = 0 < self._train.patience <= meters.stale_validations
+        meters.finished = patience_is_over(meters, self._train)
 
     def _keep(self, step: int, weights: Mapping[str, Tensor] | None, figures: dict[str, Any]) -> bool:
         record = {"step": step, **figures, "mode": self._train.keep_best}

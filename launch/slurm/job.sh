@@ -26,7 +26,9 @@ export MASTER_PORT=${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 15000))}
 
 # When the job's time is over, for Slurm before 23.02, which does not say so by itself.
 if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
-    SLURM_JOB_END_TIME=$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null || true)
+    janus_end=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e | tr -d '[:space:]')
+    # `date -d ""` would be midnight.
+    SLURM_JOB_END_TIME=${janus_end:+$(date -d "$janus_end" +%s 2>/dev/null || true)}
     export SLURM_JOB_END_TIME
 fi
 

@@ -13,7 +13,7 @@ import pytest
 
 from janus_ds.config.deepspeed import check_on_this_machine, load_setup, read_deepspeed_config
 from janus_ds.config.fields import ConfigFaultsError, FaultList
-from janus_ds.config.load import load_run_config
+from janus_ds.config.load import from_dict, load_run_config, to_dict
 from janus_ds.errors import ConfigError
 from tests.support.deepspeed_files import RUN, load_engine, write_engine
 from tests.support.launch import ROOT
@@ -96,6 +96,16 @@ def test_shapes_that_tensor_parallel_ranks_cannot_share(tmp_path: Path, override
         load_setup(None, [override], write_engine(tmp_path), 1, tensor_size=4)
     assert words in str(caught.value)
     load_setup(None, [override], write_engine(tmp_path), 1, tensor_size=2)
+
+
+def test_scores_and_losses_are_of_the_same_validation_data(tmp_path: Path) -> None:
+    both = ["data.task=pair", "data.path=data", "data.valid_path=other/valid", "train.valid_bleu=ar"]
+    with pytest.raises(ConfigFaultsError, match=r"scores the validation text in data\.path") as caught:
+        load_setup(None, both, write_engine(tmp_path), 1)
+    assert len(caught.value.faults) == 1
+    load_setup(None, both[:3], write_engine(tmp_path), 1)
+    # As of a run that was started before they were refused together.
+    assert from_dict(to_dict(load_run_config(None, both))).train.valid_bleu == "ar"
 
 
 @pytest.fixture

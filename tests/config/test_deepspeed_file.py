@@ -107,6 +107,42 @@ def test_keys_and_values_that_deepspeed_would_take_or_choke_on(
     assert words in engine_fault(tmp_path, **values)
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        (
+            "zero_optimization",
+            {"offload_optimizer": {"device": "nvme"}},
+            "offload_optimizer.device is 'nvme'",
+        ),
+        ("zero_optimization", {"offload_param": {"device": "nvme"}}, "offload_param.device is 'nvme'"),
+        ("zero_optimization", {"offload_optimizer": {"super_offload": True}}, "super_offload is True"),
+        ("zero_optimization", {"legacy_stage1": True}, "zero_optimization.legacy_stage1 is True"),
+        ("zero_optimization", {"zenflow": {}}, "zero_optimization.zenflow is {}"),
+        ("fp16", {"fp16_master_weights_and_grads": True}, "fp16_master_weights_and_grads is True"),
+        ("bf16", {"bf16_master_weights_and_grads": True}, "bf16_master_weights_and_grads is True"),
+        ("bf16", {"bf16_optimizer_states": True}, "bf16.bf16_optimizer_states is True"),
+        ("data_types", {"grad_accum_dtype": "int8"}, "grad_accum_dtype is 'int8'"),
+        ("data_types", {"grad_accum_dtype": "bf16"}, "of a run in fp32 are added up in fp32"),
+        ("data_types", {"grad_accum_dtype": ["fp32"]}, "grad_accum_dtype is ['fp32']"),
+    ],
+)
+def test_values_that_would_end_in_a_stack_trace(
+    tmp_path: Path, section: str, values: dict[str, Any], words: str
+) -> None:
+    stage = {"stage": 3} if section == "zero_optimization" else {}
+    assert words in engine_fault(tmp_path, **{section: stage | values})
+
+
+def test_the_same_keys_pass_where_they_ask_for_nothing(tmp_path: Path) -> None:
+    zero = {"stage": 3, "legacy_stage1": False, "zenflow": None, "offload_param": {"device": "none"}}
+    offload = {"device": "cpu", "super_offload": False}
+    load_engine(tmp_path, 1, zero_optimization={**zero, "offload_optimizer": offload})
+    load_engine(
+        tmp_path, 1, data_types={"grad_accum_dtype": "float32"}, bf16={"bf16_optimizer_states": False}
+    )
+
+
 def test_blocks_of_other_programs_that_are_switched_off_are_left_out(tmp_path: Path) -> None:
     names = ("tensorboard", "wandb", "csv_monitor", "comet", "elasticity")
     off = {name: {"enabled": False} for name in names}

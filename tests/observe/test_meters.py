@@ -64,7 +64,7 @@ def test_a_new_start_from_zero_removes_everything(tmp_path: Path) -> None:
 
 
 def test_tokens_per_second_and_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 10.0, 11.0, 14.0, 14.0, 14.0])
+    clock = iter([0.0, 10.0, 11.0, 14.0, 14.0, 18.0, 18.0, 18.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     meter = StepMeter(devices=4, peak_flops=1e9)
     meter.restart()
@@ -75,6 +75,11 @@ def test_tokens_per_second_and_the_share_of_waiting(monkeypatch: pytest.MonkeyPa
     assert timing["tokens_per_second_device"] == pytest.approx(62.5)
     assert timing["data_wait_share"] == pytest.approx(0.25)
     assert timing["mfu"] == pytest.approx(1e8 / 4.0 / 4e9)
+    # Two dropout draws are twice the work, and no more tokens.
+    meter.data_ready()
+    twice = meter.finish(COUNTS, flops=1e8, draws=2)
+    assert twice["tokens_per_second"] == pytest.approx(125)
+    assert twice["mfu"] == timing["mfu"]
 
 
 def test_work_of_a_step_agrees_with_the_published_count() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from janus_ds.config.deepspeed import read_setup
+from janus_ds.data.stream.index import Manifest
+from janus_ds.errors import DataError
 from janus_ds.parallel.topology import Topology
 from janus_ds.progress import Progress, duration
 from janus_ds.train.build_run import build_run
@@ -46,6 +50,20 @@ def test_a_run_begins_with_what_it_is_and_ends_with_what_comes_next(
     assert f"janus-ds decode --checkpoint '{tmp_path / 'my run'}' --mode ar,nar --heldout 3" in ended
     announce_start(run, Topology(torch.device("cpu"), rank=1, world_size=2), 0)
     assert capsys.readouterr().err == ""
+
+
+def test_validation_data_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    copy, alone = shutil.copytree(FROZEN / "data", tmp_path / "data"), Topology(torch.device("cpu"))
+    settings = [f"data.path={FROZEN / 'data'}", f"data.valid_path={copy / 'valid'}", "train.valid_bleu=none"]
+    settings.append("train.keep_best=none")
+    setup = read_setup(FROZEN / "recipe.yaml", settings, ROOT / "ds_configs/zero2.json", 1)
+    build_run(*setup, tmp_path / "run", alone)
+    replace(Manifest.load(copy), tokenizer_fingerprint="ab" * 32).save(copy)
+    with pytest.raises(DataError, match="prepared with another tokenizer") as caught:
+        build_run(*setup, tmp_path / "run", alone)
+    assert str(copy / "valid") in caught.value.where
+    (copy / "manifest.json").unlink()
+    build_run(*setup, tmp_path / "run", alone)
 
 
 def test_off_a_terminal_lines_are_dated_and_nothing_is_written_over(

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.convert import main
-from janus_ds.config.load import from_dict, load_run_config, to_dict
+from janus_ds.config.deepspeed import TrainOptions
+from janus_ds.config.fields import FaultList
+from janus_ds.config.load import from_dict, load_run_config, read_run_config, to_dict
 from janus_ds.config.presets import record_of
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
-from janus_ds.errors import ConfigError
+from janus_ds.errors import CheckpointError, ConfigError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.train.build_run import start_from
+from janus_ds.parallel.topology import Topology
+from janus_ds.train import build_run
+from janus_ds.train.build_run import _as_begun, _take, build_engine, start_from
 from janus_ds.train.state import changed_training
 from tests.support.hf_folder import hub_folder
 
@@ -61,6 +70,36 @@ def test_the_length_head_is_taken_over_or_drawn_anew(bart: Path) -> None:
     assert not torch.equal(heads[True], heads[False])
 
 
+def test_a_length_head_that_counts_otherwise_is_drawn_anew(
+    bart: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record, tokenizer = load_run(bart), load_tokenizer(bart / "tokenizer")
+    theirs = read_weights(bart / "weights.safetensors")["length_head.weight"]
+    for convention in ("inner", "with_specials"):
+        model = JanusModel(record.config.model, record.special, ParallelLayers())
+        with caplog.at_level("INFO"):
+            start_from(model, str(bart), tokenizer, ParallelLayers(), length_convention=convention)
+        assert torch.equal(model.length_head.weight, theirs) == (convention == "inner")
+    assert "does not fit (objective.length_convention with_specials here, inner there)" in caplog.text
+
+
+def test_mask_rows_and_ar_queries_are_made_as_in_init_unless_the_recipe_says_how(tmp_path: Path) -> None:
+    released = load_run_config(None, [*PAIR, "objective.preset=released"])
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": to_dict(released)}))
+
+    def found(*overrides: str) -> tuple[str | None, str | None, list[str]]:
+        faults = FaultList()
+        run = read_run_config(None, [*PAIR, f"init={tmp_path}", *overrides], faults)
+        faults.raise_if_any()
+        return run.objective.mask_symbol, run.objective.ar_query_position, faults.notes
+
+    assert found() == ("unk", "previous", [])
+    assert found("objective.mask_symbol=mask") == ("mask", "previous", [])
+    mask, position, notes = found("objective.preset=cmlm", "objective.ar_query_position=previous")
+    assert (mask, position) == ("mask", "previous")
+    assert notes == [f"objective.mask_symbol is mask, as of preset cmlm; {tmp_path} has unk"]
+
+
 def test_a_choice_of_the_length_head_tells_runs_apart_but_its_default_does_not() -> None:
     plain = load_run_config(None, PAIR)
     assert "init_length_head" in to_dict(plain)
@@ -79,3 +118,72 @@ def test_the_record_is_found_from_every_way_to_name_weights(bart: Path, tmp_path
     for place in (bart / "weights.safetensors", checkpoint, checkpoint / "weights.safetensors"):
         assert record_of(place)["name"] == name
     assert record_of(tmp_path / "none") == {}
+
+
+def test_the_folder_of_a_converted_model_is_no_run_folder(bart: Path, tmp_path: Path) -> None:
+    """Its weights lie at the top, where they would be found before those of the run's checkpoints."""
+    with ExitStack() as lock, pytest.raises(UsageError, match="holds a model already") as caught:
+        _take(bart, lock)
+    assert caught.value.where == str(bart / "weights.safetensors")
+    with ExitStack() as lock:
+        _take(tmp_path / "run", lock)
+
+
+def test_a_run_that_has_begun_keeps_what_it_took_over_when_its_init_is_gone(
+    bart: Path, tmp_path: Path
+) -> None:
+    gone, alone = [*PAIR, f"init={tmp_path / 'gone'}"], Topology(torch.device("cpu"))
+
+    def begun(*overrides: str) -> str | None:
+        options = TrainOptions(Path(), None, (*gone, *overrides), None, 1)  # type: ignore[arg-type]
+        config = load_run_config(None, options.overrides)
+        return _as_begun(config, options, tmp_path, alone).objective.decoder_start
+
+    assert begun() == "bos"
+    for step, text in ((7, json.dumps({"recipe": {"objective": {"decoder_start": "eos_bos"}}})), (8, "{")):
+        folder = tmp_path / "checkpoints" / f"step-{step:08}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(text)
+    assert begun() == "eos_bos"
+    assert begun("objective.decoder_start=bos") == "bos"
+
+
+def built_from(
+    init: Path, bart: Path, topology: Topology, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    """Build the engine of a run of the model in `bart`, up to DeepSpeed."""
+    record = load_run(bart)
+    run: Any = SimpleNamespace(
+        config=replace(record.config, init=str(init)),
+        tokenizer=load_tokenizer(bart / "tokenizer"),
+        execution=SimpleNamespace(zero_stage=0),
+    )
+    monkeypatch.setattr(build_run, "TrainingEngine", lambda *_: None)
+    build_engine(run, topology, fresh)
+
+
+def test_init_is_read_at_a_fresh_start_alone(
+    bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = Topology(torch.device("cpu"))
+    built_from(tmp_path / "gone", bart, alone, monkeypatch, fresh=False)
+    with pytest.raises(CheckpointError, match="no weights here"):
+        built_from(tmp_path / "gone", bart, alone, monkeypatch, fresh=True)
+
+
+class _OtherRank(Topology):
+    """Of two ranks, the other one has a fault."""
+
+    def agree(self, code: int) -> int:
+        return 1
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [value, CheckpointError("the weights cannot be read", "rank 1", "look there")]
+
+
+def test_a_fault_of_another_rank_with_init_is_raised_here_too(
+    bart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        built_from(bart, bart, _OtherRank(torch.device("cpu")), monkeypatch, fresh=True)
+    assert caught.value.where == "rank 1"

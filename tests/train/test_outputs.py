@@ -66,6 +66,17 @@ def test_scores_of_a_validation_do_not_depend_on_how_the_recipe_decodes_later(tm
     assert all(texts == made[0] for texts in made)
 
 
+def test_samples_of_a_run_without_ar_are_not_scored_by_it(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(prepare_tiny(tmp_path).output / "tokenizer")
+    (tmp_path / "tiny.yaml").write_text(TINY_PAIR_RECIPE)
+    asked = ["objective.preset=cmlm", "train.valid_bleu=nar", "train.keep_best=nar", "decode.rescore=ar"]
+    config = load_run_config(tmp_path / "tiny.yaml", [*asked, "decode.max_length=4"])
+    outputs = OutputDecoder(config, tokenizer, torch.device("cpu"), [("nichts .", "nothing .")], None)
+    samples = outputs.samples(JanusModel(config.model, tokenizer.special, ParallelLayers()).state_dict())
+    assert "- **nar**" in samples
+    assert "- **ar**" not in samples
+
+
 def test_an_evaluation_says_what_was_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

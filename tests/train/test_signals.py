@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from janus_ds.train.signals import StopSignals, find_launchers
+from tests.support.launch import ROOT
 from tests.support.processes import wait_until
 from tests.support.programs import started
 
@@ -123,12 +124,25 @@ def test_time_limits() -> None:
     slurm.limit(1000, {"SLURM_JOB_END_TIME": str(int(now + 9999))})
     short.limit(0, {"SLURM_JOB_END_TIME": str(int(now + 100))})
     over.limit(0, {"SLURM_JOB_END_TIME": str(int(now - 10))})
-    assert [request.name for request in (free, slurm, short)] == [None, None, None]
+    # An end before the start is none.
+    assert [request.name for request in (free, slurm, short, over)] == [None] * 4
     assert limited.name == "time limit of 1e-09 minutes"
-    assert over.name == "the Slurm job's time is nearly over"
     # Two minutes before the end, or a tenth of a short job's time.
     assert slurm._deadline[0] == pytest.approx(now + 9999 - 120, abs=2)
     assert short._deadline[0] == pytest.approx(now + 90, abs=2)
+
+
+@pytest.mark.parametrize(("answer", "end"), [("2030-01-02T03:04:05", "1893553445"), ("", ""), ("N/A", "")])
+def test_the_end_of_a_job_that_slurm_does_not_tell(tmp_path: Path, answer: str, end: str) -> None:
+    """By `launch/slurm/job.sh`; midnight is no end."""
+    for name, said in (("squeue", answer), ("scontrol", "localhost")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}'\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JANUS_HOME": str(ROOT), "TZ": "UTC"}
+    environ |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "JANUS_VENV": str(tmp_path / "none")}
+    command = ["bash", "-c", 'source launch/slurm/job.sh && echo "[$SLURM_JOB_END_TIME]"']
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == f"[{end}]\n"
 
 
 @pytest.mark.usefixtures("handlers_put_back")

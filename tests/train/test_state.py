@@ -224,3 +224,36 @@ def test_the_polynomial_schedule_ties_the_length_of_the_run() -> None:
         load_run_config(None, ["optim.schedule=polynomial", f"train.max_steps={n}"]) for n in (300, 600)
     )
     assert changed_training(short, long) == ["train.max_steps"]
+
+
+BEST = {"best_bleu": 30.0, "best_loss": 2.0, "best_step": 8, "best_scores": {"ar": 31.0}}
+WAITED: dict[str, Any] = {**BEST, "stale_validations": 3, "finished": True}
+
+
+def meters_at_a_start(tmp_path: Path, saved: dict[str, Any], **train: Any) -> Meters:
+    (tmp_path / "optimizer.safetensors").touch()
+    (tmp_path / "state.json").write_text(json.dumps(state(meters=saved)))
+    return Meters(**read_resumable(tmp_path, changed("train", **train))["meters"])
+
+
+def test_a_best_figure_of_another_measure_is_forgotten(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"valid_bleu": "ar,nar", "keep_best": "nar", "patience": 3}
+    old = meters_at_a_start(tmp_path, WAITED, **settings)
+    assert (old.best_bleu, old.best_step, old.stale_validations, old.finished) == (30.0, 8, 3, True)
+    assert old.measure == "nmt by nar, 4 iterations, all samples"
+    same = meters_at_a_start(tmp_path, asdict(old), **settings, log_every=7)
+    assert same == old
+    changes = {"valid_task": "xsum", "keep_best": "loss", "valid_bleu_iterations": 9, "valid_bleu_samples": 5}
+    for name, value in changes.items():
+        now = meters_at_a_start(tmp_path, asdict(old), **{**settings, name: value})
+        assert (now.best_bleu, now.best_step, now.best_scores) == (-1.0, 0, {}), name
+        assert (now.stale_validations, now.finished) == (0, False)
+    assert meters_at_a_start(tmp_path, asdict(old)).best_step == 8
+
+
+def test_more_patience_lets_a_finished_run_go_on(tmp_path: Path) -> None:
+    settings = {"keep_best": "loss"}
+    assert meters_at_a_start(tmp_path, WAITED, patience=3, **settings).finished
+    assert not meters_at_a_start(tmp_path, WAITED, patience=4, **settings).finished
+    assert not meters_at_a_start(tmp_path, WAITED, patience=0, **settings).finished
+    assert meters_at_a_start(tmp_path, {**WAITED, "finished": False}, patience=2, **settings).finished
