@@ -83,7 +83,11 @@ QUESTIONS = (
     ("paper_2enc", "ar", "paper", "ar", "Does the second encoder draw matter for AR?"),
     ("paper_2enc", "nar-10", "paper", "nar-10", "Does it for NAR, 10 iterations?"),
     ("paper", "nar-10", "cmlm", "nar-10", "Is JANUS-NAR above CMLM, 10 iterations?"),
+    ("joint", "nar-10", "cmlm", "nar-10", "Is NAR beside AR, without KL and AUX, above CMLM, 10 iterations?"),
+    ("joint", "ar", "ar", "ar", "Is AR beside NAR, without KL and AUX, above AR?"),
     ("paper", "ar", "joint", "ar", "Do KL and AUX help AR?"),
+    ("paper", "nar-10", "joint", "nar-10", "Do they help NAR, 10 iterations?"),
+    ("paper", "nar-0", "joint", "nar-0", "Do they help NAR, one pass?"),
 )
 COMPARISONS = tuple(
     (f"{run}-{budget}k-s1", mode, f"{other}-{budget}k-s1", other_mode, f"{question} ({budget},000 updates)")
@@ -147,7 +151,7 @@ def report(options: argparse.Namespace) -> None:
 def publish_outputs(folder: Path, runs: Mapping[str, Any], outputs: Path) -> None:
     """Copy to the page what runs wrote for the test set, so that it can be scored again, and be compared with
     runs of another machine."""
-    for run, system in pairs(runs, ("ar", "nar-10", "references")):
+    for run, system in pairs(runs, ("ar", "nar-0", "nar-10", "references")):
         source, copy = output_of(folder, run, system), _published(outputs, run, system)
         if source.is_file():
             with disk_faults(copy):
