@@ -27,7 +27,7 @@ from janus_ds.decode.text import fit_sources, long_warning, one_line, too_long
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.evaluate.latency import LatencyReport, device_name, measure, precision_of, timed_sources
 from janus_ds.io import disk_faults, read_json, write_atomic
-from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json
+from janus_ds.metrics.scores import METRIC_TITLES, Scores, TextLines, save_json, split_folder
 from janus_ds.model.weights import load_weights
 from janus_ds.progress import table
 
@@ -125,8 +125,7 @@ class EvalRequest:
 
     def folder(self, run: LoadedRun) -> Path:
         """Where hypotheses and scores go; those of a part of the split not to those of the whole."""
-        part = f"{self.split}-first-{self.limit}" if self.limit else self.split
-        return self.output or run.folder / "eval" / part
+        return self.output or run.folder / "eval" / split_folder(self.split, self.limit)
 
 
 @dataclass(frozen=True)

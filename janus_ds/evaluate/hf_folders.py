@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.text import markdown_text
 from janus_ds.errors import DataError, UsageError
 from janus_ds.io import atomic_dir, disk_faults, mapping, read_json, write_atomic
-from janus_ds.metrics.scores import finite_numbers
+from janus_ds.metrics.scores import finite_numbers, split_of_folder
 from janus_ds.model.formats.fairseq import ConversionReport
 from janus_ds.model.formats.hf_export import (
     export_config,
@@ -33,8 +32,6 @@ from janus_ds.model.formats.hf_export import (
 from janus_ds.model.formats.hf_import import CONFIG_FILE, GENERATION_FILE, HfBart, load_hf_bart
 from janus_ds.observe import write_run_record
 
-_PART = re.compile(r"-first-\d+$")
-"""A folder of scores of the first sentences alone."""
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
 
 
@@ -222,7 +219,7 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
 def _tables(run: LoadedRun) -> Iterator[str]:
     """A table for each split that was scored: systems down, metrics across."""
     for path in [run.folder / "scores.json", *sorted(run.folder.glob("eval/*/scores.json"))]:
-        if _PART.search(path.parent.name):
+        if split_of_folder(path.parent.name) != path.parent.name:
             continue
         try:
             values = read_json(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,18 @@ from typing import Any
 
 from janus_ds.errors import DataError
 from janus_ds.io import make_folder, mapping, write_atomic
+
+_FIRST = re.compile(r"-first-\d+$")
+
+
+def split_folder(split: str, limit: int = 0) -> str:
+    """The folder of a split's scores below RUN/eval; that of its first `limit` sentences is another."""
+    return f"{split}-first-{limit}" if limit else split
+
+
+def split_of_folder(name: str) -> str:
+    """The split whose scores, or those of its first sentences, such a folder has."""
+    return _FIRST.sub("", name)
 
 
 @dataclass(frozen=True)

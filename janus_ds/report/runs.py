@@ -19,12 +19,11 @@ from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.errors import JanusError, UsageError, suggestion
 from janus_ds.io import mapping, read_json
 from janus_ds.metrics.glge import TASKS
-from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers
+from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers, split_of_folder
 from janus_ds.observe import read_metrics, read_run_record
 
 _TASK = re.compile(r"\w[\w.-]{0,63}")
 _NAR = re.compile(r"nar-(\d+)$")
-_PART = re.compile(r"-first-\d+$")
 SPEED_TITLES = {
     "sentences_per_second": "sentences/s, in batches",
     "ms_per_sentence_batch_1": "ms/sentence, one by one",
@@ -201,7 +200,7 @@ def _take_scores(run: RunFolder, path: Path, split: str) -> None:
     default = "predictions" if path.name == "scores.json" else path.name.removesuffix(".scores.json")
     for name, scores in _parts(content, default):
         task = str(scores.get("task", "nmt"))
-        told, whole = scores.get("split", split), _PART.sub("", split)
+        told, whole = scores.get("split", split), split_of_folder(split)
         # The first sentences of a split have a folder of their own, and the split's name in their scores.
         if told != split and (told != whole or path.parent == run.folder):
             run.notes.append(f"{path.name} is of split {told}, not {split}")
