@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def load_setup(
     """As :func:`read_setup`; then DeepSpeed, whose import takes seconds, judges its values and the device."""
     run, execution = read_setup(recipe, overrides, deepspeed_config, data_size, tensor_size, mode)
     check_on_this_machine(execution)
-    return run, execution
+    return run, replace(execution, notes=(*execution.notes, *_notes_of_device(execution)))
 
 
 def read_setup(
@@ -193,6 +193,35 @@ def _engine(values: dict[str, Any], run: RunConfig, on_host: bool) -> dict[str, 
         engine["zero_force_ds_cpu_optimizer"] = False
     engine.setdefault("steps_per_print", _NEVER)
     return engine
+
+
+def fast_precision(device: str) -> str | None:
+    """bf16 where the device, `cpu` or `cuda`, has products of it, else fp32; None where nothing tells.
+
+    On a CPU these are AMX's or AVX512-BF16's; with the latter all modes were faster (docs/measured.md).
+    """
+    import torch
+
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Older versions of torch, and CPUs of other kinds, do not tell.
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if known.get("amx_bf16") or known.get("avx512_bf16"):
+        return "bf16"
+    return "fp32" if "avx2" in known else None
+
+
+def _notes_of_device(execution: ExecutionConfig) -> Iterator[str]:
+    """Says so where a CPU would train in a precision that it can only imitate."""
+    from deepspeed.accelerator import get_accelerator
+
+    if (get_accelerator().device_name(), execution.precision) == ("cpu", "bf16") and (
+        fast_precision("cpu") == "fp32"
+    ):
+        yield (
+            "this CPU has no products of bf16 numbers and imitates them, many times slower than fp32: "
+            "take ds_configs/zero2.json unless that is what you want"
+        )
 
 
 def check_on_this_machine(execution: ExecutionConfig) -> None:

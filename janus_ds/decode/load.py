@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manifest import weights_in
+from janus_ds.config.deepspeed import fast_precision
 from janus_ds.config.load import from_dict
 from janus_ds.config.locations import model_path
 from janus_ds.config.modes import with_decode
@@ -224,18 +225,6 @@ class InferenceOptions:
     compiled: bool = False
 
 
-def fast_precision(device: str) -> str:
-    """bf16 where the device, `cpu` or `cuda`, has products of it, else fp32.
-
-    On a CPU these are AMX's or AVX512-BF16's; with the latter all modes were faster (docs/measured.md).
-    """
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # Older versions of torch do not tell.
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if known.get("amx_bf16") or known.get("avx512_bf16") else "fp32"
-
-
 def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = None) -> JanusModel:
     """Fit a model to its device, in place; it can no longer be trained.
 
@@ -249,7 +238,7 @@ def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = 
     options = options or InferenceOptions()
     device = next(model.parameters()).device.type
     if options.dtype == "auto":
-        options = replace(options, dtype="fp32" if options.int8 else fast_precision(device))
+        options = replace(options, dtype="fp32" if options.int8 else fast_precision(device) or "fp32")
     if options.dtype not in DTYPES:
         raise ConfigError(
             f"there is no precision {options.dtype!r}", "--dtype", f"use one of auto, {', '.join(DTYPES)}"

@@ -1,4 +1,4 @@
-"""Does JANUS make AR better? Multi30k En-De at budgets of 26 and 79 epochs, against R-Drop and others.
+"""Does JANUS make AR better? Multi30k En-De at budgets of 13, 26 and 79 epochs, against R-Drop and others.
 
     JANUS_SHARED_DATA=... python launch/experiments/convergence.py        (or: make results-convergence)
     python launch/experiments/convergence.py --report                     the page alone, of what there is
@@ -36,6 +36,7 @@ from driver import (
 )
 from results import collect, fixed, output_of, render, significance, write_page
 
+from janus_ds.config.locations import deepspeed_file
 from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.report.figures import COLOURS, INK, new_figure, png_of, styled
@@ -58,10 +59,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Overrides of the recipe. Further ones, for dropout, KL weight and ramps, are given as NAME+KEY=VALUE."""
 FIRST = ("paper", "ar", "ar_rdrop", "paper_2enc")
-BUDGETS = (4, 12)
-"""Thousands of updates: 26 and 79 epochs."""
+BUDGETS = (2, 4, 12)
+"""Thousands of updates: 13, 26 and 79 epochs."""
 RUNS = (
-    *(f"{name}-{budget}k-s1" for budget in BUDGETS for name in FIRST),
+    *(f"{name}-2k-s1" for name in FIRST[:3]),
+    *(f"{name}-{budget}k-s1" for budget in BUDGETS[1:] for name in FIRST),
     *(f"{name}-4k-s1" for name in ("joint", "cmlm", "released_2enc")),
     *(f"{name}-4k-s{seed}" for seed in (2, 3) for name in FIRST),
 )
@@ -251,7 +253,7 @@ def _look(name: str) -> dict[str, str]:
 def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
     """The DeepSpeed file of all runs; the command of the data directory, unless it is there."""
     data = options.root / "data"
-    shutil.copyfile(ENGINE, options.root / "deepspeed.json")
+    shutil.copyfile(options.deepspeed_config, options.root / "deepspeed.json")
     if (data / "manifest.json").is_file():
         return
     text = shared_text("multi30k", "Multi30k", "train, val and test_2016_flickr, .de and .en")
@@ -270,6 +272,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = experiment_parser(__doc__, "convergence", RUNS)
     add = parser.add_argument
     add("--average", type=int, default=5, help="checkpoints averaged for the scores [%(default)s]")
+    engine = "of all runs, a file or a name: zero2 (fp32) for a CPU that computes bf16 slowly"
+    add("--deepspeed_config", type=deepspeed_file, default=ENGINE, help=f"{engine} [{ENGINE.stem}]")
     options = parser.parse_args(arguments)
     options.root /= "en-de"
     options.only = [name for name in options.only.split(",") if name]

@@ -73,6 +73,7 @@ def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | 
         "recipe": {part: recipe[part] for part in ("objective", "masking", "model", "optim", "train")},
         "init": recipe.get("init") and _portable(str(recipe["init"]), folder, placeholder),
         "command": [_portable(argument, folder, placeholder) for argument in record["command"]],
+        "precision": record.get("execution", {}).get("precision"),
         "git_commit": record["git_commit"],
         "hardware": {k: v for k, v in record["hardware"].items() if k != "host"},
         "versions": record["versions"],

@@ -148,3 +148,19 @@ def test_a_precision_that_the_device_lacks(tmp_path: Path, device_can: Any, prec
         assert "ds_configs/zero2" in caught.value.fix
     device_can(True)
     assert load_engine(tmp_path, **{precision: {"enabled": True}}).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [({"avx2": True}, True), ({"avx2": True, "amx_bf16": True}, False), ({"sve2": True}, False), ({}, False)],
+)
+def test_a_cpu_that_imitates_bf16_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, bool], told: bool
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    for precision in ("bf16", "fp32"):
+        engine = write_engine(tmp_path, **({"bf16": {"enabled": True}} if precision == "bf16" else {}))
+        notes = load_setup(None, (), engine, 1)[1].notes
+        assert any("imitates" in note for note in notes) == (told and precision == "bf16")
