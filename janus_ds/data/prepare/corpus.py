@@ -81,7 +81,7 @@ def prepare(
         BusyError: another process prepares the same.
     """
     settings.check()
-    reader = DocumentReader(list_inputs(inputs), settings.rule)
+    reader = DocumentReader(list_inputs(inputs, output), settings.rule)
     given = None if settings.trained_kind else load_tokenizer(Path(settings.tokenizer)).fingerprint
     files = [[file.name, file.size] for file in reader.files]
     request = {"settings": settings.to_json(), "inputs": files, "tokenizer": given}

@@ -74,14 +74,11 @@ class DocumentReader:
 
     def __init__(self, files: Sequence[Path | str], rule: DocumentRule) -> None:
         self.files = [TextFile(location) for location in files]
+        self.total_bytes = sum(file.size for file in self.files)
+        """Size of all input files on disk."""
         self._rule = rule
         self._done_bytes = 0
         self._current: TextFile | None = None
-
-    @property
-    def total_bytes(self) -> int:
-        """Size of all input files on disk."""
-        return sum(file.size for file in self.files)
 
     @property
     def bytes_read(self) -> int:

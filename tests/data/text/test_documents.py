@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,23 @@ def test_inputs_that_are_not_there(tmp_path):
         list_inputs([tmp_path])
     with pytest.raises(DataError, match="no input is given"):
         list_inputs([])
+
+
+def test_a_folder_inside_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Its text would be missing without a word."""
+    write(tmp_path / "in" / "a.txt", "Text.")
+    write(tmp_path / "in" / "locked" / "b.txt", "More.")
+    real = os.scandir
+
+    def refusing(place):
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return real(place)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    with pytest.raises(DataError, match="folder cannot be read") as caught:
+        list_inputs([tmp_path / "in"])
+    assert caught.value.where == str(tmp_path / "in" / "locked")
 
 
 def test_texts_without_an_end_are_bounded(tmp_path, monkeypatch):
