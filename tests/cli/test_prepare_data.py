@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,20 @@ def test_an_output_inside_of_the_input_folder_is_no_input(
     assert list((tmp_path / "out" / "train").glob("*.tar"))
     assert prepare([tmp_path], tmp_path / "out", settings).resumed
     assert prepare([tmp_path], tmp_path / "out", settings).already_whole
+
+
+def test_progress_leaves_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal; of a command's text, no share is known."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(40)))
+    asked = ["--output", str(tmp_path / "out"), "--vocab-size", "90", "--processes", "1"]
+    assert prepare_data([*asked, "--input", f"pipe:cat {tmp_path}/a.txt"]) == 0
+    shown = capsys.readouterr().err
+    assert "0.0%" not in shown
+    assert "training the tokenizer ...\n\r" in shown
+    assert shown.endswith("MB/s\n")
 
 
 @pytest.fixture
