@@ -129,6 +129,26 @@ def test_text_comes_from_servers_and_commands(tmp_path):
         read(["pipe:echo Begun; exit 3"])
 
 
+def test_a_file_that_changes_while_it_comes_is_not_read_on(tmp_path, monkeypatch):
+    """The rest of the new version would follow the beginning of the old one."""
+    monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
+    write(tmp_path / "a.txt", (b"Old " * 1000 + b"\n") * 2500)
+    with serve(tmp_path, plan={"a.txt": ["cut"]}) as server:
+        reader = DocumentReader([f"{server.address}/a.txt"], DocumentRule(document="line"))
+        lines = reader.read()
+        assert next(lines)[0].startswith("Old")
+        write(tmp_path / "a.txt", (b"Newer " * 1000 + b"\n") * 2500)
+        with pytest.raises(DataError, match="has changed while it came"):
+            list(lines)
+
+
+def test_addresses_may_have_any_letters(tmp_path):
+    write(tmp_path / "Übung 1" / "ä.txt", "Text.")
+    with serve(tmp_path) as server:
+        for name in ("Übung 1/ä.txt", "%C3%9Cbung%201/ä.txt"):
+            assert read([f"{server.address}/{name}"]) == ["Text."]
+
+
 def test_a_command_may_be_silent_for_long(monkeypatch):
     waits = {}
 
