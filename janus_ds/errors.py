@@ -176,9 +176,10 @@ def exit_on_error(main: Callable[[], int | None]) -> None:
             fault = ResourceError(what, "standard output", fix)
             print(fault, file=sys.stderr, flush=True)
             code = fault.exit_code
-        elif error.filename is not None and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        elif error.filename is not None and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
             what = f"the path cannot be used ({error.strerror})"
-            print(UsageError(what, str(error.filename), "give another path"), file=sys.stderr, flush=True)
+            fix = "give another path, or change its permissions"
+            print(UsageError(what, str(error.filename), fix), file=sys.stderr, flush=True)
             sys.exit(UsageError.exit_code)
         else:
             raise

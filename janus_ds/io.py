@@ -259,22 +259,26 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
     Raises:
         DataError: as :func:`replaceable_folder`, before the block.
+        BusyError: another process makes the same folder.
         OSError: full disk or missing permission, or `path` is not an empty folder. The folder that was
             begun is removed, as is one that an earlier process left.
     """
     path = replaceable_folder(path)
-    building = path.with_name(f".{path.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        yield building
-        sync_tree(building)
-        if path.is_dir():
-            path.rmdir()
-        building.rename(path)
-        sync_path(path.parent)
-    finally:
+    work = path.with_name(f".{path.name}.building")
+    work.mkdir(parents=True, exist_ok=True)
+    with folder_lock(work, 0.0):
+        building = work / path.name
         shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        try:
+            yield building
+            sync_tree(building)
+            if path.is_dir():
+                path.rmdir()
+            building.rename(path)
+            sync_path(path.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ _CLEAR = "\r\x1b[K"
 
 
 class Progress:
-    """A line on standard error.
+    """A line on standard error; as a context, it is ended whatever happens.
 
     Args:
         seconds: between two lines where standard error is no terminal; 0: none there.
@@ -26,6 +26,12 @@ class Progress:
         self._start = self._last = time.monotonic()
         self.said = False
         """Whether anything was shown."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     @property
     def seconds(self) -> float:

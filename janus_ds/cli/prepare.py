@@ -149,27 +149,27 @@ def _add_distill_options(group: argparse._ArgumentGroup) -> None:
     add("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
 
 
-def _stages() -> Callable[[PrepareProgress], None]:
+def _stages(line: Progress) -> Callable[[PrepareProgress], None]:
     """Shows how far a preparation is; each stage begins with a line."""
-    line, stage = Progress(), ""
+    stage = ""
 
     def show(progress: PrepareProgress) -> None:
         nonlocal stage
-        known = progress.share < 1 or progress.text_bytes
+        # What comes from afar has no size, so that no share of it is known.
+        known = progress.share > 0 and (progress.share < 1 or progress.text_bytes)
         text = f"{progress.stage}: {progress.share:.1%}" if known else f"{progress.stage} ..."
         if progress.text_bytes:
             text += f"  {progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB"
             text += f"  {progress.megabytes_per_second:.1f} MB/s"
+        if progress.stage != stage:
+            line.end()
         line.show(text, now=progress.stage != stage)
         stage = progress.stage
-        if progress.share >= 1:
-            line.end()
 
     return show
 
 
-def _pairs_progress() -> Callable[[str, int], None]:
-    line = Progress()
+def _pairs_progress(line: Progress) -> Callable[[str, int], None]:
     return lambda stage, count: line.show(f"{stage}: {count:,} pairs")
 
 
@@ -217,7 +217,8 @@ def _prepare_text(options: argparse.Namespace) -> None:
         raise UsageError("no input is given", "--input", "give at least one text file or folder")
     rule = DocumentRule(options.format, options.document, options.field)
     settings = PrepareSettings(rule=rule, **_given(PrepareSettings, options))
-    report = prepare(options.input, options.output, settings, options.processes, _stages())
+    with Progress() as line:
+        report = prepare(options.input, options.output, settings, options.processes, _stages(line))
     if report.resumed:
         print("went on with an interrupted preparation")
     _block_report(report)
@@ -240,7 +241,9 @@ def _prepare_translation(options: argparse.Namespace) -> None:
     fields = (options.source_field, options.target_field)
     files = {s: pair_up(paths, languages, f"--{s}", fields) for s, paths in given.items() if paths}
     settings = PairSettings(languages, **_given(PairSettings, options))
-    report = pairs.prepare_pairs(files, options.output, settings, options.processes, _pairs_progress())
+    with Progress() as line:
+        show = _pairs_progress(line)
+        report = pairs.prepare_pairs(files, options.output, settings, options.processes, show)
     _split_report(report, "pairs")
 
 
@@ -264,9 +267,8 @@ def _prepare_distilled(options: argparse.Namespace) -> None:
         decode={} if options.beam is None else {"beam": options.beam},
         device=usable_device(options.device),
     )
-    line = Progress()
-    report = distill(request, lambda done, total: line.show(f"translating: {done:,} of {total:,} pairs"))
-    line.end()
+    with Progress() as line:
+        report = distill(request, lambda done, total: line.show(f"translating: {done:,} of {total:,} pairs"))
     _split_report(report, "pairs")
 
 
@@ -307,6 +309,8 @@ def prepare_glge(argv: Sequence[str] | None = None) -> int:
         default.target if options.target_tokens is None else options.target_tokens,
     )
     settings = GlgeSettings(limits=limits, **_given(GlgeSettings, options))
-    report = pairs.prepare_glge(options.input, options.output, settings, options.processes, _pairs_progress())
+    with Progress() as line:
+        show = _pairs_progress(line)
+        report = pairs.prepare_glge(options.input, options.output, settings, options.processes, show)
     _split_report(report, "pairs")
     return 0

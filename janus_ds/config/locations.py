@@ -289,7 +289,7 @@ def _packaged_names(suffix: str) -> list[str]:
 
 def _named(text: str, kind: str) -> Path:
     path = user_path(text)
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     files = (packaged_folder(kind) / f"{prefix}{text}{_SUFFIXES[kind]}" for prefix in _PREFIXES)
     return next((file for file in files if file.is_file()), path)

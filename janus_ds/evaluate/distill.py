@@ -13,6 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,14 @@ from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun
 from janus_ds.errors import CheckpointError, DataError
 from janus_ds.evaluate.evaluation import load_mean
-from janus_ds.io import disk_faults, replaceable_folder, sha256_of_file, write_atomic
+from janus_ds.io import (
+    disk_faults,
+    folder_lock,
+    make_folder,
+    replaceable_folder,
+    sha256_of_file,
+    write_atomic,
+)
 
 _TRAIN = "train"
 _STREAMS = ("source", "target")
@@ -75,6 +83,7 @@ def distill(request: DistillRequest, show: Show | None = None) -> PrepareReport:
         CheckpointError: no or damaged checkpoint, one that was not trained to decode AR, or one of
             another vocabulary.
         ConfigError: a decoding option that cannot be.
+        BusyError: another process makes the same.
         ResourceError: full disk or missing permission.
     """
     manifest = Manifest.load(request.data)
@@ -92,15 +101,15 @@ def distill(request: DistillRequest, show: Show | None = None) -> PrepareReport:
         shutil.rmtree(_work(request.output), ignore_errors=True)  # left if the last act was interrupted
         return PrepareReport(request.output, finished, already_whole=True)
     output = replaceable_folder(request.output)
-    work = _open_work(output, asked)
-    targets = _Targets(run, request, work / "portions").translate(show or (lambda done, total: None))
-    whole = work / "data"
-    made = _write(request.data, whole, manifest, targets, asked)
-    with disk_faults(output):
-        if output.exists():
-            output.rmdir()
-        whole.rename(output)
-    shutil.rmtree(work, ignore_errors=True)
+    with _opened_work(output, asked) as work:
+        targets = _Targets(run, request, work / "portions").translate(show or (lambda done, total: None))
+        whole = work / "data"
+        made = _write(request.data, whole, manifest, targets, asked)
+        with disk_faults(output):
+            if output.exists():
+                output.rmdir()
+            whole.rename(output)
+        shutil.rmtree(work, ignore_errors=True)
     return PrepareReport(request.output, made)
 
 
@@ -146,22 +155,23 @@ def _work(output: Path) -> Path:
     return output.parent / f".{output.name}.distilling"
 
 
-def _open_work(output: Path, asked: dict[str, Any]) -> Path:
-    """The folder where portions wait: new, or of the same request."""
+@contextmanager
+def _opened_work(output: Path, asked: dict[str, Any]) -> Iterator[Path]:
+    """The folder where portions wait, new or of the same request, with no other process in it."""
     work = _work(output)
     note = work / "request.json"
     text = json.dumps(asked, sort_keys=True)
-    with disk_faults(output):
+    make_folder(work / "portions")
+    with folder_lock(work, 0.0):
         if note.is_file() and note.read_text(encoding="utf-8") != text:
             raise DataError(
                 "an interrupted distillation with another model, other data or other options waits here",
                 str(work),
                 "repeat its command, choose another output folder, or delete this one",
             )
-        (work / "portions").mkdir(parents=True, exist_ok=True)
         shutil.rmtree(work / "data", ignore_errors=True)
-    write_atomic(note, text.encode())
-    return work
+        write_atomic(note, text.encode())
+        yield work
 
 
 class _Targets:

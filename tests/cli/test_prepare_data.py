@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from janus_ds.cli.prepare import prepare_data
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.settings import PrepareSettings
+from janus_ds.data.prepare.writing import PrepareProgress
+from janus_ds.data.stream.index import Manifest
 from janus_ds.data.text.tokenizer import ByteLevelBPE
 from janus_ds.errors import DataError, UsageError
 from tests.data.prepare.test_corpus import content
@@ -63,6 +67,61 @@ def test_another_command_is_another_input(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(DataError, match="from other input"):
         prepare_data([*asked, f"pipe:cat {texts[1]}"])
     assert "hush" not in (tmp_path / "out" / "manifest.json").read_text()
+
+
+def test_a_name_that_is_not_utf8_is_remembered(tmp_path: Path) -> None:
+    text = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    text.write_text("\n\n".join(documents(40)))
+    asked = [
+        "--output",
+        str(tmp_path / "out"),
+        "--vocab-size",
+        "90",
+        "--processes",
+        "1",
+        "--input",
+        str(text),
+    ]
+    for _ in range(2):
+        assert prepare_data(asked) == 0
+    request = Manifest.load(tmp_path / "out").settings["request"]
+    assert request["inputs"] == [["caf\\xe9.txt", text.stat().st_size]]
+
+
+def test_an_output_inside_of_the_input_folder_is_no_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an interrupted preparation left there would be other input, so that it could not go on."""
+    monkeypatch.setattr("janus_ds.data.prepare.corpus._UNIT_CHARACTERS", 2000)
+    monkeypatch.setattr("janus_ds.data.prepare.corpus._COMMIT_SECONDS", 0.0)
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(200)))
+    settings = PrepareSettings(vocab_size=90, block_tokens=24, samples_per_member=4, members_per_shard=8)
+    units = []
+
+    def stop(progress: PrepareProgress) -> None:
+        units.append(progress.stage)
+        if units.count("writing shards") == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare([tmp_path], tmp_path / "out", settings, progress=stop)
+    assert list((tmp_path / "out" / "train").glob("*.tar"))
+    assert prepare([tmp_path], tmp_path / "out", settings).resumed
+    assert prepare([tmp_path], tmp_path / "out", settings).already_whole
+
+
+def test_progress_leaves_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal; of a command's text, no share is known."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(40)))
+    asked = ["--output", str(tmp_path / "out"), "--vocab-size", "90", "--processes", "1"]
+    assert prepare_data([*asked, "--input", f"pipe:cat {tmp_path}/a.txt"]) == 0
+    shown = capsys.readouterr().err
+    assert "0.0%" not in shown
+    assert "training the tokenizer ...\n\r" in shown
+    assert shown.endswith("MB/s\n")
 
 
 @pytest.fixture

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from janus_ds.cli.inspect import verify
-from janus_ds.config.locations import checked_name, join_location, location_key
+from janus_ds.config.locations import (
+    checked_name,
+    deepspeed_file,
+    join_location,
+    location_key,
+    recipe_file,
+)
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream import index
 from janus_ds.data.stream.index import Manifest
@@ -105,3 +111,14 @@ def test_the_key_of_a_command_tells_it_from_others_without_showing_it() -> None:
     assert keys[0] != keys[1]
     assert keys[0].startswith("pipe:cat ... {} ")
     assert "hush" not in "".join(keys)
+
+
+def test_a_folder_named_like_a_recipe_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as `data/` of `janus-ds prepare --output xsum`."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("xsum", "zero2"):
+        (tmp_path / name).mkdir()
+    assert recipe_file("xsum").name == "glge_xsum.yaml"
+    assert deepspeed_file("zero2").name == "zero2.json"
+    (tmp_path / "iwslt").write_text("name: mine")
+    assert recipe_file("iwslt") == Path("iwslt")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +20,11 @@ from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
-from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
+from janus_ds.errors import BusyError, CheckpointError, DataError, JanusError, UsageError
 from janus_ds.evaluate.distill import DistillRequest, distill
 from janus_ds.evaluate.evaluation import EvalRequest
 from janus_ds.evaluate.tasks import _GlgeSplit
+from janus_ds.io import folder_lock
 from janus_ds.metrics.glge import task_named
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_pairs import prepare_tiny, tiny_lines
@@ -120,6 +123,24 @@ def test_an_interrupted_run_goes_on(
     assert decoded == [8]
     assert not list(tmp_path.glob(".*"))
     assert files(tmp_path / "new") == files(tmp_path / "straight")
+
+
+def test_a_second_start_leaves_the_first_alone(data: Path, run: Path, tmp_path: Path) -> None:
+    work = tmp_path / ".new.distilling"
+    (work / "data").mkdir(parents=True)
+    heard, tell = os.pipe()
+    if (first := os.fork()) == 0:
+        with folder_lock(work, 0.0):
+            os.write(tell, b"x")
+            signal.pause()
+    try:
+        os.read(heard, 1)
+        with pytest.raises(BusyError, match="another process"):
+            go(data, run, tmp_path / "new")
+        assert (work / "data").is_dir()
+    finally:
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
 
 
 def test_sources_too_long_for_the_model_keep_their_target(data: Path, tmp_path: Path) -> None:

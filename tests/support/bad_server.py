@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 
 @dataclass
@@ -18,8 +19,8 @@ class BadServer:
 
     Attributes:
         address: http://127.0.0.1:PORT
-        plan: faults of a path, one for each request from the first on: "500", "stall", "cut" (half of what
-            was asked for), "flip" (one bit), "endless" (zeros without a length), "drip" (50 s of single
+        plan: faults of a path, one for each request from the first on: "403", "500", "stall", "cut" (half of
+            what was asked for), "flip" (one bit), "endless" (zeros without a length), "drip" (50 s of single
             bytes), "ok"; after them all is well.
         always: the fault of every request whose path ends so.
         asked: requests by path.
@@ -53,12 +54,12 @@ class BadServer:
 def _handler(state: BadServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            path = self.path.split("?")[0].lstrip("/")
+            path = unquote(self.path.split("?")[0].lstrip("/"))
             state.heard.append(dict(self.headers.items()))
             fault = state.fault(path)
             file = state.root / path
-            if fault == "500":
-                return self.send_error(500)
+            if fault in ("403", "500"):
+                return self.send_error(int(fault))
             if fault in ("endless", "drip"):
                 self.send_response(200)
                 self.end_headers()

@@ -54,6 +54,7 @@ def test_ranks_can_send_each_other_their_errors(error: JanusError) -> None:
         (130, "raise KeyboardInterrupt"),
         (7, "return 7"),
         (2, "open('x' * 300)"),
+        (2, "raise PermissionError(13, 'Permission denied', '/root/data')"),
         (0, "return None"),
     ],
 )

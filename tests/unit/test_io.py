@@ -66,6 +66,18 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     assert [str(p.relative_to(final)) for p in sorted(final.rglob("*"))] == ["part", "part/a"]
 
 
+def test_two_processes_do_not_make_the_same_folder(tmp_path: Path) -> None:
+    """The second one would take away what the first one has written, or write into it."""
+    with atomic_dir(tmp_path / "data") as building:
+        (building / "a").write_text("a")
+        if (other := os.fork()) == 0:
+            with suppress(BusyError), atomic_dir(tmp_path / "data"):
+                os._exit(1)
+            os._exit(0)
+        assert os.waitpid(other, 0)[1] == 0
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["data", "data/a"]
+
+
 def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
     final = tmp_path / "data"
     final.mkdir()

@@ -81,7 +81,7 @@ def prepare(
         BusyError: another process prepares the same.
     """
     settings.check()
-    reader = DocumentReader(list_inputs(inputs), settings.rule)
+    reader = DocumentReader(list_inputs(inputs, output), settings.rule)
     given = None if settings.trained_kind else load_tokenizer(Path(settings.tokenizer)).fingerprint
     files = [[file.name, file.size] for file in reader.files]
     request = {"settings": settings.to_json(), "inputs": files, "tokenizer": given}
@@ -361,7 +361,7 @@ def prepare_bundled_corpus(
     corpus = resources.files("janus_ds").joinpath(_CORPUS)
     make_folder(target.parent)
     with resources.as_file(corpus) as path, _turn(target):
-        if (target / MANIFEST_NAME).is_file():
+        if target.is_dir() and any(target.iterdir()):
             prepare([path], target, settings)  # checks that it holds just this
             return target
         building = target.with_name(f".{target.name}.building")

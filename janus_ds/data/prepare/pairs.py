@@ -26,6 +26,7 @@ from janus_ds.data.prepare.train_tokenizer import train_words, trained_tokenizer
 from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_manifest, ordered_map, portions
 from janus_ds.data.stream.index import Manifest, SplitTotals
 from janus_ds.data.stream.shards import ShardFormat, token_dtype
+from janus_ds.data.text.text_files import TextFile
 from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer, plain_ids, structural
 from janus_ds.errors import DataError
 from janus_ds.io import atomic_dir, atomic_file, disk_faults
@@ -65,7 +66,7 @@ def prepare_pairs(
         "settings": settings.to_json(),
         "inputs": {
             split: [
-                [path.name, path.stat().st_size, *(["/".join(side)] if side else [])]
+                [*_known_by(path), *(["/".join(side)] if side else [])]
                 for pair in pairs
                 for path, side in zip((pair.source, pair.target), pair.fields, strict=True)
             ]
@@ -104,7 +105,7 @@ def prepare_glge(
     files = find_files(folder)
     request = {
         "settings": {**asdict(settings), "tokenizer": tokenizer.fingerprint},
-        "inputs": {s: [[p.name, p.stat().st_size] for p in pair if p] for s, pair in files.items()},
+        "inputs": {s: [_known_by(p) for p in pair if p] for s, pair in files.items()},
     }
 
     def build(building: Path) -> Manifest:
@@ -121,6 +122,12 @@ def prepare_glge(
         return builder.finish(tokenizer, request, _GLGE_SIDES, lowercase=False)
 
     return _build_whole(output, request, build)
+
+
+def _known_by(path: Path) -> list[str | int]:
+    """What is remembered of an input file."""
+    file = TextFile(path)
+    return [file.name, file.size]
 
 
 def _build_whole(output: Path, request: dict[str, Any], build: Callable[[Path], Manifest]) -> PrepareReport:

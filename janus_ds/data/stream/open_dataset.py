@@ -101,8 +101,8 @@ class RemoteFolder:
             write_atomic(target, file.read(), unique=True)
 
     def fetch_any(self, choices: Sequence[Sequence[str]], folder: Path, most: int) -> None:
-        """Bring the first group of files that is there, under their last names, into `folder`;
-        none may have more than `most` bytes.
+        """Bring the first group of files that is there, under their last names, into `folder`, which keeps
+        none of the other groups; none may have more than `most` bytes.
 
         Raises:
             DataError: no group is there whole, after all tries.
@@ -114,6 +114,8 @@ class RemoteFolder:
                 try:
                     for name in names:
                         once.fetch_small(name, folder / Path(name).name, most)
+                    for other in {name for group in choices for name in group} - {*names}:
+                        (folder / Path(other).name).unlink(missing_ok=True)
                     return
                 except DataError as error:
                     problem = problem or error
@@ -138,8 +140,8 @@ class RemoteFolder:
         fix = (
             "publish the file again, or prepare the data again"
             if fault.damaged
-            else "look whether the address is right and the file there"
-            if fault.missing
+            else "look whether the address is right, and the file there for you to read"
+            if not fault.passing
             else "start the same command again when the other side is well; data.retries and "
             "data.stall_seconds say how long to wait"
         )

@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from janus_ds.config.locations import PIPE
 from janus_ds.errors import MissingDependencyError
@@ -42,7 +42,6 @@ class TransferError(Exception):
 
     Args:
         passing: another try may succeed.
-        missing: there is no such file.
         damaged: bytes came, but not the right ones.
 
     Attributes:
@@ -51,11 +50,9 @@ class TransferError(Exception):
 
     tries = 1
 
-    def __init__(
-        self, reason: str, *, passing: bool = True, missing: bool = False, damaged: bool = False
-    ) -> None:
+    def __init__(self, reason: str, *, passing: bool = True, damaged: bool = False) -> None:
         super().__init__(reason)
-        self.passing, self.missing, self.damaged = passing, missing, damaged
+        self.passing, self.damaged = passing, damaged
 
 
 @dataclass(frozen=True)
@@ -106,11 +103,15 @@ def transferred(
         MissingDependencyError: a package for this kind of address is not installed.
     """
     tries, most = 0, expected.most if expected.size is None else expected.size
+    version: tuple[int | None, str] | None = None
     while True:
         begun = at
         try:
             with _opened(location, at, patience.stall_seconds) as transfer:
                 total = transfer.total
+                version = version or (total, transfer.version)
+                if expected.sha256 is None and at and version != (total, transfer.version):
+                    raise TransferError("the file there has changed while it came", damaged=True)
                 if expected.size is not None and total not in (None, expected.size):
                     reason = f"the file there has {total:,} bytes, the index says {expected.size:,}"
                     raise TransferError(reason, damaged=True)
@@ -159,11 +160,13 @@ class _Transfer:
     Attributes:
         start: where its first byte belongs: what was asked for, or 0 where that is not possible.
         total: bytes of the whole file, where the other side says so.
+        version: what the other side calls this state of the file; "" where it does not.
         chunks: the bytes, never empty; raises TransferError.
     """
 
     start: int
     total: int | None
+    version: str
     chunks: Iterator[bytes]
 
 
@@ -181,7 +184,7 @@ def _pumped(items: Iterator[Any], stall_seconds: float) -> Iterator[_Transfer]:
     """A transfer read in a thread of its own: whatever blocks in it, the reader waits `stall_seconds` only.
 
     Args:
-        items: (start, total), then the chunks.
+        items: (start, total, version), then the chunks.
     """
     stop = threading.Event()
     arrived: Queue[Any] = Queue(2)
@@ -213,8 +216,7 @@ def _pumped(items: Iterator[Any], stall_seconds: float) -> Iterator[_Transfer]:
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        start, total = take()
-        yield _Transfer(start, total, iter(take, b""))
+        yield _Transfer(*take(), iter(take, b""))
     finally:
         stop.set()
 
@@ -225,7 +227,8 @@ def _http(address: str, start: int, stall_seconds: float) -> Iterator[Any]:
             resumed = response.status == 206
             length = response.headers.get("Content-Length") or ""
             total = int(length) + (start if resumed else 0) if _LENGTH.fullmatch(length) else None
-            yield (start if resumed else 0), total
+            version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+            yield (start if resumed else 0), total, version
             while chunk := response.read1(_CHUNK_BYTES):
                 yield chunk
     except urllib.error.HTTPError as error:
@@ -234,7 +237,6 @@ def _http(address: str, start: int, stall_seconds: float) -> Iterator[Any]:
             raise TransferError(
                 f"HTTP status {error.code}",
                 passing=error.code >= 500 or error.code in _PASSING_STATUS or shorter,
-                missing=error.code in (404, 410),
                 damaged=shorter,
             ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -250,7 +252,9 @@ def _http(address: str, start: int, stall_seconds: float) -> Iterator[Any]:
 def _request(address: str, start: int) -> urllib.request.Request:
     parts = urlsplit(address)
     user, at, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    # As browsers do: letters and spaces that no address may have are encoded, what is encoded stays.
+    path, query = (quote(part, safe="!#$%&'()*+,/:;=?@[]~") for part in (parts.path, parts.query))
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host, path=path, query=query)))
     if at:
         secret = base64.b64encode(unquote(user).encode()).decode()
         # Unredirected: another host must not get the password.
@@ -273,7 +277,7 @@ def _pipe(command: str, stall_seconds: float) -> Iterator[_Transfer]:
         start_new_session=True,
     )
     try:
-        yield _Transfer(0, None, _pipe_chunks(process, stall_seconds))
+        yield _Transfer(0, None, "", _pipe_chunks(process, stall_seconds))
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -303,12 +307,12 @@ def _fsspec(address: str, start: int) -> Iterator[Any]:
         system, path = url_to_fs(address)
         with system.open(path, "rb") as file:
             size = getattr(file, "size", None)
-            yield start, None if size is None else int(size)
+            yield start, None if size is None else int(size), ""
             file.seek(start)
             while chunk := file.read(_CHUNK_BYTES):
                 yield bytes(chunk)
     except FileNotFoundError:
-        raise TransferError("there is no such file", passing=False, missing=True) from None
+        raise TransferError("there is no such file", passing=False) from None
     except PermissionError:
         raise TransferError("access is refused", passing=False) from None
     except (ImportError, ValueError):

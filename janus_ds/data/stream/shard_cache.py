@@ -60,10 +60,11 @@ class ShardCache:
             download: brings it into a file that may hold its beginning already.
         """
         while True:
-            descriptor = self._open_whole(self._whole(sha256), size)
-            if descriptor is not None:
-                return descriptor
-            self._bring(sha256, size, download)
+            with disk_faults(self.folder):
+                descriptor = self._open_whole(self._whole(sha256), size)
+                if descriptor is not None:
+                    return descriptor
+                self._bring(sha256, size, download)
 
     def renew(self, sha256: str) -> bool:
         """Remove a shard whose bytes have changed here since they came; says whether it was so."""
@@ -108,7 +109,7 @@ class ShardCache:
         descriptor = self._reserve(whole, part, size)
         if descriptor is None:
             return
-        with disk_faults(part), os.fdopen(descriptor, "r+b") as file:
+        with os.fdopen(descriptor, "r+b") as file:
             download(file)
             # Under the lock: who opens it now waits until it is let go.
             part.rename(whole)

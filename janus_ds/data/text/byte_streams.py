@@ -96,7 +96,8 @@ def _zstd_pieces(raw: IO[bytes]) -> Generator[bytes, None, None]:
     frame: Any = None
     data = b""
     while data := data or raw.read(BUFFER_BYTES // 8):
-        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        # Windows as large as `zstd --long=31` writes them.
+        frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
         # In small pieces: four bytes can stand for 128 KiB, and each piece is expanded at once.
         piece, data = data[:_ZSTD_PIECE_BYTES], data[_ZSTD_PIECE_BYTES:]
         try:

@@ -6,7 +6,8 @@
 - json: an array of such objects or of strings, or objects that span several lines.
 - parquet: a column of strings.
 - tar: WebDataset's tars, with the text of a sample in KEY.txt, or in a field of KEY.json.
-- wiki: `<doc id=... title=...>`, the title again, the text, `</doc>`, as WikiExtractor writes.
+- wiki: `<doc id=... title=...>`, the title again, the text, `</doc>`, as WikiExtractor writes; what
+  it reads, a dump in XML, is refused.
 """
 
 from __future__ import annotations
@@ -74,14 +75,11 @@ class DocumentReader:
 
     def __init__(self, files: Sequence[Path | str], rule: DocumentRule) -> None:
         self.files = [TextFile(location) for location in files]
+        self.total_bytes = sum(file.size for file in self.files)
+        """Size of all input files on disk."""
         self._rule = rule
         self._done_bytes = 0
         self._current: TextFile | None = None
-
-    @property
-    def total_bytes(self) -> int:
-        """Size of all input files on disk."""
-        return sum(file.size for file in self.files)
 
     @property
     def bytes_read(self) -> int:
@@ -109,11 +107,12 @@ class DocumentReader:
         with file.opened() as stream:
             chosen = self._rule.format
             if chosen == "auto":
-                chosen = _guess_format(file.suffix, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
+                chosen = _guess_format(file, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
             yield from _READERS[chosen](file, stream, self._rule)
 
 
-def _guess_format(suffix: str, head: bytes) -> str:
+def _guess_format(file: TextFile, head: bytes) -> str:
+    suffix = file.suffix
     if suffix in (".tar", ".parquet") or head[257:262] == b"ustar" or head.startswith(b"PAR1"):
         return "parquet" if suffix == ".parquet" or head.startswith(b"PAR1") else "tar"
     if suffix in (".jsonl", ".ndjson"):
@@ -121,6 +120,9 @@ def _guess_format(suffix: str, head: bytes) -> str:
     text = head.decode("utf-8-sig", errors="ignore").lstrip()
     if text.startswith("<doc "):
         return "wiki"
+    if text.startswith("<mediawiki"):
+        fix = "give what WikiExtractor makes of it"
+        raise DataError("the input is a raw dump of a wiki, most of which is markup", file.where, fix)
     if not _JSON_BEGINS.match(text):
         # A .json file is JSON, or is told to be none.
         return "json" if suffix == ".json" else "text"
@@ -151,7 +153,7 @@ def records(file: TextFile, names: Collection[str]) -> Iterator[tuple[Any, str]]
         DataError: the file is damaged, or not of its format.
     """
     with file.opened() as stream:
-        form = _guess_format(file.suffix, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
+        form = _guess_format(file, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
         if form == "parquet":
             yield from _parquet_rows(file, lambda columns: [name for name in columns if name in names])
         else:
@@ -360,7 +362,9 @@ def _parquet_rows(
     try:
         schema = pq.read_schema(file.location)
         kinds = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
-        columns = choose({name: kind in (pa.string(), pa.large_string()) for name, kind in kinds.items()})
+        texts = {name: kind in (pa.string(), pa.large_string()) for name, kind in kinds.items()}
+        # Where there is none to choose, messages tell what is there.
+        columns = choose(texts) or list(kinds)
         options: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
         with pq.ParquetFile(file.location, **options) as table:
             number = 0

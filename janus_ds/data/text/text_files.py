@@ -62,15 +62,18 @@ _FOREIGN = {
 }
 
 
-def list_inputs(paths: Sequence[Path | str]) -> list[Path | str]:
+def list_inputs(paths: Sequence[Path | str], output: Path | None = None) -> list[Path | str]:
     """The files to read, in order: files as given, folders with all they hold, sorted by path.
 
     Linked folders are entered; what is hidden (`.name`) in a folder is not. Of a folder that holds Parquet
     files, as those of the Hugging Face hub, these alone are read. `{000..099}` and `{a,b}` are expanded.
     Addresses and `pipe:` commands stay text.
 
+    Args:
+        output: what is made of the files; a folder that it lies in is read without it.
+
     Raises:
-        DataError: a path does not exist, or a folder holds no file.
+        DataError: a path does not exist, or a folder holds no file or cannot be read.
     """
     files: list[Path | str] = []
     for given in paths:
@@ -82,7 +85,7 @@ def list_inputs(paths: Sequence[Path | str]) -> list[Path | str]:
             if os.path.isfile(path):  # unlike `Path.is_file`, also of a name that is too long for any file
                 files.append(path)
             elif os.path.isdir(path):
-                files.extend(_inside(path))
+                files.extend(_inside(path, output))
             else:
                 there = (
                     "is neither a file nor a folder"
@@ -111,9 +114,10 @@ def _expanded_braces(text: str) -> list[str]:
     return [text[: found.start()] + word + end for word in words for end in ends]
 
 
-def _inside(folder: Path) -> list[Path]:
+def _inside(folder: Path, output: Path | None) -> list[Path]:
     found: list[Path] = []
-    for here, folders, names in os.walk(folder, followlinks=True):
+    own = os.path.realpath(output) if output else None
+    for here, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         place = Path(here)
         above = {os.path.realpath(place), *map(str, Path(os.path.realpath(place)).parents)}
         # A link to a folder that it lies in would never end.
@@ -121,13 +125,19 @@ def _inside(folder: Path) -> list[Path]:
             name
             for name in folders
             if not name.startswith(".")
-            and not ((place / name).is_symlink() and os.path.realpath(place / name) in above)
+            and (real := os.path.realpath(place / name)) != own
+            and not ((place / name).is_symlink() and real in above)
         ]
         found += [place / name for name in names if not name.startswith(".") and (place / name).is_file()]
     parquet = [path for path in found if path.suffix.lower() == ".parquet"]
     if not found:
         raise DataError("the input folder is empty", str(folder), "give a folder or file with text")
     return sorted(parquet or found)
+
+
+def _refuse_folder(error: OSError) -> None:
+    fix = "change its permissions, or name the files to read"
+    raise DataError(f"the input folder cannot be read ({error.strerror})", str(error.filename), fix) from None
 
 
 class TextFile:
@@ -139,7 +149,8 @@ class TextFile:
 
     Attributes:
         where: the file as messages name it.
-        name: its name, as a preparation remembers it (`location_key` of what comes from afar).
+        name: its name, as a preparation remembers it (`location_key` of what comes from afar); bytes of it
+            that are not UTF-8 stand as `\\xe9`, since JSON cannot hold them.
         size: its bytes on disk; 0 for what comes from afar.
         changed: time of its last change in ns; 0 for what comes from afar.
         behind: how far reading has come, for messages.
@@ -151,7 +162,8 @@ class TextFile:
         self.size = self.changed = 0
         if isinstance(location, Path):
             state = location.stat()
-            self.name, self.size, self.changed = location.name, state.st_size, state.st_mtime_ns
+            self.name = os.fsencode(location.name).decode("utf-8", "backslashreplace")
+            self.size, self.changed = state.st_size, state.st_mtime_ns
             self._path = location.name
         else:
             self.name = location_key(location)

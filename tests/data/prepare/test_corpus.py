@@ -282,6 +282,9 @@ def test_the_bundled_corpus_is_built_once(tmp_path, monkeypatch):
     given = prepare_bundled_corpus(block_tokens=24, tokenizer=path / "tokenizer")
     assert given != path
     assert load_tokenizer(given / "tokenizer").fingerprint == load_tokenizer(path / "tokenizer").fingerprint
+    (path / "manifest.json").unlink()
+    with pytest.raises(DataError, match="not empty"):
+        prepare_bundled_corpus(block_tokens=24, vocab_size=90)
 
 
 def test_few_documents_give_a_validation_split_all_the_same(tmp_path):
@@ -294,5 +297,4 @@ def test_few_documents_give_a_validation_split_all_the_same(tmp_path):
     assert report.manifest.splits["valid"].samples == 1
     none = prepare([path], tmp_path / "b", dataclasses.replace(small, valid_share=0.0))
     assert list(none.manifest.splits) == ["train"]
-    total = report.manifest.splits["train"].samples + 1
-    assert none.manifest.splits["train"].samples == total
+    assert none.manifest.splits["train"].samples == report.manifest.splits["train"].samples + 1

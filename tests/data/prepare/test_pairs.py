@@ -230,3 +230,10 @@ def test_settings_that_cannot_be_meant_and_data_that_is_not_there(tmp_path):
         prepare_pairs(files, tmp_path / "data", SETTINGS)
     assert not (tmp_path / "data").exists()
     assert not list(tmp_path.glob(".data*"))
+
+
+def test_columns_that_are_there_are_told(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"german": ["Ein Hund."], "english": ["A dog."]}), path)
+    with pytest.raises(DataError, match="it has: english, german"):
+        list(pair_up([path], DE_EN, "--train")[0].read())

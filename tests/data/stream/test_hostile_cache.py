@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -12,10 +13,13 @@ import pytest
 
 from janus_ds.cli.decode_lines import line_windows
 from janus_ds.config.schema import DataConfig
+from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.shard_cache import ShardCache
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
-from janus_ds.errors import DataError
+from janus_ds.data.text.tokenizer import ByteLevelBPE
+from janus_ds.errors import DataError, ResourceError
+from tests.data.text.test_tokenizer import small_byte_level
 from tests.support.bad_server import serve
 from tests.support.hostile import bounded
 
@@ -70,6 +74,35 @@ def test_no_cached_file_of_another_user_is_trusted(
                 open_data(server.address, data)
             path.chmod(path.stat().st_mode & ~0o002)
         open_data(server.address, data).split("train")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock is another user's, for example."""
+    real = os.open
+
+    def refusing(path: str | Path, *flags: int) -> int:
+        if Path(path).name == "lock":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *flags)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(ResourceError, match="cannot be written") as caught:
+        ShardCache(tmp_path / "shards", 1000).open(SHA256, 10, no_download)
+    assert caught.value.where == str(tmp_path / "shards" / "lock")
+
+
+def test_data_published_again_with_another_kind_of_tokenizer(tiny: Path, tmp_path: Path) -> None:
+    """What lies in the cache of the one before does not hide it."""
+    data = replace(DataConfig(), cache_dir=str(tmp_path / "cache"), retries=0)
+    shutil.copytree(tiny, tmp_path / "web")
+    with serve(tmp_path / "web") as server:
+        open_data(server.address, data)
+        shutil.rmtree(tmp_path / "web" / "tokenizer")
+        tokenizer = ByteLevelBPE(*small_byte_level().values())
+        tokenizer.save(tmp_path / "web" / "tokenizer")
+        manifest = Manifest.load(tiny)
+        replace(manifest, tokenizer_fingerprint=tokenizer.fingerprint).save(tmp_path / "web")
+        assert open_data(server.address, data).tokenizer.fingerprint == tokenizer.fingerprint
 
 
 def test_files_of_newlines_are_read_in_bounded_memory(tmp_path: Path) -> None:

@@ -85,3 +85,13 @@ def test_a_slow_reader_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 100.0
     with pytest.raises(remote.TransferError, match="next to nothing came"):
         list(remote._steady(coming(6.0), 10.0))
+
+
+def test_a_refusal_does_not_ask_to_wait(tiny, tmp_path):
+    """As of an address whose signature has expired."""
+    with (
+        serve(tiny, always={".json": "403"}) as server,
+        pytest.raises(DataError, match="status 403") as caught,
+    ):
+        open_data(server.address, replace(DataConfig(), cache_dir=str(tmp_path / "cache")))
+    assert "for you to read" in caught.value.fix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -86,6 +87,22 @@ def test_webdataset_tars_from_everywhere(tmp_path: Path) -> None:
         assert read([tmp_path / "long.tar"]) == ["Text", "Text"]
     pattern = f"pipe:cat {tmp_path}/shard-{{000..001}}.tar*"
     assert read([pattern]) == read([f"{tmp_path}/shard-{{000.tar,001.tar.gz}}"]) == TEXTS
+
+
+def test_long_windows_of_zstd(tmp_path: Path) -> None:
+    """As `zstd --long=31` writes them: dumps of Reddit, for example."""
+    text = "A text of one line."
+    # No sum and no size; a window of 2^31 bytes; one block, the last one, of bytes as they are.
+    frame = b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3]) + (len(text) << 3 | 1).to_bytes(3, "little")
+    (tmp_path / "a.txt.zst").write_bytes(frame + text.encode())
+    assert read([tmp_path / "a.txt.zst"]) == [text]
+
+
+def test_a_raw_dump_of_a_wiki_is_not_taken_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "enwiki-latest-pages-articles.xml.bz2"
+    path.write_bytes(bz2.compress(b'<mediawiki xml:lang="en">\n <page>\n  <title>A</title>\n </page>\n'))
+    assert "WikiExtractor" in fails(path, "raw dump of a wiki").fix
+    assert len(read([path], format="text")) == 1
 
 
 def record(keyword: bytes, value: bytes) -> bytes:

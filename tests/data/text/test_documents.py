@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,26 @@ def test_text_comes_from_servers_and_commands(tmp_path):
         read(["pipe:echo Begun; exit 3"])
 
 
+def test_a_file_that_changes_while_it_comes_is_not_read_on(tmp_path, monkeypatch):
+    """The rest of the new version would follow the beginning of the old one."""
+    monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
+    write(tmp_path / "a.txt", (b"Old " * 1000 + b"\n") * 2500)
+    with serve(tmp_path, plan={"a.txt": ["cut"]}) as server:
+        reader = DocumentReader([f"{server.address}/a.txt"], DocumentRule(document="line"))
+        lines = reader.read()
+        assert next(lines)[0].startswith("Old")
+        write(tmp_path / "a.txt", (b"Newer " * 1000 + b"\n") * 2500)
+        with pytest.raises(DataError, match="has changed while it came"):
+            list(lines)
+
+
+def test_addresses_may_have_any_letters(tmp_path):
+    write(tmp_path / "Übung 1" / "ä.txt", "Text.")
+    with serve(tmp_path) as server:
+        for name in ("Übung 1/ä.txt", "%C3%9Cbung%201/ä.txt"):
+            assert read([f"{server.address}/{name}"]) == ["Text."]
+
+
 def test_a_command_may_be_silent_for_long(monkeypatch):
     waits = {}
 
@@ -201,6 +222,23 @@ def test_inputs_that_are_not_there(tmp_path):
         list_inputs([tmp_path])
     with pytest.raises(DataError, match="no input is given"):
         list_inputs([])
+
+
+def test_a_folder_inside_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Its text would be missing without a word."""
+    write(tmp_path / "in" / "a.txt", "Text.")
+    write(tmp_path / "in" / "locked" / "b.txt", "More.")
+    real = os.scandir
+
+    def refusing(place):
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return real(place)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    with pytest.raises(DataError, match="folder cannot be read") as caught:
+        list_inputs([tmp_path / "in"])
+    assert caught.value.where == str(tmp_path / "in" / "locked")
 
 
 def test_texts_without_an_end_are_bounded(tmp_path, monkeypatch):
