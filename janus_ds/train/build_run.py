@@ -38,7 +38,7 @@ from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe import note_end, write_run_record
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
-from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks
+from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks, wait_without_limit
 from janus_ds.train.engine import TrainingEngine, TrainingStep, compile_step
 from janus_ds.train.reporting import announce_end, announce_start
 from janus_ds.train.signals import StopSignals
@@ -144,6 +144,8 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
             changes = changed_execution(state, run.identity)
             how = f"; it was written with {'; '.join(changes)}" if changes else ""
             logger.info("resuming from step %d%s", state["step"], how)
+    if liveness is not None:
+        wait_without_limit()
     with Watchdog(topology, liveness, folder / "stacks", 60 * train.stall_minutes) as watchdog:
         trainer = Trainer(run, engine, checkpoints, state, signals, watchdog)
         on_first_rank(topology, lambda: _record(run, topology, trainer.step))
