@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from janus_ds.config.deepspeed_file import DeepSpeedFile
+from janus_ds.config.deepspeed_file import SUM_TYPES, DeepSpeedFile
 from janus_ds.config.fields import FaultList, shown
 from janus_ds.config.load import read_run_config
 from janus_ds.config.locations import public_location
@@ -52,7 +52,7 @@ class ExecutionConfig:
     def advice(self) -> str:
         """Says so where gradients of several micro-batches are added up in 16 bits; else empty."""
         summed = self.engine.get("data_types", {}).get("grad_accum_dtype", self.precision)
-        if self.accumulation == 1 or summed == "fp32":
+        if self.accumulation == 1 or summed in SUM_TYPES["fp32"]:
             return ""
         return (
             f"gradients of {self.accumulation} micro-batches are added up in {self.precision}, which loses "

@@ -114,7 +114,7 @@ _SWITCHES = (
 )
 """Keys of sections that may only be off, and why: with them, DeepSpeed or the first save would fail."""
 
-_SUM_TYPES = {
+SUM_TYPES = {
     "fp32": ("fp32", "float32", "float", "torch.float32"),
     "fp16": ("fp16", "float16", "half", "torch.float16"),
     "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
@@ -241,7 +241,7 @@ class DeepSpeedFile:
                 name = f"{section}.{key}"
                 self.refuse(name, f"{name} is {shown(value)}: {why}", "leave it out")
         summed = self.section("data_types").get("grad_accum_dtype")
-        if summed is not None and summed not in (*_SUM_TYPES["fp32"], *_SUM_TYPES[precision]):
+        if summed is not None and summed not in (*SUM_TYPES["fp32"], *SUM_TYPES[precision]):
             key = "data_types.grad_accum_dtype"
             what = f"{key} is {shown(summed)}, but gradients of a run in {precision} are added up in "
             types = " or ".join(dict.fromkeys(("fp32", precision)))

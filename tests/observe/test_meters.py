@@ -105,6 +105,23 @@ def test_cpu_has_memory_and_no_known_peak() -> None:
     assert memory_bytes(cpu) > 10**7
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA GB200", None),
+    ],
+)
+def test_a_peak_is_that_of_the_device_and_of_no_namesake(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert device_peak_flops(torch.device("cuda"), torch.bfloat16) == peak
+
+
 def written(folder: Path, end: int) -> None:
     writer = MetricsWriter(folder, 0)
     for step in range(1, end + 1):
