@@ -40,6 +40,7 @@ from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
 from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks, wait_without_limit
 from janus_ds.train.engine import TrainingEngine, TrainingStep, compile_step
+from janus_ds.train.memory import MemoryGuard
 from janus_ds.train.reporting import announce_end, announce_start
 from janus_ds.train.signals import StopSignals
 from janus_ds.train.state import Meters, Run, RunIdentity, changed_execution, read_resumable
@@ -137,10 +138,13 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
     if run.execution.advice and topology.is_main:
         logger.warning(run.execution.advice)
     announce_start(run, topology, state["step"])
-    engine = build_engine(run, topology, fresh=resumed is None)
-    if resumed is not None:
-        engine.restore(resumed, state["optimizer"], state["step"])
-        if topology.is_main:
+    with MemoryGuard(run.config, run.execution, topology).during("building the model", whole=True):
+        engine = build_engine(run, topology, fresh=resumed is None)
+        if resumed is not None:
+            engine.restore(resumed, state["optimizer"], state["step"])
+    if topology.is_main:
+        checkpoints.look_for_room(engine)
+        if resumed is not None:
             changes = changed_execution(state, run.identity)
             how = f"; it was written with {'; '.join(changes)}" if changes else ""
             logger.info("resuming from step %d%s", state["step"], how)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from janus_ds.batch import BatchCounts
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.errors import ResourceError
 from janus_ds.observe import MetricsWriter, read_metrics
 from janus_ds.train.reporting import StepMeter, device_peak_flops, memory_bytes, step_flops
 
@@ -61,6 +63,27 @@ def test_a_new_start_from_zero_removes_everything(tmp_path: Path) -> None:
         writer.close()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
     assert events(tmp_path / "tensorboard") == {"loss": [(1, 1.0)]}
+
+
+def test_a_full_disk_under_tensorboard_is_told_in_words_by_the_rank_that_writes(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    # What its thread leaves where a write has failed.
+    writer._events.event_writer._async_writer._worker.exception = OSError(
+        errno.ENOSPC, "No space left on device"
+    )
+    for act in (
+        lambda: writer.write(1, {"loss": 1.0}),
+        lambda: writer.write_text(1, "samples", "some text"),
+        writer.flush,
+    ):
+        with pytest.raises(ResourceError, match=r"cannot be written \(No space") as caught:
+            act()
+        assert caught.value.local
+    writer.close()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/tensorboard").write_text("no folder")
+    with pytest.raises(ResourceError, match=r"cannot be written \(File exists"):
+        MetricsWriter(tmp_path / "other", 0)
 
 
 def test_tokens_per_second_and_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
