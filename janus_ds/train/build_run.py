@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
@@ -31,7 +33,7 @@ from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, DataError, UsageError
-from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock, mapping
+from janus_ds.io import LOCK_FILE, check_writable, disk_faults, fingerprint_of, folder_lock, mapping
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
@@ -49,6 +51,8 @@ from janus_ds.train.watchdog import Watchdog
 
 _LOCK_SECONDS = 10.0
 """Time for an earlier start in the same folder to save and leave."""
+_SIGHT_SECONDS = 60.0
+"""Time in which other hosts see a new file, as NFS has it by default."""
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,7 @@ def run(
     )
     with ExitStack() as lock:
         on_first_rank(topology, lambda: _take(folder, lock))
+        raise_on_all_ranks(topology, lambda: _see(folder, topology.rank))
         return _continue(built, topology, signals, liveness)
 
 
@@ -116,6 +121,23 @@ def _take(folder: Path, lock: ExitStack) -> None:
     check_writable(folder)
     with disk_faults(folder):
         lock.enter_context(folder_lock(folder, _LOCK_SECONDS))
+
+
+def _see(folder: Path, rank: int) -> None:
+    """Look, at a start and not at the first resume, whether the folder that is taken is this rank's too.
+
+    Raises:
+        UsageError: it is on another host, or below another working folder.
+    """
+    end = time.monotonic() + _SIGHT_SECONDS
+    while not os.path.exists(folder / LOCK_FILE):
+        if time.monotonic() > end:
+            raise UsageError(
+                f"rank {rank} does not see the run folder of the first rank, and could resume no checkpoint",
+                f"{folder} on {socket.gethostname()}",
+                "give the whole path of an --output on a file system that all hosts share",
+            )
+        time.sleep(1.0)
 
 
 def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Liveness | None) -> Outcome:
