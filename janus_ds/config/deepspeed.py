@@ -164,7 +164,7 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
             "step when it is built, and losses drift from the right ones",
             "use stage 1 (the same on one rank), or fp32",
         )
-    file.check_supported(precision)
+    file.check_supported(stage, precision)
     file.check_guards()
     micro_batch, accumulation = file.batch(data_size)
     if not any(key.startswith("optim.") or key == "train.max_steps" for key in faults.spoilt):

@@ -226,14 +226,17 @@ class DeepSpeedFile:
             self.refuse("bf16.enabled, fp16.enabled", "bf16 and fp16 are both switched on", fix)
         return on[0] if on else "fp32"
 
-    def check_supported(self, precision: str) -> None:
+    def check_supported(self, stage: int, precision: str) -> None:
         """Refuse values that DeepSpeed's own models take, and its engine or this trainer cannot work with."""
         zero = self.section("zero_optimization")
-        for name in ("offload_optimizer", "offload_param"):
+        for name, least in (("offload_optimizer", 1), ("offload_param", 3)):
             device = (zero.get(name) or {}).get("device", "none")
+            key = f"zero_optimization.{name}.device"
             if device not in ("none", "cpu"):
-                key = f"zero_optimization.{name}.device"
                 self.refuse(key, f"{key} is {shown(device)}, which is not supported", "use cpu or none")
+            elif device == "cpu" and stage < least:
+                what = f"{key} is 'cpu', which DeepSpeed leaves out in ZeRO stage {stage}"
+                self.refuse(key, what, f"set zero_optimization.stage to {least}, or leave {name} out")
         for section, key, why in _SWITCHES:
             owner, _, inner = section.rpartition(".")
             value = (((self.section(owner) if owner else self.values).get(inner)) or {}).get(key)
