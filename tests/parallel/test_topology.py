@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _world
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError, UsageError
 from janus_ds.parallel.tensor_parallel import make_layers
@@ -86,7 +88,7 @@ def test_collectives_wait_as_long_as_the_watchdog_lets_them() -> None:
     try:
         dist.new_group([0])
         wait_without_limit()
-        groups = list(dist.distributed_c10d._world.pg_map)
+        groups: list[Any] = list(_world.pg_map)
         limits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
     finally:
         dist.destroy_process_group()
