@@ -27,6 +27,7 @@ MOST_VALUES = 1 << 22
 """In one piece of JSON among others."""
 _BYTES_A_VALUE = 16
 """Fewer bytes than values take in any file that this package reads, on average over the largest one."""
+LOCK_FILE = ".lock"
 _LOCK_POLL_SECONDS = 0.2
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
@@ -295,7 +296,7 @@ def folder_lock(folder: Path, patience: float) -> Iterator[None]:
         BusyError: another process is in the folder.
         OSError: the lock file cannot be opened.
     """
-    holder, path, deadline = "", folder / ".lock", time.monotonic() + patience
+    holder, path, deadline = "", folder / LOCK_FILE, time.monotonic() + patience
     while (file := _locked(path)) is None:
         if time.monotonic() > deadline:
             with suppress(OSError):

@@ -35,7 +35,7 @@ from janus_ds.config.load import to_dict
 from janus_ds.config.locations import public_location
 from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION, RunConfig
 from janus_ds.errors import ResourceError
-from janus_ds.io import read_json, write_atomic
+from janus_ds.io import disk_faults, read_json, write_atomic
 
 _HEADER = struct.Struct("<QI")
 """Length of a record, and the length's checksum."""
@@ -57,11 +57,12 @@ class MetricsWriter:
     def __init__(self, run: Path, step: int, monitor: str = "none") -> None:
         from torch.utils.tensorboard.writer import FileWriter
 
-        run.mkdir(parents=True, exist_ok=True)
-        truncate_metrics(run / "metrics.jsonl", step)
-        truncate_events(run / "tensorboard", step)
-        self._lines = (run / "metrics.jsonl").open("a", encoding="utf-8")
-        self._events = FileWriter(str(run / "tensorboard"), flush_secs=5)
+        with disk_faults(run):
+            run.mkdir(parents=True, exist_ok=True)
+            truncate_metrics(run / "metrics.jsonl", step)
+            truncate_events(run / "tensorboard", step)
+            self._lines = (run / "metrics.jsonl").open("a", encoding="utf-8")
+            self._events = FileWriter(str(run / "tensorboard"), flush_secs=5)
         self._monitor = _Wandb(run, step) if monitor == "wandb" else None
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -69,12 +70,12 @@ class MetricsWriter:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         clean = {key: _finite(value) for key, value in values.items()}
+        numbers = {k: v for k, v in clean.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        scalars = [Summary.Value(tag=key, simple_value=float(value)) for key, value in numbers.items()]
         with _disk_errors(self._lines.name):
             self._lines.write(json.dumps({"step": step, **clean}) + "\n")
             self._lines.flush()
-        numbers = {k: v for k, v in clean.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        scalars = [Summary.Value(tag=key, simple_value=float(value)) for key, value in numbers.items()]
-        self._events.add_summary(Summary(value=scalars), global_step=step)
+            self._events.add_summary(Summary(value=scalars), global_step=step)
         if self._monitor:
             self._monitor.write(step, numbers)
 
@@ -83,7 +84,8 @@ class MetricsWriter:
         from torch.utils.tensorboard.summary import text as text_summary
 
         summary = text_summary(tag, text)  # type: ignore[no-untyped-call]
-        self._events.add_summary(summary, global_step=step)
+        with _disk_errors(self._lines.name):
+            self._events.add_summary(summary, global_step=step)
 
     def flush(self) -> None:
         """Bring everything to the files. Called before a checkpoint, which must not know more than they."""
@@ -163,12 +165,14 @@ def _disk_errors(place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResourceError(
+        fault = ResourceError(
             f"the run's figures cannot be written ({error.strerror or error})",
             place,
             "free disk space or mend the permissions, and start the same command again: "
             "it resumes from the last whole checkpoint",
-        ) from error
+        )
+        fault.local = True  # type: ignore[misc]
+        raise fault from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -92,10 +92,10 @@ class CheckpointManager:
                 are as they were.
         """
         self._settle()
-        needed = snapshot_bytes(engine.parameters) + _SLACK_BYTES
-        fault = self._topology.broadcast_object(self._prepare(needed) if self._topology.is_main else None)
+        main, parameters = self._topology.is_main, engine.parameters
+        fault = self._topology.broadcast_object(self._prepare(parameters) if main else None)
         if fault is not None:
-            if self._topology.is_main:
+            if main:
                 self._warn(step, fault)
             self._judge(fault)
             return False
@@ -105,6 +105,17 @@ class CheckpointManager:
             self._future = self._executor.submit(self._write, step, snapshot, whole)
         self._writing = True
         return True
+
+    def look_for_room(self, engine: Saveable) -> None:
+        """Say at a start, not only at the first save, that the disk has no room for one; for rank 0."""
+        fault = self._prepare(engine.parameters)
+        if fault is not None:
+            logger.warning(
+                "there is no room for a checkpoint: %s\n  where: %s\n"
+                "  to do: free disk space before the first save, or start with another --output",
+                fault,
+                self._root,
+            )
 
     def finish(self) -> None:
         """Wait for the save that is being written; all ranks together, before a run is left.
@@ -163,8 +174,9 @@ class CheckpointManager:
         if fault is not None and self._failed >= self._train.max_failed_saves:
             raise self._error(fault)
 
-    def _prepare(self, needed: int) -> str | None:
-        """Make room for a save of `needed` bytes; why that cannot be, or None."""
+    def _prepare(self, parameters: int) -> str | None:
+        """Make room for a save of so many parameters; why that cannot be, or None."""
+        needed = snapshot_bytes(parameters) + _SLACK_BYTES
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._clean()
@@ -186,14 +198,24 @@ class CheckpointManager:
             # There is a checkpoint of this step where the run went back behind a damaged one and has come
             # here again, or where a validation that was interrupted at its save has been done.
             publish(working, final, final.with_name(f"{_REPLACED}{final.name}"))
-            self._prune()
+            self._prune(step)
         except Exception as error:
             self._clean()
             self._warn(step, str(error))
             raise
 
-    def _prune(self) -> None:
-        for folder in step_folders(self._root)[: -self._train.keep_last]:
+    def _prune(self, step: int) -> None:
+        """Make room after the save of `step`.
+
+        First go the damaged ones of later steps, behind which the run went back, and those of stops between
+        two saves: an unbroken run has none of them, and the last checkpoints are averaged.
+        """
+
+        def worth(folder: Path) -> tuple[bool, bool, int]:
+            number = step_of(folder) or 0
+            return number == step, number < step and not number % self._train.save_every, number
+
+        for folder in sorted(step_folders(self._root), key=worth)[: -self._train.keep_last]:
             if not self._train.keep_every or (step_of(folder) or 0) % self._train.keep_every:
                 doomed = self._root / f"{_REMOVING}{folder.name}"
                 folder.rename(doomed)

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from janus_ds.config.deepspeed_file import DeepSpeedFile
+from janus_ds.config.deepspeed_file import SUM_TYPES, DeepSpeedFile
 from janus_ds.config.fields import FaultList, shown
 from janus_ds.config.load import read_run_config
 from janus_ds.config.locations import public_location
@@ -52,7 +52,7 @@ class ExecutionConfig:
     def advice(self) -> str:
         """Says so where gradients of several micro-batches are added up in 16 bits; else empty."""
         summed = self.engine.get("data_types", {}).get("grad_accum_dtype", self.precision)
-        if self.accumulation == 1 or summed == "fp32":
+        if self.accumulation == 1 or summed in SUM_TYPES["fp32"]:
             return ""
         return (
             f"gradients of {self.accumulation} micro-batches are added up in {self.precision}, which loses "
@@ -164,7 +164,7 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
             "step when it is built, and losses drift from the right ones",
             "use stage 1 (the same on one rank), or fp32",
         )
-    file.check_supported(precision)
+    file.check_supported(stage, precision)
     file.check_guards()
     micro_batch, accumulation = file.batch(data_size)
     if not any(key.startswith("optim.") or key == "train.max_steps" for key in faults.spoilt):

@@ -114,7 +114,7 @@ _SWITCHES = (
 )
 """Keys of sections that may only be off, and why: with them, DeepSpeed or the first save would fail."""
 
-_SUM_TYPES = {
+SUM_TYPES = {
     "fp32": ("fp32", "float32", "float", "torch.float32"),
     "fp16": ("fp16", "float16", "half", "torch.float16"),
     "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
@@ -226,14 +226,17 @@ class DeepSpeedFile:
             self.refuse("bf16.enabled, fp16.enabled", "bf16 and fp16 are both switched on", fix)
         return on[0] if on else "fp32"
 
-    def check_supported(self, precision: str) -> None:
+    def check_supported(self, stage: int, precision: str) -> None:
         """Refuse values that DeepSpeed's own models take, and its engine or this trainer cannot work with."""
         zero = self.section("zero_optimization")
-        for name in ("offload_optimizer", "offload_param"):
+        for name, least in (("offload_optimizer", 1), ("offload_param", 3)):
             device = (zero.get(name) or {}).get("device", "none")
+            key = f"zero_optimization.{name}.device"
             if device not in ("none", "cpu"):
-                key = f"zero_optimization.{name}.device"
                 self.refuse(key, f"{key} is {shown(device)}, which is not supported", "use cpu or none")
+            elif device == "cpu" and stage < least:
+                what = f"{key} is 'cpu', which DeepSpeed leaves out in ZeRO stage {stage}"
+                self.refuse(key, what, f"set zero_optimization.stage to {least}, or leave {name} out")
         for section, key, why in _SWITCHES:
             owner, _, inner = section.rpartition(".")
             value = (((self.section(owner) if owner else self.values).get(inner)) or {}).get(key)
@@ -241,7 +244,7 @@ class DeepSpeedFile:
                 name = f"{section}.{key}"
                 self.refuse(name, f"{name} is {shown(value)}: {why}", "leave it out")
         summed = self.section("data_types").get("grad_accum_dtype")
-        if summed is not None and summed not in (*_SUM_TYPES["fp32"], *_SUM_TYPES[precision]):
+        if summed is not None and summed not in (*SUM_TYPES["fp32"], *SUM_TYPES[precision]):
             key = "data_types.grad_accum_dtype"
             what = f"{key} is {shown(summed)}, but gradients of a run in {precision} are added up in "
             types = " or ".join(dict.fromkeys(("fp32", precision)))

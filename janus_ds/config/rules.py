@@ -52,14 +52,16 @@ def check_run(run: RunConfig, where: Where, faults: FaultList) -> None:
 def without_effect(run: RunConfig) -> Iterator[tuple[str, str]]:
     """Keys that nothing reads in this run, and why."""
     data, masking, train, scored = run.data, run.masking, run.train, run.train.valid_bleu
-    pair, tokens = data.task == "pair", data.batch == "tokens"
+    pair, tokens, objective = data.task == "pair", data.batch == "tokens", run.objective
+    ramps = (objective.ramp_kl_steps, objective.ramp_nar_steps, objective.ramp_aux_steps)
     cases = (
         (tokens, "train.global_batch", "data.batch is tokens, and train.batch_tokens counts"),
         (not tokens, "train.batch_tokens train.batch_groups", "data.batch is samples"),
         (pair, "masking.source_share masking.rotate_share", "data.task is pair"),
         (masking.target == "uniform", "masking.target_share", "masking.target is uniform"),
         (pair and masking.target == "uniform", "masking.poisson", "masking.target is uniform"),
-        ("aux" not in run.objective.streams, "masking.aux_order", "AUX is not trained"),
+        ("aux" not in objective.streams, "masking.aux_order", "AUX is not trained"),
+        (not any(ramps), "objective.ramp_start", "no ramp has steps (objective.ramp_kl_steps and so on)"),
         (scored == "none", "train.valid_task train.valid_bleu_samples", "train.valid_bleu is none"),
         ("nar" not in scored, "train.valid_bleu_iterations", f"train.valid_bleu is {scored}"),
         (train.spike_action == "off", "train.spike_factor train.spike_window", "train.spike_action is off"),

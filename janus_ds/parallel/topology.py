@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistNetworkError
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, MissingDependencyError, UsageError
 from janus_ds.parallel import tensor_parallel as tp
@@ -190,6 +191,16 @@ def on_first_rank(topology: Topology, action: Callable[[], Anything]) -> Anythin
     return topology.broadcast_object(found)  # type: ignore[return-value]
 
 
+def wait_without_limit() -> None:
+    """Let the collectives of all groups that there are wait as long as the watchdog lets them.
+
+    At the limits of DeepSpeed and torch, 10 or 30 minutes, waiting ranks would end with a stack trace,
+    whatever `train.stall_minutes` says, and before the rank that they wait for is named.
+    """
+    for group in list(_world.pg_map):
+        _set_pg_timeout(_NO_LIMIT, group)
+
+
 def close_topology() -> None:
     """End torch.distributed, where it runs; without it, NCCL warns at exit."""
     if dist.is_initialized():
@@ -234,8 +245,15 @@ def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def _pick_device(local_rank: int) -> torch.device:
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count > 1:
+        what = f"there are {count} GPUs here, and more ranks than that"
+        fix = "start one rank a GPU, or set DS_ACCELERATOR=cpu to train on CPUs"
+        error = UsageError(what, f"LOCAL_RANK {local_rank}, CUDA_VISIBLE_DEVICES", fix)
+        error.local = True  # type: ignore[misc]
+        raise error
     # Slurm can show each task its own GPU alone (--gpus-per-task): the first one for all of them.
-    device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
+    device = torch.device("cuda", local_rank if count > 1 else 0)
     torch.cuda.set_device(device)
     return device
 
@@ -290,6 +308,7 @@ def _describe(device: torch.device, tensor_size: int) -> Topology:
     )
 
 
+_NO_LIMIT = timedelta(days=365)
 _LIMIT_SECONDS = 600.0
 _GRACE_SECONDS = 2.0
 """Time for ranks to meet that were asked to stop, and then agree to do so together."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
@@ -31,15 +33,16 @@ from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, DataError, UsageError
-from janus_ds.io import check_writable, disk_faults, fingerprint_of, folder_lock, mapping
+from janus_ds.io import LOCK_FILE, check_writable, disk_faults, fingerprint_of, folder_lock, mapping
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
 from janus_ds.observe import note_end, write_run_record
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
-from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks
+from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks, wait_without_limit
 from janus_ds.train.engine import TrainingEngine, TrainingStep, compile_step
+from janus_ds.train.memory import MemoryGuard
 from janus_ds.train.reporting import announce_end, announce_start
 from janus_ds.train.signals import StopSignals
 from janus_ds.train.state import Meters, Run, RunIdentity, changed_execution, read_resumable
@@ -48,6 +51,8 @@ from janus_ds.train.watchdog import Watchdog
 
 _LOCK_SECONDS = 10.0
 """Time for an earlier start in the same folder to save and leave."""
+_SIGHT_SECONDS = 60.0
+"""Time in which other hosts see a new file, as NFS has it by default."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +81,7 @@ def run(
     )
     with ExitStack() as lock:
         on_first_rank(topology, lambda: _take(folder, lock))
+        raise_on_all_ranks(topology, lambda: _see(folder, topology.rank))
         return _continue(built, topology, signals, liveness)
 
 
@@ -117,6 +123,23 @@ def _take(folder: Path, lock: ExitStack) -> None:
         lock.enter_context(folder_lock(folder, _LOCK_SECONDS))
 
 
+def _see(folder: Path, rank: int) -> None:
+    """Look, at a start and not at the first resume, whether the folder that is taken is this rank's too.
+
+    Raises:
+        UsageError: it is on another host, or below another working folder.
+    """
+    end = time.monotonic() + _SIGHT_SECONDS
+    while not os.path.exists(folder / LOCK_FILE):
+        if time.monotonic() > end:
+            raise UsageError(
+                f"rank {rank} does not see the run folder of the first rank, and could resume no checkpoint",
+                f"{folder} on {socket.gethostname()}",
+                "give the whole path of an --output on a file system that all hosts share",
+            )
+        time.sleep(1.0)
+
+
 def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Liveness | None) -> Outcome:
     """Find the checkpoint to go on from, build the engine, and train."""
     folder, train = run.folder, run.config.train
@@ -137,13 +160,18 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
     if run.execution.advice and topology.is_main:
         logger.warning(run.execution.advice)
     announce_start(run, topology, state["step"])
-    engine = build_engine(run, topology, fresh=resumed is None)
-    if resumed is not None:
-        engine.restore(resumed, state["optimizer"], state["step"])
-        if topology.is_main:
+    with MemoryGuard(run.config, run.execution, topology).during("building the model", whole=True):
+        engine = build_engine(run, topology, fresh=resumed is None)
+        if resumed is not None:
+            engine.restore(resumed, state["optimizer"], state["step"])
+    if topology.is_main:
+        checkpoints.look_for_room(engine)
+        if resumed is not None:
             changes = changed_execution(state, run.identity)
             how = f"; it was written with {'; '.join(changes)}" if changes else ""
             logger.info("resuming from step %d%s", state["step"], how)
+    if liveness is not None:
+        wait_without_limit()
     with Watchdog(topology, liveness, folder / "stacks", 60 * train.stall_minutes) as watchdog:
         trainer = Trainer(run, engine, checkpoints, state, signals, watchdog)
         on_first_rank(topology, lambda: _record(run, topology, trainer.step))

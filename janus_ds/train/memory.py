@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psutil
 import torch
@@ -40,11 +40,14 @@ class MemoryGuard:
         self._topology = topology
 
     @contextlib.contextmanager
-    def during(self, words: str, batch: TwoStreamBatch | None = None) -> Iterator[None]:
+    def during(
+        self, words: str, batch: TwoStreamBatch | None = None, *, whole: bool = False
+    ) -> Iterator[None]:
         """Some work that may run out of memory.
 
         Args:
             words: the work, such as "in the forward pass of step 40, micro-batch 2".
+            whole: it is about the whole model, and takes the same memory for any micro-batch.
 
         Raises:
             OutOfMemoryError: it did; on this rank alone.
@@ -54,17 +57,21 @@ class MemoryGuard:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise self._error(words, batch, error) from error
+            ways = remedies(self._config, self._execution)
+            raise self._error(words, batch, error, ways[1:2] if whole else ways) from error
 
-    def _error(self, words: str, batch: TwoStreamBatch | None, error: Exception) -> OutOfMemoryError:
+    def _error(
+        self, words: str, batch: TwoStreamBatch | None, error: Exception, ways: Sequence[str]
+    ) -> OutOfMemoryError:
         shapes = "" if batch is None else f"; {_shapes(batch)}"
         first = (str(error).splitlines() or ["MemoryError"])[0][:200]
         held = _held(self._topology.device)
-        ways = "; ".join(f"({i}) {way}" for i, way in enumerate(remedies(self._config, self._execution), 1))
+        several = "; ".join(f"({i}) {way}" for i, way in enumerate(ways, 1))
         return OutOfMemoryError(
             f"out of memory: {first}",
             f"rank {self._topology.rank}, {words}{shapes}; {held}",
-            f"any of: {ways}. The same command resumes from the last checkpoint",
+            f"{ways[0] if len(ways) == 1 else f'any of: {several}'}. The same command resumes from the last "
+            "checkpoint",
         )
 
 

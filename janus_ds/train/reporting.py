@@ -7,6 +7,7 @@ JANUS adds (queries, compensation) are work, not tokens, so the figure compares 
 from __future__ import annotations
 
 import math
+import re
 import resource
 import shlex
 import sys
@@ -24,7 +25,7 @@ from janus_ds.config.modes import trained_modes
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.model.weights import parameter_shapes
 from janus_ds.observe import MetricsWriter
-from janus_ds.parallel.topology import Topology
+from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 from janus_ds.progress import Progress, duration
 from janus_ds.train.engine import TrainingEngine, Update
 from janus_ds.train.guards import Decision, Verdict
@@ -54,8 +55,10 @@ class Reporter:
         # The line of a step whose validation was interrupted is still to be written.
         written = step if meters.unvalidated is None else step - 1
         monitor, main = config.train.monitor, engine.topology.is_main
-        self._writer = MetricsWriter(run.folder, written, monitor) if main else None
-        self._bar = ProgressBar(step, config.train.max_steps, engine.topology.is_main)
+        self._writer = raise_on_all_ranks(
+            engine.topology, lambda: MetricsWriter(run.folder, written, monitor) if main else None
+        )
+        self._bar = ProgressBar(step, config.train.max_steps, main)
 
     def finish_step(
         self,
@@ -332,7 +335,7 @@ def device_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     for known, (half, full) in _PEAK_TFLOPS.items():
-        if known in name:
+        if re.search(rf"\b{known}\b", name):
             return 1e12 * (full if dtype == torch.float32 else half)
     return None
 

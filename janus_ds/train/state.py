@@ -48,7 +48,7 @@ class Meters:
     best_step: int = 0
     """When that was; 0: there has been none."""
     best_scores: dict[str, float] = field(default_factory=dict)
-    """Best score of each mode of train.valid_bleu."""
+    """Best score of each mode of train.valid_bleu, under what it is of (`measure_of`)."""
     stale_validations: int = 0
     """Validations in a row without a better figure or score."""
     measure: str = ""
@@ -65,7 +65,7 @@ class Meters:
 
         Figures of different measures cannot be compared: there is no best one then.
         """
-        measure = measure_of(train)
+        measure = measure_of(train, train.keep_best)
         now = replace(self, measure=measure or self.measure)
         if measure and self.measure not in ("", measure):
             new = Meters()
@@ -74,9 +74,8 @@ class Meters:
         return replace(now, finished=patience_is_over(now, train))
 
 
-def measure_of(train: TrainConfig) -> str:
-    """In words, what `train.keep_best` goes by; empty where it goes by nothing."""
-    kind = train.keep_best
+def measure_of(train: TrainConfig, kind: str) -> str:
+    """In words, what a figure of `kind` is of: a value of `train.keep_best`; empty for none."""
     if kind in ("none", "loss"):
         return "" if kind == "none" else f"loss of {train.valid_samples} samples"
     passes = f", {train.valid_bleu_iterations} iterations" * (kind == "nar")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from enum import Enum
 from typing import Any
 
@@ -227,7 +227,8 @@ class Trainer:
         scores = self._score()
         if scores is None:
             return None
-        self._best.judge(step, losses, scores, self._engine.full_weights)
+        with self._memory.during(f"keeping the best weights after step {step}", whole=True):
+            self._best.judge(step, losses, scores, self._engine.full_weights)
         metric = VALIDATION_METRICS[self._train.valid_task]
         if scores:
             text = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
@@ -246,25 +247,31 @@ class Trainer:
         """Validation scores by mode, equal on all ranks; empty where none are asked for, None if stopped."""
         if not self._outputs.modes:
             return {}
-        self._watchdog.enter(f"scoring outputs after step {self.step}", slow=True)
-        weights = self._engine.full_weights()
 
         def stop() -> bool:
             self._watchdog.touch()
             return self._signals.asked()
 
-        return self._topology.broadcast_object(
-            self._outputs.score(weights, stop) if weights is not None else None
-        )
+        with self._whole(f"scoring outputs after step {self.step}"):
+            weights = self._engine.full_weights()
+            scores = self._outputs.score(weights, stop) if weights is not None else None
+        return self._topology.broadcast_object(scores)
 
     def _sample(self) -> None:
         every = self._train.sample_every
         if not (self._due(every) if every else self._validates):
             return
-        self._watchdog.enter(f"decoding samples after step {self.step}", slow=True)
-        weights = self._engine.full_weights()
-        if weights is not None:
-            self._reporter.write_text(self.step, "samples", self._outputs.samples(weights))
+        with self._whole(f"decoding samples after step {self.step}"):
+            weights = self._engine.full_weights()
+            if weights is not None:
+                self._reporter.write_text(self.step, "samples", self._outputs.samples(weights))
+
+    @contextmanager
+    def _whole(self, words: str, probe: Callable[[], object] | None = None) -> Iterator[None]:
+        """Slow work on the whole model; known to the watchdog, and to the error if memory runs out."""
+        self._watchdog.enter(words, slow=True, probe=probe)
+        with self._memory.during(words, whole=True):
+            yield
 
     def _due(self, every: int) -> bool:
         """Whether something that is done `every` so many steps is to be done now; 0: never."""
@@ -283,26 +290,26 @@ class Trainer:
     def _finish(self) -> None:
         """Write the last checkpoint, and wait for it."""
         self._save()
-        self._enter_saving()
-        self._checkpoints.finish()
+        with self._saving():
+            self._checkpoints.finish()
 
     def _save(self) -> None:
         if self.step == self._saved:
             return
-        self._enter_saving()
-        self._reporter.flush()
-        state = self._run.identity.state(self.step, self.meters)
-        if self._checkpoints.save(self.step, self._engine, state):
-            self._saved = self.step
+        with self._saving():
+            self._reporter.flush()
+            state = self._run.identity.state(self.step, self.meters)
+            if self._checkpoints.save(self.step, self._engine, state):
+                self._saved = self.step
 
-    def _enter_saving(self) -> None:
+    def _saving(self) -> AbstractContextManager[None]:
         def written() -> int:
             """Bytes of the checkpoint that is being written; they grow while that goes on."""
             files = (self._run.folder / "checkpoints").glob(".saving-*/*")
             return sum(path.stat().st_size for path in files)
 
         probe = written if self._topology.is_main else None
-        self._watchdog.enter(f"saving after step {self.step}", slow=True, probe=probe)
+        return self._whole(f"saving after step {self.step}", probe)
 
 
 def learning_rate(config: OptimConfig, max_steps: int, step: int) -> float:

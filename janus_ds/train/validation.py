@@ -29,7 +29,7 @@ from janus_ds.objective.janus_objective import LossReport
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine
-from janus_ds.train.state import Meters, patience_is_over
+from janus_ds.train.state import Meters, measure_of, patience_is_over
 
 
 class Validator:
@@ -251,7 +251,8 @@ class BestWeights:
         else:
             return
         name = f"valid_{VALIDATION_METRICS[self._train.valid_task].name}"
-        risen = {mode: score for mode, score in scores.items() if score > meters.best_scores.get(mode, -1.0)}
+        measured = {measure_of(self._train, mode): score for mode, score in scores.items()}
+        risen = {of: score for of, score in measured.items() if score > meters.best_scores.get(of, -1.0)}
         meters.best_scores |= risen
         if not better:
             meters.stale_validations = 0 if risen else meters.stale_validations + 1

@@ -161,6 +161,8 @@ def test_several_failed_saves_in_a_row_end_the_run(tmp_path: Path, monkeypatch: 
 def test_a_save_without_room_is_not_begun(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     manager = saved(tmp_path, [1])
     huge = Engine(parameters=10**15)
+    manager.look_for_room(huge)
+    assert "there is no room for a checkpoint: it needs 12,000,000,001.0 MB" in caplog.text
     assert not manager.save(2, huge, {})
     assert "it needs 12,000,000,001.0 MB, the disk has" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

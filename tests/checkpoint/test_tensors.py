@@ -13,17 +13,21 @@ import torch
 from safetensors.torch import load_file
 
 from janus_ds.checkpoint import tensors as tensor_file
-from janus_ds.checkpoint.manifest import WEIGHTS_FILE, step_folders, write_manifest
+from janus_ds.checkpoint.manager import CheckpointManager
+from janus_ds.checkpoint.manifest import WEIGHTS_FILE, step_folders, step_of, write_manifest
 from janus_ds.checkpoint.tensors import (
     MOMENTS,
     OPTIMIZER_FILE,
     Snapshot,
     find_weights,
+    last_checkpoints,
     open_saved,
     snapshot_bytes,
     write_tensors,
 )
+from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import CheckpointError
+from tests.checkpoint.test_manifest import ALONE, Engine
 
 TENSORS = {
     "a.weight": torch.arange(12.0).view(3, 4),
@@ -99,6 +103,24 @@ def test_first_weights_are_taken_whole_or_not_at_all(tmp_path: Path) -> None:
     (step / WEIGHTS_FILE).write_bytes(content)
     with pytest.raises(CheckpointError, match="another checksum"):
         find_weights(tmp_path)
+
+
+def test_averages_of_a_run_that_was_stopped_are_those_of_one_that_was_not(tmp_path: Path) -> None:
+    """Stopped at 25 and 27, later gone back from a damaged 50 to 40, stopped at 45."""
+
+    def kept() -> list[int]:
+        return [step_of(path.parent) or 0 for path in last_checkpoints(tmp_path, 3)]
+
+    train = TrainConfig(keep_last=3, save_every=10)
+    manager = CheckpointManager(tmp_path / "checkpoints", train, ALONE)
+    for step, names in ((10, None), (20, None), (25, [10, 20, 25]), (27, [10, 20, 27]), (30, [10, 20, 30])):
+        assert manager.save(step, Engine(), {})
+        manager.finish()
+        assert names is None or kept() == names
+    for step in (40, 50, 45):
+        manager.save(step, Engine(), {})
+        manager.finish()
+    assert kept() == [30, 40, 45]
 
 
 def test_a_folder_that_cannot_be_read_is_not_an_empty_one(

@@ -96,6 +96,11 @@ def test_auto_keeps_a_micro_batch_to_so_many_tokens(tmp_path: Path) -> None:
         ({"wandb": {"enabled": True}}, "RUN/metrics.jsonl"),
         ({"comet": {"enabled": "false"}}, "RUN/metrics.jsonl"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}, "reduce_bucket_size is 0"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "leaves out in ZeRO stage 0"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "set zero_optimization.stage to 3",
+        ),
         ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "would go into the weights unseen"),
         ({"bf16": {"enabled": True, "check_grad_overflow": False}}, "would go into the weights unseen"),
         ({"fp16": {"enabled": False, "loss_scale": -1}}, "loss_scale must be >= 0"),

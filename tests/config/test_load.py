@@ -166,9 +166,12 @@ def test_an_override_that_nothing_reads_is_noted() -> None:
     (pairs,) = (path for path in RECIPES if path.stem == "nmt_iwslt")
     read_run_config(pairs, ["train.global_batch=64", "train.batch_groups=4"], faults)
     read_run_config(None, ["train.global_batch=64", "train.batch_groups=4", "objective.preset=ar"], faults)
+    read_run_config(None, ["objective.ramp_start=9", "objective.ramp_kl_steps=5"], faults)
+    read_run_config(None, ["objective.ramp_start=9"], faults)
     assert faults.notes == [
         "train.global_batch has no effect: data.batch is tokens, and train.batch_tokens counts",
         "train.batch_groups has no effect: data.batch is samples",
+        "objective.ramp_start has no effect: no ramp has steps (objective.ramp_kl_steps and so on)",
     ]
 
 

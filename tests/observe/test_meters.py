@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from janus_ds.batch import BatchCounts
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig, RunConfig
+from janus_ds.errors import ResourceError
 from janus_ds.observe import MetricsWriter, read_metrics
 from janus_ds.train.reporting import StepMeter, device_peak_flops, memory_bytes, step_flops
 
@@ -63,6 +65,27 @@ def test_a_new_start_from_zero_removes_everything(tmp_path: Path) -> None:
     assert events(tmp_path / "tensorboard") == {"loss": [(1, 1.0)]}
 
 
+def test_a_full_disk_under_tensorboard_is_told_in_words_by_the_rank_that_writes(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    # What its thread leaves where a write has failed.
+    writer._events.event_writer._async_writer._worker.exception = OSError(
+        errno.ENOSPC, "No space left on device"
+    )
+    for act in (
+        lambda: writer.write(1, {"loss": 1.0}),
+        lambda: writer.write_text(1, "samples", "some text"),
+        writer.flush,
+    ):
+        with pytest.raises(ResourceError, match=r"cannot be written \(No space") as caught:
+            act()
+        assert caught.value.local
+    writer.close()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/tensorboard").write_text("no folder")
+    with pytest.raises(ResourceError, match=r"cannot be written \(File exists"):
+        MetricsWriter(tmp_path / "other", 0)
+
+
 def test_tokens_per_second_and_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 11.0, 14.0, 14.0, 18.0, 18.0, 18.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
@@ -103,6 +126,23 @@ def test_cpu_has_memory_and_no_known_peak() -> None:
     cpu = torch.device("cpu")
     assert device_peak_flops(cpu, torch.float32) is None
     assert memory_bytes(cpu) > 10**7
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA GB200", None),
+    ],
+)
+def test_a_peak_is_that_of_the_device_and_of_no_namesake(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert device_peak_flops(torch.device("cuda"), torch.bfloat16) == peak
 
 
 def written(folder: Path, end: int) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _world
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError, UsageError
 from janus_ds.parallel.tensor_parallel import make_layers
-from janus_ds.parallel.topology import init_topology, share_threads
+from janus_ds.parallel.topology import init_topology, share_threads, wait_without_limit
 from tests.support.launch import free_port, rank_environment
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -63,6 +67,33 @@ def test_a_task_of_slurm_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch, visi
         monkeypatch.setenv(name, value)
     assert init_topology().device == torch.device("cuda", index)
     assert chosen == [torch.device("cuda", index)]
+
+
+def test_more_ranks_than_gpus_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in zip(LAUNCHED, ("7", "8", "7", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="there are 4 GPUs here, and more ranks than that") as caught:
+        init_topology()
+    assert caught.value.local
+
+
+def test_collectives_wait_as_long_as_the_watchdog_lets_them() -> None:
+    """Groups that others make, as DeepSpeed does, have limits of their own."""
+    dist.init_process_group(
+        "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(minutes=10)
+    )
+    try:
+        dist.new_group([0])
+        wait_without_limit()
+        groups: list[Any] = list(_world.pg_map)
+        limits = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+    finally:
+        dist.destroy_process_group()
+    assert len(limits) == 2
+    assert min(limits) > timedelta(days=30)
 
 
 @pytest.mark.parametrize(

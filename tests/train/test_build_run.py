@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.parallel.topology import Topology
 from janus_ds.train import build_run
-from janus_ds.train.build_run import _as_begun, _take, build_engine, start_from
+from janus_ds.train.build_run import _as_begun, _see, _take, build_engine, start_from
 from janus_ds.train.state import changed_training
 from tests.support.hf_folder import hub_folder
 
@@ -127,6 +128,18 @@ def test_the_folder_of_a_converted_model_is_no_run_folder(bart: Path, tmp_path: 
     assert caught.value.where == str(bart / "weights.safetensors")
     with ExitStack() as lock:
         _take(tmp_path / "run", lock)
+
+
+def test_a_run_folder_of_another_host_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_run, "_SIGHT_SECONDS", 0.0)
+    with ExitStack() as lock:
+        _take(tmp_path / "run", lock)
+        _see(tmp_path / "run", 9)
+        with pytest.raises(UsageError, match="rank 9 does not see the run folder") as caught:
+            _see(tmp_path / "local", 9)
+    assert caught.value.where == f"{tmp_path / 'local'} on {socket.gethostname()}"
 
 
 def test_a_run_that_has_begun_keeps_what_it_took_over_when_its_init_is_gone(

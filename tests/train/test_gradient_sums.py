@@ -55,7 +55,9 @@ def test_sums_of_64_micro_batches_lose_less_in_fp32(tmp_path: Path) -> None:
     assert found["fp32"] < 0.6 * found["bf16"]
 
 
-@pytest.mark.parametrize(("types", "low"), [({}, True), (SUMS, False)])
+@pytest.mark.parametrize(
+    ("types", "low"), [({}, True), (SUMS, False), ({"data_types": {"grad_accum_dtype": "float32"}}, False)]
+)
 def test_low_sums_are_told(types: dict[str, Any], low: bool, tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     file.write_text(

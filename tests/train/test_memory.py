@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.load import load_run_config
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.memory import MemoryGuard, OutOfMemoryError, is_out_of_memory, remedies
+from janus_ds.train.trainer import Trainer
+from janus_ds.train.watchdog import Watchdog
 from tests.support.two_stream import Sample, make_batch
 
 RUN = load_run_config(None, ["train.global_batch=64", "data.block_tokens=126"])
@@ -56,6 +61,22 @@ def test_a_real_failed_allocation_names_batch_and_ways_out() -> None:
         "(3) train.activation_checkpointing=true"
     )
     assert error.fix.endswith("The same command resumes from the last checkpoint")
+
+
+def test_what_is_about_the_whole_model_names_no_micro_batch(tmp_path: Path) -> None:
+    """Scores of a validation, on the first rank alone: hours after the start, and not in a step."""
+    trainer: Any = Trainer.__new__(Trainer)
+    trainer.step = 500
+    trainer._memory, trainer._watchdog = GUARD, Watchdog(Topology(torch.device("cpu")), None, tmp_path, 0.0)
+    trainer._outputs = SimpleNamespace(modes=("ar",))
+    trainer._engine = SimpleNamespace(full_weights=lambda: torch.empty(1 << 45))
+    with pytest.raises(OutOfMemoryError) as caught:
+        trainer._score()
+    assert caught.value.where.startswith("rank 1, scoring outputs after step 500; this process has ")
+    assert caught.value.fix == (
+        "ZeRO stage 2 -> 3 (ds_configs/zero3.json), which shares weights among the 2 data-parallel ranks. "
+        "The same command resumes from the last checkpoint"
+    )
 
 
 def test_ways_out_follow_what_is_used_already() -> None:

@@ -62,7 +62,8 @@ def test_the_highest_bleu_of_the_mode_is_kept(tmp_path: Path) -> None:
         run.validate(step, 1.0 / step, ar=50.0 + step, nar=score)
     assert run.kept[0] == 2
     assert (run.meters.best_bleu, run.meters.best_loss, run.meters.stale_validations) == (7.0, 0.5, 0)
-    assert run.meters.best_scores == {"ar": 53.0, "nar": 7.0}
+    best = {"nmt by ar, all samples": 53.0, "nmt by nar, 4 iterations, all samples": 7.0}
+    assert run.meters.best_scores == best
     off = Run(tmp_path / "off", TrainConfig())
     off.validate(1, 1.0, ar=3.0)
     assert not off.root.exists()
@@ -77,6 +78,18 @@ def test_patience_waits_for_every_mode(tmp_path: Path) -> None:
     run.validate(6, 1.0, ar=7.0, nar=5.0)
     assert run.meters.finished
     assert run.meters.best_step == 1
+
+
+def test_patience_compares_scores_of_one_measure_only(tmp_path: Path) -> None:
+    """Another start gives NAR fewer iterations: it rises again, below its best under the first ones."""
+    before = Run(tmp_path, TrainConfig(keep_best="ar", patience=2))
+    before.validate(1, 1.0, ar=9.0, nar=30.0)
+    settings = TrainConfig(keep_best="ar", valid_bleu_iterations=0, patience=2)
+    after = Run(tmp_path, settings, before.meters.judged_by(settings))
+    for step, nar in enumerate([20.0, 21.0, 22.0], 2):
+        after.validate(step, 1.0, ar=8.0, nar=nar)
+        assert not after.meters.finished
+    assert (after.meters.best_step, after.meters.stale_validations) == (1, 0)
 
 
 def test_a_full_disk_is_a_warning_and_the_earlier_best_stays(
