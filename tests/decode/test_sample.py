@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,8 @@ def test_drafted_samples_do_not_depend_on_the_batch(mode: str, lengths: int) -> 
 
 @pytest.mark.parametrize("mode", ["ar", "draft"])
 def test_a_forced_end_costs_what_it_costs_a_search(mode: str) -> None:
-    text, options = "Ich gehe nach Hause.", {"device": "cpu", "max_length": 2, "beam_stop": "transformers"}
+    text = "Ich gehe nach Hause."
+    options: Any = {"device": "cpu", "max_length": 2, "beam_stop": "transformers"}
     (one,) = Generator.from_checkpoint("demo", mode, temperature=1.0, top_k=1, **options).generate(text)
     (other,) = Generator.from_checkpoint("demo", "ar", beam=1, **options).generate(text)
     assert len(one.tokens) == 2

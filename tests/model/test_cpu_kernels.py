@@ -191,8 +191,8 @@ def test_a_prepared_model_is_the_model(options: InferenceOptions, tolerance: flo
 
 
 def test_a_model_may_be_made_and_used_in_inference_mode() -> None:
-    options = {"beam": 1, "max_length": 6}
-    expected = Generator.from_checkpoint("demo", "ar", device="cpu", **options).generate("Ja!")
+    options: Any = {"device": "cpu", "beam": 1, "max_length": 6}
+    expected = Generator.from_checkpoint("demo", "ar", **options).generate("Ja!")
     with torch.inference_mode():
-        found = Generator.from_checkpoint("demo", "ar", device="cpu", **options).generate("Ja!")
+        found = Generator.from_checkpoint("demo", "ar", **options).generate("Ja!")
     assert [item.text for item in found] == [item.text for item in expected]

@@ -200,7 +200,8 @@ def fresh() -> Any:
 @pytest.mark.usefixtures("fresh")
 @compiles
 def test_a_call_keeps_its_rows_while_another_thread_makes_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, kept = Generator.from_checkpoint("demo", "ar", device="cpu", beam=1, max_length=6), []
+    kept: list[bool] = []
+    made = Generator.from_checkpoint("demo", "ar", device="cpu", beam=1, max_length=6)
     expected = [item.text for item in made.generate(SOURCES)]
     native_step, kernels = made.model.decoder.native, compiled()
     assert native_step is not None
