@@ -98,10 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         both = "ar,nar" if parsed.target is None else "nar,aux"
         parsed.checkpoint, parsed.mode = Path(DEMO), both if parsed.mode is None else parsed.mode
     modes = _modes(parsed.mode)
-    given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping")}
-    options = {name: value for name, value in given.items() if value is not None}
     # --seed says which words are hidden, and how tokens are drawn.
-    options["seed"] = 1 if parsed.seed is None else parsed.seed
+    given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping", "seed")}
+    options = {name: value for name, value in given.items() if value is not None}
     if modes:
         # Each generator has its own mode; that of the recipe may know less than what is asked for.
         options["mode"] = "ar"
@@ -242,7 +241,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     lengths = "--target: tokens that a blank may have, as 1,2,3; the best of all combinations (default: 1)"
     add("--blank-lengths", metavar="N,...", help=lengths)
-    add("--seed", type=int, help="which words --mask-share hides; draws of samples (default: 1)")
+    seed = "which words --mask-share hides; draws of samples (default: 1, or as in the recipe)"
+    add("--seed", type=int, help=seed)
     nbest = "AR: beams or samples, NAR and aux: lengths: N of each input, as `number ||| text ||| score`, of "
     nbest += "several modes `number ||| text ||| mode ||| score`; best first, samples as they were drawn"
     add("--nbest", type=int, metavar="N", help=nbest)
@@ -303,10 +303,6 @@ def _check(parsed: argparse.Namespace) -> None:
             "--ids, --mask-share",
             "put the mask's id into the input",
         )
-    if parsed.beam is not None and parsed.temperature and "draft" not in (parsed.mode or ""):
-        raise UsageError(
-            "samples have no beam", "--beam, --temperature", "leave --beam out; --nbest N draws N"
-        )
     for option, size in (("--beam", parsed.beam), ("--length-beam", parsed.length_beam)):
         if None not in (size, parsed.nbest) and size < parsed.nbest:
             fix = f"give {option} {parsed.nbest} or more, or leave it out"
@@ -339,11 +335,15 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str], config: RunCon
         UsageError: no mode that is asked for uses an option, or another option is missing for it.
     """
     refuse_unused(given_options(parsed), modes)
+    sampled = config.decode.temperature
+    if parsed.beam is not None and sampled:
+        fix = "leave --beam out (--nbest N draws N), or give --temperature 0"
+        raise UsageError("samples have no beam", "--beam, --temperature", fix)
     needs = {
-        "top_k": ("--temperature", parsed.temperature),
-        "top_p": ("--temperature", parsed.temperature),
+        "top_k": ("--temperature", sampled),
+        "top_p": ("--temperature", sampled),
         "blank_lengths": ("--target", parsed.target),
-        "seed": ("--mask-share or --temperature", parsed.mask_share or parsed.temperature),
+        "seed": ("--mask-share or --temperature", parsed.mask_share or sampled),
         "data": ("--heldout N", parsed.heldout),
         "early_stopping": ("--beam-stop transformers", config.decode.beam_stop == "transformers"),
     }
@@ -357,7 +357,8 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str], config: RunCon
 
 def _generator(run: LoadedRun, text: TextCodec, mode: str, parsed: argparse.Namespace) -> Generator:
     asked: dict[str, Any] = {"mode": mode}
-    size, sampled = MODES[mode].size, parsed.temperature and "temperature" in MODES[mode].options
+    drawn, size = run.config.decode.temperature, MODES[mode].size
+    sampled = drawn and "temperature" in MODES[mode].options
     if parsed.nbest is not None and size:
         # So many are looked for at least; samples are drawn as many as are wanted.
         asked[size] = max(parsed.nbest, 1 if sampled else getattr(run.config.decode, size))

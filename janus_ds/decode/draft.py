@@ -189,8 +189,10 @@ class DraftSearch:
                 self._cache = self._cache.select(torch.tensor(left, device=self._device))
             going = [going[place] for place in left]
             proposals = [Proposal(tail(s, self._longest(s))) for s in going]
+        shown = first if search.shows_first else []
         return [
-            Hypothesis(tuple(s.inner), s.total / s.steps**search.length_penalty, s.passes) for s in sentences
+            Hypothesis((*shown, *s.inner), s.total / s.steps**search.length_penalty, s.passes)
+            for s in sentences
         ]
 
     def _room(self, sentence: Sentence) -> int:
@@ -308,11 +310,13 @@ class DraftSearch:
             if accepted < last:
                 source_1V = left_over(source_1V, drawn_MV[accepted : accepted + 1])
             following = int(draw_rows(source_1V, uniform_T[last:]))
-            if accepted == last == self._room(sentence):
+            forced = accepted == last == self._room(sentence)
+            if forced:
                 following = search.eos
             tokens = [*draft[:accepted], following]
             token_T1 = torch.tensor(tokens, device=gain_TV.device)[:, None]
-            gain = float(gain_TV.gather(1, token_T1).sum())
+            costly = len(tokens) - int(forced and search.free_forced)
+            gain = float(gain_TV.gather(1, token_T1)[:costly].sum())
             verdicts.append(Verdict(accepted, following, gain, []))
         return verdicts
 

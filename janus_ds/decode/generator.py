@@ -360,6 +360,7 @@ class Generator:
         """Modes nar and aux: all lengths of a sentence, or all candidates of its given target."""
         decode, given_RL = self.config.decode, None
         judged, given = decode.mode == "aux", [target for target in targets if target]
+        draws = self._draws(numbers) if judged and decode.temperature else None
         settings = (plain_settings if judged or given else mask_predict_settings)(self.config, self.special)
         if given:
             settings = replace(settings, begins_word_V=self._begins_word_V)
@@ -368,12 +369,12 @@ class Generator:
         else:
             length_BC = self._lengths(memory).clamp_min(3 if judged else 2)
         if judged:
-            draws = self._draws(numbers) if decode.temperature else None
             decoder, certain = AuxDecoder(self.model, memory, settings.mask), decode.aux_order == "certain"
             found = aux_search(decoder, length_BC, settings, given_RL, certain, draws)
         else:
             found = mask_predict(NarDecoder(self.model, memory), length_BC, settings, given_RL)
-        if given:
+        if given or draws is None:
+            # Several of the likeliest lengths may be cut to one.
             found = [distinct(group) for group in found]
         if judged or decode.rescore is None:
             return found

@@ -84,6 +84,9 @@ def parse_target(
     encoded = codec.encode(re.sub(BLANK, MASK_TEXT, text))
     if encoded.count(mask) != blanks:
         raise DataError("the tokenizer does not see every blank", where, "put spaces around blanks")
+    if sum(hidden for hidden, _ in groupby(id_ == mask for id_ in encoded)) != len(_RUN.findall(text)):
+        what = "the tokenizer does not see what stands between two blanks"
+        raise DataError(what, where, "write a word between them, or spaces alone")
     if not blanks:
         return Target((text,), tuple(encoded), (tuple(encoded),))
     rule = iter(_rules(text))

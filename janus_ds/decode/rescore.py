@@ -38,7 +38,9 @@ class ArScorer:
         Args:
             outputs: for each sentence equally many candidates, inner tokens only.
         """
-        first = [] if self.search.forced_first is None else [self.search.forced_first]
+        forced = self.search.forced_first
+        # One that is shown is part of the outputs.
+        first = [] if forced is None or self.search.shows_first else [forced]
         rows = [[[self.search.start, *first, *tokens] for tokens in group] for group in outputs]
         width = max(len(row) for group in rows for row in group)
         padded = [[row + [self.search.eos] * (width - len(row)) for row in group] for group in rows]

@@ -127,7 +127,7 @@ def sample_search(
         chosen_BK = _choose(ruled_BKV, settings, step, draws, going)
         gain_BKV = logits_BKV.double().log_softmax(2)
         gain_BK = gain_BKV.gather(2, chosen_BK[..., None])[..., 0]
-        if step == 0 and settings.forced_first is not None and settings.free_forced:
+        if settings.free_forced and settings.forced(step) is not None and settings.given(step) is None:
             gain_BK = torch.zeros_like(gain_BK)
         for i, row, gain in zip(going, chosen_BK.tolist(), gain_BK.tolist(), strict=True):
             for k in range(K):

@@ -15,7 +15,7 @@ from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.presets import resolve
-from janus_ds.config.schema import RUN_FILE, DataConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import RUN_FILE, DataConfig, DecodeConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.text import markdown_text
@@ -33,6 +33,8 @@ from janus_ds.model.formats.hf_import import CONFIG_FILE, GENERATION_FILE, HfBar
 from janus_ds.observe import write_run_record
 
 _WEIGHTS, _TOKENIZER = "weights.safetensors", "tokenizer"
+_NOT_EXPORTED = ("rescore", "threshold", "aux_order", "temperature", "prefix")
+"""Fields of `DecodeConfig` that change outputs here alone."""
 
 
 def from_hf(path: Path, folder: Path) -> ConversionReport:
@@ -85,10 +87,6 @@ def _write_janus(
         "README.md": model_card(loaded, modes, True, licence).encode(),
     }
     notes = _write_folder(loaded, folder, config, state, files)
-    kept = {"rescore": loaded.config.decode.rescore, "threshold": loaded.config.decode.threshold}
-    notes += [
-        f"decode.{name} {value} is not known to the exported code" for name, value in kept.items() if value
-    ]
     notes.append(f"generate decodes in the modes {', '.join(modes)}")
     return ConversionReport(tuple(weights), (), (), tuple(notes))
 
@@ -120,11 +118,16 @@ def _write_folder(
         write_tensors(new / "model.safetensors", state)
         for name, content in files.items():
             write_atomic(new / name, content)
+        notes = [
+            f"decode.{name} {value} is not known to the exported code"
+            for name in _NOT_EXPORTED
+            if (value := getattr(loaded.config.decode, name)) != getattr(DecodeConfig, name)
+        ]
         if loaded.text is None:
-            return ["no tokenizer was written: the run has none"]
+            return [*notes, "no tokenizer was written: the run has none"]
         key = "max_source_positions" if "max_source_positions" in config else "max_position_embeddings"
         write_hf_tokenizer(loaded.text, new, config[key])
-        return []
+        return notes
 
 
 def _as_run(bart: HfBart, name: str) -> RunConfig:

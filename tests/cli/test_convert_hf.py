@@ -12,12 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.convert import main
+from janus_ds.config.schema import ModelConfig, ObjectiveConfig
+from janus_ds.data.prepare.train_tokenizer import train_words
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer
 from janus_ds.data.text.tokenizer import ByteLevelBPE, load_tokenizer
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, DataError, JanusError, UsageError
 from tests.support.hf_folder import VOCAB_SIZE, hub_folder, hub_state
+from tests.support.tiny_run import make_random_run
 
 
 def convert(folder: Path, run: Path) -> None:
@@ -177,6 +180,21 @@ def test_settings_of_the_search_go_in_and_out(tmp_path: Path) -> None:
     convert(folder, tmp_path / "old")
     decode = load_run(tmp_path / "old").config.decode
     assert (decode.beam, decode.min_length, decode.forced_bos) == (3, 8, -1)
+
+
+def test_settings_that_the_exported_code_does_not_know_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ModelConfig(d_model=8, heads=1, ffn_dim=8, max_source_positions=48, max_target_positions=48)
+    run = make_random_run(tmp_path / "run", ObjectiveConfig("paper"), train_words(["a b c"]), shape)
+    record = json.loads((run / "run.json").read_text())
+    given = {"aux_order": "certain", "temperature": 0.5, "prefix": "a b", "threshold": 0.9}
+    record["recipe"]["decode"] |= given
+    (run / "run.json").write_text(json.dumps(record))
+    assert main(["--to", "hf", str(run), "--output", str(tmp_path / "hf")]) == 0
+    told = capsys.readouterr().out
+    assert all(f"decode.{name} {value} is not known" in told for name, value in given.items())
+    assert told.count("is not known") == len(given)
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

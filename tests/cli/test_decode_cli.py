@@ -215,6 +215,24 @@ def test_a_beam_goes_with_the_mode_that_is_asked_for(copy: Path, tmp_path: Path,
     assert decode.main(["--checkpoint", str(copy), "--mode", "ar", "--beam", "2", *flags]) == 0
 
 
+def test_samples_that_the_recipe_asks_for(copy: Path, tmp_path: Path) -> None:
+    recipe = json.loads((copy / "run.json").read_text())["recipe"]
+    changes = {"mode": "ar", "temperature": 3.0, "seed": 5}
+    edit_record(copy, recipe=recipe | {"decode": recipe["decode"] | changes})
+    (tmp_path / "in.txt").write_text("\n".join(SENTENCES))
+    output = tmp_path / "out.txt"
+
+    def lines(*flags: str) -> list[str]:
+        fixed = ["--checkpoint", str(copy), "--input", str(tmp_path / "in.txt"), "--output", str(output)]
+        assert decode.main([*fixed, "--dtype", "fp32", *flags]) == 0
+        return output.read_text().splitlines()
+
+    assert lines() == lines("--seed", "5") == lines("--temperature", "3") != lines("--seed", "6")
+    assert lines("--top-k", "1") == lines("--temperature", "0", "--beam", "1")
+    with pytest.raises(UsageError, match="samples have no beam"):
+        lines("--beam", "2")
+
+
 def test_capitals_of_a_model_of_lower_cased_text(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,6 +121,7 @@ def test_aux_fills_blanks_as_the_training_rows_say() -> None:
         ("___ " * 99, (1,), "99 blanks are at least 99 positions"),
         ("___ a ___ b ___ c ___", (1, 2, 3), "more than 64 candidates"),
         ("___", (0,), "a blank cannot have 0 tokens"),
+        ("That ___\u200b___ house.", (1,), "does not see what stands between two blanks"),
     ],
 )
 def test_targets_that_cannot_be_filled(

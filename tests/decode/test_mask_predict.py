@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from janus_ds.decode.generator import Generator
 from janus_ds.decode.mask_predict import MaskPredictSettings, length_candidates, mask_predict, remask_counts
 
 BOS, PAD, EOS, UNK, MASK, VOCAB = 0, 1, 2, 3, 4, 10
@@ -147,3 +148,9 @@ def test_passes_stop_when_nothing_is_masked() -> None:
     assert len(decoder.asked) == 2
     assert mask_predict(decoder, torch.tensor([[2]]), settings(3))[0][0].tokens == ()
     assert len(decoder.asked) == 2
+
+
+@pytest.mark.parametrize("mode", ["nar", "aux"])
+def test_lengths_that_are_cut_to_one_give_one_output(mode: str) -> None:
+    made = Generator.from_checkpoint("demo", mode, device="cpu", max_length=2, length_beam=5)
+    assert [len(item.tokens) for item in made.generate_nbest("Ich gehe nach Hause.")[0]] == [2]

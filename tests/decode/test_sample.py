@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -115,3 +116,14 @@ def test_drafted_samples_do_not_depend_on_the_batch(mode: str, lengths: int) -> 
     )
     assert [[item.tokens for item in group] for group in one] == [[i.tokens for i in group] for group in two]
     assert [group[0].tokens for group in one] != [group[0].tokens for group in other]
+
+
+@pytest.mark.parametrize("mode", ["ar", "draft"])
+def test_a_forced_end_costs_what_it_costs_a_search(mode: str) -> None:
+    text = "Ich gehe nach Hause."
+    options: Any = {"device": "cpu", "max_length": 2, "beam_stop": "transformers"}
+    (one,) = Generator.from_checkpoint("demo", mode, temperature=1.0, top_k=1, **options).generate(text)
+    (other,) = Generator.from_checkpoint("demo", "ar", beam=1, **options).generate(text)
+    assert len(one.tokens) == 2
+    assert one.tokens == other.tokens
+    assert one.score == pytest.approx(other.score, abs=1e-4)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import InferenceOptions, prepare_for_inference
 from janus_ds.errors import ConfigError
 from janus_ds.model.attention import MultiHeadAttention
@@ -187,3 +188,11 @@ def test_a_prepared_model_is_the_model(options: InferenceOptions, tolerance: flo
     )
     real = torch.tensor([[True] * 4, [True, True, True, False]])
     assert error(found[real].double(), expected[real]) <= tolerance
+
+
+def test_a_model_may_be_made_and_used_in_inference_mode() -> None:
+    options: Any = {"device": "cpu", "beam": 1, "max_length": 6}
+    expected = Generator.from_checkpoint("demo", "ar", **options).generate("Ja!")
+    with torch.inference_mode():
+        found = Generator.from_checkpoint("demo", "ar", **options).generate("Ja!")
+    assert [item.text for item in found] == [item.text for item in expected]

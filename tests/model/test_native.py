@@ -198,6 +198,32 @@ def fresh() -> Any:
 
 
 @pytest.mark.usefixtures("fresh")
+@compiles
+def test_a_call_keeps_its_rows_while_another_thread_makes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    made = Generator.from_checkpoint("demo", "ar", device="cpu", beam=1, max_length=6)
+    expected = [item.text for item in made.generate(SOURCES)]
+    native_step, kernels = made.model.decoder.native, compiled()
+    assert native_step is not None
+    assert kernels is not None
+
+    class Between:
+        """Another call begins and ends when the first one is about to compute."""
+
+        def janus_step(self, step: Any, layers: Any, *rest: Any) -> None:
+            mine = [(layer.keys, layer.source_keys) for layer in layers]
+            if not kept:
+                kept.append(True)
+                with ThreadPoolExecutor(1) as other:
+                    assert other.submit(made.generate, SOURCES).result()[0].text == expected[0]
+            kept.append(mine == [(layer.keys, layer.source_keys) for layer in layers])
+            kernels.janus_step(step, layers, *rest)
+
+    monkeypatch.setattr(native_step, "_kernels", Between())
+    assert [item.text for item in made.generate(SOURCES)] == expected
+    assert all(kept)
+
+
 def test_without_a_compiler_pytorch_does_it_with_one_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

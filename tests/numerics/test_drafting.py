@@ -75,6 +75,20 @@ def test_drafts_change_nothing(name: str) -> None:
     assert {0, 1, 4, 14} < lengths
 
 
+@pytest.mark.parametrize("name", ["query", "eos_bos"])
+@torch.no_grad()
+def test_a_forced_first_token_other_than_bos_is_part_of_outputs(name: str) -> None:
+    model, common = peaked(1, TINY, 1.1), {"max_length": 5, "forced_bos": 9}
+    ar = generator(model, OBJECTIVES[name], mode="ar", **common)
+    expected = best(ar.generate_ids(SOURCES[:4]))
+    found = best(generator(model, OBJECTIVES[name], mode="draft", **common).generate_ids(SOURCES[:4]))
+    assert [item.tokens for item in found] == [item.tokens for item in expected]
+    assert {item.tokens[0] for item in found} == {9}
+    memory = ar.model.encode(*ar._pad(SOURCES[:4]))
+    scores = ArScorer(model, ar.config).scores(memory, [[item.tokens] for item in expected])
+    assert [score for (score,) in scores] == pytest.approx([item.score for item in expected])
+
+
 def test_a_right_draft_takes_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sources = peaked(1, TINY, 0.6), [[9, 8, 7], [7, 9, 9], [6, 5, 8], [15, 14, 13], [20, 21, 22]]
     expected = best(generator(model, OBJECTIVES["query"], mode="ar").generate_ids(sources))

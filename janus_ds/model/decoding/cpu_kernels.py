@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from janus_ds.model.decoding.native_step import compiled, packed, product
+from janus_ds.model.decoding.native_step import changes, compiled, packed, product
 
 Product = Callable[[Tensor], Tensor]
 """x (..., in) -> x W^T + b, (..., out)."""
@@ -99,8 +99,7 @@ class PreparedProduct:
 
     def __call__(self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
         """x W^T + b, (..., sum of outs)."""
-        # _version counts changes in place, by an optimizer or load_state_dict.
-        state = [(weight.data_ptr(), weight._version, weight.dtype) for weight in weights]
+        state = [(weight.data_ptr(), changes(weight), weight.dtype) for weight in weights]
         if self._product is None or state != self._state:
             weight, self._state = _joined(weights), state
             self._product = product_of(cast(Tensor, weight), _joined(biases), self._int8, self._activation)

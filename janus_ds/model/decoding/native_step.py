@@ -21,6 +21,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,7 @@ PANEL = 32
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _TUNED = ("-march=native", "-fopenmp")
 _LEVELS, _TINY = 127, 1e-12
+_PACKING = threading.Lock()
 
 
 def _pointers(names: str) -> list[tuple[str, type]]:
@@ -156,6 +158,11 @@ def _cpu() -> tuple[str, ...]:
     return platform.machine(), platform.processor(), flags
 
 
+def changes(parameter: Tensor) -> int:
+    """Counts changes in place, by an optimizer or load_state_dict; 0 of tensors made in inference mode."""
+    return 0 if parameter.is_inference() else parameter._version
+
+
 def packed(weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> Matrix:
     """A weight as the kernels take it: panels of outputs, in words of one fp32, two bf16 or four int8 values.
 
@@ -238,10 +245,14 @@ class NativeLayers:
 
     def prepare(self) -> None:
         """Pack the weights, where the kernels can take them, unless they are packed and have not changed."""
+        with _PACKING:
+            self._prepare()
+
+    def _prepare(self) -> None:
         # Not `parameters()`: its walk through the modules would take as long as a layer.
         self._modules = self._modules or list(self._stack.modules())
         held = [p for module in self._modules for p in module._parameters.values() if p is not None]
-        state = [(p.data_ptr(), p._version) for p in held]
+        state = [(p.data_ptr(), changes(p)) for p in held]
         if state == self._state:
             return
         self._state, self._kept, self._kernels = state, [], None
@@ -296,9 +307,11 @@ class NativeLayers:
         mask = None if rows.mask is None else rows.mask.float().contiguous()
         column = None if column is None else column.contiguous()
         valid_BS = None if memory is None else memory.valid_BS.contiguous()
-        for layer, (keys, values) in zip(self._layers, pool, strict=True):
+        # Of this call alone: another thread may decode with the same model.
+        layers = type(self._layers).from_buffer_copy(self._layers)
+        for layer, (keys, values) in zip(layers, pool, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
-        for layer, source in zip(self._layers, memory.source if memory else (), strict=False):
+        for layer, source in zip(layers, memory.source if memory else (), strict=False):
             layer.source_keys, layer.source_values = (part.data_ptr() for part in source)
         candidates, per, width = hidden_XQD.shape
         step = Step(
@@ -310,7 +323,7 @@ class NativeLayers:
             source=0 if valid_BS is None else valid_BS.shape[1],
             width=width,
             heads=self._heads,
-            layers=len(self._layers),
+            layers=len(layers),
             activation=self._activation,
             threads=torch.get_num_threads(),
             share=candidates if valid_BS is None else candidates // len(valid_BS),
@@ -323,7 +336,7 @@ class NativeLayers:
             picked=None if picked is None else picked.data_ptr(),
         )
         kernels = cast(ctypes.CDLL, self._kernels)
-        kernels.janus_step(ctypes.addressof(step), self._layers, self._kind, hidden_XQD.data_ptr())
+        kernels.janus_step(ctypes.addressof(step), layers, self._kind, hidden_XQD.data_ptr())
         wanted = candidates * rows.content if picked is None else len(picked)
         return hidden_XQD.view(-1, width)[:wanted].to(x_XQD.dtype)
 
