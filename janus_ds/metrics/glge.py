@@ -26,6 +26,7 @@ from janus_ds.metrics.glge_scores import (
     squad_items,
 )
 from janus_ds.metrics.glge_text import (
+    REFERENCE_MARK,
     SENTENCE_MARK,
     cnndm_summaries,
     files2rouge_summaries,
@@ -121,7 +122,8 @@ def _summaries(name: str, prepare: PrepareSummaries, script: str, doubt: str = "
         for metric in NAMES:
             scores.put(f"{metric}_mean", 100 * found.mean[metric], "F1, plain mean over the lines")
         _warn_of_summaries(texts, scores)
-        if prepare is cnndm_summaries and not any(SENTENCE_MARK in line for line in texts.predictions.lines):
+        marked = any(m in line for line in texts.predictions.lines for m in (SENTENCE_MARK, REFERENCE_MARK))
+        if prepare is cnndm_summaries and not marked:
             scores.warnings.append(
                 f"no prediction has {SENTENCE_MARK}: each counts as one sentence, which lowers rougeL"
             )
@@ -167,7 +169,7 @@ def _warn_of_summaries(texts: TaskTexts, scores: Scores) -> None:
                 f"{text.name}: {len(empty)} empty lines (the first is line {empty[0]}) count as 0; "
                 "the official tool stops at them"
             )
-    cut = sum("<" in line for line in texts.predictions.lines)
+    cut = sum("<" in line.replace(REFERENCE_MARK, "") for line in texts.predictions.lines)
     if cut:
         scores.warnings.append(f"{cut} predictions have a '<': ROUGE-1.5.5 loses the text behind it")
 

@@ -99,6 +99,9 @@ def test_what_to_mind_is_said() -> None:
     assert "hyp: 1 empty lines (the first is line 1) count as 0" in xsum
     assert "1 predictions have a '<'" in xsum
     assert "no prediction has [X_SEP]" in warnings("cnndm", texts(LINES, LINES))
+    marked = warnings("cnndm", texts(["who won it ? <S_SEP> a", "b"], LINES))
+    assert "no prediction has" not in marked
+    assert "have a '<'" not in marked
     assert "2 predictions end in a word" in warnings("personachat", texts(["Is it?", "Yes."], LINES))
     unclosed = TaskTexts(TextLines("hyp", LINES, ends_with_newline=False), TextLines("ref", LINES))
     assert "hyp: the last line has no newline" in warnings("msqg", unclosed)
