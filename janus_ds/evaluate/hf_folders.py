@@ -15,7 +15,7 @@ from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.presets import resolve
-from janus_ds.config.schema import RUN_FILE, DataConfig, ObjectiveConfig, RunConfig
+from janus_ds.config.schema import RUN_FILE, DataConfig, DecodeConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
 from janus_ds.decode.load import LoadedRun, load_run
 from janus_ds.decode.text import markdown_text
@@ -85,10 +85,7 @@ def _write_janus(
         "README.md": model_card(loaded, modes, True, licence).encode(),
     }
     notes = _write_folder(loaded, folder, config, state, files)
-    kept = {"rescore": loaded.config.decode.rescore, "threshold": loaded.config.decode.threshold}
-    notes += [
-        f"decode.{name} {value} is not known to the exported code" for name, value in kept.items() if value
-    ]
+    notes += _unknown(loaded, (*_AR_ALONE, "rescore", "threshold", "aux_order"))
     notes.append(f"generate decodes in the modes {', '.join(modes)}")
     return ConversionReport(tuple(weights), (), (), tuple(notes))
 
@@ -100,6 +97,7 @@ def write_hf(loaded: LoadedRun, folder: Path, licence: str | None = None) -> Con
     state = export_weights(weights, loaded.config.model, loaded.special.vocab_size)
     files = {"README.md": model_card(loaded, ("ar",), False, licence).encode()}
     notes = _notes(loaded) + _write_folder(loaded, folder, config, state, files)
+    notes += _unknown(loaded, _AR_ALONE)
     used = tuple(name for name in weights if name != "length_head.weight")
     return ConversionReport(used, ("length_head.weight",), ("final_logits_bias",), tuple(notes))
 
@@ -149,6 +147,20 @@ def _notes(loaded: LoadedRun) -> list[str]:
             "exported model before decoding with it, or fine-tune with the preset `ar` before exporting"
         )
     return notes
+
+
+_AR_ALONE = ("prefix", "temperature")
+"""Fields of AR that change what it writes and have no place in transformers' settings of a model."""
+
+
+def _unknown(loaded: LoadedRun, names: Sequence[str]) -> list[str]:
+    """Notes of decoding options that the run has and that do not go along."""
+    kept = {name: getattr(loaded.config.decode, name) for name in names}
+    return [
+        f"decode.{name} {value} is not known to the exported code"
+        for name, value in kept.items()
+        if value != getattr(DecodeConfig, name)
+    ]
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -250,7 +262,9 @@ def _is_of(scores: Mapping[str, Any], run: LoadedRun) -> bool:
         # The best weights become others as a run goes on.
         told["step"] = read_json(weights / BEST_FILE).get("step")
     told |= {"checkpoint": weights.name} if weights != run.folder else {}
-    return all(scores.get(name, value) == value for name, value in told.items())
+    # int8 products are of other weights than those that are exported.
+    as_exported = scores.get("precision") != "int8"
+    return as_exported and all(scores.get(name, value) == value for name, value in told.items())
 
 
 def _shown(value: float | None) -> str:

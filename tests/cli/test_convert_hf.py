@@ -64,6 +64,22 @@ def test_a_folder_becomes_a_run_and_goes_back(tmp_path: Path, capsys: pytest.Cap
     assert fast.encode(text) == load_tokenizer(tmp_path / "run" / "tokenizer").encode(text)
 
 
+def test_decoding_options_that_do_not_go_along_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(hub_folder(tmp_path / "hub"), tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    record = json.loads(file.read_text())
+    record["recipe"]["decode"]["prefix"] = "ab"
+    file.write_text(json.dumps(record))
+    capsys.readouterr()
+    for kind in ("hf", "bart"):
+        assert main(["--to", kind, str(tmp_path / "run"), "--output", str(tmp_path / kind)]) == 0
+        told = capsys.readouterr().out
+        assert "note      decode.prefix ab is not known to the exported code" in told
+        assert "decode.temperature" not in told
+
+
 def test_all_forms_of_files_give_the_same_weights(tmp_path: Path) -> None:
     state = hub_state()
     names = sorted(state)
