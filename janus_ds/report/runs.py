@@ -247,7 +247,7 @@ def _note_state(run: RunFolder, split: str) -> None:
     for systems in run.tasks.values():
         first = next(iter(systems.values())).scores
         for system in systems.values():
-            for key in ("n", "checkpoint", "average"):
+            for key in ("n", "checkpoint", "average", "precision", "device"):
                 if system.scores.get(key) != first.get(key):
                     told = f"{key} {system.scores.get(key)}, others {first.get(key)}"
                     run.notes.append(f"{system.mode} was not scored like the others: {told}")

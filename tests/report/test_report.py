@@ -17,7 +17,15 @@ from janus_ds.report.figures import (
     looks_of,
     thinned,
 )
-from janus_ds.report.page import marked, mode_table, objective_text, rows_of, run_table, sample_cards
+from janus_ds.report.page import (
+    _circumstances,
+    marked,
+    mode_table,
+    objective_text,
+    rows_of,
+    run_table,
+    sample_cards,
+)
 from janus_ds.report.runs import RunFolder, primary_metric, read_runs, sorted_modes
 from tests.support.report_runs import SOURCES, MadeUp, scores_of, write_lines
 
@@ -77,6 +85,17 @@ def test_scores_are_found_in_all_their_forms(tmp_path):
     assert primary_metric(list(found.tasks["nmt"].values())) == "sacrebleu"
     modes = ["draft", "nar-10", "nar + rescore", "ar", "nar-4"]
     assert sorted_modes([dict.fromkeys(modes)]) == ["ar", "nar-4", "nar-10", "nar + rescore", "draft"]
+
+
+def test_scores_in_another_precision_or_on_another_device_are_noted(tmp_path):
+    run = MadeUp(modes={"nar-4": (20.0, 9.0, 9.0)}).write(tmp_path / "run")
+    for mode, precision, device in (("ar", "fp32", "cpu, threads 1"), ("nar-4", "int8", "cpu, threads 1")):
+        told = scores_of(mode, (25.0, 9.0, 9.0), "paper") | {"precision": precision, "device": device}
+        (run / "eval" / "test" / f"{mode}.scores.json").write_text(json.dumps(told))
+    (run / "eval" / "test" / "scores.json").unlink()
+    (found,) = read_runs([run], "test")
+    assert found.notes == ["nar-4 was not scored like the others: precision int8, others fp32"]
+    assert "mean of 5 checkpoint(s), int8, cpu, threads 1" in _circumstances(found)
 
 
 def test_the_first_sentences_of_a_split_and_runs_of_glge(tmp_path):
