@@ -238,6 +238,10 @@ def _decode_glge(parsed: argparse.Namespace) -> int:
         raise UsageError("a checkpoint is decoded for one task", "--task all, --checkpoint", fix)
     task = _task(parsed)
     _refuse_predictions(parsed)
+    if parsed.ar_checkpoint is not None and not parsed.latency:
+        fix = "leave one of the two out"
+        where = "--ar-checkpoint, --latency-samples 0"
+        raise UsageError("--ar-checkpoint is for speed-ups, and no latency is measured", where, fix)
     request = checkpoint_request(parsed)
     meteor = _meteor([task], parsed)
 
