@@ -120,8 +120,8 @@ def _write_folder(
             write_atomic(new / name, content)
         if loaded.text is None:
             return ["no tokenizer was written: the run has none"]
-        key = "max_source_positions" if "max_source_positions" in config else "max_position_embeddings"
-        write_hf_tokenizer(loaded.text, new, config[key])
+        # BART has one size for both tables, but rows beyond the encoder's own are zeros.
+        write_hf_tokenizer(loaded.text, new, loaded.config.model.max_source_positions)
         return []
 
 
