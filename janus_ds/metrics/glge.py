@@ -45,6 +45,12 @@ class TaskTexts:
     references: TextLines
     sources: TextLines | None = None
 
+    def check(self) -> None:
+        """Every line of a file must have its line in the others; raises as :func:`check_same_length`."""
+        for text in (self.predictions, self.sources):
+            if text is not None:
+                check_same_length(text, self.references)
+
 
 Meteor = MeteorProgram | str
 """METEOR's program, or why there is none."""
@@ -57,19 +63,21 @@ _GLUED_STOP = re.compile(r"\w[.?!]$")
 
 
 def choose_meteor(wanted: Literal["auto", "require", "skip"]) -> Meteor:
-    """Find METEOR, or say why it is missing.
+    """Find METEOR and try it on a word, or say why it is missing.
 
     Args:
-        wanted: "auto" goes without if Java or the program is missing, "require" does not, "skip" does not
-            look for it: the program takes seconds to start.
+        wanted: "auto" goes without if Java or the program is missing or fails, "require" does not, "skip"
+            does not look for it: the program takes seconds to start.
 
     Raises:
-        MissingDependencyError: it is required and not there.
+        MissingDependencyError: it is required and not there, or fails.
     """
     if wanted == "skip":
         return "it was not asked for"
     try:
-        return find_meteor()
+        program = find_meteor()
+        program.score([QuestionItem("a", ["a"])])
+        return program
     except MissingDependencyError as error:
         if wanted == "require":
             raise
@@ -260,9 +268,7 @@ def score_task(task: Task, texts: TaskTexts, split: str, meteor: Meteor) -> Scor
     """Score the predictions of one task as its official script does, in percent; only question generation
     asks for METEOR.
     """
-    check_same_length(texts.predictions, texts.references)
-    if texts.sources is not None:
-        check_same_length(texts.sources, texts.references)
+    texts.check()
     count = len(texts.references.lines)
     scores = Scores(task.name, split, count)
     task.score(texts, meteor, scores)
