@@ -109,7 +109,11 @@ def test_the_first_sentences_of_a_split_and_runs_of_glge(tmp_path):
     record["recipe"]["train"]["valid_task"] = "xsum"
     (run / "run.json").write_text(json.dumps(record))
     (run / "scores.json").unlink()
-    assert "run `janus-ds eval glge --task xsum --checkpoint " in read_runs([run], "dev")[0].notes[0]
+    # The command makes the scores that are missing, whatever the folder is called.
+    run = run.rename(tmp_path / "a run")
+    command = f"janus-ds eval glge --task xsum --checkpoint '{run}'"
+    for split, more in (("dev", " --split dev"), ("test", ""), ("dev-first-9", " --split dev --limit 9")):
+        assert f"run `{command}{more}`" in read_runs([run], split)[0].notes[0]
 
 
 def test_curves_of_the_metric_that_training_measured(runs):
