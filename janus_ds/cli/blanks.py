@@ -24,6 +24,7 @@ from torch import Tensor
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.checkpoint.manifest import step_of
+from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.cli.arguments import at_least, program_parser
 from janus_ds.cli.decode_lines import Found, Passage, as_blocks, heldout_passages, valid_split
 from janus_ds.config.locations import user_path
@@ -40,9 +41,11 @@ from janus_ds.decode.mask_predict import most_rows, plain_settings, ruled
 from janus_ds.decode.rescore import ArScorer
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import TextCodec, one_line
-from janus_ds.errors import UsageError
+from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.io import write_atomic
 from janus_ds.model.janus import JanusModel
+from janus_ds.model.weights import load_weights
+from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.progress import table
 
 WAYS = {
@@ -67,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     batches = blank_batches(run, parsed.samples, parsed.data)
     found = {}
     if run.config.init is not None:
-        found[f"before ({run.config.init})"] = fill_blanks(load_run(run.config.init).model, batches)
+        try:
+            found[f"before ({run.config.init})"] = fill_blanks(_before(run, run.config.init), batches)
+        except CheckpointError as error:
+            print(f"What the run began with is not measured: {error.what} ({error.where}).")
     found["after"] = fill_blanks(run.model, batches)
     passages = sum(batch.counts.samples for batch in batches)
     print(f"{passages} passages of {valid_split(run, parsed.data)}, which no update has seen.")
@@ -125,12 +131,22 @@ def fill_blanks(model: JanusModel, batches: list[TwoStreamBatch]) -> Blanks:
             logits_TV = hidden.flatten(0, 1)[index_T] @ model.output_weight[:symbols].T
             found[name].append(logits_TV.argmax(1))
     hidden_N, *tokens = (torch.cat(parts) for parts in found.values())
-    common = hidden_N.bincount().topk(min(_COMMONEST, symbols)).indices
+    common = hidden_N.bincount(minlength=symbols).topk(min(_COMMONEST, symbols)).indices
     rare_N = ~torch.isin(hidden_N, common)
     right = {name: (token_N == hidden_N).double() for name, token_N in zip(streams, tokens, strict=True)}
     shares = {name: float(right_N.mean()) for name, right_N in right.items()}
     rare = {name: float(right_N[rare_N].mean()) if rare_N.any() else 0.0 for name, right_N in right.items()}
     return Blanks(len(hidden_N), shares, rare)
+
+
+def _before(run: LoadedRun, init: str) -> JanusModel:
+    """The run's model with the weights that it began with, as training reads them; the length head, which
+    fills no blanks, is the run's own."""
+    weights = read_weights(find_weights(Path(init)))
+    weights["length_head.weight"] = run.model.state_dict()["length_head.weight"]
+    model = JanusModel(run.config.model, run.special, ParallelLayers())
+    load_weights(model, weights, init)
+    return model.to(run.model.output_weight.device).eval()
 
 
 def _check(run: LoadedRun) -> None:

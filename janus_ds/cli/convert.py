@@ -133,9 +133,9 @@ def _conventions(model: ModelConfig, has_length_head: bool, where: str) -> RunCo
     bart = model.layernorm_embedding
     if not bart and not has_length_head:
         raise CheckpointError(
-            "the file has no length head: it is a plain fairseq Transformer, whose decoder starts from eos",
+            "there is no length head: in fairseq that is a plain Transformer, whose decoder starts from eos",
             where,
-            "convert files of NMT JANUS or of BART",
+            "convert models of NMT JANUS or of BART",
         )
     # A block is read and written.
     most = min(model.max_target_positions, model.max_source_positions if bart else model.max_target_positions)
@@ -171,6 +171,7 @@ def _to_fairseq(run: Path, file: Path) -> ConversionReport:
 
     Raises:
         UsageError: something is there already.
+        CheckpointError: the run was trained by other conventions than fairseq's code decodes such a file by.
     """
     if file.exists() and not is_stream(file):
         raise UsageError("the file is there already", str(file), "give another file, or remove this one")
@@ -180,13 +181,16 @@ def _to_fairseq(run: Path, file: Path) -> ConversionReport:
     names = list(weights)
     if not objective.weight_length:
         del weights["length_head.weight"]  # never trained
-    elif objective.length_convention != "with_specials":
-        raise CheckpointError(
-            f"the length head counts in the convention {objective.length_convention!r}, fairseq's JANUS "
-            "in 'with_specials'",
-            str(loaded.folder),
-            "train with objective.length_convention=with_specials",
-        )
+    theirs = _conventions(model, bool(objective.weight_length), str(loaded.folder)).objective
+    ruled = ["decoder_start", *["length_convention", "mask_symbol"] * bool(objective.weight_length)]
+    # Where the decoder starts with eos, a query stands at its token's place in either convention.
+    ruled += ["ar_query_position"] * bool(objective.weight_ar and theirs.decoder_start == "bos")
+    others = [name for name in ruled if getattr(objective, name) != getattr(theirs, name)]
+    if others:
+        found = ", ".join(f"{name} {getattr(objective, name)}" for name in others)
+        wanted = " ".join(f"objective.{name}={getattr(theirs, name)}" for name in others)
+        what = f"the run was trained by conventions that fairseq's models do not have: {found}"
+        raise CheckpointError(what, str(loaded.folder), f"train with {wanted}")
     settings = argparse.Namespace(
         encoder_attention_heads=model.heads,
         decoder_attention_heads=model.heads,

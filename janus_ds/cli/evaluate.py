@@ -30,7 +30,7 @@ from janus_ds.metrics.glge import (
     score_task,
     task_named,
 )
-from janus_ds.metrics.scores import Scores, check_same_length, read_lines, render, save_json
+from janus_ds.metrics.scores import Scores, read_lines, render, save_json
 from janus_ds.metrics.translation import compare_translations, score_translations
 
 if TYPE_CHECKING:
@@ -238,6 +238,10 @@ def _decode_glge(parsed: argparse.Namespace) -> int:
         raise UsageError("a checkpoint is decoded for one task", "--task all, --checkpoint", fix)
     task = _task(parsed)
     _refuse_predictions(parsed)
+    if parsed.ar_checkpoint is not None and not parsed.latency:
+        fix = "leave one of the two out"
+        where = "--ar-checkpoint, --latency-samples 0"
+        raise UsageError("--ar-checkpoint is for speed-ups, and no latency is measured", where, fix)
     request = checkpoint_request(parsed)
     meteor = _meteor([task], parsed)
 
@@ -294,7 +298,7 @@ def _score_folder(parsed: argparse.Namespace) -> list[Scores]:
     # All files first: one that is missing or cut is told before minutes of scoring.
     texts = {task.name: read_texts(task, path, parsed.data, parsed.split) for task, path in tasks.items()}
     for found in texts.values():
-        check_same_length(found.predictions, found.references)
+        found.check()
     meteor = _meteor(list(tasks), parsed)
     return [score_task(task, texts[task.name], parsed.split, meteor) for task in tasks]
 

@@ -110,7 +110,10 @@ class EvalRequest:
             return {**asked, "mode": "nar" if way == RESCORED else way, **own}
 
         found: dict[str, dict[str, Any]] = {}
-        dials: dict[str, dict[str, Any]] = {f"nar-{n}": {"iterations": n} for n in self.iterations}
+        # A recipe may name a threshold, or AR as the judge: these systems have what their names say.
+        dials: dict[str, dict[str, Any]] = {
+            f"nar-{n}": {"iterations": n, "threshold": None} for n in self.iterations
+        }
         dials |= {f"nar-t{share:g}": {"threshold": share} for share in self.thresholds}
         for mode in modes:
             if mode == GREEDY:
@@ -118,7 +121,7 @@ class EvalRequest:
             elif mode != "nar":
                 found[mode] = options(mode)
             for name, dial in dials.items() if mode == "nar" else ():
-                found[name] = options("nar", **dial)
+                found[name] = options("nar", **dial, rescore=None)
                 if rescore := self.decode.get("rescore"):
                     found[f"{name}-rescored"] = options(RESCORED, **dial, rescore=rescore)
         return found
@@ -184,6 +187,11 @@ def run_evaluation(
     for name, generator in systems.items():
         found, speed = _decode(generator, sources, request, name, progress)
         lines = TextLines(name, [one_line(run.codec().decode(item.tokens)) for item in found])
+        # A kill in between must not leave these outputs beside scores of an earlier evaluation; where they
+        # cannot be scored, they are not lost.
+        for stale in (f"{name}.scores.json", "scores.json"):
+            (output / stale).unlink(missing_ok=True)
+        _write_lines(output / f"{name}.txt", lines.lines)
         scores = task.score(lines, found, text)
         decode = _decode_options(request, generator)
         extra = {"system": name, "speed": speed, "decode": decode, **origin, **scores.extra}
@@ -191,10 +199,6 @@ def run_evaluation(
         extra |= {"long_inputs": long} if long else {}
         warnings = [*([long["warning"]] if long else []), *scores.warnings]
         scores = replace(scores, extra=extra, warnings=warnings)
-        # A kill in between must not leave these outputs beside scores of an earlier evaluation.
-        for stale in (f"{name}.scores.json", "scores.json"):
-            (output / stale).unlink(missing_ok=True)
-        _write_lines(output / f"{name}.txt", lines.lines)
         save_json(output / f"{name}.scores.json", scores.as_dict())
         results.append(SystemResult(name, output / f"{name}.txt", scores, speed))
     save_json(output / "scores.json", {"systems": {r.name: r.scores.as_dict() for r in results}})
@@ -278,7 +282,8 @@ def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:
     if not modes:
         modes = trained_modes(run.config.objective)
         refuse_unused(request.given, modes)
-    systems = request.systems(modes)
+    judge = run.config.decode.rescore if "ar" in trained_modes(run.config.objective) else None
+    systems = replace(request, decode={"rescore": judge, **request.decode}).systems(modes)
     return {
         name: Generator(run.model, run.text, with_decode(run.config, decode))
         for name, decode in systems.items()
@@ -335,9 +340,9 @@ def _decode(
         speed["iterations"] = speed["decoder_passes"] - 1 - judging
     alone = timed_sources(sources, request.latency_sentences)
     if alone:
-        # The whole split was decoded just now: there is nothing left to warm up.
+        # With a warm-up: for a single sentence layers are compiled anew, and drafts are tried anew.
         system = {name: lambda ids: one_by_one(generator, ids)}
-        times = measure(system, alone, request.device, warm_up=0, rounds=1)
+        times = measure(system, alone, request.device, rounds=1)
         speed["ms_per_sentence_batch_1"] = times[name].mean
     return found, speed
 

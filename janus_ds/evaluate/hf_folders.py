@@ -125,8 +125,8 @@ def _write_folder(
         ]
         if loaded.text is None:
             return [*notes, "no tokenizer was written: the run has none"]
-        key = "max_source_positions" if "max_source_positions" in config else "max_position_embeddings"
-        write_hf_tokenizer(loaded.text, new, config[key])
+        # BART has one size for both tables, but rows beyond the encoder's own are zeros.
+        write_hf_tokenizer(loaded.text, new, loaded.config.model.max_source_positions)
         return notes
 
 
@@ -253,7 +253,9 @@ def _is_of(scores: Mapping[str, Any], run: LoadedRun) -> bool:
         # The best weights become others as a run goes on.
         told["step"] = read_json(weights / BEST_FILE).get("step")
     told |= {"checkpoint": weights.name} if weights != run.folder else {}
-    return all(scores.get(name, value) == value for name, value in told.items())
+    # int8 products are of other weights than those that are exported.
+    as_exported = scores.get("precision") != "int8"
+    return as_exported and all(scores.get(name, value) == value for name, value in told.items())
 
 
 def _shown(value: float | None) -> str:

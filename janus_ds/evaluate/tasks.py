@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from janus_ds.checkpoint.manager import BEST_FOLDER
-from janus_ds.config.modes import trained_modes, with_decode
+from janus_ds.config.modes import check_mode, trained_modes, with_decode
 from janus_ds.data.prepare.pair_files import (
     GLGE_SPLITS,
     PairText,
@@ -120,10 +120,12 @@ def evaluate_glge(
     """
     request = replace(request, latency_sentences=0)
     run = load_checkpoint(request)
+    # Before hours of decoding: it may not be there, or not fit.
+    base = run if ar_checkpoint is None or not timed else _other_run(ar_checkpoint, run, request)
     found = run_evaluation(request, run, _GlgeSplit(task, request.split, meteor), progress)
     if not timed or not any(found.sources):
         return found
-    report = measure_glge(request, run, found.sources, timed, ar_checkpoint, progress)
+    report = measure_glge(request, run, found.sources, timed, base, progress)
     systems = {result.name: result.scores.as_dict() for result in found.systems}
     save_json(request.folder(run) / "scores.json", {"systems": systems, "latency": report.as_dict()})
     return replace(found, latency=report)
@@ -134,15 +136,18 @@ def measure_glge(
     run: LoadedRun,
     sources: Sequence[Sequence[int]],
     samples: int,
-    ar_checkpoint: Path | None = None,
+    base: LoadedRun | None = None,
     progress: Progress | None = None,
 ) -> LatencyReport:
     """Time every system of a request, and both kinds of AR, one sentence at a time; the sentences are taken
     evenly from all over the split, empty ones left out.
+
+    Args:
+        base: the run whose AR is the 1.0x of the speed-ups; None: `run` itself.
     """
     chosen = timed_sources(sources, samples)
     notes: list[str] = []
-    base = run if ar_checkpoint is None else _other_run(ar_checkpoint, run, request)
+    base = base or run
     generators = systems_of(request, run)
     if base is not run or "ar" in trained_modes(base.config.objective):
         decode = with_decode(base.config, {**request.decode, "mode": "ar"})
@@ -160,7 +165,7 @@ def measure_glge(
             ours = {name: decode for name, decode in systems.items() if name == OURS}
             systems = {**ours, THEIRS: peer, **systems}
         found = measure(systems, chosen, request.device, progress)
-    conditions = _conditions(request, run, len(chosen))
+    conditions = _conditions(request, run, base, len(chosen))
     if request.inference.int8 and THEIRS in found:
         conditions[f"precision of {THEIRS}"] = "fp32"
     return LatencyReport(found, conditions, notes)
@@ -168,6 +173,7 @@ def measure_glge(
 
 def _other_run(path: Path, run: LoadedRun, request: EvalRequest) -> LoadedRun:
     other = load_run(path, None, request.device)
+    check_mode(with_decode(other.config, {**request.decode, "mode": "ar"}))
     prepare_for_inference(other.model, request.inference)
     if getattr(other.codec(), "fingerprint", None) != getattr(run.codec(), "fingerprint", None):
         raise CheckpointError(
@@ -212,9 +218,9 @@ def _peer(
     return peer
 
 
-def _conditions(request: EvalRequest, run: LoadedRun, samples: int) -> dict[str, Any]:
+def _conditions(request: EvalRequest, run: LoadedRun, base: LoadedRun, samples: int) -> dict[str, Any]:
     # Some modes know no beam; the one of AR is told.
-    decode = with_decode(run.config, {**request.decode, "mode": "ar"}).decode
+    ar, own = (with_decode(x.config, {**request.decode, "mode": "ar"}).decode for x in (base, run))
     return {
         "batch": 1,
         "samples": samples,
@@ -222,8 +228,8 @@ def _conditions(request: EvalRequest, run: LoadedRun, samples: int) -> dict[str,
         "warm-up": min(WARM_UP, samples),
         "device": device_name(request.device),
         "precision": precision_of(run.model, request.inference),
-        "beam": decode.beam,
-        "length beam": decode.length_beam,
+        "beam": ar.beam,
+        "length beam": own.length_beam,
         "torch": torch.__version__,
     }
 

@@ -26,6 +26,7 @@ from janus_ds.metrics.glge_scores import (
     squad_items,
 )
 from janus_ds.metrics.glge_text import (
+    REFERENCE_MARK,
     SENTENCE_MARK,
     cnndm_summaries,
     files2rouge_summaries,
@@ -44,6 +45,12 @@ class TaskTexts:
     references: TextLines
     sources: TextLines | None = None
 
+    def check(self) -> None:
+        """Every line of a file must have its line in the others; raises as :func:`check_same_length`."""
+        for text in (self.predictions, self.sources):
+            if text is not None:
+                check_same_length(text, self.references)
+
 
 Meteor = MeteorProgram | str
 """METEOR's program, or why there is none."""
@@ -56,19 +63,21 @@ _GLUED_STOP = re.compile(r"\w[.?!]$")
 
 
 def choose_meteor(wanted: Literal["auto", "require", "skip"]) -> Meteor:
-    """Find METEOR, or say why it is missing.
+    """Find METEOR and try it on a word, or say why it is missing.
 
     Args:
-        wanted: "auto" goes without if Java or the program is missing, "require" does not, "skip" does not
-            look for it: the program takes seconds to start.
+        wanted: "auto" goes without if Java or the program is missing or fails, "require" does not, "skip"
+            does not look for it: the program takes seconds to start.
 
     Raises:
-        MissingDependencyError: it is required and not there.
+        MissingDependencyError: it is required and not there, or fails.
     """
     if wanted == "skip":
         return "it was not asked for"
     try:
-        return find_meteor()
+        program = find_meteor()
+        program.score([QuestionItem("a", ["a"])])
+        return program
     except MissingDependencyError as error:
         if wanted == "require":
             raise
@@ -121,7 +130,8 @@ def _summaries(name: str, prepare: PrepareSummaries, script: str, doubt: str = "
         for metric in NAMES:
             scores.put(f"{metric}_mean", 100 * found.mean[metric], "F1, plain mean over the lines")
         _warn_of_summaries(texts, scores)
-        if prepare is cnndm_summaries and not any(SENTENCE_MARK in line for line in texts.predictions.lines):
+        marked = any(m in line for line in texts.predictions.lines for m in (SENTENCE_MARK, REFERENCE_MARK))
+        if prepare is cnndm_summaries and not marked:
             scores.warnings.append(
                 f"no prediction has {SENTENCE_MARK}: each counts as one sentence, which lowers rougeL"
             )
@@ -167,7 +177,7 @@ def _warn_of_summaries(texts: TaskTexts, scores: Scores) -> None:
                 f"{text.name}: {len(empty)} empty lines (the first is line {empty[0]}) count as 0; "
                 "the official tool stops at them"
             )
-    cut = sum("<" in line for line in texts.predictions.lines)
+    cut = sum("<" in line.replace(REFERENCE_MARK, "") for line in texts.predictions.lines)
     if cut:
         scores.warnings.append(f"{cut} predictions have a '<': ROUGE-1.5.5 loses the text behind it")
 
@@ -258,9 +268,7 @@ def score_task(task: Task, texts: TaskTexts, split: str, meteor: Meteor) -> Scor
     """Score the predictions of one task as its official script does, in percent; only question generation
     asks for METEOR.
     """
-    check_same_length(texts.predictions, texts.references)
-    if texts.sources is not None:
-        check_same_length(texts.sources, texts.references)
+    texts.check()
     count = len(texts.references.lines)
     scores = Scores(task.name, split, count)
     task.score(texts, meteor, scores)

@@ -120,7 +120,8 @@ Summaries = tuple[list[Summary], list[Summary]]
 SENTENCE_MARK = "[X_SEP]"
 """What stands between the sentences of a CNN/DailyMail hypothesis."""
 
-_REFERENCE_MARK = " <S_SEP> "
+REFERENCE_MARK = "<S_SEP>"
+"""What stands there in a reference, and so in the outputs of a model that was trained on references."""
 _SHORTEST = 5
 _KNOWN_SHARE = 0.7
 
@@ -138,11 +139,12 @@ def gigaword_summaries(hypotheses: Sequence[str], references: Sequence[str]) -> 
 
 
 def cnndm_summaries(hypotheses: Sequence[str], references: Sequence[str]) -> Summaries:
-    """CNN/DailyMail: sentences between [X_SEP] are rejoined; those of four words or fewer are dropped, and
-    those with more than 70 % of their distinct words in the sentences before."""
-    models: list[Summary] = [line.strip().split(_REFERENCE_MARK) for line in references]
+    """CNN/DailyMail: sentences between [X_SEP], or <S_SEP>, are rejoined; those of four words or fewer are
+    dropped, and those with more than 70 % of their distinct words in the sentences before."""
+    models: list[Summary] = [line.strip().split(f" {REFERENCE_MARK} ") for line in references]
+    marked = (line.replace(REFERENCE_MARK, SENTENCE_MARK) for line in hypotheses)
     peers: list[Summary] = [
-        _novel([rejoin(part, CASED_BRACKETS) for part in line.split(SENTENCE_MARK)]) for line in hypotheses
+        _novel([rejoin(part, CASED_BRACKETS) for part in line.split(SENTENCE_MARK)]) for line in marked
     ]
     return models, peers
 

@@ -146,7 +146,8 @@ def _making(run: RunFolder) -> dict[str, Any]:
 
 
 def _circumstances(run: RunFolder) -> str:
-    """Folder, machine, versions, commit, and which weights were scored, as far as told."""
+    """Folder, machine, versions, commit, and which weights were scored in which precision on what, as far as
+    told: speeds are of that device."""
     parts = [str(run.folder)]
     hardware, versions = run.record.get("hardware"), run.record.get("versions")
     if isinstance(hardware, dict):
@@ -158,6 +159,7 @@ def _circumstances(run: RunFolder) -> str:
         parts.append(f"commit {str(run.record['git_commit'])[:12]}")
     weights = {
         f"scored: {system.scores['checkpoint']}, mean of {system.scores.get('average', 1)} checkpoint(s)"
+        + "".join(f", {told}" for key in ("precision", "device") if (told := system.scores.get(key)))
         for system in run.systems
         if system.scores.get("checkpoint")
     }

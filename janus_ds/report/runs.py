@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from janus_ds.config.schema import RUN_FILE
@@ -241,13 +242,15 @@ def _note_state(run: RunFolder, split: str) -> None:
         there = f" (there are scores of: {', '.join(others)})" if others else ""
         task = run.recipe("train", "valid_task")
         program = f"glge --task {task}" if task in TASKS else "nmt"
-        run.notes.append(
-            f"no scores of split {split}{there}: run `janus-ds eval {program} --checkpoint {run.folder}`"
-        )
+        whole = split_of_folder(split)
+        part = f" --limit {split.rpartition('-')[2]}" if whole != split else ""
+        asked = ("" if whole == "test" else f" --split {quote(whole)}") + part
+        command = f"janus-ds eval {program} --checkpoint {quote(str(run.folder))}{asked}"
+        run.notes.append(f"no scores of split {split}{there}: run `{command}`")
     for systems in run.tasks.values():
         first = next(iter(systems.values())).scores
         for system in systems.values():
-            for key in ("n", "checkpoint", "average"):
+            for key in ("n", "checkpoint", "average", "precision", "device"):
                 if system.scores.get(key) != first.get(key):
                     told = f"{key} {system.scores.get(key)}, others {first.get(key)}"
                     run.notes.append(f"{system.mode} was not scored like the others: {told}")

@@ -116,3 +116,31 @@ def test_passages_must_be_asked_for(given: str, capsys: pytest.CaptureFixture[st
         main(["nowhere", f"--samples={given}"])
     assert caught.value.code == 2
     assert f"argument --samples: '{given}' is no whole number from 1 on: give one" in capsys.readouterr().err
+
+
+def test_weights_that_a_run_began_with_may_be_a_file_or_gone(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--samples", "11", "--show", "0", "--device", "cpu"]
+
+    def shares() -> list[list[str]]:
+        return [line.split() for line in capsys.readouterr().out.splitlines() if " %" in line]
+
+    main([str(inputs / "after"), *options])
+    whole = shares()
+    file = inputs / "before" / "checkpoints" / "step-00000010" / "weights.safetensors"
+    main([str(random_run(inputs, "from_file", 0.2, f"init={file}")), *options])
+    assert shares() == whole
+    assert whole
+    alone = random_run(inputs, "alone", 0.2, f"init={inputs / 'gone'}")
+    assert main([str(alone), *options]) == 0
+    told = capsys.readouterr().out
+    assert f"began with is not measured: there are no weights here ({inputs / 'gone'})" in told
+    assert " after" in told
+
+
+def test_few_hidden_tokens_of_small_ids_are_counted(inputs: Path) -> None:
+    run = load_run(inputs / "after")
+    (batch,) = blank_batches(run, 1)
+    hidden = replace(batch, masked_target_BM=torch.full_like(batch.masked_target_BM, 5))
+    assert fill_blanks(run.model, [hidden]).tokens == len(batch.masked_T)

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from janus_ds.cli.convert import main
+from janus_ds.config.schema import ModelConfig, ObjectiveConfig
+from janus_ds.data.prepare.train_tokenizer import train_words
 from janus_ds.decode.generator import Generator
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
 from tests.support.released import FIXTURE, save_fairseq
+from tests.support.tiny_run import make_random_run
 
 WORDS = [f"w{i}" for i in range(22)] + ["un@@", "seen"]
 
@@ -83,6 +86,41 @@ def test_a_bart_file_decodes_autoregressively_only(
     with torch.serialization.safe_globals([argparse.Namespace]):
         back = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
     assert back.keys() == bart_state().keys()
+
+
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        (ObjectiveConfig("paper"), "length_convention inner, mask_symbol mask, ar_query_position predicted"),
+        (ObjectiveConfig("released", mask_symbol="mask"), "mask_symbol mask"),
+        (ObjectiveConfig("ar"), "no length head"),
+    ],
+)
+def test_what_fairseq_would_decode_otherwise_is_not_written(
+    tmp_path: Path, objective: ObjectiveConfig, told: str
+) -> None:
+    run, back = (
+        tmp_path / "run",
+        ["--to", "fairseq", str(tmp_path / "run"), "--output", str(tmp_path / "x.pt")],
+    )
+    shape = ModelConfig(d_model=8, heads=2, ffn_dim=8, layernorm_embedding=False)
+    make_random_run(run, objective, train_words(WORDS), shape)
+    refused(CheckpointError, told, back)
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_a_bart_whose_decoder_starts_with_bos_is_no_fairseq_bart(nmt: Path, tmp_path: Path) -> None:
+    make_random_run(
+        tmp_path / "run",
+        ObjectiveConfig("ar"),
+        train_words(WORDS),
+        ModelConfig(d_model=8, heads=2, ffn_dim=8),
+    )
+    command = ["--to", "fairseq", str(tmp_path / "run"), "--output", str(tmp_path / "x.pt")]
+    refused(CheckpointError, "decoder_start bos", command)
+    # What came from fairseq goes back.
+    main(["--from", "fairseq", str(nmt), "--to", str(tmp_path / "nmt")])
+    assert main(["--to", "fairseq", str(tmp_path / "nmt"), "--output", str(tmp_path / "back.pt")]) == 0
 
 
 def refused(error: type[JanusError], text: str, arguments: list[str]) -> None:

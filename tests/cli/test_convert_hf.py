@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from janus_ds.checkpoint.tensors import read_weights
+from janus_ds.checkpoint.tensors import read_weights, write_tensors
 from janus_ds.cli.convert import main
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.data.prepare.train_tokenizer import train_words
@@ -65,6 +65,31 @@ def test_a_folder_becomes_a_run_and_goes_back(tmp_path: Path, capsys: pytest.Cap
     assert isinstance(fast, ByteLevelBPE)
     text = "abba <mask> cd.\nzz"
     assert fast.encode(text) == load_tokenizer(tmp_path / "run" / "tokenizer").encode(text)
+
+
+def test_decoding_options_that_do_not_go_along_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(hub_folder(tmp_path / "hub"), tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    record = json.loads(file.read_text())
+    record["recipe"]["decode"]["prefix"] = "ab"
+    # Rows of the encoder's table that BART's one size adds are zeros: no text may reach them.
+    weights, positions = read_weights(tmp_path / "run" / "weights.safetensors"), "encoder.positions.weight"
+    record["recipe"]["model"]["max_source_positions"] = 9
+    record["recipe"]["data"]["block_tokens"] = 7
+    write_tensors(
+        tmp_path / "run" / "weights.safetensors", {**weights, positions: weights[positions][:9].clone()}
+    )
+    file.write_text(json.dumps(record))
+    capsys.readouterr()
+    for kind in ("hf", "bart"):
+        assert main(["--to", kind, str(tmp_path / "run"), "--output", str(tmp_path / kind)]) == 0
+        told = capsys.readouterr().out
+        assert "note      decode.prefix ab is not known to the exported code" in told
+        assert "decode.temperature" not in told
+        settings = json.loads((tmp_path / kind / "tokenizer_config.json").read_text())
+        assert settings["model_max_length"] == 9
 
 
 def test_all_forms_of_files_give_the_same_weights(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from janus_ds.__main__ import main
+from janus_ds.cli import evaluate
 from janus_ds.cli.convert import main as convert
 from janus_ds.cli.evaluate import evaluate_nmt
 from janus_ds.errors import ConfigError, DataError, MissingDependencyError, UsageError
@@ -98,6 +99,21 @@ def test_questions_are_grouped_by_their_sources(tmp_path: Path, capsys: pytest.C
     assert scores["metrics"]["rougeL"] == pytest.approx(43.990, abs=1e-3)
     assert scores["metrics"]["bleu4"] == pytest.approx(33.686, abs=1e-3)
     assert "METEOR will be missing" in capsys.readouterr().err
+
+
+def test_a_cut_file_of_any_task_is_told_before_the_first_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SAMPLES / "glge", tmp_path / "glge")
+    sources = tmp_path / "glge" / "squadqg_data" / "org_data" / "test.src"
+    sources.write_text(sources.read_text() + "one more\n")
+
+    def score(*_: object) -> None:
+        raise AssertionError("scored before")
+
+    monkeypatch.setattr(evaluate, "score_task", score)
+    with pytest.raises(DataError, match="same number of lines"):
+        run("glge", "--task", "all", "--predictions", SAMPLES / "submission", "--data", tmp_path / "glge")
 
 
 @pytest.fixture(scope="module")

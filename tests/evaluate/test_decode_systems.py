@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from janus_ds.errors import UsageError
-from janus_ds.evaluate.evaluation import EvalRequest
+from janus_ds.config.modes import with_decode
+from janus_ds.data.prepare.pair_files import PairText
+from janus_ds.decode.load import load_run
+from janus_ds.errors import DataError, UsageError
+from janus_ds.evaluate import evaluation
+from janus_ds.evaluate.evaluation import EvalRequest, run_evaluation, systems_of
 
 
 def test_names_and_options() -> None:
@@ -29,7 +35,7 @@ def test_names_and_options() -> None:
     ]
     assert found["ar"] == {"beam": 3, "mode": "ar"}
     assert found["ar-greedy"] == {"beam": 1, "mode": "ar", "temperature": 0.0}
-    assert found["nar-t0.5"] == {"length_beam": 5, "mode": "nar", "threshold": 0.5}
+    assert found["nar-t0.5"] == {"length_beam": 5, "mode": "nar", "threshold": 0.5, "rescore": None}
     assert found["nar-4-rescored"] == {**found["nar-4"], "rescore": "ar"}
     # Each takes what its mode uses: a draft is greedy, the beam is AR's.
     assert found["draft"] == {"mode": "draft"}
@@ -56,3 +62,45 @@ def test_what_cannot_be(asked: dict[str, Any], text: str) -> None:
     assert caught.value.where
     assert caught.value.fix
     EvalRequest(Path("run"), modes=("ar", "nar", "draft", "aux"), thresholds=(0.5, 1.0))
+
+
+def test_systems_are_what_their_names_say_whatever_the_recipe_decodes_by() -> None:
+    run, request = (
+        load_run("demo"),
+        EvalRequest(Path("demo"), modes=("nar",), iterations=(4,), thresholds=(0.5,)),
+    )
+    asked = {"mode": "nar", "rescore": "ar", "threshold": 0.9, "iterations": 7}
+    found = systems_of(request, replace(run, config=with_decode(run.config, asked)))
+    told = {name: made.config.decode for name, made in found.items()}
+    assert {name: (x.iterations, x.threshold, x.rescore) for name, x in told.items()} == {
+        "nar-4": (4, None, None),
+        "nar-4-rescored": (4, None, "ar"),
+        "nar-t0.5": (None, 0.5, None),
+        "nar-t0.5-rescored": (None, 0.5, "ar"),
+    }
+    # AR of a run that did not learn it cannot judge.
+    objective = replace(run.config.objective, weight_ar=0.0)
+    alone = replace(run, config=replace(with_decode(run.config, asked), objective=objective))
+    assert list(systems_of(request, alone)) == ["nar-4", "nar-t0.5"]
+
+
+def test_outputs_that_cannot_be_scored_are_kept_and_single_sentences_are_warmed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[Sequence[int]] = []
+    monkeypatch.setattr(evaluation, "one_by_one", lambda _, ids: timed.append(ids) or 1)
+
+    class Unscored:
+        def read(self, *_: object) -> PairText:
+            return PairText(["Guten Morgen.", "Ja."], None, ("test.de", "test.en"))
+
+        def score(self, *_: object) -> Any:
+            raise DataError("the scorer failed", "here", "mend it")
+
+    (tmp_path / "ar-greedy.scores.json").write_text("{}")
+    request = EvalRequest(Path("demo"), modes=("ar-greedy",), output=tmp_path, latency_sentences=1)
+    with pytest.raises(DataError, match="the scorer failed"):
+        run_evaluation(request, load_run("demo"), Unscored())
+    assert len((tmp_path / "ar-greedy.txt").read_text().splitlines()) == 2
+    assert not (tmp_path / "ar-greedy.scores.json").exists()
+    assert len(timed) == 2

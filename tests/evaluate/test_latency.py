@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 
 from janus_ds.cli.convert import main
+from janus_ds.cli.evaluate import evaluate_glge
+from janus_ds.config.modes import with_decode
+from janus_ds.config.schema import ModelConfig, ObjectiveConfig
+from janus_ds.data.prepare.train_tokenizer import train_words
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import DTYPES, InferenceOptions, load_run, prepare_for_inference
+from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
+from janus_ds.evaluate import tasks
 from janus_ds.evaluate.evaluation import EvalRequest
 from janus_ds.evaluate.latency import (
     Latency,
@@ -24,7 +30,9 @@ from janus_ds.evaluate.latency import (
     timed_sources,
 )
 from janus_ds.evaluate.tasks import measure_glge, with_best
+from janus_ds.metrics.glge import task_named
 from tests.support.hf_folder import hub_folder
+from tests.support.tiny_run import make_random_run
 
 
 def test_sentences_come_from_all_over_the_set() -> None:
@@ -122,6 +130,31 @@ def test_conditions_tell_the_precision_and_ars_beam_whatever_the_recipe_decodes_
     assert set(report.systems) >= {"ar", "nar-0"}
     told = {"samples": 1, "beam": 2, "precision": "float64", "device": device_name("cpu")}
     assert report.conditions | told == report.conditions
+    # The beam is that of the run whose AR is timed.
+    base = replace(run, config=with_decode(run.config, {"mode": "ar", "beam": 3}))
+    request = replace(request, decode={"max_length": 4})
+    assert measure_glge(request, run, [[5, 6]], 5, base).conditions["beam"] == 3
+
+
+@pytest.mark.parametrize(("preset", "error"), [("", CheckpointError), ("cmlm", ConfigError)])
+def test_the_run_to_compare_with_is_looked_at_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, error: type[JanusError]
+) -> None:
+    other = tmp_path / "other"
+    if preset:
+        words, shape = train_words(["ein kind", "zwei kinder"]), ModelConfig(d_model=8, heads=2, ffn_dim=8)
+        make_random_run(other, ObjectiveConfig(preset), words, shape)
+
+    def decode(*_: object) -> None:
+        raise AssertionError("decoded before")
+
+    monkeypatch.setattr(tasks, "run_evaluation", decode)
+    with pytest.raises(error):
+        tasks.evaluate_glge(EvalRequest(Path("demo")), task_named("xsum"), timed=5, ar_checkpoint=other)
+    with pytest.raises(UsageError, match="no latency is measured"):
+        evaluate_glge(
+            ["--task", "xsum", "--checkpoint", "demo", "--latency-samples", "0", "--ar-checkpoint", "x"]
+        )
 
 
 def test_the_best_checkpoint_is_taken_where_there_is_one(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from janus_ds.metrics.glge import (
 )
 from janus_ds.metrics.glge_scores import JAR_VARIABLE, MeteorProgram
 from janus_ds.metrics.scores import Scores, TextLines, read_lines, render, save_json
+from tests.metrics.test_questions import fake_java
 from tests.support.metric_fixtures import metric_cases
 
 WITHOUT = "no Java here"
@@ -83,12 +84,24 @@ def test_without_meteor_there_is_neither_meteor_nor_overall() -> None:
 
 
 def test_meteor_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = fake_java(tmp_path / "bad", "echo 'no room for the heap' >&2; exit 1")
+    good = fake_java(tmp_path / "good", "read line; echo 1; read line; echo 1; echo 0.5")
     monkeypatch.setenv(JAR_VARIABLE, str(tmp_path / "none.jar"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "METEOR needs Java" in str(choose_meteor("auto"))
     assert choose_meteor("skip") == "it was not asked for"
     with pytest.raises(MissingDependencyError):
         choose_meteor("require")
+    # One that is there and fails is found out before anything is decoded or scored.
+    monkeypatch.setenv("PATH", str(bad.parent))
+    for file in (tmp_path / "none.jar", tmp_path / "data" / "paraphrase-en.gz"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    assert "program failed: no room for the heap" in str(choose_meteor("auto"))
+    with pytest.raises(MissingDependencyError, match="no room"):
+        choose_meteor("require")
+    monkeypatch.setenv("PATH", str(good.parent))
+    assert choose_meteor("auto") == MeteorProgram(str(good), tmp_path / "none.jar")
 
 
 def test_what_to_mind_is_said() -> None:
@@ -99,6 +112,9 @@ def test_what_to_mind_is_said() -> None:
     assert "hyp: 1 empty lines (the first is line 1) count as 0" in xsum
     assert "1 predictions have a '<'" in xsum
     assert "no prediction has [X_SEP]" in warnings("cnndm", texts(LINES, LINES))
+    marked = warnings("cnndm", texts(["who won it ? <S_SEP> a", "b"], LINES))
+    assert "no prediction has" not in marked
+    assert "have a '<'" not in marked
     assert "2 predictions end in a word" in warnings("personachat", texts(["Is it?", "Yes."], LINES))
     unclosed = TaskTexts(TextLines("hyp", LINES, ends_with_newline=False), TextLines("ref", LINES))
     assert "hyp: the last line has no newline" in warnings("msqg", unclosed)

@@ -83,6 +83,8 @@ def test_cnndm_keeps_new_sentences_of_five_words() -> None:
     models, peers = cnndm_summaries([line], ["One . <S_SEP> Two ."])
     assert models == [["One .", "Two ."]]
     assert peers == [[old, seven_of_ten, "-LRB- it -RRB- is , new now"]]
+    # A model that was trained on references writes their mark.
+    assert cnndm_summaries([line.replace("[X_SEP]", "<S_SEP>")], ["One ."])[1] == peers
 
 
 def test_xsum_puts_the_hypothesis_in_the_place_of_the_model() -> None:

@@ -104,7 +104,7 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
     (run.weights.parent / "best.json").write_text('{"step": 30}')
     ours = {"checkpoint": "best", "average": 1, "step": 30}
     told: list[dict[str, Any]] = [{}, ours, {**ours, "checkpoint": "step-30"}]
-    told += [{**ours, "average": 5}, {**ours, "step": 20}]
+    told += [{**ours, "average": 5}, {**ours, "step": 20}, {**ours, "precision": "int8"}]
     systems = {f"system{n}": {**found, "metrics": {"chrf": 50 + n}} for n, found in enumerate(told)}
     for split in ("test", "test-first-4"):
         (tmp_path / "eval" / split).mkdir(parents=True)

@@ -17,7 +17,15 @@ from janus_ds.report.figures import (
     looks_of,
     thinned,
 )
-from janus_ds.report.page import marked, mode_table, objective_text, rows_of, run_table, sample_cards
+from janus_ds.report.page import (
+    _circumstances,
+    marked,
+    mode_table,
+    objective_text,
+    rows_of,
+    run_table,
+    sample_cards,
+)
 from janus_ds.report.runs import RunFolder, primary_metric, read_runs, sorted_modes
 from tests.support.report_runs import SOURCES, MadeUp, scores_of, write_lines
 
@@ -79,6 +87,17 @@ def test_scores_are_found_in_all_their_forms(tmp_path):
     assert sorted_modes([dict.fromkeys(modes)]) == ["ar", "nar-4", "nar-10", "nar + rescore", "draft"]
 
 
+def test_scores_in_another_precision_or_on_another_device_are_noted(tmp_path):
+    run = MadeUp(modes={"nar-4": (20.0, 9.0, 9.0)}).write(tmp_path / "run")
+    for mode, precision, device in (("ar", "fp32", "cpu, threads 1"), ("nar-4", "int8", "cpu, threads 1")):
+        told = scores_of(mode, (25.0, 9.0, 9.0), "paper") | {"precision": precision, "device": device}
+        (run / "eval" / "test" / f"{mode}.scores.json").write_text(json.dumps(told))
+    (run / "eval" / "test" / "scores.json").unlink()
+    (found,) = read_runs([run], "test")
+    assert found.notes == ["nar-4 was not scored like the others: precision int8, others fp32"]
+    assert "mean of 5 checkpoint(s), int8, cpu, threads 1" in _circumstances(found)
+
+
 def test_the_first_sentences_of_a_split_and_runs_of_glge(tmp_path):
     run = MadeUp(modes={"ar": (25.0, 9.0, 9.0)}).write(tmp_path / "run")
     (run / "eval" / "test").rename(run / "eval" / "test-first-3")
@@ -90,7 +109,11 @@ def test_the_first_sentences_of_a_split_and_runs_of_glge(tmp_path):
     record["recipe"]["train"]["valid_task"] = "xsum"
     (run / "run.json").write_text(json.dumps(record))
     (run / "scores.json").unlink()
-    assert "run `janus-ds eval glge --task xsum --checkpoint " in read_runs([run], "dev")[0].notes[0]
+    # The command makes the scores that are missing, whatever the folder is called.
+    run = run.rename(tmp_path / "a run")
+    command = f"janus-ds eval glge --task xsum --checkpoint '{run}'"
+    for split, more in (("dev", " --split dev"), ("test", ""), ("dev-first-9", " --split dev --limit 9")):
+        assert f"run `{command}{more}`" in read_runs([run], split)[0].notes[0]
 
 
 def test_curves_of_the_metric_that_training_measured(runs):
