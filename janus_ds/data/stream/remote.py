@@ -216,7 +216,8 @@ def _pumped(items: Iterator[Any], stall_seconds: float) -> Iterator[_Transfer]:
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        yield _Transfer(*take(), iter(take, b""))
+        start, total, version = take()
+        yield _Transfer(start, total, version, iter(take, b""))
     finally:
         stop.set()
 
