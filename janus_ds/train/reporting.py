@@ -7,6 +7,7 @@ JANUS adds (queries, compensation) are work, not tokens, so the figure compares 
 from __future__ import annotations
 
 import math
+import re
 import resource
 import shlex
 import sys
@@ -332,7 +333,8 @@ def device_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     for known, (half, full) in _PEAK_TFLOPS.items():
-        if known in name:
+        # L4 is not L40, nor A40 an RTX A4000.
+        if re.search(rf"{known}\b", name):
             return 1e12 * (full if dtype == torch.float32 else half)
     return None
 

@@ -105,6 +105,15 @@ def test_cpu_has_memory_and_no_known_peak() -> None:
     assert memory_bytes(cpu) > 10**7
 
 
+def test_a_peak_is_that_of_the_very_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("NVIDIA L4", "NVIDIA L40", "NVIDIA L40S", "NVIDIA A40", "NVIDIA RTX A4000", "NVIDIA GH200 480GB")
+    found = []
+    for name in (*names, "NVIDIA A100-SXM4-80GB", "NVIDIA H100 PCIe"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        found.append(device_peak_flops(torch.device("cuda"), torch.bfloat16))
+    assert found == [121e12, None, 362e12, 149.7e12, None, 989e12, 312e12, 756e12]
+
+
 def written(folder: Path, end: int) -> None:
     writer = MetricsWriter(folder, 0)
     for step in range(1, end + 1):
