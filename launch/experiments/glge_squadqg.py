@@ -202,7 +202,7 @@ def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
         articles = write_wikipedia(shared, text / "wikipedia.txt", options.megabytes)
         return {**counts, "articles": articles, "megabytes": options.megabytes}
 
-    counted(text / "counts.json", write)
+    counted(text / "counts.json", write, megabytes=options.megabytes)
     length, target = (load_run_config(recipe).data.block_tokens for recipe in (PRETRAINING, FINE_TUNING))
     yield product(
         *("launch/prepare_data.py", "--input", text / "wikipedia.txt", "--output", data),

@@ -22,6 +22,7 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
     options = convergence.parse(["--root", str(tmp_path)])
     runs = convergence.runs_of(options)
     assert (options.root, runs["ar-4k-s1"].goal("train")) == (folder, {"steps": 4000})
+    assert runs["ar-4k-s1"].goal("evaluate") == {"steps": 4000, "lines": 1000}
     assert runs["paper_2enc-12k-s1"].train[1:] == [
         str(ROOT / "launch" / "finetune.py"),
         *("--recipe", str(ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml")),
@@ -99,7 +100,25 @@ def test_runs_of_a_machine_that_is_gone_stay_on_the_page(tmp_path):
 
 
 def nmt_score(bleu: float) -> dict[str, Any]:
-    return {"metrics": {"sacrebleu": bleu, "repetition": 0.5}, "n": 1, "warnings": []}
+    return {"metrics": {"sacrebleu": bleu, "repetition": 0.5}, "n": 1000, "warnings": []}
+
+
+def test_a_trial_on_some_lines_is_told_and_published_nowhere(tmp_path):
+    folder, results = tmp_path / "runs" / "en-de", tmp_path / "results"
+    made_run(folder / "ar-4k-s1", "pair", "ar", {"ar": nmt_score(35.0)})
+    made_run(folder / "ar-4k-s2", "pair", "ar", {"ar": {**nmt_score(36.0), "n": 100}})
+    for name in ("ar-4k-s1", "ar-4k-s2"):
+        (folder / name / "eval" / "test" / "ar.txt").write_text(f"{name}\n")
+        (folder / name / "eval" / "test" / "references.txt").write_text(f"of {name}\n")
+    text = report(folder.parent, results)
+    assert "| ar-4k-s1 | 35.00 |" in text
+    assert "| ar-4k-s2, the first 100 lines | 36.00 |" in text
+    assert "2 seeds" not in text
+    assert sorted(path.name for path in (results / "outputs").iterdir()) == [
+        "ar-4k-s1.ar.txt",
+        "references.txt",
+    ]
+    assert (results / "outputs" / "references.txt").read_text() == "of ar-4k-s1\n"
 
 
 def test_the_page_of_nothing_says_so(tmp_path):
