@@ -38,6 +38,7 @@ from driver import (
 from results import collect, fixed, output_of, render, significance, write_page
 
 from janus_ds.cli.arguments import at_least
+from janus_ds.config.load import load_run_config
 from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.report.figures import COLOURS, INK, new_figure, png_of, styled
@@ -285,7 +286,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.root /= "en-de"
     options.only = [name for name in options.only.split(",") if name]
     for name in options.only:
-        overrides_of(name)
+        load_run_config(RECIPE, [*overrides_of(name)[0], *options.overrides])
     return options
 
 

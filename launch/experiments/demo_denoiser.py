@@ -44,7 +44,7 @@ from janus_ds.config.locations import DENOISER, model_path, user_path
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.decode.load import load_run
 from janus_ds.errors import exit_on_error
-from janus_ds.io import write_atomic
+from janus_ds.io import make_folder, write_atomic
 from janus_ds.observe import read_metrics
 
 FIRST, LONGER = "denoiser", "longer"
@@ -172,7 +172,7 @@ def _held_out(run: Path) -> dict[str, float]:
 def make_page(options: argparse.Namespace) -> None:
     """The results page and its JSON, of the asset and of a run of `make pretrain`."""
     figures: Path = options.page.with_suffix(".json")
-    options.root.mkdir(parents=True, exist_ok=True)
+    make_folder(options.root)
     measured = [sys.executable, "-m", "janus_ds", "blanks", str(options.quickstart), "--json", str(figures)]
     run_logged(options.root, "blanks", measured)
     training = json.loads((options.asset / "run.json").read_text(encoding="utf-8"))["training"]

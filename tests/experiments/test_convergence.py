@@ -10,9 +10,10 @@ from typing import Any
 import convergence
 import pytest
 from driver import ROOT
+from results import collect
 
 from janus_ds.config.load import load_run_config
-from janus_ds.errors import UsageError
+from janus_ds.errors import ConfigError, UsageError
 from tests.support.experiment_runs import made_run
 
 
@@ -40,6 +41,8 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
     for name in ("janusz-4k-s1", "ar", "ar-s1", "ar+dropout-4k-s1"):
         with pytest.raises(UsageError, match="there is no run"):
             convergence.overrides_of(name)
+    with pytest.raises(ConfigError, match=r"model\.dropuot"):
+        convergence.parse(["--only", "ar-4k-s1,ar+model.dropuot=0.4-4k-s1"])
     for name in convergence.RUNS:
         run = load_run_config(convergence.RECIPE, convergence.overrides_of(name)[0])
         assert run.train.keep_best in run.train.valid_bleu
@@ -97,6 +100,14 @@ def test_runs_of_a_machine_that_is_gone_stay_on_the_page(tmp_path):
     assert "| cmlm-4k-s1 |" not in text, "what was under way is lost with its machine"
     assert "| Is JANUS-AR above AR? (4,000 updates) | 100.00 |" in text
     assert (results / "outputs" / "ar-4k-s1.ar.txt").read_text() == "a b c d e\n"
+
+
+def test_a_run_that_goes_on_behind_its_mark_is_not_finished(tmp_path):
+    made_run(tmp_path / "one", "pair", "ar", {})
+    assert collect(tmp_path, ["one"], "runs")["not_finished"] == []
+    with (tmp_path / "one" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 90, "seconds": 2.0}\n')
+    assert collect(tmp_path, ["one"], "runs")["not_finished"] == ["one"]
 
 
 def nmt_score(bleu: float) -> dict[str, Any]:
