@@ -33,6 +33,7 @@ from janus_ds.decode.load import InferenceOptions
 from janus_ds.io import write_atomic
 from janus_ds.model.attention import BACKENDS
 from janus_ds.progress import table
+from tests.support.launch import free_port
 from tests.support.two_stream import long_batch, valid_rows
 
 Outcome = tuple[bool | None, dict[str, Any], str]
@@ -189,7 +190,8 @@ def check_resume(device: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
         environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": device}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "JANUS_CHECK_FOLDER": folder}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        environment |= {**meeting, "JANUS_CHECK_FOLDER": folder}
         code = "from benchmarks.gpu import train_and_resume; train_and_resume()"
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
