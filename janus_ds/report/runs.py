@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -234,16 +235,17 @@ def _note_state(run: RunFolder, split: str) -> None:
         told = how.get(run.ended, run.ended and f"not complete: {run.ended}")
         done = f"{run.lines[-1]['step']:,} of {asked:,} updates"
         run.notes.append(f"{told or 'not finished, or stopped early'}: {done}")
-    if not run.tasks:
+    # Pretraining has no text to score.
+    if not run.tasks and run.recipe("data", "task") != "denoise":
         others = sorted(
             path.name for path in run.folder.glob("eval/*") if path.is_dir() and path.name != split
         )
         there = f" (there are scores of: {', '.join(others)})" if others else ""
         task = run.recipe("train", "valid_task")
         program = f"glge --task {task}" if task in TASKS else "nmt"
-        run.notes.append(
-            f"no scores of split {split}{there}: run `janus-ds eval {program} --checkpoint {run.folder}`"
-        )
+        command = f"janus-ds eval {program} --checkpoint {shlex.quote(str(run.folder))}"
+        command += "" if split == "test" else f" --split {shlex.quote(split)}"
+        run.notes.append(f"no scores of split {split}{there}: run `{command}`")
     for systems in run.tasks.values():
         first = next(iter(systems.values())).scores
         for system in systems.values():

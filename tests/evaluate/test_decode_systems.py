@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from janus_ds.errors import UsageError
-from janus_ds.evaluate.evaluation import EvalRequest
+from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.evaluate.evaluation import EvalRequest, load_mean
 
 
 def test_names_and_options() -> None:
@@ -37,6 +37,11 @@ def test_names_and_options() -> None:
     # Greedy is greedy beside samples, too.
     sampled = EvalRequest(Path("run"), decode={"temperature": 1.0}).systems(("ar", "ar-greedy"))
     assert [system["temperature"] for system in sampled.values()] == [1.0, 0.0]
+
+
+def test_a_mean_of_a_packaged_model_is_refused_for_its_own_reason() -> None:
+    with pytest.raises(CheckpointError, match=r"5 checkpoints are to be averaged, the run has 0"):
+        load_mean(Path("demo"), 5, "cpu")
 
 
 @pytest.mark.parametrize(
