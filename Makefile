@@ -2,7 +2,7 @@
 # `make help` lists the rest.
 PYTHON ?= python3.11
 VENV := .venv
-BIN := $(abspath $(VENV))/bin
+BIN := $(VENV)/bin
 TORCH_VERSION := 2.13.0
 # Extra arguments for the installation of torch, e.g. an index with builds for one CUDA version.
 TORCH_PIP_ARGS ?=
@@ -22,7 +22,7 @@ DEVICE_ENV := $(if $(filter-out $(ALL_GPUS),$(TAKEN_GPUS)),CUDA_VISIBLE_DEVICES=
 else
 DEVICE_ENV := LOCAL_SIZE=$(NPROC)
 endif
-ACTIVATED := PATH="$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" $(DEVICE_ENV)
+ACTIVATED := PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH="$(CURDIR)" $(DEVICE_ENV)
 FREE_PORT = $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 PYTEST := $(ACTIVATED) DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import cells, measure
+from benchmarks.common import cells, measure, share
 from benchmarks.shapes import SHAPES, BenchShape, make_batch
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.presets import MODEL_PRESETS, resolve
@@ -30,7 +30,7 @@ SHARED, ROUNDS = ("device", "precision"), 5
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this bench."""
     parser.add_argument("--shape", choices=sorted(SHAPES), default="iwslt", help="default: iwslt")
-    parser.add_argument("--attention-dropout", type=float, default=0.0, help="default: 0")
+    parser.add_argument("--attention-dropout", type=share, default=0.0, help="default: 0")
 
 
 def bench(options: argparse.Namespace) -> dict[str, Any]:

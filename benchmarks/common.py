@@ -16,7 +16,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from janus_ds.cli.arguments import new_parser
+from janus_ds.config.locations import user_path
 from janus_ds.errors import UsageError
+from janus_ds.io import check_writable, is_stream
 from janus_ds.observe import installed_versions
 
 _PACKAGES = ("torch", "numpy", "deepspeed", "megatron-core", "webdataset")
@@ -46,7 +48,7 @@ def bench_parser(kind: str, description: str, *options: str, rounds: int | None)
         parser.add_argument(f"--{option}", **known[option])
     text = f"measurements of each job (default: {rounds or 'by shape'})"
     parser.add_argument("--rounds", type=positive, default=rounds, help=text)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the result as JSON")
     return parser
 
 
@@ -55,8 +57,11 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
 
     Raises:
         UsageError: `--device cuda` without a CUDA device.
+        ResourceError: what is measured could not be written to `--json`.
     """
     options = parser.parse_args(arguments)
+    if options.json is not None and not is_stream(options.json):
+        check_writable(options.json.parent)
     if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
         raise UsageError("torch sees no CUDA device here", "--device cuda", "measure with --device cpu")
     return options
@@ -67,6 +72,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("give a whole number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A share of at least 0 and below 1, for argparse."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError("give a share of at least 0 and below 1")
     return value
 
 

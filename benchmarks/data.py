@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import cpu_threads, summary
+from benchmarks.common import cpu_threads, place, summary
 from janus_ds.batch import Ragged, SpecialTokens
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
@@ -24,6 +24,7 @@ from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.sample_order import SampleSchedule
 from janus_ds.data.stream.shards import ShardFormat, shard_name, write_shard
+from janus_ds.errors import UsageError
 
 _SPECIAL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=50264, vocab_size=50265)
 SHAPES: dict[str, dict[str, Any]] = {
@@ -53,10 +54,16 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         the settings, `documents_per_second_per_core` with median, min and max over the rounds,
-        `microseconds_per_document` by stage, and the wall-clock rate.
+        `microseconds_per_document` by stage, and the wall-clock rate; hardware and versions.
+
+    Raises:
+        UsageError: the samples of a round do not make one step.
     """
     given = {name: getattr(options, name) or value for name, value in SHAPES[options.shape].items()}
     tokens, batch = given["tokens"], given["batch"]
+    if options.samples < batch:
+        what = f"{options.samples} samples do not make a step of {batch}"
+        raise UsageError(what, "--samples, --batch", "give more samples, or a smaller batch")
     spread, draw = max(tokens // 10, 1), np.random.default_rng(1)
     lengths = {
         stream: np.maximum(draw.integers(tokens - spread, tokens + spread + 1, options.samples), 1)
@@ -79,6 +86,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
             stage: round(summary([r[stage] for r in rounds], 1e6 / measured)["median"], 1)
             for stage in ("order", "read", "mask", "collate")
         },
+        **{name: found for name, found in place(options).items() if name in ("hardware", "versions")},
     }
 
 

@@ -26,7 +26,7 @@ from janus_ds.config.schema import DataConfig, DecodeConfig, ModelConfig, Object
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import InferenceOptions, prepare_for_inference
 from janus_ds.decode.search_settings import SearchSettings
-from janus_ds.errors import CheckpointError
+from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.progress import table
@@ -146,6 +146,12 @@ def bench_case(options: argparse.Namespace, batch: int, tokens: int) -> dict[str
         model = _random_model(shape, tokens)
         jobs = _peer_jobs(options, model, sources, batch, Path(folder))
         jobs |= _own_jobs(options, model, sources, batch)
+        if not jobs:
+            raise UsageError(
+                f"no job's name contains {' or '.join(options.only)}",
+                "--only",
+                "give parts of such names as ar fp32, janus bf16, nar 4, transformers",
+            )
         equal = _compare({name: job() for name, job in jobs.items()}, tokens)
         measured = measure(jobs, rounds, options, _RATIOS, len(sources))
     del measured["precision"]

@@ -33,10 +33,11 @@ from janus_ds.decode.load import InferenceOptions
 from janus_ds.io import write_atomic
 from janus_ds.model.attention import BACKENDS
 from janus_ds.progress import table
+from tests.support.launch import free_port
 from tests.support.two_stream import long_batch, valid_rows
 
-Outcome = tuple[bool, dict[str, Any], str]
-"""Whether all was right, the figures, and what the page shows."""
+Outcome = tuple[bool | None, dict[str, Any], str]
+"""Whether all was right (None: it was left out), the figures, and what the page shows."""
 
 ROOT = Path(__file__).parents[1]
 _BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -87,14 +88,15 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     page = [f"# Check of {options.device}\n", f"{on['hardware']}\n\n{on['versions']}\n"]
     for name, part in _parts(options):
         if (start := time.perf_counter()) - begun > 60 * options.minutes:
-            right, figures, shown = True, dict[str, Any](), f"left out: {options.minutes} minutes are over"
+            right, figures, shown = None, dict[str, Any](), f"{options.minutes} minutes are over"
         else:
             right, figures, shown = _judged(part)
         seconds = round(time.perf_counter() - start, 1)
         parts[name] = {"right": right, "seconds": seconds, **figures}
-        page.append(f"## {name}: {'right' if right else 'WRONG'} ({seconds:.0f} s)\n\n```\n{shown}\n```\n")
+        word = {True: "right", False: "WRONG", None: "left out"}[right]
+        page.append(f"## {name}: {word} ({seconds:.0f} s)\n\n```\n{shown}\n```\n")
         print(page[-1], flush=True)
-    wrong = [name for name, part in parts.items() if not part["right"]]
+    wrong = [name for name, part in parts.items() if part["right"] is False]
     result = {"bench": "gpu", "wrong": wrong, "seconds": time.perf_counter() - begun, "parts": parts, **on}
     if options.json is not None:
         write_atomic(options.json.with_suffix(".md"), "\n".join([*page, describe(result), ""]).encode())
@@ -102,8 +104,10 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any]) -> str:
-    """What was wrong, in one line."""
-    return f"wrong: {', '.join(result['wrong']) or 'nothing'}; {result['seconds']:.0f} s"
+    """What was wrong, and what was left out, in one line."""
+    left = [name for name, part in result["parts"].items() if part["right"] is None]
+    out = f"; left out: {', '.join(left)}" if left else ""
+    return f"wrong: {', '.join(result['wrong']) or 'nothing'}{out}; {result['seconds']:.0f} s"
 
 
 def _parts(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Outcome]]]:
@@ -186,7 +190,8 @@ def check_resume(device: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
         environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": device}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "JANUS_CHECK_FOLDER": folder}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        environment |= {**meeting, "JANUS_CHECK_FOLDER": folder}
         code = "from benchmarks.gpu import train_and_resume; train_and_resume()"
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
@@ -228,7 +233,7 @@ def check_tests() -> Outcome:
     """The head in 16 bits, and compiled steps."""
     missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
     if missing:
-        return True, {}, f"left out: {', '.join(missing)} not installed"
+        return None, {}, f"{', '.join(missing)} not installed"
     files = [f"tests/{name}.py" for name in _GPU_TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-k", "gpu or cuda", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

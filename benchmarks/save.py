@@ -19,8 +19,10 @@ from benchmarks.common import place, positive, summary
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.tensors import Snapshot
+from janus_ds.config.locations import user_path
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig, TrainConfig
+from janus_ds.io import check_writable
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.parallel.topology import Topology
@@ -39,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--shape", choices=sorted(_VOCABULARIES), default="bart_base", help="model preset")
     add("--every", type=positive, default=500, help="train.save_every (default: 500)")
-    add("--folder", type=Path, help="file system to write to (default: the temporary one)")
+    add("--folder", type=user_path, help="file system to write to (default: the temporary one)")
 
 
 def bench(options: argparse.Namespace) -> dict[str, Any]:
@@ -51,8 +53,10 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
         median, min and max; `bytes`, `parameters`, hardware and versions.
 
     Raises:
-        ResourceError: the disk has no room.
+        ResourceError: the disk has no room, or cannot be written to.
     """
+    if options.folder is not None:
+        check_writable(options.folder)
     state = _State(options.shape, options.device)
     waiting, waiting_cpu, writing = [], [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

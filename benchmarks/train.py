@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.authors import AuthorsLikeStep
-from benchmarks.common import cells, choices, forward_backward, measure, positives
+from benchmarks.common import cells, choices, forward_backward, measure, positives, share
 from benchmarks.outsiders import OUTSIDERS, outsider_step
 from benchmarks.shapes import SHAPES, BenchShape, make_batch, special_tokens, step_job
 from janus_ds.config.presets import MODEL_PRESETS, resolve
@@ -49,8 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this bench."""
     add = parser.add_argument
     add("--shape", choices=sorted(SHAPES), default="iwslt", help="default: iwslt")
-    add("--masked-share", type=_share, help="masked tokens of the target (default: .5)")
-    add("--attention-dropout", type=_share, default=0.0, help="of all steps (default: 0)")
+    add("--masked-share", type=share, help="masked tokens of the target (default: .5)")
+    add("--attention-dropout", type=share, default=0.0, help="of all steps (default: 0)")
     further = [*(name for name in OBJECTIVES if name not in _LABELS), _AUTHORS, *OUTSIDERS]
     for name, text in AXES.items():
         about = f"measure with several numbers of {text}, and fit time ~ number ^ exponent"
@@ -73,10 +73,10 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     numbers = options.vocabulary or options.length
     if len(set(numbers)) == 1:
         raise UsageError("one number has no exponent", "--vocabulary or --length", "give several, as 64,128")
-    share = shape.masked_tokens / shape.target_tokens
+    masked = shape.masked_tokens / shape.target_tokens
     shapes = [replace(shape, vocab_size=size) for size in options.vocabulary]
     shapes += [
-        replace(shape, source_tokens=n, target_tokens=n, masked_tokens=round(n * share))
+        replace(shape, source_tokens=n, target_tokens=n, masked_tokens=round(n * masked))
         for n in options.length
     ]
     if not shapes:
@@ -175,13 +175,6 @@ def _utilisation(
     return shares
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError("give a share of at least 0 and below 1")
-    return value
-
-
 def describe(result: dict[str, Any]) -> str:
     """A table of the result, or of each case and of the exponents."""
     if "cases" in result:
@@ -204,8 +197,8 @@ def describe(result: dict[str, Any]) -> str:
     for name, ratio in result["ratios"].items():
         label = " / ".join(_LABELS.get(part, part).removeprefix("plain ") for part in name.split("_over_"))
         rows.append([label, "", *cells(ratio, 2)])
-    for name, share in result["mfu"].items():
-        rows.append([f"{_LABELS.get(name, name)}, share of the peak", "", f"{share:.3f}", "", ""])
+    for name, used in result["mfu"].items():
+        rows.append([f"{_LABELS.get(name, name)}, share of the peak", "", f"{used:.3f}", "", ""])
     for name, calls in result["launches"].items():
         words = ", ".join(f"{count:,} {kind}" for kind, count in calls.items())
         rows.append([f"{_LABELS.get(name, name)}: {words}", "", "", "", ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,7 +50,7 @@ def copy_files(arguments: Sequence[str] | None = None) -> int:
     for file, target in copies:
         make_folder(target.parent)
         write_atomic(target, file.read_bytes())
-    example = folder / "recipes" / "quickstart.yaml"
+    example = shlex.quote(str(folder / "recipes" / "quickstart.yaml"))
     print(f"copied {len(copies)} files; try: janus-ds check --recipe {example} --deepspeed_config zero2")
     return 0
 

@@ -16,6 +16,7 @@ import torch
 
 from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
+from janus_ds.config.locations import model_path
 from janus_ds.config.modes import MODES, NAMES, RESCORED, refuse_unused, trained_modes, way_of, with_decode
 from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.prepare.pair_files import PairText
@@ -243,7 +244,7 @@ def load_mean(
     run = load_run(checkpoint, None, device)
     if average == 1:
         return run, [run.weights]
-    if not (checkpoint / RUN_FILE).is_file():
+    if not (model_path(checkpoint) / RUN_FILE).is_file():
         raise UsageError(
             f"--average {average} needs a run, but one of its checkpoints is named",
             str(checkpoint),

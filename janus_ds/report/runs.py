@@ -235,7 +235,8 @@ def _note_state(run: RunFolder, split: str) -> None:
         told = how.get(run.ended, run.ended and f"not complete: {run.ended}")
         done = f"{run.lines[-1]['step']:,} of {asked:,} updates"
         run.notes.append(f"{told or 'not finished, or stopped early'}: {done}")
-    if not run.tasks:
+    # Pretraining has no text to score.
+    if not run.tasks and run.recipe("data", "task") != "denoise":
         others = sorted(
             path.name for path in run.folder.glob("eval/*") if path.is_dir() and path.name != split
         )

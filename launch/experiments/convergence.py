@@ -31,11 +31,14 @@ from driver import (
     prepare_pairs_command,
     product,
     run_experiment,
+    shared_file,
     shared_text,
     training_command,
 )
 from results import collect, fixed, output_of, render, significance, write_page
 
+from janus_ds.cli.arguments import at_least
+from janus_ds.config.load import load_run_config
 from janus_ds.config.locations import deepspeed_file
 from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
 from janus_ds.io import disk_faults, write_atomic
@@ -43,7 +46,7 @@ from janus_ds.report.figures import COLOURS, INK, new_figure, png_of, styled
 
 RECIPE = ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml"
 ENGINE = ROOT / "ds_configs" / "zero2_bf16.json"
-TRAIN_PAIRS = 29_000
+TRAIN_PAIRS, TEST_PAIRS = 29_000, 1_000
 NO_KL = ("objective.weight_kl_ar_nar=0", "objective.weight_kl_ar_aux=0", "objective.weight_kl_nar_aux=0")
 AR_ALONE = ("train.valid_bleu=ar", "train.keep_best=ar", "decode.mode=ar")
 SPANS = ("masking.target=span_union", "masking.target_share=0.7")
@@ -108,7 +111,7 @@ def runs_of(options: argparse.Namespace) -> dict[str, Run]:
         train = training_command("finetune", RECIPE, options.root / "data", run, "--set", *own)
         given = ("--checkpoint", run, "--average", options.average, "--limit", options.limit)
         evaluate = product("eval/nmt.py", *given, "--split", "test", "--output", run / "eval" / "test")
-        found[name] = Run(train, steps, evaluate=evaluate)
+        found[name] = Run(train, steps, evaluate=evaluate, lines=options.limit or TEST_PAIRS)
     return found
 
 
@@ -151,14 +154,20 @@ def report(options: argparse.Namespace) -> None:
 
 
 def publish_outputs(folder: Path, runs: Mapping[str, Any], outputs: Path) -> None:
-    """Copy to the page what runs wrote for the test set, so that it can be scored again, and be compared with
-    runs of another machine."""
-    for run, system in pairs(runs, ("ar", "nar-0", "nar-10", "references")):
+    """Copy to the page what runs wrote for the whole test set, so that it can be scored again, and be
+    compared with runs of another machine."""
+    whole = [name for name, run in runs.items() if _lines(run) == TEST_PAIRS]
+    for run, system in pairs(whole, ("ar", "nar-0", "nar-10", "references")):
         source, copy = output_of(folder, run, system), _published(outputs, run, system)
         if source.is_file():
             with disk_faults(copy):
                 copy.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(copy, source.read_bytes())
+
+
+def _lines(run: Mapping[str, Any]) -> int:
+    """Test lines that a run was evaluated on; 0 where it was not."""
+    return max((system["n"] for system in run["systems"].values()), default=0)
 
 
 def _published(outputs: Path, run: str, system: str) -> Path:
@@ -195,10 +204,13 @@ def _scores(runs: Mapping[str, Any]) -> Iterator[list[str]]:
     for name in done:
         repeated = [fixed(value) or "-" for value in found[name, "repetition"][1:]]
         shown = "" if set(repeated) == {"-"} else " / ".join(repeated)
-        yield [name, *map(fixed, found[name, "sacrebleu"]), shown]
+        part = "" if _lines(runs[name]) == TEST_PAIRS else f", the first {_lines(runs[name])} lines"
+        yield [f"{name}{part}", *map(fixed, found[name, "sacrebleu"]), shown]
     for budget, (variant, title) in pairs(BUDGETS, TITLES.items()):
         seeds = [
-            found[name, "sacrebleu"] for name in done if name.rpartition("-s")[0] == f"{variant}-{budget}k"
+            found[name, "sacrebleu"]
+            for name in done
+            if name.rpartition("-s")[0] == f"{variant}-{budget}k" and _lines(runs[name]) == TEST_PAIRS
         ]
         if len(seeds) > 1:
             columns = [
@@ -261,7 +273,7 @@ def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
     files = [
         word
         for split, stem in parts.items()
-        for word in (f"--{split}", *(sorted(text.glob(f"{stem}.{side}*"))[0] for side in ("en", "de")))
+        for word in (f"--{split}", *(shared_file(text, f"{stem}.{side}") for side in ("en", "de")))
     ]
     how = ("--lowercase", "--vocab-size", 5000, "--max-tokens", 126, "--tokenizer", "sentencepiece-bpe")
     yield prepare_pairs_command(("en", "de"), data, *how, *files)
@@ -271,14 +283,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = experiment_parser(__doc__, "convergence", RUNS)
     add = parser.add_argument
-    add("--average", type=int, default=5, help="checkpoints averaged for the scores [%(default)s]")
+    add("--average", type=at_least(1), default=5, help="checkpoints averaged for the scores [%(default)s]")
     engine = "of all runs, a file or a name: zero2 (fp32) for a CPU that computes bf16 slowly"
     add("--deepspeed_config", type=deepspeed_file, default=ENGINE, help=f"{engine} [{ENGINE.stem}]")
     options = parser.parse_args(arguments)
     options.root /= "en-de"
     options.only = [name for name in options.only.split(",") if name]
     for name in options.only:
-        overrides_of(name)
+        load_run_config(RECIPE, [*overrides_of(name)[0], *options.overrides])
     return options
 
 

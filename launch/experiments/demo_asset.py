@@ -21,6 +21,7 @@ from torch import Tensor
 
 from janus_ds.checkpoint.manifest import WEIGHTS_FILE, step_of
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
+from janus_ds.config.locations import user_path
 from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
@@ -40,9 +41,9 @@ def packaged_parser(description: str | None, root: str, asset: Path, page: str) 
     parser = experiment_parser(description, root)
     add = parser.add_argument
     add("--ship", action="store_true", help="only make the asset (and scores) of what is trained so far")
-    add("--asset", type=Path, default=asset, help="where the asset goes")
+    add("--asset", type=user_path, default=asset, help="where the asset goes")
     add("--average", type=int, default=8, help="last checkpoints averaged for the asset [%(default)s]")
-    add("--page", type=Path, default=ROOT / "docs" / "results" / page, help="the results page")
+    add("--page", type=user_path, default=ROOT / "docs" / "results" / page, help="the results page")
     return parser
 
 

@@ -32,7 +32,8 @@ from results import write_page
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.config.locations import DEMO, model_path
 from janus_ds.data.prepare.pair_files import PairFiles
-from janus_ds.errors import exit_on_error
+from janus_ds.errors import UsageError, exit_on_error
+from janus_ds.observe import read_run_record
 
 LANGUAGES = ("de", "en")
 RECIPE = ROOT / "launch" / "recipes" / "nmt_demo.yaml"
@@ -51,7 +52,8 @@ AR = (
 def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
     """The text, and the command of the data directory."""
     text = options.root / "text"
-    counted(text / "counts.json", lambda: write_text(options, text))
+    asked = {name: getattr(options, name) for name in ("valid", "test", "joined", "short_copies")}
+    counted(text / "counts.json", lambda: write_text(options, text), **asked)
     trained = ("sentencepiece-unigram", "--vocab-size", options.vocab)
     tokenizer = (options.start / "tokenizer",) if options.start else trained
     splits = ("train", "valid", "test")
@@ -101,7 +103,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.start:
         # Of the model before; its mean of checkpoints was the start.
-        record = json.loads((options.start / "run.json").read_text(encoding="utf-8"))
+        record = read_run_record(options.start) or {}
         about |= {"started_from": record["training"], "overrides": options.overrides}
     else:
         steps = [step_of(path) or 0 for path in (options.root / "ar").glob("checkpoints/step-*")]
@@ -115,13 +117,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ar-steps", type=int, default=5_000, help="updates of the first run [%(default)s]")
     add("--janus-steps", type=int, default=7_000, help="updates of the second run [%(default)s]")
-    add("--start", type=Path, help="no AR run: JANUS goes on from this model, with its tokenizer")
+    add(
+        "--start",
+        type=model_path,
+        help="no AR run: JANUS goes on from this shipped model, with its tokenizer",
+    )
     add("--vocab", type=int, default=5_000, help="symbols of the joint vocabulary [%(default)s]")
     add("--valid", type=int, default=1_000, help="held-out pairs for validation [%(default)s]")
     add("--test", type=int, default=2_000, help="held-out pairs for the test [%(default)s]")
     add("--joined", type=float, default=0.1, help="share of training pairs made of several [%(default)s]")
     add("--short-copies", type=int, default=2, help="copies of pairs of up to three words [%(default)s]")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.start and "training" not in (read_run_record(options.start) or {}):
+        fix = "give a folder that `--ship` has made, or demo"
+        raise UsageError("its run.json does not tell how it was trained", f"--start {options.start}", fix)
+    return options
 
 
 def main() -> int:

@@ -40,11 +40,11 @@ from janus_ds.checkpoint.manifest import WEIGHTS_FILE
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.blanks import WAYS, rare_words
 from janus_ds.config.load import load_run_config
-from janus_ds.config.locations import DENOISER, model_path
+from janus_ds.config.locations import DENOISER, model_path, user_path
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.decode.load import load_run
 from janus_ds.errors import exit_on_error
-from janus_ds.io import write_atomic
+from janus_ds.io import make_folder, write_atomic
 from janus_ds.observe import read_metrics
 
 FIRST, LONGER = "denoiser", "longer"
@@ -115,7 +115,8 @@ def write_text(path: Path, novels_mb: float, wikipedia_mb: float) -> dict[str, i
 def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
     """The text, and the command of the data directory."""
     text = options.root / "text.txt"
-    counted(options.root / "counts.json", lambda: write_text(text, options.novels_mb, options.wikipedia_mb))
+    sizes = {"novels_mb": options.novels_mb, "wikipedia_mb": options.wikipedia_mb}
+    counted(options.root / "counts.json", lambda: write_text(text, **sizes), **sizes)
     yield product(
         *("launch/prepare_data.py", "--input", text, "--output", options.root / "data", "--processes", 1),
         *("--tokenizer", "sentencepiece-unigram", "--vocab-size", options.vocab, "--tokenizer-sample-mb", 8),
@@ -171,7 +172,7 @@ def _held_out(run: Path) -> dict[str, float]:
 def make_page(options: argparse.Namespace) -> None:
     """The results page and its JSON, of the asset and of a run of `make pretrain`."""
     figures: Path = options.page.with_suffix(".json")
-    options.root.mkdir(parents=True, exist_ok=True)
+    make_folder(options.root)
     measured = [sys.executable, "-m", "janus_ds", "blanks", str(options.quickstart), "--json", str(figures)]
     run_logged(options.root, "blanks", measured)
     training = json.loads((options.asset / "run.json").read_text(encoding="utf-8"))["training"]
@@ -198,7 +199,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--vocab", type=int, default=4_000, help="symbols of the vocabulary [%(default)s]")
     add("--novels-mb", type=float, default=24, help="megabytes of novels [%(default)s]")
     add("--wikipedia-mb", type=float, default=8, help="megabytes of Wikipedia [%(default)s]")
-    add("--quickstart", type=Path, metavar="RUN", help="only write the page, about this run of make pretrain")
+    add(
+        "--quickstart",
+        type=user_path,
+        metavar="RUN",
+        help="only write the page, about this run of make pretrain",
+    )
     return parser.parse_args(arguments)
 
 

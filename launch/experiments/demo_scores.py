@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from driver import prepare_pairs_command, product, run_logged, shared_text
+from driver import prepare_pairs_command, product, run_logged, shared_file, shared_text
 from results import render
-from sacremoses import MosesDetokenizer, MosesTokenizer
 
 from janus_ds.data.text.tokenizer import load_tokenizer
+from janus_ds.errors import MissingDependencyError
 from janus_ds.io import write_atomic
 from janus_ds.metrics.scores import read_lines
 
@@ -34,10 +34,12 @@ def score_all(asset: Path, root: Path, limit: int) -> None:
     folder = root / "scores"
     folder.mkdir(exist_ok=True)
     multi30k = shared_text("multi30k", "Multi30k", "test_2016_flickr.de and .en")
+    official = shared_text("iwslt14_de-en", "IWSLT14's test", "tok.test.de and tok.test.en")
+    moses = _moses()
     sets = {
         "tatoeba": [root / "text" / f"test.{language}" for language in ("de", "en")],
         "multi30k_test_2016_flickr": [
-            sorted(multi30k.glob(f"test_2016_flickr.{language}*"))[0] for language in ("de", "en")
+            shared_file(multi30k, f"test_2016_flickr.{language}") for language in ("de", "en")
         ],
     }
     found: dict[str, Any] = {}
@@ -48,7 +50,7 @@ def score_all(asset: Path, root: Path, limit: int) -> None:
         options = ("--data", data, "--output", output, "--limit", limit)
         run_logged(folder, f"score-{name}", product("eval/nmt.py", "--checkpoint", asset, *options))
         found[name] = _compact(json.loads((output / "scores.json").read_text(encoding="utf-8"))["systems"])
-    systems = _score_iwslt(asset, folder / "iwslt14_test", limit)
+    systems = _score_iwslt(asset, folder / "iwslt14_test", official, moses, limit)
     found["iwslt14_test"] = _compact(systems, leave_out=("sacrebleu", "chrf"))
     write_atomic(asset / "scores.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
 
@@ -66,16 +68,29 @@ def _compact(systems: dict[str, Any], leave_out: Sequence[str] = ()) -> dict[str
     }
 
 
-def _score_iwslt(asset: Path, folder: Path, limit: int) -> dict[str, Any]:
+def _moses() -> Any:
+    """The package that separates text into Moses tokens and joins them.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import sacremoses
+    except ImportError:
+        what, fix = "the scores of IWSLT14 need sacremoses, which is not installed", "make install-dev"
+        raise MissingDependencyError(what, "--ship", fix) from None
+    return sacremoses
+
+
+def _score_iwslt(asset: Path, folder: Path, official: Path, sacremoses: Any, limit: int) -> dict[str, Any]:
     """What `eval/nmt.py` says of each system on IWSLT14's test."""
     folder.mkdir(exist_ok=True)
-    official = shared_text("iwslt14_de-en", "IWSLT14's test", "tok.test.de and tok.test.en")
     source, reference = (read_lines(official / f"tok.test.{side}").lines for side in ("de", "en"))
     count = limit or len(source)
     tokenizer, moses, plain = (
         load_tokenizer(asset / "tokenizer"),
-        MosesTokenizer("en"),
-        MosesDetokenizer("de"),
+        sacremoses.MosesTokenizer("en"),
+        sacremoses.MosesDetokenizer("de"),
     )
 
     def fits(text: str) -> bool:

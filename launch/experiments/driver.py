@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,9 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from janus_ds.cli.arguments import at_least
 from janus_ds.config.load import load_run_config
-from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, MissingDependencyError
-from janus_ds.io import disk_faults, write_atomic
+from janus_ds.config.locations import user_path
+from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, MissingDependencyError, UsageError
+from janus_ds.io import make_folder, write_atomic
 
 MARKS = {"train": "trained.json", "evaluate": "finished.json"}
 """The stages in their order, and what stands in the folder of a run that has passed them."""
@@ -44,15 +47,20 @@ def experiment_parser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add, lie = parser.add_argument, f"runs/{root}"
-    add("--root", type=lambda text: Path(text).resolve(), default=lie, help="where runs lie [%(default)s]")
-    add("--limit", type=int, default=0, help="test sentences, for a trial; 0: all")
+    add("--root", type=_folder, default=lie, help="where runs lie [%(default)s]")
+    add("--limit", type=at_least(0), default=0, help="test sentences, for a trial; 0: all")
     add("--set", dest="overrides", nargs="+", action="extend", default=[], help="further overrides, all runs")
     if runs:
-        add("--results", type=Path, default=ROOT / "docs" / "results", help="where tables go")
+        add("--results", type=user_path, default=ROOT / "docs" / "results", help="where tables go")
         add("--report", action="store_true", help="only make the tables of what is there")
         add("--only", default=",".join(runs), help="runs, with what they start from [%(default)s]")
-        add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at the same time [%(default)s]")
+        cores = os.cpu_count() or 1
+        add("--jobs", type=at_least(1), default=cores, help="runs at the same time [%(default)s]")
     return parser
+
+
+def _folder(text: str) -> Path:
+    return user_path(text).resolve()
 
 
 @dataclass(frozen=True)
@@ -100,24 +108,30 @@ def run_experiment(
     if getattr(options, "report", False):
         report(options)
         return 0
-    options.root.mkdir(parents=True, exist_ok=True)
+    make_folder(options.root)
     for command in prepare(options):
         run_logged(options.root, "data", command)
     return Driver(options.root, runs(options), getattr(options, "jobs", 1), lambda: report(options)).run()
 
 
-def counted(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def counted(path: Path, make: Callable[[], Mapping[str, Any]], **asked: object) -> dict[str, Any]:
     """What was counted when text was made, from a JSON file that is written when all of it is there.
 
     Args:
         path: the file; where it is, nothing is made again.
         make: writes the text into the file's folder and counts.
+        asked: options that the text depends on.
+
+    Raises:
+        UsageError: the text was made with others.
     """
     if not path.is_file():
-        with disk_faults(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(make()) + "\n").encode())
+        make_folder(path.parent)
+        write_atomic(path, (json.dumps({**make(), "asked": asked}) + "\n").encode())
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found.pop("asked", asked) != asked:
+        what = f"the text that is there was not made with {asked}"
+        raise UsageError(what, str(path), "give the options that it was made with, or another --root")
     print(f"text: {found}", flush=True)
     return found
 
@@ -149,13 +163,25 @@ def shared_text(name: str, what: str, holds: str) -> Path:
         MissingDependencyError: JANUS_SHARED_DATA does not lead to it.
     """
     given = os.environ.get("JANUS_SHARED_DATA")
-    if not given or not (Path(given) / name).is_dir():
+    if not given or not (user_path(given) / name).is_dir():
         raise MissingDependencyError(
             f"{what} is not here" if given else f"the environment does not say where {what} is",
             f"JANUS_SHARED_DATA={given or ''}",
             f"set JANUS_SHARED_DATA to a folder with {name}/ ({holds})",
         )
-    return Path(given) / name
+    return user_path(given) / name
+
+
+def shared_file(folder: Path, name: str) -> Path:
+    """A file of such a folder, packed (`NAME.xz`) or not.
+
+    Raises:
+        MissingDependencyError: it is not there.
+    """
+    found = sorted(folder.glob(f"{name}*"))
+    if not found:
+        raise MissingDependencyError(f"there is no {name}", str(folder), "put that file there")
+    return found[0]
 
 
 def _started(log: Path, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -263,7 +289,8 @@ class Driver:
         done, goal = json.loads(mark.read_text(encoding="utf-8")), {}
         if name in self._runs:
             goal = self._runs[name].goal(stage)
-        return all(int(done.get(key, 0)) >= value for key, value in goal.items())
+        # A mark without lines is of an evaluation of all.
+        return all(done.get(key, math.inf) >= value for key, value in goal.items())
 
     def _start(self, name: str) -> None:
         self._waiting.remove(name)
@@ -286,9 +313,14 @@ class Driver:
             self._failed = True
             return
         mark = json.dumps(self._runs[job.name].goal(job.stage)) + "\n"
-        (run / MARKS[job.stage]).write_text(mark, encoding="utf-8")
+        write_atomic(run / MARKS[job.stage], mark.encode())
         if self._next_stage(job.name) is None:
-            self._report()
+            try:
+                self._report()
+            except JanusError as error:
+                # The other runs go on; `--report` makes the tables when that is mended.
+                self._failed = True
+                _tell(str(error))
         else:
             self._waiting.insert(0, job.name)
 

@@ -33,6 +33,7 @@ from driver import (
 from results import collect, output_of, render, significance, write_page
 from squadqg_text import write_squadqg, write_wikipedia
 
+from janus_ds.cli.arguments import at_least
 from janus_ds.config.load import load_run_config
 from janus_ds.errors import UsageError, exit_on_error
 
@@ -202,7 +203,7 @@ def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
         articles = write_wikipedia(shared, text / "wikipedia.txt", options.megabytes)
         return {**counts, "articles": articles, "megabytes": options.megabytes}
 
-    counted(text / "counts.json", write)
+    counted(text / "counts.json", write, megabytes=options.megabytes)
     length, target = (load_run_config(recipe).data.block_tokens for recipe in (PRETRAINING, FINE_TUNING))
     yield product(
         *("launch/prepare_data.py", "--input", text / "wikipedia.txt", "--output", data),
@@ -220,12 +221,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = experiment_parser(__doc__, "results-glge", list(RUNS))
     add = parser.add_argument
-    add("--megabytes", type=int, default=24, help="of Wikipedia text [%(default)s]")
-    add("--base-steps", type=int, default=2_500, help="updates of the first pretraining [%(default)s]")
-    add("--second-steps", type=int, default=1_000, help="updates of each second stage [%(default)s]")
-    add("--tune-steps", type=int, default=1_500, help="updates of each fine-tuning [%(default)s]")
+    add("--megabytes", type=at_least(1), default=24, help="of Wikipedia text [%(default)s]")
+    add("--base-steps", type=at_least(1), default=2_500, help="updates of first pretraining [%(default)s]")
+    add("--second-steps", type=at_least(1), default=1_000, help="of each second stage [%(default)s]")
+    add("--tune-steps", type=at_least(1), default=1_500, help="of each fine-tuning [%(default)s]")
     add("--seed", type=int, default=1, help="of all runs [%(default)s]")
-    add("--latency", type=int, default=0, help="test lines decoded one by one for ms/sample [%(default)s]")
+    one_by_one = "test lines decoded one by one for ms/sample [%(default)s]"
+    add("--latency", type=at_least(0), default=0, help=one_by_one)
     options = parser.parse_args(arguments)
     options.only = with_starts([name for name in options.only.split(",") if name])
     return options

@@ -58,9 +58,11 @@ def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | 
     for system in systems.values():
         system["warnings"] = [_portable(text, folder, placeholder) for text in system.get("warnings", ())]
     recipe, last = record["recipe"], lines[-1]
+    # Pretraining is not evaluated. A run that goes on behind its mark is under way again.
+    mark = run / MARKS["train" if recipe["data"]["task"] == "denoise" else "evaluate"]
+    done = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
     return {
-        # Pretraining is not evaluated.
-        "finished": (run / MARKS["train" if recipe["data"]["task"] == "denoise" else "evaluate"]).is_file(),
+        "finished": done.get("steps", 0) >= last["step"],
         "updates": last["step"],
         "samples": last.get("samples_total"),
         "tokens": last.get("tokens_total"),

@@ -27,17 +27,19 @@ import torch
 from driver import ROOT
 from results import render, write_page
 
+from janus_ds.cli.arguments import at_least
+from janus_ds.config.locations import user_path
 from janus_ds.config.modes import check_mode, with_decode
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.text import fit_sources, long_warning
 from janus_ds.errors import ConfigError, UsageError, exit_on_error
-from janus_ds.io import write_atomic
+from janus_ds.io import check_writable, write_atomic
 from janus_ds.metrics.glge import VALIDATION_METRICS, TaskTexts, choose_meteor, score_task, task_named
 from janus_ds.metrics.scores import METRIC_TITLES, TextLines, check_same_length, read_lines
 from janus_ds.metrics.translation import compare_translations
 from janus_ds.observe import read_metrics
-from janus_ds.report.figures import COLOURS, new_figure, png_of, styled
+from janus_ds.report.figures import COLOURS, new_figure, png_of, require_matplotlib, styled
 
 BATCH = 32
 BASELINE = "NAR 10, 3 lengths"
@@ -64,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if not options.text and not options.infill:
         raise UsageError("nothing is to be decoded", "--text, --infill", "give a text, or blanks to fill")
+    require_matplotlib()
+    if options.task is not None:
+        task_named(options.task)
+    check_writable(options.results)
     torch.set_num_threads(1)
     run = load_run(options.checkpoint)
     prepare_for_inference(run.model)
@@ -122,6 +128,10 @@ def generators(run: LoadedRun, batch: int) -> dict[str, Generator]:
 def measure(run: LoadedRun, lines: list[str], state: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Outputs, passes and CPU seconds by way: sums over sentences, in batches and one by one."""
     batched, single = generators(run, BATCH), generators(run, 1)
+    if BASELINE not in batched:
+        what = f"all ways are compared with {BASELINE}, and {available(run)[1][BASELINE]}"
+        raise UsageError(what, f"--checkpoint {options.checkpoint}", "give a run that has learnt NAR")
+    check_writable(state.parent)
     of = hashlib.sha256(run.weights.read_bytes() + "\n".join(lines).encode()).hexdigest()[:16]
     found: dict[str, Any] = {
         name: {"text": [], "passes": [], "batch_seconds": 0.0, "single_seconds": 0.0, "singles": 0}
@@ -261,14 +271,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", required=True, help="a run folder, one of its checkpoints, or demo")
     add("--name", help="its title on the page [as --checkpoint]")
     text, filled = "held-out sources, one a line, and their references", "shown with its blanks filled"
-    add("--text", type=Path, nargs=2, metavar="FILE", help=text)
+    add("--text", type=user_path, nargs=2, metavar="FILE", help=text)
     add("--infill", nargs="+", metavar="PAIR", help=f'"source ||| target with ___": {filled}')
     add("--minutes", type=float, default=60.0, help="no further round after so many [%(default)s]")
-    add("--singles", type=int, default=4, help="sentences of a round that go one by one [%(default)s]")
+    add(
+        "--singles", type=at_least(1), default=4, help="sentences of a round that go one by one [%(default)s]"
+    )
     add("--lowercase", action="store_true", help="the text, as `prepare --lowercase` makes the data")
     add("--task", help="a task of GLGE, whose metrics are shown, such as squadqg [translation: BLEU]")
-    add("--state", type=Path, help="what was measured [runs/ways_to_decode.NAME.json]")
-    add("--results", type=Path, default=ROOT / "docs" / "results", help="where the page goes")
+    add("--state", type=user_path, help="what was measured [runs/ways_to_decode.NAME.json]")
+    add("--results", type=user_path, default=ROOT / "docs" / "results", help="where the page goes")
     return parser
 
 

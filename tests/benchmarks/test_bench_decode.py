@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.decode import _compare
-from janus_ds.errors import CheckpointError
+from janus_ds.errors import CheckpointError, UsageError
 
 
 def test_result_has_peers_ratios_and_equal_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +35,11 @@ def test_other_work_and_other_tokens_are_refused() -> None:
         _compare({"ar fp32": [(5, 6)]}, 3)
     with pytest.raises(CheckpointError, match="for 1 of 2 sentences"):
         _compare({"ar fp32": [(5, 6), (7, 8)], "transformers": [(5, 6), (7, 9)]}, 2)
+
+
+def test_a_job_that_does_not_exist_is_named() -> None:
+    with pytest.raises(UsageError, match="no job's name contains beam"):
+        main(["decode", "--shape", "tiny", "--peers", "none", "--only", "beam"])
 
 
 @pytest.mark.parametrize(("option", "given"), [("--peers", "hff"), ("--batch", "1,x"), ("--batch", "0")])

@@ -44,6 +44,18 @@ def test_what_is_wrong_is_told_and_hides_nothing(
     assert "wrong: attention against dense" in capsys.readouterr().out
 
 
+def test_what_is_left_out_is_not_called_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "check_attention", lambda device: (None, {}, "torch not installed"))
+    monkeypatch.setattr(gpu, "check_tokens", lambda device: (True, {}, ""))
+    monkeypatch.setattr(gpu, "check_resume", lambda device: (True, {}, ""))
+    file = tmp_path / "new" / "check.json"
+    assert main(["gpu", "--device", "cpu", "--no-tables", "--json", str(file)]) == 0
+    page = file.with_suffix(".md").read_text()
+    assert "## attention against dense in float64: left out" in page
+    assert "wrong: nothing; left out: attention against dense in float64;" in page
+    assert json.loads(file.read_text())["wrong"] == []
+
+
 @pytest.mark.heavy
 def test_everything_is_right_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "check.json"

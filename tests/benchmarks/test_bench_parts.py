@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.shapes import SHAPES, BenchShape
+from janus_ds.errors import ResourceError
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,8 @@ def test_attention_writes_all_back_ends_and_refuses_none_silently(tmp_path: Path
     options = ["--rounds", "1", "--attention-dropout", ".1", "--json", str(file)]
     assert main(["attention", *options]) == 0
     assert set(json.loads(file.read_text())["milliseconds"]) == {"dense", "grouped"}
+    with pytest.raises(SystemExit):
+        main(["attention", "--attention-dropout", "2"])
 
 
 def test_figures_of_saves_follow_from_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,3 +60,5 @@ def test_figures_of_saves_follow_from_each_other(tmp_path: Path, capsys: pytest.
     assert not list(folder.iterdir())
     with pytest.raises(SystemExit):
         main(["save", "--rounds", "0"])
+    with pytest.raises(ResourceError, match="cannot be written"):
+        main(["save", "--folder", str(file / "x")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,15 @@ def test_values_of_the_presets_are_shown() -> None:
     assert "presets" not in explain("train.seed")
     assert "           paper/pair: 0.7" in explain("masking.target_share").splitlines()
     assert "           bart_base: 768" in explain("model.d_model").splitlines()
+
+
+def test_the_command_told_after_init_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / "my files")]) == 0
+    words = shlex.split(capsys.readouterr().out.partition("try: ")[2])
+    assert words[:3] == ["janus-ds", "check", "--recipe"]
+    assert Path(words[3]).is_file()
 
 
 def test_names_that_are_near_are_given() -> None:

@@ -87,6 +87,8 @@ def test_the_user_may_still_name_any_split_that_is_one(tmp_path: Path) -> None:
     assert place.split("train")[0].shards.folder.public == "pipe:cat ... {}"
     with pytest.raises(DataError, match="has no split"):
         place.split("../x")
+    with pytest.raises(DataError, match=r"no split 'tset'.*\n.*manifest\.json\n.*name one of train, valid,"):
+        open_data(str(data), DataConfig()).split("tset")
 
 
 AWS = "X-Amz-Algorithm=A&X-Amz-Credential={}&X-Amz-Date={}&X-Amz-Expires=60&X-Amz-Signature={}"

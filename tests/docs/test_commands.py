@@ -118,6 +118,17 @@ def test_options_and_files_exist(document: str) -> None:
     assert wrong == []
 
 
+def test_make_takes_a_clone_whose_path_has_a_space(tmp_path: Path) -> None:
+    clone = tmp_path / "a clone"
+    clone.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (clone / name).write_bytes((ROOT / name).read_bytes())
+    goals = ("install", "lint", "types", "pretrain", "bench")
+    done = subprocess.run(["make", "-n", *goals], cwd=clone, capture_output=True, text=True, check=True)
+    split = [line for line in done.stdout.splitlines() if str(tmp_path) in re.sub(r'"[^"]*"', "", line)]
+    assert split == []
+
+
 def test_the_readme_has_commands_to_check() -> None:
     names = {name for line in commands("README.md") for name, _ in parts(line)}
     assert {"prepare", "check", "pretrain", "decode", "finetune", "eval nmt", "eval glge", "report"} <= names

@@ -12,9 +12,9 @@ import pytest
 from janus_ds.config.modes import with_decode
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.decode.load import load_run
-from janus_ds.errors import DataError, UsageError
+from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate import evaluation
-from janus_ds.evaluate.evaluation import EvalRequest, run_evaluation, systems_of
+from janus_ds.evaluate.evaluation import EvalRequest, load_mean, run_evaluation, systems_of
 
 
 def test_names_and_options() -> None:
@@ -43,6 +43,11 @@ def test_names_and_options() -> None:
     # Greedy is greedy beside samples, too.
     sampled = EvalRequest(Path("run"), decode={"temperature": 1.0}).systems(("ar", "ar-greedy"))
     assert [system["temperature"] for system in sampled.values()] == [1.0, 0.0]
+
+
+def test_a_mean_of_a_packaged_model_is_refused_for_its_own_reason() -> None:
+    with pytest.raises(CheckpointError, match=r"5 checkpoints are to be averaged, the run has 0"):
+        load_mean(Path("demo"), 5, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import Any
 import convergence
 import pytest
 from driver import ROOT
+from results import collect
 
 from janus_ds.config.load import load_run_config
-from janus_ds.errors import UsageError
+from janus_ds.errors import ConfigError, UsageError
 from tests.support.experiment_runs import made_run
 
 
@@ -22,6 +23,7 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
     options = convergence.parse(["--root", str(tmp_path)])
     runs = convergence.runs_of(options)
     assert (options.root, runs["ar-4k-s1"].goal("train")) == (folder, {"steps": 4000})
+    assert runs["ar-4k-s1"].goal("evaluate") == {"steps": 4000, "lines": 1000}
     assert runs["paper_2enc-12k-s1"].train[1:] == [
         str(ROOT / "launch" / "finetune.py"),
         *("--recipe", str(ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml")),
@@ -39,6 +41,8 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
     for name in ("janusz-4k-s1", "ar", "ar-s1", "ar+dropout-4k-s1"):
         with pytest.raises(UsageError, match="there is no run"):
             convergence.overrides_of(name)
+    with pytest.raises(ConfigError, match=r"model\.dropuot"):
+        convergence.parse(["--only", "ar-4k-s1,ar+model.dropuot=0.4-4k-s1"])
     for name in convergence.RUNS:
         run = load_run_config(convergence.RECIPE, convergence.overrides_of(name)[0])
         assert run.train.keep_best in run.train.valid_bleu
@@ -98,8 +102,34 @@ def test_runs_of_a_machine_that_is_gone_stay_on_the_page(tmp_path):
     assert (results / "outputs" / "ar-4k-s1.ar.txt").read_text() == "a b c d e\n"
 
 
+def test_a_run_that_goes_on_behind_its_mark_is_not_finished(tmp_path):
+    made_run(tmp_path / "one", "pair", "ar", {})
+    assert collect(tmp_path, ["one"], "runs")["not_finished"] == []
+    with (tmp_path / "one" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 90, "seconds": 2.0}\n')
+    assert collect(tmp_path, ["one"], "runs")["not_finished"] == ["one"]
+
+
 def nmt_score(bleu: float) -> dict[str, Any]:
-    return {"metrics": {"sacrebleu": bleu, "repetition": 0.5}, "n": 1, "warnings": []}
+    return {"metrics": {"sacrebleu": bleu, "repetition": 0.5}, "n": 1000, "warnings": []}
+
+
+def test_a_trial_on_some_lines_is_told_and_published_nowhere(tmp_path):
+    folder, results = tmp_path / "runs" / "en-de", tmp_path / "results"
+    made_run(folder / "ar-4k-s1", "pair", "ar", {"ar": nmt_score(35.0)})
+    made_run(folder / "ar-4k-s2", "pair", "ar", {"ar": {**nmt_score(36.0), "n": 100}})
+    for name in ("ar-4k-s1", "ar-4k-s2"):
+        (folder / name / "eval" / "test" / "ar.txt").write_text(f"{name}\n")
+        (folder / name / "eval" / "test" / "references.txt").write_text(f"of {name}\n")
+    text = report(folder.parent, results)
+    assert "| ar-4k-s1 | 35.00 |" in text
+    assert "| ar-4k-s2, the first 100 lines | 36.00 |" in text
+    assert "2 seeds" not in text
+    assert sorted(path.name for path in (results / "outputs").iterdir()) == [
+        "ar-4k-s1.ar.txt",
+        "references.txt",
+    ]
+    assert (results / "outputs" / "references.txt").read_text() == "of ar-4k-s1\n"
 
 
 def test_the_page_of_nothing_says_so(tmp_path):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import lzma
+import sys
 from pathlib import Path
 
+import demo_de_en
 import demo_scores as scores
 import driver
 import pytest
 
+from janus_ds.config.locations import DEMO, model_path
 from janus_ds.decode.generator import Generator
-from janus_ds.errors import MissingDependencyError
+from janus_ds.errors import MissingDependencyError, UsageError
 from tests.support.experiment_runs import drive
 from tests.support.tiny_pairs import tiny_lines
 
@@ -55,6 +58,19 @@ def test_missing_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     with pytest.raises(MissingDependencyError, match="Tatoeba is not here") as error:
         driver.shared_text("tatoeba_de-en", "Tatoeba", "two files")
     assert "tatoeba_de-en/ (two files)" in error.value.fix
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacremoses", None)
+    with pytest.raises(MissingDependencyError, match="sacremoses, which is not installed"):
+        scores._moses()
+
+
+def test_what_it_starts_from_must_tell_of_its_training(tmp_path: Path) -> None:
+    assert demo_de_en.parse(["--start", "demo"]).start == model_path(DEMO)
+    (tmp_path / "run.json").write_text('{"recipe": {}}')
+    with pytest.raises(UsageError, match="how it was trained"):
+        demo_de_en.parse(["--start", str(tmp_path)])
 
 
 @pytest.mark.heavy

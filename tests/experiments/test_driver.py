@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from driver import Driver, Run
+from driver import Driver, Run, counted, experiment_parser, shared_file
 
-from janus_ds.errors import PREEMPTED_EXIT_CODE
+from janus_ds.errors import PREEMPTED_EXIT_CODE, DataError, MissingDependencyError, UsageError
 
 pytestmark = pytest.mark.usefixtures("handlers_put_back")
 
@@ -19,6 +19,7 @@ class Made:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.reports = folder, 0
+        self.fault: DataError | None = None
         self.code: dict[str, str] = {}
 
     def driver(self, *names: str, jobs: int = 1, steps: int = 10) -> Driver:
@@ -27,6 +28,8 @@ class Made:
 
     def _report(self) -> None:
         self.reports += 1
+        if self.fault is not None:
+            raise self.fault
 
     def _run(self, name: str, steps: int) -> Run:
         def command(stage: str) -> list[str]:
@@ -71,6 +74,55 @@ def test_what_starts_from_a_failed_run_is_not_run(tmp_path, capsys):
     assert sorted(plan.done()) == ["alone evaluate", "alone train", "pre train"]
     assert "what they start from is missing: one, two" in capsys.readouterr().out
     assert not (tmp_path / "pre" / "trained.json").exists()
+
+
+def test_tables_that_cannot_be_made_stop_no_run(tmp_path, capsys):
+    plan = Made(tmp_path)
+    plan.fault = DataError("two files differ", "here", "look")
+    assert plan.driver("alone", "pre").run() == 1
+    assert plan.done() == ["alone train", "alone evaluate", "pre train"]
+    assert "error: two files differ" in capsys.readouterr().out
+
+
+def test_an_evaluation_of_some_lines_is_none_of_all(tmp_path):
+    def driver(lines: int) -> Driver:
+        command = [sys.executable, "-S", "-c", ""]
+        return Driver(tmp_path, {"one": Run(command, 10, evaluate=command, lines=lines)})
+
+    mark = tmp_path / "one" / "finished.json"
+    for lines, made in ((100, 100), (1000, 1000), (100, 1000)):
+        assert driver(lines).run() == 0
+        assert json.loads(mark.read_text()) == {"steps": 10, "lines": made}
+    mark.write_text('{"steps": 10}')
+    driver(1000).run()
+    assert json.loads(mark.read_text()) == {"steps": 10}, "as earlier versions marked all"
+
+
+def test_text_that_was_made_with_other_options_is_refused(tmp_path):
+    path = tmp_path / "text" / "counts.json"
+    assert counted(path, lambda: {"pairs": 3}, megabytes=24) == {"pairs": 3}
+    with pytest.raises(UsageError, match="'megabytes': 48"):
+        counted(path, dict, megabytes=48)
+    path.write_text('{"pairs": 4}')
+    assert counted(path, dict, megabytes=48) == {"pairs": 4}
+
+
+def test_options_of_all_experiments(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = experiment_parser("", "trial", ["one"])
+    options = parser.parse_args(["--root=~/runs", "--results=~/pages"])
+    assert (options.root, options.results) == (tmp_path / "runs", tmp_path / "pages")
+    for given in (["--jobs", "0"], ["--limit", "-1"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(given)
+        assert "is no whole number from" in capsys.readouterr().err
+
+
+def test_a_file_that_is_missing_is_named(tmp_path):
+    (tmp_path / "val.de.xz").touch()
+    assert shared_file(tmp_path, "val.de") == tmp_path / "val.de.xz"
+    with pytest.raises(MissingDependencyError, match=r"no train\.de"):
+        shared_file(tmp_path, "train.de")
 
 
 def test_a_driver_that_is_asked_to_stop_lets_the_run_save(tmp_path):

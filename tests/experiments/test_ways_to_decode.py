@@ -26,7 +26,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_page_in_pieces(tmp_path: Path) -> None:
     (tmp_path / "de").write_text("\n".join(SOURCES))
     (tmp_path / "en").write_text("\n".join(REFERENCES))
-    common = ["--checkpoint", "demo", "--state", str(tmp_path / "state"), "--results", str(tmp_path)]
+    common = ["--checkpoint", "demo", "--state", str(tmp_path / "runs" / "state"), "--results", str(tmp_path)]
     text = ["--text", str(tmp_path / "de"), str(tmp_path / "en"), "--minutes", "0", "--singles", "1"]
     json_file = tmp_path / "ways_to_decode.json"
     for rounds, done in ((1, 2), (2, 4), (3, 4)):
@@ -86,6 +86,11 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
         ([], "nothing is to be"),
         (["--infill", "a ___"], "is no pair"),
         (text, "another checkpoint, text"),
+        ([*text, "--task", "squadq"], "no task 'squadq'"),
+        (
+            [*text, "--checkpoint", "denoiser"],
+            "compared with NAR 10, 3 lengths, and the model was not trained",
+        ),
     ):
         with pytest.raises(UsageError, match=told) as caught:
             driver.main(["--checkpoint", "demo", "--results", str(tmp_path), *options])

@@ -136,6 +136,7 @@ def test_cpu_has_memory_and_no_known_peak() -> None:
         ("NVIDIA L40", None),
         ("NVIDIA RTX A4000", None),
         ("NVIDIA GB200", None),
+        ("NVIDIA GH200 480GB", 989e12),
     ],
 )
 def test_a_peak_is_that_of_the_device_and_of_no_namesake(

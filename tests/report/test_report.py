@@ -55,6 +55,11 @@ def test_runs_are_read_and_their_gaps_are_noted(runs, tmp_path):
     assert [run.label for run in found] == [f"{tmp_path.name}/ar-s1", "more/ar-s1"]
     (validation,) = read_runs([plain.folder], "valid")
     assert "(there are scores of: test)" in validation.notes[0]
+    assert validation.notes[0].endswith(f"--checkpoint {plain.folder} --split valid`")
+    pretraining = json.loads((begun.folder / "run.json").read_text())
+    pretraining["recipe"]["data"] = {"task": "denoise"}
+    (begun.folder / "run.json").write_text(json.dumps(pretraining))
+    assert read_runs([begun.folder], "test")[0].notes == begun.notes[:1], "there is no text to score"
     torn = plain.folder / "run.json"
     torn.write_text(torn.read_text()[:-9])
     assert read_runs([plain.folder], "test")[0].notes[0].startswith(f"{torn} cannot be read as JSON")

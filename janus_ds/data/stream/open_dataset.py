@@ -185,13 +185,12 @@ class DataSource:
 
     def split(self, name: str, data: DataConfig) -> SplitPlace:
         """A split of it; fetches its index."""
-        folder = self.folder / name
-        if self.remote is None:
+        folder, totals = self.folder / name, self.manifest.splits.get(name)
+        if totals is None and (self.remote is not None or not folder.is_dir()):
+            fix = f"name one of {', '.join(self.manifest.splits)}, or prepare it again with that split"
+            raise DataError(f"the data has no split {name!r}", f"{self.name}: {MANIFEST_NAME}", fix)
+        if self.remote is None or totals is None:
             return SplitPlace(folder, str(folder), weight=self.weight)
-        totals = self.manifest.splits.get(name)
-        if totals is None:
-            where = f"{self.name}: {MANIFEST_NAME}"
-            raise DataError(f"the data has no split {name!r}", where, "prepare it again with that split")
         fetched = _fetched_split(self.remote.inside(name), folder, data, totals.index_sha256)
         return replace(fetched, weight=self.weight)
 
