@@ -138,8 +138,9 @@ def _memory(parts: _Parts, keep_last: int, ranks: int) -> str:
             rows.append((f"  {precision}", str(tensor_size), str(data_size), *cells))
     return (
         f"memory a rank for weights, gradients and AdamW states, on {ranks} ranks\n{table(rows)}\n"
-        "  Activations, communication buckets and the device's own needs come on top. 16 bit with ZeRO 0 is\n"
-        "  refused: see ds_configs/README.md.\n"
+        "  Gradients are added up in fp32, those of fp16 in fp16: as zero2_bf16.json and zero2_fp16.json have it.\n"
+        "  Activations, communication buckets and the device's own needs come on top; zero3_offload.json keeps\n"
+        "  all but weights in host memory. 16 bit with ZeRO 0 is refused: see ds_configs/README.md.\n"
         f"checkpoint: {bytes_text(snapshot_bytes(sum(map(sum, parts.values()))))} whatever the ranks, "
         "stage and precision;\n"
         f"  {keep_last} (train.keep_last) and the one being written lie on disk. As much host memory\n"
@@ -258,11 +259,14 @@ def state_bytes(parameters: int, stage: int, precision: str, data_size: int) -> 
 
     DeepSpeed keeps an fp32 copy of the weights beside Adam's two moments from stage 1 on, in fp32
     as well. Stage 1 shares out these 12 bytes a parameter, stage 2 gradients too, stage 3 weights too.
+    Gradients of bf16 are added up in fp32 (`data_types.grad_accum_dtype`), in stage 1 beside those in bf16.
     """
-    weight = 4 if precision == "fp32" else 2
+    weight, summed = 4 if precision == "fp32" else 2, 2 if precision == "fp16" else 4
     if stage == 0:
-        return parameters * (2 * weight + _ADAM_BYTES) if precision == "fp32" else None
+        return parameters * (weight + summed + _ADAM_BYTES) if precision == "fp32" else None
     states = _MASTER_BYTES + _ADAM_BYTES
-    shared = {1: states, 2: states + weight, 3: states + 2 * weight}[stage]
-    whole = 2 * weight + states - shared
+    shared = {1: states, 2: states + summed, 3: states + summed + weight}[stage]
+    whole = weight + summed + states - shared
+    if stage == 1 and summed != weight:
+        whole += weight
     return parameters * (whole + shared / data_size)
