@@ -27,7 +27,8 @@ from janus_ds.errors import TrainingError, UsageError, suggestion
 from janus_ds.io import make_folder, write_atomic
 
 if TYPE_CHECKING:
-    from janus_ds.batch import SpecialTokens, TwoStreamBatch
+    from janus_ds.batch import TwoStreamBatch
+    from janus_ds.data.text.tokenizer import Tokenizer
     from janus_ds.objective.janus_objective import LossReport
 
 _DRY_SAMPLES = 2
@@ -126,6 +127,10 @@ def check(arguments: Sequence[str]) -> int:
         if text:
             print(f"  {kind}: {text}")
     if run.data.path is None:
+        if run.init is not None:
+            from janus_ds.checkpoint.tensors import find_weights
+
+            find_weights(Path(run.init))
         print("no data was given (--data DIR), so there is no dry batch")
         return 0
     _dry_batch(run, execution)
@@ -147,7 +152,10 @@ def _describe(run: RunConfig, execution: ExecutionConfig, tensor_size: int) -> s
 
 
 def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
-    """Read, mask and collate the first samples of the run, and go through the model once on the CPU."""
+    """Read, mask and collate the first samples of the run, and go through the model once on the CPU.
+
+    With the weights of `init`; and the text that is to be scored is looked at.
+    """
     import torch
 
     from janus_ds.data.stream.loader import make_step_plan
@@ -156,14 +164,16 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     from janus_ds.progress import count_text
     from janus_ds.stream_mask import Segment
     from janus_ds.train.build_run import build_run
+    from janus_ds.train.validation import scored_text
 
     plan = build_run(run, execution, Path("runs") / run.name, Topology(torch.device("cpu")))
+    scored_text(run)
     maker = plan.train
     share = RankShare(0, execution.data_size, execution.micro_batch, execution.accumulation)
     first = make_step_plan(maker, share).parts(0)[0]
     epochs, ids = (numbers[:_DRY_SAMPLES] for numbers in first)
     batch = maker.make((epochs, ids))["batches"][0]
-    report = _forward(run, plan.tokenizer.special, batch)
+    report = _forward(run, plan.tokenizer, batch)
     losses = {name: float(value) for name, value in report.terms.items()}
     print(f"{maker.source.name} is readable: {count_text(maker.source.samples)} samples to train on")
     layout = batch.layout
@@ -172,23 +182,27 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     print("  losses before training: " + ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     if not torch.isfinite(report.total):
         raise TrainingError(
-            "the loss of an untrained model is not finite",
+            "the loss before training is not finite",
             f"samples {ids.tolist()}: {losses}",
-            "look at model.init_std and at the samples with `janus-ds inspect`",
+            "look at model.init_std or the weights of init, and at the samples with `janus-ds inspect`",
         )
 
 
-def _forward(run: RunConfig, special: SpecialTokens, batch: TwoStreamBatch) -> LossReport:
+def _forward(run: RunConfig, tokenizer: Tokenizer, batch: TwoStreamBatch) -> LossReport:
     import torch
 
     from janus_ds.model.janus import JanusModel
     from janus_ds.objective.janus_objective import JanusObjective
     from janus_ds.parallel.tensor_parallel import make_layers
+    from janus_ds.train.build_run import start_from
 
     torch.manual_seed(run.train.seed)
     parallel = make_layers(1)
     still = replace(run.model, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
-    model = JanusModel(still, special, parallel)
-    objective = JanusObjective(run.objective, special.vocab_size, parallel)
+    model = JanusModel(still, tokenizer.special, parallel)
+    if run.init is not None:
+        new_head = run.init_length_head == "new"
+        start_from(model, run.init, tokenizer, parallel, new_head, run.objective.length_convention)
+    objective = JanusObjective(run.objective, tokenizer.special.vocab_size, parallel)
     with torch.no_grad():
         return objective(model(batch), batch, batch.counts)  # type: ignore[no-any-return]

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from janus_ds.__main__ import main
+from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.cli.settings import explain
 from janus_ds.config.schema import FIELDS
 from janus_ds.data.prepare.train_tokenizer import train_sentencepiece
-from janus_ds.errors import ConfigError, DataError, UsageError
+from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
 from tests.support.commands import SMALL, ZERO2, refusal, say
 from tests.support.tiny_data import make_tiny_data
+from tests.support.tiny_pairs import prepare_tiny
 
 
 def test_values_of_the_presets_are_shown() -> None:
@@ -114,3 +117,25 @@ def test_check_refuses_another_tokenizer(tiny: Path, tmp_path: Path) -> None:
     train_sentencepiece(text, "bpe", 40).save(other / "tokenizer")
     said = refusal(DataError, "check", "--deepspeed_config", ZERO2, "--data", other, "--set", *SMALL)
     assert "the tokenizer is not the one that the data was prepared with" in said
+
+
+def test_check_looks_at_the_weights_to_start_from(tiny: Path, tmp_path: Path) -> None:
+    write_tensors(tmp_path / "other.safetensors", {"embedding.weight": torch.zeros(2, 2)})
+    given = ("check", "--deepspeed_config", ZERO2, "--set", *SMALL)
+    gone = f"init={tmp_path / 'gone'}"
+    for command in ((*given, gone), (*given, gone, f"data.path={tiny}")):
+        assert "there are no weights here" in refusal(CheckpointError, *command)
+    for init, words in (
+        ("denoiser", "were trained with another tokenizer than the data has"),
+        (tmp_path / "other.safetensors", "the weights do not fit the model"),
+    ):
+        assert words in refusal(CheckpointError, *given, f"data.path={tiny}", f"init={init}")
+
+
+def test_check_looks_at_the_text_that_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = prepare_tiny(tmp_path).output
+    pairs = ("--data", data, "--set", *SMALL, "data.task=pair", "train.valid_bleu=ar")
+    assert "losses before training" in say(capsys, "check", "--deepspeed_config", ZERO2, *pairs)
+    (data / "raw" / "valid.de").unlink()
+    said = refusal(DataError, "check", "--deepspeed_config", ZERO2, *pairs)
+    assert "the sources of split 'valid' are missing" in said
