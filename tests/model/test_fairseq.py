@@ -127,6 +127,8 @@ def test_files_that_cannot_be_taken_are_refused_in_words(
     refused(written(tmp_path / "pre.pt", state, args=pre_norm), "pre-norm")
     uneven = argparse.Namespace(**(ARGS | {"decoder_attention_heads": 2}))
     refused(written(tmp_path / "uneven.pt", state, args=uneven), "[2, 4]")
+    refused(written(tmp_path / "told.pt", state, args=args), "has 4 attention heads, not 2", heads=2)
+    assert load_fairseq(tmp_path / "told.pt", 4)[0].heads == 4
     loose = state | {"decoder.output_projection.weight": torch.zeros(29, 16)}
     refused(written(tmp_path / "loose.pt", loose, args=args), "not tied")
     gap = {name: x for name, x in state.items() if name != "decoder.layers.1.fc2.bias"}

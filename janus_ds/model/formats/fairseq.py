@@ -109,7 +109,7 @@ def _convert(
     symbols = rows + 1 if bart and vocab_size == rows + 1 else rows
     special = SpecialTokens(0, _PAD, 2, _UNK, symbols - 1 if bart else _UNK, symbols)
     notes: list[str] = []
-    config = _shape(state, settings, heads or _heads(state, settings, where, notes))
+    config = _shape(state, settings, _heads(state, settings, heads, where, notes))
     refuse_too_many_layers(config, len(state), where)
     weights, used = our_names(state)
     added = fill_up(weights, config, special, notes)
@@ -167,17 +167,25 @@ def _refuse_other_kinds(state: dict[str, Tensor], settings: dict[str, Any], wher
     refuse_untied(state, _TIED, TABLE, where, fix)
 
 
-def _heads(state: dict[str, Tensor], settings: dict[str, Any], where: str, notes: list[str]) -> int:
-    """Attention heads, which no shape tells."""
+def _heads(
+    state: dict[str, Tensor], settings: dict[str, Any], given: int | None, where: str, notes: list[str]
+) -> int:
+    """Attention heads, which no shape tells; `given` where the file does not tell either."""
     found = {settings[k] for k in ("encoder_attention_heads", "decoder_attention_heads") if k in settings}
-    if len(found) == 1:
-        return int(found.pop())
-    if found:
+    if len(found) > 1:
         raise CheckpointError(
             f"encoder and decoder have different numbers of heads: {sorted(found)}",
             where,
             "only models with equal numbers can be converted",
         )
+    if found and given not in (None, *found):
+        raise CheckpointError(
+            f"the file says that the model has {found.pop()} attention heads, not {given}",
+            f"--heads {given}, {where}",
+            "leave --heads out",
+        )
+    if found or given is not None:
+        return int(next(iter(found), given))  # type: ignore[arg-type]
     bart, width = "encoder.layernorm_embedding.weight" in state, state[TABLE].shape[1]
     if not bart or width % _BART_HEAD_WIDTH:
         odd = f", and its width {width} is no multiple of {_BART_HEAD_WIDTH}, as every BART's is"
