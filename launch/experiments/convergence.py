@@ -177,6 +177,7 @@ def _published(outputs: Path, run: str, system: str) -> Path:
 def page(content: Mapping[str, Any]) -> str:
     """The page, of what stands in the JSON."""
     facts = {"train_pairs": TRAIN_PAIRS, "scores": list(_scores(content["runs"]))}
+    facts["averages"] = _averages(content["runs"])
     functions = {"state_of": state_of, "best_of": best_of}
     return render("convergence", content, **facts, **functions)
 
@@ -193,6 +194,11 @@ def best_of(run: Mapping[str, Any], score: str) -> Mapping[str, Any]:
     return max(points, key=lambda point: point[score], default={})
 
 
+def _averages(runs: Mapping[str, Any]) -> list[int]:
+    """How many checkpoints were averaged for test scores: one number, unless runs differ."""
+    return sorted({system["average"] for run in runs.values() for system in run["systems"].values()})
+
+
 def _scores(runs: Mapping[str, Any]) -> Iterator[list[str]]:
     """Rows of the test scores: each run's, then means over seeds."""
     done = {name: run["systems"] for name, run in runs.items() if run["systems"]}
@@ -205,6 +211,8 @@ def _scores(runs: Mapping[str, Any]) -> Iterator[list[str]]:
         repeated = [fixed(value) or "-" for value in found[name, "repetition"][1:]]
         shown = "" if set(repeated) == {"-"} else " / ".join(repeated)
         part = "" if _lines(runs[name]) == TEST_PAIRS else f", the first {_lines(runs[name])} lines"
+        if len(_averages(runs)) > 1:
+            part += f", mean of {_averages({name: runs[name]})[0]}"
         yield [f"{name}{part}", *map(fixed, found[name, "sacrebleu"]), shown]
     for budget, (variant, title) in pairs(BUDGETS, TITLES.items()):
         seeds = [

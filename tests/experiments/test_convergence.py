@@ -111,7 +111,20 @@ def test_a_run_that_goes_on_behind_its_mark_is_not_finished(tmp_path):
 
 
 def nmt_score(bleu: float) -> dict[str, Any]:
-    return {"metrics": {"sacrebleu": bleu, "repetition": 0.5}, "n": 1000, "warnings": []}
+    metrics = {"sacrebleu": bleu, "repetition": 0.5}
+    return {"metrics": metrics, "n": 1000, "average": 5, "warnings": []}
+
+
+def test_the_page_says_how_many_checkpoints_were_averaged(tmp_path):
+    folder, results = tmp_path / "runs" / "en-de", tmp_path / "results"
+    made_run(folder / "ar-4k-s1", "pair", "ar", {"ar": {**nmt_score(35.0), "average": 3}})
+    text = report(folder.parent, results)
+    assert "(test_2016_flickr), mean of the last 3 checkpoints, AR" in text
+    assert "| ar-4k-s1 | 35.00 |" in text
+    made_run(folder / "paper-4k-s1", "pair", "paper", {"ar": nmt_score(36.0)})
+    text = report(folder.parent, results)
+    assert "mean of the last 3 or 5 checkpoints, AR" in text
+    assert "| ar-4k-s1, mean of 3 | 35.00 |" in text
 
 
 def test_a_trial_on_some_lines_is_told_and_published_nowhere(tmp_path):
