@@ -255,14 +255,13 @@ def load_mean(
     return run, paths
 
 
-def check_vocabulary(run: LoadedRun, data: Path) -> Manifest:
-    """The manifest of prepared data, which must be of the run's vocabulary.
+def check_vocabulary(run: LoadedRun, data: Path) -> None:
+    """Hold prepared data against the run's vocabulary.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it is of another one.
     """
-    manifest = Manifest.load(data)
-    expected = manifest.tokenizer_fingerprint
+    expected = Manifest.load(data).tokenizer_fingerprint
     own = getattr(run.text, "fingerprint", expected)
     if own != expected and not (run.folder / "tokenizer" / "dict.txt").is_file():
         raise CheckpointError(
@@ -270,7 +269,6 @@ def check_vocabulary(run: LoadedRun, data: Path) -> Manifest:
             f"{run.folder}: tokenizer {own[:12]}, {data}: {expected[:12]}",
             f"prepare the data with --tokenizer {run.folder / 'tokenizer'}",
         )
-    return manifest
 
 
 def systems_of(request: EvalRequest, run: LoadedRun) -> dict[str, Generator]:

@@ -25,7 +25,7 @@ from janus_ds.data.prepare.pair_files import (
     side_limit,
     task_limits,
 )
-from janus_ds.data.stream.index import MANIFEST_NAME
+from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.search_settings import Hypothesis
@@ -56,7 +56,7 @@ from janus_ds.evaluate.latency import (
 from janus_ds.io import mapping
 from janus_ds.metrics.glge import Meteor, Task, TaskTexts, score_task
 from janus_ds.metrics.scores import Scores, TextLines, check_same_length, read_lines, save_json
-from janus_ds.metrics.translation import compare_translations, score_translations
+from janus_ds.metrics.translation import bootstrap_seed, compare_translations, score_translations
 
 NMT_COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetition", "length_ratio")
 
@@ -64,6 +64,9 @@ NMT_COLUMNS = ("sacrebleu", "tokenized_bleu", "compound_bleu", "chrf", "repetiti
 def evaluate(request: EvalRequest, progress: Progress | None = None) -> Evaluated:
     """Translate, score, measure and write."""
     baseline = read_lines(request.baseline) if request.baseline else None
+    if baseline is not None:
+        # Before hours of decoding.
+        bootstrap_seed()
     run = load_checkpoint(request)
     return run_evaluation(request, run, _Translation(request.split, baseline), progress)
 
@@ -85,8 +88,8 @@ class _Translation:
 
     def read(self, request: EvalRequest, run: LoadedRun) -> PairText:
         data = _data_of(request, run)
-        check_vocabulary(run, data)
         text = held_out_text(data, request.split).first(request.limit)
+        check_vocabulary(run, data)
         if self._baseline is not None:
             check_same_length(self._baseline, self._references(text))
         return text
@@ -262,7 +265,7 @@ class _GlgeSplit:
 
     def _prepared(self, data: Path, run: LoadedRun) -> tuple[tuple[Path, Path | None], int]:
         """The text that `prepare_glge.py` keeps, and the longest source of its settings."""
-        recorded = check_vocabulary(run, data).settings
+        recorded = Manifest.load(data).settings
         settings = mapping(prepared_request(recorded).get("settings"))
         if settings.get("task", self._task.name) != self._task.name:
             raise UsageError(
@@ -270,6 +273,7 @@ class _GlgeSplit:
                 str(data),
                 f"give --task {settings['task']}, or other --data",
             )
+        check_vocabulary(run, data)
         ours = {official: own for own, official in GLGE_SPLITS.items()}.get(self._split, self._split)
         source, target = (data / "raw" / f"{ours}.{side}" for side in ("src", "tgt"))
         if not source.is_file():

@@ -26,6 +26,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest
 
+from janus_ds.errors import UsageError
 from janus_ds.metrics.scores import Scores, TextLines, check_same_length
 
 _FAIRSEQ_BLEU = partial(BLEU, tokenize="none", smooth_method="none", force=True)
@@ -193,6 +194,20 @@ def _warn(scores: Scores, hypotheses: TextLines, references: TextLines) -> None:
         )
 
 
+def bootstrap_seed() -> str | int:
+    """What samples are drawn from, as sacreBLEU reads it.
+
+    Raises:
+        UsageError: sacreBLEU would end on it.
+    """
+    seed = os.environ.get("SACREBLEU_SEED", _SEED)
+    if not re.fullmatch(r"\d+|none", str(seed), re.ASCII | re.IGNORECASE):
+        raise UsageError(
+            f"{seed!r} is no seed", "the environment variable SACREBLEU_SEED", "unset it, or give a number"
+        )
+    return seed
+
+
 def compare_translations(hypotheses: TextLines, references: TextLines, baseline: TextLines) -> dict[str, Any]:
     """Paired bootstrap of a system's output against a baseline's, for JSON.
 
@@ -204,11 +219,7 @@ def compare_translations(hypotheses: TextLines, references: TextLines, baseline:
     """
     check_same_length(hypotheses, references)
     check_same_length(baseline, references)
-    found: dict[str, Any] = {
-        "baseline": baseline.name,
-        "samples": SAMPLES,
-        "seed": os.environ.get("SACREBLEU_SEED", _SEED),
-    }
+    found: dict[str, Any] = {"baseline": baseline.name, "samples": SAMPLES, "seed": bootstrap_seed()}
     ours, gold = prepare_as_fairseq(hypotheses.lines, references.lines)
     theirs, _ = prepare_as_fairseq(baseline.lines, references.lines)
     found["tokenized_bleu"] = _bootstrap(_FAIRSEQ_BLEU(), ours, theirs, gold)

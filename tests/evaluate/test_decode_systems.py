@@ -11,10 +11,13 @@ import pytest
 
 from janus_ds.config.modes import with_decode
 from janus_ds.data.prepare.pair_files import PairText
+from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, DataError, UsageError
-from janus_ds.evaluate import evaluation
+from janus_ds.evaluate import evaluation, tasks
 from janus_ds.evaluate.evaluation import EvalRequest, load_mean, run_evaluation, systems_of
+from janus_ds.metrics.glge import task_named
+from tests.support.tiny_data import make_tiny_data
 
 
 def test_names_and_options() -> None:
@@ -109,3 +112,13 @@ def test_outputs_that_cannot_be_scored_are_kept_and_single_sentences_are_warmed_
     assert len((tmp_path / "ar-greedy.txt").read_text().splitlines()) == 2
     assert not (tmp_path / "ar-greedy.scores.json").exists()
     assert len(timed) == 2
+
+
+def test_data_of_another_task_is_told_before_its_vocabulary(tmp_path: Path) -> None:
+    request = EvalRequest(Path("demo"), data=make_tiny_data(tmp_path), device="cpu")
+    with pytest.raises(DataError, match="holds no translation data"):
+        tasks.evaluate(request)
+    manifest = Manifest.load(tmp_path)
+    replace(manifest, settings={"request": {"settings": {"task": "xsum"}}}).save(tmp_path)
+    with pytest.raises(UsageError, match="the data is of task 'xsum', not 'squadqg'"):
+        tasks.evaluate_glge(request, task_named("squadqg"))

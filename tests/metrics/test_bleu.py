@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from janus_ds.errors import DataError
+from janus_ds.errors import DataError, UsageError
 from janus_ds.metrics.rouge import perl_draws
 from janus_ds.metrics.scores import TextLines
 from janus_ds.metrics.translation import (
@@ -106,6 +106,16 @@ def test_what_no_sample_can_tell_is_not_significant(
     found = compared(system, baseline, references)
     for name in ("sacrebleu", "tokenized_bleu"):
         assert (found[name]["p_moses"], found[name]["p_sacrebleu"]) == (1.0, 1.0)
+
+
+def test_a_seed_that_is_none_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in ("abc", "-1", ""):
+        monkeypatch.setenv("SACREBLEU_SEED", seed)
+        with pytest.raises(UsageError, match="is no seed"):
+            compared(SYSTEM, BASELINE, REFERENCE)
+    for seed in ("7", "None"):
+        monkeypatch.setenv("SACREBLEU_SEED", seed)
+        assert compared(SYSTEM, BASELINE, REFERENCE)["seed"] == seed
 
 
 def test_perl_draws_are_perls() -> None:
