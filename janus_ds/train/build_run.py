@@ -28,12 +28,20 @@ from janus_ds.config.locations import is_remote, tokenizer_name
 from janus_ds.config.presets import CONVENTIONS, init_tokenizer, record_of, with_conventions
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
-from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
+from janus_ds.data.stream.index import INDEX_NAME, MANIFEST_NAME, Manifest
 from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.errors import CheckpointError, DataError, UsageError
-from janus_ds.io import LOCK_FILE, check_writable, disk_faults, fingerprint_of, folder_lock, mapping
+from janus_ds.io import (
+    LOCK_FILE,
+    check_writable,
+    disk_faults,
+    fingerprint_of,
+    folder_lock,
+    mapping,
+    sha256_of_file,
+)
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
@@ -214,6 +222,10 @@ def build_run(
             tensor_size=topology.tensor_size,
             zero_stage=execution.zero_stage,
             precision=execution.precision,
+            accumulation=execution.accumulation,
+            valid_fingerprint=fingerprint_of(
+                *(sha256_of_file(split.folder / INDEX_NAME).encode() for split in valid)
+            ),
         ),
     )
 

@@ -1,8 +1,8 @@
 """`state.json`: what a checkpoint records of its run, and whether a new start may continue it.
 
 Everything needed to continue: weights and the optimizer's state, whole, the step, and the meters
-below. Order of data, masks, dropout and learning rate are functions of the step. The ranks, ZeRO
-stage, tensor-parallel size and precision are noted, and may be others at the next start.
+below. Order of data, masks, dropout and learning rate are functions of the step. The ranks, micro-batches,
+ZeRO stage, tensor-parallel size and precision are noted, and may be others at the next start.
 """
 
 from __future__ import annotations
@@ -82,6 +82,10 @@ def measure_of(train: TrainConfig, kind: str) -> str:
     return f"{train.valid_task} by {kind}{passes}, {train.valid_bleu_samples or 'all'} samples"
 
 
+_OTHER_SAMPLES = "other held-out samples"
+"""What the best score or loss is of where the validation data has changed since."""
+
+
 def patience_is_over(meters: Meters, train: TrainConfig) -> bool:
     """Whether so many validations in a row have brought nothing better that the run is complete."""
     return 0 < train.patience <= meters.stale_validations
@@ -98,6 +102,10 @@ class RunIdentity:
     tensor_size: int
     zero_stage: int
     precision: str
+    accumulation: int = 1
+    """Micro-batches of a step on one rank: dropout is drawn for each."""
+    valid_fingerprint: str = ""
+    """Of the held-out samples, which may be others at the next start."""
 
     def state(self, step: int, meters: Meters) -> dict[str, Any]:
         """The contents of `state.json` after `step` updates."""
@@ -263,11 +271,13 @@ def changed_execution(state: Mapping[str, Any], now: RunIdentity) -> list[str]:
         "tensor_size": "tensor-parallel size {}",
         "zero_stage": "ZeRO stage {}",
         "precision": "precision {}",
+        "accumulation": "{} micro-batches a step on a rank",
     }
     return [
         f"{text.format(state[key])}, not {getattr(now, key)}"
         for key, text in words.items()
-        if state[key] != getattr(now, key)
+        # Earlier versions did not note all of them.
+        if state.get(key, getattr(now, key)) != getattr(now, key)
     ]
 
 
@@ -289,4 +299,7 @@ def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, 
             str(checkpoint / OPTIMIZER_FILE),
             "restore the file, or begin a new run from the weights with --init and another --output",
         )
-    return {**state, "meters": asdict(Meters(**state["meters"]).judged_by(train))}
+    meters = Meters(**state["meters"])
+    if state.get("valid_fingerprint", identity.valid_fingerprint) != identity.valid_fingerprint:
+        meters = replace(meters, measure=_OTHER_SAMPLES)
+    return {**state, "meters": asdict(meters.judged_by(train))}

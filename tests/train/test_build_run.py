@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli.convert import main
-from janus_ds.config.deepspeed import TrainOptions
+from janus_ds.config.deepspeed import TrainOptions, load_setup
 from janus_ds.config.fields import FaultList
 from janus_ds.config.load import from_dict, load_run_config, read_run_config, to_dict
 from janus_ds.config.presets import record_of
@@ -28,7 +29,9 @@ from janus_ds.parallel.topology import Topology
 from janus_ds.train import build_run
 from janus_ds.train.build_run import _as_begun, _see, _take, build_engine, start_from
 from janus_ds.train.state import changed_training
+from tests.support.commands import SMALL, ZERO2
 from tests.support.hf_folder import hub_folder
+from tests.support.tiny_data import make_tiny_data
 
 PAIR = ["data.task=pair"]
 
@@ -200,3 +203,19 @@ def test_a_fault_of_another_rank_with_init_is_raised_here_too(
     with pytest.raises(CheckpointError) as caught:
         built_from(bart, bart, _OtherRank(torch.device("cpu")), monkeypatch, fresh=True)
     assert caught.value.where == "rank 1"
+
+
+def test_held_out_samples_are_known_by_their_index(tmp_path: Path) -> None:
+    """By which a best loss is known to be of the same text; folders may move."""
+    data, moved = make_tiny_data(tmp_path / "data"), tmp_path / "moved"
+    shutil.copytree(data, moved)
+
+    def found(*overrides: str) -> str:
+        setup = load_setup(None, [*SMALL, *overrides], Path(ZERO2), 1)
+        run = build_run.build_run(*setup, tmp_path / "run", Topology(torch.device("cpu")))
+        assert run.identity.accumulation == setup[1].accumulation
+        return run.identity.valid_fingerprint
+
+    own = found(f"data.path={data}")
+    assert own == found(f"data.path={moved}") == found(f"data.path={data}", f"data.valid_path={moved}/valid")
+    assert own != found(f"data.path={data}", f"data.valid_path={data}/train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def test_other_ranks_continue_and_are_named() -> None:
         "precision fp32, not bf16",
     ]
     assert changed_execution(state(), NOW) == []
+    # Another micro-batch draws other dropout. Earlier versions did not note it.
+    other = replace(NOW, accumulation=4)
+    assert changed_execution(state(), other) == ["1 micro-batches a step on a rank, not 4"]
+    assert changed_execution({k: v for k, v in state().items() if k != "accumulation"}, other) == []
 
 
 def test_format_1_is_refused_before_anything_is_unpickled(tmp_path: Path) -> None:
@@ -230,9 +235,11 @@ BEST = {"best_bleu": 30.0, "best_loss": 2.0, "best_step": 8, "best_scores": {"ar
 WAITED: dict[str, Any] = {**BEST, "stale_validations": 3, "finished": True}
 
 
-def meters_at_a_start(tmp_path: Path, saved: dict[str, Any], **train: Any) -> Meters:
+def meters_at_a_start(
+    tmp_path: Path, saved: dict[str, Any], rest: dict[str, Any] | None = None, **train: Any
+) -> Meters:
     (tmp_path / "optimizer.safetensors").touch()
-    (tmp_path / "state.json").write_text(json.dumps(state(meters=saved)))
+    (tmp_path / "state.json").write_text(json.dumps(state(meters=saved, **(rest or {}))))
     return Meters(**read_resumable(tmp_path, changed("train", **train))["meters"])
 
 
@@ -249,6 +256,18 @@ def test_a_best_figure_of_another_measure_is_forgotten(tmp_path: Path) -> None:
         assert (now.best_bleu, now.best_step, now.best_scores) == (-1.0, 0, {}), name
         assert (now.stale_validations, now.finished) == (0, False)
     assert meters_at_a_start(tmp_path, asdict(old)).best_step == 8
+
+
+def test_a_best_loss_of_other_held_out_samples_is_forgotten(tmp_path: Path) -> None:
+    before = {**BEST, "measure": "loss of 512 samples"}
+    same, other = ({"valid_fingerprint": text} for text in (NOW.valid_fingerprint, "another index"))
+    start = partial(meters_at_a_start, tmp_path, keep_best="loss", valid_samples=512)
+    assert start(before, same).best_step == 8
+    now = start(before, other)
+    assert (now.best_step, now.measure) == (0, "loss of 512 samples")
+    # Also where a start in between kept no best one.
+    between = asdict(meters_at_a_start(tmp_path, before, other))
+    assert start(between, same).best_step == 0
 
 
 def test_more_patience_lets_a_finished_run_go_on(tmp_path: Path) -> None:
