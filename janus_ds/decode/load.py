@@ -95,10 +95,25 @@ def load_run(
     special = _special_tokens(record["special_tokens"], str(folder / RUN_FILE))
     config = with_decode(config, decode or {})
     text = _load_text(folder / "tokenizer", special, record["tokenizer_fingerprint"])
-    if device.type == "cpu" and config.model.d_model < _SMALL_WIDTH and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    if device.type == "cpu":
+        _fit_threads(config.model.d_model)
     model = model_from_file(config.model, special, weights, device)
     return LoadedRun(model, text, special, config, folder, weights)
+
+
+_threads_before: list[int] = []
+"""torch's number of threads where a small model has set it to 1."""
+
+
+def _fit_threads(width: int) -> None:
+    """One thread for a model of small width; for another one after it, as many as before."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    if width >= _SMALL_WIDTH and _threads_before:
+        torch.set_num_threads(_threads_before.pop())
+    elif width < _SMALL_WIDTH and torch.get_num_threads() > 1:
+        _threads_before[:] = [torch.get_num_threads()]
+        torch.set_num_threads(1)
 
 
 def usable_device(name: torch.device | str | None) -> torch.device:

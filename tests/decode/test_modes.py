@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from janus_ds.config.load import load_run_config
 from janus_ds.config.modes import MODES, NAMES, RESCORED, check_mode, check_used, trained_modes, with_decode
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import FIELDS, DecodeConfig, ObjectiveConfig, RunConfig
+from janus_ds.decode.load import _fit_threads
 from janus_ds.errors import ConfigError
 
 
@@ -103,3 +105,16 @@ def test_what_only_the_recipe_names_is_not_taken_over() -> None:
     assert with_decode(RunConfig(), {"threshold": 0.9}).decode.iterations is None
     with pytest.raises(ConfigError, match=r"decode\.iterations is null"):
         load_run_config(None, ["decode.iterations=null"])
+
+
+def test_a_wide_model_after_a_narrow_one_has_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before, found = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(3)
+        for width in (128, 128, 768, 768, 128, 1024):
+            _fit_threads(width)
+            found.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert found == [1, 1, 3, 3, 1, 3]
