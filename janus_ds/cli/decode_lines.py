@@ -208,7 +208,7 @@ def valid_split(run: LoadedRun, data: Path | None = None) -> Path:
         raise DataError(
             "the validation samples of the run are not there",
             str(split or "run.json: recipe.data.path"),
-            "give the data directory with --data DIR, or text with --input",
+            "give the data directory with --data DIR",
         )
     if (split.parent / MANIFEST_NAME).is_file():
         check_vocabulary(run, split.parent)

@@ -138,9 +138,9 @@ def _memory(parts: _Parts, keep_last: int, ranks: int) -> str:
             rows.append((f"  {precision}", str(tensor_size), str(data_size), *cells))
     return (
         f"memory a rank for weights, gradients and AdamW states, on {ranks} ranks\n{table(rows)}\n"
-        "  Gradients are added up in fp32, those of fp16 in fp16: as zero2_bf16.json and zero2_fp16.json have it.\n"
-        "  Activations, communication buckets and the device's own needs come on top; zero3_offload.json keeps\n"
-        "  all but weights in host memory. 16 bit with ZeRO 0 is refused: see ds_configs/README.md.\n"
+        "  Gradients are added up in fp32, but in fp16 where it is the precision. With offload all but the\n"
+        "  weights lies in host memory. Activations, communication buckets and the device's own needs come\n"
+        "  on top. 16 bit with ZeRO 0 is refused: see ds_configs/README.md.\n"
         f"checkpoint: {bytes_text(snapshot_bytes(sum(map(sum, parts.values()))))} whatever the ranks, "
         "stage and precision;\n"
         f"  {keep_last} (train.keep_last) and the one being written lie on disk. As much host memory\n"

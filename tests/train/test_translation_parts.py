@@ -61,7 +61,7 @@ def test_held_out_text_is_what_was_given(data, tmp_path):
     assert text.names[1].endswith("raw/valid.en")
     with pytest.raises(DataError, match="sources of split 'dev' are missing") as error:
         held_out_text(data, "dev")
-    assert "train, valid or test" in error.value.fix
+    assert "another split (valid or test)" in error.value.fix
     with pytest.raises(DataError, match="no translation data"):
         held_out_text(make_tiny_data(tmp_path / "blocks"), "valid")
 

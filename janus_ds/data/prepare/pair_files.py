@@ -296,7 +296,7 @@ def held_out_text(data: Path, split: str) -> PairText:
             raise DataError(
                 f"the {'references' if path is paths[1] else 'sources'} of split {split!r} are missing",
                 str(path),
-                "name another split: train, valid or test, if the data was prepared with it",
+                "name another split (valid or test), or prepare the data with this split's files",
             )
     lower = bool(settings.get("lowercase"))
     pairs = [(a.lower(), b.lower()) if lower else (a, b) for a, b in read_pairs(paths[0], paths[1])]

@@ -193,7 +193,9 @@ def _load(path: Path, kind: type[_T]) -> _T:
     """What :func:`_save` wrote, every name and number checked."""
     if not path.parent.is_dir():
         raise DataError(
-            "the data directory does not exist", str(path.parent), "give the right --data directory"
+            "the data directory does not exist",
+            str(path.parent),
+            "give a directory made by `janus-ds prepare`",
         )
     try:
         body = read_json(path, MOST_BYTES[path.name])
