@@ -109,7 +109,8 @@ def test_what_only_the_recipe_names_is_not_taken_over() -> None:
 
 def test_a_wide_model_after_a_narrow_one_has_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before, found = torch.get_num_threads(), []
+    before = torch.get_num_threads()
+    found: list[int] = []
     try:
         torch.set_num_threads(3)
         for width in (128, 128, 768, 768, 128, 1024):

@@ -185,7 +185,7 @@ def _heads(
             "leave --heads out",
         )
     if found or given is not None:
-        return int(next(iter(found), given))  # type: ignore[arg-type]
+        return int(given or found.pop())
     bart, width = "encoder.layernorm_embedding.weight" in state, state[TABLE].shape[1]
     if not bart or width % _BART_HEAD_WIDTH:
         odd = f", and its width {width} is no multiple of {_BART_HEAD_WIDTH}, as every BART's is"
