@@ -178,7 +178,7 @@ class Generator:
                 "use mode nar or aux",
             )
         most = most_rows(self.config) - 2
-        codec, mask, given = self._codec(), self.special.mask, checked_texts(texts)
+        codec, mask, given = self._codec(), self.special.mask, checked_texts(texts, "target")
         found = [parse_target(text, codec, mask, lengths, most, i) for i, text in enumerate(given, 1)]
         if found and not any(target.has_blank for target in found):
             fix = "write ___ or <mask> where text is wanted"

@@ -72,14 +72,14 @@ def parse_target(
         number: of its line, for messages.
 
     Raises:
-        ConfigError: no length, or one below 1.
+        ConfigError: no length, or one that is no whole number from 1 on.
         DataError: too many combinations of lengths, or more tokens than positions.
     """
     where = f"line {number} of the target"
-    if not lengths or min(lengths) < 1:
-        raise ConfigError(
-            f"a blank cannot have {min(lengths, default='no')} tokens", "blank lengths", "give 1 or more"
-        )
+    wrong = [count for count in lengths if not isinstance(count, int) or count < 1]
+    if wrong or not lengths:
+        what = f"a blank cannot have {wrong[0] if wrong else 'no'} tokens"
+        raise ConfigError(what, "blank lengths", "give 1 or more")
     blanks = len(re.findall(BLANK, text))
     encoded = codec.encode(re.sub(BLANK, MASK_TEXT, text))
     if encoded.count(mask) != blanks:
@@ -100,7 +100,7 @@ def parse_target(
     if least > most:
         raise DataError(
             f"{given} tokens and {blanks} blanks are at least {least} positions; the model has {most}",
-            where, "take blanks or words out of the target",
+            where, "take blanks or words out of the target, or try shorter blanks",
         )  # fmt: skip
     found: dict[tuple[int, ...], None] = {}
     for counts in product(dict.fromkeys(lengths), repeat=blanks):

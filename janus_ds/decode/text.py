@@ -34,8 +34,8 @@ def markdown_text(text: str) -> str:
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", one_line(text))
 
 
-def checked_texts(texts: str | Sequence[str]) -> list[str]:
-    """The texts as a list.
+def checked_texts(texts: str | Sequence[str], where: str = "input") -> list[str]:
+    """The texts as a list; `where` they stand is for messages.
 
     Raises:
         DataError: one is no string, or holds half a character.
@@ -47,7 +47,7 @@ def checked_texts(texts: str | Sequence[str]) -> list[str]:
         except (AttributeError, UnicodeEncodeError):
             what = "has a lone surrogate" if isinstance(text, str) else f"is of type {type(text).__name__}"
             raise DataError(
-                f"the text {what}", f"line {number} of the input", "give Unicode text as a string"
+                f"the text {what}", f"line {number} of the {where}", "give Unicode text as a string"
             ) from None
     return checked
 

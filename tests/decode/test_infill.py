@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,10 +123,12 @@ def test_aux_fills_blanks_as_the_training_rows_say() -> None:
         ("___ a ___ b ___ c ___", (1, 2, 3), "more than 64 candidates"),
         ("___", (0,), "a blank cannot have 0 tokens"),
         ("That ___\u200b___ house.", (1,), "does not see what stands between two blanks"),
+        ("___", (1, 1.5), r"a blank cannot have 1\.5 tokens"),
+        ("___", (), "a blank cannot have no tokens"),
     ],
 )
 def test_targets_that_cannot_be_filled(
-    demo: dict[str, Generator], target: str, lengths: tuple[int, ...], told: str
+    demo: dict[str, Generator], target: str, lengths: tuple[Any, ...], told: str
 ) -> None:
     with pytest.raises((DataError, ConfigError), match=told) as caught:
         demo["aux"].infill("Ja!", target, lengths)
@@ -133,6 +136,9 @@ def test_targets_that_cannot_be_filled(
     assert caught.value.fix
     with pytest.raises(ConfigError, match="mode draft writes from left to right"):
         demo["draft"].infill("Ja!", "___")
+    with pytest.raises(DataError, match="of type NoneType") as caught:
+        demo["aux"].infill(["Ja!"] * 2, ["___", None])  # type: ignore[list-item]
+    assert caught.value.where == "line 2 of the target"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

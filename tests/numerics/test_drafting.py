@@ -148,9 +148,9 @@ def test_what_was_faster_goes_on(drafted: float, pays: bool) -> None:
 SMALL = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=4, vocab_size=8)
 
 
-def small_model(seed: int = 3) -> JanusModel:
+def small_model(seed: int = 3, init_std: float = 0.25) -> JanusModel:
     torch.manual_seed(seed)
-    config = replace(TINY, init_std=0.25, encoder_layers=1)
+    config = replace(TINY, init_std=init_std, encoder_layers=1)
     model = JanusModel(config, SMALL, ParallelLayers()).double().eval()
     with torch.no_grad():
         model.embedding.weight.mul_(2.0)

@@ -1,8 +1,8 @@
 // All layers of the encoder, or of the decoder over the rows of one pass; and products with packed weights.
 //
 // Plain C interface, called through ctypes (native_step.py). GCC's vector types (also clang's) carry the
-// arithmetic: 16 floats are one register with AVX512, two with AVX2, four with SSE or NEON. It is compiled for the
-// machine it runs on; only the int8 product names instructions.
+// arithmetic, each as wide as a register (GCC keeps wider ones in memory, which takes most of the time). It is compiled
+// for the machine it runs on; only bf16 and int8 products name instructions.
 //
 // Letters: B sentences (of NAR and AUX: their length candidates), R content rows of a sentence, Q rows of a sentence (R,
 // or 2R with query rows), N columns of the pool, S source tokens, D width, H heads, E width of a head. Rows stand as all
@@ -20,27 +20,31 @@
 
 namespace {
 
-constexpr int LANES = 16;
-constexpr int PANEL = 32;  // outputs whose weights stand side by side
 #if defined(__AVX512F__)
-constexpr int TILE = 12;  // rows whose sums stay in registers
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
 #else
-constexpr int TILE = 3;
+constexpr int LANES = 4;  // SSE, NEON
 #endif
+constexpr int PANEL = 32;  // outputs whose weights stand side by side
+constexpr int PARTS = PANEL / LANES;
+constexpr int TILE = LANES == 16 ? 12 : 3;  // rows whose sums stay in registers
+constexpr int INT8_STEP = 16;  // to a multiple of it the inputs of int8 products are padded
 #if defined(__AVX512VNNI__)
 constexpr int ZERO_POINT = 128;  // its instruction takes unsigned activations
 #else
 constexpr int ZERO_POINT = 0;
 #endif
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef float LooseFloats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t LooseInts __attribute__((vector_size(64), aligned(1), may_alias));
-typedef uint16_t LooseHalves __attribute__((vector_size(32), aligned(2), may_alias));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint32_t LooseWords __attribute__((vector_size(64), aligned(2), may_alias));
-typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef float LooseFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t LooseInts __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
+typedef uint16_t LooseHalves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint32_t LooseWords __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
 using Bf16 = uint16_t;
 using Int8 = int8_t;
@@ -149,7 +153,7 @@ template <> struct Input<Int8> {
   std::vector<float> scale;
   const uint8_t* x;
   Input(const float* from, int64_t rows, int64_t in)
-      : step((in + LANES - 1) / LANES * LANES), codes(rows * step), scale(rows), x(codes.data()) {
+      : step((in + INT8_STEP - 1) / INT8_STEP * INT8_STEP), codes(rows * step), scale(rows), x(codes.data()) {
     for (int64_t r = 0; r < rows; r++, from += in) {
       auto part = [&](int64_t i) {
         Floats some = {};
@@ -170,7 +174,7 @@ template <> struct Input<Int8> {
   }
 };
 
-// sums += products of 16 words of weights and one of a row.
+// sums += products of LANES words of weights and one of a row.
 Floats dot(Floats sums, const float* weight, const float* x) { return sums + load(weight) * *x; }
 Floats dot(Floats sums, const Bf16* weight, const Bf16* x) {
   uint32_t two;
@@ -192,14 +196,14 @@ Ints dot(Ints sums, const Int8* weight, const uint8_t* x) {
   __m512i w = _mm512_loadu_si512(weight);
   return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), _mm512_set1_epi32(four), w));
 #elif defined(__AVX2__)
-  __m256i half[2], x8 = _mm256_set1_epi32(four), one = _mm256_set1_epi16(1);
-  std::memcpy(half, &sums, sizeof half);
-  for (int i = 0; i < 2; i++) {  // |w| and x with w's sign: pairs of products fit 16 bits, codes are at most 127
+  __m256i part[LANES / 8], x8 = _mm256_set1_epi32(four), one = _mm256_set1_epi16(1);
+  std::memcpy(part, &sums, sizeof part);
+  for (int i = 0; i < LANES / 8; i++) {  // |w| and x with w's sign: pairs of products fit 16 bits, codes are at most 127
     __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight) + i);
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x8, w));
-    half[i] = _mm256_add_epi32(half[i], _mm256_madd_epi16(pairs, one));
+    part[i] = _mm256_add_epi32(part[i], _mm256_madd_epi16(pairs, one));
   }
-  std::memcpy(&sums, half, sizeof half);
+  std::memcpy(&sums, part, sizeof part);
   return sums;
 #else
   for (int o = 0; o < LANES; o++)
@@ -216,34 +220,36 @@ Floats dequantized(const Matrix& m, const Input<Int8>& input, int64_t r, int64_t
 
 // y (rows, last - first) = activation(outputs [first, last) of the rows); `first` is a multiple of PANEL.
 template <class W> struct Product {
+  using Sums = std::conditional_t<std::is_same_v<W, Int8>, Ints, Floats>;
   const Matrix& m;
   const Input<W>& input;
   int64_t first, last, activation;
   float* y;
 
+  // One piece of code for tiles of any height, which rounds alike in all: a row's result is its own.
+  __attribute__((noinline)) Floats finished(Sums sums, int64_t r, int64_t o) const {
+    Floats f = dequantized(m, input, r, o, sums);
+    if (m.bias) f += load(m.bias + o);
+    if (activation == RELU) f = f < 0 ? Floats{} : f;
+    return activation == GELU ? gelu(f) : f;
+  }
+
   // C rows from r on times the panel from output o on.
   template <int C> void tile(int64_t r, int64_t o) const {
     constexpr int64_t word = 4 / sizeof(W);
-    std::conditional_t<std::is_same_v<W, Int8>, Ints, Floats> sums[C][2] = {};
+    Sums sums[C][PARTS] = {};
     const W* weight = static_cast<const W*>(m.weight) + o * input.step;
     auto x = input.x + r * input.step;
     for (int64_t i = 0; i < input.step; i += word, weight += word * PANEL) {
 #pragma GCC unroll 16
-      for (int c = 0; c < C; c++) {
-        sums[c][0] = dot(sums[c][0], weight, x + c * input.step + i);
-        sums[c][1] = dot(sums[c][1], weight + word * LANES, x + c * input.step + i);
-      }
+      for (int c = 0; c < C; c++)
+#pragma GCC unroll 16
+        for (int p = 0; p < PARTS; p++)
+          sums[c][p] = dot(sums[c][p], weight + word * LANES * p, x + c * input.step + i);
     }
     for (int c = 0; c < C; c++) {
       float out[PANEL];
-      for (int half = 0; half < 2; half++) {
-        int64_t at = o + half * LANES;
-        Floats f = dequantized(m, input, r + c, at, sums[c][half]);
-        if (m.bias) f += load(m.bias + at);
-        if (activation == RELU) f = f < 0 ? Floats{} : f;
-        if (activation == GELU) f = gelu(f);
-        store(out + half * LANES, f);
-      }
+      for (int p = 0; p < PARTS; p++) store(out + p * LANES, finished(sums[c][p], r + c, o + p * LANES));
       std::copy_n(out, std::min<int64_t>(PANEL, last - o), y + (r + c) * (last - first) + o - first);
     }
   }
