@@ -267,19 +267,24 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     path = replaceable_folder(path)
     work = path.with_name(f".{path.name}.building")
     work.mkdir(parents=True, exist_ok=True)
-    with folder_lock(work, 0.0):
-        building = work / path.name
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
-        try:
-            yield building
-            sync_tree(building)
-            if path.is_dir():
-                path.rmdir()
-            building.rename(path)
-            sync_path(path.parent)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    try:
+        with folder_lock(work, 0.0):
+            building = work / path.name
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+            try:
+                yield building
+                sync_tree(building)
+                if path.is_dir():
+                    path.rmdir()
+                building.rename(path)
+                sync_path(path.parent)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    finally:
+        # On NFS a file that is open, as the lock was, stays in its folder under another name.
+        with suppress(OSError):
+            work.rmdir()
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class CheckpointManager:
     """The checkpoints of one run, in `root`/step-NNNNNNNN.
 
     Args:
-        root: folder of the checkpoints; made on first save.
+        root: folder of the checkpoints; made when room is looked for, at a start or a save.
         train: which stay (`keep_last`, `keep_every`), how many saves may fail (`max_failed_saves`).
         topology: all ranks save and find together; rank 0 writes and chooses.
     """

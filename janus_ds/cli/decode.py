@@ -158,7 +158,7 @@ def _windows(parsed: argparse.Namespace, run: LoadedRun, text: TextCodec) -> Ite
     first, capitals = 0, Capitals(run)
     for lines in [list(DEMO_SENTENCES)] if shown else line_windows(parsed.input, largest):
         capitals.look(lines)
-        yield line_passages(lines, text, parsed.mask_share, 1 if parsed.seed is None else parsed.seed, first)
+        yield line_passages(lines, text, parsed.mask_share, run.config.decode.seed, first)
         first += len(lines)
 
 

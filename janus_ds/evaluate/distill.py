@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -110,6 +110,9 @@ def distill(request: DistillRequest, show: Show | None = None) -> PrepareReport:
                 output.rmdir()
             whole.rename(output)
         shutil.rmtree(work, ignore_errors=True)
+    # On NFS a file that is open, as the lock was, stays in its folder under another name.
+    with suppress(OSError):
+        work.rmdir()
     return PrepareReport(request.output, made)
 
 
@@ -162,7 +165,9 @@ def _opened_work(output: Path, asked: dict[str, Any]) -> Iterator[Path]:
     note = work / "request.json"
     text = json.dumps(asked, sort_keys=True)
     make_folder(work / "portions")
-    with folder_lock(work, 0.0):
+    with ExitStack() as lock:
+        with disk_faults(work):
+            lock.enter_context(folder_lock(work, 0.0))
         if note.is_file() and note.read_text(encoding="utf-8") != text:
             raise DataError(
                 "an interrupted distillation with another model, other data or other options waits here",

@@ -57,7 +57,8 @@ class MemoryGuard:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            ways = remedies(self._config, self._execution)
+            on_host = self._topology.device.type == "cpu"
+            ways = remedies(self._config, self._execution, on_host)
             raise self._error(words, batch, error, ways[1:2] if whole else ways) from error
 
     def _error(
@@ -82,8 +83,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
-def remedies(config: RunConfig, execution: ExecutionConfig) -> list[str]:
-    """Three changes that need less memory and train the same, the cheapest first."""
+def remedies(config: RunConfig, execution: ExecutionConfig, on_host: bool = False) -> list[str]:
+    """Three changes that need less memory and train the same, the cheapest first.
+
+    Args:
+        on_host: it is the host's memory that has run out, so that nothing can be moved there.
+    """
     micro, accumulation, stage = execution.micro_batch, execution.accumulation, execution.zero_stage
     block, source, ranks = config.data.block_tokens, execution.source, execution.data_size
     if config.data.batch == "tokens":
@@ -109,7 +114,7 @@ def remedies(config: RunConfig, execution: ExecutionConfig) -> list[str]:
             f"ZeRO stage {stage} -> {stage + 1} ({file}), which shares {parts} among the {ranks} "
             "data-parallel ranks"
         )
-    elif not execution.offload:
+    elif not execution.offload and not on_host:
         state = "optimizer states in host memory (offload_optimizer, as in ds_configs/zero3_offload.json)"
     else:
         state = "more ranks, or --tensor-parallel 2, which halves every matrix"

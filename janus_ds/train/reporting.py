@@ -240,9 +240,11 @@ def _say(title: str, rows: Sequence[tuple[str, str]]) -> None:
 _PEAK_TFLOPS = {
     # Dense tensor-core peaks of the vendors' data sheets: (16 bit, fp32 as TF32 where it exists).
     "B200": (2250.0, 1100.0),
+    "H200 NVL": (835.0, 417.0),
     "H200": (989.0, 494.0),
     "GH200": (989.0, 494.0),
     "H100 PCIe": (756.0, 378.0),
+    "H100 NVL": (835.0, 417.0),
     "H100": (989.0, 494.0),
     "A100": (312.0, 156.0),
     "A40": (149.7, 74.8),

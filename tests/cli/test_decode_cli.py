@@ -229,6 +229,8 @@ def test_samples_that_the_recipe_asks_for(copy: Path, tmp_path: Path) -> None:
 
     assert lines() == lines("--seed", "5") == lines("--temperature", "3") != lines("--seed", "6")
     assert lines("--top-k", "1") == lines("--temperature", "0", "--beam", "1")
+    hidden = ("--temperature", "0", "--mask-share", "0.5", "--show-source")
+    assert lines(*hidden) == lines(*hidden, "--seed", "5") != lines(*hidden, "--seed", "1")
     with pytest.raises(UsageError, match="samples have no beam"):
         lines("--beam", "2")
 

@@ -20,7 +20,7 @@ from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.verify import verify_dataset
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
-from janus_ds.errors import BusyError, CheckpointError, DataError, JanusError, UsageError
+from janus_ds.errors import BusyError, CheckpointError, DataError, JanusError, ResourceError, UsageError
 from janus_ds.evaluate.distill import DistillRequest, distill
 from janus_ds.evaluate.evaluation import EvalRequest
 from janus_ds.evaluate.tasks import _GlgeSplit
@@ -141,6 +141,10 @@ def test_a_second_start_leaves_the_first_alone(data: Path, run: Path, tmp_path: 
     finally:
         os.kill(first, signal.SIGKILL)
         os.waitpid(first, 0)
+    (work / ".lock").unlink()
+    (work / ".lock").symlink_to("elsewhere")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        go(data, run, tmp_path / "new")
 
 
 def test_sources_too_long_for_the_model_keep_their_target(data: Path, tmp_path: Path) -> None:

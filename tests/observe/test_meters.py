@@ -136,6 +136,8 @@ def test_cpu_has_memory_and_no_known_peak() -> None:
         ("NVIDIA L40", None),
         ("NVIDIA RTX A4000", None),
         ("NVIDIA GB200", None),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
         ("NVIDIA GH200 480GB", 989e12),
     ],
 )

@@ -94,6 +94,7 @@ def test_ways_out_follow_what_is_used_already() -> None:
     assert "2 -> 3 (in ds_configs/zero2.json)" in remedies(RUN, replace(TWO, precision="bf16"))[1]
     assert "offload_optimizer" in remedies(RUN, replace(TWO, zero_stage=3))[1]
     assert "offload_optimizer" in remedies(RUN, replace(TWO, data_size=1))[1]
+    assert "more ranks" in remedies(RUN, replace(TWO, data_size=1), on_host=True)[1]
     assert "--tensor-parallel 2" in remedies(RUN, replace(TWO, zero_stage=3, offload=True))[1]
     assert "bf16" in remedies(checkpointed, TWO)[2]
     assert "shorter blocks" in remedies(checkpointed, replace(TWO, precision="bf16"))[2]

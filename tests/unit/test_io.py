@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,33 @@ def test_two_processes_do_not_make_the_same_folder(tmp_path: Path) -> None:
                 os._exit(1)
             os._exit(0)
         assert os.waitpid(other, 0)[1] == 0
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["data", "data/a"]
+
+
+def test_nothing_stays_beside_a_folder_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, what is removed while it is open stays under another name: the folder of a lock that is held."""
+    held, remove = [False], os.rmdir
+
+    @contextmanager
+    def held_lock(folder: Path, patience: float) -> Iterator[None]:
+        with folder_lock(folder, patience):
+            held[0] = True
+            try:
+                yield
+            finally:
+                held[0] = False
+
+    def rmdir(path: str | Path, **options: int) -> None:
+        if held[0] and str(path).endswith(".data.building"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        remove(path, **options)
+
+    monkeypatch.setattr("janus_ds.io.folder_lock", held_lock)
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    with atomic_dir(tmp_path / "data") as building:
+        (building / "a").touch()
+    with suppress(ValueError), atomic_dir(tmp_path / "other.data"):
+        raise ValueError("half")
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["data", "data/a"]
 
 

@@ -65,9 +65,9 @@ _FOREIGN = {
 def list_inputs(paths: Sequence[Path | str], output: Path | None = None) -> list[Path | str]:
     """The files to read, in order: files as given, folders with all they hold, sorted by path.
 
-    Linked folders are entered; what is hidden (`.name`) in a folder is not. Of a folder that holds Parquet
-    files, as those of the Hugging Face hub, these alone are read. `{000..099}` and `{a,b}` are expanded.
-    Addresses and `pipe:` commands stay text.
+    Linked folders are entered; what is hidden (`.name`, `lost+found`) in a folder is not. Of a folder that
+    holds Parquet files, as those of the Hugging Face hub, these alone are read. `{000..099}` and `{a,b}` are
+    expanded. Addresses and `pipe:` commands stay text.
 
     Args:
         output: what is made of the files; a folder that it lies in is read without it.
@@ -124,7 +124,9 @@ def _inside(folder: Path, output: Path | None) -> list[Path]:
         folders[:] = [
             name
             for name in folders
+            # `lost+found`, at the top of a disk, is the administrator's alone.
             if not name.startswith(".")
+            and name != "lost+found"
             and (real := os.path.realpath(place / name)) != own
             and not ((place / name).is_symlink() and real in above)
         ]

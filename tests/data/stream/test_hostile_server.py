@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -95,3 +95,24 @@ def test_a_refusal_does_not_ask_to_wait(tiny, tmp_path):
     ):
         open_data(server.address, replace(DataConfig(), cache_dir=str(tmp_path / "cache")))
     assert "for you to read" in caught.value.fix
+
+
+def test_what_is_told_of_a_file_by_one_answer_alone_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamed whole it has no size; what was there before its first byte came does not matter."""
+    answers = iter([(0, 5, "old", b""), (0, None, "new", b"abc"), (3, 9, "new", b"def"), (6, 9, "", b"ghi")])
+
+    @contextmanager
+    def opened(location: str, at: int, stall_seconds: float) -> Iterator[remote._Transfer]:
+        start, total, version, part = next(answers)
+
+        def chunks() -> Iterator[bytes]:
+            yield from [part] if part else []
+            if start < 6:
+                raise remote.TransferError("cut")
+
+        assert start == at
+        yield remote._Transfer(start, total, version, chunks())
+
+    monkeypatch.setattr(remote, "_opened", opened)
+    patience = Patience(sleep=lambda seconds: None)
+    assert b"".join(remote.transferred("http://x/a.txt", patience, Expected())) == b"abcdefghi"

@@ -231,11 +231,14 @@ def test_a_folder_inside_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     real = os.scandir
 
     def refusing(place):
-        if str(place).endswith("locked"):
+        if str(place).endswith(("locked", "lost+found")):
             raise PermissionError(13, "Permission denied", str(place))
         return real(place)
 
+    write(tmp_path / "disk" / "lost+found" / "c.txt", "Lost.")
+    write(tmp_path / "disk" / "a.txt", "Text.")
     monkeypatch.setattr("os.scandir", refusing)
+    assert list_inputs([tmp_path / "disk"]) == [tmp_path / "disk" / "a.txt"]
     with pytest.raises(DataError, match="folder cannot be read") as caught:
         list_inputs([tmp_path / "in"])
     assert caught.value.where == str(tmp_path / "in" / "locked")
