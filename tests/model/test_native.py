@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -96,16 +94,6 @@ def test_a_product_is_that_of_float64(kernels: Any, outputs: int, inputs: int) -
                 # Whatever the number of rows: a row's result is its own.
                 for rows in (1, 5, 13):
                     assert torch.equal(product(kernels, matrix, x[:rows], name), found[:rows])
-
-
-@compiles
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the names of CPUs are those of x86-64")
-@pytest.mark.parametrize("kind", ["x86-64", "x86-64-v3", "x86-64-v4", "sapphirerapids"])
-def test_no_vector_is_wider_than_a_register(kind: str) -> None:
-    """GCC keeps a wider one in memory: with AVX2, products were 6 to 20 times as slow as they are."""
-    warned = ("-Wpsabi", "-Werror=psabi", f"-march={kind}", "-fsyntax-only")
-    done = subprocess.run(["g++", "-std=c++17", *warned, str(native.SOURCE)], capture_output=True, text=True)
-    assert not done.returncode, done.stderr
 
 
 SOURCE_BS, LENGTH_B = torch.tensor([[0, 9, 8, 7, 2], [0, 7, 2, 1, 1]]), torch.tensor([5, 3])
@@ -209,7 +197,6 @@ def fresh() -> Any:
     compiled.cache_clear()
 
 
-@pytest.mark.usefixtures("fresh")
 @compiles
 def test_a_call_keeps_its_rows_while_another_thread_makes_one(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bool] = []
@@ -236,6 +223,7 @@ def test_a_call_keeps_its_rows_while_another_thread_makes_one(monkeypatch: pytes
     assert all(kept)
 
 
+@pytest.mark.usefixtures("fresh")
 def test_without_a_compiler_pytorch_does_it_with_one_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
