@@ -43,7 +43,7 @@ help:
 	@echo "make bench-bart   the same at BART-base (an hour on one core)"
 	@echo "make bench-decode decoding against transformers and CTranslate2 (an hour on one core)"
 	@echo "make gpu-check    what to run first on a GPU (8 minutes, no network): all right there? how fast? JSON and a page"
-	@echo "make results-convergence  JANUS against AR and R-Drop at two budgets (days; needs JANUS_SHARED_DATA)"
+	@echo "make results-convergence  JANUS against AR and R-Drop at three budgets (days; needs JANUS_SHARED_DATA)"
 	@echo "make results-glge the SQuAD question-generation experiment, likewise"
 	@echo "make clean        remove .venv and runs/"
 
