@@ -262,12 +262,15 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
     return pictures
 
 
-def _look(name: str) -> dict[str, str]:
-    """A colour for each variant, a line style for each seed."""
+def _look(name: str) -> dict[str, Any]:
+    """A colour for each variant, a line style for each seed, a width for each budget."""
     found = _NAME.fullmatch(name)
+    if found is None:
+        return {"color": INK}
     colours = dict(zip(VARIANTS, COLOURS, strict=False))
-    style = ("-", "--", ":")[(int(found["seed"]) - 1) % 3] if found else "-"
-    return {"color": colours.get(found["variant"] if found else "", INK), "linestyle": style}
+    style, budget = ("-", "--", ":")[(int(found["seed"]) - 1) % 3], float(found["budget"])
+    width = 0.8 + 0.8 * sum(budget > known for known in BUDGETS)
+    return {"color": colours.get(found["variant"], INK), "linestyle": style, "linewidth": width}
 
 
 def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
