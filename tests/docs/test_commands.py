@@ -124,7 +124,9 @@ def test_make_takes_a_clone_whose_path_has_a_space(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (clone / name).write_bytes((ROOT / name).read_bytes())
     goals = ("install", "lint", "types", "pretrain", "bench")
-    done = subprocess.run(["make", "-n", *goals], cwd=clone, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", *goals], cwd=clone, capture_output=True, text=True, check=True
+    )
     split = [line for line in done.stdout.splitlines() if str(tmp_path) in re.sub(r'"[^"]*"', "", line)]
     assert split == []
 
