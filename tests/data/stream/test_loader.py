@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import pickle
+import select
 import signal
-import termios
 import time
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
@@ -178,10 +177,9 @@ def test_a_worker_killed_while_it_writes_is_reported(split, workers):
     steps = iter(loader)
     next(steps)
     # Steps of 40 kB and a pipe that holds 64: full, it has a part of one.
-    pipe, inside = steps.gi_frame.f_locals["items"]._worker_result_queue._reader.fileno(), bytearray(4)
-    while int.from_bytes(inside, "little") < 60_000:
+    results = steps.gi_frame.f_locals["items"]._worker_result_queue
+    while select.select([], [results._writer], [], 0)[1]:
         time.sleep(0.01)
-        fcntl.ioctl(pipe, termios.FIONREAD, inside)
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     with pytest.raises(ResourceError, match="data worker process was killed"):
         for _ in steps:
