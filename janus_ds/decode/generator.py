@@ -134,13 +134,14 @@ class Generator:
         )
 
     def infill(
-        self, texts: str | Sequence[str], targets: str | Sequence[str], lengths: Sequence[int] = (1,)
+        self, texts: str | Sequence[str], targets: str | Sequence[str], lengths: int | Sequence[int] = 1
     ) -> list[Hypothesis]:
         """Given targets with their blanks filled, in mode nar or aux; all other text is kept to the letter.
 
         Args:
             targets: one for each; blanks are `___` or `<mask>`, as "Das ist ___ sehr ___ Haus".
-            lengths: tokens that each blank may have; the best of all combinations is given.
+            lengths: tokens that each blank may have: a number, or several, of whose combinations the best
+                is given.
 
         Raises:
             ConfigError: another mode.
@@ -164,7 +165,7 @@ class Generator:
             for group, target in zip(found, given, strict=True)
         ]
 
-    def targets(self, texts: str | Sequence[str], lengths: Sequence[int]) -> list[Target]:
+    def targets(self, texts: str | Sequence[str], lengths: int | Sequence[int]) -> list[Target]:
         """Targets with blanks, as :meth:`generate_ids` takes them; one that has none stays as it is.
 
         Raises:
@@ -177,7 +178,7 @@ class Generator:
                 "decode.mode",
                 "use mode nar or aux",
             )
-        most = most_rows(self.config) - 2
+        most, lengths = most_rows(self.config) - 2, [lengths] if isinstance(lengths, int) else lengths
         codec, mask, given = self._codec(), self.special.mask, checked_texts(texts, "target")
         found = [parse_target(text, codec, mask, lengths, most, i) for i, text in enumerate(given, 1)]
         if found and not any(target.has_blank for target in found):

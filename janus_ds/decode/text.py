@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.data.text.tokenizer import FIRST_WORDS, MASK_TEXT, Words
@@ -40,7 +40,8 @@ def checked_texts(texts: str | Sequence[str], where: str = "input") -> list[str]
     Raises:
         DataError: one is no string, or holds half a character.
     """
-    checked = [texts] if isinstance(texts, str) else list(texts)
+    several = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
+    checked: list[Any] = list(texts) if several else [texts]
     for number, text in enumerate(checked, 1):
         try:
             text.encode("utf-8")

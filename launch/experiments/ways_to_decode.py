@@ -43,22 +43,43 @@ from janus_ds.report.figures import COLOURS, new_figure, png_of, require_matplot
 
 BATCH = 32
 BASELINE = "NAR 10, 3 lengths"
+MARKERS = "o*^v<sDPX"
+LENGTHS = {count: f"{count} length{'s' * (count > 1)}" for count in (1, 3, 5)}
 WAYS: dict[str, dict[str, Any]] = {
     "AR, beam 5": {"mode": "ar", "beam": 5},
     "AR, greedy": {"mode": "ar", "beam": 1},
     "draft": {"mode": "draft"},
     **{
-        f"NAR {n}, {c} length{'s' * (c > 1)}": {"mode": "nar", "iterations": n, "length_beam": c}
+        f"NAR {n}, {title}": {"mode": "nar", "iterations": n, "length_beam": count}
         for n in (0, 1, 4, 10)
-        for c in (1, 3, 5)
+        for count, title in LENGTHS.items()
     },
     **{
         f"NAR, threshold {p}, 3 lengths": {"mode": "nar", "threshold": p, "length_beam": 3}
         for p in (0.5, 0.9, 0.99)
     },
-    **{f"AUX, {c} length{'s' * (c > 1)}": {"mode": "aux", "length_beam": c} for c in (1, 3, 5)},
+    **{f"AUX, {title}": {"mode": "aux", "length_beam": count} for count, title in LENGTHS.items()},
+    **{
+        f"AUX, surest first, {title}": {"mode": "aux", "length_beam": count, "aux_order": "certain"}
+        for count, title in LENGTHS.items()
+    },
     "NAR 4, 5 lengths, rescored": {"mode": "nar", "iterations": 4, "length_beam": 5, "rescore": "ar"},
 }
+LINES: dict[str, dict[str, str]] = {
+    "AR by beam": {"1": "AR, greedy", "5": "AR, beam 5"},
+    "draft": {"": "draft"},
+    **{
+        f"NAR by iterations, {title}": {str(n): f"NAR {n}, {title}" for n in (0, 1, 4, 10)}
+        for title in LENGTHS.values()
+    },
+    "NAR by threshold, 3 lengths": {str(p): f"NAR, threshold {p}, 3 lengths" for p in (0.5, 0.9, 0.99)},
+    "AUX by lengths": {str(count): f"AUX, {title}" for count, title in LENGTHS.items()},
+    "AUX, surest first, by lengths": {
+        str(count): f"AUX, surest first, {title}" for count, title in LENGTHS.items()
+    },
+    "NAR 4, 5 lengths, rescored": {"": "NAR 4, 5 lengths, rescored"},
+}
+"""The lines of the picture: what stands at each of their points, and its way."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -238,28 +259,29 @@ _COLUMNS = (
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
-    """BLEU against time; a row for each run, a column for each batch size."""
+    """Score against time; a row for each run, a column for each batch size."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kinds = ("AR", "draft", "NAR", "AUX")
     content = {name: part for name, part in content.items() if "ways" in part}
     if not content:
         return
     with styled():
-        figure = new_figure(9.0, 4.2 * len(content))
+        figure = new_figure(9.0, 3.8 * len(content) + 1.0)
         axes = figure.subplots(len(content), 2, squeeze=False)
         for (name, part), row in zip(content.items(), axes, strict=True):
             score_key, title, _ = next(column for column in _COLUMNS if column[0] in part["ways"][BASELINE])
             for panel, (key, size) in zip(row, (("ms_single", 1), ("ms_batch", BATCH)), strict=True):
-                for kind, colour in zip(kinds, COLOURS, strict=False):
-                    chosen = {way: x for way, x in part["ways"].items() if way.startswith(kind)}
-                    scores = [x[score_key] for x in chosen.values()]
-                    panel.scatter([x[key] for x in chosen.values()], scores, label=kind, color=colour)
-                    for way, x in chosen.items():
-                        place = (x[key], x[score_key])
-                        panel.annotate(way.removeprefix(kind).strip(", "), place, fontsize=5)
+                for number, (line, points) in enumerate(LINES.items()):
+                    found = {label: part["ways"][way] for label, way in points.items() if way in part["ways"]}
+                    places = [(way[key], way[score_key]) for way in found.values()]
+                    looks = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number]}
+                    panel.plot(*zip(*places or [(), ()], strict=True), label=line, markersize=4, **looks)
+                    for label, place in zip(found, places, strict=True):
+                        panel.annotate(label, place, (3, 3), textcoords="offset points", fontsize=6)
                 panel.set_xlabel("CPU ms a sentence")
                 panel.set_title(f"{name}, batch {size}: {title}")
-        axes[0][0].legend(fontsize=7)
+        named = (panel.get_legend_handles_labels() for panel in figure.axes)
+        known = {label: mark for marks, labels in named for label, mark in zip(labels, marks, strict=True)}
+        figure.legend(known.values(), known, loc="outside lower center", ncols=3, fontsize=7)
         write_atomic(path, png_of(figure, 80))
 
 

@@ -112,6 +112,10 @@ def test_texts_and_ids_that_cannot_be(demo: Generator, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"lone surrogate|of type") as caught:
             demo.generate(bad)
         assert caught.value.where == "line 2 of the input"
+    for bad in (None, b"Guten", 5):
+        with pytest.raises(DataError, match="is of type") as caught:
+            demo.generate(bad)
+        assert type(bad).__name__ in caught.value.what
     for bad in (10**6, -1, 5.5, "7"):
         with pytest.raises(DataError, match="not a token id"):
             demo.generate_ids([[5], [5, bad]])

@@ -84,7 +84,7 @@ def test_a_blank_begins_as_the_text_before_it_says(
         "<mask> is good.": [],
     }
     for target, begins in wanted.items():
-        (found,) = generator.infill(SOURCES[0], target, (2,))
+        (found,) = generator.infill(SOURCES[0], target, 2)
         rules = generator.targets(target, (2,))[0].candidates[0]
         ruled = [found.tokens[i] for i, rule in enumerate(rules) if rule in (BEGINS_WORD, WITHIN_WORD)]
         assert [decode([first, token])[1:2] == " " for token in ruled] == begins
