@@ -56,7 +56,7 @@ def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | 
     scores = run / "eval" / "test" / "scores.json"
     systems = json.loads(scores.read_text(encoding="utf-8"))["systems"] if scores.is_file() else {}
     for system in systems.values():
-        system["warnings"] = [_portable(text, folder, placeholder) for text in system.get("warnings", ())]
+        system["warnings"] = [portable(text, folder, placeholder) for text in system.get("warnings", ())]
     recipe, last = record["recipe"], lines[-1]
     # Pretraining is not evaluated. A run that goes on behind its mark is under way again.
     mark = run / MARKS["train" if recipe["data"]["task"] == "denoise" else "evaluate"]
@@ -73,8 +73,8 @@ def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | 
         "held_out": [_point(line) for line in lines if "valid/loss" in line],
         "training": [_losses(line) for line in _thinned(lines)],
         "recipe": {part: recipe[part] for part in ("objective", "masking", "model", "optim", "train")},
-        "init": recipe.get("init") and _portable(str(recipe["init"]), folder, placeholder),
-        "command": [_portable(argument, folder, placeholder) for argument in record["command"]],
+        "init": recipe.get("init") and portable(str(recipe["init"]), folder, placeholder),
+        "command": [portable(argument, folder, placeholder) for argument in record["command"]],
         "precision": record.get("execution", {}).get("precision"),
         "git_commit": record["git_commit"],
         "hardware": {k: v for k, v in record["hardware"].items() if k != "host"},
@@ -114,7 +114,7 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _portable(text: str, folder: Path, placeholder: str) -> str:
+def portable(text: str, folder: Path, placeholder: str) -> str:
     """Text without the places where the clone and the runs happen to lie."""
     return re.sub(r"/[^\s=]*/(?=launch/|ds_configs/)", "", text.replace(str(folder), placeholder))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from driver import ROOT
-from results import render, write_page
+from results import portable, render, write_page
 
 from janus_ds.cli.arguments import at_least
 from janus_ds.config.locations import user_path
@@ -38,7 +39,7 @@ from janus_ds.io import check_writable, write_atomic
 from janus_ds.metrics.glge import VALIDATION_METRICS, TaskTexts, choose_meteor, score_task, task_named
 from janus_ds.metrics.scores import METRIC_TITLES, TextLines, check_same_length, read_lines
 from janus_ds.metrics.translation import compare_translations
-from janus_ds.observe import read_metrics
+from janus_ds.observe import read_metrics, read_run_record
 from janus_ds.report.figures import COLOURS, new_figure, png_of, require_matplotlib, styled
 
 BATCH = 32
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def training(run: LoadedRun) -> dict[str, Any]:
-    """Of a run that was trained: the update of its checkpoint, of all, and what its validation said."""
+    """Of a run that was trained: its command, its checkpoint's update, all, and what its validation said."""
     folder = run.weights.parent
     best = folder / "best.json"
     found: dict[str, Any] = json.loads(best.read_text(encoding="utf-8")) if best.is_file() else {}
@@ -124,7 +125,10 @@ def training(run: LoadedRun) -> dict[str, Any]:
     lines = read_metrics(run.folder / "metrics.jsonl")
     made = lines[-1]["step"] if lines else None
     kinds = {name.removeprefix("valid_"): value for name, value in found.items() if isinstance(value, dict)}
-    return {"updates": int(step), "made": made, "planned": run.config.train.max_steps, "validation": kinds}
+    record = read_run_record(run.folder) or {"command": []}
+    command = shlex.join(portable(word, run.folder.parent, "runs") for word in record["command"])
+    planned = run.config.train.max_steps
+    return {"updates": int(step), "made": made, "planned": planned, "validation": kinds, "command": command}
 
 
 def available(run: LoadedRun) -> tuple[list[str], dict[str, str]]:

@@ -67,13 +67,20 @@ def test_how_far_a_run_was_trained_is_said(tmp_path: Path) -> None:
     best.mkdir(parents=True)
     (best / "best.json").write_text('{"step": 40, "valid_bleu": {"ar": 34.513}, "mode": "ar"}')
     (tmp_path / "metrics.jsonl").write_text('{"step": 50}\n')
+    words = ["/x/clone/launch/finetune.py", "--output", str(tmp_path), "--set", "name=my run"]
+    (tmp_path / "run.json").write_text(json.dumps({"command": words}))
     config = replace(run.config, train=replace(run.config.train, max_steps=60))
     begun = replace(run, folder=tmp_path, weights=best / "weights.safetensors", config=config)
     found = driver.training(begun)
-    assert found == {"updates": 40, "made": 50, "planned": 60, "validation": {"bleu": {"ar": 34.513}}}
+    command = f"launch/finetune.py --output runs/{tmp_path.name} --set 'name=my run'"
+    assert found == {
+        **{"updates": 40, "made": 50, "planned": 60, "validation": {"bleu": {"ar": 34.513}}},
+        "command": command,
+    }
     page = driver.page({"run": found})
     assert "update 40 (BLEU of the validation set: AR 34.51)" in page
     assert "50 of 60 updates" in page
+    assert f"Trained by `{command}`." in page
     assert "the run is finished" in driver.page({"run": found | {"made": 60}})
 
 
