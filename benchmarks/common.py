@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from janus_ds.cli.arguments import new_parser
 from janus_ds.config.locations import user_path
 from janus_ds.errors import UsageError
 from janus_ds.io import check_writable, is_stream
-from janus_ds.observe import installed_versions
+from janus_ds.observe import installed_versions, processor_title
 
 _PACKAGES = ("torch", "numpy", "deepspeed", "megatron-core", "webdataset")
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
@@ -187,14 +185,9 @@ def _clock(on: Mapping[str, Any]) -> Callable[[], float]:
 
 
 def _hardware() -> dict[str, Any]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpu": processor_title(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

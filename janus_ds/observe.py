@@ -366,4 +366,15 @@ def _git_commit() -> str | None:
 
 def _hardware() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"host": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
+    return {"host": platform.node(), "machine": processor_title(), "cpus": os.cpu_count(), "gpus": gpus}
+
+
+def processor_title() -> str:
+    """The CPU and its widest vectors, as "AMD EPYC, AVX2": what measured times belong to."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(names, "") or platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -39,7 +39,7 @@ from janus_ds.io import check_writable, write_atomic
 from janus_ds.metrics.glge import VALIDATION_METRICS, TaskTexts, choose_meteor, score_task, task_named
 from janus_ds.metrics.scores import METRIC_TITLES, TextLines, check_same_length, read_lines
 from janus_ds.metrics.translation import compare_translations
-from janus_ds.observe import read_metrics, read_run_record
+from janus_ds.observe import processor_title, read_metrics, read_run_record
 from janus_ds.report.figures import COLOURS, new_figure, png_of, require_matplotlib, styled
 
 BATCH = 32
@@ -244,7 +244,8 @@ def score(
             found = score_task(task_named(task), texts, "test", meteor).metrics
             ways[name] = {key: round(value, 2) for key, value in found.items()} | ways[name]
     singles = measured[BASELINE]["singles"]
-    return {"task": task, "sentences": count, "singles": singles, "of": len(references.lines), "ways": ways}
+    counts = {"sentences": count, "singles": singles, "of": len(references.lines)}
+    return {"task": task, **counts, "cpu": processor_title(), "ways": ways}
 
 
 def page(content: Mapping[str, Any]) -> str:
