@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, ResourceError, TrainingError
-from janus_ds.observe import read_run_record
+from janus_ds.observe import processor_title, read_run_record
 from janus_ds.report.runs import read_runs
 from tests.conftest import Tally
 from tests.support.processes import find_ranks
@@ -137,8 +137,9 @@ def test_a_signal_saves_and_asks_to_be_started_again(inputs: Path, unbroken: Pat
     assert run.notes[0].startswith("not complete: under way, killed or failed: ")
     assert program.finish() == 0
     assert "the start before was killed or failed; this one goes on from step" in program.said
-    attempts = (read_run_record(program.run) or {})["attempts"]
-    assert [start["ended"] for start in attempts] == ["stopped: SIGUSR1", None, "complete"]
+    record = read_run_record(program.run) or {}
+    assert record["hardware"]["machine"] == processor_title()
+    assert [start["ended"] for start in record["attempts"]] == ["stopped: SIGUSR1", None, "complete"]
     assert_as_unbroken(program.run, unbroken)
     before = {path: path.stat().st_mtime_ns for path in program.run.rglob("*") if path.is_file()}
     assert program.finish() == 0
