@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from janus_ds.checkpoint.manager import BEST_FILE, BEST_FOLDER
+from janus_ds.checkpoint.manifest import step_of
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.presets import resolve
@@ -125,11 +126,10 @@ def _write_folder(
             for name in _NOT_EXPORTED
             if (value := getattr(loaded.config.decode, name)) != getattr(DecodeConfig, name)
         ]
-        best = loaded.folder / "checkpoints" / BEST_FOLDER
-        if best.is_dir() and best != loaded.weights.parent:
-            notes.append(
-                f"the weights are those of {loaded.weights.parent.name}, not the best: convert {best}"
-            )
+        best, own = loaded.folder / "checkpoints" / BEST_FOLDER, loaded.weights.parent
+        with suppress(OSError, ValueError):
+            if own.name != BEST_FOLDER and read_json(best / BEST_FILE).get("step") != step_of(own):
+                notes.append(f"the weights are those of {own.name}, not the best: those are in {best}")
         if loaded.text is None:
             return [*notes, "no tokenizer was written: the run has none"]
         # BART has one size for both tables, but rows beyond the encoder's own are zeros.
