@@ -214,7 +214,7 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
     ways = "".join(_WAYS[mode] for mode in modes)
     code = _LOAD.format(trust=trust) + (_BEGIN + ways + _END if modes else "")
     does = f"decodes {', '.join(modes)}" if modes else "to be fine-tuned before it decodes"
-    found = "\n\n".join(_tables(run) if modes else ())
+    found = "\n\n".join(_tables(run)) if modes else ""
     header = ["library_name: transformers", "tags: [janus]", *([f"license: {licence}"] if licence else [])]
     said = f"`{licence}`." if licence else "Not named when the model was exported (`convert --license NAME`)."
     parameters = sum(weight.numel() for weight in run.model.parameters())

@@ -93,7 +93,8 @@ class _Translation:
         text = held_out_text(data, request.split).first(request.limit)
         check_vocabulary(run, data)
         with suppress(DataError):
-            learnt, given = (Manifest.load(Path(x)).settings for x in (run.config.data.path or "", data))
+            learnt = Manifest.load(Path(run.config.data.path or "")).settings
+            given = Manifest.load(data).settings
             self._odd_case = bool(learnt.get("lowercase")) and not given.get("lowercase")
         if self._baseline is not None:
             check_same_length(self._baseline, self._references(text))

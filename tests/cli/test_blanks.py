@@ -145,7 +145,8 @@ def test_a_plain_model_that_a_run_began_with_is_asked_by_its_content_rows(
     inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As BART: it has never learnt query rows."""
-    plain, asked = random_run(inputs, "plain", 0.1, "objective.preset=ar"), []
+    asked: list[int] = []
+    plain = random_run(inputs, "plain", 0.1, "objective.preset=ar")
 
     def fill(model: JanusModel, batches: list[TwoStreamBatch]) -> Blanks:
         asked.append(batches[0].layout.arq)

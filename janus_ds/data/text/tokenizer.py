@@ -280,28 +280,17 @@ def _refuse_extended(directory: Path) -> None:
 
 
 def refuse_unlike_bart(other: bool, added: Iterable[str], where: str) -> None:
-    """Refuse a tokenizer of another kind than BART's, or one that was extended: its ids would be others.
-
-    Args:
-        other: it is of another kind.
-        added: symbols that a text is cut at before anything else.
+    """Refuse a tokenizer of another kind, or one with added symbols, at which a text is cut before all else.
 
     Raises:
-        DataError: it is such a tokenizer.
+        DataError: it is such a tokenizer, whose ids would be others here.
     """
-    if other:
-        raise DataError(
-            "the tokenizer is not BART's byte-level BPE without a space before the text",
-            where,
-            "give BART's own tokenizer files",
-        )
-    unknown = [token for token in dict.fromkeys(added) if token not in _SPECIAL_PIECES]
-    if unknown:
-        raise DataError(
-            f"the tokenizer has added symbols of its own: {', '.join(unknown[:5])}",
-            where,
-            "give a tokenizer with no more than <s>, <pad>, </s>, <unk> and <mask>",
-        )
+    own = [token for token in dict.fromkeys(added) if token not in _SPECIAL_PIECES]
+    if other or own:
+        what = "is not BART's byte-level BPE without a space before the text"
+        what = what if other else f"has added symbols of its own: {', '.join(own[:5])}"
+        fix = "give BART's own tokenizer files, with no more than <s>, <pad>, </s>, <unk> and <mask> added"
+        raise DataError(f"the tokenizer {what}", where, fix)
 
 
 def _with_space_before_mask(text: str) -> str:
