@@ -29,6 +29,7 @@ from janus_ds.cli.arguments import at_least, program_parser
 from janus_ds.cli.decode_lines import Found, Passage, as_blocks, heldout_passages, valid_split
 from janus_ds.config.locations import user_path
 from janus_ds.config.modes import trained_modes, with_decode
+from janus_ds.config.presets import record_of, with_conventions
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.loader import validation_batches
 from janus_ds.data.stream.pipeline import BatchMaker
@@ -71,7 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {}
     if run.config.init is not None:
         try:
-            found[f"before ({run.config.init})"] = fill_blanks(_before(run, run.config.init), batches)
+            begun, recipe = _before(run, run.config.init), record_of(Path(run.config.init)).get("recipe")
+            # A plain AR model, such as BART, has never learnt query rows.
+            as_begun = replace(run, config=with_conventions(run.config, recipe, ["ar_stream"]))
+            found[f"before ({run.config.init})"] = fill_blanks(
+                begun, blank_batches(as_begun, parsed.samples, parsed.data)
+            )
         except CheckpointError as error:
             print(f"What the run began with is not measured: {error.what} ({error.where}).")
     found["after"] = fill_blanks(run.model, batches)

@@ -103,7 +103,7 @@ def _decoded(data: bytes, number: int, where: str) -> str:
         text = data.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"the input is not UTF-8 text ({error.reason})", f"{where}, line {number}", "convert it to UTF-8"
+            f"the input is not UTF-8 text ({error.reason})", f"{where}, line {number}", "give plain UTF-8"
         ) from None
     return text.removesuffix("\n").removesuffix("\r")
 

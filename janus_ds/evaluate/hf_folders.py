@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from janus_ds.checkpoint.manager import BEST_FILE
+from janus_ds.checkpoint.manager import BEST_FILE, BEST_FOLDER
+from janus_ds.checkpoint.manifest import step_of
 from janus_ds.checkpoint.tensors import write_tensors
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.presets import resolve
@@ -96,7 +97,9 @@ def write_hf(loaded: LoadedRun, folder: Path, licence: str | None = None) -> Con
     weights = loaded.model.state_dict()
     config = export_config(loaded.config, loaded.special)
     state = export_weights(weights, loaded.config.model, loaded.special.vocab_size)
-    files = {"README.md": model_card(loaded, ("ar",), False, licence).encode()}
+    # BART has no query rows: what was trained with them decodes otherwise there, until it is fine-tuned.
+    modes = ("ar",) if loaded.config.objective.ar_stream == "content" else ()
+    files = {"README.md": model_card(loaded, modes, False, licence).encode()}
     notes = _notes(loaded) + _write_folder(loaded, folder, config, state, files)
     used = tuple(name for name in weights if name != "length_head.weight")
     return ConversionReport(used, ("length_head.weight",), ("final_logits_bias",), tuple(notes))
@@ -123,6 +126,10 @@ def _write_folder(
             for name in _NOT_EXPORTED
             if (value := getattr(loaded.config.decode, name)) != getattr(DecodeConfig, name)
         ]
+        best, own = loaded.folder / "checkpoints" / BEST_FOLDER, loaded.weights.parent
+        with suppress(OSError, ValueError):
+            if own.name != BEST_FOLDER and read_json(best / BEST_FILE).get("step") != step_of(own):
+                notes.append(f"the weights are those of {own.name}, not the best: those are in {best}")
         if loaded.text is None:
             return [*notes, "no tokenizer was written: the run has none"]
         # BART has one size for both tables, but rows beyond the encoder's own are zeros.
@@ -180,15 +187,17 @@ def write_report(folder: Path, report: ConversionReport) -> None:
     write_atomic(folder / REPORT_FILE, (json.dumps(asdict(report), indent=1) + "\n").encode())
 
 
-_AR = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+_LOAD = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForSeq2SeqLM.from_pretrained("FOLDER"{trust})
-inputs = tokenizer(["Some text."], return_tensors="pt", padding=True)
-rows = model.generate(**inputs)                              # token by token, beam search
 """
-_NAR = 'rows = model.generate(**inputs, mode="nar", iterations=4)    # all at once, refined four times\n'
-_AUX = 'rows = model.generate(**inputs, mode="aux")                  # NAR drafts, AUX judges\n'
+_BEGIN = 'inputs = tokenizer(["Some text."], return_tensors="pt", padding=True)\n'
+_WAYS = {
+    "ar": "rows = model.generate(**inputs)                              # token by token, beam search\n",
+    "nar": 'rows = model.generate(**inputs, mode="nar", iterations=4)    # all at once, refined four times\n',
+    "aux": 'rows = model.generate(**inputs, mode="aux")                  # NAR drafts, AUX judges\n',
+}
 _END = "print(tokenizer.batch_decode(rows, skip_special_tokens=True))\n"
 
 
@@ -198,22 +207,25 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
     Args:
         run: what is exported; scores are those that its folder has of these weights and of whole splits
             (`scores.json`, `eval/*/scores.json`).
+        modes: in which the exported model decodes as the run does; none: it has no scores.
         licence: of the weights, as the hub names it; None: not said.
     """
     trust = ", trust_remote_code=True" if own_code else ""
-    code = _AR.format(trust=trust) + _NAR * ("nar" in modes) + _AUX * ("aux" in modes) + _END
+    ways = "".join(_WAYS[mode] for mode in modes)
+    code = _LOAD.format(trust=trust) + (_BEGIN + ways + _END if modes else "")
+    does = f"decodes {', '.join(modes)}" if modes else "to be fine-tuned before it decodes"
+    found = "\n\n".join(_tables(run)) if modes else ""
     header = ["library_name: transformers", "tags: [janus]", *([f"license: {licence}"] if licence else [])]
     said = f"`{licence}`." if licence else "Not named when the model was exported (`convert --license NAME`)."
     parameters = sum(weight.numel() for weight in run.model.parameters())
     parts = [
         "\n".join(["---", *header, "---"]),
         f"# {markdown_text(run.config.name)}",
-        f"Encoder-decoder, {parameters:,} parameters, written by janus_ds; decodes {', '.join(modes)}.\n"
+        f"Encoder-decoder, {parameters:,} parameters, written by janus_ds; {does}.\n"
         'The method: "JANUS: Joint Autoregressive and Non-autoregressive Training with Auxiliary Loss\n'
         'for Sequence Generation" (EMNLP 2022).',
         f"## Use\n\n```python\n{code}```",
-        "## Scores\n\n"
-        + ("\n\n".join(_tables(run)) or "None of these weights were found in the folder of the run."),
+        f"## Scores\n\n{found or 'None of these weights as they decode here were found with the run.'}",
         f"## Licence\n\n{said}",
     ]
     return "\n\n".join(parts) + "\n"

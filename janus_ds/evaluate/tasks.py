@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -85,11 +86,16 @@ class _Translation:
     def __init__(self, split: str, baseline: TextLines | None) -> None:
         self._split = split
         self._baseline = baseline
+        self._odd_case = False
 
     def read(self, request: EvalRequest, run: LoadedRun) -> PairText:
         data = _data_of(request, run)
         text = held_out_text(data, request.split).first(request.limit)
         check_vocabulary(run, data)
+        with suppress(DataError):
+            learnt = Manifest.load(Path(run.config.data.path or "")).settings
+            given = Manifest.load(data).settings
+            self._odd_case = bool(learnt.get("lowercase")) and not given.get("lowercase")
         if self._baseline is not None:
             check_same_length(self._baseline, self._references(text))
         return text
@@ -97,6 +103,9 @@ class _Translation:
     def score(self, outputs: TextLines, found: Sequence[Hypothesis], text: PairText) -> Scores:
         references = self._references(text)
         scores = score_translations(outputs, references, self._split, [h.tokens for h in found])
+        if self._odd_case:
+            what = "the model was trained on lower-cased text: prepare this text with --lowercase, too"
+            scores.warnings.append(what)
         if self._baseline is None:
             return scores
         significance = compare_translations(outputs, references, self._baseline)

@@ -55,7 +55,7 @@ def read_lines(path: Path) -> TextLines:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            "the file is not UTF-8 text", f"{path}, line {line}", "convert it to UTF-8 (iconv -t utf-8)"
+            "the file is not UTF-8 text", f"{path}, line {line}", "give plain UTF-8 (xz -d, iconv -t utf-8)"
         ) from error
     text = text.replace("\r\n", "\n")
     if not text:

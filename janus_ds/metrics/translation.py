@@ -193,6 +193,13 @@ def _warn(scores: Scores, hypotheses: TextLines, references: TextLines) -> None:
             "text, sacrebleu is too high; tokenized_bleu is the number of the literature"
         )
 
+    cased = sum(line != line.upper() for line in references.lines)
+    if 2 * cased > len(references.lines) and all(line == line.lower() for line in references.lines):
+        scores.warnings.append(
+            "the references are lower-cased: whatever the signatures say of the case, the scores are those "
+            "of lower-cased text, and not comparable with numbers on text as it was written"
+        )
+
 
 def bootstrap_seed() -> str | int:
     """What samples are drawn from, as sacreBLEU reads it.

@@ -7,6 +7,7 @@ makes the model, and the `Trainer` does the rest.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -17,16 +18,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.manifest import WEIGHTS_FILE, read_state, step_folders
 from janus_ds.checkpoint.tensors import find_weights, read_weights
 from janus_ds.config.deepspeed import ExecutionConfig, TrainOptions, load_setup
+from janus_ds.config.fields import shown
 from janus_ds.config.load import given_keys
 from janus_ds.config.locations import is_remote, tokenizer_name
 from janus_ds.config.presets import CONVENTIONS, init_tokenizer, record_of, with_conventions
-from janus_ds.config.schema import RunConfig
+from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.prepare.corpus import prepare_bundled_corpus
 from janus_ds.data.stream.index import INDEX_NAME, MANIFEST_NAME, Manifest
 from janus_ds.data.stream.open_dataset import open_data, open_split
@@ -306,11 +308,13 @@ def _record(run: Run, topology: Topology, step: int) -> None:
         write_run_record(run.folder, run.config, special, fingerprint, execution, step)
 
 
-_LENGTH_HEAD = "length_head.weight"
+_LENGTH_HEAD, _TABLE = "length_head.weight", "embedding.weight"
+_UNSEEN = ("heads", "activation", "scale_embedding")
+"""Fields of a model that no shape of its weights tells."""
 
 
 def start_from(
-    model: nn.Module,
+    model: JanusModel,
     source: str,
     tokenizer: Tokenizer,
     parallel: ParallelLayers,
@@ -320,7 +324,8 @@ def start_from(
     """Put the weights of a run folder, a checkpoint or a weights file into a model.
 
     A length head with another number of classes, or that counts lengths by another convention, cannot be
-    taken over: the model's own, drawn from the seed, stays.
+    taken over: the model's own, drawn from the seed, stays. Rows of the embedding beyond the tokenizer's
+    symbols are padding, of which the model may have other numbers.
 
     Args:
         model: fresh from its seed.
@@ -328,12 +333,18 @@ def start_from(
         new_length_head: keep the model's own even where the other one fits.
         length_convention: of the run that starts; None: whatever the other run has.
     """
-    _check_tokenizer(source, tokenizer)
+    record = record_of(Path(source))
+    recipe, trained_with = mapping(record.get("recipe")), record.get("tokenizer_fingerprint")
+    _check_tokenizer(source, trained_with, tokenizer)
     path = find_weights(Path(source))
+    _check_model(path, mapping(recipe.get("model")), model.config)
     weights = read_weights(path)
     own = model.get_parameter(_LENGTH_HEAD)
-    recorded = mapping(mapping(record_of(Path(source)).get("recipe")).get("objective"))
-    counted, why = recorded.get("length_convention"), ""
+    table, rows = weights.get(_TABLE), model.padded_vocab
+    if trained_with and table is not None and table.dim() == 2 and len(table) >= model.special.vocab_size:
+        missing = table.new_zeros(max(rows - len(table), 0), table.shape[1])
+        weights[_TABLE] = torch.cat([table[:rows], missing])
+    counted, why = mapping(recipe.get("objective")).get("length_convention"), ""
     if _LENGTH_HEAD not in weights or weights[_LENGTH_HEAD].shape != own.shape:
         why = f"does not fit ({own.shape[0]} classes here)"
     elif new_length_head:
@@ -346,8 +357,20 @@ def start_from(
     load_weights(model, weights, str(path), parallel)
 
 
-def _check_tokenizer(source: str, tokenizer: Tokenizer) -> None:
-    trained_with = record_of(Path(source)).get("tokenizer_fingerprint")
+def _check_model(path: Path, recorded: dict[str, Any], here: ModelConfig) -> None:
+    """Hold what the record beside the weights says of their model against this one."""
+    others = [name for name in _UNSEEN if recorded.get(name, getattr(here, name)) != getattr(here, name)]
+    if others:
+        found = ", ".join(f"{name} {shown(recorded[name])}, not {getattr(here, name)}" for name in others)
+        wanted = " ".join(f"model.{name}={json.dumps(recorded[name])}" for name in others)
+        raise CheckpointError(
+            f"the weights to start from fit in shape alone: their model has {found}",
+            f"init {path}",
+            f"start with --set {wanted}, or give other weights",
+        )
+
+
+def _check_tokenizer(source: str, trained_with: Any, tokenizer: Tokenizer) -> None:
     if trained_with and trained_with != tokenizer.fingerprint:
         own = source if tokenizer_name(source) != source else Path(source) / "tokenizer"
         raise CheckpointError(

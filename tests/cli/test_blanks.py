@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from janus_ds.cli.blanks import blank_batches, fill_blanks, main
+from janus_ds.batch import TwoStreamBatch
+from janus_ds.cli.blanks import Blanks, blank_batches, fill_blanks, main
 from janus_ds.cli.decode import main as decode
 from janus_ds.config.load import load_run_config
 from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, UsageError
+from janus_ds.model.janus import JanusModel
 from tests.support.tiny_run import write_run
 from tests.support.tiny_training import make_inputs
 
@@ -137,6 +139,22 @@ def test_weights_that_a_run_began_with_may_be_a_file_or_gone(
     told = capsys.readouterr().out
     assert f"began with is not measured: there are no weights here ({inputs / 'gone'})" in told
     assert " after" in told
+
+
+def test_a_plain_model_that_a_run_began_with_is_asked_by_its_content_rows(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As BART: it has never learnt query rows."""
+    asked: list[int] = []
+    plain = random_run(inputs, "plain", 0.1, "objective.preset=ar")
+
+    def fill(model: JanusModel, batches: list[TwoStreamBatch]) -> Blanks:
+        asked.append(batches[0].layout.arq)
+        return fill_blanks(model, batches)
+
+    monkeypatch.setattr("janus_ds.cli.blanks.fill_blanks", fill)
+    main([str(random_run(inputs, "second", 0.2, f"init={plain}")), "--show", "0", "--device", "cpu"])
+    assert asked[0] == 0 < asked[1]
 
 
 def test_few_hidden_tokens_of_small_ids_are_counted(inputs: Path) -> None:

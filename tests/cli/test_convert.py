@@ -13,7 +13,9 @@ from janus_ds.cli.convert import main
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
 from janus_ds.data.prepare.train_tokenizer import train_words
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
+from tests.support.hf_models import letters_tokenizer
 from tests.support.released import FIXTURE, save_fairseq
 from tests.support.tiny_run import make_random_run
 
@@ -121,6 +123,23 @@ def test_a_bart_whose_decoder_starts_with_bos_is_no_fairseq_bart(nmt: Path, tmp_
     # What came from fairseq goes back.
     main(["--from", "fairseq", str(nmt), "--to", str(tmp_path / "nmt")])
     assert main(["--to", "fairseq", str(tmp_path / "nmt"), "--output", str(tmp_path / "back.pt")]) == 0
+
+
+def test_made_up_words_of_barts_dictionary_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of bart.base goes on with 936 of them, before <mask>, which BART's tokenizer does not have."""
+    letters_tokenizer(tmp_path / "words", 45)
+    table, state = torch.randn(45, 32), bart_state()
+    longer = torch.cat([table[:-1], torch.ones(9, 32), table[-1:]])
+    tied = ("encoder.embed_tokens", "decoder.embed_tokens", "decoder.output_projection")
+    save_fairseq(tmp_path / "bart.pt", {**state, **{f"{name}.weight": longer for name in tied}}, heads=2)
+    flags = ["--to", str(tmp_path / "run"), "--tokenizer", str(tmp_path / "words")]
+    assert main(["--from", "fairseq", str(tmp_path / "bart.pt"), *flags]) == 0
+    assert "9 rows before <mask>" in capsys.readouterr().out
+    run = load_run(tmp_path / "run")
+    assert (run.special.mask, run.special.vocab_size) == (44, 45)
+    assert torch.equal(run.model.output_weight[:45], table)
 
 
 def refused(error: type[JanusError], text: str, arguments: list[str]) -> None:

@@ -80,6 +80,9 @@ def test_decoding_options_that_do_not_go_along_are_told(
         tmp_path / "run" / "weights.safetensors", {**weights, positions: weights[positions][:9].clone()}
     )
     file.write_text(json.dumps(record))
+    best = tmp_path / "run" / "checkpoints" / "best"
+    best.mkdir(parents=True)
+    (best / "best.json").write_text('{"step": 3}')
     capsys.readouterr()
     for kind in ("hf", "bart"):
         assert main(["--to", kind, str(tmp_path / "run"), "--output", str(tmp_path / kind)]) == 0
@@ -87,6 +90,8 @@ def test_decoding_options_that_do_not_go_along_are_told(
         for name, value in given.items():
             assert f"note      decode.{name} {value} is not known to the exported code" in told
         assert told.count("is not known") == len(given)
+        # Those that `eval glge` scores.
+        assert f"not the best: those are in {best}" in told
         settings = json.loads((tmp_path / kind / "tokenizer_config.json").read_text())
         assert settings["model_max_length"] == 9
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,15 @@ from janus_ds.config.modes import with_decode
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.load import load_run
+from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate import evaluation, tasks
 from janus_ds.evaluate.evaluation import EvalRequest, load_mean, run_evaluation, systems_of
 from janus_ds.metrics.glge import task_named
+from janus_ds.metrics.scores import TextLines
 from tests.support.tiny_data import make_tiny_data
+from tests.support.tiny_pairs import prepare_tiny
+from tests.support.tiny_run import make_run
 
 
 def test_names_and_options() -> None:
@@ -122,3 +127,18 @@ def test_data_of_another_task_is_told_before_its_vocabulary(tmp_path: Path) -> N
     replace(manifest, settings={"request": {"settings": {"task": "xsum"}}}).save(tmp_path)
     with pytest.raises(UsageError, match="the data is of task 'xsum', not 'squadqg'"):
         tasks.evaluate_glge(request, task_named("squadqg"))
+
+
+def test_text_with_capitals_for_a_model_that_learnt_without_is_told(tmp_path: Path) -> None:
+    data, learnt = prepare_tiny(tmp_path).output, tmp_path / "learnt"
+    manifest = Manifest.load(shutil.copytree(data, learnt))
+    replace(manifest, settings={**manifest.settings, "lowercase": True}).save(learnt)
+    run, task = load_run(make_run(tmp_path / "run", data, "ar")), tasks._Translation("test", None)
+    for trained_on in (learnt, data):
+        config = replace(run.config, data=replace(run.config.data, path=str(trained_on)))
+        text = task.read(EvalRequest(run.folder, data=data), replace(run, config=config))
+        found = [Hypothesis((), 0.0) for _ in text.sources]
+        warnings = task.score(TextLines("ar", text.sources), found, text).warnings
+        assert any("prepare this text with --lowercase" in told for told in warnings) == (
+            trained_on == learnt
+        )

@@ -141,9 +141,13 @@ def test_all_scores_of_a_system_with_what_to_mind() -> None:
         "warnings": [],
     }
     assert set(scores.metrics) == set(scores.signatures)
-    assert len(scores.warnings) == 2
+    assert len(scores.warnings) == 3
     assert "1 hypotheses are empty" in scores.warnings[0]
     assert "1 have Moses escapes" in scores.warnings[1]
+    assert "lower-cased" in scores.warnings[2]
+    for line in ("As it was written.", "\u65e5\u672c"):
+        text = TextLines("x", [line, line])
+        assert not score_translations(text, text, "test").warnings
     generated = score_translations(hypotheses, hypotheses, "test", tokens=[[1, 1, 2], [3]])
     assert generated.metrics["repetition"] == 25
     assert length_ratio([""], [""]) == 0

@@ -95,6 +95,7 @@ def test_every_kind_of_run_decodes_elsewhere_as_here(tmp_path: Path, count: int)
     # Any run of BART's shape can be had as a plain BART.
     assert main(["--to", "bart", str(asked["eos_bos"][0]), "--output", str(tmp_path / "plain")]) == 0
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["model_type"] == "bart"
+    assert "to be fine-tuned before it decodes" in (tmp_path / "plain" / "README.md").read_text()
 
 
 def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
@@ -116,6 +117,14 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
         "| system1 | 51.00 |",
     ]
     assert "first" not in card
+    assert "token by token" in card
+    only_nar = model_card(run, ["nar"], True, None)
+    assert "generate(**inputs, " in only_nar
+    assert "generate(**inputs)" not in only_nar
+    # A plain BART of a run with query rows does not decode as it was scored.
+    plain = model_card(run, [], False, None)
+    assert "from_pretrained" in plain
+    assert not any(words in plain for words in ("generate(", "| system", "decodes ."))
 
 
 @pytest.mark.parametrize("task", ["translation", "text2text-generation"])

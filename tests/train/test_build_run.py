@@ -87,6 +87,36 @@ def test_a_length_head_that_counts_otherwise_is_drawn_anew(
     assert "does not fit (objective.length_convention with_specials here, inner there)" in caplog.text
 
 
+def test_weights_of_a_model_that_only_its_record_tells_apart_are_refused(bart: Path) -> None:
+    record, tokenizer = load_run(bart), load_tokenizer(bart / "tokenizer")
+    for name, value, own in (
+        ("heads", 4, "2"),
+        ("scale_embedding", True, "false"),
+        ("activation", "relu", '"gelu"'),
+    ):
+        other = JanusModel(replace(record.config.model, **{name: value}), record.special, ParallelLayers())
+        with pytest.raises(CheckpointError, match=f"their model has {name}") as caught:
+            start_from(other, str(bart), tokenizer, ParallelLayers())
+        assert f"--set model.{name}={own}" in caught.value.fix
+        # A file by itself tells nothing.
+        start_from(
+            other, str(shutil.copy(bart / "weights.safetensors", bart.parent)), tokenizer, ParallelLayers()
+        )
+
+
+@pytest.mark.parametrize("multiple", [8, 64])
+def test_the_embedding_may_be_padded_otherwise(tmp_path: Path, multiple: int) -> None:
+    """As transformers' `resize_token_embeddings(pad_to_multiple_of=...)` leaves it."""
+    main(["--from", "hf", str(hub_folder(tmp_path / "hub", tokenizer=50)), "--to", str(tmp_path / "bart")])
+    tokenizer = load_tokenizer(tmp_path / "bart" / "tokenizer")
+    shape = replace(load_run(tmp_path / "bart").config.model, vocab_multiple=multiple)
+    model, theirs = JanusModel(shape, tokenizer.special, ParallelLayers()), tmp_path / "bart"
+    start_from(model, str(theirs), tokenizer, ParallelLayers())
+    table = read_weights(theirs / "weights.safetensors")["embedding.weight"]
+    assert len(model.output_weight) == {8: 56, 64: 64}[multiple]
+    assert torch.equal(model.output_weight[:50], table[:50])
+
+
 def test_mask_rows_and_ar_queries_are_made_as_in_init_unless_the_recipe_says_how(tmp_path: Path) -> None:
     released = load_run_config(None, [*PAIR, "objective.preset=released"])
     (tmp_path / "run.json").write_text(json.dumps({"recipe": to_dict(released)}))

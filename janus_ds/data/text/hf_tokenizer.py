@@ -21,6 +21,7 @@ from janus_ds.data.text.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     load_tokenizer,
+    refuse_unlike_bart,
 )
 from janus_ds.errors import DataError
 from janus_ds.io import read_json, write_atomic
@@ -106,19 +107,8 @@ def _added_token(piece: str) -> dict[str, Any]:
 def _refuse_other_kinds(values: dict[str, Any], added: list[dict[str, Any]], where: str) -> None:
     pieces = [values.get("pre_tokenizer") or {}]
     kind = (values["model"].get("type"), pieces[0].get("type"), pieces[0].get("add_prefix_space", False))
-    if kind != ("BPE", "ByteLevel", False) or values.get("normalizer"):
-        raise DataError(
-            "the tokenizer is not BART's byte-level BPE without a space before the text",
-            where,
-            "give BART's own tokenizer files",
-        )
-    unknown = [token["content"] for token in added if token["content"] not in _ROLES.values()]
-    if unknown:
-        raise DataError(
-            f"the tokenizer has added symbols of its own: {', '.join(unknown[:5])}",
-            where,
-            "give a tokenizer with no more than <s>, <pad>, </s>, <unk> and <mask>",
-        )
+    other = kind != ("BPE", "ByteLevel", False) or bool(values.get("normalizer"))
+    refuse_unlike_bart(other, [token["content"] for token in added], where)
 
 
 _SPACE = "\u2581"

@@ -14,7 +14,15 @@ from typing import Any
 
 from janus_ds.batch import SpecialTokens
 from janus_ds.errors import DataError
-from janus_ds.io import fingerprint_of, make_folder, parse_json, read_bounded, write_atomic
+from janus_ds.io import (
+    fingerprint_of,
+    make_folder,
+    mapping,
+    parse_json,
+    read_bounded,
+    read_json,
+    write_atomic,
+)
 
 MASK_TEXT = "<mask>"
 """How the mask symbol is written in text."""
@@ -247,12 +255,42 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         return WordTokenizer(read(words), str(words))
     vocab, merges = directory / _VOCAB_NAME, directory / _MERGES_NAME
     if vocab.is_file() and merges.is_file():
+        _refuse_extended(directory)
         return ByteLevelBPE(read(vocab), read(merges), str(directory))
     raise DataError(
         "the folder holds no tokenizer",
         str(directory),
         f"give a folder with {_MODEL_NAME}, with {WORDS_NAME}, or with {_VOCAB_NAME} and {_MERGES_NAME}",
     )
+
+
+def _refuse_extended(directory: Path) -> None:
+    """Refuse a byte-level BPE of which transformers keeps more beside its two files."""
+
+    def beside(name: str) -> dict[str, Any]:
+        try:
+            return read_json(directory / name, MOST_TOKENIZER_BYTES)
+        except (OSError, ValueError):
+            return {}
+
+    config = beside("tokenizer_config.json")
+    listed = mapping(config.get("added_tokens_decoder")).values()
+    added = [*beside("added_tokens.json"), *(str(mapping(token).get("content")) for token in listed)]
+    refuse_unlike_bart(config.get("add_prefix_space") is True, added, str(directory))
+
+
+def refuse_unlike_bart(other: bool, added: Iterable[str], where: str) -> None:
+    """Refuse a tokenizer of another kind, or one with added symbols, at which a text is cut before all else.
+
+    Raises:
+        DataError: it is such a tokenizer, whose ids would be others here.
+    """
+    own = [token for token in dict.fromkeys(added) if token not in _SPECIAL_PIECES]
+    if other or own:
+        what = "is not BART's byte-level BPE without a space before the text"
+        what = what if other else f"has added symbols of its own: {', '.join(own[:5])}"
+        fix = "give BART's own tokenizer files, with no more than <s>, <pad>, </s>, <unk> and <mask> added"
+        raise DataError(f"the tokenizer {what}", where, fix)
 
 
 def _with_space_before_mask(text: str) -> str:

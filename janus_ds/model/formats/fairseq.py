@@ -52,6 +52,7 @@ _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _LENGTH_HEAD = "length_head.weight"
 _PAD, _UNK = 1, 3
 _BART_HEAD_WIDTH = 64
+_MOST_MADE_UP = 1024
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,13 @@ def _convert(
     state, settings = _read(path)
     _refuse_other_kinds(state, settings, where)
     bart = "encoder.layernorm_embedding.weight" in state
+    notes: list[str] = []
+    if bart and vocab_size is not None:
+        _leave_out_made_up(state, vocab_size, notes)
     rows = state[TABLE].shape[0]
     # A fine-tuned BART may end just before <mask>, which its tokenizer has all the same.
     symbols = rows + 1 if bart and vocab_size == rows + 1 else rows
     special = SpecialTokens(0, _PAD, 2, _UNK, symbols - 1 if bart else _UNK, symbols)
-    notes: list[str] = []
     config = _shape(state, settings, _heads(state, settings, heads, where, notes))
     refuse_too_many_layers(config, len(state), where)
     weights, used = our_names(state)
@@ -165,6 +168,16 @@ def _refuse_other_kinds(state: dict[str, Tensor], settings: dict[str, Any], wher
     if "encoder.layer_norm.weight" in state or settings.get("encoder_normalize_before"):
         raise CheckpointError("the model is pre-norm; JANUS and BART are post-norm", where, fix)
     refuse_untied(state, _TIED, TABLE, where, fix)
+
+
+def _leave_out_made_up(state: dict[str, Tensor], vocab_size: int, notes: list[str]) -> None:
+    """Cut the table to the tokenizer, <mask> last: fairseq's dictionaries go on with words without a meaning,
+    that of bart.base with 936 of them, before <mask>."""
+    table = state[TABLE]
+    made_up = len(table) - vocab_size
+    if 0 < made_up <= _MOST_MADE_UP:
+        state[TABLE] = torch.cat([table[: vocab_size - 1], table[-1:]])
+        notes.append(f"{TABLE}: {made_up} rows before <mask>, of words that the tokenizer lacks, left out")
 
 
 def _heads(

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer as Fast
 
 from janus_ds.data.prepare.train_tokenizer import fitting_normalization, train_sentencepiece
-from janus_ds.data.text.hf_tokenizer import sentencepiece_json
+from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, sentencepiece_json
 from janus_ds.data.text.tokenizer import ByteLevelBPE, SentencePieceTokenizer, load_tokenizer
 from janus_ds.errors import DataError
 from tests.support.texts import documents
@@ -62,6 +62,27 @@ def test_sentencepiece_training_is_a_function_of_the_text(trained, tmp_path):
     assert loaded.fingerprint == trained.fingerprint
     assert loaded.special == trained.special
     assert loaded.encode(TEXTS[0]) == trained.encode(TEXTS[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("added_tokens.json", {"<ent>": 18, "<mask>": 17}, "symbols of its own: <ent>"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"18": {"content": "<ent>"}}}, "its own: <ent>"),
+        ("tokenizer_config.json", {"add_prefix_space": True}, "without a space before the text"),
+    ],
+)
+def test_a_byte_level_bpe_of_which_more_lies_beside_is_refused(tmp_path, name, values, words):
+    """By its two files alone, the same text would have other ids than it had in training."""
+    for file, data in small_byte_level().items():
+        (tmp_path / file).write_bytes(data)
+    (tmp_path / name).write_text(json.dumps(values))
+    for read in (load_tokenizer, read_hf_tokenizer):
+        with pytest.raises(DataError, match=words):
+            read(tmp_path)
+    plain = {"add_prefix_space": False, "added_tokens_decoder": {"17": {"content": "<mask>"}}}
+    (tmp_path / name).write_text(json.dumps(plain if "config" in name else {"<mask>": 17}))
+    assert load_tokenizer(tmp_path).special.vocab_size == 18
 
 
 def test_byte_level_ids_and_masks(tmp_path):
