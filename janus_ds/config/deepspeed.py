@@ -191,7 +191,7 @@ def _engine(values: dict[str, Any], run: RunConfig, on_host: bool) -> dict[str, 
     if on_host:
         # DeepSpeed's own CPU Adam would be compiled at the first start; torch's AdamW does the same.
         engine["zero_force_ds_cpu_optimizer"] = False
-    engine.setdefault("steps_per_print", _NEVER)
+    engine["steps_per_print"] = engine["steps_per_print"] or _NEVER
     return engine
 
 
