@@ -58,7 +58,7 @@ class Reporter:
         self._writer = raise_on_all_ranks(
             engine.topology, lambda: MetricsWriter(run.folder, written, monitor) if main else None
         )
-        self._bar = ProgressBar(step, config.train.max_steps, main)
+        self._bar = ProgressBar(written, config.train.max_steps, main)
 
     def finish_step(
         self,
