@@ -232,8 +232,9 @@ class Trainer:
         metric = VALIDATION_METRICS[self._train.valid_task]
         if scores:
             text = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
-            best = self.meters
-            known = f"; best {best.best_bleu:.2f}" if best.best_step else ""
+            # The best of another figure, such as keep_best loss, has no score.
+            best = self.meters.best_bleu
+            known = f"; best {best:.2f}" if best >= 0 else ""
             self._reporter.note(f"step {step} {metric.title}: {text}{known}")
         scored = {f"{metric.name}_{mode}": score for mode, score in scores.items()}
         return {f"valid/{name}": value for name, value in {**losses, **scored}.items()}
