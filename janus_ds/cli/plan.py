@@ -256,7 +256,7 @@ def _length(run: RunConfig, sizes: _Sizes) -> list[str]:
         side = _side_tokens(run, sizes)
         epochs = train.max_steps * train.batch_tokens / side / samples
         lines.append(f"  data: {count_text(samples)} samples, {side:.0f} tokens a side with bos and eos")
-        return [*lines, f"  = about {epochs:.1f} epochs, fewer by what is padding"]
+        return [*lines, f"  = at most {epochs:.1f} epochs: of a pair its longer side counts, with padding"]
     mean = _mean_tokens(sizes)
     what = "target tokens" if data.task == "denoise" else "source and target tokens"
     lines.append(f"  = {count_text(seen)} samples, {count_text(seen * mean)} {what}")

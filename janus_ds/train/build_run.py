@@ -189,7 +189,7 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
         announce_end(run, topology, state["step"], meters)
         return Outcome.COMPLETE
     if topology.agree(int(signals.name is not None)):
-        logger.warning("asked to stop (%s) before the first step", signals.name)
+        logger.warning("asked to stop (%s) before the first step", signals.reason)
         return Outcome.STOPPED
     if run.execution.advice and topology.is_main:
         logger.warning(run.execution.advice)
@@ -210,7 +210,7 @@ def _continue(run: Run, topology: Topology, signals: StopSignals, liveness: Live
         trainer = Trainer(run, engine, checkpoints, state, signals, watchdog)
         on_first_rank(topology, lambda: _record(run, topology, trainer.step))
         outcome = trainer.fit()
-        how = outcome.value if outcome is Outcome.COMPLETE else f"{outcome.value}: {signals.name}"
+        how = outcome.value if outcome is Outcome.COMPLETE else f"{outcome.value}: {signals.reason}"
         on_first_rank(topology, lambda: note_end(folder, how))
         if outcome is Outcome.COMPLETE:
             announce_end(run, topology, trainer.step, trainer.meters)

@@ -216,7 +216,8 @@ class Trainer:
         step = self.step
         words = f"validating after step {step}"
         self._watchdog.enter(words, slow=True)
-        with self._memory.during(words):
+        # Beside batches of tokens, validation has batches of its own, which no accumulation makes smaller.
+        with self._memory.during(words, whole=self._config.data.batch == "tokens"):
             losses = self._validator.losses(self._engine, self._asked_to_stop)
         if losses is None:
             return None
@@ -279,8 +280,7 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _stop(self) -> Outcome:
-        reason = self._signals.name or "another rank"
-        logger.warning("asked to stop (%s): saving at step %d", reason, self.step)
+        logger.warning("asked to stop (%s): saving at step %d", self._signals.reason, self.step)
         self._finish()
         step, end = self.step, self._train.max_steps
         self._reporter.close()  # so that this is the last line

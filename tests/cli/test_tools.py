@@ -15,6 +15,7 @@ import torch
 
 from janus_ds.__main__ import COMMANDS, main
 from janus_ds.batch import SpecialTokens
+from janus_ds.cli import plan
 from janus_ds.cli.inspect import picture_of
 from janus_ds.cli.plan import model_parts, state_bytes
 from janus_ds.config.load import load_run_config
@@ -179,6 +180,13 @@ def test_plan_counts_samples_once_and_all_that_lies_on_disk(capsys: pytest.Captu
     assert "  1 micro-batches of 2 samples, " in text
     assert "  10 (train.keep_every), 2 (train.keep_last) and the one being written, and " in text
     assert " in checkpoints/best, lie on disk." in text
+
+
+def test_plan_bounds_the_epochs_of_batches_of_tokens() -> None:
+    """Ten pairs of 40 tokens, 20 a side if the sides are of one length."""
+    pairs = ["data.task=pair", "data.batch=tokens", "train.max_steps=10", "train.batch_tokens=44"]
+    lines = plan._length(load_run_config(None, pairs), [plan._SourceSize("pairs", 1.0, 10, 400)])
+    assert lines[-1].startswith("  = at most 2.0 epochs: of a pair its longer side counts")
 
 
 def test_plan_counts_each_source_of_a_mixture(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,21 @@ def test_a_run_begins_with_what_it_is_and_ends_with_what_comes_next(
     assert f"janus-ds decode --checkpoint '{tmp_path / 'my run'}' --mode ar,nar --heldout 3" in ended
     announce_start(run, Topology(torch.device("cpu"), rank=1, world_size=2), 0)
     assert capsys.readouterr().err == ""
+
+
+def test_epochs_of_a_mixture_are_those_of_each_source(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    alone, data, copy = Topology(torch.device("cpu")), FROZEN / "data", tmp_path / "copy"
+    shutil.copytree(data, copy)
+    settings = [f"data.path={data}=3,{copy}=1", "data.batch=samples", "train.max_steps=10"]
+    setup = read_setup(FROZEN / "recipe.yaml", settings, ROOT / "ds_configs/zero2.json", 1)
+    run = build_run(*setup, tmp_path / "run", alone)
+    announce_end(run, alone, 10, Meters(samples=2 * run.train.source.samples))
+    announce_start(run, alone, 0)
+    ended = capsys.readouterr().err
+    assert f" samples (3.0 epochs of {data / 'train'}, 1.0 epochs of {copy / 'train'}), " in ended
+    assert re.search(rf"steps +10 \(\d\.\d epochs of {data / 'train'}, ", ended)
 
 
 def test_validation_data_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
