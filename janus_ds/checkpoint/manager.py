@@ -219,7 +219,8 @@ class CheckpointManager:
             if not self._train.keep_every or (step_of(folder) or 0) % self._train.keep_every:
                 doomed = self._root / f"{_REMOVING}{folder.name}"
                 folder.rename(doomed)
-                shutil.rmtree(doomed)
+                # What cannot go now, such as a file that a reader has open on NFS, goes at the next save.
+                shutil.rmtree(doomed, ignore_errors=True)
 
     def _clean(self) -> None:
         """Remove what a killed or failed save or removal left behind."""

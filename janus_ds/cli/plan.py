@@ -27,8 +27,10 @@ from janus_ds.cli.traffic import (
     wire_bytes,
     zero_traffic,
 )
+from janus_ds.config.deepspeed import check_shares
 from janus_ds.config.deepspeed_file import solve_batch
-from janus_ds.config.load import load_run_config
+from janus_ds.config.fields import FaultList
+from janus_ds.config.load import read_run_config
 from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.masking.span_laws import expected_share
 from janus_ds.data.stream.open_dataset import DataPlace, open_data
@@ -79,7 +81,11 @@ def main(arguments: Sequence[str]) -> int:
         "--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="of messages (default: bf16)"
     )
     parsed = parser.parse_args(arguments)
-    run = load_run_config(parsed.recipe, given_overrides(parsed), parsed.mode)
+    faults = FaultList()
+    run = read_run_config(parsed.recipe, given_overrides(parsed), faults, parsed.mode)
+    tensor_size, data_size = parsed.tensor_parallel, data_ranks(parsed)
+    check_shares(run.model, tensor_size, faults)
+    faults.raise_if_any()
     assumed = _ASSUMED_VOCABULARY.get(run.model.preset or "", _BART_VOCABULARY)
     vocab_size, origin = assumed, "assumed; give --data or --vocab"
     sources: _Sizes = ()
@@ -91,14 +97,14 @@ def main(arguments: Sequence[str]) -> int:
         vocab_size, origin = parsed.vocab, "--vocab"
     execution = Execution(
         precision=parsed.precision,
-        data_size=data_ranks(parsed),
-        tensor_size=parsed.tensor_parallel,
+        data_size=data_size,
+        tensor_size=tensor_size,
         recompute=run.train.activation_checkpointing,
     )
     sizes = model_parts(run.model, vocab_size)
     print(f"run {run.name} ({parsed.recipe})\nobjective {run.objective.preset}\n")
     print(f"{_model_table(sizes)}\n  vocabulary {vocab_size:,} ({origin})\n")
-    print(_memory(sizes, run.train.keep_last, parsed.ranks) + "\n")
+    print(_memory(sizes, run, parsed.ranks, tensor_size) + "\n")
     print(_communication(run, vocab_size, execution, sources) + "\n")
     print("\n".join(_length(run, sources)))
     return 0
@@ -124,13 +130,21 @@ def _model_table(parts: _Parts) -> str:
     return table([("parameters", "", "share"), *rows, ("  all", f"{total:,}", "")])
 
 
-def _memory(parts: _Parts, keep_last: int, ranks: int) -> str:
-    """Memory of one rank by precision, tensor-parallel size and ZeRO stage; size of checkpoints."""
+def _memory(parts: _Parts, run: RunConfig, ranks: int, tensor_size: int) -> str:
+    """Memory of one rank by precision, tensor-parallel size and ZeRO stage; size of checkpoints.
+
+    Args:
+        tensor_size: shown as well as the usual ones that can share the model.
+    """
+    tensor_sizes = []
+    for size in sorted({*_TENSOR_SIZES, tensor_size}):
+        check_shares(run.model, size, faults := FaultList())
+        tensor_sizes += [size] if ranks % size == 0 and not faults.faults else []
     rows: list[tuple[str, ...]] = [
         ("  precision", "TP", "ranks on data", *(f"ZeRO {stage}" for stage in range(4)))
     ]
     for precision in ("fp32", "bf16", "fp16"):
-        for tensor_size in (size for size in _TENSOR_SIZES if ranks % size == 0):
+        for tensor_size in tensor_sizes:
             own = sum(sharded // tensor_size + replicated for sharded, replicated in parts.values())
             data_size = ranks // tensor_size
             sizes = [state_bytes(own, stage, precision, data_size) for stage in range(4)]
@@ -143,9 +157,19 @@ def _memory(parts: _Parts, keep_last: int, ranks: int) -> str:
         "  on top. 16 bit with ZeRO 0 is refused: see ds_configs/README.md.\n"
         f"checkpoint: {bytes_text(snapshot_bytes(sum(map(sum, parts.values()))))} whatever the ranks, "
         "stage and precision;\n"
-        f"  {keep_last} (train.keep_last) and the one being written lie on disk. As much host memory\n"
+        f"  {_on_disk(parts, run)} lie on disk. As much host memory\n"
         "  is taken on the first rank's machine while one is written."
     )
+
+
+def _on_disk(parts: _Parts, run: RunConfig) -> str:
+    train = run.train
+    kept = f"{train.keep_last} (train.keep_last) and the one being written"
+    if train.keep_every:
+        kept = f"{train.max_steps // train.keep_every} (train.keep_every), {kept}"
+    # Weights alone, in fp32.
+    best = bytes_text(_MASTER_BYTES * sum(map(sum, parts.values())))
+    return kept if train.keep_best == "none" else f"{kept}, and {best} in checkpoints/best,"
 
 
 def _communication(run: RunConfig, vocab_size: int, execution: Execution, sizes: _Sizes) -> str:
@@ -182,8 +206,8 @@ def _communication(run: RunConfig, vocab_size: int, execution: Execution, sizes:
     rows += [(kind, *cells, "projected") for kind, cells in kinds.items()]
     rows.append(("  over the wire from one rank, by rings", *wires, "projected"))
     return (
-        f"{head}\n  {accumulation} micro-batches of {shape.samples} samples, {length} source and "
-        f"{length} target tokens ({origin})\n{table(rows)}\n"
+        f"{head}\n  {accumulation} micro-batches of {shape.samples // run.objective.dropout_draws} samples, "
+        f"{length} source and {length} target tokens ({origin})\n{table(rows)}\n"
         "  A message is as large as the whole tensor. ZeRO 3 sends more in the first two steps."
     )
 
@@ -232,7 +256,7 @@ def _length(run: RunConfig, sizes: _Sizes) -> list[str]:
         side = _side_tokens(run, sizes)
         epochs = train.max_steps * train.batch_tokens / side / samples
         lines.append(f"  data: {count_text(samples)} samples, {side:.0f} tokens a side with bos and eos")
-        return [*lines, f"  = about {epochs:.1f} epochs, fewer by what is padding"]
+        return [*lines, f"  = at most {epochs:.1f} epochs: of a pair its longer side counts, with padding"]
     mean = _mean_tokens(sizes)
     what = "target tokens" if data.task == "denoise" else "source and target tokens"
     lines.append(f"  = {count_text(seen)} samples, {count_text(seen * mean)} {what}")

@@ -154,7 +154,7 @@ def _describe(run: RunConfig, execution: ExecutionConfig, tensor_size: int) -> s
 def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     """Read, mask and collate the first samples of the run, and go through the model once on the CPU.
 
-    With the weights of `init`; and the text that is to be scored is looked at.
+    With the weights of `init`; and the text that is to be scored, and how, is looked at.
     """
     import torch
 
@@ -164,10 +164,10 @@ def _dry_batch(run: RunConfig, execution: ExecutionConfig) -> None:
     from janus_ds.progress import count_text
     from janus_ds.stream_mask import Segment
     from janus_ds.train.build_run import build_run
-    from janus_ds.train.validation import scored_text
+    from janus_ds.train.validation import OutputDecoder, scored_text
 
     plan = build_run(run, execution, Path("runs") / run.name, Topology(torch.device("cpu")))
-    scored_text(run)
+    OutputDecoder(run, plan.tokenizer, torch.device("cpu"), (), scored_text(run))
     maker = plan.train
     share = RankShare(0, execution.data_size, execution.micro_batch, execution.accumulation)
     first = make_step_plan(maker, share).parts(0)[0]

@@ -20,7 +20,7 @@ from janus_ds.config.fields import FaultList, shown
 from janus_ds.config.load import read_run_config
 from janus_ds.config.locations import public_location
 from janus_ds.config.modes import trained_modes
-from janus_ds.config.schema import RunConfig
+from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.errors import ConfigError
 
 _NEVER = 10**12
@@ -110,15 +110,7 @@ def read_setup(
     """
     faults = FaultList()
     run = read_run_config(recipe, overrides, faults, mode)
-    for name in ("heads", "ffn_dim", "vocab_multiple"):
-        key, value = f"model.{name}", getattr(run.model, name)
-        if value % tensor_size:
-            faults.add(
-                f"{key} is {value}, which {tensor_size} tensor-parallel ranks cannot share",
-                f"--tensor-parallel {tensor_size} with {key}",
-                f"choose a size that divides {value}, or another {key}",
-                [key],
-            )
+    check_shares(run.model, tensor_size, faults)
     if run.train.monitor != "none" and find_spec(run.train.monitor) is None:
         faults.add(
             f"train.monitor is {run.train.monitor}, which is not installed here",
@@ -146,6 +138,19 @@ def read_setup(
             ["data.valid_path", "train.valid_bleu"],
         )
     return run, read_deepspeed_config(deepspeed_config, run, data_size, faults)
+
+
+def check_shares(model: ModelConfig, tensor_size: int, faults: FaultList) -> None:
+    """Refuse a shape that so many tensor-parallel ranks cannot share."""
+    for name in ("heads", "ffn_dim", "vocab_multiple"):
+        key, value = f"model.{name}", getattr(model, name)
+        if value % tensor_size:
+            faults.add(
+                f"{key} is {value}, which {tensor_size} tensor-parallel ranks cannot share",
+                f"--tensor-parallel {tensor_size} with {key}",
+                f"choose a size that divides {value}, or another {key}",
+                [key],
+            )
 
 
 def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: FaultList) -> ExecutionConfig:
@@ -191,7 +196,7 @@ def _engine(values: dict[str, Any], run: RunConfig, on_host: bool) -> dict[str, 
     if on_host:
         # DeepSpeed's own CPU Adam would be compiled at the first start; torch's AdamW does the same.
         engine["zero_force_ds_cpu_optimizer"] = False
-    engine.setdefault("steps_per_print", _NEVER)
+    engine["steps_per_print"] = engine["steps_per_print"] or _NEVER
     return engine
 
 

@@ -74,7 +74,6 @@ _MONITORS = (
     "leave it out: DeepSpeed's monitors are given no losses here; RUN/metrics.jsonl and RUN/tensorboard hold "
     "all figures; wandb: train.monitor"
 )
-_TRAINER = "leave it out; the trainer does this itself"
 _WHAT_IS_TRAINED = "leave it out; data and its order belong to the recipe"
 REFUSED: dict[str, str] = {
     "tensor_parallel": "leave it out and give --tensor-parallel N; this section is DeepSpeed's AutoTP",
@@ -82,7 +81,7 @@ REFUSED: dict[str, str] = {
     "bfloat16": "write bf16",
     "amp": "use bf16 or fp16",
     "activation_checkpointing": "set train.activation_checkpointing in the recipe",
-    "checkpoint": _TRAINER,
+    "checkpoint": "leave it out; the trainer does this itself",
     "pipeline": "leave it out; the model has no pipeline stages",
     "elasticity": "leave it out; the global batch is fixed by train.global_batch",
     "autotuning": "leave it out; set micro-batch and ZeRO stage here",
@@ -92,27 +91,32 @@ REFUSED: dict[str, str] = {
     "expert_parallel": "leave it out; the model has no experts",
     "sparse_attention": "leave it out; attention follows the two-stream rule",
     "sparse_gradients": "leave it out; the embeddings are tied to the output layer",
-    "curriculum_learning": _WHAT_IS_TRAINED,
-    "data_efficiency": _WHAT_IS_TRAINED,
-    "dataloader_drop_last": _WHAT_IS_TRAINED,
+    **dict.fromkeys(("curriculum_learning", "data_efficiency", "dataloader_drop_last"), _WHAT_IS_TRAINED),
     "gradient_allreduce_op": "leave it out; losses are scaled for the mean over ranks",
     "managed_gradient_accumulation": "leave it out; the trainer counts on DeepSpeed's own boundaries",
     **dict.fromkeys(("comet", "csv_monitor", "tensorboard", "wandb"), _MONITORS),
     "aio": "leave it out; NVMe offload is not supported",
 }
-"""Keys that DeepSpeed knows and this project does not pass on, and what to do instead; blocks
-with `"enabled": false` pass."""
-
+"""Keys of DeepSpeed that are not passed on, and what to do; blocks with `"enabled": false` pass."""
 
 _SWITCHES = (
     ("zero_optimization", "legacy_stage1", "DeepSpeed has no such stage 1 any more"),
     ("zero_optimization", "zenflow", "it has an optimizer of its own"),
     ("zero_optimization.offload_optimizer", "super_offload", "it needs DeepSpeed's CPU Adam"),
+    ("zero_optimization.offload_optimizer", "ratio", "to offload a part needs DeepSpeed's CPU Adam"),
     ("fp16", "fp16_master_weights_and_grads", "it needs DeepSpeed's CPU Adam, and master weights are fp32"),
     ("bf16", "bf16_master_weights_and_grads", "master weights are fp32 here"),
     ("bf16", "bf16_optimizer_states", "Adam's moments are fp32 here"),
 )
 """Keys of sections that may only be off, and why: with them, DeepSpeed or the first save would fail."""
+
+_PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
+    "communication_data_type": ("fp32", "fp16", "bf16"),
+    "log_level": ("debug", "info", "warning", "error", "critical"),
+    "prescale_gradients": (False,),
+    "gradient_predivide_factor": (1,),
+}
+"""Values of plain keys; others would end in a stack trace, of the last two where gradients are scattered."""
 
 SUM_TYPES = {
     "fp32": ("fp32", "float32", "float", "torch.float32"),
@@ -126,7 +130,7 @@ class DeepSpeedFile:
     """A DeepSpeed JSON, read for one run; what is wrong is added to `faults`, and a default goes on for it.
 
     Attributes:
-        values: what the file holds, without sections that are no objects.
+        values: what the file holds, without sections that are no objects and without null.
     """
 
     def __init__(self, path: Path, run: RunConfig, faults: FaultList) -> None:
@@ -166,7 +170,7 @@ class DeepSpeedFile:
             problem = str(error).split(";")[0]
         else:
             if isinstance(values, dict):
-                return values
+                return {key: value for key, value in values.items() if value is not None}
             self._faults.add(f"{what} is not a JSON object", where, "start it with {")
             return {}
         self._faults.add(f"{what} is not valid JSON: {problem}", where, fix)
@@ -240,9 +244,16 @@ class DeepSpeedFile:
         for section, key, why in _SWITCHES:
             owner, _, inner = section.rpartition(".")
             value = (((self.section(owner) if owner else self.values).get(inner)) or {}).get(key)
-            if value not in (None, False):
+            if value not in (None, 1 if key == "ratio" else False):
                 name = f"{section}.{key}"
                 self.refuse(name, f"{name} is {shown(value)}: {why}", "leave it out")
+        scattered = stage >= 2 and zero.get("reduce_scatter", True)
+        for key, known in _PLAIN_VALUES.items():
+            value = self.values.get(key, known[0])
+            fits = (value.lower() if isinstance(value, str) else value) in known
+            if not fits and (scattered or isinstance(known[0], str)):
+                what = f"{key} is {shown(value)}, which DeepSpeed does not take in ZeRO stage {stage}"
+                self.refuse(key, what, f"write {' or '.join(map(json.dumps, known))}, or leave it out")
         summed = self.section("data_types").get("grad_accum_dtype")
         if summed is not None and summed not in (*SUM_TYPES["fp32"], *SUM_TYPES[precision]):
             key = "data_types.grad_accum_dtype"
@@ -260,6 +271,7 @@ class DeepSpeedFile:
 
     def batch(self, data_size: int) -> tuple[int, int]:
         """Micro-batch and accumulation of one rank, as :func:`solve_batch` finds them; else (1, 1)."""
+        self.values["steps_per_print"] = self._size("steps_per_print")
         sizes = [self._size(key) for key in _BATCH_KEYS]
         if -1 not in sizes and self._faults.spoilt.isdisjoint({"train.global_batch", "data.batch"}):
             try:

@@ -162,7 +162,8 @@ def share_threads(environ: Mapping[str, str]) -> None:
     if environ.get("OMP_NUM_THREADS"):
         return
     ranks = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or "1"
-    if "SLURM_STEP_NUM_TASKS" in environ:
+    # Under a launcher in an interactive step of Slurm, the step's cores are those of all ranks together.
+    if "SLURM_STEP_NUM_TASKS" in environ and "WORLD_SIZE" not in environ:
         threads = environ.get("SLURM_CPUS_PER_TASK", "1")
     else:
         threads = str(len(os.sched_getaffinity(0)) // int(ranks)) if ranks.isdecimal() and int(ranks) else "1"

@@ -58,7 +58,7 @@ class Reporter:
         self._writer = raise_on_all_ranks(
             engine.topology, lambda: MetricsWriter(run.folder, written, monitor) if main else None
         )
-        self._bar = ProgressBar(step, config.train.max_steps, main)
+        self._bar = ProgressBar(written, config.train.max_steps, main)
 
     def finish_step(
         self,
@@ -182,7 +182,7 @@ def announce_start(run: Run, topology: Topology, step: int) -> None:
         f"x {execution.data_size} data-parallel"
     )
     batch = f"{train.batch_tokens:,} tokens" if by_tokens else f"{train.global_batch:,} samples"
-    epochs = "" if by_tokens else f" ({train.max_steps * train.global_batch / size:.1f} epochs)"
+    epochs = "" if by_tokens else f" ({_epochs(run, train.max_steps * train.global_batch)})"
     threads = f", threads {torch.get_num_threads()}" if topology.device.type == "cpu" else ""
     place = public_location(data.path or "")
     both = f" = {topology.data_size} data-parallel x {topology.tensor_size} tensor-parallel"
@@ -215,8 +215,7 @@ def announce_end(run: Run, topology: Topology, step: int, meters: Meters) -> Non
     if not topology.is_main:
         return
     folder = shlex.quote(str(run.folder))
-    epochs = meters.samples / max(1, run.train.source.samples)
-    trained = f"{meters.samples:,} samples ({epochs:.1f} epochs), {meters.tokens:,} tokens"
+    trained = f"{meters.samples:,} samples ({_epochs(run, meters.samples)}), {meters.tokens:,} tokens"
     rows = [("trained", f"{trained} in {duration(meters.seconds)} of steps")]
     if meters.skipped_steps:
         rows.append(("skipped", f"{meters.skipped_steps:,} steps; their reasons: metrics.jsonl"))
@@ -229,6 +228,16 @@ def announce_end(run: Run, topology: Topology, step: int, meters: Meters) -> Non
         ("", f"janus-ds report {folder}"),
     ]
     _say(f"complete after step {step:,}", rows)
+
+
+def _epochs(run: Run, samples: int) -> str:
+    """How often so many samples go through the data; of a mixture, through each source."""
+    parts = run.train.source.parts
+    weight = sum(part.weight for part in parts)
+    counts = [samples * part.weight / weight / max(1, part.samples) for part in parts]
+    if len(parts) == 1:
+        return f"{counts[0]:.1f} epochs"
+    return ", ".join(f"{n:.1f} epochs of {part.name}" for n, part in zip(counts, parts, strict=True))
 
 
 def _say(title: str, rows: Sequence[tuple[str, str]]) -> None:

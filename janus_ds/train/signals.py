@@ -109,6 +109,11 @@ class StopSignals:
             self.ask(self._deadline[1])
         return self._reason
 
+    @property
+    def reason(self) -> str:
+        """The same for messages, once the ranks have agreed to stop: the reason may still be on its way."""
+        return self.name or "another rank"
+
     def asked(self) -> bool:
         """Whether this process should stop."""
         return self.name is not None

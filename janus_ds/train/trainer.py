@@ -216,7 +216,8 @@ class Trainer:
         step = self.step
         words = f"validating after step {step}"
         self._watchdog.enter(words, slow=True)
-        with self._memory.during(words):
+        # Beside batches of tokens, validation has batches of its own, which no accumulation makes smaller.
+        with self._memory.during(words, whole=self._config.data.batch == "tokens"):
             losses = self._validator.losses(self._engine, self._asked_to_stop)
         if losses is None:
             return None
@@ -232,8 +233,9 @@ class Trainer:
         metric = VALIDATION_METRICS[self._train.valid_task]
         if scores:
             text = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
-            best = self.meters
-            known = f"; best {best.best_bleu:.2f}" if best.best_step else ""
+            # The best of another figure, such as keep_best loss, has no score.
+            best = self.meters.best_bleu
+            known = f"; best {best:.2f}" if best >= 0 else ""
             self._reporter.note(f"step {step} {metric.title}: {text}{known}")
         scored = {f"{metric.name}_{mode}": score for mode, score in scores.items()}
         return {f"valid/{name}": value for name, value in {**losses, **scored}.items()}
@@ -278,8 +280,7 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _stop(self) -> Outcome:
-        reason = self._signals.name or "another rank"
-        logger.warning("asked to stop (%s): saving at step %d", reason, self.step)
+        logger.warning("asked to stop (%s): saving at step %d", self._signals.reason, self.step)
         self._finish()
         step, end = self.step, self._train.max_steps
         self._reporter.close()  # so that this is the last line

@@ -21,6 +21,7 @@ from janus_ds.data.stream.loader import ValidationBatch
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.text.tokenizer import Tokenizer
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.search_settings import search_settings
 from janus_ds.decode.text import fit_sources, long_warning, markdown_text, one_line
 from janus_ds.errors import ResourceError
 from janus_ds.metrics.glge import VALIDATION_METRICS
@@ -97,6 +98,9 @@ class OutputDecoder:
     Args:
         pairs: of the samples, the source as the encoder reads it and the reference.
         text: what is scored, by the metric of `train.valid_task`; None: nothing is.
+
+    Raises:
+        ConfigError: AR cannot decode as the run's settings ask; here, and not in the first validation.
     """
 
     def __init__(
@@ -113,6 +117,9 @@ class OutputDecoder:
         """Whose outputs are scored."""
         self.warning: str | None = None
         """What is to be said about sources that were too long for the model and were cut."""
+        if "ar" in trained_modes(config.objective):
+            prefix = config.decode.prefix
+            search_settings(config, tokenizer.special, tokenizer.encode(prefix) if prefix else ())
         if text is None:
             return
         text, positions = text.first(config.train.valid_bleu_samples), config.model.max_source_positions

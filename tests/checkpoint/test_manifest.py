@@ -81,12 +81,6 @@ def test_the_newest_whole_one_is_found_and_old_ones_go(tmp_path: Path) -> None:
     assert {p.name for p in latest.iterdir()} == {"state.json", WEIGHTS_FILE, OPTIMIZER_FILE, COMPLETE}
 
 
-def test_what_stays_follows_the_policy(tmp_path: Path) -> None:
-    saved(tmp_path, list(range(10, 80, 10)), keep=2, every=30)
-    kept = sorted(int(path.name[-2:]) for path in tmp_path.iterdir())
-    assert kept == [30, 60, 70]
-
-
 def test_a_damaged_one_is_passed_over_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

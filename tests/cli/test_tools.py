@@ -15,13 +15,14 @@ import torch
 
 from janus_ds.__main__ import COMMANDS, main
 from janus_ds.batch import SpecialTokens
+from janus_ds.cli import plan
 from janus_ds.cli.inspect import picture_of
 from janus_ds.cli.plan import model_parts, state_bytes
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.pipeline import BatchMaker
-from janus_ds.errors import UsageError
+from janus_ds.errors import ConfigError, UsageError
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.stream_mask import Segment, visible
@@ -157,6 +158,35 @@ def test_plan_projects_messages(capsys: pytest.CaptureFixture[str]) -> None:
         first, second = (re.findall(r"layers forward .*", text) for text in texts)
         assert first
         assert first != second, changed
+
+
+def test_plan_shows_the_tensor_parallel_size_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("plan", "--ranks", 8, "--tensor-parallel", 8, "--set")
+    for heads in (8, 32):
+        lines = say(capsys, *asked, f"model.heads={heads}").splitlines()
+        assert [line.split()[1] for line in lines if line.startswith("  bf16")] == ["1", "2", "4", "8"]
+    six = ("model.heads=6", "model.d_model=96")
+    lines = say(capsys, "plan", "--set", *six).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("  bf16")] == ["1", "2"]
+    assert "model.heads is 6, which 8 tensor-parallel ranks cannot share" in refusal(
+        ConfigError, *asked, *six
+    )
+
+
+def test_plan_counts_samples_once_and_all_that_lies_on_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 16 samples on 8 ranks each has 2, in two dropout draws as well."""
+    kept = ("train.save_every=50", "train.keep_every=100", "train.keep_best=loss", "train.max_steps=1000")
+    text = say(capsys, "plan", "--set", "objective.weight_kl_ar_ar=1", *kept)
+    assert "  1 micro-batches of 2 samples, " in text
+    assert "  10 (train.keep_every), 2 (train.keep_last) and the one being written, and " in text
+    assert " in checkpoints/best, lie on disk." in text
+
+
+def test_plan_bounds_the_epochs_of_batches_of_tokens() -> None:
+    """Ten pairs of 40 tokens, 20 a side if the sides are of one length."""
+    pairs = ["data.task=pair", "data.batch=tokens", "train.max_steps=10", "train.batch_tokens=44"]
+    lines = plan._length(load_run_config(None, pairs), [plan._SourceSize("pairs", 1.0, 10, 400)])
+    assert lines[-1].startswith("  = at most 2.0 epochs: of a pair its longer side counts")
 
 
 def test_plan_counts_each_source_of_a_mixture(

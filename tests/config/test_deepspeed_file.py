@@ -104,6 +104,14 @@ def test_auto_keeps_a_micro_batch_to_so_many_tokens(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "would go into the weights unseen"),
         ({"bf16": {"enabled": True, "check_grad_overflow": False}}, "would go into the weights unseen"),
         ({"fp16": {"enabled": False, "loss_scale": -1}}, "loss_scale must be >= 0"),
+        ({"communication_data_type": "float32"}, 'write "fp32" or "fp16" or "bf16", or leave it out'),
+        ({"log_level": "loud"}, "log_level is 'loud', which DeepSpeed does not take"),
+        (
+            {"prescale_gradients": True},
+            "prescale_gradients is True, which DeepSpeed does not take in ZeRO stage 2",
+        ),
+        ({"gradient_predivide_factor": 2.0}, "write 1, or leave it out"),
+        ({"steps_per_print": 0}, "steps_per_print is 0"),
     ],
 )
 def test_keys_and_values_that_deepspeed_would_take_or_choke_on(
@@ -127,6 +135,11 @@ def test_keys_and_values_that_deepspeed_would_take_or_choke_on(
         ("fp16", {"fp16_master_weights_and_grads": True}, "fp16_master_weights_and_grads is True"),
         ("bf16", {"bf16_master_weights_and_grads": True}, "bf16_master_weights_and_grads is True"),
         ("bf16", {"bf16_optimizer_states": True}, "bf16.bf16_optimizer_states is True"),
+        (
+            "zero_optimization",
+            {"offload_optimizer": {"device": "cpu", "ratio": 0.3}},
+            "ratio is 0.3: to offl",
+        ),
         ("data_types", {"grad_accum_dtype": "int8"}, "grad_accum_dtype is 'int8'"),
         ("data_types", {"grad_accum_dtype": "bf16"}, "of a run in fp32 are added up in fp32"),
         ("data_types", {"grad_accum_dtype": ["fp32"]}, "grad_accum_dtype is ['fp32']"),
@@ -141,11 +154,25 @@ def test_values_that_would_end_in_a_stack_trace(
 
 def test_the_same_keys_pass_where_they_ask_for_nothing(tmp_path: Path) -> None:
     zero = {"stage": 3, "legacy_stage1": False, "zenflow": None, "offload_param": {"device": "none"}}
-    offload = {"device": "cpu", "super_offload": False}
+    offload = {"device": "cpu", "super_offload": False, "ratio": 1.0}
     load_engine(tmp_path, 1, zero_optimization={**zero, "offload_optimizer": offload})
     load_engine(
         tmp_path, 1, data_types={"grad_accum_dtype": "float32"}, bf16={"bf16_optimizer_states": False}
     )
+
+
+def test_null_is_as_if_the_key_were_not_there(tmp_path: Path) -> None:
+    """DeepSpeed's own models choke on it."""
+    names = ("bf16", "fp16", "data_types", "optimizer", "comms_logger", "steps_per_print", "log_level")
+    execution = load_engine(
+        tmp_path, 1, **dict.fromkeys((*names, "gradient_clipping")), prescale_gradients=False
+    )
+    assert execution.engine == load_engine(tmp_path, 1, prescale_gradients=False).engine
+    assert load_engine(tmp_path, 1, zero_optimization=None).zero_stage == 0
+    two = load_engine(tmp_path, 1, data_types=None, gradient_accumulation_steps=2, steps_per_print="auto")
+    assert (two.advice, two.engine["steps_per_print"]) == ("", execution.engine["steps_per_print"])
+    # Where gradients are not scattered, DeepSpeed can scale them before the sum.
+    load_engine(tmp_path, 1, **STAGE_0, prescale_gradients=True, communication_data_type="FP32")
 
 
 def test_blocks_of_other_programs_that_are_switched_off_are_left_out(tmp_path: Path) -> None:

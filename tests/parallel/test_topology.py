@@ -105,6 +105,8 @@ def test_collectives_wait_as_long_as_the_watchdog_lets_them() -> None:
         ({"SLURM_STEP_NUM_TASKS": "2"}, 1),
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_CPUS_PER_TASK": "3"}, 3),
         ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "5"}, None),
+        # `deepspeed` in `srun --cpus-per-task=8 --pty bash`.
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_PER_TASK": "8", "WORLD_SIZE": "4", "LOCAL_SIZE": "4"}, 2),
     ],
 )
 def test_ranks_share_the_cores_of_their_host(

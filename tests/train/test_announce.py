@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from janus_ds.config.deepspeed import read_setup
+from janus_ds.config.load import load_run_config
 from janus_ds.data.stream.index import Manifest
 from janus_ds.errors import DataError
 from janus_ds.parallel.topology import Topology
 from janus_ds.progress import Progress, duration
 from janus_ds.train.build_run import build_run
-from janus_ds.train.reporting import ProgressBar, announce_end, announce_start
+from janus_ds.train.reporting import ProgressBar, Reporter, announce_end, announce_start
 from janus_ds.train.state import Meters
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +56,21 @@ def test_a_run_begins_with_what_it_is_and_ends_with_what_comes_next(
     assert capsys.readouterr().err == ""
 
 
+def test_epochs_of_a_mixture_are_those_of_each_source(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    alone, data, copy = Topology(torch.device("cpu")), FROZEN / "data", tmp_path / "copy"
+    shutil.copytree(data, copy)
+    settings = [f"data.path={data}=3,{copy}=1", "data.batch=samples", "train.max_steps=10"]
+    setup = read_setup(FROZEN / "recipe.yaml", settings, ROOT / "ds_configs/zero2.json", 1)
+    run = build_run(*setup, tmp_path / "run", alone)
+    announce_end(run, alone, 10, Meters(samples=2 * run.train.source.samples))
+    announce_start(run, alone, 0)
+    ended = capsys.readouterr().err
+    assert f" samples (3.0 epochs of {data / 'train'}, 1.0 epochs of {copy / 'train'}), " in ended
+    assert re.search(rf"steps +10 \(\d\.\d epochs of {data / 'train'}, ", ended)
+
+
 def test_validation_data_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     copy, alone = shutil.copytree(FROZEN / "data", tmp_path / "data"), Topology(torch.device("cpu"))
     settings = [f"data.path={FROZEN / 'data'}", f"data.valid_path={copy / 'valid'}", "train.valid_bleu=none"]
@@ -64,6 +83,19 @@ def test_validation_data_of_another_tokenizer_is_refused(tmp_path: Path) -> None
     assert str(copy / "valid") in caught.value.where
     (copy / "manifest.json").unlink()
     build_run(*setup, tmp_path / "run", alone)
+
+
+def test_a_validation_that_is_made_up_for_is_no_step_of_the_bar(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A stop has interrupted the validation of the last step; the next start does it, and no step."""
+    run: Any = SimpleNamespace(config=load_run_config(None, ["train.max_steps=6"]), folder=tmp_path)
+    run.tokenizer = SimpleNamespace(special=SimpleNamespace(vocab_size=8))
+    engine: Any = SimpleNamespace(topology=Topology(torch.device("cpu")), dtype=torch.float32)
+    reporter = Reporter(run, engine, 6, Meters(unvalidated={"loss": 1.0}))
+    reporter.write(6, {"loss": 1.0})
+    reporter.close()
+    assert capsys.readouterr().err.endswith("step 6 of 6: loss 1.000, 0 s left\n")
 
 
 def test_off_a_terminal_lines_are_dated_and_nothing_is_written_over(

@@ -79,6 +79,21 @@ def test_what_is_about_the_whole_model_names_no_micro_batch(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize(("batch", "smaller"), [("tokens", False), ("samples", True)])
+def test_a_validation_is_told_no_way_out_that_leaves_its_batches_as_they_are(
+    tmp_path: Path, batch: str, smaller: bool
+) -> None:
+    trainer: Any = Trainer.__new__(Trainer)
+    trainer.step, trainer._config = 500, replace(RUN, data=replace(RUN.data, batch=batch))
+    trainer._memory = MemoryGuard(trainer._config, TWO, Topology(torch.device("cpu")))
+    trainer._watchdog = Watchdog(Topology(torch.device("cpu")), None, tmp_path, 0.0)
+    trainer._engine, trainer._validator = None, SimpleNamespace(losses=lambda *_: torch.empty(1 << 45))
+    with pytest.raises(OutOfMemoryError) as caught:
+        trainer._validate()
+    assert "validating after step 500" in caught.value.where
+    assert ("gradient_accumulation_steps" in caught.value.fix) == smaller
+
+
 def test_ways_out_follow_what_is_used_already() -> None:
     checkpointed = replace(RUN, train=replace(RUN.train, activation_checkpointing=True))
     tokens = replace(RUN, data=replace(RUN.data, batch="tokens"))

@@ -16,7 +16,7 @@ from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run, usable_device
 from janus_ds.decode.text import fit_sources, long_warning
-from janus_ds.errors import DataError
+from janus_ds.errors import ConfigError, DataError
 from janus_ds.evaluate import tasks
 from janus_ds.evaluate.evaluation import encode_sources
 from janus_ds.evaluate.latency import device_name
@@ -64,6 +64,21 @@ def test_scores_of_a_validation_do_not_depend_on_how_the_recipe_decodes_later(tm
         outputs._load(weights)
         made.append([outputs.texts(mode) for mode in ("ar", "nar")])
     assert all(texts == made[0] for texts in made)
+
+
+@pytest.mark.parametrize("decode", ["forbid=99999", "forced_bos=99999", "prefix=ein kind sucht nichts"])
+def test_what_ar_cannot_decode_is_told_before_the_first_step(tmp_path: Path, decode: str) -> None:
+    tokenizer = load_tokenizer(prepare_tiny(tmp_path).output / "tokenizer")
+    (tmp_path / "tiny.yaml").write_text(TINY_PAIR_RECIPE)
+    settings = ["decode.mode=ar", "decode.max_length=2", f"decode.{decode}"]
+    config = load_run_config(tmp_path / "tiny.yaml", settings)
+    with pytest.raises(ConfigError, match=r"99999 is no token|the prefix has"):
+        OutputDecoder(config, tokenizer, torch.device("cpu"), [], None)
+    alone = load_run_config(
+        tmp_path / "tiny.yaml",
+        [*settings, "objective.preset=cmlm", "train.valid_bleu=nar", "train.keep_best=nar"],
+    )
+    OutputDecoder(alone, tokenizer, torch.device("cpu"), [], None)
 
 
 def test_samples_of_a_run_without_ar_are_not_scored_by_it(tmp_path: Path) -> None:

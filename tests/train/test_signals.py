@@ -145,6 +145,14 @@ def test_the_end_of_a_job_that_slurm_does_not_tell(tmp_path: Path, answer: str, 
     assert done.stdout == f"[{end}]\n"
 
 
+def test_a_rank_that_has_not_heard_why_names_another_one() -> None:
+    """The ranks agree to stop before the reason has come; run.json and messages would have None."""
+    signals = StopSignals()
+    assert (signals.name, signals.reason) == (None, "another rank")
+    signals.hear("rank 3: SIGTERM")
+    assert signals.reason == "rank 3: SIGTERM"
+
+
 @pytest.mark.usefixtures("handlers_put_back")
 def test_only_a_rank_that_was_asked_tells_the_others() -> None:
     told: list[str] = []

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.schema import TrainConfig
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.state import Meters
+from janus_ds.train.trainer import Trainer
 from janus_ds.train.validation import BestWeights
 
 
@@ -67,6 +69,18 @@ def test_the_highest_bleu_of_the_mode_is_kept(tmp_path: Path) -> None:
     off = Run(tmp_path / "off", TrainConfig())
     off.validate(1, 1.0, ar=3.0)
     assert not off.root.exists()
+
+
+@pytest.mark.parametrize(("keep", "words"), [("loss", ""), ("ar", "; best 30.00")])
+def test_the_best_score_is_shown_where_scores_decide(tmp_path: Path, keep: str, words: str) -> None:
+    train = TrainConfig(keep_best=keep, valid_bleu="ar")
+    run = Run(tmp_path, train)
+    run.validate(1, 2.0, ar=30.0)
+    trainer = MagicMock(step=2, meters=run.meters, _train=train)
+    trainer._validator.losses.return_value = {"loss": 3.0}
+    trainer._score.return_value = {"ar": 25.0}
+    assert Trainer._validate(trainer) == {"valid/loss": 3.0, "valid/bleu_ar": 25.0}
+    assert trainer._reporter.note.call_args.args == (f"step 2 BLEU: ar 25.00{words}",)
 
 
 def test_patience_waits_for_every_mode(tmp_path: Path) -> None:
