@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from janus_ds.data.stream.index import INDEX_NAME, MANIFEST_NAME, Manifest
 from janus_ds.data.stream.open_dataset import open_data, open_split
 from janus_ds.data.stream.pipeline import BatchMaker, Stage, names_of
 from janus_ds.data.text.tokenizer import Tokenizer
-from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
+from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.io import (
     LOCK_FILE,
     check_writable,
@@ -60,7 +60,7 @@ from janus_ds.train.state import (
     Run,
     RunIdentity,
     changed_execution,
-    changed_training,
+    check_same,
     read_resumable,
 )
 from janus_ds.train.trainer import Outcome, Trainer
@@ -97,7 +97,7 @@ def run(
         topology, lambda: build_run(config, execution, folder, topology, options.stages)
     )
     first = topology.broadcast_object(built.identity)
-    raise_on_all_ranks(topology, lambda: _check_same(first, built.identity, topology.rank))
+    raise_on_all_ranks(topology, lambda: check_same(first, built.identity, topology.rank))
     with ExitStack() as lock:
         on_first_rank(topology, lambda: _take(folder, lock))
         raise_on_all_ranks(topology, lambda: _see(folder, topology.rank))
@@ -123,23 +123,6 @@ def _as_begun(config: RunConfig, options: TrainOptions, folder: Path, topology: 
     given = given_keys(options.recipe, options.overrides, options.mode) if recipe else set()
     names = [name for name in CONVENTIONS if f"objective.{name}" not in given]
     return with_conventions(config, recipe, names)
-
-
-def _check_same(first: RunIdentity, own: RunIdentity, rank: int) -> None:
-    """Refuse a rank that reads other files than the first one, as on a host with a copy of its own.
-
-    Raises:
-        ConfigError: its data, recipe or DeepSpeed file says something else.
-    """
-    names = [field.name for field in fields(RunIdentity) if field.name != "recipe"]
-    other = [name for name in names if getattr(first, name) != getattr(own, name)]
-    other += changed_training(first.recipe, own.recipe)
-    if other:
-        raise ConfigError(
-            f"rank {rank} reads other data, another recipe or another DeepSpeed file than the first rank",
-            f"{', '.join(other)} on {socket.gethostname()}",
-            "give all hosts the same files: copy them anew, or put them on a file system that all share",
-        )
 
 
 def _take(folder: Path, lock: ExitStack) -> None:

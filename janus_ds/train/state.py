@@ -8,6 +8,7 @@ ZeRO stage, tensor-parallel size and precision are noted, and may be others at t
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from operator import attrgetter
@@ -227,6 +228,23 @@ def changed_training(saved: RunConfig, now: RunConfig) -> list[str]:
         left_out.append("train.max_steps")
     keys = (key for key in FIELDS if key not in left_out and not key.startswith("decode."))
     return [key for key in keys if attrgetter(key)(saved) != attrgetter(key)(now)]
+
+
+def check_same(first: RunIdentity, own: RunIdentity, rank: int) -> None:
+    """Refuse a rank that reads other files than the first one, as on a host with a copy of its own.
+
+    Raises:
+        ConfigError: its data, recipe or DeepSpeed file says something else.
+    """
+    names = [field.name for field in fields(RunIdentity) if field.name != "recipe"]
+    other = [name for name in names if getattr(first, name) != getattr(own, name)]
+    other += changed_training(first.recipe, own.recipe)
+    if other:
+        raise ConfigError(
+            f"rank {rank} reads other data, another recipe or another DeepSpeed file than the first rank",
+            f"{', '.join(other)} on {socket.gethostname()}",
+            "give all hosts the same files: copy them anew, or put them on a file system that all share",
+        )
 
 
 def check_resumable(state: Mapping[str, Any], now: RunIdentity, folder: Path) -> None:

@@ -27,8 +27,8 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.parallel.topology import Topology
 from janus_ds.train import build_run
-from janus_ds.train.build_run import _as_begun, _check_same, _see, _take, build_engine, start_from
-from janus_ds.train.state import RunIdentity, changed_training
+from janus_ds.train.build_run import _as_begun, _see, _take, build_engine, start_from
+from janus_ds.train.state import RunIdentity, changed_training, check_same
 from tests.support.commands import SMALL, ZERO2
 from tests.support.hf_folder import hub_folder
 from tests.support.tiny_data import make_tiny_data
@@ -179,14 +179,14 @@ def test_a_rank_that_reads_other_files_than_the_first_is_refused_at_the_start() 
     """Each host with data of its own: the ranks would train on a mixture, which no resume could go on."""
     first = RunIdentity(load_run_config(None), "aa", "bb", 2, 1, 2, "fp32")
     elsewhere = replace(first, recipe=load_run_config(None, ["data.cache_dir=/tmp/b", "data.workers=3"]))
-    _check_same(first, elsewhere, 1)
+    check_same(first, elsewhere, 1)
     for own, words in (
         (replace(first, data_fingerprint="cc"), "data_fingerprint on "),
         (replace(first, zero_stage=3), "zero_stage on "),
         (replace(first, recipe=load_run_config(None, ["optim.lr=1"])), "optim.lr on "),
     ):
         with pytest.raises(ConfigError, match="rank 9 reads other data, another recipe or") as caught:
-            _check_same(first, own, 9)
+            check_same(first, own, 9)
         assert caught.value.where == words + socket.gethostname()
 
 
