@@ -374,7 +374,7 @@ class Generator:
             found = aux_search(decoder, length_BC, settings, given_RL, certain, draws)
         else:
             found = mask_predict(NarDecoder(self.model, memory), length_BC, settings, given_RL)
-        if given or draws is None:
+        if draws is None:
             # Several of the likeliest lengths may be cut to one.
             found = [distinct(group) for group in found]
         if judged or decode.rescore is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,19 @@ def test_a_blank_begins_as_the_text_before_it_says(
         rules = generator.targets(target, (2,))[0].candidates[0]
         ruled = [found.tokens[i] for i, rule in enumerate(rules) if rule in (BEGINS_WORD, WITHIN_WORD)]
         assert [decode([first, token])[1:2] == " " for token in ruled] == begins
+
+
+@pytest.mark.parametrize("order", ["left_to_right", "certain"])
+def test_samples_in_blanks_do_not_depend_on_the_targets_beside_them(order: str) -> None:
+    base = tiny_generator(tiny_model(TINY, 1), PAPER, mode="aux", beam=1, temperature=1.0, seed=3)
+    config = replace(base.config, masking=replace(base.config.masking, aux_order="random"))
+    generator = Generator(base.model, None, with_decode(config, {"aux_order": order}))
+    few, many = ((9, -1, 3), (9, -1, -1, 3)), tuple((-1,) * n for n in range(1, 8))
+    first, second = Target(("",), few[0], few), Target(("",), many[0], many)
+    (alone,) = generator.generate_ids([[7, 8, 9]], targets=[first])
+    beside, other = generator.generate_ids([[7, 8, 9], [5, 6]], targets=[first, second])
+    assert [item.tokens for item in beside] == [item.tokens for item in alone]
+    assert (len(beside), len(other)) == (len(few), len(many))
 
 
 def test_blanks_of_token_ids() -> None:
