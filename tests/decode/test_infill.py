@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from janus_ds.cli.decode import main
+from janus_ds.cli.decode_lines import Passage, with_targets
 from janus_ds.config.modes import with_decode
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
@@ -155,7 +156,9 @@ def test_targets_that_cannot_be_filled(
     assert caught.value.where == "line 2 of the target"
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "target.txt"
     target.write_text("\n".join(TARGETS))
 
@@ -178,11 +181,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for options, fault, told in (
         (("--mode", "draft"), UsageError, "mode draft does not use --target"),
         (("--mode", "nar", "--blank-lengths", "x"), UsageError, "'x' are no lengths"),
+        (("--mode", "nar", "--blank-lengths", "1,²"), UsageError, "'1,²' are no lengths"),
         (("--mode", "nar", "--heldout", "2"), UsageError, "targets of their own"),
     ):
         with pytest.raises(fault, match=told):
             run(*options)
-    with pytest.raises(DataError, match="fewer targets than inputs"):
+    # Before anything is decoded.
+    monkeypatch.delattr(Generator, "generate_ids")
+    with pytest.raises(DataError, match="fewer targets than inputs: 2 and 3"):
         run("--mode", "nar", sources="\n".join([*SOURCES, "Ja!"]))
-    with pytest.raises(DataError, match="more targets than inputs"):
+    with pytest.raises(DataError, match="more targets than inputs: 2 and 1"):
         run("--mode", "nar", sources=SOURCES[0])
+    # Of a pipe, whose lines are not known before.
+    with pytest.raises(DataError, match="fewer targets than inputs"):
+        with_targets([Passage([5], "Ja!")], iter(()), "targets.txt")
