@@ -24,8 +24,13 @@ def test_one_long_sentence_does_not_make_few_places_of_all() -> None:
 
 @pytest.mark.parametrize("mode", ["ar", "nar", "aux", "draft"])
 def test_seconds_begin_before_the_encoder(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In all modes, by a clock that stands still but for the encoder; in AR also of sentences that wait."""
+    """In all modes, by a clock that the encoder alone moves by a second; in AR also of those that wait."""
     now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1e-6
+        return now
 
     def encode(*arguments: Any) -> Any:
         nonlocal now
@@ -36,7 +41,7 @@ def test_seconds_begin_before_the_encoder(mode: str, monkeypatch: pytest.MonkeyP
     of_model = model.encode
     monkeypatch.setattr(model, "encode", encode)
     for module in (beam_search, generator):
-        monkeypatch.setattr(module, "perf_counter", lambda: now)
+        monkeypatch.setattr(module, "perf_counter", clock)
     made = tiny_generator(model, ObjectiveConfig(decoder_start="bos"), 2, mode=mode, beam=1)
     found = made.generate_ids([[9, 8, 7], [7], [6, 5], [15, 14], [20]])
     assert all(item.seconds >= 1.0 for group in found for item in group)
