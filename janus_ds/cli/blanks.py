@@ -115,7 +115,7 @@ class Blanks:
 def blank_batches(run: LoadedRun, samples: int, data: Path | None = None) -> list[TwoStreamBatch]:
     """The first samples of a run's validation split (at most all), masked where the encoder does not see."""
     masking = replace(run.config.masking, target_share=run.config.masking.source_share)
-    config: RunConfig = replace(run.config, masking=masking)
+    config: RunConfig = replace(run.config, masking=masking, objective=run.config.objective.one_draw)
     maker = BatchMaker(valid_split(run, data), config, run.special)
     share = RankShare(rank=0, size=1, micro_batch=_BATCH)
     return [item.batch for item in validation_batches(maker, share, samples)]

@@ -37,6 +37,7 @@ from janus_ds.cli.arguments import (
     program_parser,
 )
 from janus_ds.cli.decode_lines import (
+    STDIN,
     DecodeProgress,
     Found,
     LongInputs,
@@ -60,6 +61,7 @@ from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.text import TextCodec
 from janus_ds.errors import DataError, UsageError, suggestion
+from janus_ds.io import is_stream
 
 DEMO_SENTENCES = (
     "Guten Morgen! Wie geht es dir?",
@@ -186,9 +188,17 @@ def _targets(parsed: argparse.Namespace, generators: Sequence[Generator]) -> Ite
         return None
     lines = [line for window in line_windows(str(parsed.target)) for line in window]
     words = (parsed.blank_lengths or "1").split(",")
-    if not all(word.strip().isdigit() for word in words):
+    if not all(word.strip().isdecimal() for word in words):
         raise UsageError(f"{parsed.blank_lengths!r} are no lengths", "--blank-lengths", "give numbers: 1,2,3")
     lengths = [int(word) for word in words]
+    if parsed.input != STDIN and not is_stream(Path(parsed.input)):
+        # Before hours of decoding; of what comes through a pipe it is seen at the end.
+        inputs = sum(map(len, line_windows(parsed.input)))
+        if inputs != len(lines):
+            what = f"there are {'fewer' if len(lines) < inputs else 'more'} targets than inputs"
+            raise DataError(
+                f"{what}: {len(lines):,} and {inputs:,}", str(parsed.target), "give one line for each"
+            )
     found, *_ = [made.targets(lines, lengths) for made in generators]
     whole = [str(number) for number, target in enumerate(found, 1) if not target.has_blank]
     if whole:
@@ -336,6 +346,11 @@ def _check_used(parsed: argparse.Namespace, modes: Sequence[str], config: RunCon
     """
     refuse_unused(given_options(parsed), modes)
     sampled = config.decode.temperature
+    for name in ("length_beam", "nar_score") if parsed.target is not None else ():
+        if getattr(parsed, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            fix = "leave it out; --blank-lengths 1,2,3 tries several lengths of a blank"
+            raise UsageError("a given target has the lengths of its blanks", f"{option}, --target", fix)
     if parsed.beam is not None and sampled:
         fix = "leave --beam out (--nbest N draws N), or give --temperature 0"
         raise UsageError("samples have no beam", "--beam, --temperature", fix)

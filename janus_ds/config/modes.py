@@ -39,15 +39,23 @@ def _mode(needs: str, size: str, *options: str) -> Mode:
     return Mode(tuple(needs.split()), frozenset((*options, *more)), size)
 
 
-_RULES = ("early_stopping", "min_length", "no_repeat_ngram_size", "repetition_penalty", "prefix")
+_RULES = (
+    "early_stopping",
+    "min_length",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+    "prefix",
+    "forced_eos",
+)
+_AR = ("length_penalty", "forced_bos")
 _NAR = ("iterations", "nar_score", "threshold", "rescore", "target")
 RESCORED = "nar with --rescore ar"
 MODES: Mapping[str, Mode] = {
-    "ar": _mode("ar", "beam", *_RULES, "beam_stop", "length_penalty", "forbid", *_SAMPLES),
+    "ar": _mode("ar", "beam", *_RULES, *_AR, "beam_stop", "forbid", *_SAMPLES),
     "nar": _mode("nar", "length_beam", *_NAR),
-    "draft": _mode("ar nar", "", "beam_stop", "length_penalty", "forbid", *_SAMPLES),
+    "draft": _mode("ar nar", "", *_AR, "beam_stop", "forbid", *_SAMPLES),
     "aux": _mode("aux", "length_beam", "aux_order", "nar_score", "target", *_SAMPLES),
-    RESCORED: _mode("ar nar", "length_beam", *_NAR, "length_penalty"),
+    RESCORED: _mode("ar nar", "length_beam", *_NAR, *_AR),
 }
 """All ways; each name but the last is a value of `decode.mode`."""
 NAMES = tuple(name for name in MODES if name != RESCORED)

@@ -6,7 +6,7 @@ value that the objective's preset bundles (`config/presets.py`).
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -251,6 +251,11 @@ class ObjectiveConfig:
     def dropout_draws(self) -> int:
         """Times that each sample is computed in a training step: 2 if two draws of a stream are compared."""
         return 2 if any(first == second for first, second in self.kl_pairs) else 1
+
+    @property
+    def one_draw(self) -> ObjectiveConfig:
+        """The same for evaluation: without dropout two draws are equal, so there is one."""
+        return replace(self, weight_kl_ar_ar=0.0, weight_kl_nar_nar=0.0, weight_kl_aux_aux=0.0)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -141,7 +141,7 @@ class _AuxRows(TargetRows):
         hidden_PD = decoder.judged(*given, asked.picked_P, asked.most)
         token_P, score_P, first_R = self.verdict(decoder, hidden_PD, asked)
         # What AUX wrote itself before the first difference, and its token there.
-        self.settled_R = torch.minimum(first_R, self.inner_R)
+        self.settled_R = torch.minimum(first_R, self.inner_R).clamp_min(1)
         self.put(asked, token_P, score_P)
         return True
 

@@ -143,8 +143,8 @@ def beam_search(
         search.note_finished(free)
         if waiting and _FREE_SHARE * len(free) >= len(closed_B):
             place_X = torch.tensor(free[:waiting], device=parent_BK.device)
-            step_function.refill(place_X)
             search.refill(place_X)
+            step_function.refill(place_X)
             parent_BK[place_X] = torch.arange(settings.beam, device=parent_BK.device)
             waiting -= len(place_X)
         elif not waiting and len(free) == len(closed_B):

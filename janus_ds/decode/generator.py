@@ -43,7 +43,7 @@ from janus_ds.decode.mask_predict import (
 from janus_ds.decode.rescore import ArScorer, rescore
 from janus_ds.decode.sample import Draws, Sampling, sample_search
 from janus_ds.decode.search_settings import Hypothesis, SearchSettings, distinct, search_settings
-from janus_ds.decode.text import TextCodec, batches_of, checked_texts, too_long
+from janus_ds.decode.text import TextCodec, batches_of, checked_texts, searches_of, too_long
 from janus_ds.errors import CheckpointError, ConfigError, DataError
 from janus_ds.model.decoding.cache import ArStream, EncoderOutput
 from janus_ds.model.janus import JanusModel
@@ -214,11 +214,9 @@ class Generator:
             filled = [i for i, target in enumerate(targets) if target and target.has_blank]
         done = len(sources) - len(filled)
         lengths = {i: len(sources[i]) + 2 for i in filled}
-        batches = list(batches_of(lengths, self.batch_sentences, self.batch_tokens))
-        places = len(batches[0]) if batches else 0
-        if mode == "ar" and batches and not self.config.decode.temperature:
-            # One search over all: the first batch begins, the others take the places that become free.
-            batches = [[i for batch in batches for i in batch]]
+        batches = batches_of(lengths, self.batch_sentences, self.batch_tokens)
+        # AR: a batch begins, the next ones take the places that become free.
+        searches = searches_of(batches, joined=mode == "ar" and not self.config.decode.temperature)
 
         def report(count: int) -> None:
             nonlocal done
@@ -226,7 +224,7 @@ class Generator:
             if progress is not None and count:
                 progress(done, len(sources))
 
-        for batch in batches:
+        for places, batch in searches:
             before, began = done, perf_counter()
             numbers, blanks = [first + i for i in batch], [targets[i] for i in batch] if targets else []
             results = self._decode([sources[i] for i in batch], numbers, places, report, blanks)
@@ -305,9 +303,9 @@ class Generator:
         self, sources: Sequence[Sequence[int]], places: int, report: Callable[[int], None]
     ) -> list[list[Hypothesis]]:
         """Search sources, the longest first, at so many places at a time; `report` counts finished ones."""
-        settings = self._search_settings()
+        settings, began = self._search_settings(), perf_counter()
         memory = self.model.encode(*self._pad(sources[:places]))
-        begun = memory.sentences
+        begun, encoding = memory.sentences, perf_counter() - began
 
         def encode_next(count: int) -> EncoderOutput:
             nonlocal begun
@@ -321,7 +319,10 @@ class Generator:
         before = settings.start if settings.fed_first else None
         steps = CachedSteps(self.model, cache, encode_next, before)
         device, waiting = memory.states_BSD.device, len(sources) - begun
-        return beam_search(steps, begun, settings, device, waiting)
+        found = beam_search(steps, begun, settings, device, waiting)
+        for number, group in enumerate(found[:places]):
+            found[number] = [replace(item, seconds=item.seconds + encoding) for item in group]
+        return found
 
     def _sampled(self, memory: EncoderOutput, numbers: Sequence[int]) -> list[list[Hypothesis]]:
         settings = self._search_settings()
@@ -374,7 +375,7 @@ class Generator:
             found = aux_search(decoder, length_BC, settings, given_RL, certain, draws)
         else:
             found = mask_predict(NarDecoder(self.model, memory), length_BC, settings, given_RL)
-        if given or draws is None:
+        if draws is None:
             # Several of the likeliest lengths may be cut to one.
             found = [distinct(group) for group in found]
         if judged or decode.rescore is None:

@@ -139,13 +139,13 @@ def word_beginnings(codec: TextCodec, size: int) -> Tensor | None:
 def given_rows(targets: Sequence[Target], settings: MaskPredictSettings) -> tuple[Tensor, Tensor]:
     """All candidates as rows of a search: lengths (B, C) with bos and eos; tokens (R, L), below 0 at blanks.
 
-    A sentence with fewer candidates has some of them twice.
+    A sentence with fewer candidates is filled up by rows without tokens, in which a search finds nothing.
     """
     most = max(len(target.candidates) for target in targets)
     rows = [
         [settings.bos, *row, settings.eos]
         for target in targets
-        for row in target.candidates + target.candidates[:1] * (most - len(target.candidates))
+        for row in target.candidates + ((),) * (most - len(target.candidates))
     ]
     length_R = torch.tensor([len(row) for row in rows])
     width = int(length_R.max())

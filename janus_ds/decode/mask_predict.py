@@ -374,7 +374,7 @@ class TargetRows:
         return self.score_RL.sum(dim=1) / (self.length_R if released else self.inner_R).clamp(min=1)
 
     def result(self) -> list[list[Hypothesis]]:
-        """The rows as candidates of their sentences, best first."""
+        """The rows as candidates of their sentences, best first, without what only fills up a sentence."""
         passes_R = self.passes_B.repeat_interleave(self.candidates)
         items = (self.token_RL, self.length_R, self._mean_R(), passes_R, self.inner_RL)
         rows = zip(*(item.tolist() for item in items), strict=True)
@@ -388,4 +388,5 @@ class TargetRows:
             for tokens, length, score, passes, wanted in rows
         ]
         groups = [found[i : i + self.candidates] for i in range(0, len(found), self.candidates)]
+        groups = [[item for item in group if item.filled or not self.infills] for group in groups]
         return [sorted(group, key=lambda item: -item.score) for group in groups]

@@ -9,7 +9,7 @@ Shape letters: B sentences, C candidates, T rows of a candidate, D width, V voca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -32,8 +32,12 @@ class ArScorer:
         self.search = search_settings(config, model.special)
         self.stream = ArStream.of(config.objective, model.special)
 
-    def logits(self, memory: EncoderOutput, outputs: Sequence[Sequence[Sequence[int]]]) -> list[list[Tensor]]:
+    def logits(
+        self, memory: EncoderOutput, outputs: Sequence[Sequence[Sequence[int]]]
+    ) -> Iterator[list[Tensor]]:
         """Logits for every token of each output and the eos behind it, (N + 1, V) each.
+
+        They are made sentence by sentence, since those of a batch can take gigabytes.
 
         Args:
             outputs: for each sentence equally many candidates, inner tokens only.
@@ -51,10 +55,11 @@ class ArScorer:
             cache = self.model.start_cache(memory, self.stream, block_BKT.shape[1], width)
             hidden.append(self.model.ar_block(cache, block_BKT))
         hidden_BCTD = torch.cat(hidden, 1)
-        return [
-            [self.model.logits(hidden_BCTD[b, c, len(first) : len(row)]) for c, row in enumerate(group)]
-            for b, group in enumerate(rows)
-        ]
+        for group, hidden_CTD in zip(rows, hidden_BCTD, strict=True):
+            yield [
+                self.model.logits(hidden_TD[len(first) : len(row)])
+                for row, hidden_TD in zip(group, hidden_CTD, strict=True)
+            ]
 
     def scores(self, memory: EncoderOutput, outputs: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
         """AR's score of each output, as a beam search gives it (without a forced first token)."""

@@ -66,6 +66,23 @@ def batches_of(lengths: Mapping[int, int], most: int, most_tokens: int) -> Itera
         yield batch
 
 
+def searches_of(batches: Iterable[list[int]], joined: bool) -> Iterator[tuple[int, list[int]]]:
+    """How many sentences a search holds at a time, and its indices.
+
+    If they are joined, the batches behind one wait for its places, until one is twice as large: a single long
+    sentence does not make few places of all.
+    """
+    places, indices = 0, list[int]()
+    for batch in batches:
+        if indices and (not joined or len(batch) >= 2 * places):
+            yield places, indices
+            indices = []
+        places = places if indices else len(batch)
+        indices += batch
+    if indices:
+        yield places, indices
+
+
 def fit_sources(
     sources: Iterable[Sequence[int]], table: int, action: str = "cut"
 ) -> tuple[list[list[int]], list[int]]:

@@ -224,7 +224,7 @@ def build_run(
         folder=folder,
         tokenizer=place.tokenizer,
         train=BatchMaker(place.split("train"), config, special, stages),
-        valid=BatchMaker(valid, _for_validation(config), special, stages),
+        valid=BatchMaker(valid, replace(config, objective=config.objective.one_draw), special, stages),
         identity=RunIdentity(
             recipe=config,
             tokenizer_fingerprint=place.tokenizer.fingerprint,
@@ -253,12 +253,6 @@ def _check_apart(location: str, tokenizer: Tokenizer) -> None:
             f"data.valid_path {location}: {found[:12]}, data.path: {tokenizer.fingerprint[:12]}",
             "prepare it with the tokenizer of data.path (--tokenizer DIR), or leave data.valid_path out",
         )
-
-
-def _for_validation(config: RunConfig) -> RunConfig:
-    """The run as validation measures it: without dropout two draws are equal, so there is one."""
-    one_draw = replace(config.objective, weight_kl_ar_ar=0.0, weight_kl_nar_nar=0.0, weight_kl_aux_aux=0.0)
-    return replace(config, objective=one_draw)
 
 
 def build_engine(run: Run, topology: Topology, fresh: bool = True) -> TrainingEngine:

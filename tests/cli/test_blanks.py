@@ -74,6 +74,13 @@ def test_every_hidden_token_counts_once(inputs: Path) -> None:
     assert set(found.rare) == {"ar", "nar", "aux"}
 
 
+def test_two_dropout_draws_are_no_more_passages(inputs: Path) -> None:
+    twice = load_run(random_run(inputs, "twice", 0.2, "objective.weight_kl_nar_nar=1"))
+    assert twice.config.objective.dropout_draws == 2
+    found, expected = blank_batches(twice, 11), blank_batches(load_run(inputs / "after"), 11)
+    assert [batch.counts for batch in found] == [batch.counts for batch in expected]
+
+
 def test_before_after_and_passages_are_told(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = inputs / "figures.json"
     options = ["--samples", "11", "--show", "2", "--device", "cpu", "--json", str(figures)]

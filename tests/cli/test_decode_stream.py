@@ -195,6 +195,8 @@ def test_samples_and_what_is_known_of_outputs(tmp_path: Path) -> None:
         ("ar", ["--nbest", "2", "--show-source"], "--nbest, --show-source"),
         ("ar", ["--nbest", "0"], "--nbest"),
         ("ar", ["--temperature", "1", "--beam", "2"], "--beam, --temperature"),
+        ("nar", ["--target", "FILE", "--length-beam", "2"], "--length-beam, --target"),
+        ("aux", ["--target", "FILE", "--nar-score", "paper"], "--nar-score, --target"),
     ],
 )
 def test_an_option_without_effect_is_refused_by_name(mode: str, options: list[str], named: str) -> None:

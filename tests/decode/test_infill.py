@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from janus_ds.cli.decode import main
+from janus_ds.cli.decode_lines import Passage, with_targets
 from janus_ds.config.modes import with_decode
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
@@ -90,6 +92,19 @@ def test_a_blank_begins_as_the_text_before_it_says(
         assert [decode([first, token])[1:2] == " " for token in ruled] == begins
 
 
+@pytest.mark.parametrize("order", ["left_to_right", "certain"])
+def test_samples_in_blanks_do_not_depend_on_the_targets_beside_them(order: str) -> None:
+    base = tiny_generator(tiny_model(TINY, 1), PAPER, mode="aux", beam=1, temperature=1.0, seed=3)
+    config = replace(base.config, masking=replace(base.config.masking, aux_order="random"))
+    generator = Generator(base.model, None, with_decode(config, {"aux_order": order}))
+    few, many = ((9, -1, 3), (9, -1, -1, 3)), tuple((-1,) * n for n in range(1, 8))
+    first, second = Target(("",), few[0], few), Target(("",), many[0], many)
+    (alone,) = generator.generate_ids([[7, 8, 9]], targets=[first])
+    beside, other = generator.generate_ids([[7, 8, 9], [5, 6]], targets=[first, second])
+    assert [item.tokens for item in beside] == [item.tokens for item in alone]
+    assert (len(beside), len(other)) == (len(few), len(many))
+
+
 def test_blanks_of_token_ids() -> None:
     """Numbers have no words that could begin."""
     (found,) = Generator.from_checkpoint("demo", mode="aux", ids=True).infill("5 6 7", "9 ___ 11")
@@ -141,7 +156,9 @@ def test_targets_that_cannot_be_filled(
     assert caught.value.where == "line 2 of the target"
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "target.txt"
     target.write_text("\n".join(TARGETS))
 
@@ -164,11 +181,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for options, fault, told in (
         (("--mode", "draft"), UsageError, "mode draft does not use --target"),
         (("--mode", "nar", "--blank-lengths", "x"), UsageError, "'x' are no lengths"),
+        (("--mode", "nar", "--blank-lengths", "1,²"), UsageError, "'1,²' are no lengths"),
         (("--mode", "nar", "--heldout", "2"), UsageError, "targets of their own"),
     ):
         with pytest.raises(fault, match=told):
             run(*options)
-    with pytest.raises(DataError, match="fewer targets than inputs"):
+    # Before anything is decoded.
+    monkeypatch.delattr(Generator, "generate_ids")
+    with pytest.raises(DataError, match="fewer targets than inputs: 2 and 3"):
         run("--mode", "nar", sources="\n".join([*SOURCES, "Ja!"]))
-    with pytest.raises(DataError, match="more targets than inputs"):
+    with pytest.raises(DataError, match="more targets than inputs: 2 and 1"):
         run("--mode", "nar", sources=SOURCES[0])
+    # Of a pipe, whose lines are not known before.
+    with pytest.raises(DataError, match="fewer targets than inputs"):
+        with_targets([Passage([5], "Ja!")], iter(()), "targets.txt")

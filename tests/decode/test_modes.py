@@ -83,6 +83,8 @@ def test_options_that_cannot_be(decode: dict[str, Any], told: str) -> None:
         ("nar", {"temperature": 0.7}, "mode nar does not use temperature"),
         ("nar", {"rescore": "ar", "beam": 3}, "mode nar with --rescore ar does not use beam"),
         ("aux", {"threshold": 0.9}, "mode aux does not use threshold"),
+        ("aux", {"forced_bos": 5}, "mode aux does not use forced_bos"),
+        ("nar", {"forced_eos": -1}, "mode nar does not use forced_eos"),
         ("ar", {"top_k": 5}, "top_k has no effect without temperature"),
         ("aux", {"top_p": 0.9}, "top_p has no effect without temperature"),
     ],
@@ -95,7 +97,8 @@ def test_an_option_that_the_mode_does_not_use_is_refused(mode: str, decode: Any,
 def test_options_of_other_modes_pass_where_they_change_nothing() -> None:
     check_used(DecodeConfig(mode="draft"), {"beam": 1, "max_length": 9, "seed": 2})
     check_used(DecodeConfig(mode="nar", rescore="ar"), {"length_penalty": 0.6, "temperature": 0.0})
-    check_used(DecodeConfig(mode="ar", temperature=0.7), {"top_k": 5, "top_p": 0.9})
+    check_used(DecodeConfig(mode="ar", temperature=0.7), {"top_k": 5, "top_p": 0.9, "forced_eos": -1})
+    check_used(DecodeConfig(mode="draft"), {"forced_bos": 5})
 
 
 def test_what_only_the_recipe_names_is_not_taken_over() -> None:

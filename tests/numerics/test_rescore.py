@@ -40,6 +40,8 @@ def test_scores_are_those_of_the_beam_search(
     found = ar.generate_ids(SOURCES)
     memory = ar.model.encode(*ar._pad(SOURCES))
     scores = scorer_of(ar).scores(memory, [[item.tokens for item in group] for group in found])
+    # Logits are made sentence by sentence.
+    assert len(next(scorer_of(ar).logits(memory, [[item.tokens for item in group] for group in found]))) == 3
     monkeypatch.setattr("janus_ds.decode.rescore._WIDEST_BLOCK", 12)
     assert torch.allclose(
         torch.tensor(scores),

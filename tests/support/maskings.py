@@ -36,8 +36,10 @@ def noise(law: str, length: int, count: int) -> MaskDraw:
     return draw_noise(CONFIGS[law], sample_keys(count), np.full(count, length))
 
 
-def views_of(law: str | MaskingConfig, rows: list[list[int]], ids=None, seed=1, epoch=0, pair=False):
+def views_of(
+    law: str | MaskingConfig, rows: list[list[int]], ids=None, seed=1, epoch=0, pair=False, most=None
+):
     ids = np.arange(len(rows)) if ids is None else np.asarray(ids)
     samples = {"target": Ragged.from_rows(rows)} | ({"source": Ragged.from_rows(rows)} if pair else {})
     masking = CONFIGS[law] if isinstance(law, str) else law
-    return make_views(masking, SPECIAL, seed, np.full(len(rows), epoch), ids, samples)
+    return make_views(masking, SPECIAL, SampleKeys(seed, np.full(len(rows), epoch), ids), samples, most)

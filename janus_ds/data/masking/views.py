@@ -7,11 +7,11 @@ Views depend on (run seed, epoch, sample id) and nothing else; the laws stand in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from janus_ds.batch import Ragged, SpecialTokens
 from janus_ds.config.schema import MaskingConfig
@@ -52,20 +52,18 @@ class Views:
 def make_views(
     masking: MaskingConfig,
     special: SpecialTokens,
-    run_seed: int,
-    epochs: ArrayLike,
-    ids: ArrayLike,
+    keys: SampleKeys,
     samples: dict[str, Ragged],
+    most_source: int | None = None,
 ) -> Views:
     """Source, target and mask of a batch of samples.
 
     Args:
         masking: resolved and checked (`config.presets.resolve`, `config.rules`).
-        epochs: int64, shape (B,): how many times each sample has been seen before.
-        ids: int64, shape (B,): sample numbers.
+        keys: of the B samples; the epoch says how many times each has been seen before.
         samples: "target" and, for pairs, "source": tokens without bos and eos.
+        most_source: tokens that the noise may make of a sample; None: as many as it likes.
     """
-    keys = SampleKeys(run_seed, epochs, ids)
     inner = samples["target"]
     if "source" in samples:
         source = samples["source"]
@@ -73,7 +71,7 @@ def make_views(
     else:
         draw = draw_noise(masking, keys, inner.lengths)
         masked_N = draw.masked_N
-        source = _rotated(_noised(inner, draw, special.mask), masking.rotate_share or 0.0, keys)
+        source = _rotated(_noised(inner, draw, special.mask, most_source), masking.rotate_share or 0.0, keys)
     target = _with_ends(inner, special)
     masked = np.zeros(len(target.values), dtype=bool)
     masked[_inner_places(target)] = masked_N
@@ -104,11 +102,19 @@ def _with_ends(rows: Ragged, special: SpecialTokens) -> Ragged:
     return result
 
 
-def _noised(rows: Ragged, draw: MaskDraw, mask_id: int) -> Ragged:
-    """Text infilling: each hidden span becomes one mask, and inserted masks stand before their token."""
-    shown_N = ~draw.hidden_N
-    last_N = np.cumsum(draw.inserted_N + (shown_N | draw.opens_N))
+def _noised(rows: Ragged, draw: MaskDraw, mask_id: int, most: int | None) -> Ragged:
+    """Text infilling: each hidden span becomes one mask, and inserted masks stand before their token, as
+    many of a row as it has room for."""
+    shown_N, inserted_N = ~draw.hidden_N, draw.inserted_N
+    kept_N = shown_N | draw.opens_N
+    last_N = np.cumsum(inserted_N + kept_N)
     offsets = np.append(0, last_N)[rows.offsets]
+    if most is not None and np.diff(offsets).max(initial=0) > most:
+        inside_N, kept_B = (np.append(0, np.cumsum(x))[rows.offsets] for x in (inserted_N, kept_N))
+        upto_N = np.cumsum(inserted_N) - np.repeat(inside_N[:-1], rows.lengths)
+        room_N = np.repeat(np.maximum(most - np.diff(kept_B), 0), rows.lengths)
+        fits_N = np.minimum(upto_N, room_N) - np.minimum(upto_N - inserted_N, room_N)
+        return _noised(rows, replace(draw, inserted_N=fits_N), mask_id, None)
     values: Values = np.full(offsets[-1], mask_id, dtype=np.int32)
     values[last_N[shown_N] - 1] = rows.values[shown_N]
     return Ragged(values, offsets)

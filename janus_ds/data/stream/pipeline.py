@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from janus_ds.batch import Ragged, SpecialTokens
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
+from janus_ds.data.masking.counter_rng import SampleKeys
 from janus_ds.data.masking.views import make_views
 from janus_ds.data.stream.open_dataset import SplitPlace
 from janus_ds.data.stream.source import SampleSource
@@ -144,11 +145,16 @@ class BatchMaker:
         return step
 
     def mask(self, step: Step) -> Step:
-        """Source, target and mask of each sample; refuses sources beyond the encoder's position table."""
+        """Source, target and mask of each sample; refuses sources beyond the encoder's position table.
+
+        In pretraining, masks of spans without tokens may make a source longer than its target: those that the
+        table has no room for are left out, so that no draw can end a run.
+        """
         config, ids = self.config, step["ids"]
         samples = {stream: step[stream] for stream in self.source.streams}
-        seed = config.train.seed
-        views = make_views(config.masking, self._special, seed, step["epochs"], ids, samples)
+        keys = SampleKeys(config.train.seed, step["epochs"], ids)
+        most = config.model.max_source_positions - 2
+        views = make_views(config.masking, self._special, keys, samples, most)
         self._refuse_sources(ids, views.source.lengths)
         return {**step, "views": views}
 

@@ -40,6 +40,23 @@ def test_the_source_is_the_target_with_holes(law):
         start += len(row)
 
 
+@pytest.mark.parametrize("law", INFILLING_LAWS)
+def test_a_source_is_no_longer_than_it_may_be(law):
+    """Only rows that would be longer change, and lose nothing but masks of spans without tokens."""
+    masking = MaskingConfig(law, 0.3, 0.3, 0.5, 0.0)
+    rows = [*random_rows(400, 30), []]
+    free, bound = views_of(masking, rows), views_of(masking, rows, most=30)
+    over = np.flatnonzero(free.source.lengths > 32)
+    assert len(over)
+    assert bound.source.lengths.max() == 32
+    for i, (one, other) in enumerate(zip(free.source.rows(), bound.source.rows(), strict=True)):
+        if i not in over:
+            assert one.tolist() == other.tolist()
+        assert [t for t in one if t != MASK] == [t for t in other if t != MASK]
+        assert len(other) == min(len(one), 32)
+    assert (free.masked == bound.masked).all()
+
+
 def test_each_hidden_span_becomes_one_mask():
     draw = noise("infilling", 200, 200)
     opened, hidden, inserted = draw.opens_N.sum(), draw.hidden_N.sum(), draw.inserted_N.sum()

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
-from janus_ds.config.schema import RunConfig, TrainConfig
+from janus_ds.config.schema import DataConfig, MaskingConfig, RunConfig, TrainConfig
 from janus_ds.data.stream.loader import (
     VALIDATION_EPOCH,
     StepData,
@@ -219,6 +219,14 @@ def test_a_source_longer_than_the_encoders_table_is_named(tmp_path):
     maker.make((np.zeros(1, np.int64), np.array([0])))
     with pytest.raises(DataError, match=r"65 source tokens .* allows 64"):
         maker.make((np.zeros(1, np.int64), np.array([1])))
+
+
+def test_no_draw_of_noise_is_too_long_for_the_encoder(tmp_path):
+    """Blocks that fill the table: a run would end after many updates, and again at each further start."""
+    folder = write_split(tmp_path / "train", {"target": [[8] * 62] * 200})
+    run = run_config(data=DataConfig(block_tokens=62, workers=0), masking=MaskingConfig(poisson=0.5))
+    step = BatchMaker(folder, run, SPECIAL).make((np.zeros(200, np.int64), np.arange(200)))
+    assert step["views"].source.lengths.max() == 64
 
 
 def test_contradictions_are_refused(split, tmp_path):
