@@ -96,7 +96,7 @@ class WarmStarter:
         order = {"start": list(words), "log": str(log), "environment": dict(environment)}
         return WarmProcess(self, self.ask(order)["pid"])
 
-    def finish(self, starts: Sequence[tuple[Sequence[str], Path]], patience: float = 300.0) -> list[int]:
+    def finish(self, starts: Sequence[tuple[Sequence[str], Path]], patience: float = 900.0) -> list[int]:
         """Run scripts to their ends, two at a time; returns their exit codes.
 
         Args:
