@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.hostile import ATTACKS, RESULTS
 
-# Examples are timed by nobody here: a loaded machine must not fail a test. They are the same each time, so that
-# what fails is a change's doing; `make attack-test` draws others.
+# Examples are timed by nobody here: a loaded machine must not fail a test. They are the same each time, so
+# that what fails is a change's doing; `make attack-test` draws others.
 settings.register_profile(
     "untimed",
     deadline=None,
@@ -24,7 +24,7 @@ settings.register_profile(
 )
 settings.load_profile("untimed")
 
-# What a launcher or a job of Slurm has set, in which the tests may be run, and a user for scores of their own.
+# What a launcher or a job of Slurm has set, in which the tests may run, and a user for scores of their own.
 for name in list(os.environ):
     launched = name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if launched or name.startswith(("SLURM_", "TORCHELASTIC_", "SACREBLEU_")):

@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     files = [[folder / "text" / f"{split}.{side}" for side in ("de", "en")] for split in ("train", "valid")]
     pairs = ["--source-lang", "de", "--target-lang", "en", "--train", *files[0], "--valid", *files[1]]
     distil = ["--distill", run, "--data", data, "--device", "cpu"]
-    decode = ["--data", data, "--average", 2, "--modes", "ar", "--device", "cpu"]
+    decode = ["--data", data, "--average", 2, "--modes", "ar", "--device", "cpu", "--latency-samples", 0]
     made.commands = {
         "corpus": ["prepare", "--input", folder / "novel.txt", *small, "--output"],
         "pairs": [*nmt, *pairs, *small, "--output"],
