@@ -57,7 +57,7 @@ def kill_near_save(program: Program, delay: float) -> bool:
     with program.running() as process:
         # Mostly the first save of this start: later ones would let the run end before the next kill.
         while True:
-            wait_for(lambda: program.saving, process, program.log)
+            wait_for(lambda: program.saving, process, program.log, pause=0.002)
             os.killpg(process.pid, signal.SIGSTOP)
             time.sleep(0.01)
             if program.saving:

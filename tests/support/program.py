@@ -162,10 +162,10 @@ def _kill(run: Path) -> None:
 
 def reach(program: Program, step: int) -> None:
     """Wait until a step is in metrics.jsonl."""
-    wait_until(lambda: program.steps >= step, 200.0, f"step {step}\n{program.log}")
+    wait_until(lambda: program.steps >= step, PATIENCE, f"step {step}\n{program.log}")
 
 
-def gone(program: Program, patience: float = 60.0) -> None:
+def gone(program: Program, patience: float = 120.0) -> None:
     """Wait until no process of the run is left."""
     wait_until(lambda: not alive(program.run), patience, f"the end of all processes\n{program.log}")
 
@@ -181,7 +181,7 @@ def last_step(metrics: Path) -> int:
 
 
 def wait_for(
-    condition: Callable[[], bool], process: Any, log: Path, patience: float = PATIENCE, pause: float = 0.002
+    condition: Callable[[], bool], process: Any, log: Path, patience: float = PATIENCE, pause: float = 0.01
 ) -> None:
     """Wait until the condition holds, while the process runs; look at it again after a pause, in seconds."""
     deadline, looks = time.monotonic() + patience, 0

@@ -60,7 +60,7 @@ class WarmProcess:
         while (code := self.poll()) is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-            time.sleep(0.005)
+            time.sleep(0.02)
         return code
 
     def send_signal(self, number: int) -> None:
