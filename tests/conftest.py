@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.hostile import ATTACKS, RESULTS
 
-# Examples are timed by nobody here: a loaded machine must not fail a test.
-settings.register_profile("untimed", deadline=None, max_examples=ATTACKS or 100)
+# Examples are timed by nobody here: a loaded machine must not fail a test. They are the same each time, so
+# that what fails is a change's doing; `make attack-test` draws others.
+settings.register_profile(
+    "untimed",
+    deadline=None,
+    max_examples=ATTACKS or 100,
+    derandomize=not ATTACKS,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("untimed")
+
+# What a launcher or a job of Slurm has set, in which the tests may run, and a user for scores of their own.
+for name in list(os.environ):
+    launched = name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if launched or name.startswith(("SLURM_", "TORCHELASTIC_", "SACREBLEU_")):
+        del os.environ[name]
 
 Tally = Callable[[str, str], None]
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.__main__ import main
 from benchmarks.authors import AuthorsLikeStep
 from benchmarks.outsiders import outsider_step
-from benchmarks.shapes import BenchShape, make_batch, special_tokens, training_step
+from benchmarks.shapes import SHAPES, BenchShape, make_batch, special_tokens, training_step
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
 from janus_ds.model.janus import JanusModel
@@ -53,7 +53,10 @@ def test_the_loss_and_all_gradients_are_ours(task: str) -> None:
         assert float((a - b).abs().max()) < 1e-12, name
 
 
-def test_the_bench_writes_both_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bench_writes_both_ratios(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHAPES, "small", replace(SHAPES["small"], source_tokens=16, target_tokens=16))
     file = tmp_path / "result.json"
     options = ["--shape", "small", "--rounds", "1", "--masked-share", ".25", "--attention-dropout", ".1"]
     options += ["--also", "authors,janus_2enc,ar_rdrop,hf,torch"]
@@ -73,7 +76,7 @@ def test_the_bench_writes_both_ratios(tmp_path: Path, capsys: pytest.CaptureFixt
     # R-Drop computes each sample twice; a second pass of the encoder adds no decoder row.
     assert result["decoder_rows"]["ar_rdrop"] == 2 * result["decoder_rows"]["ar"]
     assert result["decoder_rows"]["janus_2enc"] == result["decoder_rows"]["janus"]
-    assert result["decoder_rows"]["janus"] == 8 * (3 * 64 + 2 * 16)
+    assert result["decoder_rows"]["janus"] == 8 * (3 * 16 + 2 * 4)
     assert "authors / JANUS" in capsys.readouterr().out
 
 

@@ -25,7 +25,8 @@ def test_stages_add_up_to_the_rate(tmp_path, task, preset):
 
 
 def test_figures_go_to_a_file(tmp_path, capsys):
-    main(["data", "--tokens", "20", "--batch", "512", "--rounds", "1", "--json", str(tmp_path / "data.json")])
+    given = ["data", "--tokens", "20", "--samples", "1024", "--batch", "512", "--rounds", "1"]
+    main([*given, "--json", str(tmp_path / "data.json")])
     printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "data.json").read_text())
     assert f"median {figures['documents_per_second_per_core']['median']:,}" in printed
@@ -48,6 +49,7 @@ def test_figures_that_could_not_be_written_are_not_measured(tmp_path, monkeypatc
 
 def test_a_shape_gives_the_defaults_and_options_beside_it_count(tmp_path):
     file = tmp_path / "pairs.json"
-    main(["data", "--shape", "pairs", "--rounds", "1", "--batch", "512", "--json", str(file)])
+    given = ["data", "--shape", "pairs", "--rounds", "1", "--samples", "1024", "--batch", "512"]
+    main([*given, "--json", str(file)])
     figures = json.loads(file.read_text())
     assert (figures["task"], figures["tokens"], figures["samples_a_step"]) == ("pair", 25, 512)

@@ -44,7 +44,7 @@ def test_lines_are_there_while_decoding_goes_on(
         for _ in range(2):
             run.stdin.write("Können Sie das Fenster öffnen…?\n".encode())
             run.stdin.flush()
-            assert select.select([run.stdout], [], [], 60)[0]
+            assert select.select([run.stdout], [], [], 900)[0]
             assert run.stdout.readline().strip()
     finally:
         run.kill()

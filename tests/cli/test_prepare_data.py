@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,21 +18,11 @@ from janus_ds.data.text.tokenizer import ByteLevelBPE
 from janus_ds.errors import DataError, UsageError
 from tests.data.prepare.test_corpus import content
 from tests.data.text.test_tokenizer import small_byte_level
-from tests.support.processes import lives, wait_until
-from tests.support.programs import ROOT, python, started
+from tests.support.processes import in_session, wait_until
 from tests.support.texts import documents
-
-PROGRAM = str(ROOT / "launch" / "prepare_data.py")
-
+from tests.support.warm import warm_starter
 
 WORDS = ("--task", "nmt", "--tokenizer", "bpe-words")
-
-
-def children(pid: int) -> list[int]:
-    listing = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
-    return [int(word) for word in listing.stdout.split()]
 
 
 @pytest.mark.parametrize(
@@ -157,24 +146,24 @@ def test_killed_preparations_go_on_and_end_in_the_same_bytes(tmp_path):
     options = ("--input", text, "--output", output, "--tokenizer", "sentencepiece-bpe", "--vocab-size", 200,
                "--tokenizer-sample-mb", 1, "--block-tokens", 24, "--members-per-shard", 8,
                "--processes", 2)  # fmt: skip
-    kills = 0
+    words, log, kills = ["launch/prepare_data.py", *map(str, options)], tmp_path / "log", 0
     for _ in range(2):
         before = state.read_bytes() if state.exists() else b""
-        process = started(PROGRAM, *options, stdout=subprocess.DEVNULL)
+        process = warm_starter().start(words, log)
 
         def moved(process=process, before=before) -> bool:
             return process.poll() is not None or (state.exists() and state.read_bytes() != before)
 
-        wait_until(moved, 60, "a change of the journal")
-        workers = children(process.pid)
+        wait_until(moved, 600, "a change of the journal")
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
-        wait_until(lambda w=workers: not any(map(lives, w)), 20, "the end of the workers")
+        wait_until(lambda pid=process.pid: not in_session(pid), 120, "the end of the workers")
     assert kills
-    last = python(PROGRAM, *options)
-    assert last.returncode == 0, last.stderr
-    assert "sentences cut" in last.stdout
+    log.unlink()
+    code, told = warm_starter().start(words, log).wait(600), log.read_text()
+    assert code == 0, told
+    assert "sentences cut" in told
     if kills == 2:
-        assert "went on with an interrupted preparation" in last.stdout
-        assert "MB/s" in last.stdout
+        assert "went on with an interrupted preparation" in told
+        assert "MB/s" in told
     assert content(output) == content(tmp_path / "whole")

@@ -90,7 +90,7 @@ def test_understood(tmp_path: Path, key: str, text: str, value: object) -> None:
         ("optim.lr", '"1e-4"', "must be a number, not '1e-4' (text)"),
         ("optim.lr", DIGITS, "must be a number"),
         ("train.stall_minutes", ".inf", "finite and at least 0"),
-        ("optim.lr", "[" * 5000 + "]" * 5000, None),
+        ("optim.lr", "[" * 800 + "]" * 800, None),
         ("optim.lr", "{a: 1}", "not a section"),
         ("optim.lr", "[1]", "not a list"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from janus_ds.data.stream import remote
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.source import SOURCE_BITS
 from janus_ds.errors import DamagedDataError, JanusError
@@ -23,6 +24,7 @@ HALF = ("train.max_steps=2", *SHORT[1:])
 
 def two_ranks(folder: Path, address: str) -> dict[str, Any]:
     topology = init_topology(1)
+    remote._FIRST_PAUSE = 0.01
     away = (*SHORT, f"data.path={address}/data", f"data.cache_dir={folder / 'cache'}")
     mixed = (f"data.path={folder / 'data'}=0.75,{address}/other=0.25", away[-1])
     damaged = (*SHORT, f"data.path={folder / 'damaged'}", "data.max_damage=0.9")
@@ -55,7 +57,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
         path.write_bytes(bytes(content))
     faults = {f"{name}/train/shard-000000.tar": ["cut", "500"] for name in ("data", "other")}
     with serve(folder, plan=faults) as server:
-        return folder, run_ranks(two_ranks, 2, folder, server.address, timeout=280)
+        return folder, run_ranks(two_ranks, 2, folder, server.address)
 
 
 def test_distance_changes_no_update(job):

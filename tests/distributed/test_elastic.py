@@ -29,7 +29,6 @@ from tests.support.tiny_training import (
 )
 
 pytestmark = pytest.mark.timeout(1800)
-PATIENCE = 400.0
 EPOCH = 270
 """Samples of the tiny training split; an update takes 8."""
 SETTINGS = ("train.save_every=1000", "train.valid_every=0", "train.keep_last=9")
@@ -139,11 +138,11 @@ def one_rank(folder: Path, segments: list[Segment]) -> tuple[Extras, Trained]:
 def jobs(inputs: Path) -> dict[str, Any]:
     """Two data-parallel ranks, then two tensor-parallel ones, then one process."""
     zero = [Segment(1, 0, 6), Segment(2, 1, 12), Segment(3, 0, 18), Segment(0, 0, 21)]
-    found: dict[str, Any] = {"two": run_ranks(two_ranks, 2, inputs, zero, timeout=PATIENCE)}
+    found: dict[str, Any] = {"two": run_ranks(two_ranks, 2, inputs, zero)}
     tensor = [Segment(2, 1, 25), Segment(3, 0, 29), Segment(1, 0, 32)]
-    found["tensor"] = run_ranks(tensor_ranks, 2, inputs, tensor, timeout=PATIENCE)
+    found["tensor"] = run_ranks(tensor_ranks, 2, inputs, tensor)
     last = [Segment(3, 0, 35), Segment(2, 1, 40)]
-    found["one"], found["reference"] = run_ranks(one_rank, 1, inputs, last, timeout=PATIENCE)[0]
+    found["one"], found["reference"] = run_ranks(one_rank, 1, inputs, last)[0]
     return found
 
 
@@ -181,7 +180,7 @@ def test_the_same_ranks_go_on_bit_for_bit(jobs: dict[str, Any], name: str) -> No
 
 @pytest.mark.heavy
 def test_rarer_executions_go_on_bit_for_bit(inputs: Path) -> None:
-    for whole, resumed in run_ranks(rare_executions, 2, inputs, timeout=PATIENCE)[0].values():
+    for whole, resumed in run_ranks(rare_executions, 2, inputs)[0].values():
         assert_bitwise(whole, resumed)
 
 
@@ -212,7 +211,7 @@ def test_one_two_four_and_one_rank_with_all_workers(inputs: Path, jobs: dict[str
         for stage, workers in ((1, 0), (2, 1), (3, 4)):
             end += 2
             segments.append(Segment(stage, workers, end))
-        found = run_ranks(run_segments, ranks, run_folder, tensor_size, segments, timeout=PATIENCE)
+        found = run_ranks(run_segments, ranks, run_folder, tensor_size, segments)
         ids |= merged([trained.ids for trained in found[::tensor_size]])
         for rank, trained in enumerate(found):
             assert trained.ids == found[rank // tensor_size * tensor_size].ids

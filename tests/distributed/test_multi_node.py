@@ -21,7 +21,7 @@ from tests.support.launch import free_port
 from tests.support.processes import alive, find_ranks, wait_until
 from tests.support.program import Program, deepspeed, figures_of, launched, reach, torchrun
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.heavy
 
 SHORT = ("train.max_steps=12", "train.save_every=5", "train.valid_every=6", "data.workers=1")
 ENDLESS = ("train.max_steps=1000000", "train.save_every=1000000", "train.valid_every=0", "data.workers=1")

@@ -155,10 +155,10 @@ def test_pairs_of_glge_train_in_every_mode_in_barts_layout(results: Any) -> None
     assert main(["--to", "hf", str(folder / "glge-ar"), "--output", str(folder / "hf-ar")]) == 0
 
 
-def evaluated(folder: Path, run: str, **base: Any) -> Evaluated:
+def evaluated(folder: Path, run: str, timed: int = 0, **base: Any) -> Evaluated:
     request = EvalRequest(folder / run, iterations=(0, 1), output=folder / f"eval-{run}", **base)
     other = folder / "glge-ar" if run == "glge-nar" else None
-    return evaluate_glge(request, task_named("squadqg"), "not here", 2, other, lambda *_: None)
+    return evaluate_glge(request, task_named("squadqg"), "not here", timed, other, lambda *_: None)
 
 
 def test_checkpoints_of_glge_are_evaluated_in_every_mode(results: Any) -> None:
@@ -168,7 +168,7 @@ def test_checkpoints_of_glge_are_evaluated_in_every_mode(results: Any) -> None:
         ("glge-nar", ["nar-0", "nar-1"]),
         ("glge-ar", ["ar"]),
     ):
-        found = evaluated(folder, run)
+        found = evaluated(folder, run, timed=2)
         assert [result.name for result in found.systems] == systems
         told = json.loads((folder / f"eval-{run}" / "scores.json").read_text())
         for name in systems:

@@ -20,7 +20,7 @@ from tests.conftest import Tally
 from tests.support.hf_folder import hub_folder
 from tests.support.hostile import note
 from tests.support.processes import in_session, wait_until
-from tests.support.program import Program, wait_for
+from tests.support.program import SETTINGS, Program, wait_for
 from tests.support.tiny_data import sentences
 from tests.support.tiny_pairs import make_tiny_pairs, prepare_tiny
 from tests.support.tiny_run import make_run
@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     files = [[folder / "text" / f"{split}.{side}" for side in ("de", "en")] for split in ("train", "valid")]
     pairs = ["--source-lang", "de", "--target-lang", "en", "--train", *files[0], "--valid", *files[1]]
     distil = ["--distill", run, "--data", data, "--device", "cpu"]
-    decode = ["--data", data, "--average", 2, "--modes", "ar", "--device", "cpu"]
+    decode = ["--data", data, "--average", 2, "--modes", "ar", "--device", "cpu", "--latency-samples", 0]
     made.commands = {
         "corpus": ["prepare", "--input", folder / "novel.txt", *small, "--output"],
         "pairs": [*nmt, *pairs, *small, "--output"],
@@ -79,8 +79,8 @@ def start(inputs: Inputs, kind: str, output: Path, **plan: Any) -> int:
     words = words_of(output.parent, [*inputs.commands[kind], output], **plan)
     log = inputs.folder / "log"
     process = warm_starter().start(words, log, {"TMPDIR": str(temporary)})
-    code = process.wait(300)
-    wait_until(lambda: not in_session(process.pid), 30, "the end of all its processes")
+    code = process.wait(900)
+    wait_until(lambda: not in_session(process.pid), 120, "the end of all its processes")
     assert not left_in(temporary)
     assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
     return code
@@ -185,12 +185,12 @@ def test_kills_all_along(kind: str, case: Callable[[str], Case], tally: Tally) -
 
 
 def test_a_killed_training_leaves_nothing_in_the_temporary_folder(inputs: Path, tmp_path: Path) -> None:
-    program = Program(inputs, tmp_path / "run")
+    program = Program(inputs, tmp_path / "run", settings=(*SETTINGS, "train.max_steps=1000000"))
     (tmp_path / "tmp").mkdir()
     words = words_of(tmp_path, ["pretrain", *program.words[1:]])
     process = warm_starter().start(words, program.log, {"TMPDIR": str(tmp_path / "tmp")})
     wait_for(lambda: program.steps >= 3, process, program.log)
     for pid in in_session(process.pid):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not in_session(process.pid), 30, "the end of its workers")
+    wait_until(lambda: not in_session(process.pid), 120, "the end of its workers")
     assert not left_in(tmp_path / "tmp")

@@ -29,7 +29,7 @@ from tests.support.program import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.heavy
 
 ENDLESS = ("train.max_steps=1000000", "train.save_every=1000000", "train.valid_every=0", "data.workers=1")
 OFTEN = ("train.max_steps=1000000", "train.save_every=7", "train.valid_every=11", "data.workers=1")

@@ -21,8 +21,6 @@ from tests.support.bad_steps import Watched, bad_passes, watched_steps
 from tests.support.launch import run_ranks
 from tests.support.tiny_training import Run, allow_fp16, make_inputs, train
 
-pytestmark = pytest.mark.timeout(1200)
-
 STEPS = 7
 SETTINGS = (f"train.max_steps={STEPS}", "train.save_every=1", "train.valid_every=0", "train.keep_last=99")
 ENGINES: dict[str, dict[str, Any]] = {
@@ -215,7 +213,7 @@ def assert_spike(folder: Path, first: Extras, second: Extras) -> None:
 
 def test_a_part_of_the_matrix_a_streak_and_a_spike(tmp_path: Path) -> None:
     make_inputs(tmp_path)
-    ranks = run_ranks(go_further, 2, tmp_path, SOME, timeout=900.0)
+    ranks = run_ranks(go_further, 2, tmp_path, SOME)
     check(tmp_path, [found for found, _ in ranks])
     for _, extras in ranks:
         assert_streak(extras.overflow)
@@ -226,7 +224,7 @@ def test_a_part_of_the_matrix_a_streak_and_a_spike(tmp_path: Path) -> None:
 def test_every_precision_and_zero_stage(tmp_path: Path) -> None:
     make_inputs(tmp_path)
     rest = [execution for execution in ALL if execution not in SOME]
-    check(tmp_path, run_ranks(go_over, 2, tmp_path, rest, timeout=900.0))
+    check(tmp_path, run_ranks(go_over, 2, tmp_path, rest))
 
 
 def tensor_ranks(folder: Path) -> dict[int, Watched]:
@@ -244,7 +242,7 @@ def tensor_ranks(folder: Path) -> dict[int, Watched]:
 
 @pytest.mark.heavy
 def test_tensor_parallel_ranks_agree_as_well(tmp_path: Path) -> None:
-    first, second = run_ranks(tensor_ranks, 2, make_inputs(tmp_path), timeout=900.0)
+    first, second = run_ranks(tensor_ranks, 2, make_inputs(tmp_path))
     for stage in (1, 3):
         verdicts = first[stage].verdicts
         assert verdicts == second[stage].verdicts

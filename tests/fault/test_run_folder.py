@@ -14,9 +14,7 @@ from janus_ds.io import disk_faults, folder_lock
 from tests.conftest import Tally
 from tests.support.bad_server import serve
 from tests.support.hostile import note
-from tests.support.program import STEPS, Program, assert_as_unbroken, wait_for
-
-pytestmark = pytest.mark.timeout(900)
+from tests.support.program import STEPS, Program, assert_as_unbroken, wait_for, wait_for_halt
 
 SECRET = "pl4nted-s3cret"
 SHORT = ("train.max_steps=4", "train.save_every=2", "train.valid_every=2", "data.workers=0")
@@ -39,15 +37,14 @@ def test_a_second_start_in_a_run_folder_is_refused_in_words(
     inputs: Path, unbroken: Path, tally: Tally
 ) -> None:
     program = Program(inputs, inputs / "two")
-    with program.running() as first:
-        wait_for(lambda: program.steps >= 2, first, program.log)
-        first.send_signal(signal.SIGSTOP)
+    with program.halting(2, 6).running() as first:
+        wait_for_halt(program, first, 2)
         assert program.finish() == BusyError.exit_code
         assert "error: another process is at work in the folder" in program.said
         assert f"{program.run}: process {first.pid} on " in program.said
         assert "Traceback" not in program.said
         first.send_signal(signal.SIGCONT)
-        wait_for(lambda: program.steps >= 6, first, program.log)
+        wait_for_halt(program, first, 6)
     # Killed: the next start needs not wait for anything.
     assert program.finish() == 0, program.said[-3000:]
     assert_as_unbroken(program.run, unbroken)

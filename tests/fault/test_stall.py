@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,10 @@ from janus_ds.data.stream.source import SampleSource
 from janus_ds.errors import STALLED_EXIT_CODE
 from janus_ds.observe import read_metrics
 from janus_ds.train.signals import StopSignals
-from tests.support.launch import ROOT, Ended, let_ranks_end
+from tests.support.launch import PATIENCE, ROOT, Ended, let_ranks_end
 from tests.support.processes import wait_until
 from tests.support.tiny_training import make_inputs
 
-pytestmark = pytest.mark.timeout(900)
-
-PATIENCE = 400.0
 ENDLESS = ("train.max_steps=1000000", "train.save_every=3", "train.valid_every=0")
 LIMIT = 0.2
 """Minutes: a step of the tiny model on a machine that is busy with other things must not take so long."""
@@ -91,9 +87,7 @@ def assert_left(ranks: list[Ended], run: Path) -> str:
 
 def test_a_read_that_never_returns_is_named_with_its_stack(tmp_path: Path) -> None:
     folder = make_inputs(tmp_path)
-    begin = time.monotonic()
-    ranks = let_ranks_end(hanging, 2, folder, 1, timeout=PATIENCE)
-    assert time.monotonic() - begin < PATIENCE
+    ranks = let_ranks_end(hanging, 2, folder, 1)
     where = assert_left(ranks, folder / "run")
     assert where.startswith("  where: rank 1 on "), where
     assert ": reading the data of step " in where
@@ -111,7 +105,7 @@ def test_a_stopped_process_is_named_by_the_others(tmp_path: Path, victim: int) -
     """It cannot speak for itself. It is woken, hears that all is over, writes its stacks and leaves too."""
     folder = make_inputs(tmp_path)
     meanwhile = stop_rank(folder / "run", victim)
-    ranks = let_ranks_end(hanging, 2, folder, None, meanwhile=meanwhile, timeout=PATIENCE)
+    ranks = let_ranks_end(hanging, 2, folder, None, meanwhile=meanwhile)
     where = assert_left(ranks, folder / "run")
     assert where.startswith(f"  where: rank {victim} on "), where
     assert ": silent for " in where

@@ -23,7 +23,7 @@ from tests.support.warm import warm_starter
 
 GOLDEN = Path(__file__).with_name("commands.txt")
 NOISE = [
-    (r"\bin [\d.,]+ ?(ms|s|min|h)\b", "in # s"),
+    (r"\bin [\d.,]+ ?(ms|s|min|h)( \d+ (s|min))?\b", "in # s"),
     (r"[\d.,]+ [kMGT]?B/s", "# B/s"),
     (r"[\d.,]+ (samples|tokens|documents|pairs)/s", r"# \1/s"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*", "#time"),

@@ -128,7 +128,6 @@ def test_the_first_losses_are_the_committed_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(1200)
 def test_two_hundred_losses_are_the_committed_ones(tmp_path: Path) -> None:
     found = losses(tmp_path, RUNS, STEPS)
     if os.environ.get("JANUS_UPDATE_GOLDEN"):

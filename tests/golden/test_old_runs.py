@@ -42,7 +42,7 @@ def restored_run(folder: Path) -> Path:
 def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     run, log = restored_run(tmp_path), tmp_path / "log"
     words = [*TRAIN, "--recipe", f"{FROZEN}/recipe.yaml", "--data", f"{FROZEN}/data", "--output", str(run)]
-    assert warm_starter().start(words, log).wait(120) == 0, log.read_text()
+    assert warm_starter().start(words, log).wait(600) == 0, log.read_text()
     assert "resuming from step 20" in log.read_text()
     golden = json.loads((ROOT / FROZEN / "continued.json").read_text())
     lines = read_metrics(run / "metrics.jsonl")
@@ -59,7 +59,7 @@ def test_a_retired_key_is_refused_by_name_at_another_value(key: str, value: str,
     recipe, log = tmp_path / "recipe.yaml", tmp_path / "log"
     recipe.write_text(f"name: old\n{section}: {{{field}: {value}}}\n")
     words = ["janus_ds/__main__.py", "check", "--recipe", str(recipe), "--data", f"{FROZEN}/data"]
-    code = warm_starter().start([*words, "--deepspeed_config", "ds_configs/zero2.json"], log).wait(120)
+    code = warm_starter().start([*words, "--deepspeed_config", "ds_configs/zero2.json"], log).wait(600)
     said = log.read_text()
     assert code == 3, said
     assert key in said

@@ -79,9 +79,7 @@ def check(folder: Path, asked: dict[str, Asked]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    "count", [20, pytest.param(200, marks=[pytest.mark.heavy, pytest.mark.timeout(1200)])]
-)
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.heavy)])
 def test_every_kind_of_run_decodes_elsewhere_as_here(tmp_path: Path, count: int) -> None:
     asked = {"demo": ("demo", texts_of_demo(count), ("ar", "nar", "aux")), **runs(tmp_path)}
     found = check(tmp_path, asked)

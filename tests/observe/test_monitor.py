@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from janus_ds.config.deepspeed import read_setup
 from janus_ds.config.locations import packaged_folder
 from janus_ds.errors import ConfigError
 from janus_ds.observe import MetricsWriter, read_metrics
+from tests.support.processes import wait_until
 
 
 def records(path: Path) -> list[Any]:
@@ -25,6 +25,8 @@ def records(path: Path) -> list[Any]:
     data, place, found = path.read_bytes(), 7, []
     while place + 7 <= len(data):
         _, length, _ = struct.unpack_from("<IHB", data, place)
+        if place + 7 + length > len(data):
+            break  # it is being written
         found.append(Record.FromString(data[place + 7 : place + 7 + length]))
         place += 7 + length
     return found
@@ -34,13 +36,11 @@ def logged(folder: Path) -> list[tuple[str, list[dict[str, float]]]]:
     """Number of the run, and its lines, of each start in order, from wandb's own files."""
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        # A process of wandb's own writes; its last record ends the run.
+        wait_until(
+            lambda p=path: any(r.HasField("exit") for r in records(p)[-1:]), 300, "wandb's last record"
+        )
         read = records(path)
-        for _ in range(300):
-            # A process of wandb's own writes; its last record ends the run.
-            if read and read[-1].HasField("exit"):
-                break
-            time.sleep(0.1)
-            read = records(path)
         lines = []
         for record in read:
             items = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item}
@@ -53,6 +53,7 @@ def logged(folder: Path) -> list[tuple[str, list[dict[str, float]]]]:
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_gets_the_scalars_of_the_other_writers(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")
     monkeypatch.setattr("sys.argv", ["janus-ds", "--data", "https://me:topsecret@host/data"])
     for start, end in ((0, 3), (2, 4)):
         writer = MetricsWriter(tmp_path, start, "wandb")

@@ -56,6 +56,12 @@ class ThreadTopology(Topology):
         self.gather_objects(None)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of a busy machine may need longer than hosts."""
+    monkeypatch.setattr(liveness, "_CONNECT_SECONDS", 300.0)
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -81,7 +87,7 @@ def test_a_rank_that_goes_without_a_word_is_named_to_all(calls: Any, gone: int) 
     made[gone].close(orderly=False)
     for rank, call in enumerate(made):
         if rank != gone:
-            error = call.lost(20)
+            error = call.lost(300)
             assert isinstance(error, LostRankError)
             assert [peer.rank for peer in error.lost] == [gone]
             assert f"rank {gone} on " in error.where
@@ -103,7 +109,7 @@ def test_a_wish_to_stop_reaches_every_other_rank_once(calls: Any, asked: int) ->
     made, heard = calls
     made[asked].ask_to_stop("SIGUSR1")
     others = [rank for rank in range(COUNT) if rank != asked]
-    wait_until(lambda: all(heard[rank] for rank in others), 20, "the news")
+    wait_until(lambda: all(heard[rank] for rank in others), 300, "the news")
     assert [heard[rank] for rank in others] == [[f"rank {asked}: SIGUSR1"]] * 3
     assert heard[asked] == []
     made[(asked + 1) % COUNT].ask_to_stop("SIGTERM")
@@ -131,15 +137,15 @@ def joining(ranks: int) -> Iterator[tuple[tuple[str, int], list[dict[int, socket
     waiting.start()
     with listener:
         yield listener.getsockname()[:2], found
-        waiting.join(30)
+        waiting.join()
     for line in found[0].values():
         line.close()
 
 
 def attack(address: tuple[str, int], kind: str) -> socket.socket:
     """A stranger's connection to the port."""
-    line = socket.create_connection(address, 10)
-    challenge = liveness._line_of(line)
+    line = socket.create_connection(address, 300)
+    challenge = liveness._line_of(line, 300.0)
     texts = {
         "not ASCII": "\xff\xfe ä 1\n".encode("latin-1"),
         "digits": b"9" * 200 + b" x\n",
@@ -164,8 +170,9 @@ def attack(address: tuple[str, int], kind: str) -> socket.socket:
 STRANGERS = ("silent", "not ASCII", "digits", "clear token", "rank 0", "no such rank", "other challenge")
 
 
-def test_a_hundred_strangers_neither_delay_nor_break_a_start() -> None:
-    begun = time.monotonic()
+def test_a_hundred_strangers_neither_delay_nor_break_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One after the other, those ten that are silent would take 60 s each, twice what all have to join.
+    monkeypatch.setattr(liveness._line_of, "__defaults__", (60.0,))
     with joining(3) as (address, found):
         kinds = (*STRANGERS, "null", "endless", "reset")
         with ThreadPoolExecutor(20) as pool:
@@ -174,7 +181,6 @@ def test_a_hundred_strangers_neither_delay_nor_break_a_start() -> None:
     note("connections of strangers that break a start", len(strangers), not all(lines))
     assert all(lines)
     assert sorted(found[0]) == [1, 2, 3]
-    assert time.monotonic() - begun < 60, "not one after the other, 5 s each"
     for stranger in strangers:
         stranger.close()
 
@@ -183,7 +189,7 @@ def test_a_hundred_strangers_neither_delay_nor_break_a_start() -> None:
 def test_a_stranger_is_dropped_at_once(kind: str) -> None:
     with joining(1) as (address, found):
         stranger = attack(address, kind)
-        stranger.settimeout(10)
+        stranger.settimeout(300)
         with contextlib.suppress(ConnectionResetError):
             assert stranger.recv(100) == b""
         line = liveness.join(address, TOKEN, 1)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError, UsageEr
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import init_topology, share_threads, wait_without_limit
 from tests.support.launch import free_port, rank_environment
+from tests.support.warm import warm_starter
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -129,23 +131,27 @@ def test_dense_layers_draw_their_weights_and_zero_their_biases() -> None:
     assert table.get_parameter("weight").std().item() == pytest.approx(0.1, rel=0.02)
 
 
-def test_ranks_that_do_not_come_are_waited_for_in_words() -> None:
+def said(folder: Path, script: str, environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code and output of a process that runs a script."""
+    file, log = folder / "rank.py", folder / "log"
+    file.write_text(f"import time\nfrom janus_ds.parallel import topology\n{script}\n")
+    return warm_starter().start([str(file)], log, environment).wait(900), log.read_text()
+
+
+def test_ranks_that_do_not_come_are_waited_for_in_words(tmp_path: Path) -> None:
     """One of two ranks alone."""
-    script = "from janus_ds.parallel import topology\ntopology._LIMIT_SECONDS = 0.5\ntopology.init_topology()"
     environment = rank_environment(0, 2, free_port())
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == MissingDependencyError.exit_code
-    assert "error: not all 2 ranks have come" in done.stderr
-    assert f"rank 0, meeting at 127.0.0.1:{environment['MASTER_PORT']}" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, text = said(tmp_path, "topology._LIMIT_SECONDS = 0.5\ntopology.init_topology()", environment)
+    assert code == MissingDependencyError.exit_code
+    assert "error: not all 2 ranks have come" in text
+    assert f"rank 0, meeting at 127.0.0.1:{environment['MASTER_PORT']}" in text
+    assert "Traceback" not in text
 
 
-def test_a_rank_that_is_asked_to_stop_waits_no_longer_for_others() -> None:
-    script = "import time\nfrom janus_ds.parallel import topology\ntopology._GRACE_SECONDS = 0.2\n"
-    script += "with topology.rendezvous_in_time({}, 2, lambda: True):\n    time.sleep(60)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
-    assert done.returncode == PREEMPTED_EXIT_CODE
-    assert done.stderr == "asked to stop before all ranks had come\n"
+def test_a_rank_that_is_asked_to_stop_waits_no_longer_for_others(tmp_path: Path) -> None:
+    script = "topology._GRACE_SECONDS = 0.2\n"
+    script += "with topology.rendezvous_in_time({}, 2, lambda: True):\n    time.sleep(600)"
+    assert said(tmp_path, script, {}) == (PREEMPTED_EXIT_CODE, "asked to stop before all ranks had come\n")
 
 
 @pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])

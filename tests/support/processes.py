@@ -43,12 +43,17 @@ def resident(pid: int) -> int:
     return 0
 
 
-def takes(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+def takes(pid: int, number: int, field: str = "SigCgt") -> bool:
+    """Whether a process has a handler for a signal, or ignores it (SigIgn)."""
     for line in _read(pid, "status").splitlines():
-        if line.startswith("SigCgt:"):
+        if line.startswith(f"{field}:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
+
+
+def halted(pid: int) -> bool:
+    """Whether a process is stopped, as by SIGSTOP."""
+    return _stat(pid)[:1] == ["T"]
 
 
 def variables(pid: int) -> dict[str, str]:

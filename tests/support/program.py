@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from janus_ds.observe import read_metrics
 from janus_ds.parallel.topology import Topology
 from tests.observe.test_meters import events
 from tests.support.launch import free_port, kill_session, rank_environment
-from tests.support.processes import alive, wait_until
+from tests.support.processes import alive, halted, wait_until
 from tests.support.programs import BIN, ROOT, program_environment
 from tests.support.warm import WarmProcess, warm_starter
 
 STEPS = 40
 SETTINGS = (f"train.max_steps={STEPS}", "train.save_every=4", "train.valid_every=20", "data.workers=1")
-PATIENCE = 180.0
+PATIENCE = 600.0
 ALONE = Topology(torch.device("cpu"))
 
 
@@ -44,6 +44,7 @@ class Program:
         ranks: processes.
         settings: overrides.
         forked: starts come from the warm starter; else Python is started anew, under the launcher if several.
+        halts: where it halts by itself; see :meth:`halting`.
     """
 
     inputs: Path
@@ -51,13 +52,19 @@ class Program:
     ranks: int = 1
     settings: tuple[str, ...] = SETTINGS
     forked: bool = True
+    halts: str = ""
+
+    def halting(self, *steps: int, file: int = 0) -> Program:
+        """One that halts behind each of these steps, or before it writes so many a file of tensors."""
+        return replace(self, halts=json.dumps([steps, file]))
 
     @property
     def words(self) -> list[str]:
         """The script and its arguments."""
         script = ["launch/pretrain.py", "--deepspeed_config", "ds_configs/zero2.json"]
         options = ["--recipe", str(self.inputs / "recipe.yaml"), "--data", str(self.inputs / "data")]
-        return [*script, *options, "--output", str(self.run), "--set", *self.settings]
+        words = [*script, *options, "--output", str(self.run), "--set", *self.settings]
+        return ["tests/support/halted.py", self.halts, *words] if self.halts else words
 
     @contextmanager
     def running(self) -> Iterator[Any]:
@@ -155,10 +162,10 @@ def _kill(run: Path) -> None:
 
 def reach(program: Program, step: int) -> None:
     """Wait until a step is in metrics.jsonl."""
-    wait_until(lambda: program.steps >= step, 200.0, f"step {step}\n{program.log}")
+    wait_until(lambda: program.steps >= step, PATIENCE, f"step {step}\n{program.log}")
 
 
-def gone(program: Program, patience: float = 60.0) -> None:
+def gone(program: Program, patience: float = 120.0) -> None:
     """Wait until no process of the run is left."""
     wait_until(lambda: not alive(program.run), patience, f"the end of all processes\n{program.log}")
 
@@ -173,15 +180,22 @@ def last_step(metrics: Path) -> int:
     return int(json.loads(ends[-1])["step"]) if ends else 0
 
 
-def wait_for(condition: Callable[[], bool], process: Any, log: Path, patience: float = PATIENCE) -> None:
-    """Wait until the condition holds, while the process runs."""
+def wait_for(
+    condition: Callable[[], bool], process: Any, log: Path, patience: float = PATIENCE, pause: float = 0.01
+) -> None:
+    """Wait until the condition holds, while the process runs; look at it again after a pause, in seconds."""
     deadline, looks = time.monotonic() + patience, 0
     while not condition():
         looks += 1
         if (looks % 20 == 0 and process.poll() is not None) or time.monotonic() > deadline:
             text = log.read_text(errors="replace")[-3000:]
             raise AssertionError(f"the program ended early ({process.poll()}):\n{text}")
-        time.sleep(0.002)
+        time.sleep(pause)
+
+
+def wait_for_halt(program: Program, process: Any, step: int = 0) -> None:
+    """Wait until the program halts, behind the step if one is given."""
+    wait_for(lambda: program.steps >= step and halted(process.pid), process, program.log, pause=0.02)
 
 
 def figures_of(run: Path) -> list[list[Any]]:

@@ -38,4 +38,4 @@ def python(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
 def started(*words: object, **options: Any) -> subprocess.Popen[str]:
     """The same without waiting; options are those of `subprocess.Popen`."""
     command = [sys.executable, *map(str, words)]
-    return subprocess.Popen(command, cwd=ROOT, env=program_environment(), text=True, **options)
+    return subprocess.Popen(command, env=program_environment(), text=True, **{"cwd": ROOT, **options})

@@ -60,7 +60,7 @@ class WarmProcess:
         while (code := self.poll()) is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-            time.sleep(0.005)
+            time.sleep(0.02)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -96,7 +96,7 @@ class WarmStarter:
         order = {"start": list(words), "log": str(log), "environment": dict(environment)}
         return WarmProcess(self, self.ask(order)["pid"])
 
-    def finish(self, starts: Sequence[tuple[Sequence[str], Path]], patience: float = 300.0) -> list[int]:
+    def finish(self, starts: Sequence[tuple[Sequence[str], Path]], patience: float = 900.0) -> list[int]:
         """Run scripts to their ends, two at a time; returns their exit codes.
 
         Args:

@@ -76,7 +76,7 @@ def assert_same(backend: str, layers: int = 2) -> int:
     [
         ("aot_eager", 1),
         ("eager", 2),
-        pytest.param("aot_eager", 2, marks=[pytest.mark.heavy, pytest.mark.timeout(1200)]),
+        pytest.param("aot_eager", 2, marks=pytest.mark.heavy),
     ],
 )
 def test_the_captured_model_gives_the_same_losses_and_is_captured_few_times(

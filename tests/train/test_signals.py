@@ -17,59 +17,81 @@ from tests.support.processes import wait_until
 from tests.support.programs import started
 
 BUSY = """
-import sys, time
+import os, select, time
+from types import SimpleNamespace
 from janus_ds.train import signals
-signals._ECHO_SECONDS = 0.3
+looks = 0
+def look(*given):
+    global looks
+    looks += 1
+    return select.select(*given)
+signals.select = SimpleNamespace(select=look)
+signals._POLL_SECONDS, signals._ECHO_SECONDS = 0.05, 1e9
 requests = signals.StopSignals()
 requests.install()
 requests.watch()
 print("ready", flush=True)
 while True:
-    print(requests.name, flush=True)
+    # The test says when an echo can come no more, and when all is saved.
+    if os.path.exists("late") and signals._ECHO_SECONDS > 1:
+        # Not before the thread has taken the echoes that have come.
+        taken = looks + 2
+        while looks < taken:
+            time.sleep(0.01)
+        signals._ECHO_SECONDS = 1e-9
+    if os.path.exists("saved"):
+        requests.leave()
+    print(requests.name, *sorted(os.listdir()), flush=True)
     # Nothing of Python runs meanwhile in the main thread but handlers.
     time.sleep(0.05)
-    if "leaving" in sys.argv and requests.name:
-        requests.leave()
 """
 
 
-def start(*words: str) -> subprocess.Popen[str]:
-    process = started(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def start(folder: Path) -> subprocess.Popen[str]:
+    process = started("-c", BUSY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
 
+def says(process: subprocess.Popen[str], line: str, times: int = 1) -> None:
+    """Wait until the process has said a line so often."""
+    assert process.stdout is not None
+    for _ in range(times):
+        while (said := process.stdout.readline()) != f"{line}\n":
+            assert said, "the process has ended"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_the_same_signal_again_ends_the_process_at_once(number: signal.Signals) -> None:
-    process = start("-c", BUSY)
+def test_the_same_signal_again_ends_the_process_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    process = start(tmp_path)
     try:
         for _ in range(3):
             # An echo, as launchers make it.
             process.send_signal(number)
-            time.sleep(0.02)
-        other = signal.SIGUSR1 if number == signal.SIGTERM else signal.SIGTERM
-        time.sleep(0.4)
-        process.send_signal(other)
-        time.sleep(0.1)
-        assert process.poll() is None
+            says(process, number.name, 3)
+        (tmp_path / "late").touch()
+        says(process, f"{number.name} late")
+        process.send_signal(signal.SIGUSR1 if number == signal.SIGTERM else signal.SIGTERM)
+        says(process, f"{number.name} late", 3)
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        _, err = process.communicate()
         assert process.returncode == 128 + number
         assert f"{number.name} again: leaving at once" in err
-        assert number.name in out.split()
     finally:
         process.kill()
 
 
-def test_a_signal_after_the_last_save_changes_nothing() -> None:
-    process = start("-c", BUSY, "leaving")
+def test_a_signal_after_the_last_save_changes_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path)
     try:
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.6)
+        says(process, "SIGTERM")
+        for name in ("late", "saved"):
+            (tmp_path / name).touch()
+        says(process, "SIGTERM late saved", 2)
         process.send_signal(signal.SIGTERM)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
+        says(process, "SIGTERM late saved", 5)
     finally:
         process.kill()
         process.wait()
@@ -84,12 +106,12 @@ def test_a_dead_launcher_asks_to_stop(tmp_path: Path) -> None:
     outer = tmp_path / "deepspeed"
     outer.write_text(f"import subprocess, sys\nsubprocess.call([sys.executable, {str(inner)!r}])\n")
     with log.open("wb") as file:
-        process = started(outer, stdout=file, stderr=file, start_new_session=True)
+        process = started(outer, stdout=file, stderr=file, start_new_session=True, cwd=tmp_path)
     try:
-        wait_until(lambda: "None" in log.read_text(), 30, "a start")
+        wait_until(lambda: "None" in log.read_text(), 120, "a start")
         process.kill()
         process.wait()
-        wait_until(lambda: "the launcher is gone" in log.read_text(), 30, "the news")
+        wait_until(lambda: "the launcher is gone" in log.read_text(), 120, "the news")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -116,8 +138,9 @@ def test_a_launcher_counts_whatever_becomes_of_the_shell_above_it() -> None:
     assert find_launchers(Program("python", launcher)) == [launcher]  # type: ignore[arg-type, comparison-overlap]
 
 
-def test_time_limits() -> None:
+def test_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
     free, limited, slurm, short, over = (StopSignals() for _ in range(5))
     free.limit(0, {})
     limited.limit(1e-9, {"SLURM_JOB_END_TIME": str(int(now + 9999))})

@@ -109,7 +109,8 @@ def _cache_folder() -> Path:
     """Where this user's libraries lie; what lies there is run, so nobody else may write there, or above."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(base) / "janus_ds" / "native"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for place in (folder.parent, folder):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
     for place, forbidden in ((folder, 0o077), (folder.parent, 0o022)):
         facts = place.lstat()
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & forbidden:

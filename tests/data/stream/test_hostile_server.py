@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -31,7 +30,7 @@ def test_endless_bodies_end(tiny, tmp_path, monkeypatch, name):
             f"janus_ds.data.{module}.MOST_BYTES", {"manifest.json": 8 * MB, "index.json": 8 * MB}
         )
     monkeypatch.setattr("janus_ds.data.stream.open_dataset.MOST_TOKENIZER_BYTES", 8 * MB)
-    data = replace(DataConfig(), cache_dir=str(tmp_path / "cache"), retries=1, stall_seconds=5.0)
+    data = replace(DataConfig(), cache_dir=str(tmp_path / "cache"), retries=1)
     with (
         serve(tiny, always={name: "endless"}) as server,
         bounded(),
@@ -43,7 +42,7 @@ def test_endless_bodies_end(tiny, tmp_path, monkeypatch, name):
 
 def test_a_shard_without_a_length_stops_at_its_size(tiny, tmp_path):
     with serve(tiny, always={".tar": "endless"}) as server, (tmp_path / "part").open("w+b") as file:
-        folder = RemoteFolder(server.address, Patience(1, 5.0, sleep=lambda _: None))
+        folder = RemoteFolder(server.address, Patience(1, sleep=lambda _: None))
         with pytest.raises(DamagedDataError, match="more came than the 5,000 bytes"):
             folder.fetch("train/shard-000000.tar", file, Expected(5000, "0" * 64))
         assert file.seek(0, 2) < 2 * MB
@@ -52,10 +51,9 @@ def test_a_shard_without_a_length_stops_at_its_size(tiny, tmp_path):
 def test_a_drip_is_a_stall(tiny, tmp_path):
     with serve(tiny, always={".json": "drip"}) as server:
         folder = RemoteFolder(server.address, Patience(1, 0.3, sleep=lambda _: None))
-        begun = time.monotonic()
+        # Else what drips for 50 s would be taken, and be no manifest.
         with pytest.raises(DataError, match="stalled"):
             folder.fetch_small("manifest.json", tmp_path / "manifest.json", MB)
-        assert time.monotonic() - begun < 30, "the server drips for 50 s"
 
 
 @pytest.mark.parametrize("told", [0, 10, 10**12, -1, None, "x"], ids=str)
@@ -64,7 +62,7 @@ def test_a_file_of_fsspec_with_another_length_is_whole_or_refused(tiny, tmp_path
     lying = type("Lying", (io.BytesIO,), {"size": told})
     system = SimpleNamespace(open=lambda path, mode: lying(shard.read_bytes()))
     monkeypatch.setattr("fsspec.core.url_to_fs", lambda address: (system, "x"))
-    folder = RemoteFolder("memory://x", Patience(1, 5.0, sleep=lambda _: None))
+    folder = RemoteFolder("memory://x", Patience(1, sleep=lambda _: None))
     expected = Expected(shard.stat().st_size, sha256_of_file(shard))
     with (tmp_path / "part").open("w+b") as file, nullcontext() if told is None else suppress(JanusError):
         folder.fetch("train/shard-000000.tar", file, expected)

@@ -7,7 +7,6 @@ import os
 import pickle
 import select
 import signal
-import time
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -29,6 +28,7 @@ from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.errors import ConfigError, DataError, ResourceError
 from janus_ds.stream_mask import Segment
 from tests.support.packed_data import SPECIAL, flip, random_rows, run_config, write_split
+from tests.support.processes import takes, wait_until
 
 ROWS = random_rows(50, 30)
 STEPS = range(2, 8)  # 12 samples a step, 50 an epoch: epochs end inside
@@ -163,8 +163,8 @@ def test_workers_outlive_a_stop_signal_and_end_with_the_loader(split):
     next(steps)
     children = multiprocessing.active_children()
     assert len(children) == 2
-    time.sleep(0.5)  # let both get past their start
     for child in children:
+        wait_until(lambda pid=child.pid: takes(pid, signal.SIGTERM, "SigIgn"), 120, "the worker's start")
         os.kill(child.pid, signal.SIGTERM)
     assert [next(steps).step for _ in range(12)] == list(range(1, 13))
     steps.close()
@@ -178,8 +178,7 @@ def test_a_worker_killed_while_it_writes_is_reported(split, workers):
     next(steps)
     # Steps of 40 kB and a pipe that holds 64: full, it has a part of one.
     results = steps.gi_frame.f_locals["items"]._worker_result_queue
-    while select.select([], [results._writer], [], 0)[1]:
-        time.sleep(0.01)
+    wait_until(lambda: not select.select([], [results._writer], [], 0)[1], 120, "the pipe to be full")
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     with pytest.raises(ResourceError, match="data worker process was killed"):
         for _ in steps:

@@ -69,7 +69,8 @@ def test_folders_of_the_hub_and_their_columns(tmp_path: Path) -> None:
     fails(f"pipe:cat {two}", "from disk only")
 
 
-def test_webdataset_tars_from_everywhere(tmp_path: Path) -> None:
+def test_webdataset_tars_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
     txt = {f"{n:06}.txt": text.encode() for n, text in enumerate(TEXTS[:150])}
     both = {f"d/{n:06}.json": json.dumps({"text": text}).encode() for n, text in enumerate(TEXTS[150:])}
     tar(tmp_path / "shard-000.tar", {**txt, "000149.json": b"{}", "000149.jpg": b"\xff\xd8"})

@@ -112,7 +112,8 @@ def test_what_a_folder_holds(tmp_path):
         list_inputs([f"{tmp_path}/{{0..9999999999}}.txt"])
 
 
-def test_text_comes_from_servers_and_commands(tmp_path):
+def test_text_comes_from_servers_and_commands(tmp_path, monkeypatch):
+    monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
     folder = tmp_path / "web"
     write(folder / "a.jsonl.gz", gzip.compress(b'{"text": "One."}\n{"text": "Two."}\n'))
     write(folder / "b", lzma.compress(b"Three.\n" * 50_000))
