@@ -24,13 +24,18 @@ settings.register_profile(
 )
 settings.load_profile("untimed")
 
-# What a launcher or a job of Slurm has set, in which the tests may run, and a user for scores of their own.
-for name in list(os.environ):
-    launched = name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if launched or name.startswith(("SLURM_", "TORCHELASTIC_", "SACREBLEU_")):
-        del os.environ[name]
-
 Tally = Callable[[str, str], None]
+
+
+def pytest_configure() -> None:
+    """Leave out what a launcher or a job of Slurm has set, in which the tests may run, or a user for scores.
+
+    Not at the import of this file: the ranks of a job, which have theirs from the tests, import it as well.
+    """
+    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in list(os.environ):
+        if name in launched or name.startswith(("SLURM_", "TORCHELASTIC_", "SACREBLEU_")):
+            del os.environ[name]
 
 
 @pytest.fixture(scope="module")
