@@ -20,8 +20,8 @@ RULES = {"no_repeat_ngram_size": 2, "repetition_penalty": 2.0}
 ONE = [[5, 9, 13, 17, 21, 6]]
 MANY = [*ONE, [7, 8], [9], [5, 6, 7, 8], [21, 5, 9], [6, 5], [13] * 5]
 CASES = {
-    "beam": ("ar", {"beam": 3}, {"max_length": 20}, {"max_length": 44}),
-    "greedy": ("ar", {"beam": 1}, {"max_length": 20}, {"max_length": 44}),
+    "beam": ("ar", {"beam": 3}, {"max_length": 10}, {"max_length": 34}),
+    "greedy": ("ar", {"beam": 1}, {"max_length": 10}, {"max_length": 34}),
     "rules": (
         "ar",
         {"no_repeat_ngram_size": 2, "repetition_penalty": 1.2},
@@ -38,11 +38,12 @@ SHARES = {"ar": (1 / 8, 0), "nar": (1, 1), "aux": (1, 1), "draft": (1, 1)}
 """Copies from and to the device for each pass: beam search asks every 8 steps whether all is finished."""
 
 
+SHORT = {"max_length": 18}
 OTHER_WAYS = {
-    "places refilled": ("ar", {"beam": 2}),
-    "samples": ("ar", {"beam": 2, "temperature": 1.0, "top_k": 9, "top_p": 0.9}),
-    "samples, rules": ("ar", {"temperature": 1.0, **RULES}),
-    "drafts, drawn": ("draft", {"temperature": 0.8}),
+    "places refilled": ("ar", {"beam": 2, **SHORT}),
+    "samples": ("ar", {"beam": 2, "temperature": 1.0, "top_k": 9, "top_p": 0.9, **SHORT}),
+    "samples, rules": ("ar", {"temperature": 1.0, **RULES, **SHORT}),
+    "drafts, drawn": ("draft", {"temperature": 0.8, **SHORT}),
     "aux, drawn": ("aux", {"temperature": 0.8}),
     "rescored": ("nar", {"rescore": "ar", "iterations": 1}),
     "released": ("nar", {"nar_score": "released", "iterations": 2}),
