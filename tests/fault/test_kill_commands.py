@@ -145,7 +145,7 @@ class Case:
         return True
 
     def finish(self, place: str) -> None:
-        """The same command again: nothing else than without a kill. Behind the end of the work it may refuse."""
+        """The same command again: nothing else than without a kill. Behind its end it may refuse."""
         done = contents(self._folder / place) == self._whole
         code = self._start(place)
         same = (code == 0 or done) and contents(self._folder / place) == self._whole
