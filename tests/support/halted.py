@@ -43,6 +43,8 @@ def main(steps: list[int], file: int) -> None:
 
 
 if __name__ == "__main__":
-    points = json.loads(sys.argv[1])
-    sys.argv = sys.argv[2:]
-    main(*points)
+    # DeepSpeed's launcher puts its --local_rank before all else.
+    launched = [word for word in sys.argv[1:] if word.startswith("--local_rank")]
+    points, script, *words = (word for word in sys.argv[1:] if word not in launched)
+    sys.argv = [script, *launched, *words]
+    main(*json.loads(points))

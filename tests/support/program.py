@@ -194,8 +194,13 @@ def wait_for(
 
 
 def wait_for_halt(program: Program, process: Any, step: int = 0) -> None:
-    """Wait until the program halts, behind the step if one is given."""
-    wait_for(lambda: program.steps >= step and halted(process.pid), process, program.log, pause=0.02)
+    """Wait until the program halts, of several ranks the first one, behind the step if one is given."""
+
+    def halts() -> bool:
+        pids = [process.pid] if program.ranks == 1 else alive(program.run)
+        return program.steps >= step and any(map(halted, pids))
+
+    wait_for(halts, process, program.log, pause=0.02)
 
 
 def figures_of(run: Path) -> list[list[Any]]:
