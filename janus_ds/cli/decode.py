@@ -21,7 +21,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ from janus_ds.cli.decode_lines import (
 from janus_ds.config.locations import DEMO, user_path
 from janus_ds.config.modes import MODES, NAMES, refuse_unused, with_decode
 from janus_ds.config.schema import RunConfig
-from janus_ds.data.stream.index import Manifest
+from janus_ds.data.stream.index import is_lower_cased
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.infill import Target
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
@@ -169,10 +168,7 @@ class Capitals:
     which its data's manifest tells, if it is at hand."""
 
     def __init__(self, run: LoadedRun) -> None:
-        self._odd = False
-        if run.config.data.path:
-            with suppress(DataError):
-                self._odd = bool(Manifest.load(Path(run.config.data.path)).settings.get("lowercase"))
+        self._odd = is_lower_cased(run.config.data.path)
 
     def look(self, lines: Sequence[str]) -> None:
         """The next texts."""

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from janus_ds.data.prepare.pair_files import (
     side_limit,
     task_limits,
 )
-from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
+from janus_ds.data.stream.index import MANIFEST_NAME, Manifest, is_lower_cased
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.search_settings import Hypothesis
@@ -92,10 +91,7 @@ class _Translation:
         data = _data_of(request, run)
         text = held_out_text(data, request.split).first(request.limit)
         check_vocabulary(run, data)
-        with suppress(DataError):
-            learnt = Manifest.load(Path(run.config.data.path or "")).settings
-            given = Manifest.load(data).settings
-            self._odd_case = bool(learnt.get("lowercase")) and not given.get("lowercase")
+        self._odd_case = is_lower_cased(run.config.data.path) and not is_lower_cased(data)
         if self._baseline is not None:
             check_same_length(self._baseline, self._references(text))
         return text

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -176,6 +177,13 @@ class Manifest:
     def load(cls, directory: Path) -> Manifest:
         """Read `directory/manifest.json`."""
         return _load(directory / MANIFEST_NAME, cls)
+
+
+def is_lower_cased(directory: str | Path | None) -> bool:
+    """Whether a data directory's text was lower-cased; False where no manifest is at hand to tell."""
+    with suppress(DataError):
+        return bool(directory and Manifest.load(Path(directory)).settings.get("lowercase"))
+    return False
 
 
 def _checksum(body: dict[str, Any]) -> str:
