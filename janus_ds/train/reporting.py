@@ -221,12 +221,10 @@ def announce_end(run: Run, topology: Topology, step: int, meters: Meters) -> Non
         rows.append(("skipped", f"{meters.skipped_steps:,} steps; their reasons: metrics.jsonl"))
     if meters.best_step:
         rows.append(("best", f"step {meters.best_step:,}, in {run.folder / 'checkpoints' / 'best'}"))
-    modes = trained_modes(run.config.objective)
-    rows += [
-        ("folder", str(run.folder)),
-        ("next", f"janus-ds decode --checkpoint {folder} --mode {','.join(modes)} --heldout 3"),
-        ("", f"janus-ds report {folder}"),
-    ]
+    commands = [f"janus-ds report {folder}"]
+    if modes := trained_modes(run.config.objective):
+        commands.insert(0, f"janus-ds decode --checkpoint {folder} --mode {','.join(modes)} --heldout 3")
+    rows += [("folder", str(run.folder)), ("next", commands[0]), *(("", text) for text in commands[1:])]
     _say(f"complete after step {step:,}", rows)
 
 

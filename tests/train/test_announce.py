@@ -52,6 +52,10 @@ def test_a_run_begins_with_what_it_is_and_ends_with_what_comes_next(
     ended = capsys.readouterr().err
     assert f"({2.0} epochs), 1,234 tokens in 4 min 46 s of steps" in ended
     assert f"janus-ds decode --checkpoint '{tmp_path / 'my run'}' --mode ar,nar --heldout 3" in ended
+    no_way = replace(run.config.objective, weight_ar=0.0, weight_length=0.0)
+    announce_end(replace(run, config=replace(run.config, objective=no_way)), topology, 9, Meters())
+    assert "janus-ds decode" not in (ended := capsys.readouterr().err)
+    assert "janus-ds report" in ended
     announce_start(run, Topology(torch.device("cpu"), rank=1, world_size=2), 0)
     assert capsys.readouterr().err == ""
 
