@@ -17,7 +17,7 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import product as pairs
 from pathlib import Path
@@ -143,7 +143,8 @@ def report(options: argparse.Namespace) -> None:
     before = json.loads(published.read_text(encoding="utf-8"))["runs"] if published.is_file() else {}
     content = collect(options.root, RUNS, "runs/convergence/en-de", before)
     publish_outputs(options.root, content["runs"], outputs)
-    content["significance"] = significance(partial(_published, outputs), content["runs"], COMPARISONS)
+    comparisons = [*COMPARISONS, *_attempts(content["runs"])]
+    content["significance"] = significance(partial(_published, outputs), content["runs"], comparisons)
     answers = options.results / "convergence_answers.md"
     content["answers"] = answers.read_text(encoding="utf-8").strip() if answers.is_file() else ""
     try:
@@ -151,6 +152,16 @@ def report(options: argparse.Namespace) -> None:
     except MissingDependencyError as error:
         content["pictures"], content["no_pictures"] = [], f"{error.what}: {error.fix}"
     write_page(options.results / "convergence.md", page(content), content)
+
+
+def _attempts(runs: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Comparisons of runs with further overrides with those that have none."""
+    for name in runs:
+        found = _NAME.fullmatch(name)
+        if found is not None and found["further"]:
+            base = name.replace(found["further"], "", 1)
+            for system in ("ar", "nar-0", "nar-10"):
+                yield name, system, base, system, f"{name} against {base}: {system}"
 
 
 def publish_outputs(folder: Path, runs: Mapping[str, Any], outputs: Path) -> None:
@@ -235,6 +246,7 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
         MissingDependencyError: there is no matplotlib.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    attempts = {name: 1 + number for number, name in enumerate(name for name in runs if "+" in name)}
     pictures = []
     for file, title, panels in (
         ("convergence_bleu", "Validation BLEU: AR greedy, NAR with 4 iterations", ("bleu_ar", "bleu_nar")),
@@ -253,7 +265,7 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
                         shown = [p for p in points if p.get(key) is not None and p.get(along) is not None]
                         if shown:
                             values = [p[along] / scale for p in shown], [p[key] for p in shown]
-                            panel.plot(*values, label=name, **_look(name))
+                            panel.plot(*values, label=name, **_look(name, attempts.get(name, 0)))
                     panel.set_xlabel(label)
                     panel.set_title(key)
             axes[0][0].legend(fontsize=7)
@@ -262,15 +274,18 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
     return pictures
 
 
-def _look(name: str) -> dict[str, Any]:
-    """A colour for each variant, a line style for each seed, a width for each budget."""
+def _look(name: str, attempt: int) -> dict[str, Any]:
+    """A colour for each variant, a line style for each seed, a width for each budget, marks for the
+    first, second, ... run with further overrides."""
     found = _NAME.fullmatch(name)
     if found is None:
         return {"color": INK}
     colours = dict(zip(VARIANTS, COLOURS, strict=False))
     style, budget = ("-", "--", ":")[(int(found["seed"]) - 1) % 3], float(found["budget"])
     width = 0.8 + 0.8 * sum(budget > known for known in BUDGETS)
-    return {"color": colours.get(found["variant"], INK), "linestyle": style, "linewidth": width}
+    mark = ("", *"ovsDP*X^")[attempt % 9]
+    look = {"linestyle": style, "linewidth": width, "marker": mark, "markersize": 3, "markevery": 0.1}
+    return {"color": colours.get(found["variant"], INK), **look}
 
 
 def prepare(options: argparse.Namespace) -> Iterator[list[str]]:

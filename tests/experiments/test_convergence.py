@@ -69,7 +69,9 @@ def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
     made_run(folder / "paper-4k-s1", "pair", "paper", {"ar": nmt_score(36.0), "nar-10": nmt_score(33.5)})
     made_run(folder / "paper-4k-s2", "pair", "paper", {"ar": nmt_score(37.0), "nar-10": nmt_score(34.5)})
     (folder / "cmlm-4k-s1").mkdir()
-    for name, text in (("ar-4k-s1", "a b c d e\n"), ("paper-4k-s1", "a b c d f\n")):
+    tried = "paper+objective.weight_kl_ar_aux=1+model.dropout=0.4-4k-s1"
+    made_run(folder / tried, "pair", "paper", {"ar": nmt_score(38.0)})
+    for name, text in (("ar-4k-s1", "a b c d e\n"), ("paper-4k-s1", "a b c d f\n"), (tried, "a b c d e\n")):
         (folder / name / "eval" / "test" / "ar.txt").write_text(text)
         (folder / name / "eval" / "test" / "references.txt").write_text("a b c d f\n")
     results.mkdir()
@@ -80,6 +82,7 @@ def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
     assert "**JANUS (`paper`), 4,000 updates, 2 seeds** | 36.50 ± 0.71 |  |  |  | 34.00 ± 0.71 |" in text
     assert "Not begun: paper-2k-s1, ar-2k-s1, ar_rdrop-2k-s1, ar_rdrop-4k-s1, paper_2enc-4k-s1, " in text
     assert "| Is JANUS-AR above AR? (4,000 updates) | 100.00 |" in text
+    assert re.search(rf"\| {re.escape(tried)} against paper-4k-s1: ar \| \d\d\.\d\d \| 100\.00 \|", text)
     row = next(line for line in text.splitlines() if line.startswith("| ar-4k-s1 | "))
     assert re.search(r"\| 20\.00 \| 60 \| [^|]*\| 0\.50 \|", row), "best validation: update, epoch, CPU hours"
     figures = re.findall(r"\((figures/.*?)\)", text)
