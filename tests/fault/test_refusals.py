@@ -1,4 +1,4 @@
-"""A misspelt key, in any section of either file, is refused by the program itself, before the slow imports."""
+"""A misspelt key, in any section of either file, is refused by the program itself, before slow imports."""
 
 from __future__ import annotations
 
