@@ -175,14 +175,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
     def waiting(folder: Path) -> None:
         reached.set()
-        assert released.wait(60)
+        assert released.wait(600)
         publish(folder)
 
     monkeypatch.setattr(manifest_module, "write_manifest", waiting)
     manager = CheckpointManager(tmp_path, TrainConfig(), ALONE)
     assert manager.save(1, Engine(), {"step": 1})
     # save() has come back, and the checkpoint is still to be published.
-    assert reached.wait(60)
+    assert reached.wait(600)
     assert [path.name for path in tmp_path.iterdir()] == [".saving-00000001"]
     released.set()
     manager.finish()

@@ -155,8 +155,8 @@ def test_samples_in_tensorboard() -> None:
 
 
 def test_long_texts_are_not_compared_for_hours() -> None:
-    long = "a b " * 20_000
-    with bounded(seconds=2):
+    long = "a b " * 50_000
+    with bounded():
         assert marked(long, f"{long}c") == [{"kind": "same", "text": f"{long}c"}]
         assert marked("a" + " " * 100_000, "a") == [{"kind": "same", "text": "a"}]
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.launch import free_port
 from tests.support.processes import alive, find_ranks, wait_until
-from tests.support.program import Program, deepspeed, figures_of, launched, reach, torchrun
+from tests.support.program import PATIENCE, Program, deepspeed, figures_of, launched, reach, torchrun
 
 pytestmark = pytest.mark.heavy
 
@@ -91,7 +91,7 @@ def _ip(*words: str) -> None:
 def one_host(inputs: Path) -> Program:
     ranks = Program(inputs, inputs / "one-host", 2, SHORT)
     with launched(ranks, torchrun()) as (process,):
-        assert process.wait(300) == 0, ranks.said
+        assert process.wait(PATIENCE) == 0, ranks.said
     return ranks
 
 
@@ -120,7 +120,7 @@ def test_deepspeed_with_a_hostfile_and_without_ssh(inputs: Path, one_host: Progr
     nodes = [deepspeed(*hosts, "--node_rank", number, *meeting) for number in ("0", "1")]
     ranks = Program(inputs, inputs / "hostfile-run", 2, SHORT)
     with launched(ranks, *nodes) as processes:
-        assert [process.wait(300) for process in processes] == [0, 0], ranks.said
+        assert [process.wait(PATIENCE) for process in processes] == [0, 0], ranks.said
     assert figures_of(ranks.run) == figures_of(one_host.run)
     assert len(figures_of(ranks.run)) == 12
 
@@ -128,7 +128,7 @@ def test_deepspeed_with_a_hostfile_and_without_ssh(inputs: Path, one_host: Progr
 def test_torchrun_on_two_hosts(inputs: Path, one_host: Program, hosts: Hosts) -> None:
     ranks = Program(inputs, inputs / "two-hosts", 2, SHORT)
     with launched(ranks, *on_two_hosts(hosts), GLOO_SOCKET_IFNAME=hosts.device) as processes:
-        assert [process.wait(300) for process in processes] == [0, 0], ranks.said
+        assert [process.wait(PATIENCE) for process in processes] == [0, 0], ranks.said
     assert figures_of(ranks.run) == figures_of(one_host.run)
 
 
@@ -144,7 +144,7 @@ def test_the_death_of_a_host_is_told_by_the_other(inputs: Path, hosts: Hosts, ho
         else:
             hosts.cut()
         survivors = {left, survivor.pid}
-        wait_until(lambda: not survivors & set(alive(ranks.run)), 60, f"the end\n{ranks.said}")
-        assert survivor.wait(10) != 0
+        wait_until(lambda: not survivors & set(alive(ranks.run)), PATIENCE, f"the end\n{ranks.said}")
+        assert survivor.wait(PATIENCE) != 0
     assert "error: another rank was lost" in ranks.said
     assert f"where: rank 1 on {os.uname().nodename} (process {victim})" in ranks.said

@@ -131,7 +131,7 @@ def test_a_driver_that_is_asked_to_stop_lets_the_run_save(tmp_path):
         "import os, signal, sys, time\n"
         f"def save(*a):\n    open({str(tmp_path / 'saved')!r}, 'w').close()\n"
         f"    os._exit({PREEMPTED_EXIT_CODE})\n"
-        "signal.signal(signal.SIGTERM, save)\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
+        "signal.signal(signal.SIGTERM, save)\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(600)"
     )
     assert plan.driver("pre", "one").run() == PREEMPTED_EXIT_CODE
     assert (tmp_path / "saved").exists()

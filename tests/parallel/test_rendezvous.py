@@ -21,7 +21,7 @@ AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "2
 @pytest.fixture
 def server() -> dist.TCPStore:
     return dist.TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=600)
     )
 
 
@@ -41,7 +41,7 @@ def start(server: dist.TCPStore, late: int) -> list[dist.Store]:
         return meet
 
     with ThreadPoolExecutor(RANKS) as pool:
-        return [future.result(60) for future in [pool.submit(rank(number)) for number in range(RANKS)]]
+        return [future.result(600) for future in [pool.submit(rank(number)) for number in range(RANKS)]]
 
 
 @pytest.mark.parametrize("late", range(RANKS))

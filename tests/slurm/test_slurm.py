@@ -158,7 +158,7 @@ def test_a_short_job_stops_before_its_time_is_over(cluster: Cluster, inputs: Pat
     """The ranks know the end of the job's time and leave in time, without any signal."""
     endless = (*TINY, "train.max_steps=1000000")
     job = Job(cluster, inputs, "short").submit(("--time=2", "--signal=URG@1", *TWO_TASKS), settings=endless)
-    cluster.wait_for(lambda: "start 1: requeued" in job.text, "the end of the job's time", 300)
+    cluster.wait_for(lambda: "start 1: requeued" in job.text, "the end of the job's time")
     assert "asked to stop (the Slurm job's time is nearly over)" in job.text
     cluster.command("scancel", str(job.number))
 
@@ -169,7 +169,7 @@ def test_a_dead_rank_ends_the_job_and_is_named(cluster: Cluster, inputs: Path) -
     job.reach(4)
     victim = find_ranks(job.run)[1]
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: not find_ranks(job.run), 60, "the end of the other rank")
+    wait_until(lambda: not find_ranks(job.run), 600, "the end of the other rank")
     job.end("FAILED")
     assert "error: another rank was lost" in job.text
     assert f"where: rank 1 on {socket.gethostname()} (process {victim})" in job.text

@@ -88,7 +88,7 @@ def _handler(state: BadServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body[:stop])
             self.wfile.flush()
             if fault == "stall":
-                state.released.wait(20)
+                state.released.wait(600)
             self.close_connection = True
             return None
 

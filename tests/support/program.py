@@ -165,9 +165,9 @@ def reach(program: Program, step: int) -> None:
     wait_until(lambda: program.steps >= step, PATIENCE, f"step {step}\n{program.log}")
 
 
-def gone(program: Program, patience: float = 120.0) -> None:
+def gone(program: Program) -> None:
     """Wait until no process of the run is left."""
-    wait_until(lambda: not alive(program.run), patience, f"the end of all processes\n{program.log}")
+    wait_until(lambda: not alive(program.run), PATIENCE, f"the end of all processes\n{program.log}")
 
 
 def last_step(metrics: Path) -> int:

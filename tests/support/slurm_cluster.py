@@ -82,7 +82,7 @@ class Cluster:
         Raises:
             AssertionError: it failed; carries what it said.
         """
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{words}: {done.stderr}\n{self.logs()}"
         return done.stdout.strip()
 
@@ -148,8 +148,8 @@ def running_cluster() -> Iterator[Cluster]:
         ):
             stack.callback(kill_session, _start(command, cluster))
             if command[0] == "munged":
-                cluster.wait_for((folder / "munge" / "socket").exists, "munged", 20)
-        cluster.wait_for(lambda: _idle_nodes(cluster) == 2, "two idle nodes", 60)
+                cluster.wait_for((folder / "munge" / "socket").exists, "munged")
+        cluster.wait_for(lambda: _idle_nodes(cluster) == 2, "two idle nodes")
         try:
             yield cluster
         finally:
@@ -193,7 +193,7 @@ def _start(command: list[str], cluster: Cluster) -> subprocess.Popen[bytes]:
 
 def _idle_nodes(cluster: Cluster) -> int:
     words = ["sinfo", "--noheader", "--Node", "--format=%T"]
-    done = subprocess.run(words, env=cluster.environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(words, env=cluster.environment, capture_output=True, text=True, timeout=600)
     return done.stdout.split().count("idle")
 
 

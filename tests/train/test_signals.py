@@ -186,7 +186,7 @@ def test_only_a_rank_that_was_asked_tells_the_others() -> None:
         requests.tell(told.append)
     asked.ask("SIGTERM")
     heard.hear("rank 0: SIGTERM")
-    wait_until(lambda: bool(told), 20, "telling")
+    wait_until(lambda: bool(told), 600, "telling")
     time.sleep(0.1)
     assert told == ["SIGTERM"]
     assert heard.name == "rank 0: SIGTERM"
@@ -205,5 +205,5 @@ def test_a_signal_to_a_forked_child_is_not_one_to_this_process() -> None:
     time.sleep(0.5)
     assert requests.name is None
     os.kill(os.getpid(), signal.SIGUSR1)
-    wait_until(requests.asked, 20, "the request")
+    wait_until(requests.asked, 600, "the request")
     assert requests.name == "SIGUSR1"

@@ -225,7 +225,7 @@ def test_commands_and_fsspec_addresses_work_too(tiny, tmp_path, monkeypatch):
         open_data(broken, settings(tmp_path / "broken", retries=1))
     assert caught.value.where == "pipe:head ... {}, file manifest.json"
     with pytest.raises(DataError, match="the command stalled"):
-        open_data("pipe:sleep 30; cat {}", settings(tmp_path / "hangs", retries=0, stall_seconds=0.5))
+        open_data("pipe:sleep 600; cat {}", settings(tmp_path / "hangs", retries=0, stall_seconds=0.5))
     with pytest.raises(MissingDependencyError, match="nosuch:// addresses"):
         open_data("nosuch://bucket/tiny", settings(tmp_path / "nosuch"))
 
