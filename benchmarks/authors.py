@@ -87,13 +87,13 @@ class AuthorsLikeStep:
         return model.logits(y), states
 
     def _rows(self, batch: TwoStreamBatch, segments: list[Segment]) -> Tensor:
-        columns = torch.cat([torch.arange(batch.layout.rows)[batch.layout.columns(s)] for s in segments])
+        columns = _columns(batch, segments)
         tokens, positions = batch.row_token_BR[:, columns], batch.row_position_BR[:, columns]
         return self.model.decoder.input_rows(self.model.embedding(tokens), positions)
 
     def _encode(self, source_BS: Tensor) -> Tensor:
         encoder = self.model.encoder
-        position_S = torch.arange(source_BS.shape[1])
+        position_S = torch.arange(source_BS.shape[1], device=source_BS.device)
         x = encoder.input_rows(self.model.embedding(source_BS), position_S)
         for layer in encoder.layers:
             assert isinstance(layer, EncoderLayer)
@@ -117,9 +117,14 @@ def smoothed_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
 
 def _visible(batch: TwoStreamBatch, rows: list[Segment], keys: list[Segment]) -> Tensor:
     """What each row sees, (B, rows, keys), as one matrix a sample."""
-    columns = [torch.arange(batch.layout.rows)[batch.layout.columns(s)] for s in Segment]
-    row_columns, key_columns = (torch.cat([columns[s] for s in part]) for part in (rows, keys))
-    return batch.layout.visible(row_columns, key_columns).repeat(len(batch.sample_id_B), 1, 1)
+    columns = (_columns(batch, part) for part in (rows, keys))
+    return batch.layout.visible(*columns, batch.source_BS.device).repeat(len(batch.sample_id_B), 1, 1)
+
+
+def _columns(batch: TwoStreamBatch, segments: list[Segment]) -> Tensor:
+    """The columns of some segments, on the batch's device."""
+    every_R = torch.arange(batch.layout.rows, device=batch.source_BS.device)
+    return torch.cat([every_R[batch.layout.columns(segment)] for segment in segments])
 
 
 def _attend(attention: MultiHeadAttention, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:

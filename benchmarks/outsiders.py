@@ -39,6 +39,12 @@ class TorchSeq2Seq(nn.Module):
             "gelu" if config.activation == "gelu" else "relu",
             batch_first=True,
         )
+        # nn.Transformer has one rate for all; ours has others for attention and inner activations.
+        for part in self.layers.modules():
+            if isinstance(part, nn.MultiheadAttention):
+                part.dropout = config.attention_dropout
+            elif isinstance(part, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+                part.dropout.p = config.activation_dropout
 
     def forward(self, source_BS: Tensor, given_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of the tokens after the given ones."""

@@ -50,6 +50,8 @@ _RULES = (
 _AR = ("length_penalty", "forced_bos")
 _NAR = ("iterations", "nar_score", "threshold", "rescore", "target")
 RESCORED = "nar with --rescore ar"
+GREEDY = "ar-greedy"
+"""In evaluations AR with one beam, beside AR with the beam that was asked for."""
 MODES: Mapping[str, Mode] = {
     "ar": _mode("ar", "beam", *_RULES, *_AR, "beam_stop", "forbid", *_SAMPLES),
     "nar": _mode("nar", "length_beam", *_NAR),

@@ -17,7 +17,16 @@ import torch
 from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
 from janus_ds.config.locations import model_path
-from janus_ds.config.modes import MODES, NAMES, RESCORED, refuse_unused, trained_modes, way_of, with_decode
+from janus_ds.config.modes import (
+    GREEDY,
+    MODES,
+    NAMES,
+    RESCORED,
+    refuse_unused,
+    trained_modes,
+    way_of,
+    with_decode,
+)
 from janus_ds.config.schema import RUN_FILE
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
@@ -33,8 +42,6 @@ from janus_ds.model.weights import load_weights
 from janus_ds.progress import table
 
 _DIALS = ("beam", "iterations", "threshold", "rescore")
-GREEDY = "ar-greedy"
-"""AR with one beam, beside AR with the beam that was asked for."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the system, and the numbers of finished sentences and of all."""
@@ -379,10 +386,7 @@ def results_table(results: Sequence[SystemResult], columns: Sequence[str]) -> st
         metrics = result.scores.metrics
         cells = [f"{metrics[name]:.2f}" if name in metrics else "-" for name in columns]
         cells.append(f"{result.speed['sentences_per_second']:.1f}")
-        if timed:
-            cells.append(f"{result.speed.get('ms_per_sentence_batch_1', 0.0):.1f}")
-        if counted:
-            passes = result.speed.get("decoder_passes")
-            cells.append("-" if passes is None else f"{passes:.1f}")
+        for name in (*["ms_per_sentence_batch_1"] * timed, *["decoder_passes"] * counted):
+            cells.append(f"{result.speed[name]:.1f}" if name in result.speed else "-")
         rows.append((result.name, *cells))
     return table(rows)

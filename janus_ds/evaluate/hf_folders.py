@@ -14,7 +14,7 @@ from torch import Tensor
 from janus_ds.checkpoint.manager import BEST_FILE, BEST_FOLDER
 from janus_ds.checkpoint.manifest import step_of
 from janus_ds.checkpoint.tensors import write_tensors
-from janus_ds.config.modes import trained_modes
+from janus_ds.config.modes import GREEDY, trained_modes
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import RUN_FILE, DataConfig, DecodeConfig, ObjectiveConfig, RunConfig
 from janus_ds.data.text.hf_tokenizer import read_hf_tokenizer, write_hf_tokenizer
@@ -246,7 +246,7 @@ def _tables(run: LoadedRun) -> Iterator[str]:
         parts = {path.parent.name: values} if "systems" in values else values
         for split, part in parts.items():
             scored = mapping(mapping(part).get("systems"))
-            ours = {name: x for name, x in scored.items() if _is_of(mapping(x), run)}
+            ours = {name: x for name, x in scored.items() if _is_of(name, mapping(x), run)}
             systems = {name: finite_numbers(mapping(x).get("metrics", x)) for name, x in ours.items()}
             metrics = sorted({name for scores in systems.values() for name in scores})
             if not metrics:
@@ -257,8 +257,8 @@ def _tables(run: LoadedRun) -> Iterator[str]:
             yield "\n".join([f"{markdown_text(split)}:", "", *lines])
 
 
-def _is_of(scores: Mapping[str, Any], run: LoadedRun) -> bool:
-    """Whether scores are of the run's loaded weights, as far as they tell."""
+def _is_of(system: str, scores: Mapping[str, Any], run: LoadedRun) -> bool:
+    """Whether a system's scores are of the run's loaded weights, decoded as the run does, as far as told."""
     weights = run.weights.parent
     told: dict[str, Any] = {"average": 1}
     with suppress(OSError, ValueError):
@@ -267,6 +267,10 @@ def _is_of(scores: Mapping[str, Any], run: LoadedRun) -> bool:
     told |= {"checkpoint": weights.name} if weights != run.folder else {}
     # int8 products are of other weights than those that are exported.
     as_exported = scores.get("precision") != "int8"
+    asked = mapping(scores.get("decode")).items() if system != GREEDY else ()
+    # The name of a system says the others.
+    own = {name: getattr(run.config.decode, name) for name in ("beam", "length_beam", "temperature")}
+    as_exported &= all(own.get(name, value) == value for name, value in asked)
     return as_exported and all(scores.get(name, value) == value for name, value in told.items())
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -111,7 +112,8 @@ def runs_of(options: argparse.Namespace) -> dict[str, Run]:
         train = training_command("finetune", RECIPE, options.root / "data", run, "--set", *own)
         given = ("--checkpoint", run, "--average", options.average, "--limit", options.limit)
         evaluate = product("eval/nmt.py", *given, "--split", "test", "--output", run / "eval" / "test")
-        found[name] = Run(train, steps, evaluate=evaluate, lines=options.limit or TEST_PAIRS)
+        lines, how = options.limit or TEST_PAIRS, {"average": options.average}
+        found[name] = Run(train, steps, evaluate=evaluate, lines=lines, how=how)
     return found
 
 
@@ -141,7 +143,9 @@ def report(options: argparse.Namespace) -> None:
     """Make JSON, page and pictures of what is there."""
     published, outputs = options.results / "convergence.json", options.results / "outputs"
     before = json.loads(published.read_text(encoding="utf-8"))["runs"] if published.is_file() else {}
-    content = collect(options.root, RUNS, "runs/convergence/en-de", before)
+    begun = sorted(path.parent.name for path in options.root.glob("*/metrics.jsonl"))
+    names = [*RUNS, *(name for name in begun if _NAME.fullmatch(name))]
+    content = collect(options.root, names, "runs/convergence/en-de", before)
     publish_outputs(options.root, content["runs"], outputs)
     comparisons = [*COMPARISONS, *_attempts(content["runs"])]
     content["significance"] = significance(partial(_published, outputs), content["runs"], comparisons)
@@ -316,7 +320,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.root /= "en-de"
     options.only = [name for name in options.only.split(",") if name]
     for name in options.only:
-        load_run_config(RECIPE, [*overrides_of(name)[0], *options.overrides])
+        train = load_run_config(RECIPE, [*overrides_of(name)[0], *options.overrides]).train
+        saved = math.ceil(train.max_steps / train.save_every)
+        kept = saved if train.keep_every else min(train.keep_last, saved)
+        if options.average > kept:
+            what = f"{name} will have {kept} checkpoints, and the mean of {options.average} is asked for"
+            fix = f"give --average {kept}, or --set train.keep_last={options.average} train.save_every=..."
+            raise UsageError(what, "--average", fix)
     return options
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -73,6 +73,7 @@ class Run:
         start: the run whose weights it starts from.
         evaluate: the command of its evaluation; None: it is trained only.
         lines: test lines asked for, where evaluations differ in them.
+        how: what else evaluations differ in.
     """
 
     train: list[str]
@@ -80,11 +81,16 @@ class Run:
     start: str | None = None
     evaluate: list[str] | None = None
     lines: int = 0
+    how: Mapping[str, Any] = field(default_factory=dict)
 
-    def goal(self, stage: str) -> dict[str, int]:
-        """What the mark of a stage says was done; where it says less, the stage is done again."""
-        lines = {"lines": self.lines} if stage == "evaluate" and self.lines else {}
-        return {"steps": self.steps, **lines}
+    def goal(self, stage: str) -> dict[str, Any]:
+        """What the mark of a stage says was done; where it says less, or others, the stage is done again:
+        training refuses what it cannot go on with."""
+        given = self.train[self.train.index("--set") + 1 :] if "--set" in self.train else []
+        settings = [word for word in given if not word.startswith("train.max_steps=")]
+        lines = {"lines": self.lines} if self.lines else {}
+        more = {**lines, **self.how} if stage == "evaluate" else {}
+        return {"steps": self.steps, **more, **({"settings": settings} if settings else {})}
 
 
 def run_experiment(
@@ -289,8 +295,10 @@ class Driver:
         done, goal = json.loads(mark.read_text(encoding="utf-8")), {}
         if name in self._runs:
             goal = self._runs[name].goal(stage)
-        # A mark without lines is of an evaluation of all.
-        return all(done.get(key, math.inf) >= value for key, value in goal.items())
+        # A mark without lines is of an evaluation of all; earlier versions told nothing but the numbers.
+        numbers = {"steps", "lines"}
+        enough = all(done.get(key, math.inf) >= goal.get(key, 0) for key in numbers)
+        return enough and all(done[key] == goal[key] for key in goal.keys() & done.keys() - numbers)
 
     def _start(self, name: str) -> None:
         self._waiting.remove(name)

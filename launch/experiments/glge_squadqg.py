@@ -117,7 +117,7 @@ def _run(options: argparse.Namespace, name: str, lines: int) -> Run:
         *("--split", "test", "--limit", options.limit, "--output", folder / "eval" / "test"),
         *("--latency-samples", options.latency),
     )
-    return Run(train, steps, run.start, evaluate, lines)
+    return Run(train, steps, run.start, evaluate, lines, {"latency": options.latency})
 
 
 def report(options: argparse.Namespace) -> None:

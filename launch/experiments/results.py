@@ -29,14 +29,13 @@ def collect(
 
     Args:
         folder: where runs lie.
-        names: runs in their order; others that were begun are added.
+        names: runs in their order.
         placeholder: stands for `folder` in commands and warnings: no machine's path is published.
         published: runs of an earlier JSON. What was finished there and is not in the folder (another machine
             made it) stays as it was.
     """
     kept = {name: run for name, run in (published or {}).items() if run["finished"]}
-    begun = sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
-    order = list(dict.fromkeys([*names, *kept, *begun]))
+    order = list(dict.fromkeys([*names, *kept]))
     found = {name: _collect_run(folder, name, placeholder) or kept.get(name) for name in order}
     runs = {name: run for name, run in found.items() if run is not None}
     return {
@@ -129,7 +128,7 @@ def significance(
     runs: Mapping[str, Any],
     pairs: Sequence[tuple[str, str, str, str, str]],
 ) -> list[dict[str, Any]]:
-    """Paired bootstrap of outputs on the test set, where both are there.
+    """Paired bootstrap of outputs on the test set, where both are there, on as many lines.
 
     Args:
         output: the file of a run and a system, as `output_of` gives it.
@@ -144,7 +143,8 @@ def significance(
                 TextLines(run, read_lines(path).lines) for run, path in zip((name, other), files, strict=True)
             )
             references = read_lines(output(name, "references"))
-            found.append({"what": what, **compare_translations(ours, references, theirs)})
+            if len(ours.lines) == len(theirs.lines):
+                found.append({"what": what, **compare_translations(ours, references, theirs)})
     return found
 
 

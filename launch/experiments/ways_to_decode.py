@@ -8,8 +8,9 @@ Everything runs in one process, in rounds: each takes the next 32 sentences, all
 first few of them one by one. So other work on the machine slows all ways alike. What was measured is kept in
 `--state` after each round; the same call again goes on from there. Rounds end when the text does or the time
 is up; the page says how many sentences were decoded. Ways that a checkpoint was not trained for are left out;
-each call renews the section of its name and keeps the others. The held-out text of the demonstration model
-is written by `demo_de_en.py`, that of Multi30k by `convergence.py`, that of SQuAD-QG by `glge_squadqg.py`.
+each call renews the section of its name, from which what other weights gave goes, and keeps the others. The
+held-out text of the demonstration model is written by `demo_de_en.py`, that of Multi30k by `convergence.py`,
+that of SQuAD-QG by `glge_squadqg.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, load_run, prepare_for_inference
 from janus_ds.decode.text import fit_sources, long_warning
 from janus_ds.errors import ConfigError, UsageError, exit_on_error
-from janus_ds.io import check_writable, write_atomic
+from janus_ds.io import check_writable, sha256_of_file, write_atomic
 from janus_ds.metrics.glge import VALIDATION_METRICS, TaskTexts, choose_meteor, score_task, task_named
 from janus_ds.metrics.scores import METRIC_TITLES, TextLines, check_same_length, read_lines
 from janus_ds.metrics.translation import compare_translations
@@ -98,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = options.results / "ways_to_decode.json"
     content = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     name = options.name or options.checkpoint
-    part = content[name] = content.get(name, {}) | training(run)
+    told = {"weights": sha256_of_file(run.weights)[:16], **training(run)}
+    part = content[name] = kept_of(content.get(name, {}), told) | told
     if options.text:
         texts = [read_lines(path) for path in options.text]
         if options.lowercase:
@@ -129,6 +131,12 @@ def training(run: LoadedRun) -> dict[str, Any]:
     command = shlex.join(portable(word, run.folder.parent, "runs") for word in record["command"])
     planned = run.config.train.max_steps
     return {"updates": int(step), "made": made, "planned": planned, "validation": kinds, "command": command}
+
+
+def kept_of(section: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays of a section: nothing where it was made of other weights."""
+    same = section.get("weights", told["weights"]) == told["weights"]
+    return section if same and section.get("updates") == told.get("updates") else {}
 
 
 def available(run: LoadedRun) -> tuple[list[str], dict[str, str]]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.__main__ import main
 from benchmarks.authors import AuthorsLikeStep
-from benchmarks.outsiders import outsider_step
+from benchmarks.outsiders import TorchSeq2Seq, outsider_step
 from benchmarks.shapes import SHAPES, BenchShape, make_batch, special_tokens, training_step
 from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ObjectiveConfig, RunConfig
@@ -41,7 +41,9 @@ def test_the_loss_and_all_gradients_are_ours(task: str) -> None:
     ours = JanusObjective(run.objective, shape.vocab_size, ParallelLayers())(
         model(batch), batch, batch.counts
     )
-    theirs = AuthorsLikeStep(model, run.objective)(batch)
+    # Whatever it makes without saying where would not be beside a batch on a GPU, as here it is not.
+    with torch.device("meta"):
+        theirs = AuthorsLikeStep(model, run.objective)(batch)
     assert abs(float(ours.total - theirs)) < 1e-12
     parameters = dict(model.named_parameters())
     for name, a, b in zip(
@@ -95,3 +97,13 @@ def test_steps_of_other_libraries_do_the_work_of_our_ar_step(name: str) -> None:
     with FlopCounterMode(display=False) as theirs_counted:
         theirs()
     assert theirs_counted.get_total_flops() / ours_counted.get_total_flops() == pytest.approx(1.0, abs=0.05)
+
+
+def test_nn_transformer_drops_what_ours_drops() -> None:
+    config = replace(MODEL, dropout=0.3, attention_dropout=0.1, activation_dropout=0.2)
+    parts = list(TorchSeq2Seq(config, 37).layers.modules())
+    attention = [part.dropout for part in parts if isinstance(part, torch.nn.MultiheadAttention)]
+    assert attention == [0.1] * (config.encoder_layers + 2 * config.decoder_layers)
+    kinds = torch.nn.TransformerEncoderLayer | torch.nn.TransformerDecoderLayer
+    layers = [part for part in parts if isinstance(part, kinds)]
+    assert {(layer.dropout.p, layer.dropout1.p, layer.dropout2.p) for layer in layers} == {(0.2, 0.3, 0.3)}

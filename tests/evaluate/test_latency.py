@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import DTYPES, InferenceOptions, load_run, prepare_for_inference
 from janus_ds.errors import CheckpointError, ConfigError, JanusError, UsageError
 from janus_ds.evaluate import tasks
-from janus_ds.evaluate.evaluation import EvalRequest
+from janus_ds.evaluate.evaluation import EvalRequest, Evaluated, SystemResult, results_table
 from janus_ds.evaluate.latency import (
     Latency,
     LatencyReport,
@@ -31,6 +32,7 @@ from janus_ds.evaluate.latency import (
 )
 from janus_ds.evaluate.tasks import measure_glge, with_best
 from janus_ds.metrics.glge import task_named
+from janus_ds.metrics.scores import Scores
 from tests.support.hf_folder import hub_folder
 from tests.support.tiny_run import make_random_run
 
@@ -134,6 +136,34 @@ def test_conditions_tell_the_precision_and_ars_beam_whatever_the_recipe_decodes_
     base = replace(run, config=with_decode(run.config, {"mode": "ar", "beam": 3}))
     request = replace(request, decode={"max_length": 4})
     assert measure_glge(request, run, [[5, 6]], 5, base).conditions["beam"] == 3
+
+
+@pytest.mark.parametrize(("other", "own"), [(None, 2.0), (Path("demo"), None)])
+def test_scores_tell_the_times_of_their_own_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path | None, own: float | None
+) -> None:
+    run, results = load_run("demo"), []
+    for name in ("ar", "nar-t0.9"):
+        speed = {"sentences_per_second": 5.0}
+        scores = Scores("xsum", "test", 1, extra={"speed": speed})
+        results.append(SystemResult(name, tmp_path / f"{name}.txt", scores, speed))
+    found = Evaluated(results, run.weights, [[5]], [])
+    report = LatencyReport({"ar": Latency([2.0], [1]), "nar-t0.9": Latency([3.0], [1])}, {}, [])
+    monkeypatch.setattr(tasks, "load_checkpoint", lambda _: run)
+    monkeypatch.setattr(tasks, "_other_run", lambda *_: load_run("demo"))
+    monkeypatch.setattr(tasks, "run_evaluation", lambda *_: found)
+    monkeypatch.setattr(tasks, "measure_glge", lambda *_: report)
+    request = EvalRequest(Path("demo"), output=tmp_path)
+    tasks.evaluate_glge(request, task_named("xsum"), timed=1, ar_checkpoint=other)
+    systems = json.loads((tmp_path / "scores.json").read_text())["systems"]
+    key = "ms_per_sentence_batch_1"
+    assert {name: scores["speed"].get(key) for name, scores in systems.items()} == {
+        "ar": own,
+        "nar-t0.9": 3.0,
+    }
+    assert json.loads((tmp_path / "nar-t0.9.scores.json").read_text()) == systems["nar-t0.9"]
+    first = results_table(results, []).splitlines()[1].split()
+    assert first == ["ar", "5.0", "2.0" if own else "-"], "what was not timed took no 0 ms"
 
 
 @pytest.mark.parametrize(("preset", "error"), [("", CheckpointError), ("cmlm", ConfigError)])

@@ -23,8 +23,10 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
     folder.mkdir()
     options = convergence.parse(["--root", str(tmp_path)])
     runs = convergence.runs_of(options)
-    assert (options.root, runs["ar-4k-s1"].goal("train")) == (folder, {"steps": 4000})
-    assert runs["ar-4k-s1"].goal("evaluate") == {"steps": 4000, "lines": 1000}
+    settings = ["name=ar-4k-s1", "train.seed=1", *convergence.VARIANTS["ar"]]
+    goal = {"steps": 4000, "settings": settings}
+    assert (options.root, runs["ar-4k-s1"].goal("train")) == (folder, goal)
+    assert runs["ar-4k-s1"].goal("evaluate") == {**goal, "lines": 1000, "average": 5}
     assert runs["paper_2enc-12k-s1"].train[1:] == [
         str(ROOT / "launch" / "finetune.py"),
         *("--recipe", str(ROOT / "launch" / "recipes" / "nmt_multi30k_en_de.yaml")),
@@ -44,6 +46,14 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
             convergence.overrides_of(name)
     with pytest.raises(ConfigError, match=r"model\.dropuot"):
         convergence.parse(["--only", "ar-4k-s1,ar+model.dropuot=0.4-4k-s1"])
+    for only, given, kept in (
+        ("ar-4k-s1", ["--average", "6"], 5),
+        ("ar-0.25k-s1", ["--set", "optim.warmup_steps=100"], 3),
+        ("ar-4k-s1", ["--average", "41", "--set", "train.keep_every=100"], 40),
+    ):
+        with pytest.raises(UsageError, match=f"{only} will have {kept} checkpoints"):
+            convergence.parse(["--only", only, *given])
+    convergence.parse(["--average", "6", "--set", "train.keep_last=6"])
     for name in convergence.RUNS:
         run = load_run_config(convergence.RECIPE, convergence.overrides_of(name)[0])
         assert run.train.keep_best in run.train.valid_bleu
@@ -69,8 +79,9 @@ def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
     made_run(folder / "paper-4k-s1", "pair", "paper", {"ar": nmt_score(36.0), "nar-10": nmt_score(33.5)})
     made_run(folder / "paper-4k-s2", "pair", "paper", {"ar": nmt_score(37.0), "nar-10": nmt_score(34.5)})
     (folder / "cmlm-4k-s1").mkdir()
+    made_run(folder / "paper-4k-s2.old", "pair", "paper", {"ar": nmt_score(37.0)})
     tried = "paper+objective.weight_kl_ar_aux=1+model.dropout=0.4-4k-s1"
-    made_run(folder / tried, "pair", "paper", {"ar": nmt_score(38.0)})
+    made_run(folder / tried, "pair", "paper", {"ar": nmt_score(34.0)})
     for name, text in (("ar-4k-s1", "a b c d e\n"), ("paper-4k-s1", "a b c d f\n"), (tried, "a b c d e\n")):
         (folder / name / "eval" / "test" / "ar.txt").write_text(text)
         (folder / name / "eval" / "test" / "references.txt").write_text("a b c d f\n")
@@ -79,6 +90,8 @@ def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
     text = report(folder.parent, results, convergence.draw)
     assert "It is too early to say." in text
     assert "| ar-4k-s1 | 35.00 |" in text
+    assert f"| {tried} | 34.00 |" in text
+    assert "s2.old" not in text, "a folder that is no run's is not another seed"
     assert "**JANUS (`paper`), 4,000 updates, 2 seeds** | 36.50 ± 0.71 |  |  |  | 34.00 ± 0.71 |" in text
     assert "Not begun: paper-2k-s1, ar-2k-s1, ar_rdrop-2k-s1, ar_rdrop-4k-s1, paper_2enc-4k-s1, " in text
     assert "| Is JANUS-AR above AR? (4,000 updates) | 100.00 |" in text

@@ -66,6 +66,26 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         scores._moses()
 
 
+def test_iwslt_is_decoded_in_the_precision_of_the_other_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[list[str]] = []
+
+    def run_logged(folder: Path, name: str, command: list[str]) -> None:
+        output = Path(command[command.index("--output") + 1])
+        if name == "decode":
+            decoded.append(command)
+            output.write_text(Path(command[command.index("--input") + 1]).read_text())
+        else:
+            output.write_text("{}")
+
+    monkeypatch.setattr(scores, "run_logged", run_logged)
+    official = texts(tmp_path) / "iwslt14_de-en"
+    found = scores._score_iwslt(model_path(DEMO), tmp_path / "out", official, scores._moses(), 0)
+    assert set(found) == set(scores.SYSTEMS)
+    assert [command[command.index("--dtype") + 1] for command in decoded] == ["fp32"] * len(found)
+
+
 def test_what_it_starts_from_must_tell_of_its_training(tmp_path: Path) -> None:
     assert demo_de_en.parse(["--start", "demo"]).start == model_path(DEMO)
     (tmp_path / "run.json").write_text('{"recipe": {}}')

@@ -98,6 +98,29 @@ def test_an_evaluation_of_some_lines_is_none_of_all(tmp_path):
     assert json.loads(mark.read_text()) == {"steps": 10}, "as earlier versions marked all"
 
 
+def test_what_was_done_with_other_settings_is_done_again(tmp_path):
+    done = tmp_path / "done"
+
+    def stages(seed: int, average: int) -> list[str]:
+        def command(stage: str) -> list[str]:
+            return [sys.executable, "-S", "-c", f"open({str(done)!r}, 'a').write('{stage} ')", "--set"]
+
+        train = [*command("train"), f"train.seed={seed}", "train.max_steps=10"]
+        run = Run(train, 10, evaluate=command("evaluate"), how={"average": average})
+        assert Driver(tmp_path, {"one": run}).run() == 0
+        made = done.read_text().split() if done.is_file() else []
+        done.unlink(missing_ok=True)
+        return made
+
+    assert stages(1, 5) == ["train", "evaluate"]
+    assert stages(1, 5) == []
+    assert stages(1, 3) == ["evaluate"]
+    assert stages(2, 3) == ["train", "evaluate"], "training itself refuses what it cannot go on with"
+    for name in ("trained", "finished"):
+        (tmp_path / "one" / f"{name}.json").write_text('{"steps": 10}')
+    assert stages(3, 8) == [], "earlier versions did not tell"
+
+
 def test_text_that_was_made_with_other_options_is_refused(tmp_path):
     path = tmp_path / "text" / "counts.json"
     assert counted(path, lambda: {"pairs": 3}, megabytes=24) == {"pairs": 3}

@@ -34,7 +34,11 @@ def test_question_runs_start_from_each_other(tmp_path):
     assert "--mode ar_query" in tuned
     assert "--init" not in runs["none-nar"].train
     assert runs["pre-janus"].evaluate is None
-    assert runs["janus-ar"].goal("evaluate") == {"steps": 1500, "lines": 7}
+    settings = ["name=janus-ar", "train.seed=1"]
+    assert runs["janus-ar"].goal("evaluate") == {
+        **{"steps": 1500, "lines": 7, "latency": 0},
+        "settings": settings,
+    }
     assert "--mode ar --split test" in " ".join(runs["janus-ar"].evaluate or [])
     assert list(squad.RUNS) == squad.with_starts(list(squad.RUNS)), "each run comes after what it starts from"
 
@@ -59,6 +63,7 @@ def test_the_report_shows_what_is_there(tmp_path):
     made_run(root / "janus-ar", "pair", "ar_query", {"ar": score(33.3, 5, root)})
     made_run(root / "ar-nar", "pair", "cmlm", tuned)
     (root / "ar-nar" / "finished.json").unlink()
+    made_run(root / "janus-nar.old", "pair", "cmlm", tuned)  # none of this experiment
     counts = {"train": 9, "dev": 1, "test": 11877, "articles": 2, "megabytes": 1}
     texts = {
         "squadqg/raw/test.src": "a b .",
@@ -72,6 +77,7 @@ def test_the_report_shows_what_is_there(tmp_path):
     squad.report(squad.parse(["--root", str(root), "--results", str(results)]))
 
     page = (results / "glge_squadqg.md").read_text()
+    assert "janus-nar.old" not in page
     assert "**Only a part is finished.** Not finished: pre-ar, ar-ar, pre-cmlm," in page
     head = "| run | pretrained as | decoding | ROUGE-L | BLEU-4 | METEOR | OVERALL |"
     assert head in page
@@ -85,6 +91,21 @@ def test_the_report_shows_what_is_there(tmp_path):
     assert "launch/finetune.py --output runs/results-glge/janus-ar" in page
     assert str(tmp_path) not in written
     assert "/elsewhere" not in written
+
+
+def test_outputs_of_other_numbers_of_lines_are_not_compared(tmp_path):
+    for name, text in (("janus-nar", "who ?\n" * 5), ("janus-nar_released", "who ?\n" * 3)):
+        made_run(tmp_path / name, "pair", "cmlm", {"nar-0": score(30, 4, tmp_path)})
+        for file in ("nar-0.txt", "references.txt"):
+            (tmp_path / name / "eval" / "test" / file).write_text(text)
+    options = squad.parse(["--root", str(tmp_path), "--results", str(tmp_path / "page")])
+    squad.report(options)
+    figures = tmp_path / "page" / "glge_squadqg.json"
+    assert json.loads(figures.read_text())["significance"] == []
+    for file in ("nar-0.txt", "references.txt"):
+        (tmp_path / "janus-nar_released" / "eval" / "test" / file).write_text("who ?\n" * 5)
+    squad.report(options)
+    assert len(json.loads(figures.read_text())["significance"]) == 1
 
 
 def test_the_report_of_nothing_says_so(tmp_path):

@@ -54,6 +54,22 @@ def test_a_page_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert part["ways"]["draft"]["rougeL"] > 50
 
 
+def test_what_other_weights_gave_leaves_the_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "draw", lambda content, path: None)
+    monkeypatch.setattr(driver, "filled", lambda *_: {"source": "a", "target": "b"})
+    figures = tmp_path / "ways_to_decode.json"
+    figures.write_text(json.dumps({"demo": {"weights": "of before", "notes": ["old"]}, "x": {"notes": []}}))
+    for notes in (None, ["mine"]):
+        driver.main(["--checkpoint", "demo", "--results", str(tmp_path), "--infill", "a ||| ___"])
+        content = json.loads(figures.read_text())
+        assert content["demo"].get("notes") == notes
+        assert content["demo"]["infilling"]
+        assert content["x"] == {"notes": []}
+        content["demo"]["notes"] = ["mine"]
+        figures.write_text(json.dumps(content))
+    assert driver.kept_of({"updates": 20, "ways": {}}, {"weights": "", "updates": 40}) == {}
+
+
 def test_ways_that_were_not_trained_are_left_out() -> None:
     run = load_run("demo")
     config = replace(run.config, objective=replace(run.config.objective, weight_ar=0.0))

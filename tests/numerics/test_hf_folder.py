@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from janus_ds.cli.convert import main
-from janus_ds.config.schema import ModelConfig, ObjectiveConfig
+from janus_ds.config.schema import DecodeConfig, ModelConfig, ObjectiveConfig
 from janus_ds.data.prepare.train_tokenizer import train_sentencepiece, train_words
 from janus_ds.decode.generator import Generator
 from janus_ds.evaluate.hf_folders import model_card
@@ -97,13 +97,16 @@ def test_every_kind_of_run_decodes_elsewhere_as_here(tmp_path: Path, count: int)
 
 
 def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
-    run: Any = SimpleNamespace(config=SimpleNamespace(name="x"), model=SimpleNamespace(parameters=list))
+    config = SimpleNamespace(name="x", decode=DecodeConfig(beam=5))
+    run: Any = SimpleNamespace(config=config, model=SimpleNamespace(parameters=list))
     run.folder, run.weights = tmp_path, tmp_path / "checkpoints" / "best" / "weights.safetensors"
     run.weights.parent.mkdir(parents=True)
     (run.weights.parent / "best.json").write_text('{"step": 30}')
     ours = {"checkpoint": "best", "average": 1, "step": 30}
     told: list[dict[str, Any]] = [{}, ours, {**ours, "checkpoint": "step-30"}]
     told += [{**ours, "average": 5}, {**ours, "step": 20}, {**ours, "precision": "int8"}]
+    # With another beam than the exported model's; the last one as it decodes itself.
+    told += [{**ours, "decode": {"mode": "ar", "beam": beam}} for beam in (1, 5)]
     systems = {f"system{n}": {**found, "metrics": {"chrf": 50 + n}} for n, found in enumerate(told)}
     for split in ("test", "test-first-4"):
         (tmp_path / "eval" / split).mkdir(parents=True)
@@ -113,6 +116,7 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
         "| system | chrf |",
         "| system0 | 50.00 |",
         "| system1 | 51.00 |",
+        "| system7 | 57.00 |",
     ]
     assert "first" not in card
     assert "token by token" in card
