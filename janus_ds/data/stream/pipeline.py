@@ -110,8 +110,8 @@ class BatchMaker:
     def read(self, step: Step) -> Step:
         """First stage: the samples, those in damaged members replaced if the run wants it."""
         epochs, ids = (np.concatenate(column) for column in zip(*step["parts"], strict=True))
-        ids = self.source.replace_damaged(ids) if self._replaces else ids
-        return {**step, "epochs": epochs, "ids": ids, **self.source.read(ids)}
+        ids, samples = self.source.read_whole(ids) if self._replaces else (ids, self.source.read(ids))
+        return {**step, "epochs": epochs, "ids": ids, **samples}
 
     def check(self, step: Step) -> Step:
         """After the user's stages: each sample fits the run."""
