@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.cli.arguments import add_override_argument, add_recipe_arguments, at_least, new_parser
-from janus_ds.config.load import load_run_config
+from janus_ds.config.fields import FaultList
+from janus_ds.config.load import load_run_config, read_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.masking.views import Views
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     add("--positions", type=at_least(1), default=10, help="tokens in the picture (default: 10)")
     add_recipe_arguments(parser)
     parsed = parser.parse_args(arguments)
-    place = open_data(parsed.data, load_run_config(None, parsed.overrides).data)
+    # What the data is decides over the faults of recipe and overrides: they are told below.
+    fetching = read_run_config(parsed.recipe, parsed.overrides, FaultList(), parsed.mode).data
+    place = open_data(parsed.data, fetching)
     overrides = [f"data.task={place.manifest.task}", f"data.path={parsed.data}"]
     run = load_run_config(parsed.recipe, [*overrides, *parsed.overrides], parsed.mode)
     maker = BatchMaker(place.split(parsed.split), run, place.tokenizer.special)
