@@ -63,7 +63,8 @@ class BatchMaker:
         self.config = config
         self._stages, self._special = stages, special
         self._replaces = config.data.on_damage == "quarantine"
-        cached = 2 * config.data.shuffle_window + _CACHED_MEMBERS
+        places = 1 if isinstance(split, Path) else len(split)
+        cached = 2 * config.data.shuffle_window * places + _CACHED_MEMBERS
         self.source = SampleSource(split, cached, config.data.max_damage if self._replaces else None)
         task = "pair" if "source" in self.source.streams else "denoise"
         if task != config.data.task:
