@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from janus_ds.batch import TwoStreamBatch
 from janus_ds.cli.arguments import add_override_argument, add_recipe_arguments, at_least, new_parser
-from janus_ds.config.load import load_run_config
+from janus_ds.config.fields import FaultList
+from janus_ds.config.load import load_run_config, read_run_config
 from janus_ds.config.locations import is_remote, parse_locations, public_location
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.masking.views import Views
 from janus_ds.data.stream.index import Manifest, ShardEntry, SplitIndex
+from janus_ds.data.stream.loader import VALIDATION_EPOCH
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.verify import Fault, VerifyReport, verify_dataset
@@ -38,11 +40,14 @@ def main(arguments: Sequence[str]) -> int:
     add("data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
     add("--sample", type=int, required=True, metavar="N", help="number of the sample")
     add("--split", default="train", help="train, valid or test (default: train)")
-    add("--epoch", type=at_least(0), default=0, help="masks differ from epoch to epoch (default: 0)")
+    masks = "masks differ from epoch to epoch (default: 0; of other splits than train, that of validations)"
+    add("--epoch", type=at_least(0), help=masks)
     add("--positions", type=at_least(1), default=10, help="tokens in the picture (default: 10)")
     add_recipe_arguments(parser)
     parsed = parser.parse_args(arguments)
-    place = open_data(parsed.data, load_run_config(None, parsed.overrides).data)
+    # What the data is decides over the faults of recipe and overrides: they are told below.
+    fetching = read_run_config(parsed.recipe, parsed.overrides, FaultList(), parsed.mode).data
+    place = open_data(parsed.data, fetching)
     overrides = [f"data.task={place.manifest.task}", f"data.path={parsed.data}"]
     run = load_run_config(parsed.recipe, [*overrides, *parsed.overrides], parsed.mode)
     maker = BatchMaker(place.split(parsed.split), run, place.tokenizer.special)
@@ -54,11 +59,14 @@ def main(arguments: Sequence[str]) -> int:
             maker.source.name,
             "give SOURCE x 2^40 + the number in that source" if mixed else f"give a number from 0 to {last}",
         )
-    made = maker.make((np.array([parsed.epoch]), np.array([parsed.sample])))
+    epoch = parsed.epoch
+    if epoch is None:
+        epoch = 0 if parsed.split == "train" else VALIDATION_EPOCH
+    made = maker.make((np.array([epoch]), np.array([parsed.sample])))
     views, batch = made["views"], made["batches"][0]
     picture = picture_of(batch, parsed.positions)
     piece = _pieces_of(place.tokenizer)
-    print(f"sample {parsed.sample} of {parsed.split}, epoch {parsed.epoch}, seed {run.train.seed}")
+    print(f"sample {parsed.sample} of {parsed.split}, epoch {epoch}, seed {run.train.seed}")
     print(f"from {maker.source.origin(parsed.sample)}")
     print(f"objective {run.objective.preset}, masking {run.masking.target}\n")
     print(_describe_views(views, piece))

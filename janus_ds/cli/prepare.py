@@ -94,7 +94,7 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     add_text("--field", default=rule.field, help="JSON field or Parquet column of the text [%(default)s]")
     add_shared("--samples-per-member", type=int, default=default.samples_per_member, help="[%(default)s]")
     add_shared("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     add_shared("--processes", type=at_least(1), default=cores, help="that tokenise [%(default)s]")
     _add_pair_options(groups["nmt"])
     _add_distill_options(groups["nmt --distill"])
@@ -296,7 +296,8 @@ def _parse_glge(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--target-tokens", type=int, metavar="N", help="the same for targets [both: as the task's recipe]")
     add("--samples-per-member", type=int, default=GlgeSettings.samples_per_member, help="[%(default)s]")
     add("--members-per-shard", type=int, default=GlgeSettings.members_per_shard, help="[%(default)s]")
-    add("--processes", type=at_least(1), default=os.cpu_count() or 1, help="that tokenise [%(default)s]")
+    cores = len(os.sched_getaffinity(0))
+    add("--processes", type=at_least(1), default=cores, help="that tokenise [%(default)s]")
     return parser.parse_args(argv)
 
 

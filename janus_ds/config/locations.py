@@ -15,7 +15,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
-from janus_ds.errors import ConfigError, DataError, suggestion
+from janus_ds.errors import ConfigError, DataError, UsageError, suggestion
 from janus_ds.io import fingerprint_of
 
 if TYPE_CHECKING:
@@ -214,7 +214,14 @@ _MOST_BYTES = 1 << 20
 
 
 def user_path(text: str) -> Path:
-    """A path from the command line; a leading ~ is the user's home, also in `--option=~/file`."""
+    """A path from the command line; a leading ~ is the user's home, also in `--option=~/file`.
+
+    Raises:
+        UsageError: it is an address or a command; as a path it would be a folder called `s3:`.
+    """
+    if is_remote(text):
+        what = "this has to be a path on this machine, not an address or a command"
+        raise UsageError(what, public_location(text), "give a path, and copy to and from other places")
     return Path(os.path.expanduser(text))
 
 

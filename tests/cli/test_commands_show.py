@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from janus_ds.__main__ import COMMANDS, main
+from janus_ds.data.stream.loader import VALIDATION_EPOCH
 from tests.support.commands import say
 
 
@@ -31,3 +32,7 @@ def test_inspect_shows_the_views_of_an_epoch(tiny: Path, capsys: pytest.CaptureF
     assert re.search(r"^ARQ +0 <mask> .*#\.+", text, re.M)
     other = say(capsys, "inspect", tiny, "--sample", 5, "--epoch", 1)
     assert other.partition("target, ")[2].splitlines()[1] != target
+    held_out = ("inspect", tiny, "--sample", 5, "--split", "valid")
+    shown = say(capsys, *held_out)
+    assert shown == say(capsys, *held_out, "--epoch", VALIDATION_EPOCH)
+    assert shown != say(capsys, *held_out, "--epoch", 0)

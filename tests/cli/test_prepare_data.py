@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.cli.prepare import prepare_data
+from janus_ds.cli import prepare as prepare_module
+from janus_ds.cli.prepare import prepare_data, prepare_glge
+from janus_ds.data.prepare import pairs
 from janus_ds.data.prepare.corpus import prepare
 from janus_ds.data.prepare.settings import PrepareSettings
 from janus_ds.data.prepare.writing import PrepareProgress
@@ -97,6 +100,37 @@ def test_an_output_inside_of_the_input_folder_is_no_input(
     assert list((tmp_path / "out" / "train").glob("*.tar"))
     assert prepare([tmp_path], tmp_path / "out", settings).resumed
     assert prepare([tmp_path], tmp_path / "out", settings).already_whole
+
+
+def test_a_preparation_on_nfs_ends_well_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, a file that is removed while it is open stays in its folder: that of the lock."""
+    remove = os.rmdir
+
+    def rmdir(path: str, **options: int) -> None:
+        opened = (os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd"))
+        if str(path).endswith(".prepare") and any("/.prepare/.lock" in place for place in opened):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        remove(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    (tmp_path / "a.txt").write_text("\n\n".join(documents(40)))
+    asked = ["--output", str(tmp_path / "out"), "--vocab-size", "90", "--processes", "1"]
+    assert prepare_data([*asked, "--input", str(tmp_path / "a.txt")]) == 0
+    assert not (tmp_path / "out" / ".prepare").exists()
+
+
+def test_as_many_processes_as_the_job_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as the machine has."""
+    for module, known in ((pairs, "prepare_glge"), (prepare_module, "prepare")):
+        asked = []
+        monkeypatch.setattr(module, known, lambda *words, asked=asked: asked.append(words[3]) or 1 / 0)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 6, 7})
+        words = ["--task", "xsum", "--tokenizer", "t"] if module is pairs else []
+        with pytest.raises(ZeroDivisionError):
+            (prepare_glge if words else prepare_data)(["--input", "a", "--output", "b", *words])
+        assert asked == [3]
 
 
 def test_progress_leaves_its_line(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from janus_ds.cli.inspect import verify
+from janus_ds.cli.prepare import prepare_data
 from janus_ds.config.locations import (
     checked_name,
     deepspeed_file,
@@ -19,7 +20,7 @@ from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream import index
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.open_dataset import open_data
-from janus_ds.errors import DataError
+from janus_ds.errors import DataError, UsageError
 from tests.support.hostile import note
 from tests.support.tiny_data import make_tiny_data
 
@@ -89,6 +90,17 @@ def test_the_user_may_still_name_any_split_that_is_one(tmp_path: Path) -> None:
         place.split("../x")
     with pytest.raises(DataError, match=r"no split 'tset'.*\n.*manifest\.json\n.*name one of train, valid,"):
         open_data(str(data), DataConfig()).split("tset")
+
+
+@pytest.mark.parametrize("place", ["s3://me:hush@bucket/novels", "https://host/run", "pipe:cat hush"])
+def test_an_address_is_no_path(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be a folder `s3:` below the working folder, filled for hours."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("A cat.\n\nA dog.\n")
+    with pytest.raises(UsageError, match="a path on this machine") as caught:
+        prepare_data(["--input", "a.txt", "--vocab-size", "20", "--processes", "1", "--output", place])
+    assert "hush" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 AWS = "X-Amz-Algorithm=A&X-Amz-Credential={}&X-Amz-Date={}&X-Amz-Expires=60&X-Amz-Signature={}"

@@ -237,6 +237,8 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
+        with suppress(OSError):  # empty after `remove` alone
+            self.folder.rmdir()
 
     def _take_key(self) -> None:
         path = self.folder / _KEY
@@ -317,8 +319,8 @@ class Journal:
                 old.unlink()
 
     def remove(self) -> None:
-        """Delete the working folder, after the data is whole."""
-        shutil.rmtree(self.folder)
+        """Empty the working folder, after the data is whole; it goes with the lock, whose file NFS keeps."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 _CORPUS = "assets/corpus/novels.txt.xz"

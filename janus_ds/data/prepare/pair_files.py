@@ -65,7 +65,9 @@ def pair_up(
     """
     for path in paths:
         if not path.is_file():
-            raise DataError("the input does not exist", str(path), "give the path of a text file")
+            # A folder; or a pipe, such as <(COMMAND): pairs are read more than once.
+            what = "is no regular file" if path.exists() else "does not exist"
+            raise DataError(f"the input {what}", str(path), "give the path of a text file")
     likely = ((languages.source, "source", "src"), (languages.target, "target", "tgt"))
     source, target = ((name,) if name else names for name, names in zip(given, likely, strict=True))
     alone = [PairFiles(p, p, (source, target)) for p in paths if TextFile(p).suffix in _RECORDS]

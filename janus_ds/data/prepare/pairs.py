@@ -8,6 +8,7 @@ can be computed on is left out of its shards.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
@@ -36,6 +37,8 @@ _GLGE_SIDES = ("src", "tgt")
 _UNIT_PAIRS = 4000
 _SHORT_WORDS = 10
 """Where the longer side has fewer words than this, the ratio says nothing."""
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]{1,4}")
+"""Chinese and Japanese; Thai, Lao, Burmese and Khmer."""
 
 Show = Callable[[str, int], None]
 """Called with the stage and the number of pairs done in it."""
@@ -259,6 +262,13 @@ class _ParallelText:
         )
 
 
+def _words(text: str) -> int:
+    """Words between spaces; where a script has none, each sign of Chinese and Japanese, and four letters."""
+    if text.isascii():
+        return len(text.split())
+    return len(_UNSPACED.findall(text)) + len(_UNSPACED.sub(" ", text).split())
+
+
 def _clean(
     pairs: Iterable[Pair], settings: PairSettings, held_out: Set[bytes], counts: Counter[str]
 ) -> Iterator[Pair]:
@@ -272,7 +282,7 @@ def _clean(
     for source, target in pairs:
         counts["lines"] += 1
         key = pair_key(source, target)
-        fewer, more = sorted((len(source.split()), len(target.split())))
+        fewer, more = sorted((_words(source), _words(target)))
         if not source or not target:
             counts["empty"] += 1
         elif more >= _SHORT_WORDS and more > settings.max_ratio * fewer:

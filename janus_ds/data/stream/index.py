@@ -208,12 +208,11 @@ def _load(path: Path, kind: type[_T]) -> _T:
     try:
         body = read_json(path, MOST_BYTES[path.name])
     except FileNotFoundError:
-        raise DataError(
-            f"the data directory holds no {path.name}",
-            str(path.parent),
-            "if its preparation was interrupted, start the same `janus-ds prepare` again; "
-            "else give a directory that it has made",
-        ) from None
+        fix = "if its preparation was interrupted, start the same `janus-ds prepare` again; "
+        fix += "else give a directory that it has made"
+        if path.name == INDEX_NAME and (path.parent / MANIFEST_NAME).is_file():
+            fix = f"name a split in it, such as {path.parent / 'valid'}"
+        raise DataError(f"the data directory holds no {path.name}", str(path.parent), fix) from None
     except OSError as error:
         raise DataError(f"the file cannot be read ({error.strerror})", str(path), _PREPARE_AGAIN) from None
     except ValueError as error:

@@ -22,7 +22,14 @@ from janus_ds.config.locations import (
     public_location,
 )
 from janus_ds.config.schema import DataConfig
-from janus_ds.data.stream.index import INDEX_NAME, MANIFEST_NAME, MOST_BYTES, Manifest
+from janus_ds.data.stream.index import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    MOST_BYTES,
+    Manifest,
+    SplitIndex,
+    SplitTotals,
+)
 from janus_ds.data.stream.remote import Expected, Patience, TransferError, transferred
 from janus_ds.data.stream.shard_cache import RemoteShards, ShardCache
 from janus_ds.data.text.tokenizer import MOST_TOKENIZER_BYTES, TOKENIZER_FILES, Tokenizer, load_tokenizer
@@ -190,6 +197,7 @@ class DataSource:
             fix = f"name one of {', '.join(self.manifest.splits)}, or prepare it again with that split"
             raise DataError(f"the data has no split {name!r}", f"{self.name}: {MANIFEST_NAME}", fix)
         if self.remote is None or totals is None:
+            _check_index(folder, totals)
             return SplitPlace(folder, str(folder), weight=self.weight)
         fetched = _fetched_split(self.remote.inside(name), folder, data, totals.index_sha256)
         return replace(fetched, weight=self.weight)
@@ -315,6 +323,18 @@ def _checked_tokenizer(source: DataSource) -> Tokenizer:
             "restore the data directory's own tokenizer, or prepare the data again",
         )
     return tokenizer
+
+
+def _check_index(folder: Path, totals: SplitTotals | None) -> None:
+    """Refuse an index other than the manifest's, which says what the order of samples means."""
+    path = folder / INDEX_NAME
+    if totals is not None and path.is_file() and sha256_of_file(path) != totals.index_sha256:
+        SplitIndex.load(folder)  # tells of a damaged one
+        raise DataError(
+            "the index is not the one that the manifest was written with",
+            str(path),
+            "copy the whole directory again, or prepare the data again",
+        )
 
 
 def _check_alike(first: DataSource, other: DataSource) -> None:

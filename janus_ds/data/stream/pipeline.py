@@ -63,7 +63,8 @@ class BatchMaker:
         self.config = config
         self._stages, self._special = stages, special
         self._replaces = config.data.on_damage == "quarantine"
-        cached = 2 * config.data.shuffle_window + _CACHED_MEMBERS
+        places = 1 if isinstance(split, Path) else len(split)
+        cached = 2 * config.data.shuffle_window * places + _CACHED_MEMBERS
         self.source = SampleSource(split, cached, config.data.max_damage if self._replaces else None)
         task = "pair" if "source" in self.source.streams else "denoise"
         if task != config.data.task:
@@ -110,8 +111,8 @@ class BatchMaker:
     def read(self, step: Step) -> Step:
         """First stage: the samples, those in damaged members replaced if the run wants it."""
         epochs, ids = (np.concatenate(column) for column in zip(*step["parts"], strict=True))
-        ids = self.source.replace_damaged(ids) if self._replaces else ids
-        return {**step, "epochs": epochs, "ids": ids, **self.source.read(ids)}
+        ids, samples = self.source.read_whole(ids) if self._replaces else (ids, self.source.read(ids))
+        return {**step, "epochs": epochs, "ids": ids, **samples}
 
     def check(self, step: Step) -> Step:
         """After the user's stages: each sample fits the run."""

@@ -109,11 +109,16 @@ class Source:
         together = 2 * data.shuffle_shards + data.read_ahead if data.shuffle_shards else len(sizes)
         needed, room = sum(sizes[:together]), self.shards.cache.limit // sources
         if needed > room:
+            instead = "lower data.shuffle_shards"
+            if not data.shuffle_shards:
+                instead = "set data.shuffle_shards above 0, which mixes over all shards"
+            if data.batch == "tokens":
+                instead = "copy the data to a disk: batches of tokens mix over all shards"
             raise ConfigError(
                 f"{needed / 1e9:.3g} GB of shards are needed at about the same time, and the cache has "
                 f"{room / 1e9:.3g} GB for them",
                 f"data.cache_gb, {self.name}",
-                "raise data.cache_gb, or lower data.shuffle_shards (0 mixes over all shards)",
+                f"raise data.cache_gb, or {instead}",
             )
 
     def lengths(self) -> dict[str, Ints]:
@@ -211,6 +216,15 @@ class SampleSource:
                 places = member == number
                 wanted[places] = self._first[other] + inside[places] % self._size[other]
         return wanted
+
+    def read_whole(self, ids: ArrayLike) -> tuple[Ints, dict[str, Ragged]]:
+        """:meth:`replace_damaged`, and the samples; what was whole once may have become damaged since."""
+        while True:
+            whole = self.replace_damaged(ids)
+            try:
+                return whole, self.read(whole)
+            except DamagedDataError:
+                self._stand_ins.clear()
 
     def take_damage(self) -> list[Damage]:
         """Damage that :meth:`replace_damaged` met since the last call."""

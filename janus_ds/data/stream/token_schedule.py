@@ -117,8 +117,10 @@ class TokenSchedule:
     def smallest_step(self) -> int:
         """The fewest samples that an update can have."""
         sizes = sorted(len(ids) // count for ids, count in self._buckets for _ in range(count))
-        # The same group can come twice in an update only where an epoch has fewer groups.
-        return sum((sizes * -(-self._groups_a_step // len(sizes)))[: self._groups_a_step])
+        fewer, more = sorted((self._groups_a_step, len(sizes)))
+        # Where they do not divide, an update can hold the end of an epoch and the same group of the next one.
+        times = -(-self._groups_a_step // len(sizes)) + (more % fewer > 0)
+        return sum(sorted(sizes * times)[: self._groups_a_step])
 
     def groups(self, step: int) -> list[Group]:
         """The groups of an update."""
@@ -270,7 +272,8 @@ class TokenPlan:
                 f"the smallest batch has {self._schedule.smallest_step} samples, for {share.size} ranks x "
                 f"{share.accumulation} micro-batches",
                 f"train.batch_tokens = {train.batch_tokens}, gradient_accumulation_steps",
-                "raise train.batch_tokens, or use fewer ranks or micro-batches",
+                "raise train.batch_tokens, or data.shuffle_window where its last members are few, or use "
+                "fewer ranks or micro-batches",
             )
 
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:

@@ -43,8 +43,6 @@ _PARQUET_ROWS = 8
 _JSON_BEGINS = re.compile(r'\{\s*"|\[\s*["{\[]')
 _BETWEEN_VALUES = re.compile(r"[\s,]*")
 
-_TITLE = re.compile(r'title="([^"]*)"')
-
 
 @dataclass(frozen=True)
 class DocumentRule:
@@ -280,12 +278,11 @@ def _whole(text: str, where: str, place: str = "") -> str:
 
 def _wiki_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
     paragraphs: list[str] | None = None
-    title, begun, size = "", 0, 0
+    opening, begun, size = "", 0, 0
     for number, line in enumerate(file.lines_of(stream), 1):
         if paragraphs is None:
             if line.startswith("<doc "):
-                found = _TITLE.search(line)
-                title, begun, paragraphs, size = (found[1] if found else ""), number, [], 0
+                opening, begun, paragraphs, size = line, number, [], 0
             elif line and not line.isspace():
                 fix = "give --format text if this is not WikiExtractor's output"
                 raise DataError(
@@ -294,7 +291,7 @@ def _wiki_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRul
         elif line.startswith("</doc>") or size > _LONGEST_DOCUMENT_CHARACTERS:
             yield html.unescape("\n".join(paragraphs))
             paragraphs, size = (None, 0) if line.startswith("</doc>") else ([line], len(line))
-        elif line and not line.isspace() and (paragraphs or line != title):
+        elif line and not line.isspace() and (paragraphs or f'title="{line}"' not in opening):
             paragraphs.append(line)
             size += len(line) + _LINE_COSTS
     if paragraphs is not None:

@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -35,6 +36,8 @@ _PIPE_PATIENCE = Patience(stall_seconds=3600.0)
 """Of a command, which may be silent for long before it writes, as `sort` is."""
 
 _BRACES = re.compile(r"\{(?:(\d{1,12})\.\.(\d{1,12})|([^{},\s$]*(?:,[^{},\s$]*)+))\}", re.ASCII)
+
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -100,18 +103,26 @@ def list_inputs(paths: Sequence[Path | str], output: Path | None = None) -> list
 
 
 def _expanded_braces(text: str) -> list[str]:
-    """A pattern's names, as the shell and WebDataset expand {000..099} and {a,b}; others stay as they are."""
-    found = _BRACES.search(text)
-    if found is None:
-        return [text]
-    words, ends = (found[3] or "").split(","), _expanded_braces(text[found.end() :])
-    if found[1]:
-        first, last, width = int(found[1]), int(found[2]), len(found[1]) if found[1][0] == "0" else 0
-        if (last - first + 1) * len(ends) > _MOST_INPUTS:
-            what = f"the pattern names more than {_MOST_INPUTS:,} files"
-            raise DataError(what, public_location(text), "give the number of the last file, as in {000..099}")
-        words = [f"{n:0{width}}" for n in range(first, last + 1)]
-    return [text[: found.start()] + word + end for word in words for end in ends]
+    """A pattern's names, as the shell and WebDataset expand {000..099} and {a,b}; others stay as they are.
+
+    So do words in quotes of a command: `grep -v '^.{0,20}$'`.
+    """
+    pieces, at, count = list[list[str]](), 0, 1
+    for found in _BRACES.finditer(text):
+        begun = _QUOTED.sub("", text[: found.start()])
+        if not found[1] and text.startswith(PIPE) and ("'" in begun or '"' in begun):
+            continue
+        words = (found[3] or "").split(",")
+        if found[1]:
+            first, last, width = int(found[1]), int(found[2]), len(found[1]) if found[1][0] == "0" else 0
+            if (last - first + 1) * count > _MOST_INPUTS:
+                what = f"the pattern names more than {_MOST_INPUTS:,} files"
+                fix = "give the number of the last file, as in {000..099}"
+                raise DataError(what, public_location(text), fix)
+            words = [f"{n:0{width}}" for n in range(first, last + 1)]
+        pieces += [[text[at : found.start()]], words]
+        at, count = found.end(), count * len(words)
+    return ["".join(parts) for parts in product(*pieces, [text[at:]])]
 
 
 def _inside(folder: Path, output: Path | None) -> list[Path]:

@@ -321,7 +321,7 @@ def _read_vocab(data: bytes, where: str) -> dict[str, int]:
 def _read_merges(data: bytes, where: str) -> list[tuple[str, str]]:
     fix = "copy the folder again from where it came"
     try:
-        lines = data.decode("utf-8").split("\n")
+        lines = data.decode("utf-8").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError:
         raise DataError(f"{_MERGES_NAME} is damaged: it is not UTF-8", where, fix) from None
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]

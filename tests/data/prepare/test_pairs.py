@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,27 @@ def test_cleaning_is_counted_and_leaves_held_out_text_alone(tmp_path):
         "empty source",
         ("too long " * 30).strip(),
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("我们今天下午要去图书馆看书", "This afternoon we are going to the library to read some books ."),
+        (
+            "私たちは今日の午後、図書館に本を読みに行きます。",
+            "We are going to the library today to read .",
+        ),
+        ("บ่ายวันนี้เราจะไปอ่านหนังสือที่ห้องสมุด", "This afternoon we are going to read books at the library ."),
+    ],
+)
+def test_scripts_without_spaces_are_as_long_as_their_translations(tmp_path, source, target):
+    other = source[:2], target
+    report = prepare_pairs(
+        {"train": write(tmp_path, "train", [*tiny_lines(100), (source, target), (target, source), other])},
+        tmp_path / "data",
+        replace(SETTINGS, vocab_size=300, tokenizer="bpe-words"),
+    )
+    assert report.counts["train"]["too_unequal"] == 1
 
 
 def test_compressed_files_and_processes_give_the_same_bytes(tmp_path):
@@ -215,6 +237,10 @@ def test_files_in_the_wrong_order_or_number_are_refused(tmp_path):
         pair_up([de, en, de], DE_EN, "--train")
     with pytest.raises(DataError, match="does not exist"):
         pair_up([de, tmp_path / "no.en"], DE_EN, "--train")
+    os.mkfifo(tmp_path / "pipe.en")
+    for there in (tmp_path / "pipe.en", tmp_path):
+        with pytest.raises(DataError, match="is no regular file"):
+            pair_up([de, there], DE_EN, "--train")
 
 
 def test_settings_that_cannot_be_meant_and_data_that_is_not_there(tmp_path):

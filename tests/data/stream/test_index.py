@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 
+from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.index import (
     FORMAT_VERSION,
     BlobEntry,
@@ -16,6 +18,7 @@ from janus_ds.data.stream.index import (
     SplitIndex,
     SplitTotals,
 )
+from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.errors import DataError
 
 
@@ -46,6 +49,28 @@ def test_what_is_saved_is_loaded(tmp_path):
     manifest().save(tmp_path)
     assert Manifest.load(tmp_path) == manifest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "manifest.json"]
+
+
+def test_a_directory_in_place_of_a_split_is_told_its_splits(tmp_path):
+    manifest().save(tmp_path)
+    with pytest.raises(DataError, match=r"holds no index\.json") as caught:
+        SplitIndex.load(tmp_path)
+    assert caught.value.fix == f"name a split in it, such as {tmp_path / 'valid'}"
+
+
+def test_an_index_of_other_data_is_refused_at_the_start(tiny, tmp_path):
+    """As a copy leaves it that is broken off: what is recorded of a run says what the manifest says."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny, data)
+    place = open_data(str(data), DataConfig())
+    assert [split.folder for split in place.split("train")] == [data / "train"]
+    shutil.copytree(data / "valid", data / "train", dirs_exist_ok=True)
+    with pytest.raises(DataError, match="not the one that the manifest was written with"):
+        place.split("train")
+    path = data / "train" / "index.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="cut or is not JSON"):
+        place.split("train")
 
 
 @pytest.mark.parametrize("kind", [SplitIndex, Manifest])

@@ -19,6 +19,7 @@ from janus_ds.data.stream.loader import StepLoader, validation_batches
 from janus_ds.data.stream.open_dataset import SplitPlace, open_data
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.sample_order import CYCLE, RankShare, SampleSchedule, Turns
+from janus_ds.data.stream.shards import ShardReader
 from janus_ds.data.stream.source import SOURCE_BITS
 from janus_ds.errors import ConfigError, DataError
 from tests.support.packed_data import SPECIAL, random_rows, run_config, write_split
@@ -186,3 +187,23 @@ def test_sources_must_have_one_tokenizer(tmp_path: Path):
     assert (
         open_data(str(one), DataConfig()).fingerprint("train") == place.manifest.splits["train"].index_sha256
     )
+
+
+def test_a_mixture_keeps_the_members_that_its_sources_mix(tmp_path, monkeypatch):
+    """However many sources there are: each member is read once an epoch, not in every step."""
+    monkeypatch.setattr("janus_ds.data.stream.pipeline._CACHED_MEMBERS", 0)
+    places, reads, real = [], Counter(), ShardReader.read_member
+    for number in range(3):
+        split = write_split(tmp_path / f"{number}/train", {"target": random_rows(60, 30, seed=number)})
+        places.append(SplitPlace(split, str(split)))
+    base = run_config()
+    maker = BatchMaker(places, replace(base, data=replace(base.data, shuffle_window=8)), SPECIAL)
+
+    def counted(reader: ShardReader, shard: int, member: int) -> object:
+        reads[id(reader), shard, member] += 1
+        return real(reader, shard, member)
+
+    monkeypatch.setattr(ShardReader, "read_member", counted)
+    list(StepLoader(maker, RankShare(0, 1, 12), 0, 15))
+    assert set(reads.values()) == {1}
+    assert len(reads) == 45

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +74,18 @@ def test_ranks_and_workers_agree_on_what_stands_in(tmp_path):
         list(StepLoader(BatchMaker(split, few, SPECIAL), RankShare(0, 1, 12), 0, 10))
 
 
+def test_what_becomes_damaged_in_a_run_is_replaced_too(tmp_path):
+    split = write_split(tmp_path / "train", {"target": ROWS})
+    maker = BatchMaker(split, replace(config(shuffle_window=1)), SPECIAL)
+    everything = (np.zeros(50, dtype=np.int64), np.arange(50))
+    maker.source._limit = 2  # a member is read again, as of large data
+    assert maker.make(everything)["ids"].tolist() == list(range(50))
+    flip(split / SHARD, SplitIndex.load(split).shards[1].members[1].blobs["target.tokens"].offset, 8)
+    found = maker.make(everything)
+    assert sorted({*range(50)} - {*found["ids"].tolist()}) == [24, 25, 26, 27]
+    assert [(d.first_sample, d.samples) for d in maker.source.take_damage()] == [(24, 4)]
+
+
 def test_a_shard_published_wrongly_is_quarantined_a_lost_server_is_not(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
     data = config(block_tokens=48, cache_dir=str(tmp_path / "cache"), retries=1, max_damage=0.9).data
@@ -92,7 +106,13 @@ def test_a_shard_published_wrongly_is_quarantined_a_lost_server_is_not(tiny, tmp
             assert {d.shard for d in maker.source.take_damage()} == {f"{server.address}/train/{SHARD}"}
 
 
-def test_the_list_holds_each_member_once(tmp_path):
+@pytest.mark.parametrize("locks", [True, False])
+def test_the_list_holds_each_member_once(tmp_path, monkeypatch, locks):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    if not locks:  # as on some cluster file systems
+        monkeypatch.setattr("fcntl.flock", refuse)
     entries = [Damage("a/shard-0.tar", f"00000{n}", 4 * n, 4, "cut") for n in range(3)]
     QuarantineList(tmp_path / "run").add(entries[:2], 7)
     QuarantineList(tmp_path / "run").add(entries[1:], 9)

@@ -264,7 +264,10 @@ def test_a_cache_too_small_for_the_order_is_refused(tiny, tmp_path):
     with serve(tiny) as server:
         with pytest.raises(ConfigError, match="needed at about the same time") as caught:
             all_samples(server.address, settings(tmp_path / "cache", cache_gb=20e-6))
-        assert "shuffle_shards" in caught.value.fix
+        assert "set data.shuffle_shards above 0" in caught.value.fix
+        with pytest.raises(ConfigError, match="needed at about the same time") as caught:
+            all_samples(server.address, settings(tmp_path / "cache", cache_gb=20e-6, shuffle_shards=2))
+        assert "lower data.shuffle_shards" in caught.value.fix
 
 
 def test_tools_read_distant_and_mixed_data(tiny, tmp_path, capsys):
@@ -279,6 +282,9 @@ def test_tools_read_distant_and_mixed_data(tiny, tmp_path, capsys):
             f"from {server.address}/train/shard-000000.tar, member 000001, sample 12"
             in capsys.readouterr().out
         )
+        (recipe := tmp_path / "own.yaml").write_text(f"data: {{cache_dir: {tmp_path / 'own'}}}\n")
+        assert inspect.main([server.address, "--sample", "44", "--recipe", str(recipe)]) == 0
+        assert list((tmp_path / "own" / "shards").glob("*.tar"))
         with pytest.raises(UsageError, match="there is no sample 300"):
             inspect.main([both, "--sample", "300", "--set", cache])
         assert plan.main(["--data", both, "--set", cache]) == 0

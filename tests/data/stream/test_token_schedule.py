@@ -185,8 +185,20 @@ def test_batches_are_the_same_samples_whatever_the_objective(split):
 
 def test_too_many_ranks_for_the_smallest_batch_are_refused(split):
     maker = BatchMaker(split, token_config(), SPECIAL)
-    with pytest.raises(ConfigError, match=r"smallest batch has \d+ samples, for 40 ranks x 2"):
+    with pytest.raises(ConfigError, match=r"smallest batch has \d+ samples, for 40 ranks x 2") as caught:
         make_step_plan(maker, RankShare(0, 40, 8, 2))
+    assert "data.shuffle_window" in caught.value.fix
+
+
+def test_the_smallest_batch_may_hold_a_group_twice_where_an_epoch_begins():
+    """The few samples of the last members can come last in one epoch and first in the next."""
+    target = np.random.default_rng(1).integers(5, 40, 2049)
+    c = SampleCosts(target, target, target.astype(float), target.astype(float))
+    plan = TokenSchedule(1, np.array([256] * 8 + [1]), c, 8, 400, 2)
+    borders = [plan.groups((n + 1) * plan.groups_per_epoch // 2) for n in range(80)]
+    assert min(sum(len(g.ids) for g in groups) for groups in borders) == plan.smallest_step == 2
+    even = TokenSchedule(1, np.array([256] * 8 + [1]), c, 8, 400, 1)
+    assert even.smallest_step == 1
 
 
 def test_a_sample_that_no_step_has_room_for_is_named_before_the_first(split):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from janus_ds.data.text.documents import Position
+from janus_ds.data.text.text_files import list_inputs
 from janus_ds.errors import DataError
 from tests.data.text.test_documents import read
 from tests.support.bad_server import serve
@@ -86,6 +87,8 @@ def test_webdataset_tars_from_everywhere(tmp_path: Path, monkeypatch: pytest.Mon
                 entry.size = 4
                 archive.addfile(entry, io.BytesIO(b"Text"))
         assert read([tmp_path / "long.tar"]) == ["Text", "Text"]
+    kept = f"pipe:cat {tmp_path}/shard-000.tar | grep -av '^.{{300,400}}$'"
+    assert list_inputs([kept]) == [kept]  # in quotes, it is the command's own
     pattern = f"pipe:cat {tmp_path}/shard-{{000..001}}.tar*"
     assert read([pattern]) == read([f"{tmp_path}/shard-{{000.tar,001.tar.gz}}"]) == TEXTS
 

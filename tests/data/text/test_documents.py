@@ -26,7 +26,7 @@ PACK = {
 TEXT = "One.\nTwo two.\n\n\n  \nThree é 日本.\r\n\nFour."
 WIKI = (
     '<doc id="1" url="u" title="A &amp; B">\nA &amp; B\n\nFirst &lt;b&gt; line.\nSecond.\n</doc>\n'
-    '\n<doc id="2" url="u" title="C">\nC\n\nThird.\n</doc>\n'
+    '\n<doc id="2" url="u" title="The "C"">\nThe "C"\n\nThird.\n</doc>\n'
 )
 
 

@@ -115,6 +115,13 @@ def test_bart_ids_are_those_of_hugging_face():
     assert tokenizer.encode_batch([text, "a"])[0] == tokenizer.encode(text)
 
 
+def test_windows_line_ends_of_merges_are_the_same_tokenizer():
+    vocab, merges = small_byte_level().values()
+    own, other = ByteLevelBPE(vocab, merges), ByteLevelBPE(vocab, merges.replace(b"\n", b"\r\n"))
+    assert own.fingerprint == other.fingerprint
+    assert own.encode("hello who") == other.encode("hello who")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
