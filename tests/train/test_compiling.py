@@ -36,13 +36,13 @@ MODEL = ModelConfig(
 NEEDS_COMPILER = pytest.mark.skipif(not compiler_is_at_hand(CPU), reason="no C++ compiler at hand")
 
 
-def make_step(layers: int = 2) -> tuple[TrainingStep, RunConfig]:
+def make_step(layers: int = 2, recompute: bool = False) -> tuple[TrainingStep, RunConfig]:
     config = replace(MODEL, decoder_layers=layers)
     run = resolve(
         RunConfig(model=config, data=DataConfig(task="pair"), objective=ObjectiveConfig(preset="paper"))
     )
     torch.manual_seed(0)
-    model = JanusModel(config, special_tokens(SHAPE), ParallelLayers())
+    model = JanusModel(config, special_tokens(SHAPE), ParallelLayers(), recompute)
     return TrainingStep(model, JanusObjective(run.objective, 32, ParallelLayers())), run
 
 
@@ -87,6 +87,16 @@ def test_the_captured_model_gives_the_same_losses_and_is_captured_few_times(
     monkeypatch.setattr(chunk_math, "_compiled", lambda function: function)
     # Four shapes, encoder and decoder: one graph each for the first, few once shapes are taken as unknown.
     assert 2 <= assert_same(backend, layers) <= 8
+
+
+def test_a_captured_model_may_recompute_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "compiler_is_at_hand", lambda device: True)
+    monkeypatch.setattr(chunk_math, "_compiled", lambda function: function)
+    (eager, run), (saving, _) = make_step(1), make_step(1, recompute=True)
+    torch._dynamo.reset()
+    compile_step(saving, "model", CPU, backend="eager")
+    for ours, theirs in zip(result_of(saving, run, SHAPE), result_of(eager, run, SHAPE), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.heavy
