@@ -209,6 +209,7 @@ class TrainingEngine:
             return self._update_unpartitioned(scale)
         exhausted = self._scale.remember()
         self._engine.step()
+        self._scale.rise()
         applied = not getattr(self._engine.optimizer, "overflow", False)
         norm = self._engine.get_global_grad_norm()
         norm = math.nan if norm is None else float(norm)
@@ -311,7 +312,8 @@ class LossScale:
     """The scaler of a DeepSpeed optimizer, if it has a dynamic one.
 
     DeepSpeed ends a run by an exception in the midst of a step when the scale is at its minimum, for a
-    bad sample too; here the scale stays there, and the guards decide.
+    bad sample too; here the scale stays there, and the guards decide. It also raises the scale before it
+    divides the gradient by it, which would halve that step's gradient; here the scale rises afterwards.
 
     Args:
         scaler: DeepSpeed's; None or a static one makes all of this do nothing.
@@ -320,8 +322,10 @@ class LossScale:
     def __init__(self, scaler: Any) -> None:
         self._scaler = scaler if getattr(scaler, "dynamic", False) else None
         self._before: dict[str, Any] = {}
+        self._next = 1.0
         if self._scaler is not None:
             self._scaler.raise_error_at_min_scale = False
+            self._update, self._scaler.update_scale = self._scaler.update_scale, self._without_rise
 
     def remember(self) -> bool:
         """Before an update: note the scale. True where one more overflow could not lower it."""
@@ -332,7 +336,18 @@ class LossScale:
         patient = scaler.delayed_shift > 1 and scaler.cur_hysteresis > 1
         return bool(scaler.cur_scale <= scaler.min_scale and not patient)
 
+    def rise(self) -> None:
+        """After an update: the scale of the next one."""
+        if self._scaler is not None:
+            self._scaler.cur_scale = self._next
+
     def put_back(self) -> None:
         """Undo what the last update did to the scale."""
         for name, value in self._before.items():
             setattr(self._scaler, name, value)
+
+    def _without_rise(self, overflow: bool) -> None:
+        before = self._scaler.cur_scale
+        self._update(overflow)
+        self._next = self._scaler.cur_scale
+        self._scaler.cur_scale = min(before, self._next)
