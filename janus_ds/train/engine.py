@@ -30,7 +30,6 @@ from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.checkpoint.tensors import Snapshot, open_saved
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.schema import OptimConfig
-from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective, LossReport
@@ -74,26 +73,10 @@ _SHAPES = 64
 """Compiled variants that one function may have before it runs uncompiled."""
 
 
-def compile_step(
-    step: TrainingStep, what: str, device: torch.device, sharded: bool = False, backend: str = "inductor"
-) -> None:
-    """Make `step` compile at its first call; without a compiler, say so and leave it as it is.
-
-    Args:
-        sharded: weights are gathered layer by layer (ZeRO-3) or sharded (tensor parallelism).
-
-    Raises:
-        ConfigError: a compiled model whose weights are sharded.
-    """
+def compile_step(step: TrainingStep, what: str, device: torch.device, backend: str = "inductor") -> None:
+    """Make `step` compile at its first call; without a compiler, say so and leave it as it is."""
     if what == "none":
         return
-    if what != "head" and sharded:
-        raise ConfigError(
-            "train.compile 'model' cannot be used with ZeRO-3 or tensor parallelism, which exchange "
-            "weights and activations inside of the model",
-            "train.compile",
-            "use train.compile head, or ZeRO stage 2 with --tensor-parallel 1",
-        )
     if not compiler_is_at_hand(device):
         logger.warning(
             "train.compile is %s, but there is no compiler for %s here (g++, or Triton on a GPU): "
