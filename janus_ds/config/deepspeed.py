@@ -137,7 +137,21 @@ def read_setup(
             "leave data.valid_path out, or set train.valid_bleu to none",
             ["data.valid_path", "train.valid_bleu"],
         )
+    if tensor_size > 1:
+        _check_compiled(run, f"--tensor-parallel {tensor_size}", faults)
     return run, read_deepspeed_config(deepspeed_config, run, data_size, faults)
+
+
+def _check_compiled(run: RunConfig, shards: str, faults: FaultList) -> None:
+    """Refuse a compiled model whose weights are sharded."""
+    if run.train.compile == "model":
+        faults.add(
+            "train.compile 'model' cannot be used with ZeRO-3 or tensor parallelism, which exchange "
+            "weights and activations inside of the model",
+            f"train.compile, {shards}",
+            "use train.compile head, or ZeRO stage 2 with --tensor-parallel 1",
+            ["train.compile"],
+        )
 
 
 def check_shares(model: ModelConfig, tensor_size: int, faults: FaultList) -> None:
@@ -169,6 +183,8 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
             "step when it is built, and losses drift from the right ones",
             "use stage 1 (the same on one rank), or fp32",
         )
+    if stage == 3:
+        _check_compiled(run, f"{path}: zero_optimization.stage", faults)
     file.check_supported(stage, precision)
     file.check_guards()
     micro_batch, accumulation = file.batch(data_size)

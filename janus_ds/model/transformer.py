@@ -37,7 +37,9 @@ Recompute = Callable[..., Tensor]
 
 def recompute_with(parallel: ParallelLayers) -> Recompute:
     """Activation checkpointing that draws the same dropout again, sharded activations included."""
-    return partial(checkpoint, use_reentrant=False, context_fn=parallel.recompute_contexts)
+    # torch.compile, which only whole models have, takes no contexts that are methods.
+    sharded: dict[str, Any] = {"context_fn": parallel.recompute_contexts} if parallel.size > 1 else {}
+    return partial(checkpoint, use_reentrant=False, **sharded)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

@@ -246,15 +246,16 @@ def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def _pick_device(local_rank: int) -> torch.device:
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if local_rank >= count > 1:
-        what = f"there are {count} GPUs here, and more ranks than that"
+    count, alone = torch.cuda.device_count(), "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")
+    # Slurm can show each task its own GPU alone (--gpus-per-task): the first one for all of them.
+    apart = count == 1 and (alone or "SLURM_LOCALID" in os.environ)
+    if local_rank >= count and not apart:
+        what = f"there are more ranks here than GPUs, of which torch sees {count}"
         fix = "start one rank a GPU, or set DS_ACCELERATOR=cpu to train on CPUs"
         error = UsageError(what, f"LOCAL_RANK {local_rank}, CUDA_VISIBLE_DEVICES", fix)
         error.local = True  # type: ignore[misc]
         raise error
-    # Slurm can show each task its own GPU alone (--gpus-per-task): the first one for all of them.
-    device = torch.device("cuda", local_rank if count > 1 else 0)
+    device = torch.device("cuda", 0 if apart else local_rank)
     torch.cuda.set_device(device)
     return device
 
@@ -273,8 +274,7 @@ def _start_distributed(launched: dict[str, str], world_size: int, asked: Callabl
         # A store inside the process: no port to collide on.
         backend = get_accelerator().communication_backend_name()
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    for name, value in ({"LOCAL_RANK": "0"} | launched).items():
-        os.environ.setdefault(name, value)
+    os.environ.update({"LOCAL_RANK": "0"} | launched)
     with rendezvous_in_time(launched, world_size, asked):
         store = None if dist.is_initialized() else launcher_store(launched, os.environ)
         if store is not None:

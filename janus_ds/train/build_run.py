@@ -274,8 +274,7 @@ def build_engine(run: Run, topology: Topology, fresh: bool = True) -> TrainingEn
         raise_on_all_ranks(topology, lambda: start_from(model, init, *start))
     objective = JanusObjective(config.objective, special.vocab_size, parallel)
     step = TrainingStep(model, objective, config.objective.encoder_passes)
-    sharded = topology.tensor_size > 1 or run.execution.zero_stage == 3
-    compile_step(step, config.train.compile, topology.device, sharded)
+    compile_step(step, config.train.compile, topology.device)
     return TrainingEngine(step, config.optim, run.execution, topology, parallel)
 
 

@@ -30,7 +30,6 @@ from janus_ds.batch import BatchCounts, TwoStreamBatch
 from janus_ds.checkpoint.tensors import Snapshot, open_saved
 from janus_ds.config.deepspeed import ExecutionConfig
 from janus_ds.config.schema import OptimConfig
-from janus_ds.errors import ConfigError
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.objective.janus_objective import JanusObjective, LossReport
@@ -74,26 +73,10 @@ _SHAPES = 64
 """Compiled variants that one function may have before it runs uncompiled."""
 
 
-def compile_step(
-    step: TrainingStep, what: str, device: torch.device, sharded: bool = False, backend: str = "inductor"
-) -> None:
-    """Make `step` compile at its first call; without a compiler, say so and leave it as it is.
-
-    Args:
-        sharded: weights are gathered layer by layer (ZeRO-3) or sharded (tensor parallelism).
-
-    Raises:
-        ConfigError: a compiled model whose weights are sharded.
-    """
+def compile_step(step: TrainingStep, what: str, device: torch.device, backend: str = "inductor") -> None:
+    """Make `step` compile at its first call; without a compiler, say so and leave it as it is."""
     if what == "none":
         return
-    if what != "head" and sharded:
-        raise ConfigError(
-            "train.compile 'model' cannot be used with ZeRO-3 or tensor parallelism, which exchange "
-            "weights and activations inside of the model",
-            "train.compile",
-            "use train.compile head, or ZeRO stage 2 with --tensor-parallel 1",
-        )
     if not compiler_is_at_hand(device):
         logger.warning(
             "train.compile is %s, but there is no compiler for %s here (g++, or Triton on a GPU): "
@@ -209,6 +192,7 @@ class TrainingEngine:
             return self._update_unpartitioned(scale)
         exhausted = self._scale.remember()
         self._engine.step()
+        self._scale.rise()
         applied = not getattr(self._engine.optimizer, "overflow", False)
         norm = self._engine.get_global_grad_norm()
         norm = math.nan if norm is None else float(norm)
@@ -311,7 +295,8 @@ class LossScale:
     """The scaler of a DeepSpeed optimizer, if it has a dynamic one.
 
     DeepSpeed ends a run by an exception in the midst of a step when the scale is at its minimum, for a
-    bad sample too; here the scale stays there, and the guards decide.
+    bad sample too; here the scale stays there, and the guards decide. It also raises the scale before it
+    divides the gradient by it, which would halve that step's gradient; here the scale rises afterwards.
 
     Args:
         scaler: DeepSpeed's; None or a static one makes all of this do nothing.
@@ -320,8 +305,10 @@ class LossScale:
     def __init__(self, scaler: Any) -> None:
         self._scaler = scaler if getattr(scaler, "dynamic", False) else None
         self._before: dict[str, Any] = {}
+        self._next = 1.0
         if self._scaler is not None:
             self._scaler.raise_error_at_min_scale = False
+            self._update, self._scaler.update_scale = self._scaler.update_scale, self._without_rise
 
     def remember(self) -> bool:
         """Before an update: note the scale. True where one more overflow could not lower it."""
@@ -332,7 +319,18 @@ class LossScale:
         patient = scaler.delayed_shift > 1 and scaler.cur_hysteresis > 1
         return bool(scaler.cur_scale <= scaler.min_scale and not patient)
 
+    def rise(self) -> None:
+        """After an update: the scale of the next one."""
+        if self._scaler is not None:
+            self._scaler.cur_scale = self._next
+
     def put_back(self) -> None:
         """Undo what the last update did to the scale."""
         for name, value in self._before.items():
             setattr(self._scaler, name, value)
+
+    def _without_rise(self, overflow: bool) -> None:
+        before = self._scaler.cur_scale
+        self._update(overflow)
+        self._next = self._scaler.cur_scale
+        self._scaler.cur_scale = min(before, self._next)

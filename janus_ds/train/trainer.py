@@ -20,7 +20,7 @@ from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.errors import JanusError
 from janus_ds.metrics.glge import VALIDATION_METRICS
 from janus_ds.objective.janus_objective import ramp_factors
-from janus_ds.parallel.topology import raise_on_all_ranks
+from janus_ds.parallel.topology import Anything, on_first_rank, raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine, Update
 from janus_ds.train.guards import Decision, StepGuard, Verdict
 from janus_ds.train.memory import MemoryGuard
@@ -254,19 +254,21 @@ class Trainer:
             self._watchdog.touch()
             return self._signals.asked()
 
-        with self._whole(f"scoring outputs after step {self.step}"):
-            weights = self._engine.full_weights()
-            scores = self._outputs.score(weights, stop) if weights is not None else None
-        return self._topology.broadcast_object(scores)
+        words = f"scoring outputs after step {self.step}"
+        return self._with_weights(words, lambda weights: self._outputs.score(weights, stop))
 
     def _sample(self) -> None:
         every = self._train.sample_every
         if not (self._due(every) if every else self._validates):
             return
-        with self._whole(f"decoding samples after step {self.step}"):
+        text = self._with_weights(f"decoding samples after step {self.step}", self._outputs.samples)
+        self._reporter.write_text(self.step, "samples", text)
+
+    def _with_weights(self, words: str, use: Callable[[Mapping[str, Tensor]], Anything]) -> Anything:
+        """What the first rank makes of all weights, or its user fault, on all ranks."""
+        with self._whole(words):
             weights = self._engine.full_weights()
-            if weights is not None:
-                self._reporter.write_text(self.step, "samples", self._outputs.samples(weights))
+            return on_first_rank(self._topology, lambda: use(weights or {}))
 
     @contextmanager
     def _whole(self, words: str, probe: Callable[[], object] | None = None) -> Iterator[None]:

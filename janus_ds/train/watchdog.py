@@ -235,9 +235,10 @@ class Watchdog:
             self._leave(self._error(seconds, reports))
 
     def _status(self, now: float) -> RankStatus:
-        if self._probe is not None:
+        probe = self._probe  # the main thread may take it away meanwhile
+        if probe is not None:
             with contextlib.suppress(OSError):
-                value = self._probe()
+                value = probe()
                 if value != self._probed:
                     self._probed, self._since = value, now
         frame, waits = frame_of(self._main)

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
-from janus_ds.config.deepspeed import check_on_this_machine, load_setup, read_deepspeed_config
+from janus_ds.config.deepspeed import (
+    check_on_this_machine,
+    load_setup,
+    read_deepspeed_config,
+    read_setup,
+)
 from janus_ds.config.fields import ConfigFaultsError, FaultList
 from janus_ds.config.load import from_dict, load_run_config, to_dict
 from janus_ds.errors import ConfigError
@@ -40,6 +45,17 @@ def test_blocks_that_repeat_the_recipe_pass_and_are_not_handed_on(tmp_path: Path
     scheduler = {"type": "WarmupDecayLR", "params": {"total_num_steps": 300, "warmup_max_lr": 0.0005}}
     engine = load_engine(tmp_path, run=run, optimizer=optimizer, scheduler=scheduler).engine
     assert not {"optimizer", "scheduler"} & set(engine)
+
+
+@pytest.mark.parametrize(("stage", "tensor_size"), [(3, 1), (2, 2)])
+def test_a_compiled_model_with_sharded_weights_is_refused_before_it_is_built(
+    tmp_path: Path, stage: int, tensor_size: int
+) -> None:
+    engine = write_engine(tmp_path, zero_optimization={"stage": stage})
+    with pytest.raises(ConfigError, match="'model' cannot be used with ZeRO-3 or tensor parallelism"):
+        read_setup(None, ["train.compile=model"], engine, 1, tensor_size)
+    read_setup(None, ["train.compile=head"], engine, 1, tensor_size)
+    read_setup(None, ["train.compile=model"], write_engine(tmp_path), 1)
 
 
 def test_offload_allows_torchs_own_adamw(tmp_path: Path) -> None:

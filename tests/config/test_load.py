@@ -168,10 +168,16 @@ def test_an_override_that_nothing_reads_is_noted() -> None:
     read_run_config(None, ["train.global_batch=64", "train.batch_groups=4", "objective.preset=ar"], faults)
     read_run_config(None, ["objective.ramp_start=9", "objective.ramp_kl_steps=5"], faults)
     read_run_config(None, ["objective.ramp_start=9"], faults)
+    ramps = [f"objective.ramp_{term}_steps=5" for term in ("kl", "nar", "aux")]
+    read_run_config(None, ramps, faults)
+    read_run_config(None, ["objective.preset=ar", *ramps], faults)
     assert faults.notes == [
         "train.global_batch has no effect: data.batch is tokens, and train.batch_tokens counts",
         "train.batch_groups has no effect: data.batch is samples",
         "objective.ramp_start has no effect: no ramp has steps (objective.ramp_kl_steps and so on)",
+        "objective.ramp_kl_steps has no effect: no KL term has a weight",
+        "objective.ramp_nar_steps has no effect: objective.weight_nar is 0",
+        "objective.ramp_aux_steps has no effect: objective.weight_aux is 0",
     ]
 
 

@@ -9,12 +9,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError, UsageError
+from janus_ds.parallel import topology
 from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import init_topology, share_threads, wait_without_limit
 from tests.support.launch import free_port, rank_environment
@@ -71,13 +73,32 @@ def test_a_task_of_slurm_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch, visi
     assert chosen == [torch.device("cuda", index)]
 
 
-def test_more_ranks_than_gpus_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_is_told_the_gpu_that_a_rank_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapper counts ranks for torch, and Slurm shows each of them its own GPU alone."""
+    for name, value in zip(LAUNCHED, ("1", "2", "1", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    told: list[str] = []
+    monkeypatch.setattr(topology, "_pick_device", lambda local_rank: torch.device("cuda", 0))
+    monkeypatch.setattr(topology, "_describe", lambda *_: None)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: told.append(os.environ["LOCAL_RANK"]))
+    init_topology()
+    assert told == ["0"]
+
+
+@pytest.mark.parametrize(("count", "visible"), [(4, None), (1, None), (1, "0,1")])
+def test_more_ranks_than_gpus_are_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, count: int, visible: str | None
+) -> None:
+    """By `torchrun`, and by `deepspeed`, which names as many GPUs as it is asked for."""
     monkeypatch.delenv("DS_ACCELERATOR")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     for name, value in zip(LAUNCHED, ("7", "8", "7", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="there are 4 GPUs here, and more ranks than that") as caught:
+    with pytest.raises(UsageError, match=f"more ranks here than GPUs, of which torch sees {count}") as caught:
         init_topology()
     assert caught.value.local
 

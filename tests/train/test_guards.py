@@ -124,6 +124,25 @@ class Scaler:
         self.last_overflow_iter = -1
         self.raise_error_at_min_scale = True
 
+    def update_scale(self, overflow: bool) -> None:
+        """Without a window."""
+        self.cur_scale *= 0.5 if overflow else 2.0
+
+
+def test_the_loss_scale_rises_behind_the_update_whose_gradient_has_the_old_one() -> None:
+    """DeepSpeed divides the gradient after it has counted the step, by the scale that is there then."""
+    scaler = Scaler(8.0, 1)
+    scale, seen = LossScale(scaler), []
+    for overflow in (False, True, False):
+        scale.remember()
+        scaler.update_scale(overflow)
+        seen.append(scaler.cur_scale)
+        scale.rise()
+        seen.append(scaler.cur_scale)
+    assert seen == [8.0, 16.0, 8.0, 8.0, 8.0, 16.0]
+    scale.put_back()
+    assert scaler.cur_scale == 8.0
+
 
 def test_the_loss_scale_is_put_back_where_a_sample_was_to_blame() -> None:
     scaler = Scaler(64.0, 1)
@@ -137,6 +156,7 @@ def test_the_loss_scale_is_put_back_where_a_sample_was_to_blame() -> None:
     assert LossScale(Scaler(1.0, 2)).remember() is False
     for nothing in (None, object()):
         assert LossScale(nothing).remember() is False
+        LossScale(nothing).rise()
         LossScale(nothing).put_back()
 
 

@@ -16,10 +16,12 @@ from janus_ds.checkpoint import manager as best_module
 from janus_ds.checkpoint.manifest import WEIGHTS_FILE, fault_of
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.config.schema import TrainConfig
+from janus_ds.errors import CheckpointError
 from janus_ds.parallel.topology import Topology
 from janus_ds.train.state import Meters
 from janus_ds.train.trainer import Trainer
 from janus_ds.train.validation import BestWeights
+from janus_ds.train.watchdog import Watchdog
 
 
 @dataclass
@@ -81,6 +83,32 @@ def test_the_best_score_is_shown_where_scores_decide(tmp_path: Path, keep: str, 
     trainer._score.return_value = {"ar": 25.0}
     assert Trainer._validate(trainer) == {"valid/loss": 3.0, "valid/bleu_ar": 25.0}
     assert trainer._reporter.note.call_args.args == (f"step 2 BLEU: ar 25.00{words}",)
+
+
+class OtherRank(Topology):
+    """The second of two ranks, whose first one has met a fault."""
+
+    def agree(self, code: int) -> int:
+        return 1
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [CheckpointError("the model gives values that are not finite", "", ""), value]
+
+    def broadcast_object(self, value: Any) -> Any:
+        raise AssertionError("waits for a rank that has left")
+
+
+@pytest.mark.parametrize("work", [Trainer._score, Trainer._sample])
+def test_a_fault_of_the_rank_that_decodes_is_one_of_all(tmp_path: Path, work: Any) -> None:
+    trainer: Any = Trainer.__new__(Trainer)
+    trainer._topology = topology = OtherRank(torch.device("cpu"), rank=1, world_size=2)
+    trainer.step, trainer._train = 100, TrainConfig()
+    trainer._watchdog = Watchdog(topology, None, tmp_path, 0.0)
+    trainer._memory, trainer._reporter, trainer._outputs = MagicMock(), MagicMock(), MagicMock()
+    trainer._memory.during.return_value.__exit__.return_value = None
+    trainer._engine = MagicMock(full_weights=lambda: None)
+    with pytest.raises(CheckpointError, match="not finite"):
+        work(trainer)
 
 
 def test_patience_waits_for_every_mode(tmp_path: Path) -> None:
