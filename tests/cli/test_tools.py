@@ -41,6 +41,14 @@ def test_help_is_quick_and_names_every_command() -> None:
     assert set(re.findall(r"^  ([a-z -]*[a-z])  +", done.stdout, re.M)) >= set(COMMANDS)
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), "--help"])
+    assert caught.value.code == 0
+    assert f"janus-ds {command}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["train", "data"])
 def test_bench_hands_over_to_its_kinds(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_ds.config.fields import ConfigFaultsError, FaultList
-from janus_ds.config.load import from_dict, load_run_config, read_run_config
+from janus_ds.config.load import from_dict, load_run_config, read_run_config, to_dict
 from janus_ds.config.modes import check_mode
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 from janus_ds.errors import nearest
@@ -234,6 +234,16 @@ def test_shipped_recipes_load_and_write_numbers_as_yaml_reads_them(recipe: Path)
     assert run.data.task == ("pair" if run.name.startswith(("glge", "nmt")) else "denoise")
     assert run.train.max_steps > run.optim.warmup_steps
     check_mode(run)
+    assert from_dict(to_dict(run)) == run
+
+
+def test_a_record_may_lack_later_fields_and_has_no_unknown_ones() -> None:
+    values = to_dict(load_run_config(None, ["train.log_every=5"]))
+    del values["train"]["log_every"]
+    assert from_dict(values) == load_run_config(None)
+    values["model"]["depth"] = 3
+    with pytest.raises(ConfigFaultsError, match=r"unknown key 'model\.depth'"):
+        from_dict(values)
 
 
 def test_the_paper_recipe_is_the_papers() -> None:
