@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,6 @@ from janus_ds.config.schema import FIELDS
 from janus_ds.data.prepare.train_tokenizer import train_sentencepiece
 from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
 from tests.support.commands import SMALL, ZERO2, refusal, say
-from tests.support.tiny_data import make_tiny_data
-from tests.support.tiny_pairs import prepare_tiny
 
 
 def test_values_of_the_presets_are_shown() -> None:
@@ -113,7 +112,7 @@ def test_check_and_plan_take_a_mode_of_the_recipe(capsys: pytest.CaptureFixture[
 
 def test_check_refuses_another_tokenizer(tiny: Path, tmp_path: Path) -> None:
     text = ["another text altogether, with other words in it"] * 9
-    other = make_tiny_data(tmp_path / "other")
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
     train_sentencepiece(text, "bpe", 40).save(other / "tokenizer")
     said = refusal(DataError, "check", "--deepspeed_config", ZERO2, "--data", other, "--set", *SMALL)
     assert "the tokenizer is not the one that the data was prepared with" in said
@@ -132,8 +131,10 @@ def test_check_looks_at_the_weights_to_start_from(tiny: Path, tmp_path: Path) ->
         assert words in refusal(CheckpointError, *given, f"data.path={tiny}", f"init={init}")
 
 
-def test_check_looks_at_the_text_that_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = prepare_tiny(tmp_path).output
+def test_check_looks_at_the_text_that_is_scored(
+    tiny_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(tiny_pairs, tmp_path / "data"))
     pairs = ("--data", data, "--set", *SMALL, "data.task=pair", "train.valid_bleu=ar")
     assert "losses before training" in say(capsys, "check", "--deepspeed_config", ZERO2, *pairs)
     (data / "raw" / "valid.de").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ CLOSE = {"rtol": 2e-4, "atol": 2e-4}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("translation")
-    prepare_tiny(folder)
+    shutil.copytree(tiny_pairs, folder / "data")
     (folder / "recipe.yaml").write_text(TINY_PAIR_RECIPE)
     return folder
 
