@@ -165,11 +165,6 @@ def test_evaluation_translates_scores_and_measures(found, folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        (
-            {"average": 5},
-            CheckpointError,
-            r"(?s)the run has 3 .*give --average 3 or less",
-        ),
         ({"average": 0}, UsageError, "0 checkpoints cannot be averaged"),
         ({"split": "dev"}, JanusError, "sources of split 'dev' are missing"),
         ({"modes": ("nar",), "run": "plain"}, ConfigError, "not trained to decode in mode 'nar'"),
