@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,19 +40,30 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the recipe and the data of a tiny run; runs and logs may lie there, too."""
-    from tests.support.tiny_training import make_inputs
+    from tests.support.tiny_data import TINY_RECIPE
 
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+    folder = tmp_path_factory.mktemp("inputs")
+    shutil.copytree(tiny, folder / "data")
+    (folder / "recipe.yaml").write_text(TINY_RECIPE)
+    return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory of a few hundred sentences, which stays as it is."""
+    """A data directory of a few hundred sentences, which stays as it is: copy it to change it."""
     from tests.support.tiny_data import make_tiny_data
 
     return make_tiny_data(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a small language pair."""
+    from tests.support.tiny_pairs import prepare_tiny
+
+    return prepare_tiny(tmp_path_factory.mktemp("pairs")).output
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from janus_ds.io import disk_faults, write_atomic
 from janus_ds.parallel.topology import init_topology
 from tests.support.hf_folder import hub_folder
 from tests.support.programs import ROOT
-from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
 
 FULL = Path("/dev/full")
@@ -171,12 +170,12 @@ def test_conversion_leaves_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_evaluation_on_a_full_disk_leaves_whole_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a mean of checkpoints, full at each file in turn; older outputs stay or go, never in part."""
-    data, output = prepare_tiny(tmp_path).output, tmp_path / "found"
-    run = make_run(tmp_path / "run", data, "ar")
-    words = ["eval", "nmt", "--checkpoint", run, "--data", data, "--average", 2, "--modes", "ar"]
+    output = tmp_path / "found"
+    run = make_run(tmp_path / "run", tiny_pairs, "ar")
+    words = ["eval", "nmt", "--checkpoint", run, "--data", tiny_pairs, "--average", 2, "--modes", "ar"]
     command = [str(word) for word in (*words, "--device", "cpu", "--latency-samples", 0, "--output", output)]
     assert main(command) == 0
     whole = {path.name: path.read_text() for path in output.glob("*.txt")}

@@ -20,7 +20,6 @@ from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, UsageError
 from janus_ds.model.janus import JanusModel
 from tests.support.tiny_run import write_run
-from tests.support.tiny_training import make_inputs
 
 
 def random_run(inputs: Path, name: str, scale: float, *overrides: str) -> Path:
@@ -32,11 +31,10 @@ def random_run(inputs: Path, name: str, scale: float, *overrides: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_inputs(tmp_path_factory.mktemp("blanks"))
-    random_run(folder, "before", 0.1, "objective.preset=ar_query")
-    random_run(folder, "after", 0.2, f"init={folder / 'before'}")
-    return folder
+def inputs(inputs: Path) -> Path:
+    random_run(inputs, "before", 0.1, "objective.preset=ar_query")
+    random_run(inputs, "after", 0.2, f"init={inputs / 'before'}")
+    return inputs
 
 
 def test_every_hidden_token_counts_once(inputs: Path) -> None:

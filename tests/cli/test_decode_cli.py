@@ -21,11 +21,10 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, RunConfig
 from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.generator import Generator
-from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
+from janus_ds.errors import CheckpointError, DataError, UsageError
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_run import write_run
 
-ROOT = Path(__file__).parents[2]
 SENTENCES = ["the old man saw the river at night .", "nobody lost three letters in the morning ."]
 
 
@@ -93,7 +92,6 @@ def test_both_ways_at_once(
 
     greedy = lines("--mode", "ar", "--beam", "1", "--dtype", "float64")
     assert lines("--mode", "draft", "--dtype", "float64") == greedy
-    assert lines("--mode", "draft", "--dtype", "float64") == greedy
     hot = ["--mode", "draft", "--temperature", "3"]
     assert lines(*hot, "--seed", "5") == lines(*hot, "--seed", "5") != lines(*hot, "--seed", "6")
     shown = lines("--mode", "ar,draft", "--beam", "2")
@@ -145,7 +143,6 @@ BAD_INPUTS: list[tuple[bytes, str, str]] = [
     (b"", "the input is empty", "standard input"),
     (b" \n\n", "the input is empty", "standard input"),
     (b"good\nb\xffd\n", "not UTF-8", "standard input, line 2"),
-    (b"short\n" + b"dog " * 60, "the model reads up to 50", "line 2 of the input"),
 ]
 
 
@@ -153,7 +150,7 @@ BAD_INPUTS: list[tuple[bytes, str, str]] = [
 def test_bad_input(run: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, text: str, where: str) -> None:
     feed(monkeypatch, data)
     with pytest.raises(DataError, match=text) as caught:
-        decode.main(["--checkpoint", str(run), "--mode", "nar", "--on-long", "stop"])
+        decode.main(["--checkpoint", str(run), "--mode", "nar"])
     assert caught.value.where == where
 
 
@@ -194,15 +191,6 @@ def test_damaged_and_foreign_checkpoints(copy: Path) -> None:
     (copy / "run.json").unlink()
     refused("holds no run.json")
     refused("no such run folder", copy / "nothing")
-
-
-def test_a_mode_that_was_not_trained_is_refused(copy: Path) -> None:
-    record = json.loads((copy / "run.json").read_text())
-    objective = record["recipe"]["objective"]
-    edit_record(copy, recipe=record["recipe"] | {"objective": objective | {"weight_length": 0.0}})
-    with pytest.raises(ConfigError, match=r"not trained to decode in mode 'nar' .*weight_length is 0\.0"):
-        Generator.from_checkpoint(copy, "nar", device="cpu")
-    assert Generator.from_checkpoint(copy, "ar", device="cpu").config.decode.mode == "ar"
 
 
 @pytest.mark.parametrize("mode", ["aux", "draft"])

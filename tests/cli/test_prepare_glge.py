@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 
 from janus_ds.config.load import load_run_config
-from janus_ds.data.prepare.pair_files import find_files, task_limits
+from janus_ds.data.prepare.pair_files import find_files
 from janus_ds.data.prepare.pairs import prepare_glge
 from janus_ds.data.prepare.settings import GlgeSettings, Limits
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.text.tokenizer import load_tokenizer
-from janus_ds.errors import ConfigError, DataError, UsageError
+from janus_ds.errors import ConfigError, DataError
 from tests.support.commands import say
 from tests.support.hf_models import letters_tokenizer
 
-ROOT = Path(__file__).parents[2]
 TRAIN = [(f"ab sep cd{'e' * i}", f"q{'x' * i}") for i in range(30)]
 DEV = [("some text </s> here", "the answer."), ("", "nothing"), ("b" * 90, "c" * 50)]
 
@@ -105,8 +104,6 @@ def test_bad_input(task: Path, tmp_path: Path) -> None:
     (task / "org_data" / "dev.tgt").unlink()
     with pytest.raises(DataError, match=r"dev\.tgt not found"):
         prepare_glge(task, out, settings(task))
-    with pytest.raises(UsageError, match="no GLGE task 'squad'"):
-        task_limits("squad")
 
 
 def test_the_command_reports(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,16 +16,9 @@ from janus_ds.config.schema import FIELDS
 from janus_ds.data.prepare.train_tokenizer import train_sentencepiece
 from janus_ds.errors import CheckpointError, ConfigError, DataError, UsageError
 from tests.support.commands import SMALL, ZERO2, refusal, say
-from tests.support.tiny_data import make_tiny_data
-from tests.support.tiny_pairs import prepare_tiny
 
 
-def test_values_of_the_presets_are_shown() -> None:
-    lines = explain("objective.weight_nar").splitlines()
-    assert "  presets  paper: 1.0" in lines
-    assert "           released/pair: 0.5" in lines
-    assert "presets" not in explain("train.seed")
-    assert "           paper/pair: 0.7" in explain("masking.target_share").splitlines()
+def test_values_of_the_models_presets_are_shown() -> None:
     assert "           bart_base: 768" in explain("model.d_model").splitlines()
 
 
@@ -66,12 +58,9 @@ def test_nothing_is_written_as_recipes_write_it() -> None:
     assert all("None" not in explain(key) for key in [None, *FIELDS])
 
 
-def test_explain_lists_everything_or_a_section(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
     keys = [line.split()[0] for line in say(capsys, "explain").splitlines()]
     assert keys == list(FIELDS)
-    section = say(capsys, "explain", "optim")
-    assert "AdamW with decoupled decay" in section
-    assert section.count("optim.") == sum(key.startswith("optim.") for key in FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -86,16 +75,6 @@ def test_a_misspelt_recipe_is_told_the_nearest_name(given: str, meant: str) -> N
     error = refusal(ConfigError, "plan", *given.split())
     assert f"did you mean {meant!r}?" in error
     assert ("second_stage, small_wikipedia" in error) == ("/" not in given)
-
-
-def test_check_goes_through_one_dry_batch(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = say(capsys, "check", "--deepspeed_config", ZERO2, "--data", tiny, "--ranks", 2, "--set", *SMALL)
-    assert "micro-batch 4 x accumulation 1 x 2 data-parallel ranks" in text
-    assert "270 samples to train on" in text
-    losses = dict(re.findall(r"(\w+) (\d+\.\d+)", text.partition("losses before training: ")[2]))
-    assert {"ar", "nar", "aux", "length", "kl_ar_aux", "kl_nar_aux"} <= set(losses)
-    # An untrained model knows nothing of a vocabulary of 60.
-    assert float(losses["nar_nll"]) == pytest.approx(np.log(60), abs=0.2)
 
 
 def test_check_refuses_scores_of_a_mode_that_is_not_trained() -> None:
@@ -113,7 +92,7 @@ def test_check_and_plan_take_a_mode_of_the_recipe(capsys: pytest.CaptureFixture[
 
 def test_check_refuses_another_tokenizer(tiny: Path, tmp_path: Path) -> None:
     text = ["another text altogether, with other words in it"] * 9
-    other = make_tiny_data(tmp_path / "other")
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
     train_sentencepiece(text, "bpe", 40).save(other / "tokenizer")
     said = refusal(DataError, "check", "--deepspeed_config", ZERO2, "--data", other, "--set", *SMALL)
     assert "the tokenizer is not the one that the data was prepared with" in said
@@ -132,8 +111,10 @@ def test_check_looks_at_the_weights_to_start_from(tiny: Path, tmp_path: Path) ->
         assert words in refusal(CheckpointError, *given, f"data.path={tiny}", f"init={init}")
 
 
-def test_check_looks_at_the_text_that_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = prepare_tiny(tmp_path).output
+def test_check_looks_at_the_text_that_is_scored(
+    tiny_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(tiny_pairs, tmp_path / "data"))
     pairs = ("--data", data, "--set", *SMALL, "data.task=pair", "train.valid_bleu=ar")
     assert "losses before training" in say(capsys, "check", "--deepspeed_config", ZERO2, *pairs)
     (data / "raw" / "valid.de").unlink()

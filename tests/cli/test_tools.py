@@ -21,6 +21,7 @@ from janus_ds.cli.plan import model_parts, state_bytes
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.data.stream.index import Manifest
+from janus_ds.data.stream.loader import VALIDATION_EPOCH
 from janus_ds.data.stream.pipeline import BatchMaker
 from janus_ds.errors import ConfigError, UsageError
 from janus_ds.model.janus import JanusModel
@@ -39,6 +40,14 @@ def test_help_is_quick_and_names_every_command() -> None:
     assert "janus_ds" in imported
     assert not imported & {"torch", "deepspeed", "numpy"}
     assert set(re.findall(r"^  ([a-z -]*[a-z])  +", done.stdout, re.M)) >= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), "--help"])
+    assert caught.value.code == 0
+    assert f"janus-ds {command}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["train", "data"])
@@ -144,9 +153,6 @@ def test_plan_projects_messages(capsys: pytest.CaptureFixture[str]) -> None:
     gathered = re.search(r"weights after the update \(all-gather, data\) .*", text)
     assert gathered is None, "1,024 samples cannot be shared by 6"
     assert "the global batch cannot be shared by 6 data-parallel ranks" in text
-    whole = say(capsys, "plan", "--recipe", recipe, "--ranks", 16)
-    assert re.search(r"gradients \(all-reduce, data\) +- +280.4 MB in \d", whole)
-    assert "over the wire from one rank, by rings" in whole
     assert "8 ranks do not divide into tensor-parallel groups of 3" in refusal(
         UsageError, "plan", "--ranks", 8, "--tensor-parallel", 3
     )
@@ -205,6 +211,15 @@ def test_plan_counts_each_source_of_a_mixture(
 
 
 # inspect
+
+
+def test_held_out_samples_are_shown_as_validations_see_them(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = ("inspect", tiny, "--sample", 5, "--split", "valid")
+    shown = say(capsys, *held_out)
+    assert shown == say(capsys, *held_out, "--epoch", VALIDATION_EPOCH)
+    assert shown != say(capsys, *held_out, "--epoch", 0)
 
 
 def test_the_picture_is_the_rule(tiny: Path) -> None:

@@ -74,20 +74,11 @@ def test_auto_keeps_a_micro_batch_to_so_many_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"gradient_cliping": 1.0}, "did you mean 'gradient_clipping'?"),
         ({"gradient_clipping": 0.1}, "gradient_clipping is 0.1, but the recipe has optim.clip_norm 1.0"),
         ({**STAGE_0, "bf16": {"enabled": True}}, "ZeRO stage 0 with bf16 trains wrongly"),
         ({"zero_optimization": {}, "fp16": {"enabled": True}}, "use stage 1 (the same on one rank), or fp32"),
-        ({"zero_optimisation": {"stage": 1}}, "did you mean 'zero_optimization'?"),
-        ({"zero_optimization": {"stage": 2, "overlap_com": True}}, "did you mean 'overlap_comm'?"),
-        (
-            {"zero_optimization": {"stage": 3, "offload_optimizer": {"devise": "cpu"}}},
-            "unknown key 'devise' in zero_optimization.offload_optimizer",
-        ),
-        ({"fp16": {"enable": False}}, "did you mean 'enabled'?"),
         ({"bf16": True}, "bf16 must be an object"),
         ({"zero_optimization": {"stage": 4}}, "there is no ZeRO stage 4"),
-        ({"zero_optimization": {"stage": "2"}}, "there is no ZeRO stage '2'"),
         ({"bf16": {"enabled": "auto"}}, "bf16.enabled must be true or false"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "bf16 and fp16 are both switched on"),
         ({"tensor_parallel": {"autotp_size": 2}}, "--tensor-parallel N"),

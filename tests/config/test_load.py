@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_ds.config.fields import ConfigFaultsError, FaultList
-from janus_ds.config.load import from_dict, load_run_config, read_run_config
+from janus_ds.config.load import from_dict, load_run_config, read_run_config, to_dict
 from janus_ds.config.modes import check_mode
 from janus_ds.config.schema import FIELDS, SECTIONS, RunConfig
 from janus_ds.errors import nearest
@@ -118,14 +118,10 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
         (["model.length_classes=1"], "at least 2"),
         (["train.log_every=true"], "must be a whole number, not True (true or false)"),
         (["model.activation=gelus"], "did you mean 'gelu'?"),
-        (["train.spike_action=ignore"], "use one of off, warn, skip, stop"),
         (["train.spike_action=skp"], "did you mean 'skip'?"),
-        (["train.spike_factor=0"], "more than 0"),
         (["train.spike_window=7"], "at least 8 and at most 10000"),
         (["train.spike_action=skip", "train.max_steps=100"], "a spike is seen after 100 steps"),
-        (["train.max_overflows=0"], "more than 0"),
         (["train.stall_minutes=-1"], "at least 0"),
-        (["train.stall_minutes=.nan"], "finite and at least 0"),
         (
             ["train.stall_minutes=1", "data.path=https://host/data"],
             "but a transfer of data may take 60 s",
@@ -135,8 +131,6 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
         (["data.task=pair", "train.keep_best=nar"], "does not measure that mode"),
         (["data.task=pair", "train.patience=3"], "train.keep_best names no figure"),
         (["train.valid_bleu=bleu"], "has no value 'bleu'"),
-        (["data.batch=words"], "data.batch has no value 'words'"),
-        (["train.batch_tokens=0"], "more than 0"),
         (["objective.encoder_passes=3"], "must be at least 1 and at most 2"),
         (
             ["data.task=pair", "objective.preset=cmlm", "objective.encoder_passes=2"],
@@ -146,7 +140,6 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
         (["masking.aux_order=backwards"], "masking.aux_order has no value 'backwards'"),
         (["decode.threshold=0"], "more than 0 and at most 1"),
         (["decode.threshold=1.01"], "more than 0 and at most 1"),
-        (["decode.threshold=.nan"], "more than 0 and at most 1"),
         (["name=[1"], None),
     ],
 )
@@ -240,6 +233,16 @@ def test_shipped_recipes_load_and_write_numbers_as_yaml_reads_them(recipe: Path)
     assert run.data.task == ("pair" if run.name.startswith(("glge", "nmt")) else "denoise")
     assert run.train.max_steps > run.optim.warmup_steps
     check_mode(run)
+    assert from_dict(to_dict(run)) == run
+
+
+def test_a_record_may_lack_later_fields_and_has_no_unknown_ones() -> None:
+    values = to_dict(load_run_config(None, ["train.log_every=5"]))
+    del values["train"]["log_every"]
+    assert from_dict(values) == load_run_config(None)
+    values["model"]["depth"] = 3
+    with pytest.raises(ConfigFaultsError, match=r"unknown key 'model\.depth'"):
+        from_dict(values)
 
 
 def test_the_paper_recipe_is_the_papers() -> None:

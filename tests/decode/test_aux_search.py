@@ -22,17 +22,11 @@ from janus_ds.decode.load import load_run
 from janus_ds.decode.mask_predict import plain_settings
 from janus_ds.decode.sample import Draws, Sampling, token_shares
 from janus_ds.model.janus import JanusModel
-from tests.numerics.test_drafting import SMALL, chi_square, small_model
+from tests.numerics.test_drafting import OBJECTIVES, SMALL, chi_square, small_model
 from tests.support.tiny_model import TINY, TINY_NMT, tiny_generator, tiny_model
 from tests.support.two_stream import TOY, Conventions, Sample, make_batch
 
-PAPER = ObjectiveConfig(decoder_start="bos")
-RELEASED = ObjectiveConfig(
-    decoder_start="bos",
-    ar_query_position="previous",
-    length_convention="with_specials",
-    mask_symbol="unk",
-)
+PAPER, RELEASED = OBJECTIVES["query"], OBJECTIVES["previous"]
 AUX_ROWS = frozenset({"vis", "cmp", "msk", "qry"})
 
 

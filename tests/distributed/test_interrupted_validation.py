@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from janus_ds.train.engine import TrainingEngine
 from janus_ds.train.trainer import Outcome
 from janus_ds.train.validation import OutputDecoder
 from tests.support.launch import run_ranks
-from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
+from tests.support.tiny_pairs import TINY_PAIR_RECIPE
 from tests.support.tiny_training import Result, Run, train
 
 SHORT = (
@@ -95,9 +96,9 @@ def worker(folder: Path) -> dict[str, list[Result]]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Result]]:
+def results(tiny_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Result]]:
     folder = tmp_path_factory.mktemp("interrupted")
-    prepare_tiny(folder)
+    shutil.copytree(tiny_pairs, folder / "data")
     (folder / "recipe.yaml").write_text(TINY_PAIR_RECIPE)
     found: dict[str, list[Result]] = run_ranks(worker, 2, folder)[0]
     return found

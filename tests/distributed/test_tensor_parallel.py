@@ -225,9 +225,3 @@ def check_layers(found: dict[str, Any]) -> None:
     assert found["state"] == sorted(found["dims"])
     assert "All keys matched" in found["reload"]
     assert found["types"] == (torch.Tensor, torch.Size([2, 4]))
-
-
-def test_the_shards_of_a_parameter_joined_are_the_whole() -> None:
-    whole = torch.arange(24.0).view(4, 6)
-    for dim in (0, 1):
-        assert torch.equal(torch.cat([take_shard(whole, dim, r, 2) for r in range(2)], dim), whole)

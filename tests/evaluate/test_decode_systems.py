@@ -20,8 +20,6 @@ from janus_ds.evaluate import evaluation, tasks
 from janus_ds.evaluate.evaluation import EvalRequest, load_mean, run_evaluation, systems_of
 from janus_ds.metrics.glge import task_named
 from janus_ds.metrics.scores import TextLines
-from tests.support.tiny_data import make_tiny_data
-from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
 
 
@@ -119,18 +117,19 @@ def test_outputs_that_cannot_be_scored_are_kept_and_single_sentences_are_warmed_
     assert len(timed) == 2
 
 
-def test_data_of_another_task_is_told_before_its_vocabulary(tmp_path: Path) -> None:
-    request = EvalRequest(Path("demo"), data=make_tiny_data(tmp_path), device="cpu")
+def test_data_of_another_task_is_told_before_its_vocabulary(tiny: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(tiny, tmp_path / "data"))
+    request = EvalRequest(Path("demo"), data=data, device="cpu")
     with pytest.raises(DataError, match="holds no translation data"):
         tasks.evaluate(request)
-    manifest = Manifest.load(tmp_path)
-    replace(manifest, settings={"request": {"settings": {"task": "xsum"}}}).save(tmp_path)
+    manifest = Manifest.load(data)
+    replace(manifest, settings={"request": {"settings": {"task": "xsum"}}}).save(data)
     with pytest.raises(UsageError, match="the data is of task 'xsum', not 'squadqg'"):
         tasks.evaluate_glge(request, task_named("squadqg"))
 
 
-def test_text_with_capitals_for_a_model_that_learnt_without_is_told(tmp_path: Path) -> None:
-    data, learnt = prepare_tiny(tmp_path).output, tmp_path / "learnt"
+def test_text_with_capitals_for_a_model_that_learnt_without_is_told(tiny_pairs: Path, tmp_path: Path) -> None:
+    data, learnt = tiny_pairs, tmp_path / "learnt"
     manifest = Manifest.load(shutil.copytree(data, learnt))
     replace(manifest, settings={**manifest.settings, "lowercase": True}).save(learnt)
     run, task = load_run(make_run(tmp_path / "run", data, "ar")), tasks._Translation("test", None)

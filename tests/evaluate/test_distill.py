@@ -26,7 +26,6 @@ from janus_ds.evaluate.evaluation import EvalRequest
 from janus_ds.evaluate.tasks import _GlgeSplit
 from janus_ds.io import folder_lock
 from janus_ds.metrics.glge import task_named
-from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_pairs import prepare_tiny, tiny_lines
 from tests.support.tiny_run import make_run
 
@@ -178,10 +177,9 @@ def test_data_of_glge_keep_their_limits(data: Path, run: Path, tmp_path: Path) -
 
 
 def test_what_cannot_be_distilled_is_refused(
-    data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, run: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = make_tiny_data(tmp_path / "blocks")
-    stranger = make_run(tmp_path / "stranger", other, "ar")
+    stranger = make_run(tmp_path / "stranger", tiny, "ar")
     nar = make_run(tmp_path / "nar", data, "cmlm")
     taken = tmp_path / "taken"
     taken.mkdir()
@@ -191,7 +189,7 @@ def test_what_cannot_be_distilled_is_refused(
         (CheckpointError, "from another vocabulary than the data", data, stranger, output),
         (CheckpointError, "not trained to decode autoregressively", data, nar, output),
         (CheckpointError, "no such run folder", data, tmp_path / "nothing", output),
-        (DataError, "holds no training pairs", other, run, output),
+        (DataError, "holds no training pairs", tiny, run, output),
         (DataError, "not an empty folder", data, run, taken),
     ]
     for kind, words, given, checkpoint, place in cases:

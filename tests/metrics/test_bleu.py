@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from janus_ds.errors import DataError, UsageError
+from janus_ds.errors import UsageError
 from janus_ds.metrics.rouge import perl_draws
 from janus_ds.metrics.scores import TextLines
 from janus_ds.metrics.translation import (
@@ -151,8 +151,3 @@ def test_all_scores_of_a_system_with_what_to_mind() -> None:
     generated = score_translations(hypotheses, hypotheses, "test", tokens=[[1, 1, 2], [3]])
     assert generated.metrics["repetition"] == 25
     assert length_ratio([""], [""]) == 0
-
-
-def test_files_of_different_length_are_refused() -> None:
-    with pytest.raises(DataError, match=r"a has 1 lines, b has 2 lines"):
-        score_translations(TextLines("a", ["x"]), TextLines("b", ["x", "y"]), "test")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_ds.errors import DataError, MissingDependencyError, ResourceError, UsageError
+from janus_ds.errors import DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.glge import (
     TASKS,
     TaskTexts,
@@ -16,10 +16,9 @@ from janus_ds.metrics.glge import (
     overall,
     read_texts,
     score_task,
-    task_named,
 )
 from janus_ds.metrics.glge_scores import JAR_VARIABLE, MeteorProgram
-from janus_ds.metrics.scores import Scores, TextLines, read_lines, render, save_json
+from janus_ds.metrics.scores import TextLines, read_lines
 from tests.metrics.test_questions import fake_java
 from tests.support.metric_fixtures import metric_cases
 
@@ -120,12 +119,6 @@ def test_what_to_mind_is_said() -> None:
     assert "hyp: the last line has no newline" in warnings("msqg", unclosed)
 
 
-def test_an_unknown_task_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="there is no task 'xsun'") as error:
-        task_named("xsun")
-    assert "did you mean 'xsum'?" in error.value.fix
-
-
 def test_lines_are_read_as_python_reads_text(tmp_path: Path) -> None:
     file = tmp_path / "text"
     file.write_bytes("\ufeffa\r\nb\u2028c\n\nd".encode())
@@ -169,12 +162,3 @@ def test_files_are_found_where_glge_puts_them(tmp_path: Path) -> None:
         find_predictions(data, "test")
     with pytest.raises(DataError, match="no such folder"):
         find_predictions(tmp_path / "none", "test")
-
-
-def test_scores_are_shown_and_kept(tmp_path: Path) -> None:
-    scores = Scores("xsum", "test", 2, {"rouge1": 12.345}, {"rouge1": "F1"}, ["mind"])
-    assert render(scores) == "xsum, test, 2 lines\n  rouge1  12.35  F1\nwarning: mind"
-    save_json(tmp_path / "new" / "scores.json", scores.as_dict())
-    assert '"rouge1": 12.345' in (tmp_path / "new" / "scores.json").read_text()
-    with pytest.raises(ResourceError, match="cannot be written"):
-        save_json(tmp_path, {})

@@ -44,26 +44,6 @@ def refused(path: Path, *words: str, heads: int | None = None) -> None:
         assert word in str(caught.value)
 
 
-def test_names_and_layout_are_those_of_fairseq() -> None:
-    state, weights = fairseq_state(TINY_NMT)
-    assert {
-        "encoder.embed_tokens.weight",
-        "decoder.embed_tokens.weight",
-        "decoder.output_projection.weight",
-        "decoder.embed_length.weight",
-        "encoder.layers.0.self_attn.k_proj.bias",
-        "decoder.layers.2.encoder_attn.out_proj.weight",
-        "decoder.layers.2.encoder_attn_layer_norm.bias",
-        "decoder.layers.0.final_layer_norm.weight",
-        "encoder.version",
-    } <= state.keys()
-    assert state["encoder.embed_tokens.weight"].shape[0] == TOY.vocab_size
-    # Row = position + pad + 1.
-    positions = state["decoder.embed_positions.weight"]
-    assert torch.equal(positions[2:], weights["decoder.positions.weight"])
-    assert not positions[:2].any()
-
-
 @pytest.mark.parametrize("kind", ["args", "cfg"])
 def test_an_nmt_file_comes_back_whole(tmp_path: Path, kind: str) -> None:
     state, weights = fairseq_state(TINY_NMT)

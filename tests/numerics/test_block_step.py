@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.decode.load import prepare_for_inference
 from janus_ds.model.decoding.cache import ArStream, KVCache
 from janus_ds.model.decoding.native_step import compiled
 from janus_ds.model.janus import JanusModel
-from tests.support.tiny_model import TINY, TINY_NMT, tiny_model
+from tests.numerics.test_invariants import STREAMS, distance
+from tests.support.tiny_model import tiny_model
 from tests.support.two_stream import TOY
 
 EXACT = 1e-12
 SOURCES = torch.tensor([[0, 9, 8, 7, 2], [0, 7, 2, 1, 1], [0, 6, 5, 2, 1]])
 LENGTHS = torch.tensor([5, 3, 4])
 TOKENS = torch.tensor([[0, 11, 12, 13, 14, 15, 16], [0, 21, 22, 23, 24, 25, 26], [0, 9, 8, 7, 6, 5, 11]])
-STREAMS = [
-    (
-        TINY,
-        ObjectiveConfig(ar_stream="query", ar_query_position="predicted", decoder_start="bos"),
-        "predicted",
-    ),
-    (
-        TINY_NMT,
-        ObjectiveConfig(ar_stream="query", ar_query_position="previous", decoder_start="bos"),
-        "previous",
-    ),
-    (
-        TINY,
-        ObjectiveConfig(ar_stream="content", ar_query_position="predicted", decoder_start="bos"),
-        "content",
-    ),
-]
+STREAMS_FROM_BOS = [stream for stream in STREAMS if stream[1].decoder_start == "bos"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +39,13 @@ class Case:
         return self if self.reference is None else Case(self.reference, self.stream, EXACT)
 
 
-@pytest.fixture(params=[(s, n) for n in (False, True) for s in STREAMS], ids=lambda p: f"{p[0][2]}-{p[1]}")
+@pytest.fixture(
+    params=product(STREAMS_FROM_BOS, (False, True)),
+    ids=lambda p: f"{p[0][1].ar_stream}-{p[0][1].ar_query_position}-{p[1]}",
+)
 def case(request: Any) -> Case:
     """With the layers of PyTorch in float64, and with the native step in float32."""
-    (config, objective, _), native = request.param
+    (config, objective), native = request.param
     stream = ArStream.of(objective, TOY)
     if not native:
         return Case(tiny_model(config), stream, EXACT)
@@ -78,11 +66,6 @@ def single_steps(case: Case, tokens: Tensor) -> Tensor:
     return torch.cat(
         [case.twin.model.ar_step(cache, tokens[:, t : t + 1]) for t in range(tokens.shape[1])], 1
     )
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    assert a.shape == b.shape
-    return float((a - b).abs().max())
 
 
 @torch.no_grad()

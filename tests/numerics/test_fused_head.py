@@ -89,14 +89,6 @@ def test_equals_autograd_of_the_plain_losses(
         assert (found[name][:rows] - gradient[:rows]).abs().max() < TOLERANCE, name
 
 
-def test_padding_of_the_table_gets_no_gradient_and_unused_rows_neither() -> None:
-    inputs = make_inputs(CASES[1])
-    found = gradients(run_head(CASES[1], inputs)[0], inputs)
-    assert found["weight"][VOCAB:].abs().max() == 0
-    unused = set(range(len(found["nar"]))) - set(inputs.index["nar"].tolist())
-    assert found["nar"][sorted(unused)].abs().max() == 0
-
-
 def test_evaluation_gives_the_same_sums_without_gradient_work() -> None:
     case, inputs = CASES[1], make_inputs(CASES[1])
     with Recorder() as training:

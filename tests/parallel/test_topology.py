@@ -17,7 +17,6 @@ from torch.distributed.distributed_c10d import _world
 
 from janus_ds.errors import PREEMPTED_EXIT_CODE, MissingDependencyError, UsageError
 from janus_ds.parallel import topology
-from janus_ds.parallel.tensor_parallel import make_layers
 from janus_ds.parallel.topology import init_topology, share_threads, wait_without_limit
 from tests.support.launch import free_port, rank_environment
 from tests.support.warm import warm_starter
@@ -140,16 +139,6 @@ def test_ranks_share_the_cores_of_their_host(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     share_threads(environment)
     assert chosen[-1] == threads
-
-
-def test_dense_layers_draw_their_weights_and_zero_their_biases() -> None:
-    torch.manual_seed(0)
-    layers = make_layers(1)
-    linear = layers.column_linear(300, 200, std=0.5)
-    table = layers.vocab_embedding(300, 200, std=0.1)
-    assert linear.get_parameter("weight").std().item() == pytest.approx(0.5, rel=0.02)
-    assert linear.get_parameter("bias").abs().max() == 0
-    assert table.get_parameter("weight").std().item() == pytest.approx(0.1, rel=0.02)
 
 
 def said(folder: Path, script: str, environment: dict[str, str]) -> tuple[int, str]:

@@ -33,7 +33,6 @@ SHAPES = {
     "lopsided": Shape(encoder_layers=3, decoder_layers=1, heads=2, ffn_dim=48, vocab_size=96),
     "relu-scaled": Shape(activation="relu", scale_embedding=True, d_model=24, heads=3, vocab_size=77),
     "long": Shape(positions=512, vocab_size=203),
-    "bart-like": Shape(6, 6, 96, 12, 384, 128, 1003),
 }
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 AR = torch.tensor([[2, 0, -1, 1], [0, 1, 0, 0], [1, 1, 3, -2]], dtype=torch.float64)
-AR_TARGET = torch.tensor([0, 1, 2])
-"""Rows 1 and 2 are the masked tokens."""
+"""Rows 1 and 2 are the masked tokens; the targets of all are 0, 1, 2."""
 NAR = torch.tensor([[0.5, 0.2, -0.3, 0], [0, 0, 2, 1]], dtype=torch.float64)
 AUX = torch.tensor([[1, 0, 0, 0], [0, -1, 1, 0]], dtype=torch.float64)
 MASKED_TARGET = torch.tensor([1, 2])

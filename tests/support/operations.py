@@ -1,6 +1,6 @@
-"""What torch carries out: operations counted, and what would make a program wait for a GPU, seen without one.
+"""What would make a program wait for a GPU, seen without one.
 
-For the latter a tensor is held by one that says it lives on the `meta` device (:func:`on_device`). All is
+A tensor is held by one that says it lives on the `meta` device (:func:`on_device`). All is
 computed on the CPU, values included, but what goes from the one to the other is noted, with its place, by two
 modes of torch: one below autograd, and one above it for tensors made from Python values.
 """
@@ -26,18 +26,6 @@ _READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", 
 _MAY_MIX = ("_to_copy", "copy_", "index", "index_put", "index_put_")
 """Operations of torch that take tensors of two devices: copies, and indices from the host."""
 _MADE_ON_HOST = (torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor)
-
-
-class CountedOperations(TorchDispatchMode):
-    """Every operation by name while it is entered, those of a backward pass included."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def _place() -> str:

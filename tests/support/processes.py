@@ -37,18 +37,12 @@ def lives(pid: int) -> bool:
 
 def resident(pid: int) -> int:
     """Bytes of a process that lie in memory, as VmRSS; 0 if there is no such process."""
-    for line in _read(pid, "status").splitlines():
-        if line.startswith("VmRSS:"):
-            return 1024 * int(line.split()[1])
-    return 0
+    return 1024 * int(_status(pid, "VmRSS") or 0)
 
 
 def takes(pid: int, number: int, field: str = "SigCgt") -> bool:
     """Whether a process has a handler for a signal, or ignores it (SigIgn)."""
-    for line in _read(pid, "status").splitlines():
-        if line.startswith(f"{field}:"):
-            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-    return False
+    return bool(int(_status(pid, field) or "0", 16) >> (number - 1) & 1)
 
 
 def halted(pid: int) -> bool:
@@ -96,6 +90,11 @@ def _rank(pid: int) -> int | None:
 def _stat(pid: int) -> list[str]:
     """State, parent, process group, session and so on; empty if there is no such process."""
     return _read(pid, "stat").rpartition(")")[2].split()
+
+
+def _status(pid: int, field: str) -> str:
+    """The first word of a field; empty if there is no such process."""
+    return "".join(_read(pid, "status").partition(f"\n{field}:")[2].split(maxsplit=1)[:1])
 
 
 def _words(pid: int | str) -> list[str]:

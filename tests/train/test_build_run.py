@@ -31,7 +31,6 @@ from janus_ds.train.build_run import _as_begun, _see, _take, build_engine, start
 from janus_ds.train.state import RunIdentity, changed_training, check_same
 from tests.support.commands import SMALL, ZERO2
 from tests.support.hf_folder import hub_folder
-from tests.support.tiny_data import make_tiny_data
 
 PAIR = ["data.task=pair"]
 
@@ -250,10 +249,9 @@ def test_a_fault_of_another_rank_with_init_is_raised_here_too(
     assert caught.value.where == "rank 1"
 
 
-def test_held_out_samples_are_known_by_their_index(tmp_path: Path) -> None:
+def test_held_out_samples_are_known_by_their_index(tiny: Path, tmp_path: Path) -> None:
     """By which a best loss is known to be of the same text; folders may move."""
-    data, moved = make_tiny_data(tmp_path / "data"), tmp_path / "moved"
-    shutil.copytree(data, moved)
+    data, moved = tiny, shutil.copytree(tiny, tmp_path / "moved")
 
     def found(*overrides: str) -> str:
         setup = load_setup(None, [*SMALL, *overrides], Path(ZERO2), 1)

@@ -13,7 +13,7 @@ from janus_ds.cli.evaluate import evaluate_nmt
 from janus_ds.config.load import load_run_config
 from janus_ds.config.presets import resolve
 from janus_ds.data.prepare.pair_files import PairText
-from janus_ds.data.text.tokenizer import load_tokenizer
+from janus_ds.data.text.tokenizer import Tokenizer, load_tokenizer
 from janus_ds.decode.load import load_run, usable_device
 from janus_ds.decode.text import fit_sources, long_warning
 from janus_ds.errors import ConfigError, DataError
@@ -23,15 +23,25 @@ from janus_ds.evaluate.latency import device_name
 from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train.validation import OutputDecoder
-from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
+from tests.support.tiny_pairs import TINY_PAIR_RECIPE
 
 LONG = "ein kind sucht nichts . " * 60
 
 
-def test_a_validation_survives_a_line_that_is_too_long(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(prepare_tiny(tmp_path).output / "tokenizer")
-    (tmp_path / "tiny.yaml").write_text(TINY_PAIR_RECIPE)
-    config = resolve(load_run_config(tmp_path / "tiny.yaml", ["decode.max_length=4"]))
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY_PAIR_RECIPE)
+    return path
+
+
+@pytest.fixture
+def tokenizer(tiny_pairs: Path) -> Tokenizer:
+    return load_tokenizer(tiny_pairs / "tokenizer")
+
+
+def test_a_validation_survives_a_line_that_is_too_long(recipe: Path, tokenizer: Tokenizer) -> None:
+    config = resolve(load_run_config(recipe, ["decode.max_length=4"]))
     text = PairText(["nichts .", LONG], ["nothing .", "a"], ("valid.de", "valid.en"))
     outputs = OutputDecoder(config, tokenizer, torch.device("cpu"), [(LONG, "a")], text)
     assert outputs.warning
@@ -43,10 +53,10 @@ def test_a_validation_survives_a_line_that_is_too_long(tmp_path: Path) -> None:
     assert "- **ar**" in outputs.samples(weights)
 
 
-def test_scores_of_a_validation_do_not_depend_on_how_the_recipe_decodes_later(tmp_path: Path) -> None:
+def test_scores_of_a_validation_do_not_depend_on_how_the_recipe_decodes_later(
+    recipe: Path, tokenizer: Tokenizer
+) -> None:
     """AR is greedy and NAR makes `train.valid_bleu_iterations` passes, whatever `decode` says."""
-    tokenizer = load_tokenizer(prepare_tiny(tmp_path).output / "tokenizer")
-    (tmp_path / "tiny.yaml").write_text(TINY_PAIR_RECIPE)
     torch.manual_seed(3)
     weights, made = None, []
     for decode in (
@@ -56,7 +66,7 @@ def test_scores_of_a_validation_do_not_depend_on_how_the_recipe_decodes_later(tm
         ("decode.threshold=0.01",),
     ):
         mode = "decode.mode=nar" if decode and decode[0] != "decode.mode=ar" else "decode.beam=1"
-        config = resolve(load_run_config(tmp_path / "tiny.yaml", [mode, *decode]))
+        config = resolve(load_run_config(recipe, [mode, *decode]))
         sources = ["nichts .", "ein kind sucht nichts ."]
         text = PairText(sources, ["nothing .", "a child"], ("valid.de", "valid.en"))
         outputs = OutputDecoder(config, tokenizer, torch.device("cpu"), [], text)
@@ -67,25 +77,23 @@ def test_scores_of_a_validation_do_not_depend_on_how_the_recipe_decodes_later(tm
 
 
 @pytest.mark.parametrize("decode", ["forbid=99999", "forced_bos=99999", "prefix=ein kind sucht nichts"])
-def test_what_ar_cannot_decode_is_told_before_the_first_step(tmp_path: Path, decode: str) -> None:
-    tokenizer = load_tokenizer(prepare_tiny(tmp_path).output / "tokenizer")
-    (tmp_path / "tiny.yaml").write_text(TINY_PAIR_RECIPE)
+def test_what_ar_cannot_decode_is_told_before_the_first_step(
+    recipe: Path, tokenizer: Tokenizer, decode: str
+) -> None:
     settings = ["decode.mode=ar", "decode.max_length=2", f"decode.{decode}"]
-    config = load_run_config(tmp_path / "tiny.yaml", settings)
+    config = load_run_config(recipe, settings)
     with pytest.raises(ConfigError, match=r"99999 is no token|the prefix has"):
         OutputDecoder(config, tokenizer, torch.device("cpu"), [], None)
     alone = load_run_config(
-        tmp_path / "tiny.yaml",
+        recipe,
         [*settings, "objective.preset=cmlm", "train.valid_bleu=nar", "train.keep_best=nar"],
     )
     OutputDecoder(alone, tokenizer, torch.device("cpu"), [], None)
 
 
-def test_samples_of_a_run_without_ar_are_not_scored_by_it(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(prepare_tiny(tmp_path).output / "tokenizer")
-    (tmp_path / "tiny.yaml").write_text(TINY_PAIR_RECIPE)
+def test_samples_of_a_run_without_ar_are_not_scored_by_it(recipe: Path, tokenizer: Tokenizer) -> None:
     asked = ["objective.preset=cmlm", "train.valid_bleu=nar", "train.keep_best=nar", "decode.rescore=ar"]
-    config = load_run_config(tmp_path / "tiny.yaml", [*asked, "decode.max_length=4"])
+    config = load_run_config(recipe, [*asked, "decode.max_length=4"])
     outputs = OutputDecoder(config, tokenizer, torch.device("cpu"), [("nichts .", "nothing .")], None)
     samples = outputs.samples(JanusModel(config.model, tokenizer.special, ParallelLayers()).state_dict())
     assert "- **nar**" in samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.objective import chunk_math, fused_head
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.train.engine import TrainingStep
-from tests.support.operations import META, CountedOperations, host_traffic, on_device
+from tests.support.operations import META, host_traffic, on_device
 
 SHAPE = BenchShape("", "pair", 3, 9, 10, 4, 32, 1)
 SCALE = 8
@@ -56,8 +57,16 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Counted(CountedOperations):
-    """Knows which operations compute something."""
+class Counted(TorchDispatchMode):
+    """Every operation by name while it is entered, those of a backward pass included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
 
     @property
     def launches(self) -> int:

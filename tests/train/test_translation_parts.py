@@ -18,15 +18,8 @@ from janus_ds.data.prepare.pair_files import held_out_text
 from janus_ds.errors import DataError, ResourceError, UsageError
 from janus_ds.objective.janus_objective import ramp_factors
 from tests.support.commands import refusal
-from tests.support.tiny_data import make_tiny_data
-from tests.support.tiny_pairs import prepare_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_tiny(tmp_path_factory.mktemp("pairs")).output
 
 
 def test_ramps_rise_from_their_start_and_stay():
@@ -55,15 +48,15 @@ def test_the_best_weights_replace_the_earlier_ones_whole(tmp_path):
     assert read_weights(folder / "weights.safetensors")["w"].tolist() == [2.0, 2.0]
 
 
-def test_held_out_text_is_what_was_given(data, tmp_path):
-    text = held_out_text(data, "valid")
+def test_held_out_text_is_what_was_given(tiny, tiny_pairs):
+    text = held_out_text(tiny_pairs, "valid")
     assert len(text.sources) == len(text.references) == 24
     assert text.names[1].endswith("raw/valid.en")
     with pytest.raises(DataError, match="sources of split 'dev' are missing") as error:
-        held_out_text(data, "dev")
+        held_out_text(tiny_pairs, "dev")
     assert "another split (valid or test)" in error.value.fix
     with pytest.raises(DataError, match="no translation data"):
-        held_out_text(make_tiny_data(tmp_path / "blocks"), "valid")
+        held_out_text(tiny, "valid")
 
 
 @pytest.mark.parametrize(

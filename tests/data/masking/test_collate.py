@@ -100,18 +100,6 @@ def tables(batch: TwoStreamBatch, sample: int, rows: tuple[Segment, ...]) -> lis
     return ["".join(str(int(mask[r, c])) for c in columns) for r in picked]
 
 
-def test_released_visibility(released):
-    original = tables(released, 0, (Segment.VIS, Segment.MSK))
-    assert original == ["11111111000"] * 8
-    assert tables(released, 0, (Segment.CMP,)) == ["11111011100", "11111001110", "11111000111"]
-    assert tables(released, 0, (Segment.QRY,)) == ["11111111000", "11111011100", "11111001110"]
-    assert tables(released, 1, (Segment.VIS, Segment.MSK, Segment.CMP, Segment.QRY)) == [
-        *["111110"] * 5,
-        "111101",
-        "111110",
-    ]
-
-
 def test_worked_example_of_the_paper():
     """Y = y1..y6 with y2, y3, y5 masked; here with b and e around it, which shift positions by one."""
     batch = collated([A], TOY, objective("paper"), pad_multiple=8)

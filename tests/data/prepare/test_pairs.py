@@ -201,13 +201,6 @@ def test_words_that_are_no_subwords_are_refused():
 @pytest.mark.parametrize(
     ("source", "target", "what", "where", "fix"),
     [
-        (
-            b"a\nb\nc\n",
-            b"a\nb\n",
-            "different numbers of lines: 3 and 2",
-            "x.de and ",
-            "lines belong together",
-        ),
         (b"a\n", b"a\n\n\nb\n", "different numbers of lines: 1 and 4", "x.en", "empty lines count"),
         (b"", b"", "hold no line", "x.de", "hold text"),
         (b"a\nf\xfcr\n", b"a\nb\n", "not UTF-8", "x.de, line 2", "iconv"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -174,13 +175,13 @@ def test_what_cannot_be_is_refused_in_words(overrides, what):
         load_run_config(None, overrides)
 
 
-def test_sources_must_have_one_tokenizer(tmp_path: Path):
-    one = make_tiny_data(tmp_path / "one")
+def test_sources_must_have_one_tokenizer(tiny: Path, tmp_path: Path):
+    one = tiny
     two = make_tiny_data(tmp_path / "two", samples=200)
     with pytest.raises(DataError, match="different tokenizers") as caught:
         open_data(f"{one}=1,{two}=1", DataConfig())
     assert str(two) in caught.value.where
-    three = make_tiny_data(tmp_path / "three")
+    three = shutil.copytree(tiny, tmp_path / "three")
     place = open_data(f"{one}=1,{three}=3", DataConfig())
     other = open_data(f"{one}=3,{three}=1", DataConfig())
     assert place.fingerprint("train") != other.fingerprint("train")

@@ -13,7 +13,6 @@ import webdataset
 from janus_ds.batch import Ragged
 from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.shards import ShardFormat, ShardReader, token_dtype, write_shard
-from janus_ds.errors import ResourceError
 
 
 def samples(count: int, seed: int = 0) -> Ragged:
@@ -79,13 +78,3 @@ def test_equal_samples_give_equal_bytes(tmp_path):
     assert entries[0].sha256 == entries[1].sha256
     assert entries[0].members[0].key == "000005"
     assert (token_dtype(65536), token_dtype(65537)) == ("uint16", "uint32")
-
-
-def test_a_full_disk_is_told_and_leaves_no_shard(tmp_path, monkeypatch):
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ResourceError, match="disk is full"):
-        write_shard(tmp_path / "shard-000000.tar", {"target": samples(9)}, ShardFormat("uint16"), 0)
-    assert not (tmp_path / "shard-000000.tar").exists()

@@ -114,6 +114,7 @@ def test_a_sample_beyond_the_budget_and_no_sample_are_refused():
     with pytest.raises(ConfigError, match=r"sample \d+ alone counts") as error:
         schedule(costs(), budget=20)
     assert "batch_tokens" in error.value.where
+    assert "raise train.batch_tokens" in error.value.fix
     nothing = SampleCosts(*(np.zeros(0, dtype=np.int64),) * 2, *(np.zeros(0),) * 2)
     with pytest.raises(DataError, match="holds no sample"):
         TokenSchedule(1, np.zeros(0, dtype=np.int64), nothing, 3, 100, 1)

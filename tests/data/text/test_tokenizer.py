@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Fast
@@ -17,7 +15,6 @@ from janus_ds.data.text.tokenizer import ByteLevelBPE, SentencePieceTokenizer, l
 from janus_ds.errors import DataError
 from tests.support.texts import documents
 
-SHARED = os.environ.get("JANUS_SHARED_DATA")
 TEXTS = documents(60)
 
 
@@ -98,21 +95,6 @@ def test_byte_level_ids_and_masks(tmp_path):
     assert tokenizer.encode(tokenizer.decode([14, 17, 17, 12, 14])) == [14, 17, 17, 12, 14]
     tokenizer.save(tmp_path / "copy")
     assert load_tokenizer(tmp_path / "copy").fingerprint == tokenizer.fingerprint
-
-
-@pytest.mark.skipif(SHARED is None, reason="JANUS_SHARED_DATA is not set: BART's vocabulary is not here")
-def test_bart_ids_are_those_of_hugging_face():
-    tokenizer = load_tokenizer(Path(SHARED or "") / "bart_tokenizer")
-    assert tokenizer.encode("Hello world.") == [31414, 232, 4]
-    special = tokenizer.special
-    assert (special.bos, special.pad, special.eos, special.unk, special.mask) == (0, 1, 2, 3, 50264)
-    assert tokenizer.encode("UN Chief Says There Is No <mask> in Syria") == [
-        4154, 1231, 15674, 345, 1534, 440, 50264, 11, 1854
-    ]  # fmt: skip
-    text = "naïve  日本\n\t😀 don't 1234 "
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.encode("a</s>") == [102, 2]
-    assert tokenizer.encode_batch([text, "a"])[0] == tokenizer.encode(text)
 
 
 def test_windows_line_ends_of_merges_are_the_same_tokenizer():
