@@ -221,10 +221,11 @@ def test_a_part_of_the_matrix_a_streak_and_a_spike(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(2400)
 def test_every_precision_and_zero_stage(tmp_path: Path) -> None:
     make_inputs(tmp_path)
     rest = [execution for execution in ALL if execution not in SOME]
-    check(tmp_path, run_ranks(go_over, 2, tmp_path, rest))
+    check(tmp_path, run_ranks(go_over, 2, tmp_path, rest, timeout=1800))
 
 
 def tensor_ranks(folder: Path) -> dict[int, Watched]:
