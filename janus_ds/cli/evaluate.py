@@ -279,14 +279,19 @@ def _read(task: Task, parsed: argparse.Namespace) -> TaskTexts:
     if parsed.references is not None and parsed.data is not None:
         raise UsageError("two places for the references", "--references, --data", "give one of the two")
     if parsed.references is None:
-        if parsed.sources is not None:
-            raise UsageError("--data holds the sources too", "--sources, --data", "leave --sources out")
+        _refuse_sources(parsed)
         return read_texts(task, parsed.predictions, parsed.data, parsed.split)
     sources = read_lines(parsed.sources) if parsed.sources is not None else None
     return TaskTexts(read_lines(parsed.predictions), read_lines(parsed.references), sources)
 
 
+def _refuse_sources(parsed: argparse.Namespace) -> None:
+    if parsed.sources is not None:
+        raise UsageError("--data holds the sources too", "--sources, --data", "leave --sources out")
+
+
 def _score_folder(parsed: argparse.Namespace) -> list[Scores]:
+    _refuse_sources(parsed)
     if parsed.predictions is None or parsed.data is None or parsed.references is not None:
         raise UsageError(
             "--task all takes folders",

@@ -43,7 +43,7 @@ from janus_ds.config.load import load_run_config
 from janus_ds.config.locations import DENOISER, model_path, user_path
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.decode.load import load_run
-from janus_ds.errors import exit_on_error
+from janus_ds.errors import UsageError, exit_on_error
 from janus_ds.io import make_folder, write_atomic
 from janus_ds.observe import read_metrics
 
@@ -171,12 +171,17 @@ def _held_out(run: Path) -> dict[str, float]:
 
 def make_page(options: argparse.Namespace) -> None:
     """The results page and its JSON, of the asset and of a run of `make pretrain`."""
-    figures: Path = options.page.with_suffix(".json")
     make_folder(options.root)
+    figures = options.root / "blanks.json"
     measured = [sys.executable, "-m", "janus_ds", "blanks", str(options.quickstart), "--json", str(figures)]
     run_logged(options.root, "blanks", measured)
     training = json.loads((options.asset / "run.json").read_text(encoding="utf-8"))["training"]
-    write_page(options.page, page(training, json.loads(figures.read_text(encoding="utf-8"))))
+    found = json.loads(figures.read_text(encoding="utf-8"))
+    if "before" not in found:
+        what = "what the run began with was not measured, which the page compares with"
+        fix = f"see {options.root / 'blanks.log'}, or give a run of `make pretrain`"
+        raise UsageError(what, f"--quickstart {options.quickstart}", fix)
+    write_page(options.page, page(training, found), found)
 
 
 def page(training: Mapping[str, Any], found: Mapping[str, Any]) -> str:

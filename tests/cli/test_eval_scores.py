@@ -63,6 +63,7 @@ def test_what_a_checkpoint_would_not_use_is_refused(given: list[object], told: s
         ("glge", ["--task", "xsum", "--data", NMT, "--sources", NMT / "system.en"], "--sources, --data"),
         ("glge", ["--task", "xsum", "--checkpoint", "demo", "--sources", NMT], "--checkpoint, --predictions"),
         ("glge", ["--task", "all", "--checkpoint", "demo"], "--task all"),
+        ("glge", ["--task", "all", "--data", NMT, "--sources", NMT], "--sources, --data"),
     ],
 )
 def test_what_scoring_would_not_use_is_refused(task: str, given: list[object], named: str) -> None:

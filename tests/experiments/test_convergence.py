@@ -149,6 +149,18 @@ def test_the_page_says_how_many_checkpoints_were_averaged(tmp_path):
     assert "| ar-4k-s1, mean of 3 | 35.00 |" in text
 
 
+def test_the_page_names_every_machine(tmp_path):
+    folder, results = tmp_path / "runs" / "en-de", tmp_path / "results"
+    for name, machine in (("ar-4k-s1", "A, AVX2"), ("paper-4k-s1", "B, AMX"), ("cmlm-4k-s1", "A, AVX2")):
+        made_run(folder / name, "pair", "ar", {})
+        record = json.loads((folder / name / "run.json").read_text())
+        record["hardware"]["machine"] = machine
+        (folder / name / "run.json").write_text(json.dumps(record))
+    told = "{}, 2 CPUs, no GPU; torch 2, deepspeed 0; "
+    text = report(folder.parent, results)
+    assert f"work. {told.format('B, AMX')}or {told.format('A, AVX2')}commits" in text
+
+
 def test_a_trial_on_some_lines_is_told_and_published_nowhere(tmp_path):
     folder, results = tmp_path / "runs" / "en-de", tmp_path / "results"
     made_run(folder / "ar-4k-s1", "pair", "ar", {"ar": nmt_score(35.0)})

@@ -9,6 +9,7 @@ from pathlib import Path
 import demo_denoiser as driver
 import pytest
 
+from janus_ds.errors import UsageError
 from tests.support.experiment_runs import drive
 from tests.support.texts import documents
 
@@ -48,6 +49,29 @@ def test_long_documents_are_cut_at_paragraphs() -> None:
     parts = list(driver.pieces(paragraphs))
     assert "\n".join(parts).split("\n") == paragraphs
     assert [len(part) for part in parts] == [11001, 5000, 20000, 1]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_page_compares_with_what_the_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    content = json.loads((driver.ROOT / "docs/results/demo_denoiser.json").read_text())
+
+    def run_logged(folder: Path, name: str, command: list[str]) -> None:
+        told = content if begun else {key: value for key, value in content.items() if key != "before"}
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(told))
+
+    monkeypatch.setattr(driver, "run_logged", run_logged)
+    page = tmp_path / "page.md"
+    options = driver.parse(["--root", str(tmp_path), "--page", str(page), "--quickstart", str(tmp_path)])
+    if begun:
+        driver.make_page(options)
+        assert json.loads(page.with_suffix(".json").read_text()) == content
+        assert page.read_text() == (driver.ROOT / "docs/results/demo_denoiser.md").read_text()
+        return
+    with pytest.raises(UsageError, match="began with was not measured"):
+        driver.make_page(options)
+    assert not page.with_suffix(".json").exists()
 
 
 @pytest.mark.heavy
