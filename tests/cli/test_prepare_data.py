@@ -102,6 +102,34 @@ def test_an_output_inside_of_the_input_folder_is_no_input(
     assert prepare([tmp_path], tmp_path / "out", settings).already_whole
 
 
+def test_a_file_at_fault_is_mended_without_loss(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a given tokenizer, which needs no first look at all files."""
+    monkeypatch.setattr("janus_ds.data.prepare.corpus._UNIT_CHARACTERS", 2000)
+    monkeypatch.setattr("janus_ds.data.prepare.corpus._COMMIT_SECONDS", 0.0)
+    names = [home / f"{letter}.txt" for letter in "abcd"]
+    for path in names:
+        path.write_text("\n\n".join(documents(40)))
+    given = ["--tokenizer", str(home / "bpe"), "--processes", "1"]
+    asked = ["--input", *map(str, names), *given, "--output"]
+    sound = names[2].read_bytes()
+    names[2].write_bytes(b"Caf\xe9. " + sound)
+    with pytest.raises(DataError, match="not UTF-8"):
+        prepare_data([*asked, str(home / "out")])
+    first, time = names[0].read_bytes(), names[0].stat().st_mtime_ns
+    names[0].write_bytes(first + b"Another.")
+    with pytest.raises(DataError, match="unfinished preparation"):
+        prepare_data([*asked, str(home / "out")])
+    names[0].write_bytes(first)
+    os.utime(names[0], ns=(time, time))
+    names[2].write_bytes("Café. ".encode() + sound)
+    assert prepare_data([*asked, str(home / "out")]) == 0
+    assert "went on with an interrupted preparation" in capsys.readouterr().out
+    assert prepare_data([*asked, str(home / "new")]) == 0
+    assert content(home / "out") == content(home / "new")
+
+
 def test_a_preparation_on_nfs_ends_well_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -242,7 +243,8 @@ class Journal:
 
     def _take_key(self) -> None:
         path = self.folder / _KEY
-        same = path.is_file() and path.read_text() == self._key
+        begun = path.read_text() if path.is_file() else ""
+        same = begun == self._key or self._later_files_differ(begun)
         if not same and (self.folder / _STATE).is_file():
             raise DataError(
                 "the folder holds an unfinished preparation with other settings or of other input "
@@ -252,7 +254,20 @@ class Journal:
             )
         if not same:
             self._refuse_foreign()
+        if begun != self._key:
             write_atomic(path, self._key.encode())
+
+    def _later_files_differ(self, begun: str) -> bool:
+        """Whether what has begun differs in files alone that nothing is written of, such as one that was at
+        fault and is mended; a tokenizer that is trained has seen them all."""
+        position = self.load().position
+        try:
+            keys = [json.loads(text) for text in (begun, self._key)]
+            for key, name in product(keys, ("inputs", "times")):
+                del key[name][position.file + 1 :]
+            return position != Position() and keys[0]["tokenizer"] is not None and bool(keys[0] == keys[1])
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def _refuse_foreign(self) -> None:
         """A new preparation needs an empty folder; what an earlier start left may go."""
@@ -324,9 +339,7 @@ class Journal:
 
 
 _CORPUS = "assets/corpus/novels.txt.xz"
-
 _VALID_SHARE = 0.03
-
 _TOKENIZER_SAMPLE_MB = 3
 
 
