@@ -53,6 +53,7 @@ def without_effect(run: RunConfig) -> Iterator[tuple[str, str]]:
     """Keys that nothing reads in this run, and why."""
     data, masking, train, scored = run.data, run.masking, run.train, run.train.valid_bleu
     pair, tokens, objective = data.task == "pair", data.batch == "tokens", run.objective
+    queries = objective.ar_stream == "query" and objective.decoder_start == "bos"
     ramps = kl, nar, aux = objective.ramp_kl_steps, objective.ramp_nar_steps, objective.ramp_aux_steps
     cases = (
         (tokens, "train.global_batch", "data.batch is tokens, and train.batch_tokens counts"),
@@ -61,12 +62,14 @@ def without_effect(run: RunConfig) -> Iterator[tuple[str, str]]:
         (masking.target == "uniform", "masking.target_share", "masking.target is uniform"),
         (pair and masking.target == "uniform", "masking.poisson", "masking.target is uniform"),
         ("aux" not in objective.streams, "masking.aux_order", "AUX is not trained"),
+        (not queries, "objective.ar_query_position", "there are no AR query rows with decoder_start bos"),
         (kl and not objective.kl_pairs, "objective.ramp_kl_steps", "no KL term has a weight"),
         (nar and not objective.weight_nar, "objective.ramp_nar_steps", "objective.weight_nar is 0"),
         (aux and not objective.weight_aux, "objective.ramp_aux_steps", "objective.weight_aux is 0"),
         (not any(ramps), "objective.ramp_start", "no ramp has steps (objective.ramp_kl_steps and so on)"),
         (scored == "none", "train.valid_task train.valid_bleu_samples", "train.valid_bleu is none"),
         ("nar" not in scored, "train.valid_bleu_iterations", f"train.valid_bleu is {scored}"),
+        (train.patience and not train.valid_every, "train.patience", "train.valid_every is 0"),
         (train.spike_action == "off", "train.spike_factor train.spike_window", "train.spike_action is off"),
         (data.on_damage == "stop", "data.max_damage", "data.on_damage is stop"),
         (run.init is None, "init_length_head", "there is no init"),

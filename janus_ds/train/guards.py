@@ -32,7 +32,10 @@ from janus_ds.train.signals import StopSignals
 
 _SHOWN_SAMPLES = 16
 _LOOK = "look at these samples (`janus-ds inspect DATA --sample N`)"
-_FROM_CHECKPOINT = "the same command goes on from the last checkpoint, which is whole"
+_AFTERWARDS = (
+    "the same command goes on from the last checkpoint, which is whole; a lower optim.lr or more "
+    "optim.warmup_steps take a new run (--init with this one, another --output)"
+)
 _NORMAL = 1.4826
 """Median absolute deviation -> standard deviation, for normal noise."""
 _LEAST_SHARE = 0.01
@@ -248,13 +251,13 @@ class StepGuard:
         steps = f"{self._skipped} steps in a row were" if self._skipped > 1 else "a step was"
         if verdict.cause is SkipCause.SPIKE:
             fix = (
-                f"{_LOOK} and at the losses before them; lower optim.lr or raise optim.warmup_steps, or let "
-                "such steps pass with train.spike_action=warn or a higher train.spike_factor"
+                f"{_LOOK} and at the losses before them, or let such steps pass with "
+                "train.spike_action=warn or a higher train.spike_factor"
             )
         else:
-            fix = f"{_LOOK}, lower optim.lr or raise optim.warmup_steps; with fp16, use bf16 instead"
+            fix = f"{_LOOK}; with fp16, use bf16 instead"
         return TrainingError(
-            f"{steps} skipped: {verdict.reason}", f"step {step + 1}{samples}", f"{fix}; {_FROM_CHECKPOINT}"
+            f"{steps} skipped: {verdict.reason}", f"step {step + 1}{samples}", f"{fix}; {_AFTERWARDS}"
         )
 
     def _counted(self, step: int, seen: _Seen, spike: bool) -> Verdict:
@@ -307,8 +310,8 @@ class StepGuard:
         return TrainingError(
             what,
             f"step {step + 1}, loss scale {loss_scale:g}, {self._overflows} overflows in a row",
-            "use bf16 (ds_configs/zero2_bf16.json), which has the range of fp32 and needs no loss scale; or "
-            f"lower optim.lr, raise optim.warmup_steps, or {scale}; {_FROM_CHECKPOINT}",
+            "use bf16 (ds_configs/zero2_bf16.json), which has the range of fp32 and needs no loss scale, or "
+            f"{scale}; {_AFTERWARDS}",
         )
 
 

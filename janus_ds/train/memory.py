@@ -84,7 +84,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def remedies(config: RunConfig, execution: ExecutionConfig, on_host: bool = False) -> list[str]:
-    """Three changes that need less memory and train the same, the cheapest first.
+    """Three changes that need less memory, the cheapest first; those that are no new run train the same.
 
     Args:
         on_host: it is the host's memory that has run out, so that nothing can be moved there.
@@ -97,7 +97,8 @@ def remedies(config: RunConfig, execution: ExecutionConfig, on_host: bool = Fals
             f"at {config.train.batch_tokens} tokens)"
         )
     elif micro == 1:
-        pieces = f"shorter blocks: prepare the data with data.block_tokens {block} -> {max(block // 2, 1)}"
+        shorter = f"data.block_tokens {block} -> {max(block // 2, 1)}"
+        pieces = f"a new run on shorter blocks: prepare the data with {shorter}"
     else:
         share = micro * accumulation
         smaller = max(part for part in range(1, micro // 2 + 1) if share % part == 0)
@@ -125,7 +126,7 @@ def remedies(config: RunConfig, execution: ExecutionConfig, on_host: bool = Fals
     elif execution.precision == "fp32":
         activation = "bf16 (ds_configs/zero2_bf16.json), which halves activations"
     else:
-        activation = f"shorter blocks than data.block_tokens {block}"
+        activation = f"a new run on shorter blocks than data.block_tokens {block}"
     return [pieces, state, activation]
 
 

@@ -164,6 +164,9 @@ def test_an_override_that_nothing_reads_is_noted() -> None:
     ramps = [f"objective.ramp_{term}_steps=5" for term in ("kl", "nar", "aux")]
     read_run_config(None, ramps, faults)
     read_run_config(None, ["objective.preset=ar", *ramps], faults)
+    read_run_config(None, ["train.patience=3", "train.keep_best=loss", "train.valid_every=0"], faults)
+    read_run_config(pairs, ["objective.ar_query_position=previous"], faults)
+    read_run_config(None, ["objective.ar_query_position=previous"], faults)
     assert faults.notes == [
         "train.global_batch has no effect: data.batch is tokens, and train.batch_tokens counts",
         "train.batch_groups has no effect: data.batch is samples",
@@ -171,6 +174,8 @@ def test_an_override_that_nothing_reads_is_noted() -> None:
         "objective.ramp_kl_steps has no effect: no KL term has a weight",
         "objective.ramp_nar_steps has no effect: objective.weight_nar is 0",
         "objective.ramp_aux_steps has no effect: objective.weight_aux is 0",
+        "train.patience has no effect: train.valid_every is 0",
+        "objective.ar_query_position has no effect: there are no AR query rows with decoder_start bos",
     ]
 
 

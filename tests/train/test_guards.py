@@ -96,6 +96,7 @@ def test_fp16_may_search_its_scale_for_longer() -> None:
     assert error.what == "fp16 gradients have overflowed in 42 steps in a row (train.max_overflows)"
     assert error.where == "step 9, loss scale 256, 42 overflows in a row"
     assert "use bf16 (ds_configs/zero2_bf16.json)" in error.fix
+    assert error.fix.endswith("take a new run (--init with this one, another --output)")
     assert error.exit_code == 6
 
 
@@ -224,6 +225,7 @@ def test_a_spike_is_only_told_or_skipped_or_the_end(caplog: pytest.LogCaptureFix
     assert error.what.startswith("a step was skipped: the loss 3.4 is a spike")
     assert error.where == "step 31, samples [11, 12]"
     assert "train.spike_action=warn" in error.fix
+    assert error.fix.endswith("optim.warmup_steps take a new run (--init with this one, another --output)")
 
 
 @pytest.mark.usefixtures("handlers_put_back")

@@ -102,7 +102,8 @@ def test_ways_out_follow_what_is_used_already() -> None:
         "9 -> 3 with gradient_accumulation_steps 1 -> 3"
         in remedies(RUN, replace(TWO, micro_batch=9, accumulation=1))[0]
     )
-    assert "data.block_tokens 126 -> 63" in remedies(RUN, replace(TWO, micro_batch=1))[0]
+    shorter = remedies(RUN, replace(TWO, micro_batch=1))[0]
+    assert shorter == "a new run on shorter blocks: prepare the data with data.block_tokens 126 -> 63"
     assert "gradient_accumulation_steps 4 -> 8" in remedies(tokens, TWO)[0]
     assert "stays at 4096 tokens" in remedies(tokens, TWO)[0]
     assert "ZeRO stage 1 -> 2" in remedies(RUN, replace(TWO, zero_stage=1))[1]
@@ -112,4 +113,4 @@ def test_ways_out_follow_what_is_used_already() -> None:
     assert "more ranks" in remedies(RUN, replace(TWO, data_size=1), on_host=True)[1]
     assert "--tensor-parallel 2" in remedies(RUN, replace(TWO, zero_stage=3, offload=True))[1]
     assert "bf16" in remedies(checkpointed, TWO)[2]
-    assert "shorter blocks" in remedies(checkpointed, replace(TWO, precision="bf16"))[2]
+    assert "a new run on shorter blocks" in remedies(checkpointed, replace(TWO, precision="bf16"))[2]

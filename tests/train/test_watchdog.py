@@ -105,13 +105,11 @@ def test_without_progress_one_process_leaves_and_with_progress_it_does_not(
 
 
 def test_work_that_ends_while_the_thread_looks_at_it_does_not_end_the_thread(tmp_path: Path) -> None:
-    class Ending(Watchdog):
-        """The main thread takes the probe away right after the first look at it."""
-
-        probes: Any = iter([lambda: 8, None])
-        _probe = property(lambda self: next(self.probes), lambda self, value: None)
-
-    assert Ending(ALONE, None, tmp_path, 60.0)._status(1000.0).words == "starting"
+    """The main thread takes the probe away right after the first look at it."""
+    probes: Any = iter([lambda: 8, None])
+    taken = property(lambda self: next(probes), lambda self, value: None)
+    ending: Any = type("Ending", (Watchdog,), {"_probe": taken})
+    assert ending(ALONE, None, tmp_path, 60.0)._status(1000.0).words == "starting"
 
 
 def test_no_limit_no_thread(tmp_path: Path) -> None:
