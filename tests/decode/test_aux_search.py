@@ -30,9 +30,9 @@ PAPER, RELEASED = OBJECTIVES["query"], OBJECTIVES["previous"]
 AUX_ROWS = frozenset({"vis", "cmp", "msk", "qry"})
 
 
-def sources(count: int, seed: int, vocabulary: int = 29, longest: int = 12) -> list[list[int]]:
+def sources(count: int, seed: int) -> list[list[int]]:
     drawn = random.Random(seed)
-    return [[drawn.randrange(5, vocabulary) for _ in range(drawn.randint(1, longest))] for _ in range(count)]
+    return [[drawn.randrange(5, 29) for _ in range(drawn.randint(1, 12))] for _ in range(count)]
 
 
 @torch.no_grad()
