@@ -66,6 +66,17 @@ def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_tiny(tmp_path_factory.mktemp("pairs")).output
 
 
+@pytest.fixture(scope="session")
+def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run made of a small BART of Hugging Face with random weights, which stays as it is."""
+    from janus_ds.cli.convert import main
+    from tests.support.hf_folder import hub_folder
+
+    folder = tmp_path_factory.mktemp("bart")
+    main(["--from", "hf", str(hub_folder(folder / "hub")), "--to", str(folder / "bart")])
+    return folder / "bart"
+
+
 @pytest.fixture
 def handlers_put_back() -> Iterator[None]:
     """Signals are handled after the test as before."""

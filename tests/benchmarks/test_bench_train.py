@@ -48,10 +48,10 @@ def test_rounds_are_interleaved_and_ratios_taken_within_a_round() -> None:
     assert ratio_summary(taken["b"], taken["a"]) == {"median": 2.5, "min": 2.0, "max": 3.0}
 
 
-@pytest.mark.parametrize("kind", ["train", "attention", "decode", "save"])
+@pytest.mark.parametrize("kind", ["train", "attention", "decode", "save", "gpu"])
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UsageError, match="no CUDA device"):
+    with pytest.raises(UsageError, match=r"(?s)no CUDA device.*--device cpu"):
         main([kind, "--device", "cuda"])
 
 

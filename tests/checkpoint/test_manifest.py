@@ -103,10 +103,6 @@ def test_a_newer_programs_checkpoint_is_not_passed_over(tmp_path: Path) -> None:
         manager.latest()
 
 
-def test_no_checkpoint_is_no_fault(tmp_path: Path) -> None:
-    assert CheckpointManager(tmp_path / "none", TrainConfig(), ALONE).latest() is None
-
-
 def failing(monkeypatch: pytest.MonkeyPatch, steps: Sequence[int]) -> None:
     """The disk fills up in the middle of the saves of these steps."""
     write = snapshot_module.write_tensors

@@ -212,7 +212,6 @@ def test_settings_of_the_search_go_in_and_out(tmp_path: Path) -> None:
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path, CheckpointError, "there is no config.json")
     cut = hub_folder(tmp_path / "cut")
     data = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(data[: len(data) // 2])

@@ -22,7 +22,6 @@ from janus_ds.config.locations import DEMO, DENOISER, model_path, packaged_folde
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError
-from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
 
 SENTENCES = {
@@ -37,10 +36,8 @@ SENTENCES = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    data = prepare_tiny(folder, 40).output
-    return make_run(folder / "run", data, "paper", positions=80)
+def run(tiny_pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("demo") / "run", tiny_pairs, "paper", positions=80)
 
 
 @pytest.fixture

@@ -10,11 +10,9 @@ import pytest
 
 from janus_ds.__main__ import main
 from janus_ds.cli import evaluate
-from janus_ds.cli.convert import main as convert
 from janus_ds.cli.evaluate import evaluate_nmt
 from janus_ds.errors import ConfigError, DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.glge_scores import JAR_VARIABLE
-from tests.support.hf_folder import hub_folder
 from tests.support.metric_fixtures import metric_cases
 
 ROOT = Path(__file__).parents[2]
@@ -115,14 +113,6 @@ def test_a_cut_file_of_any_task_is_told_before_the_first_is_scored(
     monkeypatch.setattr(evaluate, "score_task", score)
     with pytest.raises(DataError, match="same number of lines"):
         run("glge", "--task", "all", "--predictions", SAMPLES / "submission", "--data", tmp_path / "glge")
-
-
-@pytest.fixture(scope="module")
-def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with random weights."""
-    folder = tmp_path_factory.mktemp("glge")
-    assert convert(["--from", "hf", str(hub_folder(folder / "hub")), "--to", str(folder / "bart")]) == 0
-    return folder / "bart"
 
 
 def test_a_checkpoint_is_decoded_and_scored(

@@ -34,8 +34,6 @@ def test_the_command_told_after_init_can_be_pasted(
 def test_names_that_are_near_are_given() -> None:
     with pytest.raises(UsageError, match=r"did you mean one of objective\.weight_ar, objective\.weight_nar"):
         explain("weight")
-    with pytest.raises(UsageError, match=r"did you mean 'decode\.beam'"):
-        explain("decode.beems")
 
 
 def test_home_is_found_behind_an_equals_sign(

@@ -30,9 +30,9 @@ PAPER, RELEASED = OBJECTIVES["query"], OBJECTIVES["previous"]
 AUX_ROWS = frozenset({"vis", "cmp", "msk", "qry"})
 
 
-def sources(count: int, seed: int, vocabulary: int = 29, longest: int = 12) -> list[list[int]]:
+def sources(count: int, seed: int) -> list[list[int]]:
     drawn = random.Random(seed)
-    return [[drawn.randrange(5, vocabulary) for _ in range(drawn.randint(1, longest))] for _ in range(count)]
+    return [[drawn.randrange(5, 29) for _ in range(drawn.randint(1, 12))] for _ in range(count)]
 
 
 @torch.no_grad()
@@ -43,11 +43,11 @@ def aux_logits(
     orders: Sequence[list[int]],
     mask: int,
 ) -> list[tuple[Tensor, Tensor]]:
-    """AUX's logits of all inner places by `JanusModel.forward`, where each sees those before it in an order.
+    """AUX's logits by `JanusModel.forward`, where each place sees those before it in an order.
 
     Args:
         written: of each sentence, tokens by place; where none is, no row that counts sees it.
-        orders: of each sentence, all inner places, from 1.
+        orders: of each sentence, the inner places to be filled, from 1; all others are written.
 
     Returns:
         of each sentence, logits in that order, and the same without special symbols, (N, V) each.
@@ -57,7 +57,7 @@ def aux_logits(
     blocked = torch.tensor([special.bos, special.pad, special.eos, special.unk, special.mask])
     samples = []
     for source, tokens, order in zip(sources, written, orders, strict=True):
-        inner = [tokens.get(place, 5) for place in range(1, len(order) + 1)]
+        inner = [tokens.get(place, 5) for place in range(1, max([*order, *tokens]) + 1)]
         whole = [special.bos, *source, special.eos]
         samples.append(Sample(whole, [special.bos, *inner, special.eos], order))
     found = model.logits(model(make_batch(samples, how)).aux_BMD).double()

@@ -17,9 +17,9 @@ from janus_ds.decode.infill import Target
 from janus_ds.decode.load import load_run
 from janus_ds.decode.mask_predict import ANY_TOKEN, BEGINS_WORD, WITHIN_WORD
 from janus_ds.errors import ConfigError, DataError, UsageError
-from tests.decode.test_aux_search import AUX_ROWS, PAPER
+from tests.decode.test_aux_search import PAPER, aux_logits
 from tests.support.tiny_model import TINY, tiny_generator, tiny_model
-from tests.support.two_stream import TOY, Conventions, Sample, make_batch
+from tests.support.two_stream import TOY
 
 SOURCES = ["Das ist ein sehr großes Haus.", "Ich wohne in Berlin."]
 TARGETS = ["That is  a <mask>___ house ☃.", "I ___ in ___ ."]
@@ -114,19 +114,16 @@ def test_blanks_of_token_ids() -> None:
 
 @torch.no_grad()
 def test_aux_fills_blanks_as_the_training_rows_say() -> None:
-    model, special = tiny_model(TINY, 2), TOY
+    model = tiny_model(TINY, 2)
     generator = tiny_generator(model, PAPER, mode="aux", beam=1)
     given = (ANY_TOKEN, 12, ANY_TOKEN, ANY_TOKEN, 14, ANY_TOKEN)
     (found,) = generator.generate_ids([[7, 8, 9, 10]], targets=[Target(("",), given, (given,))])
-    written = [5 if id_ < 0 else id_ for id_ in given]
-    slots = [place + 1 for place, id_ in enumerate(given) if id_ < 0]
-    how = Conventions(mask=special.mask, pad=special.pad, eos=special.eos, rows=AUX_ROWS)
-    blocked = torch.tensor([special.bos, special.pad, special.eos, special.unk, special.mask])
+    written = {place: id_ for place, id_ in enumerate(given, 1) if id_ >= 0}
+    slots = [place for place, id_ in enumerate(given, 1) if id_ < 0]
     for number, slot in enumerate(slots):
-        sample = Sample([special.bos, 7, 8, 9, 10, special.eos], [special.bos, *written, special.eos], slots)
-        logits_V = model.logits(model(make_batch([sample], how)).aux_BMD)[0, number]
-        written[slot - 1] = int(logits_V.index_fill(0, blocked, float("-inf")).argmax())
-    assert list(found[0].tokens) == written
+        ((_, allowed_NV),) = aux_logits(model, [[7, 8, 9, 10]], [written], [slots], TOY.mask)
+        written[slot] = int(allowed_NV[number].argmax())
+    assert list(found[0].tokens) == [written[place] for place in sorted(written)]
     assert found[0].filled == tuple(slot - 1 for slot in slots)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from janus_ds.cli.convert import main
 from janus_ds.cli.evaluate import evaluate_glge
 from janus_ds.config.modes import with_decode
 from janus_ds.config.schema import ModelConfig, ObjectiveConfig
@@ -33,7 +32,6 @@ from janus_ds.evaluate.latency import (
 from janus_ds.evaluate.tasks import measure_glge, with_best
 from janus_ds.metrics.glge import task_named
 from janus_ds.metrics.scores import Scores
-from tests.support.hf_folder import hub_folder
 from tests.support.tiny_run import make_random_run
 
 
@@ -85,10 +83,9 @@ def test_a_report_has_both_speed_ups() -> None:
     assert alone.lines()[-1].split()[-2:] == ["-", "-"]
 
 
-def test_transformers_writes_what_the_run_writes_or_as_much_as_it_is_told(tmp_path: Path) -> None:
+def test_transformers_writes_what_the_run_writes_or_as_much_as_it_is_told(bart: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    main(["--from", "hf", str(hub_folder(tmp_path / "hub")), "--to", str(tmp_path / "run")])
-    run = load_run(tmp_path / "run", {"max_length": 9, "beam": 2})
+    run = load_run(bart, {"max_length": 9, "beam": 2})
     sources = [[5, 9, 8], [11, 4, 7, 30, 12]]
     ours = [len(c[0].tokens) for c in Generator(run.model, None, run.config).generate_ids(sources)]
     theirs = hf_ar(run, tmp_path / "free", None, "cpu")
@@ -104,11 +101,10 @@ def test_transformers_writes_what_the_run_writes_or_as_much_as_it_is_told(tmp_pa
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "float64"])
 def test_transformers_computes_in_the_precision_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    bart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    main(["--from", "hf", str(hub_folder(tmp_path / "hub")), "--to", str(tmp_path / "run")])
-    run, options = load_run(tmp_path / "run", {"max_length": 5}), InferenceOptions(precision)
+    run, options = load_run(bart, {"max_length": 5}), InferenceOptions(precision)
     prepare_for_inference(run.model, options)
     theirs = hf_ar(run, tmp_path / "theirs", None, "cpu")
     generate, found = transformers.BartForConditionalGeneration.generate, []

@@ -22,7 +22,7 @@ from tests.support.hostile import note
 from tests.support.processes import in_session, wait_until
 from tests.support.program import SETTINGS, Program, wait_for
 from tests.support.tiny_data import sentences
-from tests.support.tiny_pairs import make_tiny_pairs, prepare_tiny
+from tests.support.tiny_pairs import prepare_tiny
 from tests.support.tiny_run import make_run
 from tests.support.warm import warm_starter
 
@@ -48,7 +48,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "novel.txt").write_text("\n\n".join(sentences(400)))
     data = prepare_tiny(folder).output
-    make_tiny_pairs(folder / "text")
     run, hub = make_run(folder / "run", data, "ar"), hub_folder(folder / "hub")
     made = Inputs(folder)
     small = ["--samples-per-member", 16, "--members-per-shard", 4, "--processes", 2, "--vocab-size", 60]

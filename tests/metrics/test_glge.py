@@ -131,8 +131,6 @@ def test_lines_are_read_as_python_reads_text(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(DataError, match="empty"):
         read_lines(file)
-    with pytest.raises(DataError, match="cannot be read"):
-        read_lines(tmp_path / "none")
 
 
 def test_files_are_found_where_glge_puts_them(tmp_path: Path) -> None:
@@ -147,8 +145,6 @@ def test_files_are_found_where_glge_puts_them(tmp_path: Path) -> None:
     }
     folder = data / "squadqg_data" / "org_data"
     folder.mkdir(parents=True)
-    with pytest.raises(DataError, match="the references of squadqg are missing"):
-        read_texts(TASKS["squadqg"], found["squadqg"], data, "test")
     (folder / "test.tgt").write_text("b\n")
     assert read_texts(TASKS["squadqg"], found["squadqg"], data, "test").sources is None
     (folder / "test.src").write_text("c\n")

@@ -68,18 +68,6 @@ def test_a_gold_token_changes_no_nar_row_and_only_later_aux_rows(model: JanusMod
         assert all(distance(aux[0, i], other_aux[0, i]) > 1e-4 for i in range(j + 1, 3))
 
 
-def test_a_mask_is_seen_by_aux_rows_up_to_its_own_only(model: JanusModel) -> None:
-    """AUX row j sees MASK i for i >= j; rows after it see the gold token in its place."""
-    batch = make_batch(SAMPLES)
-    # With one decoder layer nothing reaches a row but through its own view.
-    shallow = tiny_model(replace(TINY, decoder_layers=1))
-    shallow.attention_backend = model.attention_backend
-    _, _, aux = hidden(shallow(batch))
-    _, _, other = hidden(shallow(changed(batch, Segment.MSK, 0, 1, 20)))
-    assert all(distance(aux[0, i], other[0, i]) > 1e-4 for i in (0, 1))
-    assert distance(aux[0, 2], other[0, 2]) < EXACT
-
-
 def test_ar_rows_do_not_depend_on_later_tokens(model: JanusModel) -> None:
     batch = make_batch(SAMPLES)
     ar, nar, aux = hidden(model(batch))
@@ -89,32 +77,6 @@ def test_ar_rows_do_not_depend_on_later_tokens(model: JanusModel) -> None:
         assert all(distance(ar[0, i], other_ar[0, i]) > 1e-4 for i in range(row, 7))
         assert distance(nar, other_nar) < EXACT
         assert distance(aux, other_aux) < EXACT
-
-
-def test_the_order_of_unmasked_rows_does_not_matter(model: JanusModel) -> None:
-    batch = make_batch([SAMPLES[0]])
-    start, width = batch.layout.start(Segment.VIS), batch.layout.vis
-    order = torch.arange(batch.layout.rows)
-    order[start : start + width] = start + torch.tensor([3, 0, 4, 2, 1])
-    moved = replace(
-        batch, row_token_BR=batch.row_token_BR[:, order], row_position_BR=batch.row_position_BR[:, order]
-    )
-    assert not torch.equal(moved.row_token_BR, batch.row_token_BR)
-    for a, b in zip(hidden(model(batch)), hidden(model(moved)), strict=True):
-        assert distance(a, b) < EXACT
-
-
-def test_padding_and_neighbours_change_nothing(model: JanusModel) -> None:
-    together = make_batch(SAMPLES, Conventions(extra_padding=3))
-    # Whatever stands in padding rows must not be seen.
-    noisy = replace(together, row_token_BR=torch.where(together.row_token_BR == 1, 17, together.row_token_BR))
-    lengths_logits = model(together).length_logits_BK
-    for number, sample in enumerate(SAMPLES):
-        alone = make_batch([sample])
-        for batch in (together, noisy):
-            for a, b in zip(hidden(model(alone)), hidden(model(batch)), strict=True):
-                assert distance(a[0], b[number, : a.shape[1]]) < EXACT
-        assert distance(model(alone).length_logits_BK[0], lengths_logits[number]) < EXACT
 
 
 STREAMS = [

@@ -40,17 +40,17 @@ def literal_batch() -> TwoStreamBatch:
     )
 
 
-def literal_rows(*, trained: bool = True) -> PredictedRows:
+def literal_rows() -> PredictedRows:
     """Hidden rows that are the literal logits, since the output table is the identity."""
     padding = torch.full((1, 4), 99.0, dtype=torch.float64)
     # Two rows of padding below the vocabulary: they would win every softmax if they took part.
     table = torch.cat([torch.eye(4, dtype=torch.float64), torch.full((2, 4), 7.0, dtype=torch.float64)])
     return PredictedRows(
-        ar_BAD=torch.cat([literal.AR, padding]).view(2, 2, 4).requires_grad_(trained),
-        nar_BMD=literal.NAR[:, None].clone().requires_grad_(trained),
-        aux_BMD=literal.AUX[:, None].clone().requires_grad_(trained),
-        length_logits_BK=literal.LENGTH.clone().requires_grad_(trained),
-        output_weight=table.requires_grad_(trained),
+        ar_BAD=torch.cat([literal.AR, padding]).view(2, 2, 4).requires_grad_(),
+        nar_BMD=literal.NAR[:, None].clone().requires_grad_(),
+        aux_BMD=literal.AUX[:, None].clone().requires_grad_(),
+        length_logits_BK=literal.LENGTH.clone().requires_grad_(),
+        output_weight=table.requires_grad_(),
     )
 
 

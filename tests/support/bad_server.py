@@ -69,7 +69,7 @@ def _handler(state: BadServer) -> type[BaseHTTPRequestHandler]:
                         self.wfile.write(piece)
                         time.sleep(pause)
                 return None
-            if fault == "404" or not file.is_file():
+            if not file.is_file():
                 return self.send_error(404)
             data = file.read_bytes()
             start, wanted = 0, self.headers.get("Range")

@@ -30,20 +30,14 @@ PATIENCE = 900.0
 _GONE_SECONDS = 600.0
 
 
-def run_ranks(
-    worker: Callable[..., Any],
-    world_size: int,
-    *arguments: Any,
-    env: dict[str, str] | None = None,
-    timeout: float = PATIENCE,
-) -> list[Any]:
+def run_ranks(worker: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
     """Results of `worker(*arguments)` on ranks 0 .. world_size - 1, in rank order.
 
     Raises:
         RuntimeError: a rank failed or did not end in time; carries the output of the ranks.
     """
-    with _started(worker, world_size, arguments, env or {}) as (folder, ranks):
-        failed = _wait(ranks, timeout)
+    with _started(worker, world_size, arguments) as (folder, ranks):
+        failed = _wait(ranks)
         if failed is not None:
             logs = [f"--- rank {r}\n{_tail(folder / f'log.{r}')}" for r in range(world_size)]
             raise RuntimeError("\n".join([failed, *logs]))
@@ -52,14 +46,14 @@ def run_ranks(
 
 @contextlib.contextmanager
 def _started(
-    worker: Callable[..., Any], world_size: int, arguments: tuple[Any, ...], env: dict[str, str]
+    worker: Callable[..., Any], world_size: int, arguments: tuple[Any, ...]
 ) -> Iterator[tuple[Path, list[WarmProcess]]]:
     """The ranks, and the folder of their logs and results; they are killed at the end."""
     with tempfile.TemporaryDirectory(prefix="janus-ranks-") as name:
         folder = Path(name)
         call = f"{worker.__module__}:{worker.__name__}", arguments
         (folder / "call.pickle").write_bytes(pickle.dumps(call))
-        ranks = [_start(rank, world_size, folder, env) for rank in range(world_size)]
+        ranks = [_start(rank, world_size, folder) for rank in range(world_size)]
         try:
             yield folder, ranks
         finally:
@@ -83,7 +77,6 @@ def let_ranks_end(
     world_size: int,
     *arguments: Any,
     meanwhile: Callable[[list[int]], None] = lambda pids: None,
-    timeout: float = PATIENCE,
 ) -> list[Ended]:
     """Run `worker(*arguments)` on ranks that are to fail, and say how each of them ended.
 
@@ -92,11 +85,10 @@ def let_ranks_end(
         world_size: on how many ranks.
         arguments: its arguments.
         meanwhile: called with the ranks' processes after the start.
-        timeout: seconds after which a rank that is still there counts as -9.
     """
-    with _started(worker, world_size, arguments, {}) as (folder, ranks):
+    with _started(worker, world_size, arguments) as (folder, ranks):
         meanwhile([process.pid for process in ranks])
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + PATIENCE
         while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
             time.sleep(0.05)
         end = time.monotonic() + _GONE_SECONDS
@@ -137,14 +129,14 @@ def kill_session(process: subprocess.Popen[Any] | WarmProcess) -> None:
     process.wait()
 
 
-def _start(rank: int, world_size: int, folder: Path, env: dict[str, str]) -> WarmProcess:
+def _start(rank: int, world_size: int, folder: Path) -> WarmProcess:
     # Rank 0 listens on a port of its own choice and tells it through a file, so none can collide.
-    environment = rank_environment(rank, world_size, 0) | {"JANUS_TEST_FOLDER": str(folder)} | env
+    environment = rank_environment(rank, world_size, 0) | {"JANUS_TEST_FOLDER": str(folder)}
     return warm_starter().start([__file__], folder / f"log.{rank}", environment)
 
 
-def _wait(ranks: list[WarmProcess], timeout: float) -> str | None:
-    deadline = time.monotonic() + timeout
+def _wait(ranks: list[WarmProcess]) -> str | None:
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         codes = [process.poll() for process in ranks]
         if any(codes):
@@ -153,7 +145,7 @@ def _wait(ranks: list[WarmProcess], timeout: float) -> str | None:
         if all(code == 0 for code in codes):
             return None
         time.sleep(0.05)
-    return f"not finished after {timeout:.0f} s"
+    return f"not finished after {PATIENCE:.0f} s"
 
 
 def _tail(log: Path) -> str:

@@ -22,8 +22,8 @@ CONFIGS = {
 every_law = pytest.mark.parametrize("law", list(CONFIGS))
 
 
-def sample_keys(count: int, seed: int = 1, epoch: int = 0) -> SampleKeys:
-    return SampleKeys(seed, np.full(count, epoch), np.arange(count))
+def sample_keys(count: int) -> SampleKeys:
+    return SampleKeys(1, np.zeros(count, np.int64), np.arange(count))
 
 
 def masks(law: str, length: int, count: int) -> np.ndarray:

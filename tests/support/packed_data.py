@@ -69,7 +69,6 @@ def run_config(
     preset: str = "paper",
     task: str = "denoise",
     data: DataConfig | None = None,
-    train: TrainConfig | None = None,
     masking: MaskingConfig | None = None,
 ) -> RunConfig:
     """A resolved run for these data."""
@@ -78,7 +77,7 @@ def run_config(
             model=ModelConfig(max_source_positions=64, max_target_positions=64),
             data=data or DataConfig(task=task, block_tokens=40, workers=0, shuffle_window=2, pad_multiple=4),
             objective=ObjectiveConfig(preset=preset),
-            train=train or TrainConfig(global_batch=12, seed=3),
+            train=TrainConfig(global_batch=12, seed=3),
             masking=masking or MaskingConfig(),
         )
     )

@@ -13,12 +13,9 @@ def sentence(rng: random.Random, words: int) -> str:
     return text.capitalize() + rng.choice(".!?")
 
 
-def document(rng: random.Random, paragraphs: int = 3) -> str:
-    """Some lines of some sentences."""
-    lines = (
-        " ".join(sentence(rng, rng.randint(2, 9)) for _ in range(rng.randint(1, 4)))
-        for _ in range(paragraphs)
-    )
+def document(rng: random.Random) -> str:
+    """Three lines of some sentences."""
+    lines = (" ".join(sentence(rng, rng.randint(2, 9)) for _ in range(rng.randint(1, 4))) for _ in range(3))
     return "\n".join(lines)
 
 

@@ -123,6 +123,15 @@ def make_batch(samples: list[Sample], how: Conventions | None = None) -> TwoStre
     )
 
 
+def long_batch() -> TwoStreamBatch:
+    """Ragged samples of hundreds of tokens: some, few and nearly all of them masked."""
+    samples = []
+    for length, every in ((300, 2), (170, 7), (259, 1)):
+        target = [0, *(5 + i % 20 for i in range(length - 2)), 2]
+        samples.append(Sample([0, 9, 2], target, list(range(1, length - 1, every))))
+    return make_batch(samples, Conventions(extra_padding=5))
+
+
 def valid_rows(batch: TwoStreamBatch) -> torch.Tensor:
     """True for rows that are no padding, (B, R)."""
     parts = [torch.arange(batch.layout.width(s)) < batch.row_length_B(s)[:, None] for s in Segment]

@@ -35,13 +35,6 @@ from tests.support.hf_folder import hub_folder
 PAIR = ["data.task=pair"]
 
 
-@pytest.fixture(scope="module")
-def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("initial")
-    main(["--from", "hf", str(hub_folder(folder / "hub")), "--to", str(folder / "bart")])
-    return folder / "bart"
-
-
 def test_pairs_start_as_the_run_they_come_from(bart: Path) -> None:
     assert load_run_config(None, PAIR).objective.decoder_start == "bos"
     followed = load_run_config(None, [*PAIR, f"init={bart}"])

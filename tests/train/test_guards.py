@@ -30,13 +30,6 @@ def guards(recent: list[float] | None = None, **train: Any) -> StepGuard:
     return StepGuard(ALONE, settings, StopSignals(), [] if recent is None else recent)
 
 
-def test_a_good_step_passes_unchanged() -> None:
-    guard = guards()
-    assert guard.loss_or_nan(GOOD, last=False).item() == 1.5
-    assert guard.loss_or_nan(GOOD, last=True).item() == 1.5
-    assert guard.judge(0, DONE, [[1], [2]]).decision is Decision.PROCEED
-
-
 def test_a_bad_micro_batch_spoils_the_last_one_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
     guard = guards()
     assert guard.loss_or_nan(BAD, last=False).isinf()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_ds.batch import SpecialTokens, TwoStreamBatch
+from janus_ds.batch import TwoStreamBatch
 from janus_ds.config.schema import ObjectiveConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
 from janus_ds.stream_mask import Segment
@@ -19,7 +18,6 @@ from tests.support.naive_step import views_of
 from tests.support.packed_data import run_config
 from tests.support.two_stream import TOY, Conventions, Sample, make_batch
 
-RELEASED = SpecialTokens(bos=0, pad=1, eos=2, unk=3, mask=27, vocab_size=28)
 ROWS = {
     "paper": "arc vis cmp msk arq qry",
     "released": "arc vis cmp msk arq qry",
@@ -34,11 +32,9 @@ def objective(preset: str, task: str = "pair") -> ObjectiveConfig:
     return run_config(preset, task).objective
 
 
-def collated(
-    samples: list[Sample], special: SpecialTokens, goal: ObjectiveConfig, **kwargs
-) -> TwoStreamBatch:
+def collated(samples: list[Sample], goal: ObjectiveConfig, **kwargs) -> TwoStreamBatch:
     options = {"length_classes": 256, "pad_multiple": 1} | kwargs
-    return Collator(special, goal, **options)(views_of(samples), np.arange(len(samples)) + 100)
+    return Collator(TOY, goal, **options)(views_of(samples), np.arange(len(samples)) + 100)
 
 
 def segment(batch: TwoStreamBatch, name: Segment, field: str) -> list[list[int]]:
@@ -52,62 +48,32 @@ def segment(batch: TwoStreamBatch, name: Segment, field: str) -> list[list[int]]
     return [row[:n].tolist() for row, n in zip(columns, lengths.tolist(), strict=True)]
 
 
-def joined(batch: TwoStreamBatch, field: str, *names: Segment) -> list[list[int]]:
-    parts = [segment(batch, name, field) for name in names]
-    return [list(chain(*row)) for row in zip(*parts, strict=True)]
-
-
 # ---- literal tables ----
 
-# b=0 e=2 MASK=3 y_i=i+3: A = b y1..y6 e masked y2,y3,y5; B = b y1 y2 y3 e masked y2 (paper, section 3.1).
+# b=0 e=2 y_i=i+3: A = b y1..y6 e masked y2,y3,y5; B = b y1 y2 y3 e masked y2 (paper, section 3.1).
 A = Sample([0, 9, 2], [0, 4, 5, 6, 7, 8, 9, 2], [2, 3, 5])
 B = Sample([0, 9, 9, 2], [0, 4, 5, 6, 2], [2])
 
 
-@pytest.fixture(scope="module")
-def released() -> TwoStreamBatch:
-    return collated([A, B], RELEASED, objective("released"))
-
-
-def test_released_layout(released):
-    assert released.row_token_BR[:, released.layout.columns(Segment.ARC)].tolist() == [
-        [0, 4, 5, 6, 7, 8, 9],
-        [0, 4, 5, 6, 1, 1, 1],
-    ]
-    assert released.ar_target_BA.tolist() == [[4, 5, 6, 7, 8, 9, 2], [4, 5, 6, 2, 1, 1, 1]]
-    content = (Segment.VIS, Segment.MSK, Segment.CMP)
-    assert joined(released, "token", *content) == [[0, 4, 7, 9, 2, 3, 3, 3, 5, 6, 8], [0, 4, 6, 2, 3, 5]]
-    assert joined(released, "position", *content) == [[0, 1, 4, 6, 7, 2, 3, 5, 2, 3, 5], [0, 1, 3, 4, 2, 2]]
-    assert segment(released, Segment.QRY, "position") == [[2, 3, 5], [2]]
-    assert released.masked_target_BM.tolist() == [[5, 6, 8], [5, 1, 1]]
-    # Released translation: the AR query stands where its content row stands.
-    for name in (Segment.ARC, Segment.ARQ):
-        assert segment(released, name, "position") == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3]]
-    assert segment(released, Segment.ARQ, "token") == [[3] * 7, [3] * 4]
-    assert released.length_target_B.tolist() == [8, 5]
-
-
-def tables(batch: TwoStreamBatch, sample: int, rows: tuple[Segment, ...]) -> list[str]:
-    """The visibility of real rows over real columns, VIS MSK CMP, as strings of 0 and 1."""
+def tables(batch: TwoStreamBatch, rows: tuple[Segment, ...]) -> list[str]:
+    """Visibility of the first sample's real rows over real columns, VIS MSK CMP, as strings of 0 and 1."""
     layout = batch.layout
     valid, mask = batch.content_valid_BC(), layout.visible(slice(None), slice(layout.content_rows))
     order = [range(layout.rows)[layout.columns(s)] for s in (Segment.VIS, Segment.MSK, Segment.CMP)]
-    columns = [c for part in order for c in part if valid[sample, c]]
+    columns = [c for part in order for c in part if valid[0, c]]
     length = {Segment.VIS: batch.visible_length_B, Segment.ARQ: batch.ar_length_B}
-    picked = [
-        layout.start(s) + r for s in rows for r in range(int(length.get(s, batch.masked_length_B)[sample]))
-    ]
+    picked = [layout.start(s) + r for s in rows for r in range(int(length.get(s, batch.masked_length_B)[0]))]
     return ["".join(str(int(mask[r, c])) for c in columns) for r in picked]
 
 
 def test_worked_example_of_the_paper():
     """Y = y1..y6 with y2, y3, y5 masked; here with b and e around it, which shift positions by one."""
-    batch = collated([A], TOY, objective("paper"), pad_multiple=8)
+    batch = collated([A], objective("paper"), pad_multiple=8)
     assert batch.layout.msk == 8
     columns = [1, 2, 3, 5, 6, 7, 8, 9, 10]  # without b and e
-    inner = ["".join(row[c] for c in columns) for row in tables(batch, 0, (Segment.CMP, Segment.QRY))]
+    inner = ["".join(row[c] for c in columns) for row in tables(batch, (Segment.CMP, Segment.QRY))]
     assert inner == ["111011100", "111001110", "111000111", "111111000", "111011100", "111001110"]
-    assert tables(batch, 0, (Segment.VIS, Segment.MSK)) == ["11111111000"] * 8
+    assert tables(batch, (Segment.VIS, Segment.MSK)) == ["11111111000"] * 8
     # Paper, Figure 2: the MASK that predicts a token carries that token's position, in every stream.
     assert segment(batch, Segment.ARQ, "position") == [[1, 2, 3, 4, 5, 6, 7]]
     for name in (Segment.MSK, Segment.CMP, Segment.QRY):
@@ -118,7 +84,7 @@ def test_worked_example_of_the_paper():
 
 def test_bart_layout():
     """eos_bos: content e b w1 .. wn, targets b w1 .. wn e, query t at position t."""
-    batch = collated([B], TOY, objective("paper", "denoise"))
+    batch = collated([B], objective("paper", "denoise"))
     assert segment(batch, Segment.ARC, "token") == [[2, 0, 4, 5, 6]]
     assert batch.ar_target_BA.tolist() == [[0, 4, 5, 6, 2]]
     assert (
@@ -165,7 +131,7 @@ def test_every_preset_equals_the_oracle(samples, case, position):
         mask=TOY.unk if goal.mask_symbol == "unk" else TOY.mask,
         rows=frozenset(ROWS[case[0]].split()),
     )
-    ours = collated(samples, TOY, goal)
+    ours = collated(samples, goal)
     assert_same(ours, make_batch(samples, how), skip={"sample_id_B", "length_target_B"})
     assert ours.sample_id_B.tolist() == list(range(100, 100 + len(samples)))
 
@@ -174,7 +140,7 @@ def test_every_preset_equals_the_oracle(samples, case, position):
 @given(some_samples(), st.sampled_from(CASES), st.sampled_from([4, 8]))
 def test_padding_changes_nothing_but_widths(samples, case, multiple):
     goal = objective(*case)
-    tight, wide = collated(samples, TOY, goal), collated(samples, TOY, goal, pad_multiple=multiple)
+    tight, wide = collated(samples, goal), collated(samples, goal, pad_multiple=multiple)
     assert all(wide.layout.width(s) % multiple == 0 for s in Segment)
     assert all(0 <= wide.layout.width(s) - tight.layout.width(s) < multiple for s in Segment)
     assert wide.source_BS.shape[1] % multiple == 0
@@ -206,12 +172,12 @@ def test_lengths_are_clamped_to_the_classes():
         ("with_specials", 7, [6, 5]),
     ):
         goal = replace(objective("paper"), length_convention=convention)
-        assert collated([A, B], TOY, goal, length_classes=classes).length_target_B.tolist() == expected
+        assert collated([A, B], goal, length_classes=classes).length_target_B.tolist() == expected
 
 
 def test_the_padded_source_stays_inside_the_position_table():
     for bound, width in ((None, 8), (6, 6), (4, 4)):
-        batch = collated([A, B], TOY, objective("paper"), pad_multiple=8, max_source_positions=bound)
+        batch = collated([A, B], objective("paper"), pad_multiple=8, max_source_positions=bound)
         assert batch.source_BS.shape == (2, width)
 
 
@@ -236,7 +202,7 @@ def test_two_draws_repeat_the_batch() -> None:
     """All samples twice, one time after the other; the counts are those of all copies."""
     samples = [Sample([0, 9, 8, 2], [0, 11, 12, 13, 14, 2], [1, 3]), Sample([0, 7, 2], [0, 21, 22, 2], [2])]
     goal = replace(objective("paper"), weight_kl_ar_ar=1.0)
-    once, twice = collated(samples, TOY, objective("paper")), collated(samples, TOY, goal)
+    once, twice = collated(samples, objective("paper")), collated(samples, goal)
     assert (once.draws, twice.draws) == (1, 2)
     assert twice.counts == once.counts + once.counts
     for name, value in once.tensors():

@@ -29,10 +29,10 @@ from tests.support.packed_data import SPECIAL, random_rows, run_config, write_sp
 MEMBERS = np.array([200, 200, 37, 200, 200, 163]) * 4
 
 
-def costs(count: int = 4000, longest: int = 60, seed: int = 0) -> SampleCosts:
-    draw = np.random.default_rng(seed)
-    target = np.minimum(draw.poisson(12, count) + draw.poisson(3, count), longest) + 3
-    source = np.maximum(target + draw.integers(-4, 5, count), 3)
+def costs() -> SampleCosts:
+    draw = np.random.default_rng(0)
+    target = np.minimum(draw.poisson(12, 4000) + draw.poisson(3, 4000), 60) + 3
+    source = np.maximum(target + draw.integers(-4, 5, 4000), 3)
     return SampleCosts(target, source, np.maximum(target, source).astype(float), 4.0 * target + source)
 
 
