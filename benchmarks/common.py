@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from janus_ds.cli.arguments import new_parser
+from janus_ds.cli.arguments import at_least, new_parser
 from janus_ds.config.locations import user_path
 from janus_ds.errors import UsageError
 from janus_ds.io import check_writable, is_stream
@@ -28,11 +28,7 @@ _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchroniz
 def bench_parser(kind: str, description: str, *options: str, rounds: int | None) -> argparse.ArgumentParser:
     """A parser with `--rounds`, `--json` and those of `--device`, `--precision`, `--threads` that are named.
 
-    Args:
-        kind: name of the bench.
-        description: for `--help`.
-        options: of device, precision, threads.
-        rounds: default; None: each shape has its own.
+    Without a default number of rounds, each shape has its own.
     """
     parser = new_parser(f"bench {kind}", description)
     known: dict[str, dict[str, Any]] = {
@@ -40,12 +36,12 @@ def bench_parser(kind: str, description: str, *options: str, rounds: int | None)
         "precision": {
             "choices": ("float32", "bfloat16"), "default": "float32", "help": "default: float32"
         },
-        "threads": {"type": positive, "default": 1, "help": "CPU threads (default: 1)"},
+        "threads": {"type": at_least(1), "default": 1, "help": "CPU threads (default: 1)"},
     }  # fmt: skip
     for option in options:
         parser.add_argument(f"--{option}", **known[option])
     text = f"measurements of each job (default: {rounds or 'by shape'})"
-    parser.add_argument("--rounds", type=positive, default=rounds, help=text)
+    parser.add_argument("--rounds", type=at_least(1), default=rounds, help=text)
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the result as JSON")
     return parser
 
@@ -63,14 +59,6 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
         raise UsageError("torch sees no CUDA device here", "--device cuda", "measure with --device cpu")
     return options
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("give a whole number above 0")
-    return value
 
 
 def share(text: str) -> float:
@@ -96,7 +84,7 @@ def choices(names: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
 
 def positives(text: str) -> tuple[int, ...]:
     """Whole numbers above 0, joined by commas, for argparse."""
-    return tuple(positive(word) for word in text.split(","))
+    return tuple(map(at_least(1), text.split(",")))
 
 
 def interleave(
@@ -107,10 +95,7 @@ def interleave(
     Every job runs once unmeasured. Then the jobs take turns, so that a machine that slows down or
     speeds up does so for all of them. Their order is reversed from one round to the next.
 
-    Args:
-        jobs: what to measure, by name.
-        rounds: measurements of each.
-        clock: seconds; CPU time of the process by default, which other load disturbs least.
+    The clock is the CPU time of the process by default, which other load disturbs least.
     """
     for job in jobs.values():
         job()
@@ -133,8 +118,6 @@ def measure(
     """Time jobs in interleaved rounds.
 
     Args:
-        jobs: what to measure, by name.
-        rounds: measurements of each.
         options: with those of device, threads, precision that the bench has; else CPU, 1, float32.
         ratios: the two jobs of each, by its name; those whose jobs were not measured are left out.
         sentences: of a job, for milliseconds of one.
@@ -205,11 +188,7 @@ def _launches(job: Callable[[], object]) -> dict[str, int]:
 
 
 def count_calls(events: Iterable[Any]) -> dict[str, int]:
-    """Kernels launched (`launches`) and calls that wait for the device (`waits`) in a profile.
-
-    Args:
-        events: averages of a profile, with `key`, a name, and `count`.
-    """
+    """Kernels launched (`launches`) and calls that wait for the device (`waits`), by a profile's averages."""
     kinds = {"launches": _LAUNCHES, "waits": _WAITS}
     counts = {event.key: int(event.count) for event in events}
     return {kind: sum(counts.get(name, 0) for name in names) for kind, names in kinds.items()}

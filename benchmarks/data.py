@@ -134,13 +134,7 @@ def _run(data: DataConfig, preset: str, **train: Any) -> RunConfig:
 
 
 def write_split(folder: Path, special: SpecialTokens, lengths: Mapping[str, NDArray[np.int64]]) -> Path:
-    """A split of random tokens in one shard.
-
-    Args:
-        folder: gets the shard and its index.
-        special: symbols that are not drawn.
-        lengths: tokens of each sample by stream, (N,) each.
-    """
+    """A split of random tokens in one shard: of each stream, samples of these lengths, (N,)."""
     draw = np.random.default_rng(2)
     samples = {}
     for stream, lengths_N in lengths.items():

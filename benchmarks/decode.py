@@ -130,11 +130,8 @@ def describe(result: dict[str, Any]) -> str:
 def bench_case(options: argparse.Namespace, batch: int, tokens: int) -> dict[str, Any]:
     """Measure one batch size and one output length in interleaved rounds.
 
-    Args:
-        options: of the command line.
-        batch: sentences at a time. With more than one, sources are ragged (a quarter of the full length and
-            upward) and twice as many.
-        tokens: length of every output.
+    With more than one sentence at a time, sources are ragged (a quarter of the full length and upward) and
+    twice as many.
 
     Returns:
         `ratios` and `milliseconds` a sentence with median, min and max, how many outputs of each job

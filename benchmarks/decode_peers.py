@@ -46,12 +46,9 @@ class Peers:
         run: its configuration; `decode.max_length` is the length that every output is forced to.
         folder: for the exported files.
         threads: CPU threads of CTranslate2.
-        device: cpu or cuda.
     """
 
-    def __init__(
-        self, model: JanusModel, run: RunConfig, folder: Path, threads: int, device: str = "cpu"
-    ) -> None:
+    def __init__(self, model: JanusModel, run: RunConfig, folder: Path, threads: int, device: str) -> None:
         self._device = device
         self._special, self._beam, self._tokens = model.special, run.decode.beam, run.decode.max_length
         self._folder, self._threads = folder, threads
@@ -60,7 +57,7 @@ class Peers:
         self._export(model, run)
 
     def transformers(
-        self, sources: Sequence[Sequence[int]], batch: int, precision: str = "float32"
+        self, sources: Sequence[Sequence[int]], batch: int, precision: str
     ) -> Callable[[], Outputs]:
         """Beam search by `generate`, in batches of like length, the longest first."""
         model = needed("hf").BartForConditionalGeneration.from_pretrained(self._folder / "hf").eval()

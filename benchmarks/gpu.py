@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.attention import attention_of
-from benchmarks.common import place, positive
+from benchmarks.common import place
+from janus_ds.cli.arguments import at_least
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import InferenceOptions
 from janus_ds.io import write_atomic
@@ -73,7 +74,7 @@ SHARED, ROUNDS = ("device",), 3
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this bench."""
     parser.set_defaults(device="cuda")
-    parser.add_argument("--minutes", type=positive, default=8, help="begin no part later (default: 8)")
+    parser.add_argument("--minutes", type=at_least(1), default=8, help="begin no part later (default: 8)")
     parser.add_argument("--no-tables", action="store_true", help="correctness alone")
 
 

@@ -18,12 +18,7 @@ OUTSIDERS = ("hf", "hf_eager", "torch")
 
 
 class TorchSeq2Seq(nn.Module):
-    """`nn.Transformer`, post-norm, with learned positions and a tied output layer.
-
-    Args:
-        config: its sizes.
-        vocab_size: rows of the table.
-    """
+    """`nn.Transformer`, post-norm, with learned positions and a tied output layer."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -59,15 +54,7 @@ class TorchSeq2Seq(nn.Module):
 def outsider_step(
     name: str, shape: BenchShape, config: ModelConfig, smoothing: float, device: str, dtype: torch.dtype
 ) -> Callable[[], None]:
-    """Forward, label-smoothed cross-entropy in float32 and backward, of random tokens.
-
-    Args:
-        name: hf (sdpa attention), hf_eager or torch.
-        shape: how many and how long.
-        config: sizes of the model.
-        smoothing: of the loss.
-        device: cpu or cuda.
-        dtype: of the weights.
+    """Forward, label-smoothed cross-entropy in float32 and backward, of random tokens; hf: by sdpa.
 
     Raises:
         MissingDependencyError: transformers is not installed.

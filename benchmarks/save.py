@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import place, positive, summary
+from benchmarks.common import place, summary
 from janus_ds.batch import SpecialTokens
 from janus_ds.checkpoint.manager import CheckpointManager
 from janus_ds.checkpoint.tensors import Snapshot
+from janus_ds.cli.arguments import at_least
 from janus_ds.config.locations import user_path
 from janus_ds.config.presets import MODEL_PRESETS
 from janus_ds.config.schema import ModelConfig, TrainConfig
@@ -40,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this bench."""
     add = parser.add_argument
     add("--shape", choices=sorted(_VOCABULARIES), default="bart_base", help="model preset")
-    add("--every", type=positive, default=500, help="train.save_every (default: 500)")
+    add("--every", type=at_least(1), default=500, help="train.save_every (default: 500)")
     add("--folder", type=user_path, help="file system to write to (default: the temporary one)")
 
 

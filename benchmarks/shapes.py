@@ -45,12 +45,7 @@ def special_tokens(shape: BenchShape) -> SpecialTokens:
 
 
 def make_batch(shape: BenchShape, run: RunConfig) -> TwoStreamBatch:
-    """Random sentences of one length, masked at random, without padding.
-
-    Args:
-        shape: how many and how long.
-        run: resolved; its objective determines the decoder rows.
-    """
+    """Random sentences of one length, masked at random, without padding, for a resolved run."""
     special = special_tokens(shape)
     draw = np.random.default_rng(1)
 

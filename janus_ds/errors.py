@@ -15,7 +15,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 PREEMPTED_EXIT_CODE = 75
 """Exit code of a run that was asked to stop, has saved, and wants to be started again."""
@@ -51,7 +51,7 @@ class JanusError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
-    local: ClassVar[bool] = False
+    local: bool = False
     """One rank alone meets it, and says so itself, while the others may wait for it in a collective."""
 
     def __init__(self, what: str, where: str, fix: str) -> None:
@@ -59,6 +59,11 @@ class JanusError(Exception):
         self.what = what
         self.where = where
         self.fix = fix
+
+    def of_this_rank(self) -> Self:
+        """The same error, as :attr:`local`."""
+        self.local = True
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ranks send each other their errors; a subclass may take other arguments than this class.

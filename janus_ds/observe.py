@@ -165,14 +165,12 @@ def _disk_errors(place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fault = ResourceError(
+        raise ResourceError(
             f"the run's figures cannot be written ({error.strerror or error})",
             place,
             "free disk space or mend the permissions, and start the same command again: "
             "it resumes from the last whole checkpoint",
-        )
-        fault.local = True  # type: ignore[misc]
-        raise fault from error
+        ).of_this_rank() from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -34,7 +34,6 @@ def publish(working: Path, final: Path, before: Path) -> None:
 
     Args:
         working: the folder, beside `final`; gets its manifest here.
-        final: its name from now on.
         before: where a folder that has this name now goes, until the new one is in its place.
     """
     sync_tree(working)

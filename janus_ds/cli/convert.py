@@ -102,7 +102,6 @@ def from_fairseq(
     """Make a run folder of a fairseq checkpoint (NMT JANUS, JANUS-BART or BART).
 
     Args:
-        path: the checkpoint.
         folder: the run folder to make; it appears whole or not at all.
         text: a `dict.txt` or a tokenizer folder; None: the run decodes token ids.
         heads: attention heads, for files that do not tell.

@@ -101,12 +101,12 @@ class FieldSpec:
         return " and ".join(words).replace(str(_LARGEST), "2^63 - 1")
 
 
-def shown(value: Any, most: int = 60) -> str:
+def shown(value: Any) -> str:
     """A value as messages show it: its repr, cut in the middle where it is long."""
-    if isinstance(value, int) and abs(value) >= 10**most:
+    if isinstance(value, int) and abs(value) >= 10**60:
         return "a number of more than 60 digits"
     text = repr(value)
-    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
+    return text if len(text) <= 60 else f"{text[:30]}...{text[-15:]}"
 
 
 def _described(value: Any) -> str:

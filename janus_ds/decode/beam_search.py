@@ -122,7 +122,6 @@ def beam_search(
 
     Args:
         sentences: B, those that begin at once.
-        settings: beam, rules and limits.
         device: where `step_function` wants its tokens.
         waiting: sentences that begin as others end, by :meth:`CachedSteps.refill`.
 

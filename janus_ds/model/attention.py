@@ -196,7 +196,7 @@ class RowsOfBatch:
         """Masks of a batch.
 
         Args:
-            dtype: dtype of the masks, that of the queries.
+            dtype: of the masks, that of the queries.
             backend: a key of :data:`BACKENDS`, or auto.
         """
         layout = batch.layout
@@ -331,12 +331,7 @@ def trains_in_bf16(x: Tensor) -> bool:
 def attend_in_bf16(
     q_BHTE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """Scaled dot-product attention, (B, H, T, E), with scores and softmax in fp32.
-
-    Args:
-        mask: additive.
-        is_causal: row t sees the keys 0 .. t.
-    """
+    """Scaled dot-product attention, (B, H, T, E), with scores and softmax in fp32; the mask is additive."""
     rows, keys = q_BHTE.shape[2], k_BHSE.shape[2]
     if rows * keys > _PAIRS:
         return F.scaled_dot_product_attention(q_BHTE, k_BHSE, v_BHSE, mask, is_causal=is_causal)

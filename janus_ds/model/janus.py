@@ -134,7 +134,7 @@ class JanusModel(nn.Module):
         memory: EncoderOutput,
         token_BNL: Tensor,
         length_BN: Tensor,
-        picked: tuple[Tensor, int] | None = None,
+        picked: tuple[Tensor, int],
         kept: list[KeysValues] | None = None,
     ) -> Tensor:
         """One mask-predict pass over N length candidates of each sentence.
@@ -144,11 +144,11 @@ class JanusModel(nn.Module):
                 the end.
             length_BN: tokens of each candidate, bos and eos included.
             picked: flat indices (b x N + n) x L + l of the rows wanted, ascending, and the largest number of
-                them in a candidate; None: all. The last layer computes these rows only.
+                them in a candidate. The last layer computes these rows only.
             kept: takes keys and values of all rows, layer by layer, for :meth:`AuxPool.build`.
 
         Returns:
-            hidden rows, (B, N, L, D), or (P, D) where rows were picked: give them to :meth:`logits`.
+            hidden rows, (P, D): give them to :meth:`logits`.
         """
         sentences, candidates, width = token_BNL.shape
         position_L = torch.arange(width, device=token_BNL.device)
@@ -162,20 +162,16 @@ class JanusModel(nn.Module):
         native = self.decoder.native
         if native is not None and native.takes(x, width):
             x_XLD = x.view(-1, width, x.shape[2])
-            wanted, pool = native.bidirectional(x_XLD, mask, memory, picked and picked[0])
+            wanted, pool = native.bidirectional(x_XLD, mask, memory, picked[0])
             if kept is not None:
                 kept.extend(pool)
-            return wanted if picked else wanted.view(sentences, candidates, width, -1)
+            return wanted
         *layers, last = zip(self.decoder.decoder_layers(), memory.source, strict=True)
         for layer, source in layers:
             x = layer(x, rows, (source,), memory.mask_B11S)
-        chosen = PickedRows.build(*picked, (sentences, candidates, width)) if picked else None
-        if chosen:
-            x, rows = chosen.behind(x), rows.of_picked()
-        x = last[0](x, rows, (last[1],), memory.mask_B11S)
-        hidden: Tensor = (
-            x.flatten(0, 1)[chosen.place_P] if chosen else x.view(sentences, candidates, width, -1)
-        )
+        chosen = PickedRows.build(*picked, (sentences, candidates, width))
+        x = last[0](chosen.behind(x), rows.of_picked(), (last[1],), memory.mask_B11S)
+        hidden: Tensor = x.flatten(0, 1)[chosen.place_P]
         return hidden
 
     def aux_rows(

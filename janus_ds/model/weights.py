@@ -134,8 +134,7 @@ def load_weights(
     """Put whole weights into a model, each tensor-parallel rank taking its shard.
 
     Args:
-        model: the model to fill; dtype and device of its parameters stay.
-        weights: whole tensors by canonical name.
+        weights: whole tensors by canonical name; dtype and device of the model's parameters stay.
         parallel: the layers the model was built from; None: one process.
     """
     size, rank = (parallel.size, parallel.rank) if parallel else (1, 0)

@@ -230,9 +230,7 @@ def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
         else:
             continue
         fix = "start with `deepspeed`, `torchrun` or `srun`, or unset RANK, LOCAL_RANK and WORLD_SIZE"
-        error = UsageError(f"{reason}, which no launcher sets", "the environment", fix)
-        error.local = True  # type: ignore[misc]
-        raise error
+        raise UsageError(f"{reason}, which no launcher sets", "the environment", fix).of_this_rank()
     missing = [name for name in names if name not in found]
     if int(found.get("WORLD_SIZE", "1")) > 1 and missing:
         raise MissingDependencyError(
@@ -252,9 +250,7 @@ def _pick_device(local_rank: int) -> torch.device:
     if local_rank >= count and not apart:
         what = f"there are more ranks here than GPUs, of which torch sees {count}"
         fix = "start one rank a GPU, or set DS_ACCELERATOR=cpu to train on CPUs"
-        error = UsageError(what, f"LOCAL_RANK {local_rank}, CUDA_VISIBLE_DEVICES", fix)
-        error.local = True  # type: ignore[misc]
-        raise error
+        raise UsageError(what, f"LOCAL_RANK {local_rank}, CUDA_VISIBLE_DEVICES", fix).of_this_rank()
     device = torch.device("cuda", 0 if apart else local_rank)
     torch.cuda.set_device(device)
     return device
@@ -356,13 +352,11 @@ def rendezvous_in_time(
         reason = (
             "another program has the port" if "EADDRINUSE" in str(network) else str(network).splitlines()[0]
         )
-        fault = MissingDependencyError(
+        raise MissingDependencyError(
             f"the ranks cannot meet: {reason}",
             where,
             "choose another port (`deepspeed --master_port N`, `torchrun --master-port N`, or MASTER_PORT)",
-        )
-        fault.local = True  # type: ignore[misc]
-        raise fault from network
+        ).of_this_rank() from network
     finally:
         met.set()
 

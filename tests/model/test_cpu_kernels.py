@@ -23,6 +23,7 @@ from janus_ds.model.decoding.cpu_kernels import (
     prepare,
 )
 from janus_ds.model.decoding.native_step import SOURCE, compiled
+from janus_ds.model.janus import JanusModel
 from janus_ds.objective.chunk_math import compiler_is_at_hand
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from tests.support.tiny_model import tiny_model
@@ -40,6 +41,12 @@ def layer(rows: int = 40, columns: int = 24) -> tuple[nn.Linear, Tensor]:
 def error(a: Tensor, b: Tensor) -> float:
     assert a.shape == b.shape
     return float((a - b).norm() / b.norm())
+
+
+def every_row(model: JanusModel, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """All NAR rows, one after the other; the source is the target."""
+    picked = torch.arange(tokens.numel()), tokens.shape[1]
+    return model.nar_rows(model.encode(tokens, lengths), tokens[:, None], lengths[:, None], picked)
 
 
 @packs
@@ -160,11 +167,8 @@ def test_a_compiled_model_traces_one_layer_of_each_kind(monkeypatch: pytest.Monk
     with torch.no_grad():
         for width in (4, 6, 9):
             tokens, lengths = torch.arange(4, 4 + width).repeat(2, 1), torch.tensor([width, width - 1])
-            found, expected = (
-                model.nar_rows(model.encode(tokens, lengths), tokens[:, None], lengths[:, None])
-                for model in (ready, plain)
-            )
-            torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-12)
+            found, expected = (every_row(model, tokens, lengths)[:width] for model in (ready, plain))
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert len(ready.encoder.layers) + len(ready.decoder.layers) > len(graphs) > 0
 
 
@@ -185,8 +189,7 @@ def test_a_prepared_model_is_the_model(options: InferenceOptions, tolerance: flo
     assert ready.state_dict().keys() == plain.state_dict().keys()
     tokens, lengths = torch.tensor([[0, 9, 8, 2], [0, 7, 2, 1]]), torch.tensor([4, 3])
     found, expected = (
-        made.logits(made.nar_rows(made.encode(tokens, lengths), tokens[:, None], lengths[:, None]))[:, 0]
-        for made in (ready, plain)
+        made.logits(every_row(made, tokens, lengths)).view(2, 4, -1) for made in (ready, plain)
     )
     real = torch.tensor([[True] * 4, [True, True, True, False]])
     assert error(found[real].double(), expected[real]) <= tolerance

@@ -156,7 +156,7 @@ def test_passes_of_nar_and_aux_are_those_of_float64(
         memory, kept = model.encode(sources, lengths), list[KeysValues]()
         native = model.decoder.native
         assert (native is not None and native.takes(memory.states_BSD)) == (model is ready)
-        every = model.nar_rows(memory, blank, target_length)
+        every = model.nar_rows(memory, blank, target_length, (torch.arange(20), 5)).view(2, 2, 5, -1)
         valid = torch.arange(5) < target_length[..., None]
         some = model.nar_rows(memory, blank, target_length, (picked, 3), kept)
         slots = (blank == mask).flatten(0, 1)

@@ -44,8 +44,9 @@ def one_candidate(
     row = [settings.bos, *[settings.mask] * (length - 2), settings.eos]
     open_slots, gains, passes = set(range(1, length - 1)), {}, 0
     while open_slots:
-        hidden = made.model.nar_rows(memory, torch.tensor([[row]]), torch.tensor([[length]]))
-        log_p = made.model.logits(hidden[0, 0]).log_softmax(-1)
+        every = torch.arange(length), length
+        hidden = made.model.nar_rows(memory, torch.tensor([[row]]), torch.tensor([[length]]), every)
+        log_p = made.model.logits(hidden).log_softmax(-1)
         log_p[:, [*settings.forbidden, settings.mask]] = -math.inf
         best = {slot: log_p[slot].max(0) for slot in open_slots}
         surest = max(sorted(open_slots), key=lambda slot: float(best[slot].values))

@@ -228,12 +228,6 @@ class SamplePlan:
         places = np.arange(self._batch).reshape(-1, share.size, share.micro_batch)
         self._positions = places[:, share.rank]
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Updates until the source that lasts longest has been seen whole."""
-        shares = [places / CYCLE for places in self._turns.places]
-        return max(o.samples / (s * self._batch) for o, s in zip(self._orders, shares, strict=True))
-
     def parts(self, step: int) -> list[tuple[Ints, Ints]]:
         """This rank's micro-batches: (epochs, sample ids) of each, int64."""
         epochs, ids = self._global_batch(step * self._batch, (step + 1) * self._batch)

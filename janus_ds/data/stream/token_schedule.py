@@ -266,7 +266,6 @@ class TokenPlan:
         self._schedule = TokenSchedule(train.seed, source.member_sizes, self.costs, window, budget, groups)
         self._share = share
         self._parts = share.size * share.accumulation
-        self.steps_per_epoch = self._schedule.groups_per_epoch / groups
         if self._schedule.smallest_step < self._parts:
             raise ConfigError(
                 f"the smallest batch has {self._schedule.smallest_step} samples, for {share.size} ranks x "

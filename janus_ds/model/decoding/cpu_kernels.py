@@ -72,7 +72,6 @@ def product_of(weight: Tensor, bias: Tensor | None, int8: bool, activation: str 
 
     Args:
         weight: (out, in).
-        bias: (out,) or None.
         int8: quantize; the weight is float32 on the CPU.
         activation: none, relu or gelu: applied to the result.
     """
@@ -112,13 +111,7 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 class PreparedLinear(nn.Module):
-    """A linear layer for inference, on the parameters of another one.
-
-    Args:
-        layer: whose parameters are used; they stay under their names.
-        int8: quantize them.
-        activation: none, relu or gelu: applied to the result.
-    """
+    """A linear layer for inference, on the parameters of another one, and the activation behind it."""
 
     def __init__(self, layer: nn.Linear, int8: bool = False, activation: str = _LINEAR) -> None:
         super().__init__()
@@ -146,14 +139,8 @@ class PreparedNorm(nn.Module):
 
 
 def prepare(model: nn.Module, int8: bool = False) -> None:
-    """Replace the linear layers and norms of a model by prepared ones, in place.
-
-    Gradients no longer flow.
-
-    Args:
-        model: any; its parameters and their names stay.
-        int8: quantize the weights; activations follow at each call.
-    """
+    """Replace the linear layers and norms of a model by prepared ones, in place; its parameters stay, under
+    their names. Gradients no longer flow."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):

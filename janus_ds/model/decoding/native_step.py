@@ -167,10 +167,7 @@ def changes(parameter: Tensor) -> int:
 def packed(weight_OI: Tensor, bias_O: Tensor | None, int8: bool = False) -> Matrix:
     """A weight as the kernels take it: panels of outputs, in words of one fp32, two bf16 or four int8 values.
 
-    Args:
-        weight_OI: float32 or bfloat16.
-        bias_O: or None.
-        int8: quantize, with one scale an output.
+    The weight is float32 or bfloat16; int8 quantizes it, with one scale an output.
     """
     kind = torch.int8 if int8 else weight_OI.dtype
     kept: list[Tensor] = []

@@ -43,8 +43,6 @@ class BlockRows:
         """Rows for the next tokens of every beam; marks them as the past of their beam.
 
         Args:
-            cache: at the point where the tokens go on.
-            token_BKT: the tokens.
             positions: rows of the position table. What stands beyond it can only pad a ragged block.
             dtype: of the mask.
         """

@@ -94,29 +94,22 @@ def load_fairseq(
     Returns:
         the model's shape, its special symbols, the weights under our names, and a report.
     """
-    with unknown_forms(str(path)):
-        return _convert(Path(path), heads, vocab_size)
-
-
-def _convert(
-    path: Path, heads: int | None, vocab_size: int | None
-) -> tuple[ModelConfig, SpecialTokens, dict[str, Tensor], ConversionReport]:
-    where = str(path)
-    state, settings = _read(path)
-    _refuse_other_kinds(state, settings, where)
-    bart = "encoder.layernorm_embedding.weight" in state
-    notes: list[str] = []
-    if bart and vocab_size is not None:
-        _leave_out_made_up(state, vocab_size, notes)
-    rows = state[TABLE].shape[0]
-    # A fine-tuned BART may end just before <mask>, which its tokenizer has all the same.
-    symbols = rows + 1 if bart and vocab_size == rows + 1 else rows
-    special = SpecialTokens(0, _PAD, 2, _UNK, symbols - 1 if bart else _UNK, symbols)
-    config = _shape(state, settings, _heads(state, settings, heads, where, notes))
-    refuse_too_many_layers(config, len(state), where)
-    weights, used = our_names(state)
-    added = fill_up(weights, config, special, notes)
-    check_weights(weights, parameter_shapes(config, special.vocab_size), where)
+    where, notes = str(path), list[str]()
+    with unknown_forms(where):
+        state, settings = _read(Path(path))
+        _refuse_other_kinds(state, settings, where)
+        bart = "encoder.layernorm_embedding.weight" in state
+        if bart and vocab_size is not None:
+            _leave_out_made_up(state, vocab_size, notes)
+        rows = state[TABLE].shape[0]
+        # A fine-tuned BART may end just before <mask>, which its tokenizer has all the same.
+        symbols = rows + 1 if bart and vocab_size == rows + 1 else rows
+        special = SpecialTokens(0, _PAD, 2, _UNK, symbols - 1 if bart else _UNK, symbols)
+        config = _shape(state, settings, _heads(state, settings, heads, where, notes))
+        refuse_too_many_layers(config, len(state), where)
+        weights, used = our_names(state)
+        added = fill_up(weights, config, special, notes)
+        check_weights(weights, parameter_shapes(config, special.vocab_size), where)
     ignored = tuple(name for name in state if name not in used and name not in _TIED)
     missing = tuple(name for name in _TIED if name not in state)
     report = ConversionReport(tuple(used), ignored, tuple(added), tuple(notes), missing)

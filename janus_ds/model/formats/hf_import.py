@@ -68,25 +68,20 @@ def load_hf_bart(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
         folder: with `config.json` and weights (`model.safetensors` or `pytorch_model.bin`, also in shards).
         tokenizer: special symbols and size of the folder's tokenizer; None: ids come from `config.json`.
     """
-    with unknown_forms(str(folder / CONFIG_FILE)):
-        return _convert(folder, tokenizer)
-
-
-def _convert(folder: Path, tokenizer: SpecialTokens | None) -> HfBart:
-    settings = read_settings(folder / CONFIG_FILE)
-    where = str(folder / CONFIG_FILE)
-    _refuse_other_kinds(settings, where)
-    model = _shape(settings, where)
-    raw, file = read_state_dict(folder)
-    origin = {_full_name(name, raw): name for name in raw}
-    state = {full: raw[name] for full, name in origin.items()}
-    _refuse_pre_norm(state, str(folder / file))
-    weights, used = our_names(_fairseq_names(state, str(folder / file)))
-    _refuse_disagreement(weights, model, settings, f"{where} and {file}")
-    notes: list[str] = []
-    special = _special(settings, tokenizer, weights["embedding.weight"].shape[0], notes, where)
-    added = fill_up(weights, model, special, notes)
-    start, decode = read_search(folder, settings, special, model.max_target_positions, notes)
+    where, notes = str(folder / CONFIG_FILE), list[str]()
+    with unknown_forms(where):
+        settings = read_settings(folder / CONFIG_FILE)
+        _refuse_other_kinds(settings, where)
+        model = _shape(settings, where)
+        raw, file = read_state_dict(folder)
+        origin = {_full_name(name, raw): name for name in raw}
+        state = {full: raw[name] for full, name in origin.items()}
+        _refuse_pre_norm(state, str(folder / file))
+        weights, used = our_names(_fairseq_names(state, str(folder / file)))
+        _refuse_disagreement(weights, model, settings, f"{where} and {file}")
+        special = _special(settings, tokenizer, weights["embedding.weight"].shape[0], notes, where)
+        added = fill_up(weights, model, special, notes)
+        start, decode = read_search(folder, settings, special, model.max_target_positions, notes)
     taken = {_table_name(state) if name == TABLE else PREFIX + name for name in used}
     known = taken | set(_COPIES) | {SHARED, BIAS}
     report = ConversionReport(
@@ -272,7 +267,7 @@ def read_search(
         raise CheckpointError(
             f"the decoder starts from token {token}, which is neither eos nor bos",
             f"{where}: decoder_start_token_id",
-            "convert a BART (model_type bart); other models have no counterpart here",
+            _OTHER_KIND,
         )
     penalty = given.get("length_penalty")
     if penalty is not None and penalty < 0:

@@ -56,14 +56,7 @@ class JanusConfig(PretrainedConfig):
     }
 
     def __init__(self, **kwargs: Any) -> None:
-        shape = {
-            "vocab_size": 8,
-            "d_model": 8,
-            "heads": 1,
-            "ffn_dim": 8,
-            "activation": "gelu",
-            "init_std": 0.02,
-        }
+        shape = {"vocab_size": 8, "d_model": 8, "heads": 1, "ffn_dim": 8, "activation": "gelu"}
         layers = {"encoder_layers": 1, "decoder_layers": 1, "length_classes": 8, "init_std": 0.02}
         inputs = {"layernorm_embedding": True, "scale_embedding": False}
         positions = {"max_source_positions": 8, "max_target_positions": 8, "longest": 8}
