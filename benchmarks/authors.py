@@ -117,8 +117,8 @@ def smoothed_loss(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
 
 def _visible(batch: TwoStreamBatch, rows: list[Segment], keys: list[Segment]) -> Tensor:
     """What each row sees, (B, rows, keys), as one matrix a sample."""
-    columns = (_columns(batch, part) for part in (rows, keys))
-    return batch.layout.visible(*columns, batch.source_BS.device).repeat(len(batch.sample_id_B), 1, 1)
+    seen = batch.layout.visible(_columns(batch, rows), _columns(batch, keys), batch.source_BS.device)
+    return seen.repeat(len(batch.sample_id_B), 1, 1)
 
 
 def _columns(batch: TwoStreamBatch, segments: list[Segment]) -> Tensor:

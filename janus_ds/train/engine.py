@@ -17,9 +17,10 @@ import logging
 import math
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,7 @@ class LossScale:
         self._next = 1.0
         if self._scaler is not None:
             self._scaler.raise_error_at_min_scale = False
-            self._update, self._scaler.update_scale = self._scaler.update_scale, self._without_rise
+            self._scaler.update_scale = partial(self._without_rise, self._scaler, self._scaler.update_scale)
 
     def remember(self) -> bool:
         """Before an update: note the scale. True where one more overflow could not lower it."""
@@ -316,6 +317,7 @@ class LossScale:
         if scaler is None:
             return False
         self._before = {name: getattr(scaler, name) for name in _FIELDS}
+        self._next = scaler.cur_scale
         patient = scaler.delayed_shift > 1 and scaler.cur_hysteresis > 1
         return bool(scaler.cur_scale <= scaler.min_scale and not patient)
 
@@ -329,8 +331,8 @@ class LossScale:
         for name, value in self._before.items():
             setattr(self._scaler, name, value)
 
-    def _without_rise(self, overflow: bool) -> None:
-        before = self._scaler.cur_scale
-        self._update(overflow)
-        self._next = self._scaler.cur_scale
-        self._scaler.cur_scale = min(before, self._next)
+    def _without_rise(self, scaler: Any, update: Callable[[bool], None], overflow: bool) -> None:
+        before = scaler.cur_scale
+        update(overflow)
+        self._next = scaler.cur_scale
+        scaler.cur_scale = min(before, self._next)
