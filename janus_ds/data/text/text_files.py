@@ -76,7 +76,7 @@ def list_inputs(paths: Sequence[Path | str], output: Path | None = None) -> list
         output: what is made of the files; a folder that it lies in is read without it.
 
     Raises:
-        DataError: a path does not exist, or a folder holds no file or cannot be read.
+        DataError: a path or a link's target does not exist, or a folder holds no file or cannot be read.
     """
     files: list[Path | str] = []
     for given in paths:
@@ -141,7 +141,11 @@ def _inside(folder: Path, output: Path | None) -> list[Path]:
             and (real := os.path.realpath(place / name)) != own
             and not ((place / name).is_symlink() and real in above)
         ]
-        found += [place / name for name in names if not name.startswith(".") and (place / name).is_file()]
+        paths = [place / name for name in names if not name.startswith(".")]
+        if lost := next((path for path in paths if not path.exists()), None):
+            what, fix = "a link in the input folder leads to nothing", "mount or restore what it leads to"
+            raise DataError(what, str(lost), f"{fix}, or remove the link")
+        found += [path for path in paths if path.is_file()]
     parquet = [path for path in found if path.suffix.lower() == ".parquet"]
     if not found:
         raise DataError("the input folder is empty", str(folder), "give a folder or file with text")

@@ -102,8 +102,13 @@ def test_what_a_folder_holds(tmp_path):
     write(tmp_path / "far" / "f.txt", "far/f.txt")
     (inside / "linked").symlink_to(tmp_path / "far")
     (inside / "data" / "loop").symlink_to(inside)
-    (inside / "dangling").symlink_to(tmp_path / "nowhere")
+    (inside / ".dangling").symlink_to(tmp_path / "nowhere")
     assert read([inside]) == ["a.txt", "data/b.txt", "far/f.txt"]
+    # Of a disk that is not mounted: without a word, half of the text would be missing.
+    (inside / "data" / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="leads to nothing") as caught:
+        read([inside])
+    assert caught.value.where == str(inside / "data" / "dangling")
     shards = [write(tmp_path / f"part-{n:02}.txt", f"{n}") for n in range(11)]
     assert list_inputs([f"{tmp_path}/part-{{00..10}}.txt"]) == shards
     odd = write(tmp_path / "{a,b}.txt", "odd")
