@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.common import place, summary
 from janus_ds.batch import SpecialTokens
@@ -28,6 +29,7 @@ from janus_ds.model.janus import JanusModel
 from janus_ds.parallel.tensor_parallel import ParallelLayers
 from janus_ds.parallel.topology import Topology
 from janus_ds.progress import bytes_text
+from janus_ds.train.master_state import PINNED_BYTES
 
 _SHARE = 0.02
 """Of the time between two saves that training may wait."""
@@ -99,13 +101,21 @@ class _State:
             for name, weight in self._weights.items()
         }
         self.parameters = sum(weight.numel() for weight in self._weights.values())
+        self._pinned = device == "cuda" and 12 * self.parameters <= PINNED_BYTES
 
     def snapshot(self) -> Snapshot:
+        """Copies on the host, made as training makes them."""
         weights, moments = (
-            {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+            {name: self._copied(tensor) for name, tensor in tensors.items()}
             for tensors in (self._weights, self._moments)
         )
+        if self._pinned:
+            torch.cuda.current_stream().synchronize()
         return Snapshot(weights, moments, {})
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        copy = torch.empty(tensor.shape, pin_memory=self._pinned)
+        return copy.copy_(tensor, non_blocking=self._pinned)
 
 
 def describe(result: dict[str, Any]) -> str:

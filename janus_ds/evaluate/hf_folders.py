@@ -267,10 +267,10 @@ def _is_of(system: str, scores: Mapping[str, Any], run: LoadedRun) -> bool:
     told |= {"checkpoint": weights.name} if weights != run.folder else {}
     # int8 products are of other weights than those that are exported.
     as_exported = scores.get("precision") != "int8"
-    asked = mapping(scores.get("decode")).items() if system != GREEDY else ()
+    asked = mapping(None if system == GREEDY else scores.get("decode"))
     # The name of a system says the others.
     own = {name: getattr(run.config.decode, name) for name in ("beam", "length_beam", "temperature")}
-    as_exported &= all(own.get(name, value) == value for name, value in asked)
+    as_exported &= all(own.get(name, value) == value for name, value in asked.items())
     return as_exported and all(scores.get(name, value) == value for name, value in told.items())
 
 

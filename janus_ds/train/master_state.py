@@ -22,7 +22,7 @@ from janus_ds.parallel.topology import Topology
 
 _BUCKET = 1 << 25
 """Gather bucket size: 2^25 fp32 elements (128 MB)."""
-_PINNED_BYTES = 8 << 30
+PINNED_BYTES = 8 << 30
 """A snapshot of at most so many bytes goes into page-locked memory, which torch keeps for the next one."""
 _SCALE_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -115,7 +115,7 @@ class MasterState:
     def _gathered(self, moment: str | None) -> dict[str, Tensor] | None:
         whole: dict[str, Tensor] = {}
         copies = (1 + len(MOMENTS)) * 4 * self.parameters
-        pinned = self._topology.device.type == "cuda" and copies <= _PINNED_BYTES
+        pinned = self._topology.device.type == "cuda" and copies <= PINNED_BYTES
         for names in self._buckets():
             parts = self._joined(names, moment)
             if self._topology.data_rank:

@@ -144,7 +144,7 @@ def report(options: argparse.Namespace) -> None:
     published, outputs = options.results / "convergence.json", options.results / "outputs"
     before = json.loads(published.read_text(encoding="utf-8"))["runs"] if published.is_file() else {}
     begun = sorted(path.parent.name for path in options.root.glob("*/metrics.jsonl"))
-    names = [*RUNS, *(name for name in begun if _NAME.fullmatch(name))]
+    names = list(dict.fromkeys([*RUNS, *filter(_NAME.fullmatch, begun)]))
     content = collect(options.root, names, "runs/convergence/en-de", before)
     publish_outputs(options.root, content["runs"], outputs)
     comparisons = [*COMPARISONS, *_attempts(content["runs"])]

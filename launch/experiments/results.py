@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from driver import MARKS
+from driver import MARKS, ROOT
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from janus_ds.io import disk_faults, write_atomic
@@ -115,7 +115,8 @@ def _rounded(value: Any) -> Any:
 
 def portable(text: str, folder: Path, placeholder: str) -> str:
     """Text without the places where the clone and the runs happen to lie."""
-    return re.sub(r"/[^\s=]*/(?=launch/|ds_configs/)", "", text.replace(str(folder), placeholder))
+    text = text.replace(str(folder), placeholder).replace(f"{ROOT}/", "")
+    return re.sub(r"/[^\s=]*/(?=launch/|ds_configs/)", "", text)
 
 
 def output_of(folder: Path, run: str, system: str) -> Path:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import save
 from benchmarks.__main__ import main
 from benchmarks.shapes import SHAPES, BenchShape
 from janus_ds.errors import ResourceError
@@ -62,3 +64,27 @@ def test_figures_of_saves_follow_from_each_other(tmp_path: Path, capsys: pytest.
         main(["save", "--rounds", "0"])
     with pytest.raises(ResourceError, match="cannot be written"):
         main(["save", "--folder", str(file / "x")])
+
+
+def test_a_gpu_is_copied_as_training_copies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    empty = torch.empty
+
+    class Stream:
+        def synchronize(self) -> None:
+            calls.append("wait")
+
+    def noted(*shape: object, pin_memory: bool) -> torch.Tensor:
+        calls.append(pin_memory)
+        return empty(*shape)  # type: ignore[arg-type]
+
+    state = save._State("quickstart", "cpu")
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch, "empty", noted)
+    for pinned in (False, True):
+        calls.clear()
+        monkeypatch.setattr(state, "_pinned", pinned, raising=False)
+        found = state.snapshot()
+        assert all(torch.equal(copy, state._weights[name]) for name, copy in found.weights.items())
+        assert set(calls) == ({True, "wait"} if pinned else {False})
+        assert calls.count("wait") == pinned

@@ -10,6 +10,7 @@ from typing import Any
 
 import convergence
 import pytest
+import results
 from driver import ROOT
 from results import collect
 
@@ -79,6 +80,7 @@ def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
     made_run(folder / "paper-4k-s1", "pair", "paper", {"ar": nmt_score(36.0), "nar-10": nmt_score(33.5)})
     made_run(folder / "paper-4k-s2", "pair", "paper", {"ar": nmt_score(37.0), "nar-10": nmt_score(34.5)})
     (folder / "cmlm-4k-s1").mkdir()
+    (folder / "cmlm-4k-s1" / "metrics.jsonl").touch()
     made_run(folder / "paper-4k-s2.old", "pair", "paper", {"ar": nmt_score(37.0)})
     tried = "paper+objective.weight_kl_ar_aux=1+model.dropout=0.4-4k-s1"
     made_run(folder / tried, "pair", "paper", {"ar": nmt_score(34.0)})
@@ -93,6 +95,7 @@ def test_the_convergence_page_shows_runs_under_way_and_finished_ones(tmp_path):
     assert f"| {tried} | 34.00 |" in text
     assert "s2.old" not in text, "a folder that is no run's is not another seed"
     assert "**JANUS (`paper`), 4,000 updates, 2 seeds** | 36.50 ± 0.71 |  |  |  | 34.00 ± 0.71 |" in text
+    assert text.count("cmlm-4k-s1") == 1
     assert "Not begun: paper-2k-s1, ar-2k-s1, ar_rdrop-2k-s1, ar_rdrop-4k-s1, paper_2enc-4k-s1, " in text
     assert "| Is JANUS-AR above AR? (4,000 updates) | 100.00 |" in text
     assert re.search(rf"\| {re.escape(tried)} against paper-4k-s1: ar \| \d\d\.\d\d \| 100\.00 \|", text)
@@ -147,6 +150,13 @@ def test_the_page_says_how_many_checkpoints_were_averaged(tmp_path):
     text = report(folder.parent, results)
     assert "mean of the last 3 or 5 checkpoints, AR" in text
     assert "| ar-4k-s1, mean of 3 | 35.00 |" in text
+
+
+def test_commands_do_not_tell_where_the_clone_lies(monkeypatch):
+    monkeypatch.setattr(results, "ROOT", Path("/home/me/my clone"))
+    for told in ("/home/me/my clone/launch/finetune.py", "/elsewhere/launch/finetune.py"):
+        assert results.portable(told, Path("/x/runs"), "runs") == "launch/finetune.py"
+    assert results.portable("/x/runs/ar", Path("/x/runs"), "runs") == "runs/ar"
 
 
 def test_the_page_names_every_machine(tmp_path):
