@@ -195,8 +195,13 @@ def mask_predict(
     Returns:
         For each sentence its C candidates, best first, without bos and eos; `passes` counts those passes
         in which anything of the sentence was masked.
+
+    Raises:
+        ValueError: neither a number of iterations nor a threshold.
     """
     threshold, iterations = settings.threshold, settings.iterations
+    if threshold is None and iterations is None:
+        raise ValueError("mask-predict needs a number of iterations, or a threshold")
     rows = TargetRows(length_BC, settings, given_RL)
     for step in count():
         if not rows.fill(decoder) or step == iterations:
