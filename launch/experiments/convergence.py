@@ -159,13 +159,13 @@ def report(options: argparse.Namespace) -> None:
 
 
 def _attempts(runs: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Comparisons of runs with further overrides with those that have none."""
+    """Comparisons of runs with further overrides with those that have none, and with AR."""
     for name in runs:
         found = _NAME.fullmatch(name)
         if found is not None and found["further"]:
-            base = name.replace(found["further"], "", 1)
-            for system in ("ar", "nar-0", "nar-10"):
-                yield name, system, base, system, f"{name} against {base}: {system}"
+            base, ar = name.replace(found["further"], "", 1), f"ar-{found['budget']}k-s{found['seed']}"
+            for other, system in dict.fromkeys(((base, "ar"), (base, "nar-0"), (base, "nar-10"), (ar, "ar"))):
+                yield name, system, other, system, f"{name} against {other}: {system}"
 
 
 def publish_outputs(folder: Path, runs: Mapping[str, Any], outputs: Path) -> None:
