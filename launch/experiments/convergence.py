@@ -258,7 +258,7 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
         ("convergence_kl", "KL terms of training, nats a token", ("kl_ar_aux", "kl_nar_aux", "kl_ar_ar")),
     ):
         with styled():
-            figure = new_figure(4.2 * len(panels), 6.2)
+            figure = new_figure(4.2 * len(panels), 6.2 + 0.08 * len(runs))
             axes = figure.subplots(2, len(panels), squeeze=False)
             for row, (along, label, scale) in enumerate(
                 (("step", "updates", 1.0), ("cpu_seconds_total", "CPU hours of training", 3600.0))
@@ -272,7 +272,8 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
                             panel.plot(*values, label=name, **_look(name, attempts.get(name, 0)))
                     panel.set_xlabel(label)
                     panel.set_title(key)
-            axes[0][0].legend(fontsize=7)
+            labels = {line.get_label(): line for panel in axes.flat for line in panel.lines}
+            figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=2, fontsize=7)
             write_atomic(folder / f"{file}.png", png_of(figure, 70))
         pictures.append({"file": f"figures/{file}.png", "title": f"{title}, by updates and by cost."})
     return pictures
