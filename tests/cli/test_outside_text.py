@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from janus_ds.cli.decode_lines import Passage, as_blocks, as_json
+from janus_ds.config.schema import DecodeConfig
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.decode.text import markdown_text, one_line
 from janus_ds.errors import DataError, PlainFormatter, exit_on_error
@@ -137,7 +138,8 @@ def test_a_report_has_only_its_own_markup(tmp_path: Path) -> None:
 
 
 def card_of(folder: Path) -> str:
-    run: Any = SimpleNamespace(config=SimpleNamespace(name=EVIL), model=SimpleNamespace(parameters=list))
+    config = SimpleNamespace(name=EVIL, decode=DecodeConfig())
+    run: Any = SimpleNamespace(config=config, model=SimpleNamespace(parameters=list))
     run.folder, run.weights = folder, folder / "weights.safetensors"
     return model_card(run, ["ar"], False, None)
 
