@@ -54,7 +54,7 @@ def experiment_parser(
         add("--results", type=user_path, default=ROOT / "docs" / "results", help="where tables go")
         add("--report", action="store_true", help="only make the tables of what is there")
         add("--only", default=",".join(runs), help="runs, with what they start from [%(default)s]")
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
         add("--jobs", type=at_least(1), default=cores, help="runs at the same time [%(default)s]")
     return parser
 
