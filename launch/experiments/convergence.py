@@ -7,7 +7,8 @@
 The learning rate of a run falls to 0 over its budget of updates, so that each is at its best at its end;
 what more updates give is seen from budget to budget. One run a core, in the order below; days of core time.
 Started again, it skips what is finished and resumes what is not; asked to stop (SIGTERM, Ctrl-C), it lets
-the runs save first. All runs have the same data, batches, masking law and seed of their order.
+the runs save first. All runs have the same data (NAME@PAIRS: the first pairs of it), batches, masking law and
+seed of their order.
 `convergence_answers.md` beside the page is what people conclude from it; the page includes it.
 """
 
@@ -18,8 +19,9 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from itertools import product as pairs
 from pathlib import Path
 from statistics import mean, stdev
@@ -41,6 +43,7 @@ from results import collect, fixed, output_of, render, significance, write_page
 from janus_ds.cli.arguments import at_least
 from janus_ds.config.load import load_run_config
 from janus_ds.config.locations import deepspeed_file
+from janus_ds.data.prepare.pair_files import read_pairs
 from janus_ds.errors import MissingDependencyError, UsageError, exit_on_error
 from janus_ds.io import disk_faults, write_atomic
 from janus_ds.report.figures import COLOURS, INK, new_figure, png_of, styled
@@ -61,15 +64,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "cmlm": ("objective.preset=cmlm", "train.valid_bleu=nar", "train.keep_best=nar", *SPANS),
     "released_2enc": ("objective.preset=released", TWO_PASSES, *SPANS),
 }
-"""Overrides of the recipe. Further ones, for dropout, KL weight and ramps, are given as NAME+KEY=VALUE."""
+"""Overrides of the recipe. Further ones, for dropout, KL weight and ramps, are given as NAME+KEY=VALUE;
+NAME@PAIRS trains on the first PAIRS pairs alone, which are seen more often."""
 FIRST = ("paper", "ar", "ar_rdrop", "paper_2enc")
 BUDGETS = (2, 4, 12)
 """Thousands of updates: 13, 26 and 79 epochs."""
+FEW_PAIRS = TRAIN_PAIRS // 4
+"""With a quarter of the pairs, 2,000 updates are 52 epochs: does it help AR that learns by heart?"""
 RUNS = (
     *(f"{name}-2k-s1" for name in FIRST[:3]),
     *(f"{name}-{budget}k-s1" for budget in BUDGETS[1:] for name in FIRST),
     *(f"{name}-4k-s1" for name in ("joint", "cmlm", "released_2enc")),
     *(f"{name}-4k-s{seed}" for seed in (2, 3) for name in FIRST),
+    *(f"{name}@{FEW_PAIRS}-2k-s1" for name in FIRST[:3]),
 )
 """The most telling first."""
 TITLES = {
@@ -96,8 +103,11 @@ QUESTIONS = (
     ("paper", "nar-0", "joint", "nar-0", "Do they help NAR, one pass?"),
 )
 COMPARISONS = tuple(
-    (f"{run}-{budget}k-s1", mode, f"{other}-{budget}k-s1", other_mode, f"{question} ({budget},000 updates)")
-    for budget in BUDGETS
+    (f"{run}{pairs}-{budget}k-s1", mode, f"{other}{pairs}-{budget}k-s1", other_mode, f"{question} ({what})")
+    for pairs, budget, what in (
+        *(("", budget, f"{budget},000 updates") for budget in BUDGETS),
+        (f"@{FEW_PAIRS}", 2, f"2,000 updates, {FEW_PAIRS:,} pairs"),
+    )
     for run, mode, other, other_mode, question in QUESTIONS
 )
 
@@ -109,7 +119,7 @@ def runs_of(options: argparse.Namespace) -> dict[str, Run]:
         run = options.root / name
         own, steps = overrides_of(name)
         own = [f"name={name}", *own, *options.overrides]
-        train = training_command("finetune", RECIPE, options.root / "data", run, "--set", *own)
+        train = training_command("finetune", RECIPE, _data(options.root, pairs_of(name)), run, "--set", *own)
         given = ("--checkpoint", run, "--average", options.average, "--limit", options.limit)
         evaluate = product("eval/nmt.py", *given, "--split", "test", "--output", run / "eval" / "test")
         lines, how = options.limit or TEST_PAIRS, {"average": options.average}
@@ -117,26 +127,39 @@ def runs_of(options: argparse.Namespace) -> dict[str, Run]:
     return found
 
 
-_NAME = re.compile(r"(?P<variant>\w+?)(?P<further>(\+[\w.]+=[^+]*)*)-(?P<budget>[\d.]+)k-s(?P<seed>\d+)")
+_NAME = re.compile(
+    r"(?P<variant>\w+?)(@(?P<pairs>\d+))?(?P<further>(\+[\w.]+=[^+]*)*)-(?P<budget>[\d.]+)k-s(?P<seed>\d+)"
+)
 
 
 def overrides_of(name: str) -> tuple[list[str], int]:
-    """Overrides of a run VARIANT-BUDGETk-sSEED or VARIANT+KEY=VALUE-BUDGETk-sSEED, and its updates.
+    """Overrides of a run VARIANT[@PAIRS][+KEY=VALUE]-BUDGETk-sSEED, and its updates.
 
     Raises:
         UsageError: there is no such run.
     """
     found = _NAME.fullmatch(name)
-    if found is None or found["variant"] not in VARIANTS:
+    if found is None or found["variant"] not in VARIANTS or not 0 < pairs_of(name) <= TRAIN_PAIRS:
         raise UsageError(
             f"there is no run {name!r}",
             "--only",
-            "give VARIANT-BUDGETk-sSEED or VARIANT+KEY=VALUE-BUDGETk-sSEED, BUDGET in thousands of updates, "
+            "give VARIANT[@PAIRS][+KEY=VALUE]-BUDGETk-sSEED, BUDGET in thousands of updates, "
             f"VARIANT of {', '.join(VARIANTS)}",
         )
     steps, further = round(1000 * float(found["budget"])), found["further"].split("+")[1:]
     own = [f"train.seed={found['seed']}", *VARIANTS[found["variant"]], *further, f"train.max_steps={steps}"]
     return own, steps
+
+
+def pairs_of(name: str) -> int:
+    """Training pairs of a run."""
+    found = _NAME.fullmatch(name)
+    return int(found["pairs"]) if found is not None and found["pairs"] else TRAIN_PAIRS
+
+
+def _data(root: Path, pairs: int) -> Path:
+    """The data directory of so many training pairs."""
+    return root / ("data" if pairs == TRAIN_PAIRS else f"data-{pairs}")
 
 
 def report(options: argparse.Namespace) -> None:
@@ -163,7 +186,8 @@ def _attempts(runs: Iterable[str]) -> Iterator[tuple[str, str, str, str, str]]:
     for name in runs:
         found = _NAME.fullmatch(name)
         if found is not None and found["further"]:
-            base, ar = name.replace(found["further"], "", 1), f"ar-{found['budget']}k-s{found['seed']}"
+            base = name.replace(found["further"], "", 1)
+            ar = base.replace(found["variant"], "ar", 1)
             for other, system in dict.fromkeys(((base, "ar"), (base, "nar-0"), (base, "nar-10"), (ar, "ar"))):
                 yield name, system, other, system, f"{name} against {other}: {system}"
 
@@ -191,9 +215,8 @@ def _published(outputs: Path, run: str, system: str) -> Path:
 
 def page(content: Mapping[str, Any]) -> str:
     """The page, of what stands in the JSON."""
-    facts = {"train_pairs": TRAIN_PAIRS, "scores": list(_scores(content["runs"]))}
-    facts["averages"] = _averages(content["runs"])
-    functions = {"state_of": state_of, "best_of": best_of}
+    facts = {"scores": list(_scores(content["runs"])), "averages": _averages(content["runs"])}
+    functions = {"state_of": state_of, "best_of": best_of, "pairs_of": pairs_of}
     return render("convergence", content, **facts, **functions)
 
 
@@ -250,7 +273,9 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
         MissingDependencyError: there is no matplotlib.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    attempts = {name: 1 + number for number, name in enumerate(name for name in runs if "+" in name)}
+    attempts = {
+        name: 1 + number for number, name in enumerate(name for name in runs if re.search("[+@]", name))
+    }
     pictures = []
     for file, title, panels in (
         ("convergence_bleu", "Validation BLEU: AR greedy, NAR with 4 iterations", ("bleu_ar", "bleu_nar")),
@@ -281,7 +306,7 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
 
 def _look(name: str, attempt: int) -> dict[str, Any]:
     """A colour for each variant, a line style for each seed, a width for each budget, marks for the
-    first, second, ... run with further overrides."""
+    first, second, ... run with further overrides or fewer pairs."""
     found = _NAME.fullmatch(name)
     if found is None:
         return {"color": INK}
@@ -295,19 +320,32 @@ def _look(name: str, attempt: int) -> dict[str, Any]:
 
 def prepare(options: argparse.Namespace) -> Iterator[list[str]]:
     """The DeepSpeed file of all runs; the command of the data directory, unless it is there."""
-    data = options.root / "data"
     shutil.copyfile(options.deepspeed_config, options.root / "deepspeed.json")
-    if (data / "manifest.json").is_file():
+    numbers = dict.fromkeys([TRAIN_PAIRS, *map(pairs_of, options.only)])
+    missing = [number for number in numbers if not (_data(options.root, number) / "manifest.json").is_file()]
+    if not missing:
         return
     text = shared_text("multi30k", "Multi30k", "train, val and test_2016_flickr, .de and .en")
-    parts = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
-    files = [
-        word
-        for split, stem in parts.items()
-        for word in (f"--{split}", *(shared_file(text, f"{stem}.{side}") for side in ("en", "de")))
-    ]
-    how = ("--lowercase", "--vocab-size", 5000, "--max-tokens", 126, "--tokenizer", "sentencepiece-bpe")
-    yield prepare_pairs_command(("en", "de"), data, *how, *files)
+    train, valid, test = (
+        [shared_file(text, f"{stem}.{side}") for side in ("en", "de")]
+        for stem in ("train", "val", "test_2016_flickr")
+    )
+    how = ("--lowercase", "--max-tokens", 126, "--valid", *valid, "--test", *test)
+    for number in missing:
+        data, given = _data(options.root, number), ["--vocab-size", 5000, "--tokenizer", "sentencepiece-bpe"]
+        if number < TRAIN_PAIRS:
+            given = ["--tokenizer", _data(options.root, TRAIN_PAIRS) / "tokenizer"]
+        files = train if number == TRAIN_PAIRS else _first_pairs(train, number, data)
+        yield prepare_pairs_command(("en", "de"), data, *how, *given, "--train", *files)
+
+
+def _first_pairs(files: Sequence[Path], number: int, data: Path) -> list[Path]:
+    """The first lines of both sides, beside the data directory that is made of them."""
+    made = [data.with_suffix(f".{path.name.split('.')[1]}") for path in files]
+    source, target = files
+    for path, side in zip(made, zip(*islice(read_pairs(source, target), number), strict=True), strict=True):
+        write_atomic(path, "".join(f"{line}\n" for line in side).encode())
+    return made
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

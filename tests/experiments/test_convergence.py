@@ -42,7 +42,7 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
     ]
     own, steps = convergence.overrides_of("ar+model.dropout=0.4-0.5k-s3")
     assert (own[-2:], steps) == (["model.dropout=0.4", "train.max_steps=500"], 500)
-    for name in ("janusz-4k-s1", "ar", "ar-s1", "ar+dropout-4k-s1"):
+    for name in ("janusz-4k-s1", "ar", "ar-s1", "ar+dropout-4k-s1", "ar@0-4k-s1", "ar@29001-4k-s1"):
         with pytest.raises(UsageError, match="there is no run"):
             convergence.overrides_of(name)
     with pytest.raises(ConfigError, match=r"model\.dropuot"):
@@ -58,6 +58,29 @@ def test_convergence_runs_are_the_products_own_commands(tmp_path):
     for name in convergence.RUNS:
         run = load_run_config(convergence.RECIPE, convergence.overrides_of(name)[0])
         assert run.train.keep_best in run.train.valid_bleu
+
+
+def test_runs_of_fewer_pairs_have_data_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("JANUS_SHARED_DATA", str(tmp_path))
+    for stem in ("train", "val", "test_2016_flickr"):
+        for side in ("en", "de"):
+            path = tmp_path / "multi30k" / f"{stem}.{side}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"one {side}\ntwo {side}\nthree {side}\n")
+    folder = tmp_path / "en-de"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "manifest.json").touch()
+    options = convergence.parse(["--root", str(tmp_path), "--only", "ar-2k-s1,ar@2-2k-s1,paper@2-2k-s1"])
+    whole, few, _ = (run.train for run in convergence.runs_of(options).values())
+    assert (whole[whole.index("--data") + 1], few[few.index("--data") + 1]) == (
+        str(folder / "data"),
+        str(folder / "data-2"),
+    )
+    (command,) = convergence.prepare(options)
+    files = [str(folder / f"data-2.{side}") for side in ("en", "de")]
+    assert command[-5:] == ["--train", *files, "--output", str(folder / "data-2")]
+    assert command[command.index("--tokenizer") + 1] == str(folder / "data" / "tokenizer")
+    assert (folder / "data-2.de").read_text() == "one de\ntwo de\n"
 
 
 def test_a_runs_state_says_how_far_it_has_come():
@@ -191,4 +214,4 @@ def test_a_trial_on_some_lines_is_told_and_published_nowhere(tmp_path):
 
 def test_the_page_of_nothing_says_so(tmp_path):
     assert "No run has begun." in report(tmp_path / "x", tmp_path, convergence.draw)
-    assert len(json.loads((tmp_path / "convergence.json").read_text())["not_begun"]) == 22
+    assert len(json.loads((tmp_path / "convergence.json").read_text())["not_begun"]) == 25
