@@ -97,6 +97,15 @@ def test_an_address_is_no_path(place: str, tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize("address", ["https://[x/", "https://me:hush@\u2100/x"])
+def test_an_address_that_is_none_is_refused(address: str, tmp_path: Path) -> None:
+    words = ["--output", str(tmp_path / "out"), "--input", address]
+    for use in (lambda: prepare_data(words), lambda: open_data(address, DataConfig(cache_dir=str(tmp_path)))):
+        with pytest.raises(UsageError, match=r"the address cannot be read\n.*https://\.\.\.\n.*SCHEME") as caught:
+            use()
+        assert "hush" not in str(caught.value)
+
+
 AWS = "X-Amz-Algorithm=A&X-Amz-Credential={}&X-Amz-Date={}&X-Amz-Expires=60&X-Amz-Signature={}"
 GOOGLE = "GoogleAccessId=me&Expires={}&Signature={}{}"
 AZURE = "sv=2024&st={}&se={}&sr=b&sp=r&sig={}"

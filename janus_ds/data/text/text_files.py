@@ -14,9 +14,16 @@ from contextlib import closing, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
-from janus_ds.config.locations import PIPE, expanded, is_remote, location_key, public_location, user_path
+from janus_ds.config.locations import (
+    PIPE,
+    expanded,
+    is_remote,
+    location_key,
+    public_location,
+    split_address,
+    user_path,
+)
 from janus_ds.data.stream.remote import Expected, Patience, TransferError, transferred
 from janus_ds.data.text.byte_streams import (
     BUFFER_BYTES,
@@ -184,7 +191,7 @@ class TextFile:
             self._path = location.name
         else:
             self.name = location_key(location)
-            self._path = self.where if location.startswith(PIPE) else urlsplit(location).path
+            self._path = self.where if location.startswith(PIPE) else split_address(location).path
         self._raw: IO[bytes] | None = None
         self.behind = "at its beginning"
 
