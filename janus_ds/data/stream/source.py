@@ -6,6 +6,9 @@ by one of the next whole member: the number of samples stays, so that ranks need
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +23,10 @@ from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import SplitPlace
 from janus_ds.data.stream.shards import ShardReader
 from janus_ds.errors import ConfigError, DamagedDataError, DataError
+
+_NEWS_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,19 @@ class Source:
             )
 
     def lengths(self) -> dict[str, Ints]:
-        """Tokens of every sample by stream, without specials; reads the offsets alone."""
-        parts = [self.reader.read_lengths(*self.locate(member)) for member in range(len(self.member_sizes))]
+        """Tokens of every sample by stream, without specials; reads the offsets alone.
+
+        Distant shards come whole for it, which the log tells of.
+        """
+        parts, told = [], -math.inf if self.shards else time.monotonic()
+        for member in range(len(self.member_sizes)):
+            shard, inside = self.locate(member)
+            if time.monotonic() - told > _NEWS_SECONDS:
+                told, shards = time.monotonic(), len(self.index.shards)
+                logger.info(
+                    "reading the lengths of samples: shard %d of %d, %s", shard + 1, shards, self.name
+                )
+            parts.append(self.reader.read_lengths(shard, inside))
         nothing = [np.zeros(0, dtype=np.int64)]
         streams = self.index.streams
         return {stream: np.concatenate([part[stream] for part in parts] or nothing) for stream in streams}
@@ -177,6 +195,10 @@ class SampleSource:
         self._new_damage: list[Damage] = []
         self._limit = cached_members
         self._cache: OrderedDict[int, dict[str, Ragged]] = OrderedDict()
+
+    def arriving(self) -> object:
+        """What changes while bytes of distant shards come."""
+        return [part.shards.cache.arrived() for part in self.parts if part.shards]
 
     @property
     def samples(self) -> int:

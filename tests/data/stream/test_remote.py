@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import pickle
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 import numpy as np
@@ -31,7 +33,7 @@ from janus_ds.errors import (
 )
 from janus_ds.io import sha256_of_file
 from tests.support.bad_server import serve
-from tests.support.packed_data import flip, run_config
+from tests.support.packed_data import SPECIAL, flip, run_config
 from tests.support.processes import wait_until
 from tests.support.tiny_data import make_tiny_data
 
@@ -126,6 +128,17 @@ def test_shards_are_fetched_before_they_are_needed(tiny, tmp_path):
         cache = maker.source.parts[0].shards.cache
         wait_until(lambda: all(cache.has(shard.sha256) for shard in names[:3]), 300, "three shards")
         assert [cache.has(shard.sha256) for shard in names] == [True] * 3 + [False] * 3
+
+
+def test_the_log_tells_of_shards_that_come_for_the_lengths_of_samples(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("janus_ds.data.stream.source._NEWS_SECONDS", -1.0)
+    data = settings(tmp_path / "cache")
+    with serve(tiny) as server, caplog.at_level("INFO", "janus_ds"):
+        source = BatchMaker(open_data(server.address, data).split("train"), run_config(data=data), SPECIAL)
+        source.source.parts[0].lengths()
+    told = [record.getMessage() for record in caplog.records]
+    assert f"reading the lengths of samples: shard 1 of 6, {server.address}/train" in told
+    assert f"reading the lengths of samples: shard 6 of 6, {server.address}/train" in told
 
 
 def first_shards(plan: object) -> list[int]:
@@ -249,6 +262,20 @@ def test_the_cache_removes_the_oldest_and_never_what_is_in_use(tmp_path):
     assert [cache.has(x) for x in (a, b, c)] == [False, True, True]
     with pytest.raises(ResourceError, match="does not fit into a cache of 250"):
         cache.open("d" * 64, 251, lambda file: None)
+
+
+def test_bytes_of_a_shard_are_seen_as_they_come(tmp_path):
+    cache, seen = ShardCache(tmp_path / "cache", 250), []
+
+    def drips(file: BinaryIO) -> None:
+        for _ in range(3):
+            file.write(b"x" * 10)
+            file.flush()
+            seen.append(cache.arrived())
+
+    os.close(cache.open("a" * 64, 30, drips))
+    seen.append(cache.arrived())
+    assert all(before != after for before, after in pairwise(seen))
 
 
 def test_a_copy_that_became_damaged_here_is_fetched_again(tiny, tmp_path):
