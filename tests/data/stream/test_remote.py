@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from janus_ds.cli import inspect, plan
 from janus_ds.config.schema import DataConfig
+from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.loader import StepLoader
 from janus_ds.data.stream.open_dataset import DataPlace, RemoteFolder, open_data
 from janus_ds.data.stream.pipeline import BatchMaker
@@ -228,6 +231,8 @@ def opens(location: str, data: DataConfig) -> DataPlace:
 def test_commands_and_fsspec_addresses_work_too(tiny, tmp_path, monkeypatch):
     opens(f"pipe:cat {tiny}/{{}}", settings(tmp_path / "pipe"))
     opens(f"file://{tiny}", settings(tmp_path / "file"))
+    (odd := tmp_path / os.fsdecode(b"caf\xe9")).symlink_to(tiny)
+    opens(f"pipe:cat {odd}/{{}}", settings(tmp_path / "odd"))
     memory = fsspec.filesystem("memory")
     memory.put(str(tiny), "/tiny", recursive=True)
     place = opens("memory://tiny", settings(tmp_path / "memory"))
@@ -276,6 +281,26 @@ def test_bytes_of_a_shard_are_seen_as_they_come(tmp_path):
     os.close(cache.open("a" * 64, 30, drips))
     seen.append(cache.arrived())
     assert all(before != after for before, after in pairwise(seen))
+
+
+def test_a_full_disk_is_named_by_its_folder(tiny, tmp_path, monkeypatch):
+    data, full = settings(tmp_path / "cache"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def transferred(*_: object) -> Iterator[bytes]:
+        raise full
+        yield
+
+    with serve(tiny) as server:
+        place = open_data(server.address, data).split("train")[0]
+        (shard,) = SplitIndex.load(place.folder).shards[:1]
+        monkeypatch.setattr("janus_ds.data.stream.open_dataset.transferred", transferred)
+        for use, folder in (
+            (lambda: place.shards.open(shard), tmp_path / "cache" / "shards"),
+            (lambda: open_data(server.address, data), place.folder.parent),
+        ):
+            with pytest.raises(ResourceError, match="the disk is full") as caught:
+                use()
+            assert caught.value.where == str(folder)
 
 
 def test_a_copy_that_became_damaged_here_is_fetched_again(tiny, tmp_path):
