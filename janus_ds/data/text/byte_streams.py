@@ -39,10 +39,14 @@ def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
     Args:
         raw: at its start.
         name: file name or address; `.tgz` counts as `.gz`.
+
+    Raises:
+        EOFError: nothing, of which gzip and zstd would make no text without a word.
     """
-    suffix = Path(name).suffix.lower().replace(".tgz", ".gz")
+    suffix, head = Path(name).suffix.lower().replace(".tgz", ".gz"), raw.peek(16)
+    if suffix in _MAGIC and not head:
+        raise EOFError("it has no bytes")
     if suffix not in _MAGIC:
-        head = raw.peek(16)
         found = (suffix for suffix, magic in _MAGIC.items() if head.startswith(magic))
         suffix = next(found, "")
         if suffix == ".bz2" and head[4:10] != _BZ2_BLOCK:

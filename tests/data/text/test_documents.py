@@ -58,7 +58,7 @@ def test_compressed_files_read_the_same_and_cuts_are_found(tmp_path, suffix):
     assert read([twice]) == ["One.", "Two."]
     damaged = bytearray(packed)
     damaged[len(packed) // 2] ^= 255
-    for data in (packed[: len(packed) // 2], packed[:-3], bytes(damaged)):
+    for data in (packed[: len(packed) // 2], packed[:-3], bytes(damaged), b""):
         write(path, data)
         with pytest.raises(DataError) as caught:
             read([path])
@@ -101,6 +101,9 @@ def test_what_a_folder_holds(tmp_path):
         write(inside / name, name)
     write(tmp_path / "far" / "f.txt", "far/f.txt")
     (inside / "linked").symlink_to(tmp_path / "far")
+    # Their text would come twice.
+    (inside / "newest.txt").symlink_to(inside / "a.txt")
+    (inside / "same").symlink_to(tmp_path / "far")
     (inside / "data" / "loop").symlink_to(inside)
     (inside / ".dangling").symlink_to(tmp_path / "nowhere")
     assert read([inside]) == ["a.txt", "data/b.txt", "far/f.txt"]
@@ -111,10 +114,24 @@ def test_what_a_folder_holds(tmp_path):
     assert caught.value.where == str(inside / "data" / "dangling")
     shards = [write(tmp_path / f"part-{n:02}.txt", f"{n}") for n in range(11)]
     assert list_inputs([f"{tmp_path}/part-{{00..10}}.txt"]) == shards
+    assert list_inputs([f"{tmp_path}/part-{{10..08}}.txt"]) == shards[:7:-1]
+    with pytest.raises(DataError, match=r"part-008\.txt"):
+        list_inputs([f"{tmp_path}/part-{{8..010}}.txt"])
     odd = write(tmp_path / "{a,b}.txt", "odd")
     assert list_inputs([odd]) == [odd]
     with pytest.raises(DataError, match="more than"):
         list_inputs([f"{tmp_path}/{{0..9999999999}}.txt"])
+
+
+@pytest.mark.parametrize("suffix", sorted(PACK))
+def test_a_file_in_a_folder_that_is_there_packed_too_is_refused(tmp_path, suffix):
+    """As `gunzip -k` leaves it."""
+    write(tmp_path / "in" / "a.txt", "Text.")
+    packed = write(tmp_path / "in" / f"a.txt{suffix}", PACK[suffix](b"Text."))
+    with pytest.raises(DataError, match="compressed and not") as caught:
+        read([tmp_path / "in"])
+    assert caught.value.where == str(packed)
+    assert read([packed, tmp_path / "in" / "a.txt"]) == ["Text.", "Text."]
 
 
 def test_text_comes_from_servers_and_commands(tmp_path, monkeypatch):
