@@ -94,6 +94,8 @@ def test_an_address_is_no_path(place: str, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="a path on this machine") as caught:
         prepare_data(["--input", "a.txt", "--vocab-size", "20", "--processes", "1", "--output", place])
     assert "hush" not in str(caught.value)
+    with pytest.raises(UsageError, match="a path on this machine"):
+        open_data("https://host/data", DataConfig(cache_dir=place))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 

@@ -20,6 +20,7 @@ from janus_ds.config.locations import (
     join_location,
     parse_locations,
     public_location,
+    user_path,
 )
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.index import (
@@ -285,7 +286,7 @@ def _fetched_split(
 
 def _cache_folder(data: DataConfig) -> Path:
     if data.cache_dir:
-        return Path(data.cache_dir).expanduser()
+        return user_path(data.cache_dir)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "janus_ds"
 
