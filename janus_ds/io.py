@@ -263,7 +263,11 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     """
     path = replaceable_folder(path)
     work = path.with_name(f".{path.name}.building")
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        error.filename = str(path)  # of which the user knows
+        raise
     try:
         with folder_lock(work, 0.0):
             building = work / path.name

@@ -113,6 +113,9 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
     (final / "precious").touch()
     with pytest.raises(OSError, match="not empty"), atomic_dir(final) as building:
         (building / "a").touch()
+    with pytest.raises(NotADirectoryError) as caught, atomic_dir(final / "precious" / "new"):
+        pass
+    assert caught.value.filename == str(final / "precious" / "new")
     assert [p.name for p in final.iterdir()] == ["precious"]
 
 
