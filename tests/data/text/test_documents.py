@@ -56,6 +56,13 @@ def test_compressed_files_read_the_same_and_cuts_are_found(tmp_path, suffix):
     assert read([path]) == text.split("\n\n")
     twice = write(tmp_path / f"b.txt{suffix}", PACK[suffix](b"One.\n\n") + PACK[suffix](b"Two."))
     assert read([twice]) == ["One.", "Two."]
+    # All that follows a damaged one would be lost.
+    for place in (0, 16):
+        second = bytearray(PACK[suffix](b"Two."))
+        second[place] ^= 255
+        write(twice, PACK[suffix](b"One.\n\n") + bytes(second) + PACK[suffix](b"Three."))
+        with pytest.raises(DataError, match=r"cut or damaged|cannot be read"):
+            read([twice])
     damaged = bytearray(packed)
     damaged[len(packed) // 2] ^= 255
     for data in (packed[: len(packed) // 2], packed[:-3], bytes(damaged), b""):
