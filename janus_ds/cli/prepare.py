@@ -174,7 +174,10 @@ def _stages(line: Progress) -> Callable[[PrepareProgress], None]:
 
 
 def _pairs_progress(line: Progress) -> Callable[[str, int], None]:
-    return lambda stage, count: line.show(f"{stage}: {count:,} pairs")
+    """Shows how far a preparation is; a stage whose pairs are not counted is shown at once."""
+    return lambda stage, count: line.show(
+        f"{stage}: {count:,} pairs" if count else f"{stage} ...", now=not count
+    )
 
 
 def _split_report(report: PrepareReport, unit: str) -> None:
