@@ -225,11 +225,15 @@ class TextFile:
         """What the file holds, decompressed.
 
         Raises:
-            DataError: it cannot be read, or is damaged; the place is the one last told to :meth:`at`.
+            DataError: it cannot be read, is damaged (the place is the one last told to :meth:`at`), or is
+                still being written.
         """
         try:
             with closing(self._open()) as raw, decompressed(raw, self._path) as stream:
                 yield stream
+            if isinstance(self.location, Path) and self.location.stat().st_size != self.size:
+                what, fix = "the file has changed its size while it was read", "start again when it is whole"
+                raise DataError(what, self.where, fix)
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
                 f"the compressed file is cut or damaged ({error})",

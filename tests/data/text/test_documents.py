@@ -172,6 +172,17 @@ def test_a_file_that_changes_while_it_comes_is_not_read_on(tmp_path, monkeypatch
             list(lines)
 
 
+def test_a_file_that_is_still_being_written_is_told(tmp_path):
+    """Such as one that is on its way here."""
+    path = write(tmp_path / "a.txt", "One.\n\nTwo.")
+    documents = DocumentReader([path], DocumentRule()).read()
+    assert next(documents)[0] == "One."
+    write(path, "One.\n\nTwo.\n\nThree.")
+    with pytest.raises(DataError, match="changed its size") as caught:
+        list(documents)
+    assert caught.value.where == str(path)
+
+
 def test_addresses_may_have_any_letters(tmp_path):
     write(tmp_path / "Übung 1" / "ä.txt", "Text.")
     with serve(tmp_path) as server:
