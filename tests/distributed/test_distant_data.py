@@ -90,7 +90,7 @@ def test_bytes_that_arrive_are_progress_wherever_data_is_read(job):
     assert (
         second["looked"].keys() == {"reading the held-out data", "preparing the order of the data"} | reading
     )
-    assert all(times for looked in second["looked"].values() for times in looked)
+    assert all(times for looked in second["looked"].values() for _, times in looked)
 
 
 def test_a_mixture_goes_on_where_it_stopped(job):

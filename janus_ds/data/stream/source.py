@@ -71,6 +71,7 @@ class Source:
         self.member_sizes: Ints = self.index.member_sizes()
         self.members_of_shard: Ints = np.array([len(s.members) for s in self.index.shards], dtype=np.int64)
         self._first_member = np.cumsum([0, *self.members_of_shard.tolist()])
+        self._measured = 0
 
     @property
     def samples(self) -> int:
@@ -128,6 +129,10 @@ class Source:
                 f"raise data.cache_gb, or {instead}",
             )
 
+    def arriving(self) -> object:
+        """What changes while lengths are read, or bytes of distant shards come."""
+        return self._measured, self.shards and self.shards.cache.arrived()
+
     def lengths(self) -> dict[str, Ints]:
         """Tokens of every sample by stream, without specials; reads the offsets alone.
 
@@ -142,6 +147,7 @@ class Source:
                     "reading the lengths of samples: shard %d of %d, %s", shard + 1, shards, self.name
                 )
             parts.append(self.reader.read_lengths(shard, inside))
+            self._measured = member
         nothing = [np.zeros(0, dtype=np.int64)]
         streams = self.index.streams
         return {stream: np.concatenate([part[stream] for part in parts] or nothing) for stream in streams}
@@ -197,8 +203,8 @@ class SampleSource:
         self._cache: OrderedDict[int, dict[str, Ragged]] = OrderedDict()
 
     def arriving(self) -> object:
-        """What changes while bytes of distant shards come."""
-        return [part.shards.cache.arrived() for part in self.parts if part.shards]
+        """What changes while the sources give signs of progress."""
+        return [part.arriving() for part in self.parts]
 
     @property
     def samples(self) -> int:
