@@ -45,7 +45,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("os.fsync", full)
     # What is begun anew says nothing else.
-    with pytest.raises(ResourceError, match="(?s)the disk is full.*start the same command again$"):
+    with pytest.raises(ResourceError, match=r"(?s)the disk is full.*start the same command again$"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
 

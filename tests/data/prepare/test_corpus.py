@@ -247,10 +247,8 @@ def test_the_pool_keeps_order_tells_errors_and_notices_deaths():
 
     with pytest.raises(DataError, match="odd"):
         list(ordered_map(faulty, items, 2))
-    with pytest.raises(ResourceError, match="worker process ended") as caught:
+    with pytest.raises(ResourceError, match=r"(?s)worker process ended.* again with fewer --processes$"):
         list(ordered_map(lambda n: os.kill(os.getpid(), signal.SIGKILL), items, 2))
-    # Pairs begin anew.
-    assert caught.value.fix == "start the same command again with fewer --processes"
 
 
 def test_the_bundled_corpus_is_built_once(tmp_path, monkeypatch):
