@@ -155,11 +155,8 @@ def disk_faults(path: Path) -> Iterator[None]:
     except OSError as error:
         place = str(error.filename or path)
         if error.errno in _FULL:
-            raise ResourceError(
-                "the disk is full",
-                place,
-                "free some space and start the same command again; it goes on where it stopped",
-            ) from error
+            fix = "free some space and start the same command again"
+            raise ResourceError("the disk is full", place, fix) from error
         if error.errno in _REFUSED:
             raise ResourceError(
                 f"the file or folder cannot be written ({error.strerror})",
@@ -266,7 +263,11 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     """
     path = replaceable_folder(path)
     work = path.with_name(f".{path.name}.building")
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        error.filename = str(path)  # of which the user knows
+        raise
     try:
         with folder_lock(work, 0.0):
             building = work / path.name

@@ -94,8 +94,7 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
     add_text("--field", default=rule.field, help="JSON field or Parquet column of the text [%(default)s]")
     add_shared("--samples-per-member", type=int, default=default.samples_per_member, help="[%(default)s]")
     add_shared("--members-per-shard", type=int, default=default.members_per_shard, help="[%(default)s]")
-    cores = len(os.sched_getaffinity(0))
-    add_shared("--processes", type=at_least(1), default=cores, help="that tokenise [%(default)s]")
+    _add_processes(add_shared)
     _add_pair_options(groups["nmt"])
     _add_distill_options(groups["nmt --distill"])
     parsed = parser.parse_args(argv)
@@ -110,6 +109,11 @@ def _parse_data(argv: Sequence[str] | None) -> argparse.Namespace:
         fix = f"prepare with --tokenizer {' or '.join(TOKENIZER_KINDS)}"
         refuse_given(trained, parsed, f"--tokenizer {parsed.tokenizer}", fix)
     return parsed
+
+
+def _add_processes(add: Callable[..., object]) -> None:
+    cores = len(os.sched_getaffinity(0))
+    add("--processes", type=at_least(1), default=cores, help="that tokenise [%(default)s]")
 
 
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
@@ -170,7 +174,10 @@ def _stages(line: Progress) -> Callable[[PrepareProgress], None]:
 
 
 def _pairs_progress(line: Progress) -> Callable[[str, int], None]:
-    return lambda stage, count: line.show(f"{stage}: {count:,} pairs")
+    """Shows how far a preparation is; a stage whose pairs are not counted is shown at once."""
+    return lambda stage, count: line.show(
+        f"{stage}: {count:,} pairs" if count else f"{stage} ...", now=not count
+    )
 
 
 def _split_report(report: PrepareReport, unit: str) -> None:
@@ -296,8 +303,7 @@ def _parse_glge(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--target-tokens", type=int, metavar="N", help="the same for targets [both: as the task's recipe]")
     add("--samples-per-member", type=int, default=GlgeSettings.samples_per_member, help="[%(default)s]")
     add("--members-per-shard", type=int, default=GlgeSettings.members_per_shard, help="[%(default)s]")
-    cores = len(os.sched_getaffinity(0))
-    add("--processes", type=at_least(1), default=cores, help="that tokenise [%(default)s]")
+    _add_processes(add)
     return parser.parse_args(argv)
 
 

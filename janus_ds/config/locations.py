@@ -120,9 +120,22 @@ def join_location(location: str, name: str) -> str:
         return location.replace("{}", f"{quote(name)}/{{}}")
     if not is_remote(location):
         return str(Path(location) / name)
-    parts = urlsplit(location)
+    parts = split_address(location)
     path = f"{parts.path.rstrip('/')}/{name}"
     return urlunsplit(parts._replace(path=path))
+
+
+def split_address(address: str) -> SplitResult:
+    """The parts of an address.
+
+    Raises:
+        UsageError: it is none, such as `https://[x/`.
+    """
+    try:
+        return urlsplit(address)
+    except ValueError:  # its text can quote a password
+        fix = "give it as SCHEME://HOST/PATH; [ and ] stand around an IPv6 address alone"
+        raise UsageError("the address cannot be read", public_location(address), fix) from None
 
 
 def expanded(location: str) -> str:
@@ -171,7 +184,7 @@ def location_key(location: str) -> str:
 
 
 def _unsigned_query(address: str) -> str:
-    parts = urlsplit(address)
+    parts = split_address(address)
     query = sorted(parse_qsl(parts.query, keep_blank_values=True))
     rules = (_SIGNING, _SIGNING_AZURE) if "sig" in dict(query) else (_SIGNING,)
     kept = [pair for pair in query if not any(rule.fullmatch(pair[0]) for rule in rules)]

@@ -82,6 +82,7 @@ class Trainer:
         micro, accumulation = run.execution.micro_batch, run.execution.accumulation
         self._share = RankShare(topology.data_rank, topology.data_size, micro, accumulation)
         self._quarantine = QuarantineList(run.folder)
+        self._arriving = run.train.source.arriving
         self._validator, self._outputs = self._held_out()
         self._guard = StepGuard(topology, self._train, signals, meters.recent_losses)
         self._best = BestWeights(self._train, meters, run.folder / "checkpoints", topology)
@@ -91,6 +92,7 @@ class Trainer:
         """What validations work with."""
         run, topology, source = self._run, self._topology, self._run.valid.source
         count, device = self._train.valid_samples, topology.device
+        self._watchdog.enter("reading the held-out data", slow=True, probe=source.arriving)
         batches = raise_on_all_ranks(
             topology, lambda: list(validation_batches(run.valid, self._share, count))
         )
@@ -107,6 +109,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the end, or until asked to stop."""
         end, pin = self._train.max_steps, self._topology.device.type == "cuda"
+        self._watchdog.enter("preparing the order of the data", slow=True, probe=self._arriving)
         # Before the first step, so that a batch that no rank could make is refused on all ranks together.
         loader = raise_on_all_ranks(
             self._topology,
@@ -128,7 +131,8 @@ class Trainer:
             return self._stop()
         while self.step < self._train.max_steps and not self.meters.finished:
             self._reporter.timer.restart()
-            self._watchdog.enter(f"reading the data of step {self.step + 1}", slow=self.step == self._first)
+            reading, first = f"reading the data of step {self.step + 1}", self.step == self._first
+            self._watchdog.enter(reading, slow=first, probe=self._arriving)
             step_data, fault = _fetch(data)
             self._reporter.timer.data_ready()
             self._watchdog.enter(f"beginning step {self.step + 1}")

@@ -23,6 +23,7 @@ from tests.data.prepare.test_corpus import content
 from tests.data.text.test_tokenizer import small_byte_level
 from tests.support.processes import in_session, wait_until
 from tests.support.texts import documents
+from tests.support.tiny_pairs import make_tiny_pairs
 from tests.support.warm import warm_starter
 
 WORDS = ("--task", "nmt", "--tokenizer", "bpe-words")
@@ -173,6 +174,11 @@ def test_progress_leaves_its_line(
     assert "0.0%" not in shown
     assert "training the tokenizer ...\n\r" in shown
     assert shown.endswith("MB/s\n")
+    (files,) = make_tiny_pairs(tmp_path / "text")["train"]
+    pair = ["--train", str(files.source), str(files.target), "--source-lang", "de", "--target-lang", "en"]
+    asked[1:4] = [str(tmp_path / "pairs"), "--vocab-size", "60"]
+    assert prepare_data(["--task", "nmt", *pair, *asked]) == 0
+    assert "training the tokenizer ..." in capsys.readouterr().err
 
 
 @pytest.fixture

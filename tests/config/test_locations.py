@@ -94,7 +94,18 @@ def test_an_address_is_no_path(place: str, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="a path on this machine") as caught:
         prepare_data(["--input", "a.txt", "--vocab-size", "20", "--processes", "1", "--output", place])
     assert "hush" not in str(caught.value)
+    with pytest.raises(UsageError, match="a path on this machine"):
+        open_data("https://host/data", DataConfig(cache_dir=place))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("address", ["https://[x/", "https://me:hush@\u2100/x"])
+def test_an_address_that_is_none_is_refused(address: str, tmp_path: Path) -> None:
+    words = ["--output", str(tmp_path / "out"), "--input", address]
+    for use in (lambda: prepare_data(words), lambda: open_data(address, DataConfig(cache_dir=str(tmp_path)))):
+        with pytest.raises(UsageError, match=r"address cannot be read\n.*https://\.\.\.\n.*SCHEME") as caught:
+            use()
+        assert "hush" not in str(caught.value)
 
 
 AWS = "X-Amz-Algorithm=A&X-Amz-Credential={}&X-Amz-Date={}&X-Amz-Expires=60&X-Amz-Signature={}"

@@ -14,6 +14,7 @@ from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.source import SOURCE_BITS
 from janus_ds.errors import DamagedDataError, JanusError
 from janus_ds.parallel.topology import init_topology
+from janus_ds.train.watchdog import Watchdog
 from tests.support.bad_server import serve
 from tests.support.launch import run_ranks
 from tests.support.tiny_training import Run, make_inputs, train
@@ -22,15 +23,31 @@ SHORT = ("train.max_steps=4", "train.save_every=2", "train.valid_every=4", "data
 HALF = ("train.max_steps=2", *SHORT[1:])
 
 
+def probes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the watchdog looks at in each work from now on."""
+    found, enter = {}, Watchdog.enter
+
+    def entered(dog: Watchdog, words: str, **options: Any) -> None:
+        found[words] = options.get("probe")
+        enter(dog, words, **options)
+
+    monkeypatch.setattr(Watchdog, "enter", entered)
+    return found
+
+
 def two_ranks(folder: Path, address: str) -> dict[str, Any]:
     topology = init_topology(1)
     remote._FIRST_PAUSE = 0.01
     away = (*SHORT, f"data.path={address}/data", f"data.cache_dir={folder / 'cache'}")
     mixed = (f"data.path={folder / 'data'}=0.75,{address}/other=0.25", away[-1])
     damaged = (*SHORT, f"data.path={folder / 'damaged'}", "data.max_damage=0.9")
+    with pytest.MonkeyPatch.context() as patch:
+        looked = probes(patch)
+        from_away = train(folder, topology, Run("away", overrides=away)).series("loss")
     results: dict[str, Any] = {
         "near": train(folder, topology, Run("near", overrides=SHORT)).series("loss"),
-        "away": train(folder, topology, Run("away", overrides=away)).series("loss"),
+        "away": from_away,
+        "looked": {words: probe() for words, probe in looked.items() if probe and "saving" not in words},
         "mixed": train(folder, topology, Run("mixed", overrides=(*SHORT, *mixed))).series("loss"),
     }
     train(folder, topology, Run("resumed", overrides=(*HALF, *mixed)))
@@ -64,6 +81,16 @@ def test_distance_changes_no_update(job):
     _, (first, second) = job
     assert len(first["near"]) == 4
     assert first["near"] == first["away"] == second["away"]
+
+
+def test_bytes_that_arrive_are_progress_wherever_data_is_read(job):
+    """However long a shard takes to come."""
+    _, (_, second) = job
+    reading = {f"reading the data of step {step}" for step in range(1, 5)}
+    assert (
+        second["looked"].keys() == {"reading the held-out data", "preparing the order of the data"} | reading
+    )
+    assert all(times for looked in second["looked"].values() for _, times in looked)
 
 
 def test_a_mixture_goes_on_where_it_stopped(job):

@@ -44,7 +44,8 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ResourceError, match="the disk is full"):
+    # What is begun anew says nothing else.
+    with pytest.raises(ResourceError, match=r"(?s)the disk is full.*start the same command again$"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
 
@@ -112,6 +113,9 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
     (final / "precious").touch()
     with pytest.raises(OSError, match="not empty"), atomic_dir(final) as building:
         (building / "a").touch()
+    with pytest.raises(NotADirectoryError) as caught, atomic_dir(final / "precious" / "new"):
+        pass
+    assert caught.value.filename == str(final / "precious" / "new")
     assert [p.name for p in final.iterdir()] == ["precious"]
 
 

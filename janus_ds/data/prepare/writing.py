@@ -116,7 +116,7 @@ class _Worker:
             raise ResourceError(
                 f"a worker process ended (exit code {self.process.exitcode}), perhaps for want of memory",
                 f"process {self.process.pid}",
-                "start the same command again with fewer --processes; it goes on where it stopped",
+                "start the same command again with fewer --processes",
             ) from None
 
 

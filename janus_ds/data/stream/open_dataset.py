@@ -20,6 +20,7 @@ from janus_ds.config.locations import (
     join_location,
     parse_locations,
     public_location,
+    user_path,
 )
 from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.index import (
@@ -76,6 +77,7 @@ class RemoteFolder:
         Raises:
             DamagedDataError: after the last try the bytes are still not those of `expected`.
             DataError: the file is missing, or could not be brought; names file and address.
+            OSError: `file` cannot be written.
         """
         location = join_location(expanded(self._location), name)  # which refuses odd names
         if location.startswith(PIPE):
@@ -86,10 +88,7 @@ class RemoteFolder:
             try:
                 have = file.seek(0, 2)
                 if not have or have != expected.size:
-                    with (
-                        disk_faults(Path(name)),
-                        closing(transferred(location, self.patience, expected, have)) as chunks,
-                    ):
+                    with closing(transferred(location, self.patience, expected, have)) as chunks:
                         file.writelines(chunks)
                         file.flush()
                 return _check_sha256(file, expected.sha256)
@@ -101,10 +100,10 @@ class RemoteFolder:
 
     def fetch_small(self, name: str, target: Path, most: int, sha256: str | None = None) -> None:
         """Bring a small file, of at most `most` bytes, to `target`, whole or not at all."""
-        with TemporaryFile() as file:
+        make_folder(target.parent)
+        with disk_faults(target.parent), TemporaryFile(dir=target.parent) as file:
             self.fetch(name, file, Expected(sha256=sha256, most=most))
             file.seek(0)
-            make_folder(target.parent)
             write_atomic(target, file.read(), unique=True)
 
     def fetch_any(self, choices: Sequence[Sequence[str]], folder: Path, most: int) -> None:
@@ -287,7 +286,7 @@ def _fetched_split(
 
 def _cache_folder(data: DataConfig) -> Path:
     if data.cache_dir:
-        return Path(data.cache_dir).expanduser()
+        return user_path(data.cache_dir)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "janus_ds"
 
@@ -295,7 +294,7 @@ def _cache_folder(data: DataConfig) -> Path:
 def _cached_folder(location: str, data: DataConfig) -> Path:
     """Where what is small of a distant directory is kept; nothing there is another user's."""
     # The address itself could hold a password.
-    folder = _cache_folder(data) / "folders" / fingerprint_of(location.encode())[:24]
+    folder = _cache_folder(data) / "folders" / fingerprint_of(os.fsencode(location))[:24]
     make_folder(folder)
     for path in (folder, *folder.rglob("*")):
         check_owner(_cache_folder(data), path)
@@ -307,7 +306,7 @@ def _named(folder: Path, name: str) -> Iterator[None]:
     """Lets messages about a fetched file name the address that it came from."""
     try:
         yield
-    except JanusError as error:
+    except DataError as error:
         raise type(error)(error.what, error.where.replace(str(folder), name), error.fix) from None
 
 

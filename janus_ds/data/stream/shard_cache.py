@@ -81,6 +81,11 @@ class ShardCache:
         """Whether the shard is here now."""
         return self._whole(sha256).exists()
 
+    def arrived(self) -> list[tuple[int, int]]:
+        """What changes while bytes of shards come, whoever fetches them."""
+        places = (self.folder, *self.folder.glob("*.part"))
+        return [(status.st_mtime_ns, status.st_size) for status in map(Path.stat, places)]
+
     def _whole(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.tar"
 

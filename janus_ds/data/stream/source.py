@@ -6,6 +6,9 @@ by one of the next whole member: the number of samples stays, so that ranks need
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +23,10 @@ from janus_ds.data.stream.index import SplitIndex
 from janus_ds.data.stream.open_dataset import SplitPlace
 from janus_ds.data.stream.shards import ShardReader
 from janus_ds.errors import ConfigError, DamagedDataError, DataError
+
+_NEWS_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Source:
         self.member_sizes: Ints = self.index.member_sizes()
         self.members_of_shard: Ints = np.array([len(s.members) for s in self.index.shards], dtype=np.int64)
         self._first_member = np.cumsum([0, *self.members_of_shard.tolist()])
+        self._measured = 0
 
     @property
     def samples(self) -> int:
@@ -121,9 +129,25 @@ class Source:
                 f"raise data.cache_gb, or {instead}",
             )
 
+    def arriving(self) -> object:
+        """What changes while lengths are read, or bytes of distant shards come."""
+        return self._measured, self.shards and self.shards.cache.arrived()
+
     def lengths(self) -> dict[str, Ints]:
-        """Tokens of every sample by stream, without specials; reads the offsets alone."""
-        parts = [self.reader.read_lengths(*self.locate(member)) for member in range(len(self.member_sizes))]
+        """Tokens of every sample by stream, without specials; reads the offsets alone.
+
+        Distant shards come whole for it, which the log tells of.
+        """
+        parts, told = [], -math.inf if self.shards else time.monotonic()
+        for member in range(len(self.member_sizes)):
+            shard, inside = self.locate(member)
+            if time.monotonic() - told > _NEWS_SECONDS:
+                told, shards = time.monotonic(), len(self.index.shards)
+                logger.info(
+                    "reading the lengths of samples: shard %d of %d, %s", shard + 1, shards, self.name
+                )
+            parts.append(self.reader.read_lengths(shard, inside))
+            self._measured = member
         nothing = [np.zeros(0, dtype=np.int64)]
         streams = self.index.streams
         return {stream: np.concatenate([part[stream] for part in parts] or nothing) for stream in streams}
@@ -177,6 +201,10 @@ class SampleSource:
         self._new_damage: list[Damage] = []
         self._limit = cached_members
         self._cache: OrderedDict[int, dict[str, Ragged]] = OrderedDict()
+
+    def arriving(self) -> object:
+        """What changes while the sources give signs of progress."""
+        return [part.arriving() for part in self.parts]
 
     @property
     def samples(self) -> int:

@@ -8,7 +8,7 @@ import io
 import lzma
 import re
 import tarfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -26,6 +26,7 @@ _MAGIC = {
     ".bz2": b"BZh",
 }
 _BZ2_BLOCK = b"1AY&SY"
+_STREAMS: dict[str, Callable[[], Any]] = {".xz": lzma.LZMADecompressor, ".bz2": bz2.BZ2Decompressor}
 
 
 def buffered(raw: io.BufferedIOBase | io.RawIOBase) -> io.BufferedReader:
@@ -39,20 +40,22 @@ def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
     Args:
         raw: at its start.
         name: file name or address; `.tgz` counts as `.gz`.
+
+    Raises:
+        EOFError: nothing, of which gzip and zstd would make no text without a word.
     """
-    suffix = Path(name).suffix.lower().replace(".tgz", ".gz")
+    suffix, head = Path(name).suffix.lower().replace(".tgz", ".gz"), raw.peek(16)
+    if suffix in _MAGIC and not head:
+        raise EOFError("it has no bytes")
     if suffix not in _MAGIC:
-        head = raw.peek(16)
         found = (suffix for suffix, magic in _MAGIC.items() if head.startswith(magic))
         suffix = next(found, "")
         if suffix == ".bz2" and head[4:10] != _BZ2_BLOCK:
             suffix = ""
     if suffix == ".gz":
         return buffered(gzip.GzipFile(fileobj=raw))
-    if suffix == ".xz":
-        return buffered(lzma.LZMAFile(raw))
-    if suffix == ".bz2":
-        return buffered(bz2.BZ2File(raw))
+    if suffix in _STREAMS:
+        return buffered(ByteStream(_stream_pieces(raw, _STREAMS[suffix])))
     return buffered(ByteStream(_zstd_pieces(raw))) if suffix == ".zst" else raw
 
 
@@ -83,6 +86,20 @@ class ByteStream(io.RawIOBase):
         """End the generator."""
         self._pieces.close()
         super().close()
+
+
+def _stream_pieces(raw: IO[bytes], new: Callable[[], Any]) -> Generator[bytes, None, None]:
+    """What streams hold, one after the other; at a damaged one Python's own readers end without a word."""
+    data = b""
+    # Between streams of xz there may be zeros.
+    while data := data.lstrip(b"\0") or raw.read(BUFFER_BYTES).lstrip(b"\0"):
+        stream = new()
+        while not stream.eof:
+            if stream.needs_input and not data and not (data := raw.read(BUFFER_BYTES)):
+                raise EOFError("the last stream has no end")
+            yield stream.decompress(data, BUFFER_BYTES)
+            data = b""
+        data = stream.unused_data
 
 
 def _zstd_pieces(raw: IO[bytes]) -> Generator[bytes, None, None]:

@@ -303,6 +303,7 @@ def _wiki_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRul
 
 
 def _tar_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
+    key = ""
     try:
         for key, files in tar_samples(stream, LONGEST_TEXT_BYTES):
             file.at(f"after sample {key[-200:]}")
@@ -314,6 +315,8 @@ def _tar_documents(file: TextFile, stream: io.BufferedReader, rule: DocumentRule
     except (tarfile.TarError, EOFError) as error:
         what = f"the tar is cut or damaged ({error})"
         raise DataError(what, f"{file.where}, {file.behind}", "copy or download the file again") from None
+    if not key:
+        raise DataError("the tar holds no .txt or .json file", file.where, "unpack it, or leave it out")
 
 
 def _utf8(data: bytes, where: str) -> str:

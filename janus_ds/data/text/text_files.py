@@ -14,9 +14,16 @@ from contextlib import closing, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
-from janus_ds.config.locations import PIPE, expanded, is_remote, location_key, public_location, user_path
+from janus_ds.config.locations import (
+    PIPE,
+    expanded,
+    is_remote,
+    location_key,
+    public_location,
+    split_address,
+    user_path,
+)
 from janus_ds.data.stream.remote import Expected, Patience, TransferError, transferred
 from janus_ds.data.text.byte_streams import (
     BUFFER_BYTES,
@@ -68,9 +75,9 @@ _FOREIGN = {
 def list_inputs(paths: Sequence[Path | str], output: Path | None = None) -> list[Path | str]:
     """The files to read, in order: files as given, folders with all they hold, sorted by path.
 
-    Linked folders are entered; what is hidden (`.name`, `lost+found`) in a folder is not. Of a folder that
-    holds Parquet files, as those of the Hugging Face hub, these alone are read. `{000..099}` and `{a,b}` are
-    expanded. Addresses and `pipe:` commands stay text.
+    Linked folders are entered; what is hidden (`.name`, `lost+found`) in a folder is not. Of a folder no file
+    is read twice; of one that holds Parquet files, as those of the Hugging Face hub, these alone are read.
+    `{000..099}` and `{a,b}` are expanded. Addresses and `pipe:` commands stay text.
 
     Args:
         output: what is made of the files; a folder that it lies in is read without it.
@@ -114,12 +121,15 @@ def _expanded_braces(text: str) -> list[str]:
             continue
         words = (found[3] or "").split(",")
         if found[1]:
-            first, last, width = int(found[1]), int(found[2]), len(found[1]) if found[1][0] == "0" else 0
-            if (last - first + 1) * count > _MOST_INPUTS:
+            ends = found[1], found[2]
+            first, last = map(int, ends)
+            width = max(map(len, ends)) if any(len(end) > 1 and end[0] == "0" for end in ends) else 0
+            if (abs(last - first) + 1) * count > _MOST_INPUTS:
                 what = f"the pattern names more than {_MOST_INPUTS:,} files"
                 fix = "give the number of the last file, as in {000..099}"
                 raise DataError(what, public_location(text), fix)
-            words = [f"{n:0{width}}" for n in range(first, last + 1)]
+            step = 1 if first <= last else -1
+            words = [f"{n:0{width}}" for n in range(first, last + step, step)]
         pieces += [[text[at : found.start()]], words]
         at, count = found.end(), count * len(words)
     return ["".join(parts) for parts in product(*pieces, [text[at:]])]
@@ -149,7 +159,17 @@ def _inside(folder: Path, output: Path | None) -> list[Path]:
     parquet = [path for path in found if path.suffix.lower() == ".parquet"]
     if not found:
         raise DataError("the input folder is empty", str(folder), "give a folder or file with text")
-    return sorted(parquet or found)
+    return _each_once(parquet or found)
+
+
+def _each_once(paths: list[Path]) -> list[Path]:
+    """In order; a file that several links lead to comes once, one that is there compressed too is refused."""
+    there = set(paths)
+    twice = next((p for p in paths if p.suffix in COMPRESSED_SUFFIXES and p.with_suffix("") in there), None)
+    if twice is not None:
+        what = "a file lies there compressed and not, so that its text would come twice"
+        raise DataError(what, str(twice), "remove one of the two, or name the files to read")
+    return sorted({os.path.realpath(path): path for path in sorted(paths, reverse=True)}.values())
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -184,7 +204,7 @@ class TextFile:
             self._path = location.name
         else:
             self.name = location_key(location)
-            self._path = self.where if location.startswith(PIPE) else urlsplit(location).path
+            self._path = self.where if location.startswith(PIPE) else split_address(location).path
         self._raw: IO[bytes] | None = None
         self.behind = "at its beginning"
 
@@ -205,11 +225,15 @@ class TextFile:
         """What the file holds, decompressed.
 
         Raises:
-            DataError: it cannot be read, or is damaged; the place is the one last told to :meth:`at`.
+            DataError: it cannot be read, is damaged (the place is the one last told to :meth:`at`), or is
+                still being written.
         """
         try:
             with closing(self._open()) as raw, decompressed(raw, self._path) as stream:
                 yield stream
+            if isinstance(self.location, Path) and self.location.stat().st_size != self.size:
+                what, fix = "the file has changed its size while it was read", "start again when it is whole"
+                raise DataError(what, self.where, fix)
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
                 f"the compressed file is cut or damaged ({error})",

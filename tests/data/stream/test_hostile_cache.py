@@ -1,13 +1,15 @@
-"""A cache that others can write to, and inputs of nothing but line ends."""
+"""A cache that others can write to, on a full disk, or filled slowly; inputs of nothing but line ends."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -16,6 +18,7 @@ from janus_ds.config.schema import DataConfig
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.open_dataset import open_data
 from janus_ds.data.stream.shard_cache import ShardCache
+from janus_ds.data.stream.source import Source
 from janus_ds.data.text.documents import DocumentReader, DocumentRule
 from janus_ds.data.text.tokenizer import ByteLevelBPE
 from janus_ds.errors import DataError, ResourceError
@@ -89,6 +92,55 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(ResourceError, match="cannot be written") as caught:
         ShardCache(tmp_path / "shards", 1000).open(SHA256, 10, no_download)
     assert caught.value.where == str(tmp_path / "shards" / "lock")
+
+
+def test_a_full_disk_is_named_by_its_folder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = replace(DataConfig(), cache_dir=str(tmp_path))
+
+    def transferred(*_: object) -> Iterator[bytes]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+
+    with serve(tiny) as server:
+        place = open_data(server.address, data).split("train")[0]
+        shard, shards = Source(place, cut_shards=False).index.shards[0], place.shards
+        assert shards is not None
+        monkeypatch.setattr("janus_ds.data.stream.open_dataset.transferred", transferred)
+        with pytest.raises(ResourceError, match="the disk is full") as caught:
+            shards.open(shard)
+        assert caught.value.where == str(tmp_path / "shards")
+        with pytest.raises(ResourceError, match="the disk is full") as caught:
+            open_data(server.address, data)
+        assert caught.value.where == str(place.folder.parent)
+
+
+def test_bytes_of_a_shard_are_seen_as_they_come(tmp_path: Path) -> None:
+    cache, seen = ShardCache(tmp_path, 250), []
+
+    def drips(file: BinaryIO) -> None:
+        for _ in range(3):
+            file.write(b"x" * 10)
+            file.flush()
+            seen.append(cache.arrived())
+
+    os.close(cache.open(SHA256, 30, drips))
+    seen.append(cache.arrived())
+    assert all(before != after for before, after in pairwise(seen))
+
+
+def test_the_log_tells_of_shards_that_come_for_the_lengths_of_samples(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("janus_ds.data.stream.source._NEWS_SECONDS", -1.0)
+    with serve(tiny) as server, caplog.at_level("INFO", "janus_ds"):
+        data = open_data(server.address, replace(DataConfig(), cache_dir=str(tmp_path)))
+        source = Source(data.split("train")[0], cut_shards=False)
+        source.lengths()
+    told, count = caplog.text, len(source.index.shards)
+    assert f"reading the lengths of samples: shard 1 of {count}, {server.address}/train" in told
+    assert f"reading the lengths of samples: shard {count} of {count}, " in told
 
 
 def test_data_published_again_with_another_kind_of_tokenizer(tiny: Path, tmp_path: Path) -> None:

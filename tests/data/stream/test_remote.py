@@ -213,7 +213,8 @@ def opens(location: str, data: DataConfig) -> DataPlace:
 
 
 def test_commands_and_fsspec_addresses_work_too(tiny, tmp_path, monkeypatch):
-    opens(f"pipe:cat {tiny}/{{}}", settings(tmp_path / "pipe"))
+    (odd := tmp_path / os.fsdecode(b"caf\xe9")).symlink_to(tiny)
+    opens(f"pipe:cat {odd}/{{}}", settings(tmp_path / "pipe"))
     opens(f"file://{tiny}", settings(tmp_path / "file"))
     memory = fsspec.filesystem("memory")
     memory.put(str(tiny), "/tiny", recursive=True)

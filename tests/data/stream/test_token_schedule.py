@@ -154,7 +154,9 @@ def load(split: Path, share: RankShare, run: RunConfig | None = None, start: int
 def test_lengths_come_from_the_offsets_alone(split):
     maker = BatchMaker(split, token_config(), SPECIAL)
     samples = maker.source.read(np.arange(90))
+    begun = maker.source.arriving()
     lengths = maker.source.parts[0].lengths()
+    assert maker.source.arriving() != begun  # which the watchdog looks at
     assert all(np.array_equal(lengths[name], samples[name].lengths) for name in samples)
     c = sample_costs(maker.source.parts[0], maker.kinds, maker.config)
     assert np.array_equal(c.width_N, np.maximum(samples["source"].lengths, samples["target"].lengths) + 2)

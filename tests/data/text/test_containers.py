@@ -132,6 +132,7 @@ def test_hostile_tars(tmp_path: Path) -> None:
     whole = tar(tmp_path / "a.tar", {"a.txt": b"Text " * 3000, "b.txt": b"Text"}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:9000])
     fails(tmp_path / "cut.tar", "cut or damaged")
+    fails(tar(tmp_path / "e.tar", {"a.jsonl": b'{"text": "a"}'}), "no .txt or .json")
     fails(tar(tmp_path / "j.tar", {"a.json": b"[" * 100_000}), "not JSON")
     fails(tar(tmp_path / "u.tar", {"a.txt": b"\xff"}), "not UTF-8")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

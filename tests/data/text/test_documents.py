@@ -56,9 +56,16 @@ def test_compressed_files_read_the_same_and_cuts_are_found(tmp_path, suffix):
     assert read([path]) == text.split("\n\n")
     twice = write(tmp_path / f"b.txt{suffix}", PACK[suffix](b"One.\n\n") + PACK[suffix](b"Two."))
     assert read([twice]) == ["One.", "Two."]
+    # All that follows a damaged one would be lost.
+    for place in (0, 16):
+        second = bytearray(PACK[suffix](b"Two."))
+        second[place] ^= 255
+        write(twice, PACK[suffix](b"One.\n\n") + bytes(second) + PACK[suffix](b"Three."))
+        with pytest.raises(DataError, match=r"cut or damaged|cannot be read"):
+            read([twice])
     damaged = bytearray(packed)
     damaged[len(packed) // 2] ^= 255
-    for data in (packed[: len(packed) // 2], packed[:-3], bytes(damaged)):
+    for data in (packed[: len(packed) // 2], packed[:-3], bytes(damaged), b""):
         write(path, data)
         with pytest.raises(DataError) as caught:
             read([path])
@@ -101,6 +108,9 @@ def test_what_a_folder_holds(tmp_path):
         write(inside / name, name)
     write(tmp_path / "far" / "f.txt", "far/f.txt")
     (inside / "linked").symlink_to(tmp_path / "far")
+    # Their text would come twice.
+    (inside / "newest.txt").symlink_to(inside / "a.txt")
+    (inside / "same").symlink_to(tmp_path / "far")
     (inside / "data" / "loop").symlink_to(inside)
     (inside / ".dangling").symlink_to(tmp_path / "nowhere")
     assert read([inside]) == ["a.txt", "data/b.txt", "far/f.txt"]
@@ -111,10 +121,24 @@ def test_what_a_folder_holds(tmp_path):
     assert caught.value.where == str(inside / "data" / "dangling")
     shards = [write(tmp_path / f"part-{n:02}.txt", f"{n}") for n in range(11)]
     assert list_inputs([f"{tmp_path}/part-{{00..10}}.txt"]) == shards
+    assert list_inputs([f"{tmp_path}/part-{{10..08}}.txt"]) == shards[:7:-1]
+    with pytest.raises(DataError, match=r"part-008\.txt"):
+        list_inputs([f"{tmp_path}/part-{{8..010}}.txt"])
     odd = write(tmp_path / "{a,b}.txt", "odd")
     assert list_inputs([odd]) == [odd]
     with pytest.raises(DataError, match="more than"):
         list_inputs([f"{tmp_path}/{{0..9999999999}}.txt"])
+
+
+@pytest.mark.parametrize("suffix", sorted(PACK))
+def test_a_file_in_a_folder_that_is_there_packed_too_is_refused(tmp_path, suffix):
+    """As `gunzip -k` leaves it."""
+    write(tmp_path / "in" / "a.txt", "Text.")
+    packed = write(tmp_path / "in" / f"a.txt{suffix}", PACK[suffix](b"Text."))
+    with pytest.raises(DataError, match="compressed and not") as caught:
+        read([tmp_path / "in"])
+    assert caught.value.where == str(packed)
+    assert read([packed, tmp_path / "in" / "a.txt"]) == ["Text.", "Text."]
 
 
 def test_text_comes_from_servers_and_commands(tmp_path, monkeypatch):
@@ -146,6 +170,17 @@ def test_a_file_that_changes_while_it_comes_is_not_read_on(tmp_path, monkeypatch
         write(tmp_path / "a.txt", (b"Newer " * 1000 + b"\n") * 2500)
         with pytest.raises(DataError, match="has changed while it came"):
             list(lines)
+
+
+def test_a_file_that_is_still_being_written_is_told(tmp_path):
+    """Such as one that is on its way here."""
+    path = write(tmp_path / "a.txt", "One.\n\nTwo.")
+    documents = DocumentReader([path], DocumentRule()).read()
+    assert next(documents)[0] == "One."
+    write(path, "One.\n\nTwo.\n\nThree.")
+    with pytest.raises(DataError, match="changed its size") as caught:
+        list(documents)
+    assert caught.value.where == str(path)
 
 
 def test_addresses_may_have_any_letters(tmp_path):
