@@ -16,7 +16,7 @@ import torch
 
 from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
-from janus_ds.config.locations import model_path
+from janus_ds.config.locations import model_path, user_path
 from janus_ds.config.modes import (
     GREEDY,
     MODES,
@@ -135,7 +135,14 @@ class EvalRequest:
         return found
 
     def folder(self, run: LoadedRun) -> Path:
-        """Where hypotheses and scores go; those of a part of the split not to those of the whole."""
+        """Where hypotheses and scores go; those of a part of the split not to those of the whole.
+
+        Raises:
+            UsageError: no output is named, and the model is one of the package, whose folder is not the user's.
+        """
+        if self.output is None and model_path(self.checkpoint) != user_path(str(self.checkpoint)):
+            what = "the package's own model has no place for hypotheses and scores"
+            raise UsageError(what, f"--checkpoint {self.checkpoint}", "give --output DIR")
         return self.output or run.folder / "eval" / split_folder(self.split, self.limit)
 
 

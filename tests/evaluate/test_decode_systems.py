@@ -109,7 +109,10 @@ def test_outputs_that_cannot_be_scored_are_kept_and_single_sentences_are_warmed_
             raise DataError("the scorer failed", "here", "mend it")
 
     (tmp_path / "ar-greedy.scores.json").write_text("{}")
-    request = EvalRequest(Path("demo"), modes=("ar-greedy",), output=tmp_path, latency_sentences=1)
+    request = EvalRequest(Path("demo"), modes=("ar-greedy",), latency_sentences=1)
+    with pytest.raises(UsageError, match="the package's own model has no place"):
+        run_evaluation(request, load_run("demo"), Unscored())
+    request = replace(request, output=tmp_path)
     with pytest.raises(DataError, match="the scorer failed"):
         run_evaluation(request, load_run("demo"), Unscored())
     assert len((tmp_path / "ar-greedy.txt").read_text().splitlines()) == 2
