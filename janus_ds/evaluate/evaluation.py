@@ -138,7 +138,7 @@ class EvalRequest:
         """Where hypotheses and scores go; those of a part of the split not to those of the whole.
 
         Raises:
-            UsageError: no output is named, and the model is one of the package, whose folder is not the user's.
+            UsageError: no output is named, and the model is one of the package.
         """
         if self.output is None and model_path(self.checkpoint) != user_path(str(self.checkpoint)):
             what = "the package's own model has no place for hypotheses and scores"
