@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -336,11 +337,9 @@ def _decode(
     progress: Progress | None,
 ) -> tuple[list[Hypothesis], dict[str, float]]:
     """Outputs, sentences a second in batches, and milliseconds a sentence one by one."""
-
-    def show(done: int, total: int) -> None:
-        if progress is not None:
-            progress(name, done, total)
-
+    show = None if progress is None else partial(progress, name)
+    # Kernels, or layers, are compiled at the first call; for one sentence alone others than for batches.
+    generator.generate_ids(timed_sources(sources, 2))
     start = time.perf_counter()
     found = [candidates[0] for candidates in generator.generate_ids(sources, show)]
     speed = {"sentences_per_second": len(sources) / max(time.perf_counter() - start, 1e-9)}

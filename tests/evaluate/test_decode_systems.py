@@ -13,6 +13,7 @@ import pytest
 from janus_ds.config.modes import with_decode
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
+from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.errors import CheckpointError, DataError, UsageError
@@ -95,11 +96,15 @@ def test_systems_are_what_their_names_say_whatever_the_recipe_decodes_by() -> No
     assert list(systems_of(request, alone)) == ["nar-4", "nar-t0.5"]
 
 
-def test_outputs_that_cannot_be_scored_are_kept_and_single_sentences_are_warmed_up(
+def test_outputs_that_cannot_be_scored_are_kept_and_what_is_timed_is_warmed_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[Sequence[int]] = []
     monkeypatch.setattr(evaluation, "one_by_one", lambda _, ids: timed.append(ids) or 1)
+    clock: list[str] = []
+    original = Generator.generate_ids
+    monkeypatch.setattr(Generator, "generate_ids", lambda *a: clock.append("decodes") or original(*a))
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock.append("looks") or len(clock))
 
     class Unscored:
         def read(self, *_: object) -> PairText:
@@ -118,6 +123,7 @@ def test_outputs_that_cannot_be_scored_are_kept_and_single_sentences_are_warmed_
     assert len((tmp_path / "ar-greedy.txt").read_text().splitlines()) == 2
     assert not (tmp_path / "ar-greedy.scores.json").exists()
     assert len(timed) == 2
+    assert clock[:4] == ["decodes", "looks", "decodes", "looks"]
 
 
 def test_data_of_another_task_is_told_before_its_vocabulary(tiny: Path, tmp_path: Path) -> None:
