@@ -373,9 +373,8 @@ def _generator(run: LoadedRun, text: TextCodec, mode: str, parsed: argparse.Name
     if parsed.nbest is not None and size:
         # So many are looked for at least; samples are drawn as many as are wanted.
         asked[size] = max(parsed.nbest, 1 if sampled else getattr(run.config.decode, size))
-    elif sampled and size and (mode == "ar" or getattr(parsed, size) is None):
-        # The best of several draws would be no exact sample.
-        asked[size] = 1
+    elif size and getattr(parsed, size) is not None:
+        asked[size] = getattr(parsed, size)
     config, batch_tokens = with_decode(run.config, asked), parsed.batch_tokens
     if batch_tokens is None:
         return Generator(run.model, text, config)

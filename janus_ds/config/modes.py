@@ -161,7 +161,7 @@ def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     """
     values = to_dict(config)
     values["decode"] |= decode
-    mode, sampled = values["decode"]["mode"], decode.get("temperature")
+    mode, sampled = values["decode"]["mode"], values["decode"]["temperature"]
     if (decode.get("mode") in ("draft", "aux") or (mode == "ar" and sampled)) and "beam" not in decode:
         values["decode"]["beam"] = 1
     if mode == "aux" and sampled and "length_beam" not in decode:
