@@ -146,8 +146,10 @@ def find_run(path: Path) -> tuple[Path, Path]:
             str(path),
             "give a folder with a run.json, such as runs/quickstart, or one of its checkpoints",
         )
-    folder = path if (path / RUN_FILE).is_file() else path.resolve().parent.parent
-    if not (folder / RUN_FILE).is_file():
+    # A link may be the checkpoint's name, or the place of all checkpoints on another disk.
+    above = [place.parent.parent for place in (path.absolute(), path.resolve())]
+    folder = next((place for place in (path, *above) if (place / RUN_FILE).is_file()), None)
+    if folder is None:
         raise CheckpointError(
             "the folder holds no run.json",
             str(path),
