@@ -194,7 +194,7 @@ def run_evaluation(
     output, origin = request.folder(run), _origin(run, request)
     with disk_faults(output):
         output.mkdir(parents=True, exist_ok=True)
-        removed = _give_way(output, origin, text.sources)
+        removed = _give_way(output, origin, text)
     if text.references is not None:
         _write_lines(output / "references.txt", text.references)
     # For readers and reports: data directories move.
@@ -209,9 +209,8 @@ def run_evaluation(
             (output / stale).unlink(missing_ok=True)
         _write_lines(output / f"{name}.txt", lines.lines)
         scores = task.score(lines, found, text)
-        decode = _decode_options(request, generator)
-        extra = {"system": name, "speed": speed, "decode": decode, **origin, **scores.extra}
-        extra |= {"precision": precision, "device": device_name(request.device)}
+        extra = {"system": name, "speed": speed, "decode": _decode_options(request, generator)}
+        extra |= {**origin, **scores.extra, "precision": precision, "device": device_name(request.device)}
         extra |= {"long_inputs": long} if long else {}
         warnings = [*([long["warning"]] if long else []), *scores.warnings]
         scores = replace(scores, extra=extra, warnings=warnings)
@@ -222,9 +221,12 @@ def run_evaluation(
     return Evaluated(results, run.weights.parent, sources, left)
 
 
-def _give_way(output: Path, origin: Mapping[str, Any], sources: Sequence[str]) -> list[str]:
+def _give_way(output: Path, origin: Mapping[str, Any], text: PairText) -> list[str]:
     """Remove what an earlier evaluation of other weights or sentences has left; the names of its systems."""
-    kept, removed = _read_lines(output / "sources.txt") == list(sources), []
+    own, removed = {"sources.txt": text.sources, "references.txt": text.references or []}, []
+    others = [output / name for name, lines in own.items() if _read_lines(output / name) != lines]
+    for path in others:
+        path.unlink(missing_ok=True)
     for path in output.glob("*.scores.json"):
         name = path.name.removesuffix(".scores.json")
         try:
@@ -232,7 +234,7 @@ def _give_way(output: Path, origin: Mapping[str, Any], sources: Sequence[str]) -
         except (OSError, ValueError):
             continue
         # Other files of scores are none of ours.
-        if told.get("system") == name and not (kept and origin.items() <= told.items()):
+        if told.get("system") == name and (others or not origin.items() <= told.items()):
             removed.append(name)
             (output / f"{name}.txt").unlink(missing_ok=True)
             path.unlink()

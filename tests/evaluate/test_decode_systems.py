@@ -20,7 +20,7 @@ from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate import evaluation, tasks
 from janus_ds.evaluate.evaluation import EvalRequest, load_mean, run_evaluation, systems_of
 from janus_ds.metrics.glge import task_named
-from janus_ds.metrics.scores import TextLines
+from janus_ds.metrics.scores import Scores, TextLines
 from tests.support.tiny_run import make_run
 
 
@@ -126,7 +126,35 @@ def test_outputs_that_cannot_be_scored_are_kept_and_what_is_timed_is_warmed_up(
     assert clock[:4] == ["decodes", "looks", "decodes", "looks"]
 
 
+def test_scores_against_other_references_do_not_stay_beside_new_ones(tmp_path: Path) -> None:
+    class OnlyRead:
+        def __init__(self, *references: str) -> None:
+            self.text = PairText(["Ja."], list(references) or None, ("test.de", "test.en"))
+
+        def read(self, *_: object) -> PairText:
+            return self.text
+
+        def score(self, *_: object) -> Scores:
+            return Scores("nmt", "test", 1)
+
+    run = load_run("demo")
+
+    def removed(mode: str, *references: str) -> list[str]:
+        asked = {"iterations": (0,), "latency_sentences": 0, "output": tmp_path}
+        return run_evaluation(
+            EvalRequest(Path("demo"), modes=(mode,), **asked), run, OnlyRead(*references)
+        ).removed
+
+    assert removed("ar-greedy", "Yes.") == removed("nar", "Yes.") == []
+    assert removed("nar", "Yeah.") == ["ar-greedy"]
+    assert removed("ar-greedy") == ["nar-0"]
+    assert not (tmp_path / "references.txt").exists()
+
+
 def test_data_of_another_task_is_told_before_its_vocabulary(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the data that the run was trained on is not there") as caught:
+        tasks.evaluate(EvalRequest(Path("demo"), device="cpu"))
+    assert caught.value.fix == "give --data DIR"
     data = Path(shutil.copytree(tiny, tmp_path / "data"))
     request = EvalRequest(Path("demo"), data=data, device="cpu")
     with pytest.raises(DataError, match="holds no translation data"):
