@@ -108,10 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = load_run(parsed.checkpoint, options, parsed.device)
     modes = modes or (run.config.decode.mode,)
     _check_used(parsed, modes, run.config)
-    if parsed.dtype == "auto" and "draft" in modes:
-        # Whether a token comes from a check or from AR depends on times; in bf16 their sums differ too often.
-        parsed.dtype = "fp32"
-    prepare_for_inference(run.model, inference_options(parsed))
+    prepare_for_inference(run.model, inference_options(parsed).of_modes(modes))
     text = run.codec(parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
     generators = {mode: _generator(run, text, mode, parsed) for mode in modes}
