@@ -247,7 +247,7 @@ def _from_left(run: LoadedRun, passage: Passage, begins_V: Tensor | None) -> Hyp
     places = [place for place, id_ in enumerate(row) if id_ < 0]
     for place in places:
         ((logits_TV,),) = scorer.logits(memory, [[[max(id_, 0) for id_ in row]]])
-        score_V = logits_TV[place].log_softmax(0)
+        score_V = logits_TV[place - len(row) - 1].log_softmax(0)
         allowed_V = score_V.index_fill(0, forbidden, -torch.inf)
         if begins_V is not None:
             wanted = torch.tensor([row[place]], device=device)

@@ -108,10 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = load_run(parsed.checkpoint, options, parsed.device)
     modes = modes or (run.config.decode.mode,)
     _check_used(parsed, modes, run.config)
-    if parsed.dtype == "auto" and "draft" in modes:
-        # Whether a token comes from a check or from AR depends on times; in bf16 their sums differ too often.
-        parsed.dtype = "fp32"
-    prepare_for_inference(run.model, inference_options(parsed))
+    prepare_for_inference(run.model, inference_options(parsed).of_modes(modes))
     text = run.codec(parsed.ids)
     # All generators first: a mode that was not trained is refused before anything is decoded.
     generators = {mode: _generator(run, text, mode, parsed) for mode in modes}
@@ -373,9 +370,8 @@ def _generator(run: LoadedRun, text: TextCodec, mode: str, parsed: argparse.Name
     if parsed.nbest is not None and size:
         # So many are looked for at least; samples are drawn as many as are wanted.
         asked[size] = max(parsed.nbest, 1 if sampled else getattr(run.config.decode, size))
-    elif sampled and size and (mode == "ar" or getattr(parsed, size) is None):
-        # The best of several draws would be no exact sample.
-        asked[size] = 1
+    elif size and getattr(parsed, size) is not None:
+        asked[size] = getattr(parsed, size)
     config, batch_tokens = with_decode(run.config, asked), parsed.batch_tokens
     if batch_tokens is None:
         return Generator(run.model, text, config)

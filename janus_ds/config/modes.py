@@ -47,15 +47,15 @@ _RULES = (
     "prefix",
     "forced_eos",
 )
-_AR = ("length_penalty", "forced_bos")
+_AR = ("length_penalty", "forced_bos", "beam_stop")
 _NAR = ("iterations", "nar_score", "threshold", "rescore", "target")
 RESCORED = "nar with --rescore ar"
 GREEDY = "ar-greedy"
 """In evaluations AR with one beam, beside AR with the beam that was asked for."""
 MODES: Mapping[str, Mode] = {
-    "ar": _mode("ar", "beam", *_RULES, *_AR, "beam_stop", "forbid", *_SAMPLES),
+    "ar": _mode("ar", "beam", *_RULES, *_AR, "forbid", *_SAMPLES),
     "nar": _mode("nar", "length_beam", *_NAR),
-    "draft": _mode("ar nar", "", *_AR, "beam_stop", "forbid", *_SAMPLES),
+    "draft": _mode("ar nar", "", *_AR, "forbid", *_SAMPLES),
     "aux": _mode("aux", "length_beam", "aux_order", "nar_score", "target", *_SAMPLES),
     RESCORED: _mode("ar nar", "length_beam", *_NAR, *_AR),
 }
@@ -161,7 +161,7 @@ def with_decode(config: RunConfig, decode: Mapping[str, Any]) -> RunConfig:
     """
     values = to_dict(config)
     values["decode"] |= decode
-    mode, sampled = values["decode"]["mode"], decode.get("temperature")
+    mode, sampled = values["decode"]["mode"], values["decode"]["temperature"]
     if (decode.get("mode") in ("draft", "aux") or (mode == "ar" and sampled)) and "beam" not in decode:
         values["decode"]["beam"] = 1
     if mode == "aux" and sampled and "length_beam" not in decode:

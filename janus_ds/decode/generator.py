@@ -113,8 +113,8 @@ class Generator:
         options = decode | ({} if mode is None else {"mode": mode})
         run = load_run(path, options, device)
         check_used(run.config.decode, decode)
-        model, text = prepare_for_inference(run.model, inference), run.codec(ids)
-        return cls(model, text, run.config)
+        inference = (inference or InferenceOptions()).of_modes((run.config.decode.mode,))
+        return cls(prepare_for_inference(run.model, inference), run.codec(ids), run.config)
 
     def generate(self, texts: str | Sequence[str], progress: Progress | None = None) -> list[Hypothesis]:
         """The best hypothesis of each text, in the order of the texts; a string is one text.

@@ -10,7 +10,7 @@ models that the package ships, unless there is a folder of that name.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,10 @@ def find_run(path: Path) -> tuple[Path, Path]:
             str(path),
             "give a folder with a run.json, such as runs/quickstart, or one of its checkpoints",
         )
-    folder = path if (path / RUN_FILE).is_file() else path.resolve().parent.parent
-    if not (folder / RUN_FILE).is_file():
+    # A link may be the checkpoint's name, or the place of all checkpoints on another disk.
+    above = [place.parent.parent for place in (path.absolute(), path.resolve())]
+    folder = next((place for place in (path, *above) if (place / RUN_FILE).is_file()), None)
+    if folder is None:
         raise CheckpointError(
             "the folder holds no run.json",
             str(path),
@@ -238,6 +240,14 @@ class InferenceOptions:
     dtype: str = "fp32"
     int8: bool = False
     compiled: bool = False
+
+    def of_modes(self, modes: Collection[str]) -> InferenceOptions:
+        """The same for these modes: where there are drafts, `auto` is fp32.
+
+        Whether a token comes from a check or from AR depends on times; in bf16 their sums differ too often.
+        """
+        drafts = self.dtype == "auto" and "draft" in modes
+        return replace(self, dtype="fp32") if drafts else self
 
 
 def prepare_for_inference(model: JanusModel, options: InferenceOptions | None = None) -> JanusModel:

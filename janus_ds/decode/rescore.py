@@ -31,21 +31,22 @@ class ArScorer:
         self.model = model
         self.search = search_settings(config, model.special)
         self.stream = ArStream.of(config.objective, model.special)
+        forced = self.search.forced_first
+        # One that is shown is part of the outputs.
+        self._first = [] if forced is None or self.search.shows_first else [forced]
 
     def logits(
         self, memory: EncoderOutput, outputs: Sequence[Sequence[Sequence[int]]]
     ) -> Iterator[list[Tensor]]:
-        """Logits for every token of each output and the eos behind it, (N + 1, V) each.
+        """Logits for every token of each output and the eos behind it, (N + 1, V) each; one row more, in
+        front, where AR begins with a forced token that is no part of outputs.
 
         They are made sentence by sentence, since those of a batch can take gigabytes.
 
         Args:
             outputs: for each sentence equally many candidates, inner tokens only.
         """
-        forced = self.search.forced_first
-        # One that is shown is part of the outputs.
-        first = [] if forced is None or self.search.shows_first else [forced]
-        rows = [[[self.search.start, *first, *tokens] for tokens in group] for group in outputs]
+        rows = [[[self.search.start, *self._first, *tokens] for tokens in group] for group in outputs]
         width = max(len(row) for group in rows for row in group)
         padded = [[row + [self.search.eos] * (width - len(row)) for row in group] for group in rows]
         token_BCT = torch.tensor(padded, device=memory.states_BSD.device)
@@ -57,19 +58,23 @@ class ArScorer:
         hidden_BCTD = torch.cat(hidden, 1)
         for group, hidden_CTD in zip(rows, hidden_BCTD, strict=True):
             yield [
-                self.model.logits(hidden_TD[len(first) : len(row)])
+                self.model.logits(hidden_TD[: len(row)])
                 for row, hidden_TD in zip(group, hidden_CTD, strict=True)
             ]
 
     def scores(self, memory: EncoderOutput, outputs: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
-        """AR's score of each output, as a beam search gives it (without a forced first token)."""
-        found = []
+        """AR's score of each output, as a beam search gives it."""
+        search, found = self.search, []
         for group, parts in zip(outputs, self.logits(memory, outputs), strict=True):
             scores = []
             for tokens, logits_TV in zip(group, parts, strict=True):
-                target_T = torch.tensor([*tokens, self.search.eos], device=logits_TV.device)
+                said = [*self._first, *tokens, search.eos]
+                target_T = torch.tensor(said, device=logits_TV.device)
                 gain_T = logits_TV.gather(1, target_T[:, None]).squeeze(1) - logits_TV.logsumexp(1)
-                scores.append(float(gain_T.sum()) / len(target_T) ** self.search.length_penalty)
+                for step, token in enumerate(said) if search.free_forced else ():
+                    if search.forced(step) == token:
+                        gain_T[step] = 0.0
+                scores.append(float(gain_T.sum()) / len(said) ** search.length_penalty)
             found.append(scores)
         return found
 

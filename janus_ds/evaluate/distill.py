@@ -32,7 +32,7 @@ from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardFormat
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.decode.generator import Generator
-from janus_ds.decode.load import LoadedRun
+from janus_ds.decode.load import LoadedRun, prepare_for_inference
 from janus_ds.errors import CheckpointError, DataError
 from janus_ds.evaluate.evaluation import load_mean
 from janus_ds.io import (
@@ -101,7 +101,9 @@ def distill(request: DistillRequest, show: Show | None = None) -> PrepareReport:
         shutil.rmtree(_work(request.output), ignore_errors=True)  # left if the last act was interrupted
         return PrepareReport(request.output, finished, already_whole=True)
     output = replaceable_folder(request.output)
-    with _opened_work(output, asked) as work:
+    # Of portions of another size none fits.
+    odd = {} if request.portion == DistillRequest.portion else {"portion": request.portion}
+    with _opened_work(output, asked | odd) as work:
         targets = _Targets(run, request, work / "portions").translate(show or (lambda done, total: None))
         whole = work / "data"
         made = _write(request.data, whole, manifest, targets, asked)
@@ -139,7 +141,8 @@ def _asked(
     decode = with_decode(run.config, {**request.decode, "mode": "ar"}).decode
     names = ["beam", "beam_stop", "early_stopping", "length_penalty", "max_length"]
     # Rules that came later are named where they are used, so that older data stay what they are.
-    rules = ("min_length", "no_repeat_ngram_size", "repetition_penalty", "forced_bos", "forced_eos", "forbid")
+    rules = ["min_length", "no_repeat_ngram_size", "repetition_penalty", "forced_bos", "forced_eos", "forbid"]
+    rules += ["prefix", *["temperature", "top_k", "top_p", "seed"] * bool(decode.temperature)]
     names += [name for name in rules if getattr(decode, name) != getattr(DecodeConfig, name)]
     return {
         "distilled": {
@@ -184,7 +187,7 @@ class _Targets:
 
     def __init__(self, run: LoadedRun, request: DistillRequest, folder: Path) -> None:
         config = with_decode(run.config, {**request.decode, "mode": "ar"})
-        self._generator = Generator(run.model, run.text, config)
+        self._generator = Generator(prepare_for_inference(run.model), run.text, config)
         self._longest = run.config.model.max_source_positions - 2
         self._source = SampleSource(request.data / _TRAIN)
         self._portion = request.portion
@@ -201,15 +204,15 @@ class _Targets:
             show(start, len(order))
             if not path.is_file():
                 ids, told = order[start : start + self._portion], partial(_shifted, show, start, len(order))
-                write_atomic(path, json.dumps(self._decode(ids, told)).encode())
+                write_atomic(path, json.dumps(self._decode(ids, told, start)).encode())
             parts.append(Ragged.from_rows(json.loads(path.read_bytes()), self._dtype))
         show(len(order), len(order))
         return Ragged.concatenate(parts).take(np.argsort(order, kind="stable"))
 
-    def _decode(self, ids: NDArray[np.int64], show: Show) -> list[list[int]]:
+    def _decode(self, ids: NDArray[np.int64], show: Show, first: int) -> list[list[int]]:
         sources = [row.tolist() for row in self._source.read(ids)["source"].rows()]
         able = [i for i, row in enumerate(sources) if len(row) <= self._longest]
-        found = self._generator.generate_ids([sources[i] for i in able], show)
+        found = self._generator.generate_ids([sources[i] for i in able], show, first)
         outputs: list[list[int]] = [[] for _ in sources]
         for i, candidates in zip(able, found, strict=True):
             outputs[i] = list(candidates[0].tokens)

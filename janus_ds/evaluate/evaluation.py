@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import torch
 
 from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
-from janus_ds.config.locations import model_path
+from janus_ds.config.locations import model_path, user_path
 from janus_ds.config.modes import (
     GREEDY,
     MODES,
@@ -135,7 +136,14 @@ class EvalRequest:
         return found
 
     def folder(self, run: LoadedRun) -> Path:
-        """Where hypotheses and scores go; those of a part of the split not to those of the whole."""
+        """Where hypotheses and scores go; those of a part of the split not to those of the whole.
+
+        Raises:
+            UsageError: no output is named, and the model is one of the package.
+        """
+        if self.output is None and model_path(self.checkpoint) != user_path(str(self.checkpoint)):
+            what = "the package's own model has no place for hypotheses and scores"
+            raise UsageError(what, f"--checkpoint {self.checkpoint}", "give --output DIR")
         return self.output or run.folder / "eval" / split_folder(self.split, self.limit)
 
 
@@ -186,7 +194,7 @@ def run_evaluation(
     output, origin = request.folder(run), _origin(run, request)
     with disk_faults(output):
         output.mkdir(parents=True, exist_ok=True)
-        removed = _give_way(output, origin, text.sources)
+        removed = _give_way(output, origin, text)
     if text.references is not None:
         _write_lines(output / "references.txt", text.references)
     # For readers and reports: data directories move.
@@ -201,9 +209,8 @@ def run_evaluation(
             (output / stale).unlink(missing_ok=True)
         _write_lines(output / f"{name}.txt", lines.lines)
         scores = task.score(lines, found, text)
-        decode = _decode_options(request, generator)
-        extra = {"system": name, "speed": speed, "decode": decode, **origin, **scores.extra}
-        extra |= {"precision": precision, "device": device_name(request.device)}
+        extra = {"system": name, "speed": speed, "decode": _decode_options(request, generator)}
+        extra |= {**origin, **scores.extra, "precision": precision, "device": device_name(request.device)}
         extra |= {"long_inputs": long} if long else {}
         warnings = [*([long["warning"]] if long else []), *scores.warnings]
         scores = replace(scores, extra=extra, warnings=warnings)
@@ -214,9 +221,12 @@ def run_evaluation(
     return Evaluated(results, run.weights.parent, sources, left)
 
 
-def _give_way(output: Path, origin: Mapping[str, Any], sources: Sequence[str]) -> list[str]:
+def _give_way(output: Path, origin: Mapping[str, Any], text: PairText) -> list[str]:
     """Remove what an earlier evaluation of other weights or sentences has left; the names of its systems."""
-    kept, removed = _read_lines(output / "sources.txt") == list(sources), []
+    own, removed = {"sources.txt": text.sources, "references.txt": text.references or []}, []
+    others = [output / name for name, lines in own.items() if _read_lines(output / name) != lines]
+    for path in others:
+        path.unlink(missing_ok=True)
     for path in output.glob("*.scores.json"):
         name = path.name.removesuffix(".scores.json")
         try:
@@ -224,7 +234,7 @@ def _give_way(output: Path, origin: Mapping[str, Any], sources: Sequence[str]) -
         except (OSError, ValueError):
             continue
         # Other files of scores are none of ours.
-        if told.get("system") == name and not (kept and origin.items() <= told.items()):
+        if told.get("system") == name and (others or not origin.items() <= told.items()):
             removed.append(name)
             (output / f"{name}.txt").unlink(missing_ok=True)
             path.unlink()
@@ -329,11 +339,9 @@ def _decode(
     progress: Progress | None,
 ) -> tuple[list[Hypothesis], dict[str, float]]:
     """Outputs, sentences a second in batches, and milliseconds a sentence one by one."""
-
-    def show(done: int, total: int) -> None:
-        if progress is not None:
-            progress(name, done, total)
-
+    show = None if progress is None else partial(progress, name)
+    # Kernels, or layers, are compiled at the first call; for one sentence alone others than for batches.
+    generator.generate_ids(timed_sources(sources, 2))
     start = time.perf_counter()
     found = [candidates[0] for candidates in generator.generate_ids(sources, show)]
     speed = {"sentences_per_second": len(sources) / max(time.perf_counter() - start, 1e-9)}

@@ -233,8 +233,26 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
 
 def _tables(run: LoadedRun) -> Iterator[str]:
     """A table for each split that was scored: systems down, metrics across."""
-    for path in [run.folder / "scores.json", *sorted(run.folder.glob("eval/*/scores.json"))]:
-        if split_of_folder(path.parent.name) != path.parent.name:
+    for split, scored in _scored(run.folder).items():
+        ours = {name: mapping(x) for name, x in scored.items() if _is_of(name, mapping(x), run)}
+        systems = {name: finite_numbers(x.get("metrics", x)) for name, x in ours.items()}
+        metrics = sorted({name for scores in systems.values() for name in scores})
+        if not metrics:
+            continue
+        rows = [["system", *metrics], ["---"] * (1 + len(metrics))]
+        rows += [[name, *(_shown(scores.get(m)) for m in metrics)] for name, scores in systems.items()]
+        lines = [f"| {' | '.join(markdown_text(cell) for cell in row)} |" for row in rows]
+        yield "\n".join([f"{markdown_text(split)}:", "", *lines])
+
+
+def _scored(folder: Path) -> dict[str, dict[str, Any]]:
+    """By split, the scores of each system: those of the last evaluation first, then of earlier ones, whose
+    files lie beside its own."""
+    found: dict[str, dict[str, Any]] = {}
+    tables = [folder / "scores.json", *sorted(folder.glob("eval/*/scores.json"))]
+    for path in [*tables, *sorted(folder.glob("eval/*/*.scores.json"))]:
+        split = path.parent.name
+        if split_of_folder(split) != split:
             continue
         try:
             values = read_json(path)
@@ -243,18 +261,12 @@ def _tables(run: LoadedRun) -> Iterator[str]:
         except (OSError, ValueError) as error:
             fix = "remove the file, or score the run again"
             raise DataError(f"the scores cannot be read ({error})", str(path), fix) from None
-        parts = {path.parent.name: values} if "systems" in values else values
-        for split, part in parts.items():
-            scored = mapping(mapping(part).get("systems"))
-            ours = {name: x for name, x in scored.items() if _is_of(name, mapping(x), run)}
-            systems = {name: finite_numbers(mapping(x).get("metrics", x)) for name, x in ours.items()}
-            metrics = sorted({name for scores in systems.values() for name in scores})
-            if not metrics:
-                continue
-            rows = [["system", *metrics], ["---"] * (1 + len(metrics))]
-            rows += [[name, *(_shown(scores.get(m)) for m in metrics)] for name, scores in systems.items()]
-            lines = [f"| {' | '.join(markdown_text(cell) for cell in row)} |" for row in rows]
-            yield "\n".join([f"{markdown_text(split)}:", "", *lines])
+        if path not in tables:
+            values = {"systems": {path.name.removesuffix(".scores.json"): values}}
+        for name, part in ({split: values} if "systems" in values else values).items():
+            for system, scores in mapping(mapping(part).get("systems")).items():
+                found.setdefault(name, {}).setdefault(system, scores)
+    return found
 
 
 def _is_of(system: str, scores: Mapping[str, Any], run: LoadedRun) -> bool:

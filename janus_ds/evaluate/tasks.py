@@ -73,10 +73,11 @@ def evaluate(request: EvalRequest, progress: Progress | None = None) -> Evaluate
 
 def _data_of(request: EvalRequest, run: LoadedRun) -> Path:
     """The data directory that is asked for, or else the one of training."""
-    data = request.data or run.config.data.path
-    if not data:
-        raise UsageError("the run does not say where its data lay", str(run.folder), "give --data DIR")
-    return Path(data)
+    data = request.data or Path(run.config.data.path or "")
+    if request.data is None and not (run.config.data.path and data.is_dir()):
+        what = "the data that the run was trained on is not there"
+        raise UsageError(what, run.config.data.path or str(run.folder), "give --data DIR")
+    return data
 
 
 class _Translation:

@@ -320,17 +320,20 @@ def read_texts(task: Task, predictions: Path, data: Path, split: str) -> TaskTex
         DataError: a file is missing (sources may be) or not text.
     """
     folder = data / f"{task.name}_data" / "org_data"
-    references = folder / f"{split}.tgt"
-    if not references.is_file():
+    references, sources = (_plain_or_compressed(folder / f"{split}.{side}") for side in ("tgt", "src"))
+    if references is None:
         raise DataError(
             f"the references of {task.name} are missing",
-            str(references),
+            str(folder / f"{split}.tgt"),
             "--data is the folder of one level, such as glge/easy, that holds TASK_data/org_data/SPLIT.tgt",
         )
-    sources: TextLines | None = None
-    if task.uses_sources and (path := folder / f"{split}.src").is_file():
-        sources = read_lines(path)
-    return TaskTexts(read_lines(predictions), read_lines(references), sources)
+    grouping = read_lines(sources) if task.uses_sources and sources else None
+    return TaskTexts(read_lines(predictions), read_lines(references), grouping)
+
+
+def _plain_or_compressed(path: Path) -> Path | None:
+    names = (path.with_name(f"{path.name}{end}") for end in ("", ".gz", ".xz"))
+    return next((name for name in names if name.is_file()), None)
 
 
 def find_predictions(folder: Path, split: str) -> dict[str, Path]:

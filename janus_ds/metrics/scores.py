@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +16,8 @@ from janus_ds.errors import DataError
 from janus_ds.io import make_folder, mapping, write_atomic
 
 _FIRST = re.compile(r"-first-\d+$")
+_COMPRESSED = {b"\x1f\x8b": gzip.decompress, b"\xfd7zXZ\0": lzma.decompress}
+"""By the first bytes, with which no text begins."""
 
 
 def split_folder(split: str, limit: int = 0) -> str:
@@ -39,10 +44,11 @@ class TextLines:
 
 
 def read_lines(path: Path) -> TextLines:
-    """Read a UTF-8 file; a line ends at a newline (with a carriage return or not), nowhere else.
+    """Read a UTF-8 file, plain or compressed by gzip or xz; a line ends at a newline (with a carriage return
+    or not), nowhere else.
 
     Raises:
-        DataError: the file is missing, empty or not UTF-8.
+        DataError: the file is missing, empty, damaged or not UTF-8.
     """
     try:
         content = path.read_bytes()
@@ -51,11 +57,19 @@ def read_lines(path: Path) -> TextLines:
             f"the file cannot be read: {error.strerror}", str(path), "check the path and its permissions"
         ) from error
     try:
+        for magic, decompress in _COMPRESSED.items():
+            content = decompress(content) if content.startswith(magic) else content
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        what, fix = f"the compressed file is cut or damaged ({error})", "copy or download the file again"
+        raise DataError(what, str(path), fix) from None
+    try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            "the file is not UTF-8 text", f"{path}, line {line}", "give plain UTF-8 (xz -d, iconv -t utf-8)"
+            "the file is not UTF-8 text",
+            f"{path}, line {line}",
+            "give UTF-8, plain or as .gz or .xz (iconv -t utf-8)",
         ) from error
     text = text.replace("\r\n", "\n")
     if not text:

@@ -21,6 +21,7 @@ from janus_ds.config.presets import resolve
 from janus_ds.config.schema import DataConfig, ModelConfig, RunConfig
 from janus_ds.data.stream.index import Manifest
 from janus_ds.decode.generator import Generator
+from janus_ds.decode.load import find_run
 from janus_ds.errors import CheckpointError, DataError, UsageError
 from tests.support.tiny_data import make_tiny_data
 from tests.support.tiny_run import write_run
@@ -179,6 +180,14 @@ def test_damaged_and_foreign_checkpoints(copy: Path) -> None:
     edit_record(copy, **(record | {"recipe": shape}))
     refused("do not fit the model")
     edit_record(copy, **record)
+    # On another disk, by links: all checkpoints, or one.
+    (copy / "checkpoints").rename(copy.parent / "disk")
+    (copy / "checkpoints").symlink_to(copy.parent / "disk")
+    assert find_run(newest) == (copy, weights)
+    (copy / "checkpoints").unlink()
+    (copy.parent / "disk").rename(copy / "checkpoints")
+    (copy.parent / "link").symlink_to(newest)
+    assert find_run(copy.parent / "link")[0] == copy.resolve()
     broken = read_weights(weights)
     broken["length_head.weight"][0] = float("nan")
     write_tensors(weights, broken)

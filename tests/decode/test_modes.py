@@ -105,6 +105,11 @@ def test_what_only_the_recipe_names_is_not_taken_over() -> None:
     """A beam is AR's, and a schedule of passes is not a threshold's."""
     assert with_decode(RunConfig(), {"mode": "aux"}).decode.beam == 1
     assert with_decode(RunConfig(), {"mode": "ar", "temperature": 1.0}).decode.beam == 1
+    sampled = RunConfig(decode=DecodeConfig(mode="ar", temperature=1.0))
+    assert with_decode(sampled, {}).decode.beam == 1
+    # The best of several draws would be no exact sample.
+    assert with_decode(sampled, {"mode": "aux"}).decode.length_beam == 1
+    assert with_decode(sampled, {"mode": "aux", "length_beam": 3}).decode.length_beam == 3
     assert with_decode(RunConfig(), {"threshold": 0.9}).decode.iterations is None
     with pytest.raises(ConfigError, match=r"decode\.iterations is null"):
         load_run_config(None, ["decode.iterations=null"])

@@ -13,13 +13,14 @@ import pytest
 from janus_ds.config.modes import with_decode
 from janus_ds.data.prepare.pair_files import PairText
 from janus_ds.data.stream.index import Manifest
+from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.decode.search_settings import Hypothesis
 from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate import evaluation, tasks
 from janus_ds.evaluate.evaluation import EvalRequest, load_mean, run_evaluation, systems_of
 from janus_ds.metrics.glge import task_named
-from janus_ds.metrics.scores import TextLines
+from janus_ds.metrics.scores import Scores, TextLines
 from tests.support.tiny_run import make_run
 
 
@@ -95,11 +96,15 @@ def test_systems_are_what_their_names_say_whatever_the_recipe_decodes_by() -> No
     assert list(systems_of(request, alone)) == ["nar-4", "nar-t0.5"]
 
 
-def test_outputs_that_cannot_be_scored_are_kept_and_single_sentences_are_warmed_up(
+def test_outputs_that_cannot_be_scored_are_kept_and_what_is_timed_is_warmed_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[Sequence[int]] = []
     monkeypatch.setattr(evaluation, "one_by_one", lambda _, ids: timed.append(ids) or 1)
+    clock: list[str] = []
+    original = Generator.generate_ids
+    monkeypatch.setattr(Generator, "generate_ids", lambda *a: clock.append("decodes") or original(*a))
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock.append("looks") or len(clock))
 
     class Unscored:
         def read(self, *_: object) -> PairText:
@@ -109,15 +114,47 @@ def test_outputs_that_cannot_be_scored_are_kept_and_single_sentences_are_warmed_
             raise DataError("the scorer failed", "here", "mend it")
 
     (tmp_path / "ar-greedy.scores.json").write_text("{}")
-    request = EvalRequest(Path("demo"), modes=("ar-greedy",), output=tmp_path, latency_sentences=1)
+    request = EvalRequest(Path("demo"), modes=("ar-greedy",), latency_sentences=1)
+    with pytest.raises(UsageError, match="the package's own model has no place"):
+        run_evaluation(request, load_run("demo"), Unscored())
+    request = replace(request, output=tmp_path)
     with pytest.raises(DataError, match="the scorer failed"):
         run_evaluation(request, load_run("demo"), Unscored())
     assert len((tmp_path / "ar-greedy.txt").read_text().splitlines()) == 2
     assert not (tmp_path / "ar-greedy.scores.json").exists()
     assert len(timed) == 2
+    assert clock[:4] == ["decodes", "looks", "decodes", "looks"]
+
+
+def test_scores_against_other_references_do_not_stay_beside_new_ones(tmp_path: Path) -> None:
+    class OnlyRead:
+        def __init__(self, *references: str) -> None:
+            self.text = PairText(["Ja."], list(references) or None, ("test.de", "test.en"))
+
+        def read(self, *_: object) -> PairText:
+            return self.text
+
+        def score(self, *_: object) -> Scores:
+            return Scores("nmt", "test", 1)
+
+    run = load_run("demo")
+
+    def removed(mode: str, *references: str) -> list[str]:
+        asked = {"iterations": (0,), "latency_sentences": 0, "output": tmp_path}
+        return run_evaluation(
+            EvalRequest(Path("demo"), modes=(mode,), **asked), run, OnlyRead(*references)
+        ).removed
+
+    assert removed("ar-greedy", "Yes.") == removed("nar", "Yes.") == []
+    assert removed("nar", "Yeah.") == ["ar-greedy"]
+    assert removed("ar-greedy") == ["nar-0"]
+    assert not (tmp_path / "references.txt").exists()
 
 
 def test_data_of_another_task_is_told_before_its_vocabulary(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the data that the run was trained on is not there") as caught:
+        tasks.evaluate(EvalRequest(Path("demo"), device="cpu"))
+    assert caught.value.fix == "give --data DIR"
     data = Path(shutil.copytree(tiny, tmp_path / "data"))
     request = EvalRequest(Path("demo"), data=data, device="cpu")
     with pytest.raises(DataError, match="holds no translation data"):

@@ -26,6 +26,7 @@ from janus_ds.evaluate.evaluation import EvalRequest
 from janus_ds.evaluate.tasks import _GlgeSplit
 from janus_ds.io import folder_lock
 from janus_ds.metrics.glge import task_named
+from janus_ds.model.decoding.cpu_kernels import PreparedLinear
 from tests.support.tiny_pairs import prepare_tiny, tiny_lines
 from tests.support.tiny_run import make_run
 
@@ -83,7 +84,7 @@ def test_targets_are_translations_and_all_else_stays(data: Path, run: Path, tmp_
     assert not list(tmp_path.glob(".*"))
     # Done is done; another request is refused.
     assert go(data, run, output).already_whole
-    for other in ({"beam": 1}, {"no_repeat_ngram_size": 2}):
+    for other in ({"beam": 1}, {"no_repeat_ngram_size": 2}, {"temperature": 1.0, "beam": 2}, {"prefix": "a"}):
         with pytest.raises(DataError, match="prepared with other settings"):
             go(data, run, output, decode=other)
     # What was distilled can be distilled again, with the mean of checkpoints.
@@ -101,12 +102,16 @@ def test_an_interrupted_run_goes_on(
     decoded: list[int] = []
     original = Generator.generate_ids
 
-    def counting(self: Generator, sources: Sequence[Sequence[int]], progress: object = None) -> object:
+    def counting(self: Generator, sources: Sequence[Sequence[int]], progress: object, first: int) -> object:
         if sum(decoded) == 32:
             raise KeyboardInterrupt
+        # Samples of a later portion have random numbers of their own.
+        assert first == (sum(decoded) or 32 * resumed)
+        assert isinstance(self.model.encoder.layers[0].fc1, PreparedLinear)
         decoded.append(len(sources))
         return original(self, sources)
 
+    resumed = False
     monkeypatch.setattr(Generator, "generate_ids", counting)
     with pytest.raises(KeyboardInterrupt):
         go(data, run, tmp_path / "new")
@@ -114,7 +119,10 @@ def test_an_interrupted_run_goes_on(
     assert not (tmp_path / "new").exists()
     with pytest.raises(DataError, match="interrupted distillation with another model"):
         go(data, run, tmp_path / "new", decode={"beam": 3})
+    with pytest.raises(DataError, match="interrupted distillation with another model"):
+        distill(DistillRequest(data, run, tmp_path / "new", portion=8))
     decoded.clear()
+    resumed = True
     # By a link to the empty folder that it becomes: the same place.
     (tmp_path / "new").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "new")

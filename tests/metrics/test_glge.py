@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,12 @@ def test_lines_are_read_as_python_reads_text(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(DataError, match="empty"):
         read_lines(file)
+    for compress in (gzip.compress, lzma.compress):
+        file.write_bytes(compress(b"a\nb"))
+        assert read_lines(file).lines == ["a", "b"]
+        file.write_bytes(file.read_bytes()[:-9])
+        with pytest.raises(DataError, match="cut or damaged"):
+            read_lines(file)
 
 
 def test_files_are_found_where_glge_puts_them(tmp_path: Path) -> None:
@@ -147,7 +155,10 @@ def test_files_are_found_where_glge_puts_them(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "test.tgt").write_text("b\n")
     assert read_texts(TASKS["squadqg"], found["squadqg"], data, "test").sources is None
-    (folder / "test.src").write_text("c\n")
+    with lzma.open(folder / "test.src.xz", "wt") as file:
+        file.write("c\n")
+    (folder / "test.tgt").unlink()
+    (folder / "test.tgt.gz").write_bytes(gzip.compress(b"b\n"))
     read = read_texts(TASKS["squadqg"], found["squadqg"], data, "test")
     assert read.sources is not None
     assert (read.references.lines, read.sources.lines) == (["b"], ["c"])

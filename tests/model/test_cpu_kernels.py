@@ -150,6 +150,8 @@ def test_auto_is_bf16_where_the_cpu_multiplies_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     ready = prepare_for_inference(tiny_model().float(), InferenceOptions("auto"))
     assert {parameter.dtype for parameter in ready.parameters()} == {precision}
+    drafts = Generator.from_checkpoint("demo", "draft", device="cpu", inference=InferenceOptions("auto"))
+    assert drafts.model.output_weight.dtype == torch.float32
 
 
 def test_a_compiled_model_traces_one_layer_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,9 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
     for split in ("test", "test-first-4"):
         (tmp_path / "eval" / split).mkdir(parents=True)
         (tmp_path / "eval" / split / "scores.json").write_text(json.dumps({"systems": systems}))
+    # Of an evaluation before that one, which had other systems.
+    for name, system in {"system1": {**ours, "metrics": {"chrf": 1}}, "before": systems["system1"]}.items():
+        (tmp_path / "eval" / "test" / f"{name}.scores.json").write_text(json.dumps(system))
     card = model_card(run, ["ar"], False, None)
     assert [line for line in card.splitlines() if line.startswith("| system")] == [
         "| system | chrf |",
@@ -118,6 +121,7 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
         "| system1 | 51.00 |",
         "| system7 | 57.00 |",
     ]
+    assert "| before | 51.00 |" in card
     assert "first" not in card
     assert "token by token" in card
     only_nar = model_card(run, ["nar"], True, None)
