@@ -26,7 +26,7 @@ AUTO_TARGET_TOKENS = 32_768
 _LARGEST = 10**12
 _REPEAT = 'leave the block out, write "auto", or change the recipe'
 
-_BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     name: tuple(keys.split())
@@ -67,7 +67,7 @@ _PLAIN_KEYS = """
     gradient_clipping steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level
     communication_data_type prescale_gradients gradient_predivide_factor disable_python_gc
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer"""
-KNOWN = (*_BATCH_KEYS, *(name for name in SECTIONS if "." not in name), *_PLAIN_KEYS.split())
+KNOWN = (*BATCH_KEYS, *(name for name in SECTIONS if "." not in name), *_PLAIN_KEYS.split())
 """All keys that may stand at the top level."""
 
 _MONITORS = (
@@ -272,7 +272,7 @@ class DeepSpeedFile:
     def batch(self, data_size: int) -> tuple[int, int]:
         """Micro-batch and accumulation of one rank, as :func:`solve_batch` finds them; else (1, 1)."""
         self.values["steps_per_print"] = self._size("steps_per_print")
-        sizes = [self._size(key) for key in _BATCH_KEYS]
+        sizes = [self._size(key) for key in BATCH_KEYS]
         if -1 not in sizes and self._faults.spoilt.isdisjoint({"train.global_batch", "data.batch"}):
             try:
                 return solve_batch(self._run, data_size, *sizes)
@@ -366,7 +366,7 @@ def solve_batch(
         ConfigError: the numbers contradict each other; `where` is the key.
     """
     if run.data.batch == "tokens":
-        for key, value in zip(_BATCH_KEYS, (total, micro), strict=False):
+        for key, value in zip(BATCH_KEYS, (total, micro), strict=False):
             if value is not None:
                 what = f"{key} is {value} samples, but data.batch is tokens: updates hold train.batch_tokens"
                 raise ConfigError(what, key, 'write "auto"; gradient_accumulation_steps may be given')
