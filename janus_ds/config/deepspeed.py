@@ -193,7 +193,6 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
     if stage == 3:
         _check_compiled(run, f"{path}: zero_optimization.stage", faults)
     file.check_supported(stage, precision)
-    file.check_guards()
     micro_batch, accumulation = file.batch(data_size)
     if not any(key.startswith("optim.") or key == "train.max_steps" for key in faults.spoilt):
         file.check_repeated()
