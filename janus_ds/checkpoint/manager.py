@@ -18,7 +18,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +37,6 @@ from janus_ds.checkpoint.manifest import (
 from janus_ds.checkpoint.tensors import Snapshot, snapshot_bytes, write_tensors
 from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import CheckpointError, ResourceError
-from janus_ds.io import read_json
 from janus_ds.parallel.topology import Topology, on_first_rank
 
 _SAVING, _REMOVING, _REPLACED = ".saving-", ".removing-", ".replaced-"
@@ -255,19 +253,6 @@ class CheckpointManager:
         )
 
 
-def kept_best(root: Path) -> dict[str, Any]:
-    """What RUN/checkpoints/best says of itself; empty where there is none. For rank 0.
-
-    Mends what a kill between the two renames of :func:`save_best` has left.
-    """
-    final, previous = root / BEST_FOLDER, root / _PREVIOUS
-    with suppress(OSError, ValueError):
-        if previous.exists() and not final.exists():
-            previous.rename(final)
-        return read_json(final / BEST_FILE)
-    return {}
-
-
 def save_best(root: Path, weights: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
     """Put weights in the place of the best ones so far, RUN/checkpoints/best; for rank 0.
 
@@ -277,6 +262,9 @@ def save_best(root: Path, weights: Mapping[str, Tensor], record: Mapping[str, An
     final, working, previous = root / BEST_FOLDER, root / _WORKING, root / _PREVIOUS
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if previous.exists() and not final.exists():
+            # Killed between the two renames below.
+            previous.rename(final)
         for leftover in (working, previous):
             shutil.rmtree(leftover, ignore_errors=True)
         working.mkdir()

@@ -84,7 +84,7 @@ class Trainer:
         self._quarantine = QuarantineList(run.folder)
         self._validator, self._outputs = self._held_out()
         self._guard = StepGuard(topology, self._train, signals, meters.recent_losses)
-        self._best = BestWeights(self._train, meters, run.folder / "checkpoints", topology, self.step)
+        self._best = BestWeights(self._train, meters, run.folder / "checkpoints", topology)
         self._reporter = Reporter(run, engine, self.step, meters)
 
     def _held_out(self) -> tuple[Validator, OutputDecoder]:

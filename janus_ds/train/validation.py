@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
-from janus_ds.checkpoint.manager import kept_best, save_best
+from janus_ds.checkpoint.manager import save_best
 from janus_ds.config.modes import trained_modes
 from janus_ds.config.schema import RunConfig, TrainConfig
 from janus_ds.data.prepare.pair_files import PairText, held_out_text
@@ -28,7 +28,7 @@ from janus_ds.metrics.glge import VALIDATION_METRICS
 from janus_ds.model.janus import JanusModel
 from janus_ds.objective.janus_objective import LossReport
 from janus_ds.parallel.tensor_parallel import ParallelLayers
-from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks
+from janus_ds.parallel.topology import Topology, raise_on_all_ranks
 from janus_ds.train.engine import TrainingEngine
 from janus_ds.train.state import Meters, measure_of, patience_is_over
 
@@ -228,40 +228,13 @@ class BestWeights:
 
     Args:
         meters: the best so far; brought up to date here.
-        step: updates done at this start.
     """
 
-    def __init__(
-        self, train: TrainConfig, meters: Meters, root: Path, topology: Topology, step: int = 0
-    ) -> None:
+    def __init__(self, train: TrainConfig, meters: Meters, root: Path, topology: Topology) -> None:
         self._train = train
         self._meters = meters
         self._root = root
         self._topology = topology
-        kept = on_first_rank(topology, lambda: kept_best(root))
-        if meters.best_step:
-            self._compare_with_kept(kept, step)
-
-    def _compare_with_kept(self, kept: Mapping[str, Any], step: int) -> None:
-        """Let the meters mean what lies in checkpoints/best, of which a kill may have left a later one.
-
-        That is of a step which is trained again. It stays until there is a better one; without any to compare
-        with, the next validation is the best.
-        """
-        meters, name = self._meters, self._scores_name
-        if kept.get("step") == meters.best_step:
-            return
-        try:
-            comparable = kept["step"] > step and kept["measure"] == meters.measure
-            figures = float(kept["valid_loss"]), float(kept[name].get(self._train.keep_best, -1.0))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            comparable = False
-        meters.best_step = kept["step"] if comparable else 0
-        meters.best_loss, meters.best_bleu = figures if comparable else (0.0, -1.0)
-
-    @property
-    def _scores_name(self) -> str:
-        return f"valid_{VALIDATION_METRICS[self._train.valid_task].name}"
 
     def judge(
         self,
@@ -279,27 +252,24 @@ class BestWeights:
         """
         meters, kind = self._meters, self._train.keep_best
         if kind == "loss":
-            figure, best = -losses["loss"], -meters.best_loss if meters.best_step else -math.inf
+            better = losses["loss"] < (meters.best_loss if meters.best_step else math.inf)
         elif kind in scores:
-            figure, best = scores[kind], meters.best_bleu
+            better = scores[kind] > meters.best_bleu
         else:
             return
-        # A step that is trained again after a kill may have left its best weights before.
-        again = step <= meters.best_step
-        better = figure > best or (step == meters.best_step and figure == best)
+        name = f"valid_{VALIDATION_METRICS[self._train.valid_task].name}"
         measured = {measure_of(self._train, mode): score for mode, score in scores.items()}
         risen = {of: score for of, score in measured.items() if score > meters.best_scores.get(of, -1.0)}
         meters.best_scores |= risen
         if not better:
-            meters.stale_validations = 0 if risen or again else meters.stale_validations + 1
-        elif self._keep(step, weights(), {"valid_loss": losses["loss"], self._scores_name: dict(scores)}):
+            meters.stale_validations = 0 if risen else meters.stale_validations + 1
+        elif self._keep(step, weights(), {"valid_loss": losses["loss"], name: dict(scores)}):
             meters.best_step, meters.stale_validations = step, 0
             meters.best_bleu, meters.best_loss = scores.get(kind, -1.0), losses["loss"]
         meters.finished = patience_is_over(meters, self._train)
 
     def _keep(self, step: int, weights: Mapping[str, Tensor] | None, figures: dict[str, Any]) -> bool:
-        measure = measure_of(self._train, self._train.keep_best)
-        record = {"step": step, **figures, "mode": self._train.keep_best, "measure": measure}
+        record = {"step": step, **figures, "mode": self._train.keep_best}
         try:
             raise_on_all_ranks(
                 self._topology,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -31,7 +31,6 @@ class Run:
     root: Path
     train: TrainConfig
     meters: Meters = field(default_factory=Meters)
-    start: int = 0
     gathered: int = 0
 
     def validate(self, step: int, loss: float, **scores: float) -> None:
@@ -39,7 +38,7 @@ class Run:
             self.gathered += 1
             return {"w": torch.tensor([float(step)])}
 
-        best = BestWeights(self.train, self.meters, self.root, Topology(torch.device("cpu")), self.start)
+        best = BestWeights(self.train, self.meters, self.root, Topology(torch.device("cpu")))
         best.judge(step, {"loss": loss}, scores, weights)
 
     @property
@@ -49,16 +48,13 @@ class Run:
         return int(read_weights(self.root / "best" / WEIGHTS_FILE)["w"]), record
 
 
-MEASURE = {"measure": "loss of 256 samples"}
-
-
 def test_the_lowest_held_out_loss_is_kept(tmp_path: Path) -> None:
     run = Run(tmp_path, TrainConfig(keep_best="loss", patience=3))
     for step, loss in enumerate([float("nan"), 5.0, 4.0, 4.5, 4.0, 3.0, 3.5, 3.0], 1):
         run.validate(step, loss)
         assert not run.meters.finished
     assert run.kept[0] == run.meters.best_step == 6
-    assert run.kept[1] == {"step": 6, "valid_loss": 3.0, "valid_bleu": {}, "mode": "loss", **MEASURE}
+    assert run.kept[1] == {"step": 6, "valid_loss": 3.0, "valid_bleu": {}, "mode": "loss"}
     assert run.gathered == 3
     run.validate(9, 3.1)
     assert run.meters.finished
@@ -87,46 +83,6 @@ def test_the_best_score_is_shown_where_scores_decide(tmp_path: Path, keep: str, 
     trainer._score.return_value = {"ar": 25.0}
     assert Trainer._validate(trainer) == {"valid/loss": 3.0, "valid/bleu_ar": 25.0}
     assert trainer._reporter.note.call_args.args == (f"step 2 BLEU: ar 25.00{words}",)
-
-
-KEPT = TrainConfig(keep_best="loss", patience=2)
-
-
-def killed(root: Path) -> Run:
-    """A start that goes on from step 1, where another one was killed after the validations of 2 and 3."""
-    run = Run(root, KEPT, Meters().judged_by(KEPT))
-    run.validate(1, 3.0)
-    saved = replace(run.meters)
-    run.validate(2, 2.5)
-    run.validate(3, 2.0)
-    return Run(root, KEPT, saved, start=1)
-
-
-@pytest.mark.parametrize("again", [2.0, 2.2])
-def test_the_best_weights_after_a_kill_are_what_is_said_of_them(tmp_path: Path, again: float) -> None:
-    """Step 3 is trained again: to the same loss, or, on other ranks, to a worse one, which is not kept."""
-    run = killed(tmp_path)
-    run.validate(2, 2.5)
-    assert run.kept[0] == run.meters.best_step == 3
-    run.validate(3, again)
-    assert (run.gathered, run.kept[1]["valid_loss"], run.meters.best_loss) == (int(again == 2.0), 2.0, 2.0)
-    # Patience as in an unbroken run.
-    run.validate(4, 2.1)
-    assert not run.meters.finished
-    run.validate(5, 2.1)
-    assert run.meters.finished
-
-
-@pytest.mark.parametrize("record", ["{", "[]", '{"step": 3}', '{"step": 3, "measure": "loss of 9 samples"}'])
-def test_without_the_best_weights_the_next_validation_has_them(tmp_path: Path, record: str) -> None:
-    run = killed(tmp_path)
-    (tmp_path / "best/best.json").write_text(record)
-    run.validate(2, 9.0)
-    assert run.kept[0] == run.meters.best_step == 2
-    # A kill between the two renames.
-    (tmp_path / "best").rename(tmp_path / ".previous-best")
-    run.validate(3, 9.5)
-    assert run.kept[0] == run.meters.best_step == 2
 
 
 class OtherRank(Topology):
