@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from janus_ds.config.deepspeed_file import SUM_TYPES, DeepSpeedFile
+from janus_ds.config.deepspeed_file import BATCH_KEYS, SUM_TYPES, DeepSpeedFile
 from janus_ds.config.fields import FaultList, shown
 from janus_ds.config.load import read_run_config
 from janus_ds.config.locations import public_location
@@ -47,6 +47,13 @@ class ExecutionConfig:
     """The file, for messages."""
     notes: tuple[str, ...] = ()
     """What is not as it was written: positions that the data needs, overrides without effect."""
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """Values of `engine` by dotted key, but for those that follow from the fields below it."""
+        told = {*BATCH_KEYS, "zero_optimization.stage", "bf16.enabled", "fp16.enabled"}
+        told |= {"steps_per_print", "zero_force_ds_cpu_optimizer"}
+        return {key: value for key, value in _leaves(self.engine) if key not in told}
 
     @property
     def advice(self) -> str:
@@ -186,7 +193,6 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
     if stage == 3:
         _check_compiled(run, f"{path}: zero_optimization.stage", faults)
     file.check_supported(stage, precision)
-    file.check_guards()
     micro_batch, accumulation = file.batch(data_size)
     if not any(key.startswith("optim.") or key == "train.max_steps" for key in faults.spoilt):
         file.check_repeated()
@@ -200,6 +206,14 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
     engine["train_batch_size"] = engine["train_micro_batch_size_per_gpu"] * accumulation * data_size
     sizes = (micro_batch, accumulation, data_size)
     return ExecutionConfig(engine, stage, precision, *sizes, on_host, str(path), tuple(faults.notes))
+
+
+def _leaves(values: dict[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{section}{key}.")
+        else:
+            yield f"{section}{key}", value
 
 
 def _engine(values: dict[str, Any], run: RunConfig, on_host: bool) -> dict[str, Any]:

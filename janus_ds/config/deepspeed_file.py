@@ -26,7 +26,7 @@ AUTO_TARGET_TOKENS = 32_768
 _LARGEST = 10**12
 _REPEAT = 'leave the block out, write "auto", or change the recipe'
 
-_BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     name: tuple(keys.split())
@@ -67,13 +67,10 @@ _PLAIN_KEYS = """
     gradient_clipping steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level
     communication_data_type prescale_gradients gradient_predivide_factor disable_python_gc
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer"""
-KNOWN = (*_BATCH_KEYS, *(name for name in SECTIONS if "." not in name), *_PLAIN_KEYS.split())
+KNOWN = (*BATCH_KEYS, *(name for name in SECTIONS if "." not in name), *_PLAIN_KEYS.split())
 """All keys that may stand at the top level."""
 
-_MONITORS = (
-    "leave it out: DeepSpeed's monitors are given no losses here; RUN/metrics.jsonl and RUN/tensorboard hold "
-    "all figures; wandb: train.monitor"
-)
+_MONITORS = "leave it out; RUN/metrics.jsonl and RUN/tensorboard hold all figures; wandb: train.monitor"
 _WHAT_IS_TRAINED = "leave it out; data and its order belong to the recipe"
 REFUSED: dict[str, str] = {
     "tensor_parallel": "leave it out and give --tensor-parallel N; this section is DeepSpeed's AutoTP",
@@ -85,8 +82,7 @@ REFUSED: dict[str, str] = {
     "pipeline": "leave it out; the model has no pipeline stages",
     "elasticity": "leave it out; the global batch is fixed by train.global_batch",
     "autotuning": "leave it out; set micro-batch and ZeRO stage here",
-    "compression_training": "leave it out; the model is trained as it is",
-    "weight_quantization": "leave it out; the model is trained as it is",
+    **dict.fromkeys(("compression_training", "weight_quantization"), "leave it out; weights are whole"),
     "hybrid_engine": "leave it out; it is made for reinforcement learning",
     "expert_parallel": "leave it out; the model has no experts",
     "sparse_attention": "leave it out; attention follows the two-stream rule",
@@ -99,16 +95,27 @@ REFUSED: dict[str, str] = {
 }
 """Keys of DeepSpeed that are not passed on, and what to do; blocks with `"enabled": false` pass."""
 
-_SWITCHES = (
-    ("zero_optimization", "legacy_stage1", "DeepSpeed has no such stage 1 any more"),
-    ("zero_optimization", "zenflow", "it has an optimizer of its own"),
-    ("zero_optimization.offload_optimizer", "super_offload", "it needs DeepSpeed's CPU Adam"),
-    ("zero_optimization.offload_optimizer", "ratio", "to offload a part needs DeepSpeed's CPU Adam"),
-    ("fp16", "fp16_master_weights_and_grads", "it needs DeepSpeed's CPU Adam, and master weights are fp32"),
-    ("bf16", "bf16_master_weights_and_grads", "master weights are fp32 here"),
-    ("bf16", "bf16_optimizer_states", "Adam's moments are fp32 here"),
+_UNSEEN = "a gradient that is not finite would go into the weights unseen"
+_UNTRIED = "weights or gradients would be sent in 8 bits and less, which nobody has tried here"
+_ONLY: tuple[tuple[str, str, Any, str], ...] = (
+    ("zero_optimization", "compute_grad_norm", True, _UNSEEN),
+    ("zero_optimization", "ignore_unused_parameters", True, "a loss without a weight leaves some unused"),
+    ("zero_optimization", "legacy_stage1", False, "DeepSpeed has no such stage 1 any more"),
+    ("zero_optimization", "zenflow", False, "it has an optimizer of its own"),
+    ("zero_optimization", "zero_quantized_weights", False, _UNTRIED),
+    ("zero_optimization", "zero_quantized_nontrainable_weights", False, _UNTRIED),
+    ("zero_optimization", "zero_quantized_gradients", False, _UNTRIED),
+    ("zero_optimization", "zero_hpz_partition_size", 1, "a second partition of the weights is untried here"),
+    ("zero_optimization", "stage3_module_granularity_threshold", 0, "its backward pass fails here"),
+    ("zero_optimization", "leaf_module", {}, "modules fetched as one are untried here"),
+    ("zero_optimization.offload_optimizer", "super_offload", False, "it needs DeepSpeed's CPU Adam"),
+    ("zero_optimization.offload_optimizer", "ratio", 1, "to offload a part needs DeepSpeed's CPU Adam"),
+    ("fp16", "fp16_master_weights_and_grads", False, "it needs DeepSpeed's CPU Adam, and they are fp32 here"),
+    ("bf16", "bf16_master_weights_and_grads", False, "master weights are fp32 here"),
+    ("bf16", "bf16_optimizer_states", False, "Adam's moments are fp32 here"),
+    ("bf16", "check_grad_overflow", True, _UNSEEN),
 )
-"""Keys of sections that may only be off, and why: with them, DeepSpeed or the first save would fail."""
+"""Keys of sections with the one value that they may have, and why."""
 
 _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
     "communication_data_type": ("fp32", "fp16", "bf16"),
@@ -211,8 +218,7 @@ class DeepSpeedFile:
         stage = self.section("zero_optimization").get("stage", 0)
         if type(stage) is int and 0 <= stage <= 3:
             return stage
-        what = f"there is no ZeRO stage {shown(stage)}"
-        self.refuse("zero_optimization.stage", what, "use 0, 1, 2 or 3")
+        self.refuse("zero_optimization.stage", f"there is no ZeRO stage {shown(stage)}", "use 0, 1, 2 or 3")
         return 1
 
     def precision(self) -> str:
@@ -241,10 +247,10 @@ class DeepSpeedFile:
             elif device == "cpu" and stage < least:
                 what = f"{key} is 'cpu', which DeepSpeed leaves out in ZeRO stage {stage}"
                 self.refuse(key, what, f"set zero_optimization.stage to {least}, or leave {name} out")
-        for section, key, why in _SWITCHES:
+        for section, key, only, why in _ONLY:
             owner, _, inner = section.rpartition(".")
             value = (((self.section(owner) if owner else self.values).get(inner)) or {}).get(key)
-            if value not in (None, 1 if key == "ratio" else False):
+            if value not in (None, only):
                 name = f"{section}.{key}"
                 self.refuse(name, f"{name} is {shown(value)}: {why}", "leave it out")
         scattered = stage >= 2 and zero.get("reduce_scatter", True)
@@ -261,18 +267,10 @@ class DeepSpeedFile:
             types = " or ".join(dict.fromkeys(("fp32", precision)))
             self.refuse(key, what + types, f"write {types}, or leave it out")
 
-    def check_guards(self) -> None:
-        """Refuse to switch off DeepSpeed's looks for gradients that are not finite."""
-        for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
-            if self.section(section).get(key, True) is not True:
-                name = f"{section}.{key}"
-                what = f"{name} is off: a gradient that is not finite would go into the weights unseen"
-                self.refuse(name, what, "leave it out, or write true")
-
     def batch(self, data_size: int) -> tuple[int, int]:
         """Micro-batch and accumulation of one rank, as :func:`solve_batch` finds them; else (1, 1)."""
         self.values["steps_per_print"] = self._size("steps_per_print")
-        sizes = [self._size(key) for key in _BATCH_KEYS]
+        sizes = [self._size(key) for key in BATCH_KEYS]
         if -1 not in sizes and self._faults.spoilt.isdisjoint({"train.global_batch", "data.batch"}):
             try:
                 return solve_batch(self._run, data_size, *sizes)
@@ -292,7 +290,7 @@ class DeepSpeedFile:
     def check_repeated(self) -> None:
         """Refuse clipping, an optimizer or a schedule that is not the recipe's.
 
-        Files made for other programs often repeat them: equal values, and "auto", pass.
+        Files made for other programs often repeat them: equal values, and "auto", pass, with a note.
         """
         optim = self._run.optim
         clipping = self.values.get("gradient_clipping", "auto")
@@ -309,6 +307,8 @@ class DeepSpeedFile:
         warmup |= {"warmup_num_steps": optim.warmup_steps, "total_num_steps": self._run.train.max_steps}
         kinds = {"polynomial": ("warmupdecaylr",), "constant": ("warmuplr",)}.get(optim.schedule, ())
         self._compare("scheduler", kinds, f"has optim.schedule {optim.schedule!r}", warmup)
+        for name in sorted({"optimizer", "scheduler"} & self.values.keys()):
+            self._faults.notes.append(f"{name} in {self._path} sets nothing: the recipe's optim does")
 
     def _compare(self, name: str, kinds: tuple[str, ...], recipe: str, expected: dict[str, Any]) -> None:
         """Refuse a block of another type, and parameters that are not the expected ones."""
@@ -366,7 +366,7 @@ def solve_batch(
         ConfigError: the numbers contradict each other; `where` is the key.
     """
     if run.data.batch == "tokens":
-        for key, value in zip(_BATCH_KEYS, (total, micro), strict=False):
+        for key, value in zip(BATCH_KEYS, (total, micro), strict=False):
             if value is not None:
                 what = f"{key} is {value} samples, but data.batch is tokens: updates hold train.batch_tokens"
                 raise ConfigError(what, key, 'write "auto"; gradient_accumulation_steps may be given')

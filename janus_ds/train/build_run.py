@@ -234,6 +234,8 @@ def build_run(
             zero_stage=execution.zero_stage,
             precision=execution.precision,
             accumulation=execution.accumulation,
+            device=topology.device.type,
+            engine=execution.further,
             valid_fingerprint=fingerprint_of(
                 *(sha256_of_file(split.folder / INDEX_NAME).encode() for split in valid)
             ),

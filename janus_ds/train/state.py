@@ -1,8 +1,8 @@
 """`state.json`: what a checkpoint records of its run, and whether a new start may continue it.
 
 Everything needed to continue: weights and the optimizer's state, whole, the step, and the meters
-below. Order of data, masks, dropout and learning rate are functions of the step. The ranks, micro-batches,
-ZeRO stage, tensor-parallel size and precision are noted, and may be others at the next start.
+below. Order of data, masks, dropout and learning rate are functions of the step. How it is executed (ranks,
+device, the DeepSpeed file) is noted, and may be another way at the next start, which then says so.
 """
 
 from __future__ import annotations
@@ -107,6 +107,9 @@ class RunIdentity:
     """Micro-batches of a step on one rank: dropout is drawn for each."""
     valid_fingerprint: str = ""
     """Of the held-out samples, which may be others at the next start."""
+    device: str = ""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """What else the DeepSpeed file says (`ExecutionConfig.further`)."""
 
     def state(self, step: int, meters: Meters) -> dict[str, Any]:
         """The contents of `state.json` after `step` updates."""
@@ -153,7 +156,7 @@ class _SavedRecipe(_Form):
 
 
 class _SavedState(_Form):
-    """The form of `state.json`; older versions have fewer meters, and no state of the optimizer."""
+    """The form of `state.json`; older versions have fewer values and meters, and no state of the optimizer."""
 
     step: int = Field(ge=0, le=_MOST)
     meters: Meters
@@ -165,6 +168,7 @@ class _SavedState(_Form):
     data_fingerprint: str
     recipe: _SavedRecipe
     optimizer: _Optimizer
+    engine: dict[str, Any] = {}
 
 
 def check_form(state: Mapping[str, Any], folder: Path) -> None:
@@ -214,6 +218,15 @@ _NOT_TRAINED = """
     train.activation_checkpointing train.attention_backend train.compile
 """
 """Fields that may change between two starts of a run without changing what it learns."""
+_OF_A_HOST = """
+    data.path data.valid_path data.workers data.prefetch_steps data.cache_dir data.cache_gb data.read_ahead
+    data.retries data.stall_seconds
+"""
+"""Fields that each host may have its own value of."""
+
+
+def _differing(one: RunConfig, other: RunConfig) -> list[str]:
+    return [key for key in FIELDS if attrgetter(key)(one) != attrgetter(key)(other)]
 
 
 def changed_training(saved: RunConfig, now: RunConfig) -> list[str]:
@@ -226,8 +239,8 @@ def changed_training(saved: RunConfig, now: RunConfig) -> list[str]:
     left_out = _NOT_TRAINED.split()
     if "polynomial" not in (saved.optim.schedule, now.optim.schedule):
         left_out.append("train.max_steps")
-    keys = (key for key in FIELDS if key not in left_out and not key.startswith("decode."))
-    return [key for key in keys if attrgetter(key)(saved) != attrgetter(key)(now)]
+    changed = _differing(saved, now)
+    return [key for key in changed if key not in left_out and not key.startswith("decode.")]
 
 
 def check_same(first: RunIdentity, own: RunIdentity, rank: int) -> None:
@@ -238,7 +251,7 @@ def check_same(first: RunIdentity, own: RunIdentity, rank: int) -> None:
     """
     names = [field.name for field in fields(RunIdentity) if field.name != "recipe"]
     other = [name for name in names if getattr(first, name) != getattr(own, name)]
-    other += changed_training(first.recipe, own.recipe)
+    other += [key for key in _differing(first.recipe, own.recipe) if key not in _OF_A_HOST.split()]
     if other:
         raise ConfigError(
             f"rank {rank} reads other data, another recipe or another DeepSpeed file than the first rank",
@@ -290,13 +303,16 @@ def changed_execution(state: Mapping[str, Any], now: RunIdentity) -> list[str]:
         "zero_stage": "ZeRO stage {}",
         "precision": "precision {}",
         "accumulation": "{} micro-batches a step on a rank",
+        "device": "device {}",
     }
-    return [
-        f"{text.format(state[key])}, not {getattr(now, key)}"
-        for key, text in words.items()
-        # Earlier versions did not note all of them.
-        if state.get(key, getattr(now, key)) != getattr(now, key)
-    ]
+    # Earlier versions did not note all of them.
+    found = [(text, state[key], getattr(now, key)) for key, text in words.items() if key in state]
+    # Secrets of addresses are not in the state.
+    saved, recipe = from_dict(state["recipe"]), from_dict(to_dict(now.recipe))
+    found += [(f"{key} {{}}", attrgetter(key)(saved), attrgetter(key)(recipe)) for key in FIELDS]
+    then, engine = state.get("engine", now.engine), now.engine
+    found += [(f"{key} {{}}", then.get(key, "unset"), engine.get(key, "unset")) for key in {**then, **engine}]
+    return [f"{text.format(before)}, not {value}" for text, before, value in found if before != value]
 
 
 def read_resumable(checkpoint: Path | None, identity: RunIdentity) -> dict[str, Any]:

@@ -11,6 +11,10 @@ JANUS_MAX_STARTS=${JANUS_MAX_STARTS:-100}
 JANUS_SAVED=75   # exit code of a run that was asked to stop, has saved, and wants to be started again
 JANUS_STALLED=76 # of one that no rank made progress in; it goes on from its last checkpoint
 
+# The number of an array may be that of one of its tasks, and means all of them to Slurm's commands.
+JANUS_JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JANUS_JOB=${JANUS_JOB:-$SLURM_JOB_ID}
+
 cd "$JANUS_HOME" || exit 2
 export PATH="$JANUS_VENV/bin:$PATH"
 export PYTHONPATH="$JANUS_HOME${PYTHONPATH:+:$PYTHONPATH}"
@@ -26,13 +30,13 @@ export MASTER_PORT=${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 15000))}
 
 # When the job's time is over, for Slurm before 23.02, which does not say so by itself.
 if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
-    janus_end=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e | tr -d '[:space:]')
+    janus_end=$(squeue --noheader --jobs "$JANUS_JOB" --format %e | tr -d '[:space:]')
     # `date -d ""` would be midnight.
     SLURM_JOB_END_TIME=${janus_end:+$(date -d "$janus_end" +%s 2>/dev/null || true)}
     export SLURM_JOB_END_TIME
 fi
 
-janus_say() { echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"; }
+janus_say() { echo "$(date '+%F %T') job $JANUS_JOB, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"; }
 
 # Runs its arguments as one step. SIGTERM and SIGUSR1 must not end this shell before the ranks have
 # saved: Slurm sends the first to every process of the job, this one included.
@@ -53,7 +57,7 @@ janus_step() {
 
 # Trains: as janus_step, and requeues the job when the run wants to go on.
 janus_train() {
-    local code
+    local code state
     janus_say "$SLURM_JOB_NUM_NODES node(s), $SLURM_NTASKS rank(s), first $MASTER_ADDR:$MASTER_PORT"
     janus_step python -u "$@"
     code=$?
@@ -62,7 +66,9 @@ janus_train() {
         exit $code
     fi
     # COMPLETING: `scontrol requeue` or `scancel` has ended it, and Slurm does what was asked for.
-    if [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" != RUNNING ]; then
+    state=$(squeue --noheader --jobs "$JANUS_JOB" --format %T)
+    if [ "$state" != RUNNING ]; then
+        janus_say "left to Slurm, whose squeue says: ${state:-nothing}"
         exit $code
     fi
     if [ $((${SLURM_RESTART_COUNT:-0} + 1)) -ge "$JANUS_MAX_STARTS" ]; then
@@ -70,6 +76,6 @@ janus_train() {
         exit $code
     fi
     janus_say "requeued"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$JANUS_JOB"
     exit $code
 }

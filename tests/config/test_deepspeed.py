@@ -36,8 +36,11 @@ def test_blocks_that_repeat_the_recipe_pass_and_are_not_handed_on(tmp_path: Path
     run = replace(RUN, optim=replace(RUN.optim, schedule="polynomial"))
     optimizer = {"type": "AdamW", "params": {"lr": 5e-4, "betas": [0.9, 0.98], "eps": "auto"}}
     scheduler = {"type": "WarmupDecayLR", "params": {"total_num_steps": 300, "warmup_max_lr": 0.0005}}
-    engine = load_engine(tmp_path, run=run, optimizer=optimizer, scheduler=scheduler).engine
-    assert not {"optimizer", "scheduler"} & set(engine)
+    execution = load_engine(tmp_path, run=run, optimizer=optimizer, scheduler=scheduler)
+    assert not {"optimizer", "scheduler"} & set(execution.engine)
+    # DeepSpeed would take what they leave out from its own defaults: warm-up along a logarithm, beta2 .999.
+    says = f"in {tmp_path}/ds.json sets nothing: the recipe's optim does"
+    assert execution.notes == (f"optimizer {says}", f"scheduler {says}")
 
 
 @pytest.mark.parametrize(("stage", "tensor_size"), [(3, 1), (2, 2)])

@@ -122,6 +122,13 @@ def test_keys_and_values_that_deepspeed_would_take_or_choke_on(
         ("zero_optimization", {"offload_param": {"device": "nvme"}}, "offload_param.device is 'nvme'"),
         ("zero_optimization", {"offload_optimizer": {"super_offload": True}}, "super_offload is True"),
         ("zero_optimization", {"legacy_stage1": True}, "zero_optimization.legacy_stage1 is True"),
+        ("zero_optimization", {"zero_quantized_weights": True}, "zero_quantized_weights is True: weights or"),
+        ("zero_optimization", {"zero_quantized_nontrainable_weights": True}, "in 8 bits and less"),
+        ("zero_optimization", {"zero_quantized_gradients": True}, "zero_quantized_gradients is True"),
+        ("zero_optimization", {"zero_hpz_partition_size": 8}, "zero_hpz_partition_size is 8"),
+        ("zero_optimization", {"stage3_module_granularity_threshold": 9}, "granularity_threshold is 9"),
+        ("zero_optimization", {"leaf_module": {"names": ["encoder"]}}, "leaf_module is {'names'"),
+        ("zero_optimization", {"ignore_unused_parameters": False}, "ignore_unused_parameters is False"),
         ("zero_optimization", {"zenflow": {}}, "zero_optimization.zenflow is {}"),
         ("fp16", {"fp16_master_weights_and_grads": True}, "fp16_master_weights_and_grads is True"),
         ("bf16", {"bf16_master_weights_and_grads": True}, "bf16_master_weights_and_grads is True"),
@@ -145,6 +152,7 @@ def test_values_that_would_end_in_a_stack_trace(
 
 def test_the_same_keys_pass_where_they_ask_for_nothing(tmp_path: Path) -> None:
     zero = {"stage": 3, "legacy_stage1": False, "zenflow": None, "offload_param": {"device": "none"}}
+    zero |= {"zero_hpz_partition_size": 1, "zero_quantized_weights": False, "leaf_module": {}}
     offload = {"device": "cpu", "super_offload": False, "ratio": 1.0}
     load_engine(tmp_path, 1, zero_optimization={**zero, "offload_optimizer": offload})
     load_engine(

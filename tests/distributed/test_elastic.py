@@ -52,11 +52,67 @@ PAIRS = {
         },
     ),
 }
+FP32_SUMS = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+ON_HOST = {"device": "cpu", "pin_memory": True}
+WAYS: dict[str, dict[str, Any]] = {
+    "whole-buckets": {
+        "stage": 1,
+        "overlap_comm": True,
+        "contiguous_gradients": False,
+        "reduce_scatter": False,
+    },
+    "small-buckets": {
+        "stage": 2,
+        "overlap_comm": True,
+        "contiguous_gradients": False,
+        "allgather_partitions": False,
+        "allgather_bucket_size": 500,
+        "reduce_bucket_size": 1000,
+    },
+    "aligned": {
+        "stage": 2,
+        "reduce_scatter": False,
+        "parameter_alignment": True,
+        "use_multi_rank_bucket_allreduce": False,
+        "round_robin_gradients": True,
+    },
+    "fetched-in-pieces": {
+        "stage": 3,
+        "overlap_comm": False,
+        "sub_group_size": 2000,
+        "stage3_prefetch_bucket_size": 100,
+        "stage3_param_persistence_threshold": 40,
+        "stage3_model_persistence_threshold": 200,
+        "stage3_max_live_parameters": 1000,
+        "stage3_max_reuse_distance": 0,
+        "stage3_allgather_sequential": True,
+    },
+    "fetched-whole": {
+        "stage": 3,
+        "contiguous_gradients": False,
+        "reduce_scatter": False,
+        "memory_efficient_linear": False,
+        "stage3_use_all_reduce_for_fetch_params": True,
+        "stage3_param_persistence_threshold": 0,
+    },
+    "all-on-host": {
+        "stage": 3,
+        "offload_param": ON_HOST,
+        "offload_optimizer": ON_HOST,
+        "stage3_param_persistence_threshold": 0,
+    },
+}
+"""Keys of `zero_optimization` that change how and when something is sent, and no number but for rounding."""
 RARE = {
-    "fp16-zero3": Run("fp16-zero3", 3, 2, engine={"fp16": HIGH_SCALE}),
-    "bf16-sums": Run(
-        "bf16-sums", 1, 2, engine={"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    **{name: Run(name, 0, 2, engine={"zero_optimization": zero}) for name, zero in WAYS.items()},
+    "zero3-offload": Run(
+        "zero3-offload",
+        3,
+        2,
+        engine={**FP32_SUMS, "zero_optimization": {"stage": 3, "offload_optimizer": ON_HOST}},
     ),
+    "fp16-zero3": Run("fp16-zero3", 3, 2, engine={"fp16": HIGH_SCALE}),
+    "bf16-sums": Run("bf16-sums", 1, 2, engine=FP32_SUMS),
     "unpartitioned": Run("unpartitioned", 0, 2),
 }
 """Executions whose resumed run must be the unbroken one bit for bit, dropout on."""
@@ -180,8 +236,11 @@ def test_the_same_ranks_go_on_bit_for_bit(jobs: dict[str, Any], name: str) -> No
 
 @pytest.mark.heavy
 def test_rarer_executions_go_on_bit_for_bit(inputs: Path) -> None:
-    for whole, resumed in run_ranks(rare_executions, 2, inputs)[0].values():
+    found = run_ranks(rare_executions, 2, inputs)[0]
+    for name, (whole, resumed) in found.items():
         assert_bitwise(whole, resumed)
+        if name in WAYS:
+            assert_same_training(whole, found["unpartitioned"][0], 5)
 
 
 def test_the_loss_scale_and_skipped_steps_go_on_elsewhere(jobs: dict[str, Any], inputs: Path) -> None:

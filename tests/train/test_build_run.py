@@ -176,6 +176,9 @@ def test_a_rank_that_reads_other_files_than_the_first_is_refused_at_the_start() 
         (replace(first, data_fingerprint="cc"), "data_fingerprint on "),
         (replace(first, zero_stage=3), "zero_stage on "),
         (replace(first, recipe=load_run_config(None, ["optim.lr=1"])), "optim.lr on "),
+        # Else one would validate while the others wait.
+        (replace(first, recipe=load_run_config(None, ["train.valid_every=7"])), "train.valid_every on "),
+        (replace(first, engine={"gradient_clipping": 2.0}), "engine on "),
     ):
         with pytest.raises(ConfigError, match="rank 9 reads other data, another recipe or") as caught:
             check_same(first, own, 9)

@@ -73,5 +73,6 @@ def test_low_sums_are_told(types: dict[str, Any], low: bool, tmp_path: Path) -> 
     execution = load_setup(None, ["train.global_batch=32"], file, 1)[1]
     assert execution.accumulation == 4
     assert ("grad_accum_dtype" in execution.advice) is low
-    packaged = load_setup(None, [], ROOT / "ds_configs" / "zero2_bf16.json", 1)[1]
-    assert packaged.engine["data_types"] == {"grad_accum_dtype": "fp32"}
+    for name in ("zero2_bf16.json", "zero3_offload.json"):
+        packaged = load_setup(None, [], ROOT / "ds_configs" / name, 1)[1]
+        assert packaged.engine["data_types"] == {"grad_accum_dtype": "fp32"}

@@ -155,17 +155,41 @@ def test_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert short._deadline[0] == pytest.approx(now + 90, abs=2)
 
 
+def job_script(folder: Path, command: str, programs: dict[str, str], **environ: str) -> str:
+    """What a command says after `launch/slurm/job.sh`, with these programs of Slurm."""
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    given = {"PATH": f"{folder}:{os.environ['PATH']}", "JANUS_HOME": str(ROOT), "TZ": "UTC", **environ}
+    given |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "JANUS_VENV": str(folder / "none")}
+    words = ["bash", "-c", f"source launch/slurm/job.sh && {command}"]
+    return subprocess.run(words, cwd=ROOT, env=given, capture_output=True, text=True, check=False).stdout
+
+
 @pytest.mark.parametrize(("answer", "end"), [("2030-01-02T03:04:05", "1893553445"), ("", ""), ("N/A", "")])
 def test_the_end_of_a_job_that_slurm_does_not_tell(tmp_path: Path, answer: str, end: str) -> None:
     """By `launch/slurm/job.sh`; midnight is no end."""
-    for name, said in (("squeue", answer), ("scontrol", "localhost")):
-        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}'\n")
-        (tmp_path / name).chmod(0o755)
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JANUS_HOME": str(ROOT), "TZ": "UTC"}
-    environ |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "JANUS_VENV": str(tmp_path / "none")}
-    command = ["bash", "-c", 'source launch/slurm/job.sh && echo "[$SLURM_JOB_END_TIME]"']
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout == f"[{end}]\n"
+    programs = {"squeue": f"echo '{answer}'", "scontrol": "echo localhost"}
+    assert job_script(tmp_path, 'echo "[$SLURM_JOB_END_TIME]"', programs) == f"[{end}]\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "words"), [("RUNNING", "requeued"), ("COMPLETING", "left to Slurm"), ("", "says: nothing")]
+)
+def test_one_task_of_an_array_is_requeued(tmp_path: Path, state: str, words: str) -> None:
+    """The number of one of them, 7, is that of the array: squeue would name all, and scontrol mean all."""
+    programs = {
+        "squeue": f'case "$*" in *7_3*) echo {state} ;; *) echo RUNNING; echo RUNNING ;; esac',
+        "scontrol": f'echo "$@" >> {tmp_path}/asked; echo localhost',
+        "srun": "exit 75",
+    }
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    step = {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1", "SLURM_JOB_END_TIME": "9"}
+    said = job_script(tmp_path, "janus_train x", programs, **array, **step)
+    assert words in said
+    assert "job 7_3, start 1: ended with exit code 75" in said
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line for line in asked if "requeue" in line] == ["requeue 7_3"] * (state == "RUNNING")
 
 
 def test_a_rank_that_has_not_heard_why_names_another_one() -> None:

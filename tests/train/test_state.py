@@ -24,6 +24,7 @@ from janus_ds.train.state import (
     check_resumable,
     read_resumable,
 )
+from tests.support.deepspeed_files import load_engine
 from tests.support.hostile import ODD, PATHS, attacks, mutated, taken_or_refused
 
 FOLDER = Path("runs/x/checkpoints/step-00000010")
@@ -81,9 +82,33 @@ def test_other_ranks_continue_and_are_named() -> None:
     ]
     assert changed_execution(state(), NOW) == []
     # Another micro-batch draws other dropout. Earlier versions did not note it.
-    other = replace(NOW, accumulation=4)
-    assert changed_execution(state(), other) == ["1 micro-batches a step on a rank, not 4"]
-    assert changed_execution({k: v for k, v in state().items() if k != "accumulation"}, other) == []
+    other = replace(NOW, accumulation=4, device="cpu", engine={"data_types.grad_accum_dtype": "fp32"})
+    assert changed_execution(state(device="cuda"), other) == [
+        "1 micro-batches a step on a rank, not 4",
+        "device cuda, not cpu",
+        "data_types.grad_accum_dtype unset, not fp32",
+    ]
+    early = {k: v for k, v in state().items() if k not in ("accumulation", "device", "engine")}
+    assert changed_execution(early, other) == []
+
+
+def test_what_may_change_speed_or_rounding_is_named(tmp_path: Path) -> None:
+    """Offload and sums of the DeepSpeed file, and fields of the recipe; passwords of addresses are not."""
+    first, second = (
+        replace(NOW, engine=load_engine(tmp_path, zero_optimization={"stage": 2, **zero}).further)
+        for zero in ({}, {"offload_optimizer": {"device": "cpu"}})
+    )
+    place = "https://me:secret@host/x"
+    saved = state(**replace(changed("data", path=place), engine=first.engine).state(10, Meters()))
+    recipe = replace(NOW.recipe, train=replace(NOW.recipe.train, compile="head", max_steps=600))
+    recipe = replace(recipe, data=replace(recipe.data, path=place))
+    now = replace(second, recipe=recipe)
+    check_resumable(saved, now, FOLDER)
+    assert changed_execution(saved, now) == [
+        "train.max_steps 300, not 600",
+        "train.compile none, not head",
+        "zero_optimization.offload_optimizer.device unset, not cpu",
+    ]
 
 
 def test_format_1_is_refused_before_anything_is_unpickled(tmp_path: Path) -> None:
@@ -147,6 +172,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
     "steps below 0": {"optimizer": {"adam_steps": -1, "loss_scale": None}},
     "scale of 0": {"optimizer": {"adam_steps": 1, "loss_scale": {**SCALE, "cur_scale": 0}}},
     "scale lacks a value": {"optimizer": {"adam_steps": 1, "loss_scale": {"cur_scale": 1.0}}},
+    "DeepSpeed's values are a number": {"engine": 3},
     "version is text": {"format_version": "2"},
 }
 
@@ -179,6 +205,7 @@ def test_any_change_of_a_state_is_taken_or_refused_in_words(path: list[int], odd
     with taken_or_refused():
         check_form(saved, FOLDER)
         check_resumable(saved, NOW, FOLDER)
+        changed_execution(saved, NOW)
         Meters(**saved["meters"])
 
 
