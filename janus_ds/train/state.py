@@ -156,7 +156,7 @@ class _SavedRecipe(_Form):
 
 
 class _SavedState(_Form):
-    """The form of `state.json`; older versions have fewer values and meters, and no state of the optimizer."""
+    """The form of `state.json`; older versions have fewer values, and no state of the optimizer."""
 
     step: int = Field(ge=0, le=_MOST)
     meters: Meters
