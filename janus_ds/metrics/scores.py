@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from janus_ds.data.text.byte_streams import DAMAGE, buffered, decompressed
 from janus_ds.errors import DataError
 from janus_ds.io import make_folder, mapping, write_atomic
 
 _FIRST = re.compile(r"-first-\d+$")
-_COMPRESSED = {b"\x1f\x8b": gzip.decompress, b"\xfd7zXZ\0": lzma.decompress}
-"""By the first bytes, with which no text begins."""
 
 
 def split_folder(split: str, limit: int = 0) -> str:
@@ -44,24 +40,21 @@ class TextLines:
 
 
 def read_lines(path: Path) -> TextLines:
-    """Read a UTF-8 file, plain or compressed by gzip or xz; a line ends at a newline (with a carriage return
-    or not), nowhere else.
+    """Read a UTF-8 file, plain or compressed; a line ends at a newline (with a carriage return or not),
+    nowhere else.
 
     Raises:
         DataError: the file is missing, empty, damaged or not UTF-8.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"the file cannot be read: {error.strerror}", str(path), "check the path and its permissions"
-        ) from error
-    try:
-        for magic, decompress in _COMPRESSED.items():
-            content = decompress(content) if content.startswith(magic) else content
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        with path.open("rb", buffering=0) as raw, decompressed(buffered(raw), path.name) as stream:
+            content = stream.read()
+    except DAMAGE as error:
         what, fix = f"the compressed file is cut or damaged ({error})", "copy or download the file again"
         raise DataError(what, str(path), fix) from None
+    except OSError as error:
+        what = f"the file cannot be read: {error.strerror or error}"  # bz2 tells damage without strerror
+        raise DataError(what, str(path), "check the path and its permissions") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -69,7 +62,7 @@ def read_lines(path: Path) -> TextLines:
         raise DataError(
             "the file is not UTF-8 text",
             f"{path}, line {line}",
-            "give UTF-8, plain or as .gz or .xz (iconv -t utf-8)",
+            "convert the file, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE",
         ) from error
     text = text.replace("\r\n", "\n")
     if not text:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from janus_ds.errors import DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.glge import (
@@ -133,10 +135,10 @@ def test_lines_are_read_as_python_reads_text(tmp_path: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(DataError, match="empty"):
         read_lines(file)
-    for compress in (gzip.compress, lzma.compress):
+    for compress in (gzip.compress, lzma.compress, bz2.compress, zstandard.compress):
         file.write_bytes(compress(b"a\nb"))
         assert read_lines(file).lines == ["a", "b"]
-        file.write_bytes(file.read_bytes()[:-9])
+        file.write_bytes(file.read_bytes()[:-2])
         with pytest.raises(DataError, match="cut or damaged"):
             read_lines(file)
 

@@ -37,6 +37,7 @@ ALLOWED["model"] |= {"parallel"}
 ALLOWED["objective"] |= {"parallel"}
 ALLOWED["decode"] |= {"model", "parallel", "data.text.tokenizer"}
 ALLOWED["decode"] |= {"checkpoint.manifest"}
+ALLOWED["metrics"] |= {"data.text.byte_streams"}
 
 # One door for each third-party package: where it may be imported at all.
 DOORS = {

@@ -8,6 +8,7 @@ import io
 import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,6 +19,8 @@ BUFFER_BYTES = 1 << 20
 _ZSTD_PIECE_BYTES = 1 << 10
 
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".zst", ".bz2")
+DAMAGE = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
+"""What reading a cut or damaged file raises; of bz2, an OSError without a number comes besides."""
 
 _MAGIC = {
     ".gz": b"\x1f\x8b\x08",

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
-import lzma
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import product
@@ -28,6 +25,7 @@ from janus_ds.data.stream.remote import Expected, Patience, TransferError, trans
 from janus_ds.data.text.byte_streams import (
     BUFFER_BYTES,
     COMPRESSED_SUFFIXES,
+    DAMAGE,
     ByteStream,
     buffered,
     decompressed,
@@ -234,7 +232,7 @@ class TextFile:
             if isinstance(self.location, Path) and self.location.stat().st_size != self.size:
                 what, fix = "the file has changed its size while it was read", "start again when it is whole"
                 raise DataError(what, self.where, fix)
-        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        except DAMAGE as error:
             raise DataError(
                 f"the compressed file is cut or damaged ({error})",
                 f"{self.where}, {self.behind}",
