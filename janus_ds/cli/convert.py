@@ -1,7 +1,8 @@
-"""`janus-ds convert`: models of Hugging Face and fairseq into run folders, and back.
+"""`janus-ds convert`: models of Hugging Face and fairseq into run folders, and back; means of checkpoints.
 
     janus-ds convert --from hf DIR --to RUN
     janus-ds convert --from fairseq model.pt --to RUN [--dict dict.txt | --tokenizer DIR]
+    janus-ds convert --from run RUN --average 5 --to AVERAGED
     janus-ds convert --to hf RUN --output DIR [--license NAME]
     janus-ds convert --to bart RUN --output DIR
     janus-ds convert --to fairseq RUN --output model.pt
@@ -32,6 +33,7 @@ from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.load import load_run
 from janus_ds.decode.text import DICT_NAME, FairseqWords
 from janus_ds.errors import CheckpointError, DataError, UsageError
+from janus_ds.evaluate.evaluation import load_mean
 from janus_ds.evaluate.hf_folders import REPORT_FILE, from_hf, refuse_run, to_hf, write_report
 from janus_ds.io import atomic_dir, disk_faults, is_stream, make_folder, write_atomic
 from janus_ds.model.formats.fairseq import ConversionReport, load_fairseq, to_fairseq
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         if parsed.dict and parsed.tokenizer:
             raise UsageError("two tokenizers were given", "--dict, --tokenizer", "give one of them")
         report = from_fairseq(path, written, parsed.dict or parsed.tokenizer, parsed.heads)
+    elif parsed.source == "run":
+        report = from_run(path, written, parsed.average or 1)
     elif parsed.to == "fairseq":
         report = _to_fairseq(path, written)
     else:
@@ -67,8 +71,10 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = new_parser("convert", "Models of Hugging Face and fairseq into run folders, and back.")
     add = parser.add_argument
-    add("--from", dest="source", choices=_KINDS, help="what PATH is; --to names a run folder")
+    add("--from", dest="source", choices=(*_KINDS, "run"), help="what PATH is; --to names a run folder")
     add("path", type=user_path, help="hf: a folder; fairseq: a model.pt; else a run or checkpoint")
+    mean = "run: mean of its last N checkpoints, as in eval; without it, the newest or the one named"
+    add("--average", type=at_least(1), metavar="N", help=mean)
     add("--to", required=True, help="run folder to make; or hf, bart or fairseq, with --output")
     output = "hf: folder to make, with all ways of decoding; bart: the same as a plain BART, AR alone; "
     add("--output", type=user_path, help=output + "fairseq: model.pt to write")
@@ -77,7 +83,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--tokenizer", type=user_path, help="folder with a SentencePiece or byte-level BPE model")
     add("--heads", type=at_least(1), help="attention heads, for fairseq files that do not tell")
     parsed = parser.parse_args(arguments)
-    fix = "give --from KIND PATH --to RUN, or --to KIND RUN --output PLACE; kinds: hf, fairseq, and to: bart"
+    fix = "give --from KIND PATH --to RUN, or --to KIND RUN --output PLACE; see janus-ds convert --help"
     if (parsed.source is None) == (parsed.output is None):
         raise UsageError("the direction is not clear", "--from, --to, --output", fix)
     if parsed.output is not None and parsed.to not in (*_KINDS, "bart"):
@@ -90,7 +96,8 @@ def _refuse_unused(parsed: argparse.Namespace) -> None:
     """Refuse, by name, an option that this kind of conversion would do nothing with."""
     exported = parsed.to in ("hf", "bart") and parsed.output is not None
     uses = dict.fromkeys(("dict", "tokenizer", "heads"), (parsed.source == "fairseq", "--from fairseq"))
-    for name, (used, kind) in {**uses, "license": (exported, "--to hf or --to bart")}.items():
+    uses |= {"license": (exported, "--to hf or --to bart"), "average": (parsed.source == "run", "--from run")}
+    for name, (used, kind) in uses.items():
         if getattr(parsed, name) is not None and not used:
             what = f"--{name} has no effect without {kind}"
             raise UsageError(what, f"--{name}", f"leave it out, or convert with {kind}")
@@ -118,6 +125,28 @@ def from_fairseq(
         write_tensors(new / _WEIGHTS, weights)
         write_report(new, report)
         write_run_record(new, config, special, fingerprint, {"converted_from": path.name}, 0)
+    return report
+
+
+def from_run(path: Path, folder: Path, average: int = 1) -> ConversionReport:
+    """Make a run folder of one checkpoint, or of the mean of a run's last ones, for all other commands.
+
+    Args:
+        folder: the run folder to make; it appears whole or not at all.
+    """
+    refuse_run(folder)
+    run, files = load_mean(path, average, "cpu")
+    weights, fingerprint = run.model.state_dict(), getattr(run.text, "fingerprint", "")
+    steps = [file.parent.name for file in files]
+    note = f"the mean of {', '.join(steps)}" if average > 1 else f"the weights of {steps[0]}"
+    report = ConversionReport(tuple(weights), (), (), (note,))
+    with disk_faults(folder), atomic_dir(folder) as new:
+        if run.text is not None:
+            shutil.copytree(run.folder / _TOKENIZER, new / _TOKENIZER)
+        write_tensors(new / _WEIGHTS, weights)
+        write_report(new, report)
+        converted = {"converted_from": run.folder.resolve().name, "checkpoints": steps}
+        write_run_record(new, replace(run.config, name=folder.name), run.special, fingerprint, converted, 0)
     return report
 
 

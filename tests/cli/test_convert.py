@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from janus_ds.decode.load import load_run
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
 from tests.support.hf_models import letters_tokenizer
 from tests.support.released import FIXTURE, save_fairseq
-from tests.support.tiny_run import make_random_run
+from tests.support.tiny_run import make_random_run, make_run
 
 WORDS = [f"w{i}" for i in range(22)] + ["un@@", "seen"]
 
@@ -140,6 +141,27 @@ def test_made_up_words_of_barts_dictionary_are_left_out(
     run = load_run(tmp_path / "run")
     assert (run.special.mask, run.special.vocab_size) == (44, 45)
     assert torch.equal(run.model.output_weight[:45], table)
+
+
+def test_the_mean_of_checkpoints_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    letters_tokenizer(tmp_path / "data" / "tokenizer", 60)
+    run, whole, last = (tmp_path / name for name in ("run", "mean", "last"))
+    make_run(run, tmp_path / "data", "ar")
+    base = ["--from", "run", str(run)]
+    assert main([*base, "--average", "2", "--to", str(whole)]) == 0
+    assert "the mean of step-00000005, step-00000010" in capsys.readouterr().out
+    assert main([*base, "--to", str(last)]) == 0
+    mean, newest, own = load_run(whole), load_run(last), load_run(run)
+    for name, value in own.model.state_dict().items():
+        torch.testing.assert_close(mean.model.state_dict()[name], value * 0.75)  # steps 5 and 10
+        assert torch.equal(newest.model.state_dict()[name], value)
+    assert replace(mean.config, name=own.config.name) == own.config
+    sentence = Generator.from_checkpoint(last, device="cpu").generate(["a b"])[0]
+    assert sentence.text == Generator.from_checkpoint(run, device="cpu").generate(["a b"])[0].text
+    two, step = ["--average", "2"], str(run / "checkpoints" / "step-00000005")
+    refused(UsageError, "one of its checkpoints is named", ["--from", "run", step, *two, "--to", "a"])
+    refused(UsageError, "--average has no effect", ["--to", "hf", str(run), "--output", "b", *two])
+    refused(UsageError, "holds a run already", [*base, "--to", str(whole)])
 
 
 def refused(error: type[JanusError], text: str, arguments: list[str]) -> None:
