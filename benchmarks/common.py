@@ -19,7 +19,7 @@ from janus_ds.errors import UsageError
 from janus_ds.io import check_writable, is_stream
 from janus_ds.observe import installed_versions, processor_title
 
-_PACKAGES = ("torch", "numpy", "deepspeed", "megatron-core", "webdataset")
+_PACKAGES = ("python", "torch", "numpy", "deepspeed", "megatron-core", "webdataset")
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 """Names of runtime calls in a profile: kernels, and what makes the host wait."""

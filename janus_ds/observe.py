@@ -266,17 +266,18 @@ def _finite(value: Any) -> Any:
 
 
 def installed_versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """Versions of Python and of packages; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Versions of packages, or of "python"; None for what is not installed."""
+    found: dict[str, str | None] = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            found[package] = platform.python_version() if package == "python" else version(package)
         except PackageNotFoundError:
             found[package] = None
     return found
 
 
-_PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "webdataset", "sentencepiece", "tensorboard")
+_COMPUTING = ("python", "torch", "deepspeed", "megatron-core", "numpy")
+_PACKAGES = (*_COMPUTING, "webdataset", "sentencepiece", "tensorboard")
 
 
 def write_run_record(

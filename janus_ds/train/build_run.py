@@ -47,7 +47,7 @@ from janus_ds.io import (
 from janus_ds.model.janus import JanusModel
 from janus_ds.model.weights import load_weights
 from janus_ds.objective.janus_objective import JanusObjective
-from janus_ds.observe import note_end, write_run_record
+from janus_ds.observe import installed_versions, note_end, write_run_record
 from janus_ds.parallel.liveness import Liveness
 from janus_ds.parallel.tensor_parallel import ParallelLayers, make_layers
 from janus_ds.parallel.topology import Topology, on_first_rank, raise_on_all_ranks, wait_without_limit
@@ -236,6 +236,7 @@ def build_run(
             accumulation=execution.accumulation,
             device=topology.device.type,
             engine=execution.further,
+            versions=installed_versions(("torch", "deepspeed")),
             valid_fingerprint=fingerprint_of(
                 *(sha256_of_file(split.folder / INDEX_NAME).encode() for split in valid)
             ),

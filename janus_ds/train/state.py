@@ -110,6 +110,8 @@ class RunIdentity:
     device: str = ""
     engine: dict[str, Any] = field(default_factory=dict)
     """What else the DeepSpeed file says (`ExecutionConfig.further`)."""
+    versions: dict[str, Any] = field(default_factory=dict)
+    """Of the packages that compute."""
 
     def state(self, step: int, meters: Meters) -> dict[str, Any]:
         """The contents of `state.json` after `step` updates."""
@@ -169,6 +171,7 @@ class _SavedState(_Form):
     recipe: _SavedRecipe
     optimizer: _Optimizer
     engine: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
 
 
 def check_form(state: Mapping[str, Any], folder: Path) -> None:
@@ -254,9 +257,9 @@ def check_same(first: RunIdentity, own: RunIdentity, rank: int) -> None:
     other += [key for key in _differing(first.recipe, own.recipe) if key not in _OF_A_HOST.split()]
     if other:
         raise ConfigError(
-            f"rank {rank} reads other data, another recipe or another DeepSpeed file than the first rank",
+            f"rank {rank} has other data, versions, recipe or DeepSpeed file than the first rank",
             f"{', '.join(other)} on {socket.gethostname()}",
-            "give all hosts the same files: copy them anew, or put them on a file system that all share",
+            "give all hosts the same files and packages: copy them anew, or put them where all read them",
         )
 
 
@@ -310,8 +313,10 @@ def changed_execution(state: Mapping[str, Any], now: RunIdentity) -> list[str]:
     # Secrets of addresses are not in the state.
     saved, recipe = from_dict(state["recipe"]), from_dict(to_dict(now.recipe))
     found += [(f"{key} {{}}", attrgetter(key)(saved), attrgetter(key)(recipe)) for key in FIELDS]
-    then, engine = state.get("engine", now.engine), now.engine
-    found += [(f"{key} {{}}", then.get(key, "unset"), engine.get(key, "unset")) for key in {**then, **engine}]
+    for name in ("engine", "versions"):
+        own = getattr(now, name)
+        then = state.get(name, own)
+        found += [(f"{key} {{}}", then.get(key, "unset"), own.get(key, "unset")) for key in {**then, **own}]
     return [f"{text.format(before)}, not {value}" for text, before, value in found if before != value]
 
 

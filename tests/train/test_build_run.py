@@ -179,8 +179,9 @@ def test_a_rank_that_reads_other_files_than_the_first_is_refused_at_the_start() 
         # Else one would validate while the others wait.
         (replace(first, recipe=load_run_config(None, ["train.valid_every=7"])), "train.valid_every on "),
         (replace(first, engine={"gradient_clipping": 2.0}), "engine on "),
+        (replace(first, versions={"torch": "2.14.0"}), "versions on "),
     ):
-        with pytest.raises(ConfigError, match="rank 9 reads other data, another recipe or") as caught:
+        with pytest.raises(ConfigError, match="rank 9 has other data, versions, recipe or") as caught:
             check_same(first, own, 9)
         assert caught.value.where == words + socket.gethostname()
 

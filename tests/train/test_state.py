@@ -88,8 +88,11 @@ def test_other_ranks_continue_and_are_named() -> None:
         "device cuda, not cpu",
         "data_types.grad_accum_dtype unset, not fp32",
     ]
-    early = {k: v for k, v in state().items() if k not in ("accumulation", "device", "engine")}
-    assert changed_execution(early, other) == []
+    newer = {"torch": "2.14.0", "deepspeed": "0.18.2"}
+    saved = state(versions={**newer, "torch": "2.13.0"})
+    assert changed_execution(saved, replace(NOW, versions=newer)) == ["torch 2.13.0, not 2.14.0"]
+    early = {k: state()[k] for k in set(state()) - {"accumulation", "device", "engine", "versions"}}
+    assert changed_execution(early, replace(other, versions=newer)) == []
 
 
 def test_what_may_change_speed_or_rounding_is_named(tmp_path: Path) -> None:
