@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from janus_ds.config.schema import RUN_FILE, RUN_FORMAT_VERSION, ModelConfig, Ru
 from janus_ds.data.text.tokenizer import load_tokenizer
 from janus_ds.decode.text import DICT_NAME, FairseqWords, IdText, TextCodec
 from janus_ds.errors import CheckpointError, ConfigError, UsageError
-from janus_ds.io import read_json
+from janus_ds.io import read_json, sha256_of_file
 from janus_ds.model.decoding.cpu_kernels import prepare
 from janus_ds.model.decoding.native_step import compiled
 from janus_ds.model.janus import JanusModel
@@ -58,6 +59,11 @@ class LoadedRun:
     config: RunConfig
     folder: Path
     weights: Path
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the file of weights, by which scores tell whose they are."""
+        return sha256_of_file(self.weights)
 
     def codec(self, ids: bool = False) -> TextCodec:
         """The run's tokenizer; with `ids`, texts are token ids written as numbers.

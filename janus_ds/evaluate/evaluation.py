@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, Protocol
 
 import torch
 
-from janus_ds.checkpoint.manager import BEST_FILE
 from janus_ds.checkpoint.tensors import average_weights, last_checkpoints
 from janus_ds.config.locations import model_path, user_path
 from janus_ds.config.modes import (
@@ -369,10 +367,8 @@ def one_by_one(generator: Generator, ids: Sequence[int]) -> int:
 def _origin(run: LoadedRun, request: EvalRequest) -> dict[str, Any]:
     told: dict[str, Any] = {"run": run.config.name, "objective": run.config.objective.preset}
     told |= {"checkpoint": run.weights.parent.name, "average": request.average}
-    # A run that goes on may put other weights into the folder of its best ones.
-    with suppress(OSError, ValueError):
-        told["step"] = read_json(run.weights.parent / BEST_FILE).get("step")
-    return told
+    # Another run, or this one as it goes on, may put other weights into a folder of this name.
+    return {**told, "weights_sha256": run.weights_sha256}
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -272,9 +272,9 @@ def _scored(folder: Path) -> dict[str, dict[str, Any]]:
 def _is_of(system: str, scores: Mapping[str, Any], run: LoadedRun) -> bool:
     """Whether a system's scores are of the run's loaded weights, decoded as the run does, as far as told."""
     weights = run.weights.parent
-    told: dict[str, Any] = {"average": 1}
+    told: dict[str, Any] = {"average": 1, "weights_sha256": run.weights_sha256}
     with suppress(OSError, ValueError):
-        # The best weights become others as a run goes on.
+        # Earlier versions told the step of the best weights, which become others as a run goes on.
         told["step"] = read_json(weights / BEST_FILE).get("step")
     told |= {"checkpoint": weights.name} if weights != run.folder else {}
     # int8 products are of other weights than those that are exported.

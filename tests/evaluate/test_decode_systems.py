@@ -126,7 +126,7 @@ def test_outputs_that_cannot_be_scored_are_kept_and_what_is_timed_is_warmed_up(
     assert clock[:4] == ["decodes", "looks", "decodes", "looks"]
 
 
-def test_scores_against_other_references_do_not_stay_beside_new_ones(tmp_path: Path) -> None:
+def test_scores_of_other_references_or_weights_do_not_stay_beside_new_ones(tmp_path: Path) -> None:
     class OnlyRead:
         def __init__(self, *references: str) -> None:
             self.text = PairText(["Ja."], list(references) or None, ("test.de", "test.en"))
@@ -149,6 +149,11 @@ def test_scores_against_other_references_do_not_stay_beside_new_ones(tmp_path: P
     assert removed("nar", "Yeah.") == ["ar-greedy"]
     assert removed("ar-greedy") == ["nar-0"]
     assert not (tmp_path / "references.txt").exists()
+    again = tmp_path / "again" / run.weights.parent.name / run.weights.name
+    again.parent.mkdir(parents=True)
+    again.write_bytes(b"trained anew in the same folder to the same step")
+    run = replace(run, weights=again)
+    assert removed("nar") == ["ar-greedy"]
 
 
 def test_data_of_another_task_is_told_before_its_vocabulary(tiny: Path, tmp_path: Path) -> None:
