@@ -30,6 +30,7 @@ _BYTES_A_VALUE = 16
 LOCK_FILE = ".lock"
 _LOCK_POLL_SECONDS = 0.2
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_FAILED = {errno.EIO, errno.ESTALE}
 _REFUSED = {
     errno.EACCES,
     errno.EBUSY,
@@ -145,7 +146,7 @@ def mapping(value: Any) -> dict[str, Any]:
 
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turn a full disk, a quota or a place that cannot be written into an error that names `path`.
+    """Turn a full or failing disk, a quota or a place that cannot be written into an error that names `path`.
 
     Raises:
         ResourceError: in place of the `OSError` of the system.
@@ -157,6 +158,10 @@ def disk_faults(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             fix = "free some space and start the same command again"
             raise ResourceError("the disk is full", place, fix) from error
+        if error.errno in _FAILED:
+            what = f"the disk or the network file system failed ({error.strerror})"
+            fix = "look at it (dmesg, its mount), then start the same command again"
+            raise ResourceError(what, place, fix) from error
         if error.errno in _REFUSED:
             raise ResourceError(
                 f"the file or folder cannot be written ({error.strerror})",

@@ -142,7 +142,17 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(
 
 
 @pytest.mark.parametrize(
-    "code", [errno.EACCES, errno.EBUSY, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP]
+    "code",
+    [
+        errno.EACCES,
+        errno.EBUSY,
+        errno.EROFS,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.EIO,
+        errno.ESTALE,
+    ],
 )
 def test_a_place_that_cannot_be_written_is_named(code: int) -> None:
     with pytest.raises(ResourceError) as caught, disk_faults(Path("/x")):
