@@ -79,7 +79,8 @@ def pair_up(
         raise UsageError(
             f"{option} has {len(paths)} files, but source and target go together",
             option,
-            f"give them in turn: {option} FILE.{languages.source} FILE.{languages.target}",
+            f"give them in turn: {option} FILE.{languages.source} FILE.{languages.target}, "
+            "or records with both sides, as Parquet or JSON",
         )
     pairs = [PairFiles(paths[i], paths[i + 1]) for i in range(0, len(paths), 2)]
     for pair in pairs:

@@ -115,6 +115,9 @@ def _guess_format(file: TextFile, head: bytes) -> str:
         return "parquet" if suffix == ".parquet" or head.startswith(b"PAR1") else "tar"
     if suffix in (".jsonl", ".ndjson"):
         return "jsonl"
+    if suffix in (".csv", ".tsv"):
+        fix = "convert it to Parquet or JSON lines; if its lines are meant as they are: --format text"
+        raise DataError("the input is a table, of which plain text would be all columns", file.where, fix)
     text = head.decode("utf-8-sig", errors="ignore").lstrip()
     if text.startswith("<doc "):
         return "wiki"

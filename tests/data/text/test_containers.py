@@ -109,6 +109,14 @@ def test_a_raw_dump_of_a_wiki_is_not_taken_as_text(tmp_path: Path) -> None:
     assert len(read([path], format="text")) == 1
 
 
+@pytest.mark.parametrize("name", ["reviews.csv", "reviews.TSV.gz"])
+def test_a_table_is_not_taken_as_text(name: str, tmp_path: Path) -> None:
+    path, lines = tmp_path / name, b"text,label\ngood,1\n"
+    path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+    assert "Parquet or JSON lines" in fails(path, "a table").fix
+    assert read([path], format="text", document="line") == ["text,label", "good,1"]
+
+
 def record(keyword: bytes, value: bytes) -> bytes:
     """A record of a pax header, preceded by its own length."""
     length = len(keyword) + len(value) + 3
