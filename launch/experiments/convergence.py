@@ -297,6 +297,12 @@ def draw(runs: Mapping[str, Any], folder: Path) -> list[dict[str, str]]:
                             panel.plot(*values, label=name, **_look(name, attempts.get(name, 0)))
                     panel.set_xlabel(label)
                     panel.set_title(key)
+                    # The first validations would press all others together.
+                    low, high = panel.get_ylim()
+                    if key.startswith("bleu_"):
+                        panel.set_ylim(bottom=max(low, 0.5 * high))
+                    elif key.endswith("_nll"):
+                        panel.set_ylim(top=min(high, 2.2 * low))
             labels = {line.get_label(): line for panel in axes.flat for line in panel.lines}
             figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=2, fontsize=7)
             write_atomic(folder / f"{file}.png", png_of(figure, 70))
