@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
+import termios
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +102,7 @@ def test_a_validation_that_is_made_up_for_is_no_step_of_the_bar(
     reporter = Reporter(run, engine, 6, Meters(unvalidated={"loss": 1.0}))
     reporter.write(6, {"loss": 1.0})
     reporter.close()
-    assert capsys.readouterr().err.endswith("step 6 of 6: loss 1.000, 0 s left\n")
+    assert capsys.readouterr().err.endswith("step 6 of 6, 0 s left: loss 1.000\n")
 
 
 def test_off_a_terminal_lines_are_dated_and_nothing_is_written_over(
@@ -112,8 +115,32 @@ def test_off_a_terminal_lines_are_dated_and_nothing_is_written_over(
     bar.close()
     note, last = capsys.readouterr().err.splitlines()
     assert note == "step 5 held out: loss 2.000"
-    assert last.split(" ", 2)[2] == "step 6 of 6: loss 1.500, 1,234 tokens/s, 0 s left"
+    assert last.split(" ", 2)[2] == "step 6 of 6, 0 s left: loss 1.500, 1,234 tokens/s"
     ProgressBar(0, 2, visible=False).advance({"loss": 1.0})
     Progress(0.0).show("hidden", now=True)
     assert capsys.readouterr().err == ""
     assert [duration(x) for x in (3.6, 286, 7380)] == ["4 s", "4 min 46 s", "2 h 3 min"]
+
+
+def test_figures_of_an_earlier_step_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar(0, 3, visible=True)
+    bar.advance({"loss": 2.0})
+    bar.advance({})
+    bar.advance({})
+    assert capsys.readouterr().err.endswith("step 3 of 3, 0 s left; step 1: loss 2.000\n")
+
+
+def test_on_a_narrow_terminal_a_line_takes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that wraps would leave its first row behind, five times a second."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 40))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        line = Progress()
+        for number in range(3):
+            line.show(f"step {number}, " + "x" * 100, now=True)
+        terminal.flush()
+        rows = os.read(ours, 4096).decode().split("\r\x1b[K")[1:]
+    os.close(ours)
+    assert [row[:7] for row in rows] == ["step 0,", "step 1,", "step 2,"]
+    assert {len(row) for row in rows} == {39}
