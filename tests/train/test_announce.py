@@ -24,6 +24,7 @@ from janus_ds.progress import Progress, duration
 from janus_ds.train.build_run import build_run
 from janus_ds.train.reporting import ProgressBar, Reporter, announce_end, announce_start
 from janus_ds.train.state import Meters
+from janus_ds.train.trainer import Outcome, Trainer
 
 ROOT = Path(__file__).parents[2]
 FROZEN = ROOT / "tests/golden/frozen"
@@ -105,6 +106,24 @@ def test_a_validation_that_is_made_up_for_is_no_step_of_the_bar(
     assert capsys.readouterr().err.endswith("step 6 of 6, 0 s left: loss 1.000\n")
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_stop_says_that_a_step_is_saved_only_where_there_is_one(
+    step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = SimpleNamespace(close=lambda: None, leave=lambda: None, reason="SIGTERM")
+    trainer: Any = SimpleNamespace(step=step, _train=SimpleNamespace(max_steps=9), _finish=lambda: None)
+    trainer._signals = trainer._reporter = nothing
+    assert Trainer._stop(trainer) is Outcome.STOPPED
+    said = {
+        0: ["asked to stop (SIGTERM) before the first step"],
+        3: [
+            "asked to stop (SIGTERM): saving at step 3",
+            "not complete: step 3 of 9 is saved; the same command goes on",
+        ],
+    }
+    assert caplog.messages == said[step]
+
+
 def test_off_a_terminal_lines_are_dated_and_nothing_is_written_over(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -139,8 +158,11 @@ def test_on_a_narrow_terminal_a_line_takes_one_row(monkeypatch: pytest.MonkeyPat
         line = Progress()
         for number in range(3):
             line.show(f"step {number}, " + "x" * 100, now=True)
-        terminal.flush()
-        rows = os.read(ours, 4096).decode().split("\r\x1b[K")[1:]
+        line.end()
+        shown = ""
+        while not shown.endswith("\n"):
+            shown += os.read(ours, 4096).decode()
     os.close(ours)
+    rows = shown.rstrip().split("\r\x1b[K")[1:]
     assert [row[:7] for row in rows] == ["step 0,", "step 1,", "step 2,"]
     assert {len(row) for row in rows} == {39}
