@@ -64,8 +64,8 @@ install-dev: $(VENV)/.installed-dev
 
 pretrain: install
 	$(ACTIVATED) deepspeed --master_port $(FREE_PORT) launch/pretrain.py \
-	    --deepspeed_config ds_configs/zero2.json --output $(RUN) $(PRETRAIN_ARGS)
-	$(ACTIVATED) python -m janus_ds blanks $(RUN)
+	    --deepspeed_config ds_configs/zero2.json --output "$(RUN)" $(PRETRAIN_ARGS)
+	$(ACTIVATED) python -m janus_ds blanks "$(RUN)"
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -295,7 +295,9 @@ def write_run_record(
         execution: how it is executed (DeepSpeed configuration, ranks), as plain values.
         step: where this start begins.
     """
-    command = [public_location(word) for word in sys.argv]
+    # `janus-ds COMMAND` stands there as one word, since the command's own help begins with it.
+    program = sys.argv[0].split() if sys.argv[0].startswith("janus-ds ") else sys.argv[:1]
+    command = [public_location(word) for word in (*program, *sys.argv[1:])]
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     started = {"time": now, "command": command, "step": step, "ended": None}
     earlier = _earlier_attempts(run)

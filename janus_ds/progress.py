@@ -3,6 +3,7 @@ there is none), numbers, tables."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -44,8 +45,11 @@ class Progress:
         if not self._shown or not (now or moment - self._last >= self._interval):
             return
         self._last, self.said = moment, True
-        dated = f"{_CLEAR}{text}" if self._terminal else f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n"
-        self._write(dated)
+        # A line that wraps cannot be written over: the next one would begin below its first row.
+        if self._terminal:
+            self._write(f"{_CLEAR}{text[: _columns()]}")
+        else:
+            self._write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
     def note(self, text: str) -> None:
         """A line of its own, which stays."""
@@ -60,6 +64,15 @@ class Progress:
         if sys.stderr is not None:
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def _columns() -> int | None:
+    """Characters that fit into a row of the terminal on standard error; None where it does not tell."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return None
+    return columns - 1 if columns else None
 
 
 def duration(seconds: float) -> str:

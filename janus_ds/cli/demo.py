@@ -54,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = new_parser("demo", "A page on this machine: AR, NAR and AUX side by side, pass by pass.")
     run = "a run or checkpoint (default: demo, of the package)"
     parser.add_argument("--checkpoint", default="demo", metavar="RUN", help=run)
-    parser.add_argument("--port", type=int, default=0, help="port at 127.0.0.1 (default: one that is free)")
+    port = "port at 127.0.0.1 (default: one that is free); from elsewhere: ssh -L PORT:127.0.0.1:PORT HOST"
+    parser.add_argument("--port", type=int, default=0, help=port)
     parser.add_argument("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
     parsed = parser.parse_args(arguments)
     demo = Demo(parsed.checkpoint, parsed.device)

@@ -156,8 +156,13 @@ def _tell(found: Evaluated, lines: Iterable[str], further: Iterable[str]) -> int
     of = f"{scores.task}, {scores.split}, {scores.n:,} lines, weights {found.weights}"
     average = scores.extra["average"]
     of += f" and the {average - 1} before, averaged" if average > 1 else ""
-    warnings = dict.fromkeys(text for result in found.systems for text in result.scores.warnings)
-    print("\n".join([of, *lines, *(f"warning: {text}" for text in warnings), *further]))
+    warned: dict[str, list[str]] = {}
+    for result in found.systems:
+        for text in dict.fromkeys(result.scores.warnings):
+            warned.setdefault(text, []).append(result.name)
+    # Which systems a warning is of, unless it is of all.
+    named = [(f"{', '.join(s)}: " * (len(s) < len(found.systems)), text) for text, s in warned.items()]
+    print("\n".join([of, *lines, *(f"warning: {of_some}{text}" for of_some, text in named), *further]))
     if found.removed:
         what = f"an earlier evaluation of other weights or sentences: {', '.join(found.removed)}"
         print(f"removed: the files of {what}")

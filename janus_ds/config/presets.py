@@ -159,7 +159,7 @@ def follow_data(run: RunConfig, fixed: Collection[str], notes: list[str]) -> Run
             grown.append(f"{side} {needed}, not {getattr(model, name)}")
             model = replace(model, **{name: needed})
     if grown:
-        notes.append(f"the data needs more positions than the recipe has: {'; '.join(grown)}")
+        notes.append(f"the model gets the positions that the data was prepared for: {'; '.join(grown)}")
     return replace(run, model=model, data=replace(run.data, block_tokens=longest["target"]))
 
 

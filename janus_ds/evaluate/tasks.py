@@ -291,7 +291,8 @@ class _GlgeSplit:
             raise DataError(
                 f"the data has no text of split {self._split!r}",
                 str(source),
-                "name another split (dev or test), or prepare the data with this split's files",
+                "name another split (dev or test), or prepare the data with this split's files; translations "
+                "are scored by `janus-ds eval nmt`",
             )
         limit = side_limit(recorded, "source") or task_limits(self._task.name).source
         return (source, target if target.is_file() else None), limit

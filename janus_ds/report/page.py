@@ -18,13 +18,14 @@ from typing import Any
 
 from janus_ds import __version__
 from janus_ds.config.presets import OBJECTIVE_PRESETS
-from janus_ds.errors import JanusError, UsageError, shown
+from janus_ds.errors import UsageError, shown
 from janus_ds.io import make_folder, mapping, write_atomic
-from janus_ds.metrics.scores import finite_numbers, read_lines
+from janus_ds.metrics.scores import finite_numbers
 from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pictures, require_matplotlib
 from janus_ds.report.runs import (
     SPEED_TITLES,
     RunFolder,
+    lines_beside,
     listing,
     metric_title,
     mode_title,
@@ -173,7 +174,7 @@ def _signatures(runs: Sequence[RunFolder], task: str) -> Iterator[str]:
             for name, text in mapping(system.scores.get("signatures")).items():
                 yield f"{metric_title(name)}: {text}"
             for text in listing(system.scores.get("warnings")):
-                yield f"warning: {text}"
+                yield f"warning, {run.label}: {text}"
 
 
 @dataclass(frozen=True)
@@ -316,15 +317,17 @@ def sample_cards(runs: Sequence[RunFolder], task: str, count: int) -> dict[str, 
         for mode in sorted_modes([run.tasks.get(task, {})])
         if (path := run.tasks[task][mode].hypotheses) is not None
     }
-    references = next(filter(None, (_lines(path, "references.txt") for path in files.values())), [])
+    references = next(filter(None, (lines_beside(path, "references.txt") for path in files.values())), [])
     # Outputs of another test set, or of another order of it, are not compared.
     comparable = {
         system: path
         for system, path in files.items()
-        if (own := _lines(path, "references.txt"))[: len(references)] == references[: len(own)]
+        if (own := lines_beside(path, "references.txt"))[: len(references)] == references[: len(own)]
     }
-    sources = next(filter(None, (_lines(path, "sources.txt") for path in comparable.values())), [])
-    outputs = {system: lines for system, path in comparable.items() if (lines := _lines(path, path.name))}
+    sources = next(filter(None, (lines_beside(path, "sources.txt") for path in comparable.values())), [])
+    outputs = {
+        system: lines for system, path in comparable.items() if (lines := lines_beside(path, path.name))
+    }
     if not references or not outputs:
         return {"sentences": [], "has_sources": False}
     length = min([len(references), *(len(lines) for lines in outputs.values())])
@@ -342,14 +345,6 @@ def sample_cards(runs: Sequence[RunFolder], task: str, count: int) -> dict[str, 
             for place in places
         ],
     }
-
-
-def _lines(outputs: Path, name: str) -> list[str]:
-    """The lines of a file beside a system's outputs; none where it cannot be read."""
-    try:
-        return read_lines(outputs.with_name(name)).lines
-    except JanusError:
-        return []
 
 
 def _alike(

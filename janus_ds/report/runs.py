@@ -20,7 +20,7 @@ from janus_ds.data.stream.index import MANIFEST_NAME, Manifest
 from janus_ds.errors import JanusError, UsageError, suggestion
 from janus_ds.io import mapping, read_json
 from janus_ds.metrics.glge import TASKS
-from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers, split_of_folder
+from janus_ds.metrics.scores import METRIC_TITLES, finite_numbers, read_lines, split_of_folder
 from janus_ds.observe import read_metrics, read_run_record
 
 _TASK = re.compile(r"\w[\w.-]{0,63}")
@@ -149,7 +149,29 @@ def read_runs(folders: Sequence[Path], split: str) -> list[RunFolder]:
             "no run is named", "the command line", "give run folders, such as runs/ar runs/janus"
         )
     unique = list({folder.resolve(): folder for folder in folders})
-    return [_read_run(folder, label, split) for folder, label in zip(unique, _labels(unique), strict=True)]
+    runs = [_read_run(folder, label, split) for folder, label in zip(unique, _labels(unique), strict=True)]
+    _note_other_texts(runs)
+    return runs
+
+
+def _note_other_texts(runs: Sequence[RunFolder]) -> None:
+    """Note of each run that it was scored on another text than the first one with scores of the task."""
+    first: dict[str, tuple[str, Any, list[str]]] = {}
+    for run in runs:
+        for task, systems in run.tasks.items():
+            system = next(iter(systems.values()))
+            lines = lines_beside(system.hypotheses, "references.txt") if system.hypotheses else []
+            label, count, others = first.setdefault(task, (run.label, system.scores.get("n"), lines))
+            if system.scores.get("n") != count or (lines and others and lines != others):
+                run.notes.append(f"{task}: scored on another text than {label}; their figures do not compare")
+
+
+def lines_beside(outputs: Path, name: str) -> list[str]:
+    """The lines of a file beside a system's outputs; none where it cannot be read."""
+    try:
+        return read_lines(outputs.with_name(name)).lines
+    except JanusError:
+        return []
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:

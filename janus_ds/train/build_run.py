@@ -314,8 +314,11 @@ def _record(run: Run, topology: Topology, step: int) -> None:
 
 
 _LENGTH_HEAD, _TABLE = "length_head.weight", "embedding.weight"
-_UNSEEN = ("heads", "activation", "scale_embedding")
-"""Fields of a model that no shape of its weights tells."""
+_FORM = (
+    *("d_model", "encoder_layers", "decoder_layers", "ffn_dim", "heads", "activation"),
+    *("max_source_positions", "max_target_positions", "layernorm_embedding", "scale_embedding"),
+)
+"""Fields of a model that its weights are made for, in their shapes or without a trace of it."""
 
 
 def start_from(
@@ -364,12 +367,12 @@ def start_from(
 
 def _check_model(path: Path, recorded: dict[str, Any], here: ModelConfig) -> None:
     """Hold what the record beside the weights says of their model against this one."""
-    others = [name for name in _UNSEEN if recorded.get(name, getattr(here, name)) != getattr(here, name)]
+    others = [name for name in _FORM if recorded.get(name, getattr(here, name)) != getattr(here, name)]
     if others:
         found = ", ".join(f"{name} {shown(recorded[name])}, not {getattr(here, name)}" for name in others)
         wanted = " ".join(f"model.{name}={json.dumps(recorded[name])}" for name in others)
         raise CheckpointError(
-            f"the weights to start from fit in shape alone: their model has {found}",
+            f"the weights to start from are of another model: {found}",
             f"init {path}",
             f"start with --set {wanted}, or give other weights",
         )

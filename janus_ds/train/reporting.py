@@ -130,7 +130,8 @@ class Reporter:
 
 
 class ProgressBar:
-    """Steps, losses, tokens/s and the time left, on standard error.
+    """Steps, the time left, and losses and tokens/s with their step where that is an earlier one, on standard
+    error.
 
     Args:
         step: completed steps at the start.
@@ -139,7 +140,7 @@ class ProgressBar:
     def __init__(self, step: int, max_steps: int, visible: bool) -> None:
         self._line = Progress(_SECONDS) if visible else None
         self._first, self._step, self._steps = step, step, max_steps
-        self._figures = ""
+        self._figures, self._at = "", step
 
     def advance(self, values: Mapping[str, object]) -> None:
         """One more step with these figures."""
@@ -150,9 +151,13 @@ class ProgressBar:
         speed = values.get("tokens_per_second")
         if isinstance(speed, float):
             shown.append(f"{speed:,.0f} tokens/s")
-        self._figures = "".join(f"{text}, " for text in shown) or self._figures
+        if shown:
+            self._figures, self._at = ", ".join(shown), self._step
         left = self._line.seconds / (self._step - self._first) * (self._steps - self._step)
-        text = f"step {self._step:,} of {self._steps:,}: {self._figures}{duration(left)} left"
+        text = f"step {self._step:,} of {self._steps:,}, {duration(left)} left"
+        if self._figures:
+            at = "" if self._at == self._step else f"; step {self._at:,}"
+            text += f"{at}: {self._figures}"
         self._line.show(text, now=self._step == self._steps)
 
     def note(self, text: str) -> None:

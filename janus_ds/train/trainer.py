@@ -286,11 +286,15 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _stop(self) -> Outcome:
-        logger.warning("asked to stop (%s): saving at step %d", self._signals.reason, self.step)
+        reason, step, end = self._signals.reason, self.step, self._train.max_steps
+        if step:
+            logger.warning("asked to stop (%s): saving at step %d", reason, step)
         self._finish()
-        step, end = self.step, self._train.max_steps
         self._reporter.close()  # so that this is the last line
-        logger.warning("not complete: step %d of %d is saved; the same command goes on", step, end)
+        if step:
+            logger.warning("not complete: step %d of %d is saved; the same command goes on", step, end)
+        else:
+            logger.warning("asked to stop (%s) before the first step", reason)
         self._signals.leave()
         return Outcome.STOPPED
 

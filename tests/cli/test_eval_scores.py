@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from janus_ds.cli import evaluate
 from janus_ds.cli.evaluate import evaluate_nmt
 from janus_ds.errors import ConfigError, DataError, MissingDependencyError, UsageError
 from janus_ds.metrics.glge_scores import JAR_VARIABLE
+from janus_ds.metrics.scores import Scores
 from tests.support.metric_fixtures import metric_cases
 
 ROOT = Path(__file__).parents[2]
@@ -157,3 +160,21 @@ def test_a_checkpoint_is_decoded_and_scored(
     ):
         with pytest.raises(kind):
             run(*command, *more)
+
+
+def test_a_warning_names_its_systems_unless_it_is_of_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = {"ar": [], "nar-0": ["2 are empty"], "nar-1": ["1 is empty"], "nar-4": ["2 are empty"]}
+    systems = [
+        SimpleNamespace(
+            name=name,
+            file=tmp_path / name,
+            scores=Scores("nmt", "test", 2, warnings=["few", *more], extra={"average": 1}),
+        )
+        for name, more in made.items()
+    ]
+    found: Any = SimpleNamespace(systems=systems, weights="w", removed=[])
+    assert evaluate._tell(found, [], []) == 0
+    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert warned == ["warning: few", "warning: nar-0, nar-4: 2 are empty", "warning: nar-1: 1 is empty"]

@@ -71,7 +71,7 @@ def test_one_page_holds_everything(tmp_path, capsys):
         "<b>cmlm</b>: not finished, or stopped early: 40 of 1,000 updates",
         "nar + rescore",
         "two dogs &lt;run&gt; &amp; play",
-        "warning: &lt;few&gt; sentences",
+        "warning, ar&lt;1&gt;: &lt;few&gt; sentences",
         "commit 0123456789ab",
         "launch/finetune.py --set",
         "janus-ds report",
@@ -79,6 +79,15 @@ def test_one_page_holds_everything(tmp_path, capsys):
     ):
         assert part in text, part
     assert "ar<1>" not in text
+
+
+def test_runs_that_were_scored_on_other_texts_are_told(tmp_path):
+    first, second, third = (MadeUp(modes={"ar": (30.0, 60.0, 38.0)}).write(tmp_path / name) for name in "abc")
+    (third / "eval/test/references.txt").write_text("other\nlines\nhere\n")
+    assert run("report", first, second, third, "--output", tmp_path / "page") == 0
+    text, _ = read_page(tmp_path / "page")
+    told = "nmt: scored on another text than a; their figures do not compare"
+    assert text.count(told) == text.count(f"<b>c</b>: {told}") == 1
 
 
 def test_scores_of_glge_and_runs_without_scores_make_pages(tmp_path):

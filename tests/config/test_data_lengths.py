@@ -55,7 +55,7 @@ def test_longer_tables_than_the_recipes_are_said(tmp_path: Path) -> None:
         ("glge", "source 512, not 128"),
     ):
         _, execution = read_setup(recipe, [data(tmp_path, REQUESTS[kind][0])], engine, 1)
-        assert execution.notes == (f"the data needs more positions than the recipe has: {said}",)
+        assert execution.notes == (f"the model gets the positions that the data was prepared for: {said}",)
     assert read_setup(recipe, [data(tmp_path, REQUESTS["distilled"][0])], engine, 1)[1].notes == ()
 
 

@@ -118,14 +118,14 @@ def test_options_and_files_exist(document: str) -> None:
     assert wrong == []
 
 
-def test_make_takes_a_clone_whose_path_has_a_space(tmp_path: Path) -> None:
+def test_make_takes_a_clone_and_a_run_whose_paths_have_a_space(tmp_path: Path) -> None:
     clone = tmp_path / "a clone"
     clone.mkdir()
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (clone / name).write_bytes((ROOT / name).read_bytes())
-    goals = ("install", "lint", "types", "pretrain", "bench")
+    words = ("install", "lint", "types", "pretrain", "bench", f"RUN={tmp_path}/a run")
     done = subprocess.run(
-        ["make", "-n", "--no-print-directory", *goals], cwd=clone, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", *words], cwd=clone, capture_output=True, text=True, check=True
     )
     split = [line for line in done.stdout.splitlines() if str(tmp_path) in re.sub(r'"[^"]*"', "", line)]
     assert split == []

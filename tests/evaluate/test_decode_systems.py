@@ -170,6 +170,15 @@ def test_data_of_another_task_is_told_before_its_vocabulary(tiny: Path, tmp_path
         tasks.evaluate_glge(request, task_named("squadqg"))
 
 
+def test_translations_scored_as_a_task_of_glge_are_sent_to_the_other_command(
+    tiny_pairs: Path, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", tiny_pairs, "ar")
+    with pytest.raises(DataError, match="no text of split 'test'") as caught:
+        tasks.evaluate_glge(EvalRequest(run, data=tiny_pairs, device="cpu"), task_named("xsum"))
+    assert "`janus-ds eval nmt`" in caught.value.fix
+
+
 def test_text_with_capitals_for_a_model_that_learnt_without_is_told(tiny_pairs: Path, tmp_path: Path) -> None:
     data, learnt = tiny_pairs, tmp_path / "learnt"
     manifest = Manifest.load(shutil.copytree(data, learnt))

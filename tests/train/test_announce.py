@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
+import termios
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +24,7 @@ from janus_ds.progress import Progress, duration
 from janus_ds.train.build_run import build_run
 from janus_ds.train.reporting import ProgressBar, Reporter, announce_end, announce_start
 from janus_ds.train.state import Meters
+from janus_ds.train.trainer import Outcome, Trainer
 
 ROOT = Path(__file__).parents[2]
 FROZEN = ROOT / "tests/golden/frozen"
@@ -99,7 +103,25 @@ def test_a_validation_that_is_made_up_for_is_no_step_of_the_bar(
     reporter = Reporter(run, engine, 6, Meters(unvalidated={"loss": 1.0}))
     reporter.write(6, {"loss": 1.0})
     reporter.close()
-    assert capsys.readouterr().err.endswith("step 6 of 6: loss 1.000, 0 s left\n")
+    assert capsys.readouterr().err.endswith("step 6 of 6, 0 s left: loss 1.000\n")
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_stop_says_that_a_step_is_saved_only_where_there_is_one(
+    step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = SimpleNamespace(close=lambda: None, leave=lambda: None, reason="SIGTERM")
+    trainer: Any = SimpleNamespace(step=step, _train=SimpleNamespace(max_steps=9), _finish=lambda: None)
+    trainer._signals = trainer._reporter = nothing
+    assert Trainer._stop(trainer) is Outcome.STOPPED
+    said = {
+        0: ["asked to stop (SIGTERM) before the first step"],
+        3: [
+            "asked to stop (SIGTERM): saving at step 3",
+            "not complete: step 3 of 9 is saved; the same command goes on",
+        ],
+    }
+    assert caplog.messages == said[step]
 
 
 def test_off_a_terminal_lines_are_dated_and_nothing_is_written_over(
@@ -112,8 +134,35 @@ def test_off_a_terminal_lines_are_dated_and_nothing_is_written_over(
     bar.close()
     note, last = capsys.readouterr().err.splitlines()
     assert note == "step 5 held out: loss 2.000"
-    assert last.split(" ", 2)[2] == "step 6 of 6: loss 1.500, 1,234 tokens/s, 0 s left"
+    assert last.split(" ", 2)[2] == "step 6 of 6, 0 s left: loss 1.500, 1,234 tokens/s"
     ProgressBar(0, 2, visible=False).advance({"loss": 1.0})
     Progress(0.0).show("hidden", now=True)
     assert capsys.readouterr().err == ""
     assert [duration(x) for x in (3.6, 286, 7380)] == ["4 s", "4 min 46 s", "2 h 3 min"]
+
+
+def test_figures_of_an_earlier_step_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar(0, 3, visible=True)
+    bar.advance({"loss": 2.0})
+    bar.advance({})
+    bar.advance({})
+    assert capsys.readouterr().err.endswith("step 3 of 3, 0 s left; step 1: loss 2.000\n")
+
+
+def test_on_a_narrow_terminal_a_line_takes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that wraps would leave its first row behind, five times a second."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 40))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        line = Progress()
+        for number in range(3):
+            line.show(f"step {number}, " + "x" * 100, now=True)
+        line.end()
+        shown = ""
+        while not shown.endswith("\n"):
+            shown += os.read(ours, 4096).decode()
+    os.close(ours)
+    rows = shown.rstrip().split("\r\x1b[K")[1:]
+    assert [row[:7] for row in rows] == ["step 0,", "step 1,", "step 2,"]
+    assert {len(row) for row in rows} == {39}

@@ -87,13 +87,23 @@ def test_weights_of_a_model_that_only_its_record_tells_apart_are_refused(bart: P
         ("activation", "relu", '"gelu"'),
     ):
         other = JanusModel(replace(record.config.model, **{name: value}), record.special, ParallelLayers())
-        with pytest.raises(CheckpointError, match=f"their model has {name}") as caught:
+        with pytest.raises(CheckpointError, match=f"of another model: {name}") as caught:
             start_from(other, str(bart), tokenizer, ParallelLayers())
         assert f"--set model.{name}={own}" in caught.value.fix
         # A file by itself tells nothing.
         start_from(
             other, str(shutil.copy(bart / "weights.safetensors", bart.parent)), tokenizer, ParallelLayers()
         )
+
+
+def test_weights_of_another_shape_are_refused_with_all_fields_that_differ(bart: Path) -> None:
+    record, tokenizer = load_run(bart), load_tokenizer(bart / "tokenizer")
+    theirs = record.config.model
+    more = replace(theirs, ffn_dim=2 * theirs.ffn_dim, max_source_positions=theirs.max_source_positions + 8)
+    with pytest.raises(CheckpointError) as caught:
+        start_from(JanusModel(more, record.special, ParallelLayers()), str(bart), tokenizer, ParallelLayers())
+    wanted = f"model.ffn_dim={theirs.ffn_dim} model.max_source_positions={theirs.max_source_positions}"
+    assert f"start with --set {wanted}, or" in caught.value.fix
 
 
 @pytest.mark.parametrize("multiple", [8, 64])

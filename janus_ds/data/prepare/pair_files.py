@@ -77,10 +77,10 @@ def pair_up(
         raise UsageError(what, f"{option} {paths[0]}", "give files that end in .parquet, .json or .jsonl")
     if len(paths) % 2 or not (paths or alone):
         raise UsageError(
-            f"{option} has {len(paths)} files, but source and target go together",
-            option,
-            f"give them in turn: {option} FILE.{languages.source} FILE.{languages.target}, "
-            "or records with both sides, as Parquet or JSON",
+            "source and target are two files, one line a sentence, and one of them is missing",
+            f"{option} {' '.join(map(str, paths))}",
+            f"give them in turn: {option} FILE.{languages.source} FILE.{languages.target}; one file may hold "
+            "both as JSON or Parquet (FILE.jsonl)",
         )
     pairs = [PairFiles(paths[i], paths[i + 1]) for i in range(0, len(paths), 2)]
     for pair in pairs:

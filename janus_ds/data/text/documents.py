@@ -342,7 +342,8 @@ def _parquet_documents(file: TextFile, _: io.BufferedReader, rule: DocumentRule)
         strings = [name for name, text in columns.items() if text]
         if rule.field in strings or len(strings) == 1:
             return [rule.field if rule.field in strings else strings[0]]
-        what = f"the file has no column {rule.field!r} of text; of text it has: {', '.join(strings)}"
+        there = ", ".join(strings) or "none"
+        what = f"the file has no column {rule.field!r} of text; of text it has: {there}"
         raise DataError(what, file.where, "name the column that holds the text with --field")
 
     for row, _place in _parquet_rows(file, chosen):

@@ -260,7 +260,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     raise DataError(
         "the folder holds no tokenizer",
         str(directory),
-        f"give a folder with {_MODEL_NAME}, with {WORDS_NAME}, or with {_VOCAB_NAME} and {_MERGES_NAME}",
+        f"give a folder with {_MODEL_NAME}, with {WORDS_NAME}, or with {_VOCAB_NAME} and {_MERGES_NAME}; "
+        "that of a run is RUN/tokenizer",
     )
 
 

@@ -62,6 +62,7 @@ def test_folders_of_the_hub_and_their_columns(tmp_path: Path) -> None:
     assert read([parquet(tmp_path / "a.parquet", {"body": ["One.", None, "Two."]})]) == ["One.", "Two."]
     two = parquet(tmp_path / "b.parquet", {"body": ["a"], "title": ["b"]})
     assert "--field" in fails(two, "of text it has: body, title").fix
+    fails(parquet(tmp_path / "c.parquet", {"count": [1, 2]}), "of text it has: none")
     whole = (hub / "data/train-00000-of-00002.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     fails(tmp_path / "cut.parquet", "cut or damaged")

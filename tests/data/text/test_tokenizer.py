@@ -125,8 +125,9 @@ def test_damaged_byte_level_files_are_named(tmp_path, change, said):
 
 
 def test_other_faults_say_what_to_do(tmp_path):
-    with pytest.raises(DataError, match="holds no tokenizer"):
+    with pytest.raises(DataError, match="holds no tokenizer") as caught:
         load_tokenizer(tmp_path)
+    assert "RUN/tokenizer" in caught.value.fix
     (tmp_path / "sentencepiece.model").write_bytes(b"no model at all")
     with pytest.raises(DataError, match="not a SentencePiece model"):
         load_tokenizer(tmp_path)

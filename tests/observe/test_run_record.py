@@ -1,0 +1,25 @@
+"""What `run.json` says of a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from janus_ds.batch import SpecialTokens
+from janus_ds.config.load import load_run_config
+from janus_ds.observe import write_run_record
+
+
+@pytest.mark.parametrize("program", ["janus-ds finetune", "/my clone/launch/finetune.py"])
+def test_the_recorded_command_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--output", "my runs/a"])
+    special = SpecialTokens(0, 1, 2, 3, 4, 8)
+    write_run_record(tmp_path, load_run_config(None, []), special, "", {}, 0)
+    words = ["janus-ds", "finetune"] if program.startswith("janus-ds") else [program]
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["command"] == record["attempts"][0]["command"] == [*words, "--output", "my runs/a"]
