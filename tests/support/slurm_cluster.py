@@ -83,7 +83,10 @@ class Cluster:
         Raises:
             AssertionError: it failed; carries what it said.
         """
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=600)
+        # munged drops who has not written for 2 s, on a busy machine; without SIGPIPE the command asks again.
+        done = subprocess.run(
+            words, env=self.environment, capture_output=True, text=True, timeout=600, restore_signals=False
+        )
         assert done.returncode == 0, f"{words}: {done.returncode}, {done.stderr}\n{self.logs()}"
         return done.stdout.strip()
 
