@@ -51,16 +51,15 @@ janus_say() { echo "$(date '+%F %T') job $JANUS_JOB, start $((${SLURM_RESTART_CO
 # reach this shell alone, so srun passes it on.
 janus_step() {
     local code
-    trap 'janus_say "asked to stop, the ranks are saving"; kill -USR1 ${!-}' TERM USR1
+    trap 'janus_say "asked to stop, the ranks are saving"; kill -USR1 ${!-} 2>/dev/null' TERM USR1
     # No --kill-on-bad-exit: the first rank that leaves with 75 would get the others killed while they
     # do the same. A rank that dies ends the others by itself; --wait is the last resort.
     srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" &
+    while kill -0 $! 2>/dev/null; do # a signal ends `wait`, not srun
+        wait $!
+    done
     wait $!
     code=$?
-    while kill -0 $! 2>/dev/null; do # a signal has ended `wait`, not srun
-        wait $!
-        code=$?
-    done
     trap '' TERM USR1
     return $code
 }
