@@ -48,12 +48,14 @@ MpiDefault=none
 ReturnToService=2
 KillWait=120
 MessageTimeout=100
+MinJobAge=86400
 SchedulerParameters=sched_interval=1,sched_min_interval=0
 NodeName=first NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2
 NodeName=second NodeHostname={host} NodeAddr=127.0.0.2 Port={second} CPUs=2
 PartitionName=all Nodes=first,second Default=YES MaxTime=INFINITE State=UP
 """
 # KillWait: a busy machine may take longer than 30 s to save. MessageTimeout: and longer than 10 s to answer.
+# MinJobAge: a job that has ended is forgotten after 5 minutes, by default; another one may last longer.
 # cred_expire: a requeued job waits as long as an old credential holds, two minutes by default.
 
 
