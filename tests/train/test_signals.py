@@ -185,8 +185,6 @@ def test_the_end_of_a_job_that_slurm_does_not_tell(tmp_path: Path, answer: str, 
         ("exit 6", "echo RUNNING", "node2 1 all* comp*", "", 1, "start 1: requeued"),
         ("exit 6", "echo RUNNING", "", "", 0, "ended with exit code 6\n"),
         ("exit 0", "echo RUNNING", "node2 1 all* comp*", "", 0, "ended with exit code 0\n"),
-        # The ranks have left before this script has said that it was asked.
-        ("kill -TERM $PPID; exit 75", "echo RUNNING", "", "", 1, "start 1: requeued"),
         # `--signal=B:USR1@180` reaches the script alone.
         (
             f"trap 'exit 75' USR1; kill -USR1 $PPID; {'/bin/sleep .1;' * 99}",
