@@ -7,9 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from janus_ds import __version__
 from tests.support.tiny_pairs import tiny_lines
@@ -75,6 +78,22 @@ def test_recipes_and_engines_have_names(installed: Path, tmp_path: Path) -> None
     missing = say(installed, tmp_path, "check", "--recipe", "iwslt15", "--deepspeed_config", "zero2", code=3)
     assert "iwslt15" in missing
     assert "to do:" in missing
+
+
+def test_constraints_hold_all_that_make_installs() -> None:
+    """Also what deepspeed and others need; torch, and what it alone needs, fits the machine."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    held = {canonicalize_name(line.split("==")[0]) for line in lines if "==" in line}
+    needed, todo = set[str](), [Requirement("janus_ds[plots,dev]")]
+    while todo:
+        asked = todo.pop()
+        for extra in ("", *asked.extras):
+            for found in map(Requirement, metadata.requires(asked.name) or []):
+                name = canonicalize_name(found.name)
+                if (not found.marker or found.marker.evaluate({"extra": extra})) and name not in needed:
+                    needed.add(name)
+                    todo += [found] if name != "torch" else []
+    assert needed - held == {"torch"}
 
 
 @pytest.mark.heavy

@@ -25,7 +25,7 @@ from tests.support.tiny_pairs import TINY_PAIR_RECIPE, prepare_tiny
 
 pytestmark = [
     pytest.mark.skipif(missing_for_slurm() is not None, reason=str(missing_for_slurm())),
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
 ]
 
 STEPS = 60
@@ -54,7 +54,7 @@ class Job:
         self.cluster, self.inputs = cluster, inputs
         self.run = inputs / name
         self.output = inputs / f"{name}.log"
-        self.number = 0
+        self.number: int | str = 0
 
     def submit(self, nodes: tuple[str, ...], *options: str, settings: tuple[str, ...] = TINY) -> Job:
         recipe = ("--recipe", str(self.inputs / "recipe.yaml"), "--data", str(self.inputs / "data"))
@@ -101,7 +101,7 @@ def test_a_requeued_job_ends_as_an_undisturbed_one(cluster: Cluster, inputs: Pat
     found = requeued.end()
     undisturbed.end()
     assert found["Restarts"] == "1"
-    assert "asked to stop (SIGTERM): saving at step" in requeued.text
+    assert "asked to stop (SIG" in requeued.text
     assert f"start 1: ended with exit code {PREEMPTED_EXIT_CODE}" in requeued.text
     assert "start 2: 2 node(s), 2 rank(s), first 127.0.0.1:" in requeued.text
     assert "start 2: ended with exit code 0" in requeued.text
@@ -151,6 +151,22 @@ def test_what_asks_a_job_to_stop_and_what_starts_it_again(cluster: Cluster, inpu
     assert found["Restarts"] == "0"
     cluster.wait_for(lambda: f"exit code {PREEMPTED_EXIT_CODE}" in cancelled.text, "the ranks' last save")
     assert "requeued" not in cancelled.text
+
+
+@pytest.mark.heavy
+def test_one_task_of_an_array_is_requeued_alone(cluster: Cluster, inputs: Path) -> None:
+    """The last one, whose number is that of the array; `%a` in the arguments is the task."""
+    endless = (*TINY, "train.max_steps=1000000")
+    array = Job(cluster, inputs, "task-%a").submit(("--array=0-1", "--ntasks-per-node=1"), settings=endless)
+    tasks = [Job(cluster, inputs, f"task-{task}") for task in range(2)]
+    for task, job in enumerate(tasks):
+        job.number = f"{array.number}_{task}"
+        job.reach(4)
+    cluster.command("scancel", "--signal=USR1", f"{array.number}_1")
+    cluster.wait_for(lambda: "resuming from step" in tasks[1].text, "the second start")
+    assert f"job {array.number}_1, start 1: requeued" in tasks[1].text
+    assert [cluster.state(job.number)["Restarts"] for job in tasks] == ["0", "1"]
+    cluster.command("scancel", str(array.number))
 
 
 @pytest.mark.heavy

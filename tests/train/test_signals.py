@@ -157,12 +157,12 @@ def test_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def job_script(folder: Path, command: str, programs: dict[str, str], **environ: str) -> str:
     """What a command says after `launch/slurm/job.sh`, with these programs of Slurm."""
-    for name, text in programs.items():
+    for name, text in {"janus-ds": "", **programs}.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
     given = {"PATH": f"{folder}:{os.environ['PATH']}", "JANUS_HOME": str(ROOT), "TZ": "UTC", **environ}
     given |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "JANUS_VENV": str(folder / "none")}
-    words = ["bash", "-c", f"source launch/slurm/job.sh && {command}"]
+    words = ["bash", "-c", f"source launch/slurm/job.sh && {command}", "bash", "--output", "run-%a"]
     return subprocess.run(words, cwd=ROOT, env=given, capture_output=True, text=True, check=False).stdout
 
 
@@ -174,22 +174,54 @@ def test_the_end_of_a_job_that_slurm_does_not_tell(tmp_path: Path, answer: str, 
 
 
 @pytest.mark.parametrize(
-    ("state", "words"), [("RUNNING", "requeued"), ("COMPLETING", "left to Slurm"), ("", "says: nothing")]
+    ("ends", "state", "dead", "answer", "times", "words"),
+    [
+        ("exit 75", "echo RUNNING", "", "", 1, "start 1: requeued"),
+        ("exit 75", "echo RUNNING", "", "exit 1", 5, "start 1: not requeued: Slurm does not do it"),
+        ("exit 75", "echo COMPLETING", "", "", 0, "left to Slurm, whose squeue says: COMPLETING"),
+        # The controller does not answer, at first or at all.
+        ("exit 75", "[ -e late ] && echo RUNNING; touch late", "", "", 1, "start 1: requeued"),
+        ("exit 75", "exit 1", "", "", 0, "start 1: not requeued: Slurm does not do it"),
+        ("exit 6", "echo RUNNING", "node2 1 all* comp*", "", 1, "start 1: requeued"),
+        ("exit 6", "echo RUNNING", "", "", 0, "ended with exit code 6\n"),
+        ("exit 0", "echo RUNNING", "node2 1 all* comp*", "", 0, "ended with exit code 0\n"),
+        # `--signal=B:USR1@180` reaches the script alone.
+        (
+            f"trap 'exit 75' USR1; kill -USR1 $PPID; {'/bin/sleep .1;' * 99}",
+            "echo RUNNING",
+            "",
+            "",
+            1,
+            "requeued",
+        ),
+    ],
 )
-def test_one_task_of_an_array_is_requeued(tmp_path: Path, state: str, words: str) -> None:
+def test_one_task_of_an_array_is_requeued(
+    tmp_path: Path, ends: str, state: str, dead: str, answer: str, times: int, words: str
+) -> None:
     """The number of one of them, 7, is that of the array: squeue would name all, and scontrol mean all."""
     programs = {
-        "squeue": f'case "$*" in *7_3*) echo {state} ;; *) echo RUNNING; echo RUNNING ;; esac',
-        "scontrol": f'echo "$@" >> {tmp_path}/asked; echo localhost',
-        "srun": "exit 75",
+        "squeue": f'cd {tmp_path}; case "$*" in *7_3*) {state} ;; *) echo RUNNING; echo RUNNING ;; esac',
+        "scontrol": f'[ $1 = show ] && echo localhost && exit; echo "$@" >> {tmp_path}/asked; {answer}',
+        "sinfo": f'case "$*" in *--Node*) echo "{dead}" ;; *) echo "all* up 0 n/a" ;; esac',
+        "srun": f'echo "$@"; {ends}',
+        "sleep": "",
     }
-    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_GPUS_ON_NODE": "2"}
     step = {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1", "SLURM_JOB_END_TIME": "9"}
-    said = job_script(tmp_path, "janus_train x", programs, **array, **step)
+    (tmp_path / "asked").touch()
+    said = job_script(tmp_path, 'janus_train x "$@"', programs, **array, **step)
     assert words in said
-    assert "job 7_3, start 1: ended with exit code 75" in said
-    asked = (tmp_path / "asked").read_text().splitlines()
-    assert [line for line in asked if "requeue" in line] == ["requeue 7_3"] * (state == "RUNNING")
+    assert "python -u x --output run-3\n" in said
+    assert "--ntasks-per-node=2 is one rank for each" in said
+    assert "job 7_3, start 1: ended with exit code" in said
+    assert (tmp_path / "asked").read_text() == "requeue 7_3\n" * times
+
+
+def test_a_job_without_an_environment_says_so(tmp_path: Path) -> None:
+    said = job_script(tmp_path, "echo on", {}, PATH="/usr/bin:/bin")
+    assert "error: janus_ds is not installed\n  where: JANUS_VENV=" in said
+    assert "on\n" not in said
 
 
 def test_a_rank_that_has_not_heard_why_names_another_one() -> None:
