@@ -214,4 +214,4 @@ def test_a_trial_on_some_lines_is_told_and_published_nowhere(tmp_path):
 
 def test_the_page_of_nothing_says_so(tmp_path):
     assert "No run has begun." in report(tmp_path / "x", tmp_path, convergence.draw)
-    assert len(json.loads((tmp_path / "convergence.json").read_text())["not_begun"]) == 25
+    assert len(json.loads((tmp_path / "convergence.json").read_text())["not_begun"]) == 28
