@@ -140,7 +140,7 @@ def test_a_report_has_only_its_own_markup(tmp_path: Path) -> None:
 def card_of(folder: Path) -> str:
     config = SimpleNamespace(name=EVIL, decode=DecodeConfig())
     run: Any = SimpleNamespace(config=config, model=SimpleNamespace(parameters=list))
-    run.folder, run.weights = folder, folder / "weights.safetensors"
+    run.folder, run.weights, run.weights_sha256 = folder, folder / "weights.safetensors", "ab"
     return model_card(run, ["ar"], False, None)
 
 

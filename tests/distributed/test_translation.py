@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from janus_ds.checkpoint.tensors import average_weights, last_checkpoints, read_weights
+from janus_ds.checkpoint.manifest import write_manifest
+from janus_ds.checkpoint.tensors import average_weights, last_checkpoints, read_weights, write_tensors
 from janus_ds.errors import CheckpointError, ConfigError, DataError, JanusError, UsageError
 from janus_ds.evaluate.evaluation import EvalRequest, results_table
 from janus_ds.evaluate.tasks import NMT_COLUMNS, evaluate
@@ -154,10 +155,13 @@ def test_evaluation_translates_scores_and_measures(found, folder, tmp_path):
     best = folder / "one/checkpoints/best"
     request = EvalRequest(best, modes=("ar",), latency_sentences=0, output=tmp_path / "best")
     assert evaluate(request).removed == []
-    record = json.loads((best / "best.json").read_text())
-    (best / "best.json").write_text(json.dumps({**record, "step": record["step"] + 10}))
+    before = {path: path.read_bytes() for path in best.iterdir()}
+    weights = best / "weights.safetensors"
+    write_tensors(weights, {name: 2 * value for name, value in read_weights(weights).items()})
+    write_manifest(best)
     assert evaluate(replace(request, modes=("nar",), iterations=(0,))).removed == ["ar"]
-    (best / "best.json").write_text(json.dumps(record))
+    for path, content in before.items():
+        path.write_bytes(content)
     (tmp_path / "best/sources.txt").write_bytes(b"\xff")
     assert evaluate(request).removed == ["nar-0"]
 

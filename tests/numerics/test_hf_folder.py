@@ -100,6 +100,7 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
     config = SimpleNamespace(name="x", decode=DecodeConfig(beam=5))
     run: Any = SimpleNamespace(config=config, model=SimpleNamespace(parameters=list))
     run.folder, run.weights = tmp_path, tmp_path / "checkpoints" / "best" / "weights.safetensors"
+    run.weights_sha256 = "ab"
     run.weights.parent.mkdir(parents=True)
     (run.weights.parent / "best.json").write_text('{"step": 30}')
     ours = {"checkpoint": "best", "average": 1, "step": 30}
@@ -107,6 +108,8 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
     told += [{**ours, "average": 5}, {**ours, "step": 20}, {**ours, "precision": "int8"}]
     # With another beam than the exported model's; the last one as it decodes itself.
     told += [{**ours, "decode": {"mode": "ar", "beam": beam}} for beam in (1, 5)]
+    # Earlier versions told no sum of the weights.
+    told += [{**ours, "weights_sha256": sha256} for sha256 in ("ab", "cd")]
     systems = {f"system{n}": {**found, "metrics": {"chrf": 50 + n}} for n, found in enumerate(told)}
     for split in ("test", "test-first-4"):
         (tmp_path / "eval" / split).mkdir(parents=True)
@@ -120,6 +123,7 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
         "| system0 | 50.00 |",
         "| system1 | 51.00 |",
         "| system7 | 57.00 |",
+        "| system8 | 58.00 |",
     ]
     assert "| before | 51.00 |" in card
     assert "first" not in card
