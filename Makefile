@@ -72,7 +72,7 @@ lint: install-dev
 	$(BIN)/ruff format --check .
 
 types: install-dev
-	$(BIN)/mypy janus_ds benchmarks
+	$(BIN)/mypy janus_ds
 
 # Files are shared out between two processes; each stays in one, so that what its tests share is made once.
 unit: install-dev
