@@ -69,7 +69,7 @@ janus_train() {
     local code state pause
     janus_say "$SLURM_JOB_NUM_NODES node(s), $SLURM_NTASKS rank(s), first $MASTER_ADDR:$MASTER_PORT," \
         "${SLURM_GPUS_ON_NODE:-no} GPU(s) on a node"
-    if [ "${SLURM_GPUS_ON_NODE:-0}" -gt "${SLURM_NTASKS_PER_NODE:-1}" ]; then
+    if [ $((${SLURM_GPUS_ON_NODE:-0} * SLURM_JOB_NUM_NODES)) -gt "$SLURM_NTASKS" ]; then
         janus_say "GPUs stay idle: sbatch --ntasks-per-node=$SLURM_GPUS_ON_NODE is one rank for each"
     fi
     janus_step python -u "$@"
