@@ -61,7 +61,7 @@ def parse_locations(text: str) -> tuple[WeightedLocation, ...]:
     that an ordinary folder or address may hold both signs.
 
     Raises:
-        ConfigError: a weight is 0 or not a number, or a source comes twice.
+        ConfigError: a weight is 0 or not a number.
     """
     parts = [_WEIGHTED.fullmatch(part.strip()) for part in text.split(",")]
     found = [(os.path.expanduser(match[1].strip()), float(match[2])) for match in parts if match]
@@ -74,14 +74,6 @@ def parse_locations(text: str) -> tuple[WeightedLocation, ...]:
                 f"data.path: {public_location(location)}",
                 "give each source a weight above 0, or leave it out",
             )
-    names = [location for location, _ in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(
-            "a source comes twice, so that its samples would",
-            f"data.path: {public_location(twice)}",
-            "name it once, with the sum of the weights",
-        )
     return tuple(WeightedLocation(location, weight) for location, weight in found)
 
 

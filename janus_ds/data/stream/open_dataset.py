@@ -34,7 +34,7 @@ from janus_ds.data.stream.index import (
 from janus_ds.data.stream.remote import Expected, Patience, TransferError, transferred
 from janus_ds.data.stream.shard_cache import RemoteShards, ShardCache
 from janus_ds.data.text.tokenizer import MOST_TOKENIZER_BYTES, TOKENIZER_FILES, Tokenizer, load_tokenizer
-from janus_ds.errors import DamagedDataError, DataError, JanusError
+from janus_ds.errors import ConfigError, DamagedDataError, DataError, JanusError
 from janus_ds.io import check_owner, disk_faults, fingerprint_of, make_folder, sha256_of_file, write_atomic
 
 _BYTES_A_GB = 1e9
@@ -234,8 +234,21 @@ def open_data(location: str, data: DataConfig) -> DataPlace:
     Args:
         location: as `data.path` gives it.
         data: cache and patience; other fields do not matter.
+
+    Raises:
+        ConfigError: a source comes twice.
     """
-    sources = tuple(_open_one(found.location, found.weight, data) for found in parse_locations(location))
+    found = parse_locations(location)
+    names = [source.location for source in found]
+    # Not of a recorded mixture: what is left of two commands or addresses without their secrets may be alike.
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            "a source comes twice, so that its samples would",
+            f"data.path: {public_location(twice)}",
+            "name it once, with the sum of the weights",
+        )
+    sources = tuple(_open_one(source.location, source.weight, data) for source in found)
     for source in sources:
         _check_alike(sources[0], source)
     return DataPlace(sources, _checked_tokenizer(sources[0]), data)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_ds.config.load import load_run_config, to_dict
+from janus_ds.config.load import from_dict, load_run_config, to_dict
 from janus_ds.config.locations import expanded, parse_locations, public_location
 from janus_ds.config.schema import DataConfig, RunConfig
 from janus_ds.data.stream.loader import StepLoader, validation_batches
@@ -148,7 +148,7 @@ def test_the_text_of_sources(monkeypatch):
         assert pairs(plain) == [(plain, 1.0)]
     for wrong, what in (("a=0,b=1", "weight 0.0"), ("a=1,a=2", "comes twice")):
         with pytest.raises(ConfigError, match=what):
-            parse_locations(wrong)
+            open_data(wrong, DataConfig())
     shown = public_location("https://me:pw@h.org/a?sig=x=0.5,pipe:curl -H key {}=0.5")
     assert shown == "https://...@h.org/a?...=0.5,pipe:curl ... {}=0.5"
     monkeypatch.setenv("K", "v")
@@ -158,6 +158,16 @@ def test_the_text_of_sources(monkeypatch):
     run = load_run_config(None, ["data.path=https://me:pw@h.org/a"])
     assert run.data.path == "https://me:pw@h.org/a"
     assert to_dict(run)["data"]["path"] == "https://...@h.org/a"
+
+
+@pytest.mark.parametrize(
+    "mixture",
+    ["pipe:ssh h cat wiki/{}=0.7,pipe:ssh h cat books/{}=0.3", "https://h/d?of=a=0.5,https://h/d?of=b=0.5"],
+)
+def test_a_mixture_of_what_is_alike_but_for_its_secrets_can_be_gone_on_with(mixture):
+    run = load_run_config(None, [f"data.path={mixture}"])
+    assert len(parse_locations(mixture)) == 2
+    assert from_dict(to_dict(run)).data.path == public_location(mixture)
 
 
 @pytest.mark.parametrize(
