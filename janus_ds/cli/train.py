@@ -14,7 +14,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,9 @@ def _main(argv: Sequence[str] | None, recipe: Path, program: str, stages: Sequen
     signals = StopSignals()
     signals.install()
     signals.watch()
-    options = replace(parse_options(argv, recipe, program), stages=stages)
-    refuse_faults(options)
+    with refusing_faults():
+        options = replace(parse_options(argv, recipe, program), stages=stages)
+        check_faults(options)
     return train_and_exit(options, signals)
 
 
@@ -98,21 +100,31 @@ def parse_options(argv: Sequence[str] | None, recipe: Path, program: str) -> Tra
     )
 
 
-def refuse_faults(options: TrainOptions) -> None:
-    """Leave with the faults of recipe, overrides and DeepSpeed file, if there are any.
+@contextmanager
+def refusing_faults() -> Iterator[None]:
+    """Leave with a fault of the command line, if there is one.
 
-    Every rank judges for itself; the first one of each host prints. Values that only DeepSpeed can
-    judge, and the device, come later, as does a number of ranks that cannot be.
+    Every rank finds it for itself; the first one of each host prints it.
     """
-    data_size = _data_size(os.environ, options.tensor_parallel)
-    if data_size is None:
-        return
     try:
-        setup = (options.recipe, options.overrides, options.deepspeed_config)
-        read_setup(*setup, data_size, options.tensor_parallel, options.mode)
+        yield
     except JanusError as error:
         speaks = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
         sys.exit(_told(error, speaks))
+
+
+def check_faults(options: TrainOptions) -> None:
+    """Look for faults of recipe, overrides and DeepSpeed file.
+
+    Values that only DeepSpeed can judge, and the device, come later; so does a number of ranks that cannot be.
+
+    Raises:
+        JanusError: there are faults.
+    """
+    data_size = _data_size(os.environ, options.tensor_parallel)
+    if data_size is not None:
+        setup = (options.recipe, options.overrides, options.deepspeed_config)
+        read_setup(*setup, data_size, options.tensor_parallel, options.mode)
 
 
 def _data_size(environ: Mapping[str, str], tensor_size: int) -> int | None:

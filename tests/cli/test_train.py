@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from janus_ds.cli import train
-from janus_ds.cli.train import parse_options, refuse_faults
+from janus_ds.cli.train import check_faults, parse_options, refusing_faults
 from janus_ds.config.load import load_run_config
-from janus_ds.errors import ConfigError
-from tests.support.launch import ROOT
+from janus_ds.errors import ConfigError, UsageError
+from tests.support.programs import ROOT, python
 
 ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
 RECIPE = ROOT / "launch" / "recipes" / "quickstart.yaml"
@@ -25,7 +25,8 @@ def _not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
 def leaving(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     """Exit code and what was said; 0 where the program goes on."""
     try:
-        refuse_faults(parse_options(["--deepspeed_config", ZERO2, *words], RECIPE, "Test."))
+        with refusing_faults():
+            check_faults(parse_options(["--deepspeed_config", ZERO2, *words], RECIPE, "Test."))
     except SystemExit as end:
         return int(end.code or 0), capsys.readouterr().err
     return 0, capsys.readouterr().err
@@ -51,6 +52,15 @@ def test_one_rank_a_host_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "did you mean 'model.heads'?" in leaving(capsys, *wrong)[1]
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert leaving(capsys, *wrong) == (ConfigError.exit_code, "")
+
+
+def test_an_address_in_place_of_a_path_is_refused_in_words() -> None:
+    options = ["--deepspeed_config", "zero2", "--output", "s3://bucket/run"]
+    for rank, said in (("0", "error: this has to be a path on this machine"), ("1", "")):
+        done = python("launch/pretrain.py", *options, LOCAL_RANK=rank)
+        assert done.returncode == UsageError.exit_code
+        assert done.stderr[: len(said)] == said
+        assert "Traceback" not in done.stderr
 
 
 def test_init_none_means_random_weights() -> None:
