@@ -37,6 +37,7 @@ from janus_ds.checkpoint.manifest import (
 from janus_ds.checkpoint.tensors import Snapshot, snapshot_bytes, write_tensors
 from janus_ds.config.schema import TrainConfig
 from janus_ds.errors import CheckpointError, ResourceError
+from janus_ds.io import disk_faults
 from janus_ds.parallel.topology import Topology, on_first_rank
 
 _SAVING, _REMOVING, _REPLACED = ".saving-", ".removing-", ".replaced-"
@@ -132,11 +133,22 @@ class CheckpointManager:
 
         Raises:
             CheckpointError: there are checkpoints, but none of them is whole, or a newer program wrote
-                the newest.
+                the newest; or their folder is a link that leads to nothing.
+            ResourceError: the disk fails.
         """
         return on_first_rank(self._topology, self._find)
 
     def _find(self) -> Path | None:
+        if self._root.is_symlink() and not self._root.exists():
+            raise CheckpointError(
+                "the folder of the run's checkpoints is a link that leads to nothing",
+                f"{self._root} -> {self._root.readlink()}",
+                "mount the disk that it leads to, or remove the link to start anew",
+            )
+        with disk_faults(self._root):
+            return self._newest()
+
+    def _newest(self) -> Path | None:
         self._clean()
         faults: list[str] = []
         for folder in reversed(step_folders(self._root)):
@@ -200,8 +212,8 @@ class CheckpointManager:
             publish(working, final, final.with_name(f"{_REPLACED}{final.name}"))
             self._prune(step)
         except Exception as error:
-            self._clean()
             self._warn(step, str(error))
+            self._clean()  # which fails as well where the storage is gone
             raise
 
     def _prune(self, step: int) -> None:
