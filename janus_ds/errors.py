@@ -7,6 +7,7 @@ without a stack trace and exit with the class's code; `launch/*.py` and `eval/*.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -151,6 +152,22 @@ def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean {near!r}? ({otherwise})" if near else otherwise
 
 
+def outlive_standard_error() -> None:
+    """From now on nothing ends because it cannot be said, as on a full disk or a terminal that is gone."""
+
+    def quiet(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            with contextlib.suppress(OSError):
+                return method(*arguments)
+
+        return call
+
+    if sys.stderr is not None:
+        # Python itself flushes at exit, and would make another exit code of a fault in it.
+        for name in ("write", "flush"):
+            setattr(sys.stderr, name, quiet(getattr(sys.stderr, name)))
+
+
 def exit_on_error(main: Callable[[], int | None]) -> None:
     """Run `main` and leave the process with its exit code.
 
@@ -163,6 +180,7 @@ def exit_on_error(main: Callable[[], int | None]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
         write = sys.stdout.write
         sys.stdout.write = lambda text: write(shown(text))  # type: ignore[method-assign]
+    outlive_standard_error()
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(PlainFormatter())
     try:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from janus_ds.cli.arguments import add_deepspeed_argument, add_recipe_arguments, given_overrides
 from janus_ds.config.deepspeed import TrainOptions, read_setup
 from janus_ds.config.locations import packaged_folder, user_path
-from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, PlainFormatter
+from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, PlainFormatter, outlive_standard_error
 from janus_ds.train.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def _main(argv: Sequence[str] | None, recipe: Path, program: str, stages: Sequen
     signals = StopSignals()
     signals.install()
     signals.watch()
+    outlive_standard_error()
     with refusing_faults():
         options = replace(parse_options(argv, recipe, program), stages=stages)
         check_faults(options)
@@ -116,7 +117,7 @@ def refusing_faults() -> Iterator[None]:
 def check_faults(options: TrainOptions) -> None:
     """Look for faults of recipe, overrides and DeepSpeed file.
 
-    Values that only DeepSpeed can judge, and the device, come later; so does a number of ranks that cannot be.
+    Values that only DeepSpeed can judge, the device, and a number of ranks that cannot be come later.
 
     Raises:
         JanusError: there are faults.

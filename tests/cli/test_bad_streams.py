@@ -90,6 +90,22 @@ def test_a_full_standard_output_is_no_stack() -> None:
     assert done.stderr.count("\n") == 3
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("launch/pretrain.py", "--deepspeed_config", "zero2", "--output", "s3://bucket/run"),
+        ("janus_ds/__main__.py", "explain", "no.such.key"),
+    ],
+)
+def test_a_full_standard_error_changes_no_exit_code(words: tuple[str, ...]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with FULL.open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, stderr=full, env={**environment, "PYTHONPATH": str(ROOT)}
+        )
+    assert done.returncode == UsageError.exit_code
+
+
 def test_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert decode.main(["--demo", "--mode", "nar", "--iterations", "0", "--device", "cpu"]) == 0
