@@ -326,7 +326,11 @@ def note_end(run: Path, ended: str) -> None:
     attempts = None if record is None else record.get("attempts")
     if isinstance(attempts, list) and attempts and _is_open(attempts[-1]):
         attempts[-1]["ended"] = ended
-        write_atomic(run / RUN_FILE, (json.dumps(record, indent=1) + "\n").encode())
+        try:
+            write_atomic(run / RUN_FILE, (json.dumps(record, indent=1) + "\n").encode())
+        except ResourceError as error:
+            # All is saved: a run that wants to be started again must not end as one that has failed.
+            logger.warning("%s does not say how this start has ended: %s", run / RUN_FILE, error.what)
 
 
 def _is_open(attempt: Any) -> bool:
