@@ -43,8 +43,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._reason: str | None = None
-        self._begin = time.time()
-        self._deadline = (float("inf"), "")
+        self._begin, self._since = time.time(), time.monotonic()
+        self._limits: list[tuple[Callable[[], float], float, str]] = []
         self._leaving = False
         self._tell: Callable[[str], None] | None = None
         self._writer: socket.socket | None = None
@@ -77,13 +77,16 @@ class StopSignals:
 
         An end before the start of this process is none: Slurm had no answer, or the answer of another job.
         """
-        limits = [(self._begin + 60 * minutes, f"time limit of {minutes:g} minutes")] if minutes else []
+        if minutes:
+            # By a clock that nobody sets: the time of day may jump.
+            self._limits.append(
+                (time.monotonic, self._since + 60 * minutes, f"time limit of {minutes:g} minutes")
+            )
         text = environ.get("SLURM_JOB_END_TIME", "")
         end = float(text) if text.isdigit() else 0.0
         if end > self._begin:
             margin = min(_SLURM_MARGIN, 0.1 * (end - self._begin))
-            limits.append((end - margin, "the Slurm job's time is nearly over"))
-        self._deadline = min([self._deadline, *limits])
+            self._limits.append((time.time, end - margin, "the Slurm job's time is nearly over"))
 
     def tell(self, others: Callable[[str], None]) -> None:
         """From now on, pass a request of this process on to the other ranks by `others`."""
@@ -105,8 +108,9 @@ class StopSignals:
     @property
     def name(self) -> str | None:
         """Why this process should stop, such as the signal's name; None if it should not."""
-        if self._reason is None and time.time() >= self._deadline[0]:
-            self.ask(self._deadline[1])
+        for clock, end, reason in self._limits:
+            if clock() >= end:
+                self.ask(reason)
         return self._reason
 
     @property

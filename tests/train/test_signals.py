@@ -138,21 +138,41 @@ def test_a_launcher_counts_whatever_becomes_of_the_shell_above_it() -> None:
     assert find_launchers(Program("python", launcher)) == [launcher]  # type: ignore[arg-type, comparison-overlap]
 
 
+def clocks(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What the clocks show from now on: `time` and `monotonic`, to be set."""
+    shown = {name: getattr(time, name)() for name in ("time", "monotonic")}
+    for name in shown:
+        monkeypatch.setattr(time, name, lambda name=name: shown[name])
+    return shown
+
+
 def test_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now)
+    shown = clocks(monkeypatch)
+    now = int(shown["time"])
     free, limited, slurm, short, over = (StopSignals() for _ in range(5))
     free.limit(0, {})
-    limited.limit(1e-9, {"SLURM_JOB_END_TIME": str(int(now + 9999))})
-    slurm.limit(1000, {"SLURM_JOB_END_TIME": str(int(now + 9999))})
-    short.limit(0, {"SLURM_JOB_END_TIME": str(int(now + 100))})
-    over.limit(0, {"SLURM_JOB_END_TIME": str(int(now - 10))})
+    limited.limit(1e-9, {"SLURM_JOB_END_TIME": str(now + 9999)})
+    slurm.limit(1000, {"SLURM_JOB_END_TIME": str(now + 9999)})
+    short.limit(0, {"SLURM_JOB_END_TIME": str(now + 100)})
+    over.limit(0, {"SLURM_JOB_END_TIME": str(now - 10)})
     # An end before the start is none.
     assert [request.name for request in (free, slurm, short, over)] == [None] * 4
+    shown["monotonic"] += 1
     assert limited.name == "time limit of 1e-09 minutes"
     # Two minutes before the end, or a tenth of a short job's time.
-    assert slurm._deadline[0] == pytest.approx(now + 9999 - 120, abs=2)
-    assert short._deadline[0] == pytest.approx(now + 90, abs=2)
+    for request, end in ((slurm, now + 9999 - 120), (short, now + 90)):
+        for shown["time"], reason in ((end - 2, None), (end + 2, "the Slurm job's time is nearly over")):
+            assert request.name == reason
+
+
+def test_a_clock_that_is_set_does_not_change_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, signals = clocks(monkeypatch), StopSignals()
+    signals.limit(60, {})
+    shown["time"] += 86400
+    assert signals.name is None
+    shown["time"] -= 2 * 86400
+    shown["monotonic"] += 3601
+    assert signals.name == "time limit of 60 minutes"
 
 
 def job_script(folder: Path, command: str, programs: dict[str, str], **environ: str) -> str:
