@@ -54,13 +54,17 @@ def without_effect(run: RunConfig) -> Iterator[tuple[str, str]]:
     data, masking, train, scored = run.data, run.masking, run.train, run.train.valid_bleu
     pair, tokens, objective = data.task == "pair", data.batch == "tokens", run.objective
     queries = objective.ar_stream == "query" and objective.decoder_start == "bos"
+    unseen, coin = pair and objective.streams == ("ar",), masking.target == "infilling_released"
+    uniform = masking.target == "uniform" and not unseen
     ramps = kl, nar, aux = objective.ramp_kl_steps, objective.ramp_nar_steps, objective.ramp_aux_steps
     cases = (
         (tokens, "train.global_batch", "data.batch is tokens, and train.batch_tokens counts"),
         (not tokens, "train.batch_tokens train.batch_groups", "data.batch is samples"),
         (pair, "masking.source_share masking.rotate_share", "data.task is pair"),
-        (masking.target == "uniform", "masking.target_share", "masking.target is uniform"),
-        (pair and masking.target == "uniform", "masking.poisson", "masking.target is uniform"),
+        (coin, "masking.source_share", "masking.target infilling_released hides half of the spans"),
+        (unseen, "masking.target masking.target_share masking.poisson", "neither NAR nor AUX is trained"),
+        (uniform, "masking.target_share", "masking.target is uniform"),
+        (pair and uniform, "masking.poisson", "masking.target is uniform"),
         ("aux" not in objective.streams, "masking.aux_order", "AUX is not trained"),
         (not queries, "objective.ar_query_position", "there are no AR query rows with decoder_start bos"),
         (kl and not objective.kl_pairs, "objective.ramp_kl_steps", "no KL term has a weight"),

@@ -167,6 +167,9 @@ def test_an_override_that_nothing_reads_is_noted() -> None:
     read_run_config(None, ["train.patience=3", "train.keep_best=loss", "train.valid_every=0"], faults)
     read_run_config(pairs, ["objective.ar_query_position=previous"], faults)
     read_run_config(None, ["objective.ar_query_position=previous"], faults)
+    read_run_config(None, ["objective.preset=released", "masking.source_share=.2"], faults)
+    read_run_config(pairs, ["objective.preset=ar", "masking.target_share=.5"], faults)
+    read_run_config(pairs, ["objective.preset=cmlm", "masking.target_share=.5"], faults)
     assert faults.notes == [
         "train.global_batch has no effect: data.batch is tokens, and train.batch_tokens counts",
         "train.batch_groups has no effect: data.batch is samples",
@@ -176,6 +179,9 @@ def test_an_override_that_nothing_reads_is_noted() -> None:
         "objective.ramp_aux_steps has no effect: objective.weight_aux is 0",
         "train.patience has no effect: train.valid_every is 0",
         "objective.ar_query_position has no effect: there are no AR query rows with decoder_start bos",
+        "masking.source_share has no effect: masking.target infilling_released hides half of the spans",
+        "masking.target_share has no effect: neither NAR nor AUX is trained",
+        "masking.target_share has no effect: masking.target is uniform",
     ]
 
 
