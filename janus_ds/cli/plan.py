@@ -33,7 +33,7 @@ from janus_ds.config.fields import FaultList
 from janus_ds.config.load import read_run_config
 from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.data.masking.span_laws import expected_share
-from janus_ds.data.stream.open_dataset import DataPlace, open_data
+from janus_ds.data.stream.open_dataset import DataPlace, check_task, open_data
 from janus_ds.errors import ConfigError
 from janus_ds.model.weights import parameter_shapes
 from janus_ds.progress import bytes_text, count_text, table
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     sources: _Sizes = ()
     if run.data.path:
         place = open_data(run.data.path, run.data)
+        check_task(place.manifest.task, run.data.task, place.sources[0].name)
         sources = _sizes(place)
         vocab_size, origin = place.manifest.vocab_size, "the data's manifest"
     if parsed.vocab is not None:

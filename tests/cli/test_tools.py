@@ -195,6 +195,11 @@ def test_plan_bounds_the_epochs_of_batches_of_tokens() -> None:
     assert lines[-1].startswith("  = at most 2.0 epochs: of a pair its longer side counts")
 
 
+def test_a_plan_for_data_of_another_task_is_refused(tiny: Path) -> None:
+    said = refusal(ConfigError, "plan", "--recipe", "iwslt", "--data", tiny)
+    assert "the data is prepared for task 'denoise', the run asks for 'pair'" in said
+
+
 def test_plan_counts_each_source_of_a_mixture(
     capsys: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path
 ) -> None:

@@ -364,3 +364,17 @@ def _check_alike(first: DataSource, other: DataSource) -> None:
             f"{first.name}, {other.name}",
             "mix blocks of text with blocks of text, or pairs with pairs",
         )
+
+
+def check_task(found: str, asked: str, name: str) -> None:
+    """Refuse data of another task than the run's; `name` is how messages call it.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if found != asked:
+        raise ConfigError(
+            f"the data is prepared for task {found!r}, the run asks for {asked!r}",
+            f"data.task, {name}",
+            "set data.task to what the data is, or give other data",
+        )

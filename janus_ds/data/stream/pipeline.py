@@ -26,7 +26,7 @@ from janus_ds.config.schema import RunConfig
 from janus_ds.data.masking.collate import Collator, RowKinds
 from janus_ds.data.masking.counter_rng import SampleKeys
 from janus_ds.data.masking.views import make_views
-from janus_ds.data.stream.open_dataset import SplitPlace
+from janus_ds.data.stream.open_dataset import SplitPlace, check_task
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.errors import ConfigError, DataError
 
@@ -67,12 +67,7 @@ class BatchMaker:
         cached = 2 * config.data.shuffle_window * places + _CACHED_MEMBERS
         self.source = SampleSource(split, cached, config.data.max_damage if self._replaces else None)
         task = "pair" if "source" in self.source.streams else "denoise"
-        if task != config.data.task:
-            raise ConfigError(
-                f"the data is prepared for task {task!r}, the run asks for {config.data.task!r}",
-                f"data.task, {self.source.name}",
-                "set data.task to what the data is, or give other data",
-            )
+        check_task(task, config.data.task, self.source.name)
         self._collator = Collator(
             special,
             config.objective,
