@@ -150,6 +150,7 @@ class CheckpointManager:
 
     def _newest(self) -> Path | None:
         self._clean()
+        _clean_best(self._root)
         faults: list[str] = []
         for folder in reversed(step_folders(self._root)):
             check_version(folder)
@@ -271,18 +272,14 @@ def save_best(root: Path, weights: Mapping[str, Tensor], record: Mapping[str, An
     Raises:
         ResourceError: full disk or missing permission; the earlier best stays.
     """
-    final, working, previous = root / BEST_FOLDER, root / _WORKING, root / _PREVIOUS
+    final, working = root / BEST_FOLDER, root / _WORKING
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if previous.exists() and not final.exists():
-            # Killed between the two renames below.
-            previous.rename(final)
-        for leftover in (working, previous):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _clean_best(root)
         working.mkdir()
         write_tensors(working / WEIGHTS_FILE, weights)
         write_json(working / BEST_FILE, dict(record))
-        publish(working, final, previous)
+        publish(working, final, root / _PREVIOUS)
     except (OSError, RuntimeError) as error:
         raise ResourceError(
             f"the best weights could not be written ({error})",
@@ -290,3 +287,13 @@ def save_best(root: Path, weights: Mapping[str, Tensor], record: Mapping[str, An
             "free disk space or choose another --output, and start the same command again",
         ) from error
     return final
+
+
+def _clean_best(root: Path) -> None:
+    """Remove what a kill has left behind in :func:`save_best`; the earlier best comes back to its place."""
+    final, previous = root / BEST_FOLDER, root / _PREVIOUS
+    if previous.exists() and not final.exists():
+        # Killed between the two renames of `publish`.
+        previous.rename(final)
+    for leftover in (root / _WORKING, previous):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -230,7 +230,11 @@ def test_leftovers_of_killed_saves_go_and_nothing_else(tmp_path: Path) -> None:
     for name in (".saving-00000007", ".removing-step-00000001", ".saving-best", "best", "step-notes"):
         (tmp_path / name).mkdir()
     assert CheckpointManager(tmp_path, TrainConfig(), ALONE).latest() is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".saving-best", "best", "step-notes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-notes"]
+    # Killed between the two renames that put better weights in the place of the best ones.
+    (tmp_path / "best").rename(tmp_path / ".previous-best")
+    assert CheckpointManager(tmp_path, TrainConfig(), ALONE).latest() is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-notes"]
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, OPTIMIZER_FILE, "state.json", COMPLETE])
