@@ -39,6 +39,13 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def not_empty(text: str) -> str:
+    """The type of an option that means something else where it is left out than where its text is empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty, as where a variable of the shell is not set")
+    return text
+
+
 def add_recipe_arguments(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
     """`--recipe` (default: the quickstart's), `--mode` and `--set` (as `overrides`)."""
     default = default or packaged_folder("recipes") / "quickstart.yaml"

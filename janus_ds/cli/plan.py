@@ -16,6 +16,7 @@ from janus_ds.cli.arguments import (
     data_ranks,
     given_overrides,
     new_parser,
+    not_empty,
 )
 from janus_ds.cli.traffic import (
     SHARDED,
@@ -74,7 +75,9 @@ def main(arguments: Sequence[str]) -> int:
     """Print parameters, memory, checkpoint size, messages and length of a run."""
     parser = new_parser("plan", "Parameters, memory, checkpoint size, messages and length of a run.")
     add_recipe_arguments(parser)
-    parser.add_argument("--data", help="directory made by `janus-ds prepare`; or as data.path")
+    parser.add_argument(
+        "--data", type=not_empty, help="directory made by `janus-ds prepare`; or as data.path"
+    )
     parser.add_argument("--vocab", type=at_least(1), help="vocabulary size, where there is no data yet")
     add_ranks_arguments(parser, 8)
     parser.add_argument(

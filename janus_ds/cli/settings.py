@@ -17,6 +17,7 @@ from janus_ds.cli.arguments import (
     data_ranks,
     given_overrides,
     new_parser,
+    not_empty,
 )
 from janus_ds.config.deepspeed import ExecutionConfig, load_setup
 from janus_ds.config.fields import FieldSpec
@@ -116,7 +117,9 @@ def check(arguments: Sequence[str]) -> int:
     parser = new_parser("check", "All faults of a run's configuration at once, then one dry batch.")
     add_recipe_arguments(parser)
     add_deepspeed_argument(parser)
-    parser.add_argument("--data", metavar="DIR", help="made by `janus-ds prepare`; or as data.path")
+    parser.add_argument(
+        "--data", type=not_empty, metavar="DIR", help="made by `janus-ds prepare`; or as data.path"
+    )
     add_ranks_arguments(parser, 1)
     parsed = parser.parse_args(arguments)
     setup = (parsed.recipe, given_overrides(parsed), parsed.deepspeed_config, data_ranks(parsed))

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_ds.cli.arguments import add_deepspeed_argument, add_recipe_arguments, given_overrides
+from janus_ds.cli.arguments import add_deepspeed_argument, add_recipe_arguments, given_overrides, not_empty
 from janus_ds.config.deepspeed import TrainOptions, read_setup
 from janus_ds.config.locations import packaged_folder, user_path
 from janus_ds.errors import PREEMPTED_EXIT_CODE, JanusError, PlainFormatter, outlive_standard_error
@@ -72,13 +72,17 @@ def parse_options(argv: Sequence[str] | None, recipe: Path, program: str) -> Tra
     add_recipe_arguments(parser, recipe)
     parser.add_argument(
         "--data",
+        type=not_empty,
         metavar="DIR",
         help="made by `janus-ds prepare`; an address, or A=0.7,B=0.3 (see `janus-ds explain "
         "data.path`); default: the bundled corpus (pretraining alone)",
     )
     parser.add_argument("--output", type=user_path, metavar="DIR", help="run folder; default: runs/NAME")
     parser.add_argument(
-        "--init", metavar="RUN", help="run or checkpoint to take the first weights from; none: random weights"
+        "--init",
+        type=not_empty,
+        metavar="RUN",
+        help="run or checkpoint to take the first weights from; none: random weights",
     )
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N", help="ranks that share one model"

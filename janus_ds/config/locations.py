@@ -222,8 +222,12 @@ def user_path(text: str) -> Path:
     """A path from the command line; a leading ~ is the user's home, also in `--option=~/file`.
 
     Raises:
-        UsageError: it is an address or a command; as a path it would be a folder called `s3:`.
+        UsageError: it is an address or a command, as a path a folder called `s3:`; or empty, as a path the
+            working folder.
     """
+    if not text.strip():
+        what = "an empty path is given, as where a variable of the shell is not set"
+        raise UsageError(what, "the command line", "give the path, or . for the working folder")
     if is_remote(text):
         what = "this has to be a path on this machine, not an address or a command"
         raise UsageError(what, public_location(text), "give a path, and copy to and from other places")

@@ -63,6 +63,15 @@ def test_an_address_in_place_of_a_path_is_refused_in_words() -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--data", "--init", "--output", "--recipe"])
+def test_a_variable_that_is_not_set_is_not_taken_for_no_option(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = leaving(capsys, option, "")
+    assert code == UsageError.exit_code
+    assert "variable of the shell is not set" in said
+
+
 def test_init_none_means_random_weights() -> None:
     given = ["--deepspeed_config", ZERO2]
     recipe = RECIPE.with_name("second_stage.yaml")
