@@ -353,9 +353,13 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Bring a file, or a folder's own entries (names, renames), to disk."""
+    """Bring a file, or a folder's own entries (names, renames) where the file system can do that, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # SMB and some file systems in user space know no such call for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(handle)

@@ -193,10 +193,11 @@ class CheckpointManager:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._clean()
-            free = shutil.disk_usage(self._root).free
+            total, _, free = shutil.disk_usage(self._root)
         except OSError as error:
             return str(error)
-        if free >= needed:
+        # A file system that does not tell its size has no room to tell either.
+        if free >= needed or not total:
             return None
         return f"it needs {needed / 1e6:,.1f} MB, the disk has {free / 1e6:,.1f} MB left"
 

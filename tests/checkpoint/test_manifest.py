@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
+import stat
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -202,6 +204,23 @@ def test_a_save_without_room_is_not_begun(tmp_path: Path, caplog: pytest.LogCapt
     manager.save(2, huge, {})
     with pytest.raises(ResourceError, match="3 checkpoints in a row"):
         manager.save(3, huge, {})
+
+
+def test_a_file_system_may_tell_no_size_and_sync_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (0, 0, 0))
+    newest = saved(tmp_path, [1, 2]).latest()
+    assert newest is not None
+    assert newest.name == "step-00000002"
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(
