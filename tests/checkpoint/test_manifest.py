@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import shutil
-import stat
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -105,29 +103,6 @@ def test_a_newer_programs_checkpoint_is_not_passed_over(tmp_path: Path) -> None:
         manager.latest()
 
 
-def test_checkpoints_that_cannot_be_reached_are_not_taken_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk, root = tmp_path / "disk", tmp_path / "checkpoints"
-    root.symlink_to(disk)
-    with pytest.raises(CheckpointError, match="a link that leads to nothing") as caught:
-        CheckpointManager(root, TrainConfig(), ALONE).latest()
-    assert str(disk) in caught.value.where
-    disk.mkdir()
-    manager = saved(root, [1, 2])
-    newest = manager.latest()
-    assert newest is not None
-    assert newest.name == "step-00000002"
-
-    def fails(path: Path) -> None:
-        raise OSError(errno.EIO, "Input/output error", str(path))
-
-    monkeypatch.setattr(manifest_module, "_record", fails)
-    with pytest.raises(ResourceError, match="the disk or the network file system failed") as failed:
-        manager.latest()
-    assert str(newest) in failed.value.where
-
-
 def failing(monkeypatch: pytest.MonkeyPatch, steps: Sequence[int]) -> None:
     """The disk fills up in the middle of the saves of these steps."""
     write = snapshot_module.write_tensors
@@ -161,24 +136,6 @@ def test_a_save_that_fails_is_a_warning_and_the_last_one_stays(
     assert fault_of(tmp_path / "step-00000003") is None
 
 
-def test_storage_that_is_gone_in_a_save_is_told_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    manager, clean = saved(tmp_path, [1]), CheckpointManager._clean
-
-    def gone(self: CheckpointManager) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise OSError(errno.ESTALE, "Stale file handle")
-        clean(self)
-
-    monkeypatch.setattr(CheckpointManager, "_clean", gone)
-    failing(monkeypatch, [2])
-    assert manager.save(2, Engine(), {})
-    with pytest.raises(ResourceError):
-        manager.finish()
-    assert "no checkpoint of step 2: [Errno 28] No space left on device; training goes on" in caplog.text
-
-
 def test_several_failed_saves_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager = saved(tmp_path, [1])
     failing(monkeypatch, [2, 3, 5, 6, 7])
@@ -204,23 +161,6 @@ def test_a_save_without_room_is_not_begun(tmp_path: Path, caplog: pytest.LogCapt
     manager.save(2, huge, {})
     with pytest.raises(ResourceError, match="3 checkpoints in a row"):
         manager.save(3, huge, {})
-
-
-def test_a_file_system_may_tell_no_size_and_sync_no_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sync = os.fsync
-
-    def files_alone(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        sync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", files_alone)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: (0, 0, 0))
-    newest = saved(tmp_path, [1, 2]).latest()
-    assert newest is not None
-    assert newest.name == "step-00000002"
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(
