@@ -373,14 +373,15 @@ def as_nbest(passages: Sequence[Passage], first: int, found: Found, count: int) 
 def as_json(passages: Sequence[Passage], first: int, found: Found, count: int) -> list[str]:
     """One object for each output: what it is of, and how it came about.
 
-    `line` and `rank` begin with 1. `passes` (of the decoder) and `token_scores` are there where they are
+    `line` and `rank` begin with 1. `mode` is what was asked for, also where drafts did not pay and AR went
+    on alone. `passes` (of the decoder) and `token_scores` are there where they are
     known; `seconds` is the mean of the inputs that were decoded together.
     """
     lines = []
     for number, passage in enumerate(passages):
-        for items in found.values():
+        for mode, items in found.items():
             for rank, item in enumerate(items[number][:count], 1):
-                row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": item.mode}
+                row: dict[str, Any] = {"line": first + number + 1, "rank": rank, "mode": mode}
                 row |= {"text": one_line(item.text), "score": item.score}
                 row |= {"passes": item.passes} if item.passes else {}
                 row |= {"token_scores": item.token_scores} if item.token_scores else {}

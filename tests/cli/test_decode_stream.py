@@ -167,6 +167,11 @@ def test_samples_and_what_is_known_of_outputs(tmp_path: Path) -> None:
     assert [row["mode"] for row in both] == ["ar", "nar"] * 2
     assert both[1]["passes"] > 0
     assert both[0]["token_scores"]
+    # So many at once are not drafted: what AR writes alone is still the row of the mode that was asked for.
+    source.write_text("Guten Morgen.\nWie geht es dir?\n" * 3)
+    both = [json.loads(line) for line in lines("--mode", "ar,draft", "--jsonl", "--beam", "2")]
+    assert [row["mode"] for row in both] == ["ar", "draft"] * 6
+    source.write_text("Guten Morgen.\nWie geht es dir?\n")
     begun = lines("--mode", "ar", "--beam", "2", "--prefix", "My old")
     assert [line[:6] for line in begun] == ["My old"] * 2
     with pytest.raises(ConfigError, match="the prefix has 12 tokens"):
