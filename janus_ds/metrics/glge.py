@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from janus_ds.data.text.byte_streams import COMPRESSED_SUFFIXES
 from janus_ds.errors import DataError, MissingDependencyError, UsageError, suggestion
 from janus_ds.metrics.glge_scores import (
     MeteorProgram,
@@ -332,7 +333,7 @@ def read_texts(task: Task, predictions: Path, data: Path, split: str) -> TaskTex
 
 
 def _plain_or_compressed(path: Path) -> Path | None:
-    names = (path.with_name(f"{path.name}{end}") for end in ("", ".gz", ".xz"))
+    names = (path.with_name(f"{path.name}{end}") for end in ("", *COMPRESSED_SUFFIXES))
     return next((name for name in names if name.is_file()), None)
 
 
@@ -356,15 +357,16 @@ def find_predictions(folder: Path, split: str) -> dict[str, Path]:
 
 
 def _find_prediction(folder: Path, task: str, split: str) -> Path | None:
-    """The prediction file of one task, or None: TASK.LEVEL.SPLIT, as submissions are named, TASK.SPLIT or
-    TASK.SPLIT.txt.
+    """The prediction file of one task, compressed or not, or None: TASK.LEVEL.SPLIT, as submissions are
+    named, TASK.SPLIT or TASK.SPLIT.txt.
 
     Raises:
         UsageError: there are several.
     """
     named = (path for path in sorted(folder.glob(f"{task}.*")) if path.is_file())
+    names = {path: path.stem if path.suffix in COMPRESSED_SUFFIXES else path.name for path in named}
     plain = f"{task}.{split}.txt"
-    found = [path for path in named if path.name.endswith(f".{split}") or path.name == plain]
+    found = [path for path, name in names.items() if name.endswith(f".{split}") or name == plain]
     if len(found) > 1:
         raise UsageError(
             f"there are {len(found)} predictions for {task}",

@@ -146,19 +146,19 @@ def test_lines_are_read_as_python_reads_text(tmp_path: Path) -> None:
 def test_files_are_found_where_glge_puts_them(tmp_path: Path) -> None:
     submission, data = tmp_path / "submission", tmp_path / "easy"
     submission.mkdir()
-    for name in ("xsum.easy.test", "squadqg.test", "coqa.easy.dev", "notes.txt"):
+    for name in ("xsum.easy.test", "squadqg.test", "coqa.easy.dev", "notes.txt", "msqg.easy.test.bz2"):
         (submission / name).write_text("a\n")
     found = find_predictions(submission, "test")
     assert {name: path.name for name, path in found.items()} == {
         "xsum": "xsum.easy.test",
         "squadqg": "squadqg.test",
+        "msqg": "msqg.easy.test.bz2",
     }
     folder = data / "squadqg_data" / "org_data"
     folder.mkdir(parents=True)
     (folder / "test.tgt").write_text("b\n")
     assert read_texts(TASKS["squadqg"], found["squadqg"], data, "test").sources is None
-    with lzma.open(folder / "test.src.xz", "wt") as file:
-        file.write("c\n")
+    (folder / "test.src.bz2").write_bytes(bz2.compress(b"c\n"))
     (folder / "test.tgt").unlink()
     (folder / "test.tgt.gz").write_bytes(gzip.compress(b"b\n"))
     read = read_texts(TASKS["squadqg"], found["squadqg"], data, "test")
