@@ -100,3 +100,16 @@ def test_no_operation_mixes_tensors_of_host_and_device(name: str, monkeypatch: p
     seen, _ = traffic(monkeypatch, *OTHER_WAYS[name], MANY, blanks=name.startswith("blanks"))
     assert seen["mixed"] == 0
     assert seen["upload"]
+
+
+def test_passes_are_those_of_the_cpu_though_it_is_asked_less_often_whether_all_is_finished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model(CONFIG, seed=0)
+    built = tiny_generator(model, ObjectiveConfig(preset="paper"), mode="ar", beam=2, max_length=34)
+    wanted = [[item.passes for item in group] for group in built.generate_ids(MANY)]
+    on_device(model)
+    with host_traffic(monkeypatch):
+        found = [[item.passes for item in group] for group in built.generate_ids(MANY)]
+    assert found == wanted
+    assert any(group[0] % 8 and group[0] < 34 for group in wanted), "all end when they are asked"
