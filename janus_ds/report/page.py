@@ -203,7 +203,8 @@ def rows_of(runs: Sequence[RunFolder], task: str) -> list[Row]:
     for run in runs:
         rows.append(_row(run, task))
         kind = [_row(other, task) for other in runs if other.group == run.group and task in other.tasks]
-        if run is last[run.group] and len(kind) > 1:
+        # Two runs of one seed, such as one in another precision, are none.
+        if run is last[run.group] and 1 < len(kind) == len({row.seed for row in kind}):
             rows.append(_mean(kind))
     return rows
 

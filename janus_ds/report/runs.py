@@ -108,11 +108,11 @@ class RunFolder:
 
     @property
     def group(self) -> str:
-        """Equal for runs that differ in their seed only."""
+        """Equal for runs that differ in their seed only; a mean of a run's checkpoints is of another kind."""
         recipe = dict(mapping(self.record.get("recipe")))
         if not recipe:
             return str(self.folder)
-        recipe.pop("name", None)
+        recipe["name"] = len(listing(mapping(self.record.get("execution")).get("checkpoints")))
         recipe["train"] = {k: v for k, v in mapping(recipe.get("train")).items() if k != "seed"}
         return json.dumps(recipe, sort_keys=True)
 

@@ -149,7 +149,7 @@ def test_thinned_curves_are_means_of_neighbours():
     assert thinned([(i, i * 2) for i in range(6)], 3) == [(0.5, 1), (2.5, 5), (4.5, 9)]
 
 
-def test_rows_hold_means_over_seeds(runs):
+def test_rows_hold_means_over_seeds(runs, tmp_path):
     rows = rows_of(runs, "nmt")
     assert [row.label for row in rows] == ["janus-s1", "janus-s2", "janus: mean", "ar-s1", "cmlm-s1"]
     mean = rows[2]
@@ -157,6 +157,15 @@ def test_rows_hold_means_over_seeds(runs):
     assert "draft" not in mean.modes, "one seed has it"
     assert mean.modes["nar-0"]["ms_per_sentence_batch_1"] == 5.0
     assert (rows[4].updates, rows[4].modes) == ("40 of 1,000", {})
+    # A mean of a run's checkpoints, as `convert --from run` makes it, and a second run of a seed are no seeds.
+    again = MadeUp(modes=JANUS).write(tmp_path / "again")
+    means = [MadeUp(modes=JANUS, seed=seed).write(tmp_path / f"mean-s{seed}") for seed in (1, 2)]
+    for folder in means:
+        record = json.loads((folder / "run.json").read_text())
+        record["execution"] = {"converted_from": "janus", "checkpoints": ["step-00000500", "step-00001000"]}
+        (folder / "run.json").write_text(json.dumps(record))
+    labels = [row.label for row in rows_of(read_runs([runs[0].folder, again, *means], "test"), "nmt")]
+    assert labels == ["janus-s1", "again", "mean-s1", "mean-s2", "mean: mean"]
 
 
 def part(name: str, content: object) -> str:
