@@ -235,7 +235,7 @@ def _give_way(output: Path, origin: Mapping[str, Any], text: PairText) -> list[s
         if told.get("system") == name and (others or not origin.items() <= told.items()):
             removed.append(name)
             (output / f"{name}.txt").unlink(missing_ok=True)
-            path.unlink()
+            path.unlink(missing_ok=True)
     return sorted(removed)
 
 
@@ -377,7 +377,8 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
+    # Two evaluations of a run, of one mode each, may write the same sources at once.
+    write_atomic(path, "".join(f"{line}\n" for line in lines).encode(), unique=True)
 
 
 def results_table(results: Sequence[SystemResult], columns: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from janus_ds.errors import CheckpointError, DataError, UsageError
 from janus_ds.evaluate import evaluation, tasks
 from janus_ds.evaluate.evaluation import EvalRequest, load_mean, run_evaluation, systems_of
 from janus_ds.metrics.glge import task_named
-from janus_ds.metrics.scores import Scores, TextLines
+from janus_ds.metrics.scores import Scores, TextLines, save_json
 from tests.support.tiny_run import make_run
 
 
@@ -154,6 +155,18 @@ def test_scores_of_other_references_or_weights_do_not_stay_beside_new_ones(tmp_p
     again.write_bytes(b"trained anew in the same folder to the same step")
     run = replace(run, weights=again)
     assert removed("nar") == ["ar-greedy"]
+
+
+def test_two_evaluations_may_write_the_same_files_at_once(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(50):
+            evaluation._write_lines(tmp_path / "sources.txt", ["Ja."] * 99)
+            save_json(tmp_path / "scores.json", {"system": number})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, range(2)))
+    assert (tmp_path / "sources.txt").read_text() == "Ja.\n" * 99
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json", "sources.txt"]
 
 
 def test_data_of_another_task_is_told_before_its_vocabulary(tiny: Path, tmp_path: Path) -> None:
