@@ -7,6 +7,7 @@ The page is `templates/page.html.j2`; this module gathers what stands on it. jin
 
 from __future__ import annotations
 
+import base64
 import re
 import shlex
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from janus_ds import __version__
 from janus_ds.config.presets import OBJECTIVE_PRESETS
 from janus_ds.errors import UsageError, shown
-from janus_ds.io import make_folder, mapping, write_atomic
+from janus_ds.io import disk_faults, make_folder, mapping, write_atomic
 from janus_ds.metrics.scores import finite_numbers
 from janus_ds.report.figures import Picture, draw_curve_pictures, draw_task_pictures, require_matplotlib
 from janus_ds.report.runs import (
@@ -69,6 +70,7 @@ def write_report(
     told = {"subtitle": _subtitle(runs, split), "command": shlex.join(command)}
     page = render(_content(runs, by_task, curves, samples) | told)
     make_folder(output)
+    _remove_pictures(output)
     written = [output / PAGE]
     write_atomic(written[0], f"{page}\n".encode())
     for picture in [*(p for found in by_task.values() for p in found), *curves]:
@@ -76,6 +78,16 @@ def write_report(
             written.append(output / f"{picture.name}.png")
             write_atomic(written[-1], picture.png)
     return written
+
+
+def _remove_pictures(output: Path) -> None:
+    """Remove those of an earlier report: its page has them inside, and this one may have others."""
+    page = output / PAGE
+    with disk_faults(output):
+        earlier = page.read_bytes() if page.is_file() else b""
+        for path in output.glob("*.png"):
+            if b'base64,%s"' % base64.b64encode(path.read_bytes()) in earlier:
+                path.unlink()
 
 
 def render(content: dict[str, Any], template: str = "page.html.j2") -> str:

@@ -79,6 +79,10 @@ def test_one_page_holds_everything(tmp_path, capsys):
     ):
         assert part in text, part
     assert "ar<1>" not in text
+    # Pictures of an earlier report do not stay beside a page that has none; what is not its own does.
+    (out / "mine.png").write_bytes(b"mine")
+    assert run("report", begun, "--output", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["index.html", "losses.png", "mine.png"]
 
 
 def test_runs_that_were_scored_on_other_texts_are_told(tmp_path):

@@ -157,7 +157,7 @@ def test_rows_hold_means_over_seeds(runs, tmp_path):
     assert "draft" not in mean.modes, "one seed has it"
     assert mean.modes["nar-0"]["ms_per_sentence_batch_1"] == 5.0
     assert (rows[4].updates, rows[4].modes) == ("40 of 1,000", {})
-    # A mean of a run's checkpoints, as `convert --from run` makes it, and a second run of a seed are no seeds.
+    # A mean of checkpoints, as `convert --from run` makes it, and a second run of a seed are no seeds.
     again = MadeUp(modes=JANUS).write(tmp_path / "again")
     means = [MadeUp(modes=JANUS, seed=seed).write(tmp_path / f"mean-s{seed}") for seed in (1, 2)]
     for folder in means:
