@@ -214,7 +214,7 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
     ways = "".join(_WAYS[mode] for mode in modes)
     code = _LOAD.format(trust=trust) + (_BEGIN + ways + _END if modes else "")
     does = f"decodes {', '.join(modes)}" if modes else "to be fine-tuned before it decodes"
-    found = "\n\n".join(_tables(run)) if modes else ""
+    found = "\n\n".join(_tables(run, modes))
     header = ["library_name: transformers", "tags: [janus]", *([f"license: {licence}"] if licence else [])]
     said = f"`{licence}`." if licence else "Not named when the model was exported (`convert --license NAME`)."
     parameters = sum(weight.numel() for weight in run.model.parameters())
@@ -231,10 +231,10 @@ def model_card(run: LoadedRun, modes: Sequence[str], own_code: bool, licence: st
     return "\n\n".join(parts) + "\n"
 
 
-def _tables(run: LoadedRun) -> Iterator[str]:
+def _tables(run: LoadedRun, modes: Sequence[str]) -> Iterator[str]:
     """A table for each split that was scored: systems down, metrics across."""
     for split, scored in _scored(run.folder).items():
-        ours = {name: mapping(x) for name, x in scored.items() if _is_of(name, mapping(x), run)}
+        ours = {name: mapping(x) for name, x in scored.items() if _is_of(name, mapping(x), run, modes)}
         systems = {name: finite_numbers(x.get("metrics", x)) for name, x in ours.items()}
         metrics = sorted({name for scores in systems.values() for name in scores})
         if not metrics:
@@ -269,8 +269,9 @@ def _scored(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _is_of(system: str, scores: Mapping[str, Any], run: LoadedRun) -> bool:
-    """Whether a system's scores are of the run's loaded weights, decoded as the run does, as far as told."""
+def _is_of(system: str, scores: Mapping[str, Any], run: LoadedRun, modes: Sequence[str]) -> bool:
+    """Whether a system's scores are of the run's loaded weights, decoded as the run does, as far as told, and
+    as the exported model can."""
     weights = run.weights.parent
     told: dict[str, Any] = {"average": 1, "weights_sha256": run.weights_sha256}
     with suppress(OSError, ValueError):
@@ -279,10 +280,11 @@ def _is_of(system: str, scores: Mapping[str, Any], run: LoadedRun) -> bool:
     told |= {"checkpoint": weights.name} if weights != run.folder else {}
     # int8 products are of other weights than those that are exported.
     as_exported = scores.get("precision") != "int8"
-    asked = mapping(None if system == GREEDY else scores.get("decode"))
+    asked = mapping(scores.get("decode"))
+    as_exported &= asked.get("mode", *modes[:1]) in modes and asked.keys().isdisjoint(("rescore", "threshold"))
     # The name of a system says the others.
     own = {name: getattr(run.config.decode, name) for name in ("beam", "length_beam", "temperature")}
-    as_exported &= all(own.get(name, value) == value for name, value in asked.items())
+    as_exported &= system == GREEDY or all(own.get(name, value) == value for name, value in asked.items())
     return as_exported and all(scores.get(name, value) == value for name, value in told.items())
 
 

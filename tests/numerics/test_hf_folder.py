@@ -110,6 +110,8 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
     told += [{**ours, "decode": {"mode": "ar", "beam": beam}} for beam in (1, 5)]
     # Earlier versions told no sum of the weights.
     told += [{**ours, "weights_sha256": sha256} for sha256 in ("ab", "cd")]
+    # Of another way, and of one that the exported code does not have.
+    told += [{**ours, "decode": {"mode": "nar", **dial}} for dial in ({}, {"rescore": "ar"}, {"threshold": 0.9})]
     systems = {f"system{n}": {**found, "metrics": {"chrf": 50 + n}} for n, found in enumerate(told)}
     for split in ("test", "test-first-4"):
         (tmp_path / "eval" / split).mkdir(parents=True)
@@ -131,6 +133,8 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
     only_nar = model_card(run, ["nar"], True, None)
     assert "generate(**inputs, " in only_nar
     assert "generate(**inputs)" not in only_nar
+    assert "| system10 | 60.00 |" in only_nar
+    assert not any(f"system{number} " in only_nar for number in (7, 11, 12))
     # A plain BART of a run with query rows does not decode as it was scored.
     plain = model_card(run, [], False, None)
     assert "from_pretrained" in plain
