@@ -281,7 +281,8 @@ def _is_of(system: str, scores: Mapping[str, Any], run: LoadedRun, modes: Sequen
     # int8 products are of other weights than those that are exported.
     as_exported = scores.get("precision") != "int8"
     asked = mapping(scores.get("decode"))
-    as_exported &= asked.get("mode", *modes[:1]) in modes and asked.keys().isdisjoint(("rescore", "threshold"))
+    as_exported &= asked.get("mode", *modes[:1]) in modes
+    as_exported &= asked.keys().isdisjoint(("rescore", "threshold"))
     # The name of a system says the others.
     own = {name: getattr(run.config.decode, name) for name in ("beam", "length_beam", "temperature")}
     as_exported &= system == GREEDY or all(own.get(name, value) == value for name, value in asked.items())

@@ -111,7 +111,8 @@ def test_a_card_shows_scores_of_the_exported_weights(tmp_path: Path) -> None:
     # Earlier versions told no sum of the weights.
     told += [{**ours, "weights_sha256": sha256} for sha256 in ("ab", "cd")]
     # Of another way, and of one that the exported code does not have.
-    told += [{**ours, "decode": {"mode": "nar", **dial}} for dial in ({}, {"rescore": "ar"}, {"threshold": 0.9})]
+    dials: list[dict[str, Any]] = [{}, {"rescore": "ar"}, {"threshold": 0.9}]
+    told += [{**ours, "decode": {"mode": "nar", **dial}} for dial in dials]
     systems = {f"system{n}": {**found, "metrics": {"chrf": 50 + n}} for n, found in enumerate(told)}
     for split in ("test", "test-first-4"):
         (tmp_path / "eval" / split).mkdir(parents=True)
