@@ -57,7 +57,7 @@ class Passage:
 
 def with_targets(passages: Sequence[Passage], targets: Iterator[Target], where: str) -> list[Passage]:
     """The passages with the next targets, one for each; of an empty input, such as a skipped one, nothing is
-    filled.
+    filled, and a target without a blank is kept.
 
     Raises:
         DataError: there are fewer targets.
@@ -66,7 +66,7 @@ def with_targets(passages: Sequence[Passage], targets: Iterator[Target], where: 
     if len(given) < len(passages):
         raise DataError("there are fewer targets than inputs", where, "give one line for each line of input")
     return [
-        replace(passage, target=target if passage.ids else None)
+        replace(passage, target=target if passage.ids or not target.has_blank else None)
         for passage, target in zip(passages, given, strict=True)
     ]
 

@@ -172,6 +172,7 @@ def test_the_command(
     target.write_text(f"{TARGETS[0]}\nI live here.")
     for mode in ("nar", "aux"):
         assert run("--mode", mode).splitlines()[1] == "I live here."
+        assert run("--mode", mode, sources=f"{SOURCES[0]}\n\n").splitlines()[1] == "I live here."
     listed = [line.split(" ||| ") for line in run("--mode", "nar,aux", "--nbest", "1").splitlines()]
     assert [(number, mode) for number, _, mode, _ in listed] == [(n, m) for n in "01" for m in ("nar", "aux")]
     target.write_text("\n".join(TARGETS))
