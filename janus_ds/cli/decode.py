@@ -51,7 +51,7 @@ from janus_ds.cli.decode_lines import (
     line_windows,
     with_targets,
 )
-from janus_ds.config.locations import DEMO, user_path
+from janus_ds.config.locations import DEMO, packaged_model, user_path
 from janus_ds.config.modes import MODES, NAMES, refuse_unused, with_decode
 from janus_ds.config.schema import RunConfig
 from janus_ds.data.stream.index import is_lower_cased
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check(parsed)
     if parsed.demo:
         both = "ar,nar" if parsed.target is None else "nar,aux"
-        parsed.checkpoint, parsed.mode = Path(DEMO), both if parsed.mode is None else parsed.mode
+        parsed.checkpoint, parsed.mode = packaged_model(DEMO), both if parsed.mode is None else parsed.mode
     modes = _modes(parsed.mode)
     # --seed says which words are hidden, and how tokens are drawn.
     given = {name: getattr(parsed, name) for name in (*DECODE_OPTIONS, "early_stopping", "seed")}

@@ -29,6 +29,7 @@ from pydantic.dataclasses import dataclass
 from janus_ds.cli.arguments import new_parser
 from janus_ds.cli.decode import Capitals
 from janus_ds.config.fields import STRICT
+from janus_ds.config.locations import DEMO, packaged_model
 from janus_ds.config.modes import with_decode
 from janus_ds.data.text.tokenizer import MASK_TEXT
 from janus_ds.decode.generator import Generator
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     """Serve the page until Ctrl-C."""
     parser = new_parser("demo", "A page on this machine: AR, NAR and AUX side by side, pass by pass.")
     run = "a run or checkpoint (default: demo, of the package)"
-    parser.add_argument("--checkpoint", default="demo", metavar="RUN", help=run)
+    parser.add_argument("--checkpoint", metavar="RUN", help=run)
     port = "port at 127.0.0.1 (default: one that is free); from elsewhere: ssh -L PORT:127.0.0.1:PORT HOST"
     parser.add_argument("--port", type=int, default=0, help=port)
     parser.add_argument("--device", help="cpu, cuda, ... (default: the first GPU, or else the CPU)")
@@ -78,11 +79,11 @@ class Request:
 
 
 class Demo:
-    """A run that decodes one text after the other."""
+    """A run, or the package's own model, that decodes one text after the other."""
 
-    def __init__(self, checkpoint: str | Path, device: str | None = None) -> None:
-        self._run = load_run(checkpoint, None, device)
-        self.name = str(checkpoint)
+    def __init__(self, checkpoint: str | Path | None, device: str | None = None) -> None:
+        self._run = load_run(checkpoint or packaged_model(DEMO), None, device)
+        self.name = str(checkpoint or DEMO)
         self._codec = self._run.codec()
         self._fills = self._run.config.data.task == "denoise"
         prepare_for_inference(self._run.model, None)

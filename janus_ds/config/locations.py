@@ -253,7 +253,12 @@ def deepspeed_file(text: str) -> Path:
 def model_path(path: str | Path) -> Path:
     """The run that is meant: a path, or the name of a model that the package ships, if no folder has it."""
     path = user_path(str(path))
-    return _PACKAGE / "assets" / path if str(path) in (DEMO, DENOISER) and not path.is_dir() else path
+    return packaged_model(str(path)) if str(path) in (DEMO, DENOISER) and not path.is_dir() else path
+
+
+def packaged_model(name: str) -> Path:
+    """A model that the package ships, whatever folders there are."""
+    return _PACKAGE / "assets" / name
 
 
 def tokenizer_name(text: str) -> str:

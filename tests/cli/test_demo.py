@@ -17,6 +17,7 @@ from janus_ds.checkpoint.manifest import WEIGHTS_FILE
 from janus_ds.checkpoint.tensors import read_weights
 from janus_ds.cli import decode
 from janus_ds.cli.decode import DEMO_SENTENCES
+from janus_ds.cli.demo import Demo
 from janus_ds.config.load import load_run_config, to_dict
 from janus_ds.config.locations import DEMO, DENOISER, model_path, packaged_folder
 from janus_ds.decode.generator import Generator
@@ -94,10 +95,14 @@ def test_the_name_demo_means_the_shipped_folder(
     count = len(DEMO_SENTENCES)
     assert (told.count("\nAR "), told.count("\nNAR "), told.count("source ")) == (count, count, count)
     assert DEMO_SENTENCES[0] in told
+    # A folder that happens to have the name is not what the option means.
+    (tmp_path / "demo").mkdir()
     standard_input("der mann sieht nichts .\nein kind kennt drei briefe .\n")
     assert decode.main(["--demo", "--mode", "nar", "--device", "cpu"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
-    # A folder of that name comes first, as any path does.
+    assert Demo(None, "cpu").name == "demo"
+    # As a path it comes first.
+    (tmp_path / "demo").rmdir()
     ship(run, tmp_path / "demo", 1, {})
     assert load_run("demo").folder == Path("demo")
 
