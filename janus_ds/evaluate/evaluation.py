@@ -187,9 +187,11 @@ def run_evaluation(
 ) -> Evaluated:
     """Decode, score, measure and write; a system's files appear as soon as it is done."""
     systems = systems_of(request, run)
+    # First, as soon as they are read: a run that goes on may put others into the place of its best weights.
+    origin = _origin(run, request)
     text = task.read(request, run)
     sources, long = encode_sources(run, text, request.on_long)
-    output, origin = request.folder(run), _origin(run, request)
+    output = request.folder(run)
     with disk_faults(output):
         output.mkdir(parents=True, exist_ok=True)
         removed = _give_way(output, origin, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -127,7 +128,9 @@ def test_outputs_that_cannot_be_scored_are_kept_and_what_is_timed_is_warmed_up(
     assert clock[:4] == ["decodes", "looks", "decodes", "looks"]
 
 
-def test_scores_of_other_references_or_weights_do_not_stay_beside_new_ones(tmp_path: Path) -> None:
+def test_scores_of_other_references_or_weights_do_not_stay_beside_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class OnlyRead:
         def __init__(self, *references: str) -> None:
             self.text = PairText(["Ja."], list(references) or None, ("test.de", "test.en"))
@@ -155,6 +158,12 @@ def test_scores_of_other_references_or_weights_do_not_stay_beside_new_ones(tmp_p
     again.write_bytes(b"trained anew in the same folder to the same step")
     run = replace(run, weights=again)
     assert removed("nar") == ["ar-greedy"]
+    # A run that goes on puts other weights there while the text is read.
+    run, told, read = replace(run, weights=again), tmp_path / "nar-0.scores.json", OnlyRead.read
+    sha256 = json.loads(told.read_text())["weights_sha256"]
+    monkeypatch.setattr(OnlyRead, "read", lambda *a: again.write_bytes(b"better ones") and read(*a))
+    removed("nar")
+    assert json.loads(told.read_text())["weights_sha256"] == sha256
 
 
 def test_two_evaluations_may_write_the_same_files_at_once(tmp_path: Path) -> None:
