@@ -199,12 +199,17 @@ def _to_fairseq(run: Path, file: Path) -> ConversionReport:
 
     Raises:
         UsageError: something is there already.
-        CheckpointError: the run was trained by other conventions than fairseq's code decodes such a file by.
+        CheckpointError: the run was trained by other conventions than fairseq's code decodes such a file by,
+            or with other ids of special symbols.
     """
     if file.exists() and not is_stream(file):
         raise UsageError("the file is there already", str(file), "give another file, or remove this one")
     loaded = load_run(run)
-    model, objective = loaded.config.model, loaded.config.objective
+    model, objective, special = loaded.config.model, loaded.config.objective, loaded.special
+    ids = special.bos, special.pad, special.eos, special.unk
+    if ids != (0, 1, 2, 3):
+        what = f"<s>, <pad>, </s>, <unk> are {', '.join(map(str, ids))} in the run, 0, 1, 2, 3 in fairseq"
+        raise CheckpointError(what, str(loaded.folder), "train with a tokenizer that has them there")
     weights = loaded.model.state_dict()
     names = list(weights)
     if not objective.weight_length:
@@ -230,7 +235,7 @@ def _to_fairseq(run: Path, file: Path) -> ConversionReport:
     )
     # In memory first: torch's writer answers a full disk with an error of its own.
     content = io.BytesIO()
-    torch.save({"args": settings, "model": to_fairseq(weights, loaded.special)}, content)
+    torch.save({"args": settings, "model": to_fairseq(weights, special)}, content)
     make_folder(file.parent)
     write_atomic(file, content.getvalue())
     left_out = tuple(name for name in names if name not in weights)

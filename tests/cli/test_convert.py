@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,11 @@ def test_a_bart_file_decodes_autoregressively_only(
     with torch.serialization.safe_globals([argparse.Namespace]):
         back = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
     assert back.keys() == bart_state().keys()
+    # fairseq would take other words for the special symbols.
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["special_tokens"] |= {"bos": 1, "pad": 3, "unk": 0}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    refused(CheckpointError, "are 1, 3, 2, 0 in the run", [*back_again[:-1], str(tmp_path / "other.pt")])
 
 
 @pytest.mark.parametrize(
