@@ -171,7 +171,8 @@ def _circumstances(run: RunFolder) -> str:
     if run.record.get("git_commit"):
         parts.append(f"commit {str(run.record['git_commit'])[:12]}")
     weights = {
-        f"scored: {system.scores['checkpoint']}, mean of {system.scores.get('average', 1)} checkpoint(s)"
+        f"scored: {system.scores['checkpoint']}, "
+        f"mean of {run.averaged or system.scores.get('average', 1)} checkpoint(s)"
         + "".join(f", {told}" for key in ("precision", "device") if (told := system.scores.get(key)))
         for system in run.systems
         if system.scores.get("checkpoint")

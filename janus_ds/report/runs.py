@@ -107,12 +107,17 @@ class RunFolder:
         return None if found is None else str(found)
 
     @property
+    def averaged(self) -> int:
+        """Checkpoints that `convert --from run` made the run's own weights of; 0 of a run of training."""
+        return len(listing(mapping(self.record.get("execution")).get("checkpoints")))
+
+    @property
     def group(self) -> str:
         """Equal for runs that differ in their seed only; a mean of a run's checkpoints is of another kind."""
         recipe = dict(mapping(self.record.get("recipe")))
         if not recipe:
             return str(self.folder)
-        recipe["name"] = len(listing(mapping(self.record.get("execution")).get("checkpoints")))
+        recipe["name"] = self.averaged
         recipe["train"] = {k: v for k, v in mapping(recipe.get("train")).items() if k != "seed"}
         return json.dumps(recipe, sort_keys=True)
 

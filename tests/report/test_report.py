@@ -164,7 +164,10 @@ def test_rows_hold_means_over_seeds(runs, tmp_path):
         record = json.loads((folder / "run.json").read_text())
         record["execution"] = {"converted_from": "janus", "checkpoints": ["step-00000500", "step-00001000"]}
         (folder / "run.json").write_text(json.dumps(record))
-    labels = [row.label for row in rows_of(read_runs([runs[0].folder, again, *means], "test"), "nmt")]
+    found = read_runs([runs[0].folder, again, *means], "test")
+    assert "mean of 5 checkpoint(s)" in _circumstances(found[0])
+    assert "mean of 2 checkpoint(s)" in _circumstances(found[-1])
+    labels = [row.label for row in rows_of(found, "nmt")]
     assert labels == ["janus-s1", "again", "mean-s1", "mean-s2", "mean: mean"]
 
 
