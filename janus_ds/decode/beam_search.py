@@ -232,7 +232,7 @@ class _Search:
         count_B1 = step_B11[..., 0] + 1
         ends_BC = ((token_BC == settings.eos) | (count_B1 == settings.max_steps)) & (score_BC > _DEAD)
         scale_B1 = (count_B1.double() ** settings.length_penalty).to(score_BC.dtype)
-        open_B = ~self.pool.closed_B
+        self.step_B = self.step_B + ~self.pool.closed_B
         self._collect(score_BC / scale_B1, ends_BC, (history_BCT, sum_BCT), count_B1)
         # The best K candidates that do not end go on; the sort is stable, so ties keep their order.
         open_BC = score_BC.masked_fill(ends_BC, _DEAD)
@@ -243,7 +243,7 @@ class _Search:
         if settings.stop == "never":
             scale_B1 = scale_B1.clamp_min(float(settings.max_steps) ** settings.length_penalty)
         self._mark_finished(self.score_BK[:, :1] / scale_B1)
-        self.steps, self.step_B = [step + 1 for step in self.steps], self.step_B + open_B
+        self.steps = [step + 1 for step in self.steps]
         return parent_BC.gather(1, chosen_BK)
 
     def keep(self, sentence_B: Tensor) -> None:
@@ -258,13 +258,11 @@ class _Search:
         self.pool.keep(sentence_B)
 
     def note_finished(self, places: Iterable[int]) -> None:
-        """Keep what the sentences at these places cost, unless that is known already."""
+        """Keep what the sentences at these places cost, which may have ended some steps ago."""
         new = [place for place in places if self.sentences[place] not in self.cost]
-        # They may have ended some steps ago.
         steps = self.step_B.clamp_max(self.settings.max_steps).tolist() if new else []
-        for place in new:
-            spent = steps[place] - self.fed[place], perf_counter() - self.began[place]
-            self.cost[self.sentences[place]] = spent
+        for at in new:
+            self.cost[self.sentences[at]] = steps[at] - self.fed[at], perf_counter() - self.began[at]
 
     def write_down(self, places: Iterable[int]) -> None:
         """Put the finished hypotheses at some places into `found`, best first."""
