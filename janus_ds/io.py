@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -229,11 +229,27 @@ def atomic_file(path: Path, *, unique: bool = False) -> Iterator[BinaryIO]:
 def write_atomic(path: Path, data: bytes, *, unique: bool = False) -> None:
     """Write a file so that after a crash there is the old file or the new one, never a part.
 
+    Several processes may write the same file, each in its turn; `unique`, as :func:`atomic_file` has it, is
+    for where the file system may know no locks of folders.
+
     Raises:
         ResourceError: full disk or missing permission.
     """
-    with disk_faults(path), atomic_file(path, unique=unique) as file:
+    with disk_faults(path), _turn(path.parent), atomic_file(path, unique=unique) as file:
         file.write(data)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, if it can be had: not on every network file system."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # Explicitly: a child that is forked meanwhile would hold it on.
+            stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)
+        yield
 
 
 def replaceable_folder(path: Path) -> Path:

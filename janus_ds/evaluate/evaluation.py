@@ -379,8 +379,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    # Two evaluations of a run, of one mode each, may write the same sources at once.
-    write_atomic(path, "".join(f"{line}\n" for line in lines).encode(), unique=True)
+    write_atomic(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def results_table(results: Sequence[SystemResult], columns: Sequence[str]) -> str:

@@ -163,6 +163,6 @@ def finite_numbers(values: Any) -> dict[str, float]:
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `scores.json`, making its folder if need be; two evaluations may write it at once."""
+    """Write `scores.json`, making its folder if need be."""
     make_folder(path.parent)
-    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), unique=True)
+    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
