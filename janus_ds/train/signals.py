@@ -102,8 +102,14 @@ class StopSignals:
         self.ask(reason)
 
     def leave(self) -> None:
-        """All is saved. When one rank leaves, launchers signal the others, which are leaving too."""
+        """All is saved. When one rank leaves, launchers signal the others, which are leaving too.
+
+        Ignored, not handled: at its end Python takes its handlers away, and the next signal would kill.
+        """
         self._leaving = True
+        for number in _NUMBERS:
+            if signal.getsignal(number) == self._remember:
+                signal.signal(number, signal.SIG_IGN)
 
     @property
     def name(self) -> str | None:

@@ -295,7 +295,6 @@ class Trainer:
             logger.warning("not complete: step %d of %d is saved; the same command goes on", step, end)
         else:
             logger.warning("asked to stop (%s) before the first step", reason)
-        self._signals.leave()
         return Outcome.STOPPED
 
     def _finish(self) -> None:
@@ -303,6 +302,7 @@ class Trainer:
         self._save()
         with self._saving():
             self._checkpoints.finish()
+        self._signals.leave()
 
     def _save(self) -> None:
         if self.step == self._saved:

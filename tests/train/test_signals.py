@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from janus_ds.errors import PREEMPTED_EXIT_CODE
 from janus_ds.train.signals import StopSignals, find_launchers
 from tests.support.launch import ROOT
 from tests.support.processes import wait_until
@@ -60,6 +61,21 @@ def says(process: subprocess.Popen[str], line: str, times: int = 1) -> None:
     for _ in range(times):
         while (said := process.stdout.readline()) != f"{line}\n":
             assert said, "the process has ended"
+
+
+LATE = """
+import os, signal, sys
+from janus_ds.train.signals import StopSignals
+class Late:
+    def __del__(self, kill=os.kill, rank=os.getpid(), number=signal.SIGTERM):
+        kill(rank, number)
+requests, late = StopSignals(), Late()
+requests.install(), requests.leave(), sys.exit(75)
+"""
+
+
+def test_a_signal_while_python_ends_does_not_change_the_exit_code() -> None:
+    assert started("-c", LATE).wait() == PREEMPTED_EXIT_CODE
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -147,8 +163,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def test_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = clocks(monkeypatch)
-    now = int(shown["time"])
+    now = int((shown := clocks(monkeypatch))["time"])
     free, limited, slurm, short, over = (StopSignals() for _ in range(5))
     free.limit(0, {})
     limited.limit(1e-9, {"SLURM_JOB_END_TIME": str(now + 9999)})
