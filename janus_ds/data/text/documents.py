@@ -340,7 +340,7 @@ def _json_of(text: str, where: str) -> Any:
 def _parquet_documents(file: TextFile, _: io.BufferedReader, rule: DocumentRule) -> Iterator[str]:
     def chosen(columns: Mapping[str, bool]) -> list[str]:
         strings = [name for name, text in columns.items() if text]
-        if rule.field in strings or len(strings) == 1:
+        if rule.field in strings or (rule.field not in columns and len(strings) == 1):
             return [rule.field if rule.field in strings else strings[0]]
         there = ", ".join(strings) or "none"
         what = f"the file has no column {rule.field!r} of text; of text it has: {there}"
@@ -366,7 +366,8 @@ def _parquet_rows(
     try:
         schema = pq.read_schema(file.location)
         kinds = {f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema}
-        texts = {name: kind in (pa.string(), pa.large_string()) for name, kind in kinds.items()}
+        strings = (pa.string(), pa.large_string(), pa.string_view())
+        texts = {name: kind in strings for name, kind in kinds.items()}
         # Where there is none to choose, messages tell what is there.
         columns = choose(texts) or list(kinds)
         options: dict[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}

@@ -71,6 +71,17 @@ def test_folders_of_the_hub_and_their_columns(tmp_path: Path) -> None:
     fails(f"pipe:cat {two}", "from disk only")
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.list_(pa.string())])
+def test_another_column_does_not_stand_in_for_one_that_is_no_text(tmp_path: Path, kind: pa.DataType) -> None:
+    """The addresses of pages would have been trained on, and nothing said so."""
+    table = pa.table({"text": pa.array([["Text"] if kind == pa.list_(pa.string()) else b"Text"], kind)})
+    pq.write_table(table.append_column("url", pa.array(["https://host"])), tmp_path / "a.parquet")
+    assert "--field" in fails(tmp_path / "a.parquet", "no column 'text' of text; of text it has: url").fix
+    views = pa.table({"text": pa.array(["Text"], pa.string_view()), "url": ["https://host"]})
+    pq.write_table(views, tmp_path / "b.parquet")
+    assert read([tmp_path / "b.parquet"]) == ["Text"]
+
+
 def test_webdataset_tars_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
     txt = {f"{n:06}.txt": text.encode() for n, text in enumerate(TEXTS[:150])}
