@@ -99,7 +99,8 @@ def _read_records(path: Path, fields: Sequence[Sequence[str]]) -> Iterator[tuple
     file, empty = TextFile(path), True
     for value, place in records(file, (_NESTED, *fields[0], *fields[1])):
         where, empty, pair = f"{file.where}, {place}", False, []
-        inner = value.get(_NESTED, value) if isinstance(value, dict) else value
+        nested = value.get(_NESTED) if isinstance(value, dict) else None
+        inner = nested if isinstance(nested, dict) else value
         for side, names in zip(("source", "target"), fields, strict=True):
             # A line end would be taken as the end of the pair where the text is kept.
             text = " ".join(text_of(inner, names, where, f"--{side}-field").split("\n")).strip()

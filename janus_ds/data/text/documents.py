@@ -262,7 +262,7 @@ def text_of(value: Any, names: Sequence[str], where: str, option: str = "--field
     if field is None:
         has = f"has: {', '.join(sorted(fields)[:20])}" if isinstance(value, dict) else "has no fields"
         if there := [fields[name] for name in names if name in fields]:
-            has = f"holds {json.dumps(there[0])[:40]} there"
+            has = f"holds {json.dumps(there[0], default=repr)[:40]} there"
         what = f"the value has no text in field {' or '.join(map(repr, names))}; it {has}"
         others = ", or give --format text if this is no JSON" if option == "--field" else ""
         raise DataError(what, where, f"name the field that holds the text with {option}{others}")

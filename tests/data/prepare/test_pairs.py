@@ -7,6 +7,8 @@ import json
 import lzma
 import os
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,23 @@ def test_records_without_a_side_are_refused_by_place(tmp_path):
     (tmp_path / "a.de").write_text("a\n")
     with pytest.raises(UsageError, match="only records have fields"):
         pair_up([tmp_path / "a.de"] * 2, DE_EN, "--train", ("doc", None))
+
+
+def test_a_side_may_lie_in_a_field_called_translation(tmp_path):
+    """Which, where it is text, does not hold both sides."""
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "Ein Hund.", "translation": "A dog."}\n')
+    (files,) = pair_up([path], DE_EN, "--train", ("text", "translation"))
+    assert list(files.read()) == [("Ein Hund.", "A dog.")]
+
+
+@pytest.mark.parametrize("value", [b"Ein Hund.", date(2026, 1, 1), Decimal("1.5")])
+def test_what_a_column_holds_instead_of_text_is_told(tmp_path, value):
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"de": [value], "en": ["A dog."]}), path)
+    with pytest.raises(DataError, match="no text in field 'de'") as caught:
+        list(pair_up([path], DE_EN, "--train")[0].read())
+    assert repr(value)[:9] in caught.value.what
 
 
 def test_lower_case(tmp_path):
