@@ -130,6 +130,8 @@ def transferred(
                 total = expected.size if total is None else total
                 if total is not None and at < total:
                     raise TransferError(f"the transfer ended after {at:,} of {total:,} bytes")
+                if skip:
+                    raise TransferError("less came than at the try before: it has changed", damaged=True)
                 return
         except TransferError as fault:
             # A transfer that is cut again and again but goes on is no failure.

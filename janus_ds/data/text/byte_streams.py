@@ -94,8 +94,11 @@ class ByteStream(io.RawIOBase):
 def _stream_pieces(raw: IO[bytes], new: Callable[[], Any]) -> Generator[bytes, None, None]:
     """What streams hold, one after the other; at a damaged one Python's own readers end without a word."""
     data = b""
-    # Between streams of xz there may be zeros.
-    while data := data.lstrip(b"\0") or raw.read(BUFFER_BYTES).lstrip(b"\0"):
+    while True:
+        # Between streams of xz there may be zeros, more than are read at once.
+        while not (data := data.lstrip(b"\0")):
+            if not (data := raw.read(BUFFER_BYTES)):
+                return
         stream = new()
         while not stream.eof:
             if stream.needs_input and not data and not (data := raw.read(BUFFER_BYTES)):

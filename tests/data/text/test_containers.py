@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import lzma
 import resource
 import tarfile
 from pathlib import Path
@@ -103,6 +104,25 @@ def test_webdataset_tars_from_everywhere(tmp_path: Path, monkeypatch: pytest.Mon
     assert list_inputs([kept]) == [kept]  # in quotes, it is the command's own
     pattern = f"pipe:cat {tmp_path}/shard-{{000..001}}.tar*"
     assert read([pattern]) == read([f"{tmp_path}/shard-{{000.tar,001.tar.gz}}"]) == TEXTS
+
+
+def test_zeros_between_streams_of_xz_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many: what came behind more than a MiB of them was lost without a word."""
+    monkeypatch.setattr("janus_ds.data.text.byte_streams.BUFFER_BYTES", 64)
+    one, two = (lzma.compress(text) for text in (b"One.\n\n", b"Two."))
+    (tmp_path / "a.txt.xz").write_bytes(one + bytes(400) + two + bytes(400))
+    assert read([tmp_path / "a.txt.xz"]) == ["One.", "Two."]
+
+
+def test_a_command_that_writes_less_at_its_second_try_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it wrote before it failed would stand for all of it."""
+    monkeypatch.setattr("janus_ds.data.stream.remote._FIRST_PAUSE", 0.01)
+    tried = tmp_path / "tried"
+    command = f"if [ -e {tried} ]; then echo Less; else touch {tried}; echo What it has begun; exit 3; fi"
+    with pytest.raises(DataError, match="less came than at the try before"):
+        read([f"pipe:{command}"])
 
 
 def test_long_windows_of_zstd(tmp_path: Path) -> None:
