@@ -131,6 +131,8 @@ def encode_blocks(
         kept = [(sentence, row) for sentence, row in own if forbidden.isdisjoint(row)]
         kept_rows = [row for _, row in kept]
         head = partial(_head, tokenizer, [sentence for sentence, _ in kept]) if joiner else None
+        if head and kept and kept[0] != own[0]:
+            kept_rows[0] = head(0)
         blocks, overlong = cut_rows(kept_rows, settings.block_tokens, head)
         counts["sentences"] += len(kept)
         counts["sentences_with_special_symbols"] += len(own) - len(kept)

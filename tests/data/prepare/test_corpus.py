@@ -199,11 +199,11 @@ def test_two_preparations_do_not_share_a_folder(text_file, tmp_path):
 def test_byte_level_blocks_read_as_bart_reads_them():
     tokenizer = ByteLevelBPE(*small_byte_level().values())
     settings = dataclasses.replace(SETTINGS, block_tokens=10, valid_share=0.0, test_share=0.0)
-    samples, counts = encode_blocks(tokenizer, settings, ["hello.\nworld.\nhell <mask> he.\nwho."])
+    samples, counts = encode_blocks(tokenizer, settings, ["<mask>.\nhello.\nworld.\n<mask>.\nwho."])
     rows = [row.tolist() for row in samples["train"]["target"].rows()]
     # Sentences inside a block have the space before them, the first of a block has none.
     assert rows == [tokenizer.encode("hello. world."), tokenizer.encode("who.")]
-    assert counts["sentences_with_special_symbols"] == 1
+    assert counts["sentences_with_special_symbols"] == 2
 
 
 def test_unfit_settings_inputs_and_outputs(text_file, tmp_path):
