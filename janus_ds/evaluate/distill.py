@@ -31,6 +31,7 @@ from janus_ds.data.prepare.writing import PrepareReport, SplitWriter, finished_m
 from janus_ds.data.stream.index import Manifest, SplitIndex
 from janus_ds.data.stream.shards import ShardFormat
 from janus_ds.data.stream.source import SampleSource
+from janus_ds.data.text.tokenizer import plain_ids
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import LoadedRun, prepare_for_inference
 from janus_ds.errors import CheckpointError, DataError
@@ -188,6 +189,7 @@ class _Targets:
     def __init__(self, run: LoadedRun, request: DistillRequest, folder: Path) -> None:
         config = with_decode(run.config, {**request.decode, "mode": "ar"})
         self._generator = Generator(prepare_for_inference(run.model), run.text, config)
+        self._special = run.special
         self._longest = run.config.model.max_source_positions - 2
         self._source = SampleSource(request.data / _TRAIN)
         self._portion = request.portion
@@ -215,7 +217,8 @@ class _Targets:
         found = self._generator.generate_ids([sources[i] for i in able], show, first)
         outputs: list[list[int]] = [[] for _ in sources]
         for i, candidates in zip(able, found, strict=True):
-            outputs[i] = list(candidates[0].tokens)
+            # Where nothing is forbidden (`decode.forbid`), a model can write symbols that no sample may hold.
+            outputs[i] = plain_ids(candidates[0].tokens, self._special)
         return outputs
 
 

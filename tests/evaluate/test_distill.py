@@ -18,6 +18,7 @@ from janus_ds.data.prepare.writing import PrepareReport
 from janus_ds.data.stream.index import Manifest
 from janus_ds.data.stream.source import SampleSource
 from janus_ds.data.stream.verify import verify_dataset
+from janus_ds.data.text.tokenizer import load_tokenizer, structural
 from janus_ds.decode.generator import Generator
 from janus_ds.decode.load import load_run
 from janus_ds.errors import BusyError, CheckpointError, DataError, JanusError, ResourceError, UsageError
@@ -164,6 +165,16 @@ def test_sources_too_long_for_the_model_keep_their_target(data: Path, tmp_path: 
     given, found = rows(data, "target"), rows(tmp_path / "new", "target")
     assert [found[i] for i in long] == [given[i] for i in long]
     assert report.counts["train"]["given_target_kept"] >= len(long)
+
+
+def test_targets_hold_no_symbol_that_no_sample_may_hold(data: Path, run: Path, tmp_path: Path) -> None:
+    """A model that may write anything, as one from Hugging Face, can write a mask, too."""
+    anything = {"forbid": "none", "temperature": 1e6, "beam": 1}
+    go(data, run, tmp_path / "new", decode=anything)
+    special = load_tokenizer(data / "tokenizer").special
+    found = rows(tmp_path / "new", "target")
+    assert not structural(special) & {token for row in found for token in row}
+    assert len({token for row in found for token in row}) > special.vocab_size / 2
 
 
 def test_data_of_glge_keep_their_limits(data: Path, run: Path, tmp_path: Path) -> None:
