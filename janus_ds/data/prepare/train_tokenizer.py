@@ -86,8 +86,8 @@ def trained_tokenizer(
 
 
 def hash_sample(lines: Iterable[str], limit: int) -> list[str]:
-    """At most `limit` characters of the lines, and at least half of that where there are as many, in reading
-    order: taken by their hash, so that the choice is spread over all of them and depends on no chance."""
+    """At most `limit` characters of the lines, of many lines about half of that or more, in reading order:
+    taken by their hash, so that the choice is spread over all of them and depends on no chance."""
     kept: list[tuple[int, str]] = []
     size, threshold = 0, 1 << 32
     for line in lines:

@@ -89,7 +89,7 @@ class Source:
         return self.reader.place(shard), self.index.shards[shard].members[inside].key
 
     def read_ahead(self, members: Iterable[int], further: int) -> None:
-        """Fetch shards in the background: those of the first window of members, and `further` ones more.
+        """Fetch shards in the background: that of the first member, and the `further` ones that come next.
 
         Args:
             members: in the order in which they will be read; read as far as needed.
