@@ -24,11 +24,11 @@ from torch._C import _error_if_any_worker_fails
 from torch.utils.data import DataLoader
 
 from janus_ds.batch import BatchCounts, TwoStreamBatch
-from janus_ds.data.stream.pipeline import BatchMaker, Step
+from janus_ds.data.stream.pipeline import BatchMaker, Step, left_out
 from janus_ds.data.stream.sample_order import RankShare, SamplePlan, first_samples
 from janus_ds.data.stream.source import Damage
 from janus_ds.data.stream.token_schedule import TokenPlan
-from janus_ds.errors import ConfigError, DataError, JanusError, ResourceError
+from janus_ds.errors import DataError, JanusError, ResourceError
 from janus_ds.io import disk_faults
 
 logger = logging.getLogger(__name__)
@@ -147,11 +147,7 @@ def _expected(step: int, item: StepData | _Failure | None) -> StepData:
     if isinstance(item, _Failure):
         raise item.error
     if item is None or item.step != step:
-        raise ConfigError(
-            "a stage of the pipeline did not hand on a step",
-            f"the stages given to the training program, step {step}",
-            "let stages change samples, not leave out steps: the order of the data is counted in them",
-        )
+        raise left_out(f"step {step}")
     return item
 
 

@@ -99,9 +99,15 @@ class BatchMaker:
 
         Args:
             parts: (epochs, sample numbers) of each micro-batch, int64.
+
+        Raises:
+            ConfigError: a stage has left it out.
         """
         step: Step = {"__key__": "samples apart", "step": None, "parts": parts}
-        return next(iter(self.pipeline(lambda: iter([step]))))  # type: ignore[no-any-return]
+        made: Step | None = next(iter(self.pipeline(lambda: iter([step]))), None)
+        if made is None:
+            raise left_out(step["__key__"])
+        return made
 
     def read(self, step: Step) -> Step:
         """First stage: the samples, those in damaged members replaced if the run wants it."""
@@ -196,6 +202,15 @@ class BatchMaker:
                 self.source.origin(int(ids[worst])),
                 f"raise {key}, or prepare the data again with shorter blocks",
             )
+
+
+def left_out(key: str) -> ConfigError:
+    """The error about a step that a stage of the user has not handed on."""
+    return ConfigError(
+        "a stage of the pipeline did not hand on a step",
+        f"the stages given to the training program, {key}",
+        "let stages change samples, not leave out steps: the order of the data is counted in them",
+    )
 
 
 def names_of(stages: Sequence[Stage]) -> list[str]:

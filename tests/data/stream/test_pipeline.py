@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from janus_ds.data.stream.loader import StepLoader
+from janus_ds.data.stream.loader import StepLoader, validation_batches
 from janus_ds.data.stream.pipeline import BatchMaker, names_of
 from janus_ds.data.stream.sample_order import RankShare
 from janus_ds.errors import ConfigError, DataError
@@ -99,6 +99,12 @@ def test_what_a_stage_breaks_is_refused(split, stage, kind, what, workers):
     with pytest.raises(kind, match=what) as refused:
         steps(split, [stage], workers=workers)
     assert all((refused.value.what, refused.value.where, refused.value.fix))
+
+
+def test_a_stage_that_leaves_out_held_out_samples_is_refused(split):
+    maker = BatchMaker(split, config(), SPECIAL, [wds.select(lambda step: step["step"] is not None)])
+    with pytest.raises(ConfigError, match="did not hand on a step"):
+        list(validation_batches(maker, RankShare(0, 1, 6), 12))
 
 
 def test_stages_have_names() -> None:
