@@ -3,8 +3,8 @@
 A line end always ends a sentence. Within a line a sentence ends after `.`, `!`, `?` or an ellipsis with any
 closing quotes and brackets, where white space follows and what follows does not begin with a lower-case
 letter; except after a single full stop that belongs to an initial ("J.") or to a common English abbreviation
-("Mr."). After the full stops of Chinese and Japanese no white space is needed. White space inside of a
-sentence becomes single spaces.
+("Mr."). After the full stops of Chinese and Japanese no white space is needed, and none stands in a block.
+White space inside of a sentence becomes single spaces.
 """
 
 # ruff: noqa: RUF001, SIM905
@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -34,6 +34,8 @@ _OPENING = "\"'“‘«([-–—"
 
 # Each run of stops is looked at once: otherwise a line of n of them would take n squared steps.
 _END = re.compile(rf"(?:(?<![.!?…])[.!?…]++[{_CLOSING}]*+\s++|[。！？]+[」』”’）]*\s*)")
+
+_UNSPACED_STOPS, _UNSPACED_CLOSING = ("。", "！", "？"), "」』”’）"
 
 _ABBREVIATIONS = frozenset(
     "Mr Mrs Ms Messrs Dr Drs Prof St Sr Jr Rev Hon Gen Col Capt Cpt Lt Maj Sgt Cmdr Adm Gov Sen Rep Pres "
@@ -55,6 +57,11 @@ def split_sentences(text: str) -> list[str]:
         sentences.append(line[start:])
     evened = (" ".join(sentence.split()) for sentence in sentences)
     return [sentence for sentence in evened if sentence]
+
+
+def _unspaced(sentence: str) -> bool:
+    """Whether the next sentence follows this one without a space."""
+    return sentence.rstrip(_UNSPACED_CLOSING).endswith(_UNSPACED_STOPS)
 
 
 def _ends_sentence(line: str, match: re.Match[str]) -> bool:
@@ -122,7 +129,11 @@ def encode_blocks(
     """Blocks of the texts, by split and stream ("target"), and counts; none holds text of two documents."""
     special, joiner, counts = tokenizer.special, tokenizer.joiner, Counter(documents=len(texts))
     documents = [split_sentences(text) for text in texts]
-    joined = ((joiner if i else "") + s for document in documents for i, s in enumerate(document))
+    joined = (
+        sentence if not before or _unspaced(before) else joiner + sentence
+        for document in documents
+        for before, sentence in pairwise(["", *document])
+    )
     encoded, forbidden = iter(tokenizer.encode_batch(list(joined))), structural(special)
     rows, lengths, splits = list[list[int]](), list[int](), list[str]()
     for text, document in zip(texts, documents, strict=True):
@@ -130,9 +141,12 @@ def encode_blocks(
         # Sentences that spell a special symbol are left out: an eos inside a block would mean its end.
         kept = [(sentence, row) for sentence, row in own if forbidden.isdisjoint(row)]
         kept_rows = [row for _, row in kept]
-        head = partial(_head, tokenizer, [sentence for sentence, _ in kept]) if joiner else None
-        if head and kept and kept[0] != own[0]:
-            kept_rows[0] = head(0)
+        glued = [i for i, (before, _) in enumerate(kept[:-1], 1) if _unspaced(before)]
+        head = partial(_head, tokenizer, [sentence for sentence, _ in kept]) if joiner or glued else None
+        if joiner and kept and kept[0] != own[0]:
+            kept_rows[0] = tokenizer.encode(kept[0][0])
+        for i in glued:
+            kept_rows[i] = tokenizer.glued(kept_rows[i])
         blocks, overlong = cut_rows(kept_rows, settings.block_tokens, head)
         counts["sentences"] += len(kept)
         counts["sentences_with_special_symbols"] += len(own) - len(kept)

@@ -70,6 +70,10 @@ class Tokenizer:
         """:meth:`encode` of many texts at once."""
         raise NotImplementedError
 
+    def glued(self, ids: list[int]) -> list[int]:
+        """Ids of a text that another one precedes with nothing between them, of those that it has alone."""
+        return ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids: bos, eos and pad are dropped, the mask is shown as "<mask>"."""
         dropped = (self.special.bos, self.special.pad, self.special.eos)
@@ -133,6 +137,13 @@ class SentencePieceTokenizer(Tokenizer):
             self._without_space_before_mask(row) if MASK_TEXT in text else row
             for text, row in zip(texts, rows, strict=True)
         ]
+
+    def glued(self, ids: list[int]) -> list[int]:
+        first = self._processor.IdToPiece(ids[0]) if ids else ""
+        rest = self._processor.PieceToId(first.removeprefix(_SPACE_PIECE))
+        if first == _SPACE_PIECE:
+            return ids[1:]
+        return ids if rest == self.special.unk else [rest, *ids[1:]]
 
     def _text(self, ids: list[int]) -> str:
         return _with_space_before_mask(self._processor.Decode(ids))

@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_ds.data.prepare.blocks import cut_rows, split_sentences
+from janus_ds.data.prepare.blocks import cut_rows, encode_blocks, split_sentences
+from janus_ds.data.prepare.settings import PrepareSettings
+from janus_ds.data.prepare.train_tokenizer import train_sentencepiece
+from janus_ds.data.text.tokenizer import ByteLevelBPE, Tokenizer
+from tests.data.text.test_tokenizer import small_byte_level
 from tests.support.hostile import bounded
 
 
@@ -31,6 +35,27 @@ def test_line_ends_white_space_and_east_asian_stops():
     assert split_sentences("A title\nThe  text\tgoes on.  \n\n") == ["A title", "The text goes on."]
     assert split_sentences("今日は。元気ですか？はい。") == ["今日は。", "元気ですか？", "はい。"]
     assert split_sentences(" \n ") == []
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "byte-level"])
+def test_no_space_comes_between_sentences_that_have_none(kind):
+    """A model would write one behind each, and read other tokens than it has learnt from."""
+    texts = ["今日は天気。元気ですか？はい、元気。", "日本の首都。京都は？"]
+    if kind == "byte-level":
+        tokenizer: Tokenizer = ByteLevelBPE(*small_byte_level().values())
+    else:
+        tokenizer = train_sentencepiece(texts * 20, kind, 24, "identity")
+
+    def blocks(length: int) -> list[list[int]]:
+        settings = PrepareSettings(block_tokens=length, valid_share=0.0)
+        return [
+            row.tolist() for row in encode_blocks(tokenizer, settings, texts)[0]["train"]["target"].rows()
+        ]
+
+    assert blocks(200) == [tokenizer.encode(text) for text in texts]
+    # A block that begins with such a sentence is what the tokenizer makes of it.
+    for block in blocks(10) if kind != "byte-level" else ():
+        assert block == tokenizer.encode(tokenizer.decode(block))
 
 
 @settings(max_examples=100, deadline=None)
