@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from janus_ds.config.deepspeed_file import BATCH_KEYS, SUM_TYPES, DeepSpeedFile
 from janus_ds.config.fields import FaultList, shown
@@ -190,6 +192,10 @@ def read_deepspeed_config(path: Path, run: RunConfig, data_size: int, faults: Fa
             "step when it is built, and losses drift from the right ones",
             "use stage 1 (the same on one rank), or fp32",
         )
+    bucket = file.section("zero_optimization").get("allgather_bucket_size")
+    if stage in (1, 2) and isinstance(bucket, int) and bucket % 2:
+        key = "zero_optimization.allgather_bucket_size"
+        file.refuse(key, f"{key} is {shown(bucket)}, but DeepSpeed needs an even one", "make it even")
     if stage == 3:
         _check_compiled(run, f"{path}: zero_optimization.stage", faults)
     file.check_supported(stage, precision)
@@ -259,6 +265,29 @@ def _notes_of_device(execution: ExecutionConfig) -> Iterator[str]:
         )
 
 
+class _Switches(BaseModel):
+    """Plain keys that DeepSpeed takes as they are, and fails or errs over in the midst of a run."""
+
+    model_config = ConfigDict(strict=True)
+    wall_clock_breakdown: bool = False
+    memory_breakdown: bool = False
+    dump_state: bool = False
+    disable_python_gc: bool = False
+
+
+class _FlopsProfiler(BaseModel):
+    """A section of the same kind."""
+
+    model_config = ConfigDict(strict=True)
+    enabled: bool = False
+    recompute_fwd_factor: float = 0.0
+    profile_step: int = 1
+    module_depth: int = -1
+    top_modules: int = 1
+    detailed: bool = True
+    output_file: str | None = None
+
+
 def check_on_this_machine(execution: ExecutionConfig) -> None:
     """Final check: DeepSpeed's own models read its sections, and the device must have the precision.
 
@@ -267,22 +296,25 @@ def check_on_this_machine(execution: ExecutionConfig) -> None:
             cannot train in bf16 or fp16.
     """
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
 
     faults = FaultList()
-    models = {
+    models: dict[str, Callable[..., Any]] = {
+        "": _Switches,
         "zero_optimization": DeepSpeedZeroConfig,
         "fp16": DeepSpeedFP16Config,
         "bf16": DeepSpeedBF16Config,
+        "comms_logger": CommsLoggerConfig,
+        "flops_profiler": _FlopsProfiler,
     }
     for section, model in models.items():
         try:
-            model(**execution.engine.get(section, {}))
+            model(**(execution.engine.get(section, {}) if section else execution.engine))
         except ValidationError as error:
             for item in error.errors():
-                key = ".".join([section, *(str(part) for part in item["loc"])])
+                key = ".".join([section] * bool(section) + [str(part) for part in item["loc"]])
                 what = f"{key} is {shown(item['input'])}: {item['msg']}"
                 fix = "give a value that DeepSpeed accepts, or leave the key out"
                 faults.add(what, f"{execution.source}: {key}", fix)

@@ -123,7 +123,7 @@ _PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
     "prescale_gradients": (False,),
     "gradient_predivide_factor": (1,),
 }
-"""Values of plain keys; others would end in a stack trace, of the last two where gradients are scattered."""
+"""Values of plain keys; others end in a stack trace, or in stage 3 in gradients that are too small."""
 
 SUM_TYPES = {
     "fp32": ("fp32", "float32", "float", "torch.float32"),
@@ -253,7 +253,7 @@ class DeepSpeedFile:
             if value not in (None, only):
                 name = f"{section}.{key}"
                 self.refuse(name, f"{name} is {shown(value)}: {why}", "leave it out")
-        scattered = stage >= 2 and zero.get("reduce_scatter", True)
+        scattered = stage == 3 or (stage == 2 and zero.get("reduce_scatter", True))
         for key, known in _PLAIN_VALUES.items():
             value = self.values.get(key, known[0])
             fits = (value.lower() if isinstance(value, str) else value) in known

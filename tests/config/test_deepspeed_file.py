@@ -102,6 +102,16 @@ def test_auto_keeps_a_micro_batch_to_so_many_tokens(tmp_path: Path) -> None:
             "prescale_gradients is True, which DeepSpeed does not take in ZeRO stage 2",
         ),
         ({"gradient_predivide_factor": 2.0}, "write 1, or leave it out"),
+        # With as many as there are ranks DeepSpeed does not multiply by it again.
+        (
+            {"zero_optimization": {"stage": 3, "reduce_scatter": False}, "gradient_predivide_factor": 2.0},
+            "gradient_predivide_factor is 2.0, which DeepSpeed does not take in ZeRO stage 3",
+        ),
+        ({"zero_optimization": {"stage": 1, "allgather_bucket_size": 501}}, "DeepSpeed needs an even one"),
+        ({"wall_clock_breakdown": "yes"}, "wall_clock_breakdown is 'yes': Input should be a valid boolean"),
+        ({"disable_python_gc": "false"}, "ds.json: disable_python_gc"),
+        ({"comms_logger": {"enabled": True, "prof_ops": 3}}, "comms_logger.prof_ops is 3"),
+        ({"flops_profiler": {"enabled": True, "profile_step": "2"}}, "flops_profiler.profile_step is '2'"),
         ({"steps_per_print": 0}, "steps_per_print is 0"),
     ],
 )
