@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from janus_ds.config.fields import FaultList
 from janus_ds.config.locations import PIPE, is_remote, parse_locations
-from janus_ds.config.schema import STREAMS, RunConfig
+from janus_ds.config.schema import STREAMS, DataConfig, RunConfig
 from janus_ds.errors import ConfigError
 
 Where = Callable[[str], str]
@@ -53,6 +53,7 @@ def without_effect(run: RunConfig) -> Iterator[tuple[str, str]]:
     """Keys that nothing reads in this run, and why."""
     data, masking, train, scored = run.data, run.masking, run.train, run.train.valid_bleu
     pair, tokens, objective = data.task == "pair", data.batch == "tokens", run.objective
+    fetching = "data.cache_dir data.cache_gb data.read_ahead data.retries data.stall_seconds"
     queries = objective.ar_stream == "query" and objective.decoder_start == "bos"
     unseen, coin = pair and objective.streams == ("ar",), masking.target == "infilling_released"
     uniform = masking.target == "uniform" and not unseen
@@ -66,6 +67,7 @@ def without_effect(run: RunConfig) -> Iterator[tuple[str, str]]:
         (uniform, "masking.target_share", "masking.target is uniform"),
         (pair and uniform, "masking.poisson", "masking.target is uniform"),
         ("aux" not in objective.streams, "masking.aux_order", "AUX is not trained"),
+        ("ar" not in objective.streams, "objective.ar_stream", "AR is not trained"),
         (not queries, "objective.ar_query_position", "there are no AR query rows with decoder_start bos"),
         (kl and not objective.kl_pairs, "objective.ramp_kl_steps", "no KL term has a weight"),
         (nar and not objective.weight_nar, "objective.ramp_nar_steps", "objective.weight_nar is 0"),
@@ -76,9 +78,17 @@ def without_effect(run: RunConfig) -> Iterator[tuple[str, str]]:
         (train.patience and not train.valid_every, "train.patience", "train.valid_every is 0"),
         (train.spike_action == "off", "train.spike_factor train.spike_window", "train.spike_action is off"),
         (data.on_damage == "stop", "data.max_damage", "data.on_damage is stop"),
+        (not data.workers, "data.prefetch_steps", "data.workers is 0"),
+        (not _is_distant(data), fetching, "all data is on this machine"),
+        (not run.optim.warmup_steps, "optim.warmup_init_lr", "optim.warmup_steps is 0"),
         (run.init is None, "init_length_head", "there is no init"),
     )
     yield from ((key, why) for idle, keys, why in cases if idle for key in keys.split())
+
+
+def _is_distant(data: DataConfig) -> bool:
+    """Whether any of the data must be fetched."""
+    return any(is_remote(place.strip()) for place in [*(data.path or "").split(","), data.valid_path or ""])
 
 
 def _model(run: RunConfig) -> _Broken:
@@ -209,8 +219,7 @@ def _training(run: RunConfig) -> _Broken:
             "give a smaller train.spike_window or more train.max_steps, or leave train.spike_action out",
         )
     seconds = 60 * train.stall_minutes
-    distant = any(is_remote(place) for place in (data.path or "", data.valid_path or ""))
-    if distant and 0 < seconds <= data.stall_seconds:
+    if _is_distant(data) and 0 < seconds <= data.stall_seconds:
         transfer = f"a transfer of data may take {data.stall_seconds:g} s to fail (data.stall_seconds)"
         yield (
             "train.stall_minutes data.stall_seconds",

@@ -45,7 +45,7 @@ class TrainConfig:
     """
     valid_every: Whole = 100
     """Steps between validations; 0: only at the end."""
-    valid_samples: Whole = 256
+    valid_samples: Count = 256
     """Samples of the validation split that are used."""
     save_every: Count = 100
     """Steps between checkpoints; one is always written at the end."""

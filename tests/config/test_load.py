@@ -126,6 +126,11 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
             ["train.stall_minutes=1", "data.path=https://host/data"],
             "but a transfer of data may take 60 s",
         ),
+        (
+            ["train.stall_minutes=1", "data.path=a=0.5,https://host/b=0.5"],
+            "but a transfer of data may take 60 s",
+        ),
+        (["train.valid_samples=0"], "train.valid_samples is 0, but must be more than 0"),
         (["train=3"], "train is a section, not a field"),
         (["train.valid_bleu=ar"], "scores outputs for given sources, but the task is 'denoise'"),
         (["data.task=pair", "train.keep_best=nar"], "does not measure that mode"),
@@ -170,6 +175,10 @@ def test_an_override_that_nothing_reads_is_noted() -> None:
     read_run_config(None, ["objective.preset=released", "masking.source_share=.2"], faults)
     read_run_config(pairs, ["objective.preset=ar", "masking.target_share=.5"], faults)
     read_run_config(pairs, ["objective.preset=cmlm", "masking.target_share=.5"], faults)
+    read_run_config(pairs, ["objective.preset=cmlm", "objective.ar_stream=content"], faults)
+    read_run_config(None, ["data.workers=0", "data.prefetch_steps=4", "data.retries=1"], faults)
+    read_run_config(None, ["data.path=https://host/data", "data.retries=1"], faults)
+    read_run_config(None, ["optim.warmup_steps=0", "optim.warmup_init_lr=1e-6"], faults)
     assert faults.notes == [
         "train.global_batch has no effect: data.batch is tokens, and train.batch_tokens counts",
         "train.batch_groups has no effect: data.batch is samples",
@@ -182,6 +191,10 @@ def test_an_override_that_nothing_reads_is_noted() -> None:
         "masking.source_share has no effect: masking.target infilling_released hides half of the spans",
         "masking.target_share has no effect: neither NAR nor AUX is trained",
         "masking.target_share has no effect: masking.target is uniform",
+        "objective.ar_stream has no effect: AR is not trained",
+        "data.prefetch_steps has no effect: data.workers is 0",
+        "data.retries has no effect: all data is on this machine",
+        "optim.warmup_init_lr has no effect: optim.warmup_steps is 0",
     ]
 
 
