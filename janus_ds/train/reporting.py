@@ -250,19 +250,19 @@ def _say(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 _PEAK_TFLOPS = {
-    # Dense tensor-core peaks of the vendors' data sheets: (16 bit, fp32 as TF32 where it exists).
-    "B200": (2250.0, 1100.0),
-    "H200 NVL": (835.0, 417.0),
-    "H200": (989.0, 494.0),
-    "GH200": (989.0, 494.0),
-    "H100 PCIe": (756.0, 378.0),
-    "H100 NVL": (835.0, 417.0),
-    "H100": (989.0, 494.0),
-    "A100": (312.0, 156.0),
-    "A40": (149.7, 74.8),
-    "L40S": (362.0, 183.0),
-    "L4": (121.0, 60.0),
-    "V100": (125.0, 15.7),
+    # Dense tensor-core peaks in 16 bit, of the vendors' data sheets.
+    "B200": 2250.0,
+    "H200 NVL": 835.0,
+    "H200": 989.0,
+    "GH200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "A40": 149.7,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "V100": 125.0,
 }
 
 
@@ -345,14 +345,15 @@ def step_flops(model: ModelConfig, objective: ObjectiveConfig, vocab_size: int, 
 
 
 def device_peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of one device at a precision, for the GPUs that are known; None elsewhere."""
-    if device.type != "cuda":
+    """Peak FLOP/s of one device in 16 bit, for the GPUs that are known; None elsewhere.
+
+    None in fp32 as well: data sheets give the peak of TF32, which products in fp32 do not use here.
+    """
+    if device.type != "cuda" or dtype.itemsize != 2:
         return None
     name = torch.cuda.get_device_name(device)
-    for known, (half, full) in _PEAK_TFLOPS.items():
-        if re.search(rf"\b{known}\b", name):
-            return 1e12 * (full if dtype == torch.float32 else half)
-    return None
+    found = (peak for known, peak in _PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name))
+    return next((1e12 * peak for peak in found), None)
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -146,6 +146,9 @@ def test_a_peak_is_that_of_the_device_and_of_no_namesake(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert device_peak_flops(torch.device("cuda"), torch.bfloat16) == peak
+    # Products in fp32 do not use TF32, whose peak data sheets give.
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert device_peak_flops(torch.device("cuda"), torch.float32) is None
 
 
 def written(folder: Path, end: int) -> None:
