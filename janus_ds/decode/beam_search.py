@@ -59,12 +59,12 @@ class CachedSteps:
         watch = current_watch()
         self._trace = BeamTrace(watch) if watch else None
 
-    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
+    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None) -> Tensor:
         """Logits of the next tokens, shape (B, K, V), in float32 at least.
 
         Args:
-            token_BK: the last token of each beam (the start symbol at step 0).
-            parent_BK: the beam of the step before that each beam grew from; None at step 0.
+            token_BK: the last token of each beam (the start symbol at first).
+            parent_BK: the beam of the step before that each beam grew from; None at first.
         """
         tokens = [token_BK]
         if parent_BK is None and self._before is not None:
@@ -132,7 +132,7 @@ def beam_search(
     search = _Search(sentences, settings, torch.device(device))
     parent_BK: Tensor | None = None
     for step in count():
-        logits_BKV = step_function(search.last_BK, parent_BK, step)
+        logits_BKV = step_function(search.last_BK, parent_BK)
         parent_BK = search.advance(logits_BKV)
         some_left = min(search.steps) < settings.max_steps
         if search.last_BK.device.type != "cpu" and (step + 1) % _STEPS_PER_QUESTION and some_left:

@@ -116,7 +116,7 @@ def sample_search(
     token_BK = torch.full((len(going), K), settings.start, device=device)
     parent_BK: Tensor | None = None
     for step in range(settings.max_steps):
-        logits_BKV = step_function(token_BK, parent_BK, step)
+        logits_BKV = step_function(token_BK, parent_BK)
         ruled_BKV = logits_BKV
         if settings.rules:
             past = [

@@ -220,10 +220,6 @@ class JanusModel(nn.Module):
         _check_table(last, self.config.max_target_positions, "target")
         return new_cache(memory, stream, beams, max_steps)
 
-    def ar_step(self, cache: KVCache, token_BK: Tensor, parent_BK: Tensor | None = None) -> Tensor:
-        """:meth:`ar_block` for one token a beam: hidden rows, (B, K, D), that predict the next one."""
-        return self.ar_block(cache, token_BK[:, :, None], parent_BK)[:, :, 0]
-
     def ar_block(self, cache: KVCache, token_BKT: Tensor, parent_BK: Tensor | None = None) -> Tensor:
         """Append a block of tokens to every beam and give the hidden rows that predict what follows each.
 

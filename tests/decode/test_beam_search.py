@@ -40,8 +40,7 @@ class Decoder:
         self.start = start
         self.steps = 0
 
-    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
-        assert step == self.steps
+    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None) -> Tensor:
         self.steps += 1
         if parent_BK is None:
             assert (token_BK == self.start).all()
@@ -65,12 +64,12 @@ class Decoder:
 class FedTogether(Decoder):
     """One that feeds `start` together with the first tokens it is given, which the prefix holds then."""
 
-    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
+    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None) -> Tensor:
         if parent_BK is None:
-            super().__call__(torch.full_like(token_BK, self.start), None, step)
+            super().__call__(torch.full_like(token_BK, self.start), None)
             self.steps -= 1
             parent_BK = torch.zeros_like(token_BK)
-        return super().__call__(token_BK, parent_BK, step)
+        return super().__call__(token_BK, parent_BK)
 
 
 Found = list[tuple[tuple[int, ...], float]]

@@ -26,7 +26,7 @@ class Chain:
     def __init__(self) -> None:
         self.table_VV = torch.randn(4, 4, generator=torch.Generator().manual_seed(3))
 
-    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None, step: int) -> Tensor:
+    def __call__(self, token_BK: Tensor, parent_BK: Tensor | None) -> Tensor:
         return self.table_VV[token_BK]
 
     def keep(self, sentence_B: Tensor) -> None:

@@ -125,14 +125,14 @@ def test_a_step_is_that_of_float64(
             first = torch.tensor([[[0, 9], [0, 8], [0, 7]], [[0, 11], [0, 12], [0, 13]]])
             model.ar_block(cache, first)
             parents = torch.tensor([[1, 1, 0], [2, 0, 1]])
-            found.append(model.ar_step(cache, first[..., 1].flip(1), parents))
+            found.append(model.ar_block(cache, first[..., 1:].flip(1), parents))
         assert ready.decoder.native is not None
         assert ready.decoder.native.takes(found[0])
         assert error(*found) < most
         with threads(2):
             cache = ready.start_cache(ready.encode(sources, lengths), stream, 3, 8)
             ready.ar_block(cache, first)
-            assert torch.equal(ready.ar_step(cache, first[..., 1].flip(1), parents), found[0])
+            assert torch.equal(ready.ar_block(cache, first[..., 1:].flip(1), parents), found[0])
 
 
 @compiles
@@ -236,7 +236,7 @@ def test_without_a_compiler_pytorch_does_it_with_one_note(
     with torch.no_grad():
         for model in (ready, plain):
             cache = model.start_cache(model.encode(tokens, lengths), STREAMS[0], 1, 4)
-            found.append(model.logits(model.ar_step(cache, torch.tensor([[0]]))))
+            found.append(model.logits(model.ar_block(cache, torch.tensor([[[0]]]))))
     assert error(found[0], found[1].double()) < 1e-5
     with pytest.raises(ConfigError, match=r"(?s)C\+\+ compiler.*install g\+\+"):
         prepare_for_inference(tiny_model(), InferenceOptions(int8=True))

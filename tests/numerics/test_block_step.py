@@ -64,7 +64,7 @@ def single_steps(case: Case, tokens: Tensor) -> Tensor:
     """Hidden rows of every token, one step each, (B, T, D)."""
     cache = start(case.twin)
     return torch.cat(
-        [case.twin.model.ar_step(cache, tokens[:, t : t + 1]) for t in range(tokens.shape[1])], 1
+        [case.twin.model.ar_block(cache, tokens[:, None, t : t + 1])[:, 0] for t in range(tokens.shape[1])], 1
     )
 
 
@@ -124,11 +124,11 @@ def test_blocks_of_beams(case: Case) -> None:
     one.accept(torch.ones(3, dtype=torch.long))
     found_last = model.ar_block(one, second[..., :1], swap)
     for t in range(2):
-        model.ar_step(two, first[..., t])
-    expected = [model.ar_step(two, second[..., 0], swap)]
-    expected_last = model.ar_step(two, second[..., 0], swap)
-    assert distance(found[:, :, 0], expected[0]) < case.exact
-    assert distance(found_last[:, :, 0], expected_last) < case.exact
+        model.ar_block(two, first[..., t : t + 1])
+    expected = model.ar_block(two, second[..., :1], swap)
+    expected_last = model.ar_block(two, second[..., :1], swap)
+    assert distance(found[:, :, :1], expected) < case.exact
+    assert distance(found_last, expected_last) < case.exact
 
 
 @torch.no_grad()
@@ -137,15 +137,21 @@ def test_a_refilled_place_is_a_new_sentence(case: Case) -> None:
     model = case.model
     expected, cache = single_steps(case, TOKENS), start(case, rows=[1, 1])
     for t in range(2):
-        model.ar_step(cache, TOKENS[[1, 1], t : t + 1])
+        model.ar_block(cache, TOKENS[[1, 1], None, t : t + 1])
     cache.refill(torch.tensor([0]), model.encode(SOURCES[:1], LENGTHS[:1]))
     assert not cache.even
-    found = [model.ar_step(cache, torch.stack([TOKENS[0, t], TOKENS[1, t + 2]])[:, None]) for t in range(3)]
+    found = [
+        model.ar_block(cache, torch.stack([TOKENS[0, t], TOKENS[1, t + 2]])[:, None, None])[:, 0]
+        for t in range(3)
+    ]
     assert distance(torch.cat(found, 1)[0], expected[0, :3]) < case.exact
     assert distance(torch.cat(found, 1)[1], expected[1, 2:5]) < case.exact
     cache.refill(torch.tensor([1]), model.encode(SOURCES[2:], LENGTHS[2:]))
     assert cache.taken_B.tolist() == [3, 0]
-    found = [model.ar_step(cache, torch.stack([TOKENS[0, t + 3], TOKENS[2, t]])[:, None]) for t in range(4)]
+    found = [
+        model.ar_block(cache, torch.stack([TOKENS[0, t + 3], TOKENS[2, t]])[:, None, None])[:, 0]
+        for t in range(4)
+    ]
     assert distance(torch.cat(found, 1)[0], expected[0, 3:]) < case.exact
     assert distance(torch.cat(found, 1)[1], expected[2, :4]) < case.exact
     # The widest source has gone: nothing is kept of its width.
@@ -161,7 +167,7 @@ def test_the_pool_grows_and_forgets_nothing(case: Case, monkeypatch: Any) -> Non
     widths = []
     found = []
     for t in range(7):
-        found.append(case.model.ar_step(cache, TOKENS[:, t : t + 1]))
+        found.append(case.model.ar_block(cache, TOKENS[:, None, t : t + 1])[:, 0])
         widths.append(cache.keys[0].shape[2])
     assert distance(torch.cat(found, 1), expected) < case.exact
     assert widths == [2, 2, 4, 4, 8, 8, 8]

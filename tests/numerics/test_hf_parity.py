@@ -67,7 +67,10 @@ def test_logits_are_those_of_transformers(pair: Any) -> None:
         stream = ArStream.of(run.config.objective, run.special)
         steps = min(target_BT.shape[1], 40)
         cache = run.model.start_cache(memory, stream, 1, steps)
-        cached = [run.model.logits(run.model.ar_step(cache, shifted_BT[:, t : t + 1])) for t in range(steps)]
+        cached = [
+            run.model.logits(run.model.ar_block(cache, shifted_BT[:, None, t : t + 1])[:, 0])
+            for t in range(steps)
+        ]
         worst_cached = difference(torch.cat(cached, 1), expected[:, :steps], valid[:, :steps])
     print(f"\n{name}: logits {worst:.1e}, cached {worst_cached:.1e}, their spread {spread:.2f}")
     assert spread > 0.5

@@ -111,7 +111,7 @@ def test_cached_steps_equal_teacher_forcing(config: object, objective: Objective
         # After step 2 the two hypotheses stand in each other's slot.
         slots = (0, 1) if step < 3 else (1, 0)
         tokens = torch.tensor([[content[slot][step] for slot in slots]] * 3)
-        out = model.ar_step(cache, tokens, swap if step == 3 else None)
+        out = model.ar_block(cache, tokens[:, :, None], swap if step == 3 else None)[:, :, 0]
         steps.append(out[:, list(slots)])
     for b in range(3):
         whole = model(make_batch([Sample(sources[b], t, []) for t in targets[b]], how))
