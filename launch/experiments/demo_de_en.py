@@ -126,7 +126,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--valid", type=int, default=1_000, help="held-out pairs for validation [%(default)s]")
     add("--test", type=int, default=2_000, help="held-out pairs for the test [%(default)s]")
     add("--joined", type=float, default=0.1, help="share of training pairs made of several [%(default)s]")
-    add("--short-copies", type=int, default=2, help="copies of pairs of up to three words [%(default)s]")
+    add("--short-copies", type=int, default=2, help="copies of short pairs, with other ends [%(default)s]")
     options = parser.parse_args(arguments)
     if options.start and "training" not in (read_run_record(options.start) or {}):
         fix = "give a folder that `--ship` has made, or demo"

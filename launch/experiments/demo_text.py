@@ -30,7 +30,8 @@ class PairSplits:
     """Training pairs put one after another."""
     short: list[Pair]
     """Copies of training pairs of a few words: greetings and answers, rare in the text, common in use. Where
-    both sides end with a full stop, every second copy has another end."""
+    both sides end with a full stop, every second copy has another end. The preparation keeps one of equal
+    pairs: what is trained on more are those with another end."""
     valid: list[Pair]
     test: list[Pair]
     left_out: int
