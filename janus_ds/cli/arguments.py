@@ -28,12 +28,18 @@ def program_parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
+_MOST = 2**31 - 1
+"""Largest number that such options take: tensors and system calls know no larger ones."""
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an option that is a whole number from `least` on."""
 
     def read(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on: give one")
+        if int(text) > _MOST:
+            raise argparse.ArgumentTypeError(f"{text} is too large: give a number up to {_MOST}")
         return int(text)
 
     return read

@@ -227,6 +227,15 @@ def test_held_out_samples_are_shown_as_validations_see_them(
     assert shown != say(capsys, *held_out, "--epoch", 0)
 
 
+@pytest.mark.parametrize("option", ["--epoch", "--positions"])
+def test_numbers_that_nothing_can_hold_are_refused(
+    tiny: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        say(capsys, "inspect", tiny, "--sample", 5, option, 10**20)
+    assert f"{option}: {10**20} is too large: give a number up to" in capsys.readouterr().err
+
+
 def test_the_picture_is_the_rule(tiny: Path) -> None:
     run = load_run_config(ROOT / "launch" / "recipes" / "quickstart.yaml")
     special = SpecialTokens(0, 1, 2, 3, 4, 60)
