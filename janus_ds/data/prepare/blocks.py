@@ -3,8 +3,8 @@
 A line end always ends a sentence. Within a line a sentence ends after `.`, `!`, `?` or an ellipsis with any
 closing quotes and brackets, where white space follows and what follows does not begin with a lower-case
 letter; except after a single full stop that belongs to an initial ("J.") or to a common English abbreviation
-("Mr."). After the full stops of Chinese and Japanese no white space is needed, and none stands in a block.
-White space inside of a sentence becomes single spaces.
+("Mr."). After the full stops of Chinese and Japanese no white space is needed, and where there is none, none
+comes into a block. White space becomes single spaces.
 """
 
 # ruff: noqa: RUF001, SIM905
@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 
@@ -35,8 +35,6 @@ _OPENING = "\"'“‘«([-–—"
 # Each run of stops is looked at once: otherwise a line of n of them would take n squared steps.
 _END = re.compile(rf"(?:(?<![.!?…])[.!?…]++[{_CLOSING}]*+\s++|[。！？]+[」』”’）]*\s*)")
 
-_UNSPACED_STOPS, _UNSPACED_CLOSING = ("。", "！", "？"), "」』”’）"
-
 _ABBREVIATIONS = frozenset(
     "Mr Mrs Ms Messrs Dr Drs Prof St Sr Jr Rev Hon Gen Col Capt Cpt Lt Maj Sgt Cmdr Adm Gov Sen Rep Pres "
     "Mme Mlle Vol vol pp ed eds Ed Fig fig Figs cf vs e.g i.e viz al ca approx Mt Ft U.S U.K U.N D.C".split()
@@ -47,21 +45,21 @@ _BEFORE_NUMBERS = frozenset("No Nos no nos p Jan Feb Mar Apr Jun Jul Aug Sep Sep
 
 def split_sentences(text: str) -> list[str]:
     """The sentences of a text, none empty, in order."""
+    return [sentence for sentence, _ in _with_borders(text)]
+
+
+def _with_borders(text: str) -> list[tuple[str, bool]]:
+    """The sentences, and whether another one precedes each with nothing between them."""
     sentences = []
     for line in text.split("\n"):
-        start = 0
+        start, glued = 0, False
         for match in _END.finditer(line):
             if match.end() < len(line) and _ends_sentence(line, match):
-                sentences.append(line[start : match.end()])
-                start = match.end()
-        sentences.append(line[start:])
-    evened = (" ".join(sentence.split()) for sentence in sentences)
-    return [sentence for sentence in evened if sentence]
-
-
-def _unspaced(sentence: str) -> bool:
-    """Whether the next sentence follows this one without a space."""
-    return sentence.rstrip(_UNSPACED_CLOSING).endswith(_UNSPACED_STOPS)
+                sentences.append((line[start : match.end()], glued))
+                start, glued = match.end(), not match.group()[-1].isspace()
+        sentences.append((line[start:], glued))
+    evened = ((" ".join(sentence.split()), glued) for sentence, glued in sentences)
+    return [(sentence, glued) for sentence, glued in evened if sentence]
 
 
 def _ends_sentence(line: str, match: re.Match[str]) -> bool:
@@ -128,25 +126,24 @@ def encode_blocks(
 ) -> tuple[dict[str, dict[str, Ragged]], Counter[str]]:
     """Blocks of the texts, by split and stream ("target"), and counts; none holds text of two documents."""
     special, joiner, counts = tokenizer.special, tokenizer.joiner, Counter(documents=len(texts))
-    documents = [split_sentences(text) for text in texts]
+    documents = [_with_borders(text) for text in texts]
     joined = (
-        sentence if not before or _unspaced(before) else joiner + sentence
+        sentence if glued or not number else joiner + sentence
         for document in documents
-        for before, sentence in pairwise(["", *document])
+        for number, (sentence, glued) in enumerate(document)
     )
     encoded, forbidden = iter(tokenizer.encode_batch(list(joined))), structural(special)
     rows, lengths, splits = list[list[int]](), list[int](), list[str]()
     for text, document in zip(texts, documents, strict=True):
-        own = [(sentence, next(encoded)) for sentence in document]
+        own = [(sentence, next(encoded), glued) for sentence, glued in document]
         # Sentences that spell a special symbol are left out: an eos inside a block would mean its end.
-        kept = [(sentence, row) for sentence, row in own if forbidden.isdisjoint(row)]
-        kept_rows = [row for _, row in kept]
-        glued = [i for i, (before, _) in enumerate(kept[:-1], 1) if _unspaced(before)]
-        head = partial(_head, tokenizer, [sentence for sentence, _ in kept]) if joiner or glued else None
-        if joiner and kept and kept[0] != own[0]:
-            kept_rows[0] = tokenizer.encode(kept[0][0])
-        for i in glued:
-            kept_rows[i] = tokenizer.glued(kept_rows[i])
+        kept = [part for part in own if forbidden.isdisjoint(part[1])]
+        kept_rows = [tokenizer.glued(row) if glued else row for _, row, glued in kept]
+        head = None
+        if joiner or any(glued for _, _, glued in kept):
+            head = partial(_head, tokenizer, [sentence for sentence, _, _ in kept])
+            if kept and kept[0] is not own[0]:
+                kept_rows[0] = head(0)
         blocks, overlong = cut_rows(kept_rows, settings.block_tokens, head)
         counts["sentences"] += len(kept)
         counts["sentences_with_special_symbols"] += len(own) - len(kept)
