@@ -154,12 +154,14 @@ def _memory(parts: _Parts, run: RunConfig, ranks: int, tensor_size: int) -> str:
             sizes = [state_bytes(own, stage, precision, data_size) for stage in range(4)]
             cells = ["refused" if size is None else bytes_text(size) for size in sizes]
             rows.append((f"  {precision}", str(tensor_size), str(data_size), *cells))
+    whole = sum(map(sum, parts.values()))
     return (
         f"memory a rank for weights, gradients and AdamW states, on {ranks} ranks\n{table(rows)}\n"
         "  Gradients are added up in fp32, but in fp16 where it is the precision. With offload all but the\n"
         "  weights lies in host memory. Activations, communication buckets and the device's own needs come\n"
-        "  on top. 16 bit with ZeRO 0 is refused: see ds_configs/README.md.\n"
-        f"checkpoint: {bytes_text(snapshot_bytes(sum(map(sum, parts.values()))))} whatever the ranks, "
+        "  on top, and on the first rank, which decodes samples at validations, all weights in fp32:\n"
+        f"  {bytes_text(_MASTER_BYTES * whole)}. 16 bit with ZeRO 0 is refused: see ds_configs/README.md.\n"
+        f"checkpoint: {bytes_text(snapshot_bytes(whole))} whatever the ranks, "
         "stage and precision;\n"
         f"  {_on_disk(parts, run)} lie on disk. As much host memory\n"
         "  is taken on the first rank's machine while one is written."

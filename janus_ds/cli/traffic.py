@@ -11,6 +11,8 @@ what DeepSpeed 0.19 does, which is not always what papers say:
   the ranks, whatever `allgather_bucket_size` says;
 - stage 3 gathers a parameter once for forward and backward together as long as what is used in between
   is below `stage3_max_reuse_distance`, else twice; each is padded to a multiple of the ranks;
+- gradients of bf16 are taken to be added up in fp32 (`data_types.grad_accum_dtype`): stage 1 is then another
+  optimizer of DeepSpeed's, all ranks hold the whole gradient, and need no message for its norm;
 - gradient clipping sums one number a parameter group, in stage 3 in float64; a flag says whether 16-bit
   gradients overflow, in stage 3 only those of fp16; with tensor parallelism in stages 1 and 2 fp32's, too.
 
@@ -36,7 +38,7 @@ _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _ALIGNMENT = 2
 """DeepSpeed pads flat groups of stages 1 and 2 to multiples of this times the ranks."""
 _UNPARTITIONED_BUCKET = 500_000_000
-"""Numbers that stage 0 sums at a time."""
+"""Numbers that stage 0 sums at a time, and stage 1 in bf16."""
 SHARDED = (
     *(f".{layer}.{kind}" for layer in ("q", "k", "v", "fc1") for kind in ("weight", "bias")),
     *(".out.weight", ".fc2.weight", "embedding.weight"),
@@ -89,6 +91,11 @@ class Execution:
         """Bytes of a weight, a gradient or an activation in a message."""
         return _BYTES[self.precision]
 
+    @property
+    def whole_gradients(self) -> bool:
+        """Whether each data-parallel rank holds all sums of gradients beside its part of the optimizer."""
+        return (self.stage, self.precision) == (1, "bf16")
+
 
 def rank_parameters(model: ModelConfig, vocab_size: int, tensor_size: int = 1) -> list[tuple[int, bool]]:
     """Size of each parameter of one tensor-parallel rank, and whether it decays: matrices do."""
@@ -103,7 +110,7 @@ def zero_traffic(parameters: Sequence[tuple[int, bool]], execution: Execution) -
     sizes = [size for size, _ in parameters]
     # Two groups of the optimizer.
     groups = [sum(size for size, decays in parameters if decays == which) for which in (True, False)]
-    found = [*_gradients(sizes, execution), *_weights(sizes, groups, execution), *_norms(execution)]
+    found = [*_gradients(sizes, groups, execution), *_weights(sizes, groups, execution), *_norms(execution)]
     ranks = {"data": execution.data_size, "tensor": execution.tensor_size}
     return [sent for sent in found if ranks[sent.group] > 1]
 
@@ -122,9 +129,13 @@ def agreements(objective: ObjectiveConfig, execution: Execution) -> list[Sent]:
     return found
 
 
-def _gradients(sizes: Sequence[int], execution: Execution) -> Iterator[Sent]:
+def _gradients(sizes: Sequence[int], groups: Sequence[int], execution: Execution) -> Iterator[Sent]:
     passes = execution.micro_batches if execution.stage >= 2 else 1
-    calls = passes * _buckets(sizes, execution.bucket if execution.stage else _UNPARTITIONED_BUCKET)
+    whole = execution.whole_gradients
+    if whole:
+        sizes = [_padded(group, _ALIGNMENT * execution.data_size) for group in groups]
+    limit = execution.bucket if execution.stage and not whole else _UNPARTITIONED_BUCKET
+    calls = passes * _buckets(sizes, limit)
     scattered = execution.stage == 3
     total = sum(_padded(size, execution.data_size) for size in sizes) if scattered else sum(sizes)
     operation = "reduce-scatter" if scattered else "all-reduce"
@@ -158,6 +169,9 @@ def _norms(execution: Execution) -> Iterator[Sent]:
     size = 8 if execution.stage == 3 else 4
     looks = execution.precision == "fp16" or (execution.precision == "bf16" and execution.stage < 3)
     looks |= execution.tensor_size > 1 and execution.stage in (1, 2)
+    if execution.whole_gradients:
+        yield Sent("gradient norms", "all-reduce", "tensor", 1, size)
+        return
     for group in ("data", "tensor"):
         yield Sent("gradient norms", "all-reduce", group, 2, 2 * size)
         if looks:

@@ -57,6 +57,7 @@ class Counted:
 
 
 BF16 = {"bf16": {"enabled": True}}
+FP32_SUMS = {**BF16, "data_types": {"grad_accum_dtype": "fp32"}}
 DATA = [Case(f"zero{stage}", Execution(stage, data_size=2, persistence=0)) for stage in range(4)]
 DATA += [
     Case(f"halves{stage}", Execution(stage, data_size=2, micro_batches=2, persistence=0))
@@ -64,6 +65,7 @@ DATA += [
 ]
 DATA += [
     Case("bf16", Execution(2, "bf16", data_size=2), engine=BF16),
+    Case("bf16-sums", Execution(1, "bf16", data_size=2, micro_batches=2), engine=FP32_SUMS),
     Case("bf16-zero3", Execution(3, "bf16", data_size=2, persistence=0), engine=BF16),
     Case(
         "small-buckets",
@@ -77,6 +79,7 @@ TENSOR = [Case(f"tensor{stage}", Execution(stage, tensor_size=2, persistence=0))
 TENSOR += [
     Case("recomputed", Execution(1, tensor_size=2, recompute=True), ("train.activation_checkpointing=true",)),
     Case("tensor-bf16", Execution(2, "bf16", tensor_size=2), engine=BF16),
+    Case("tensor-sums", Execution(1, "bf16", tensor_size=2), engine=FP32_SUMS),
     Case("tensor-cmlm", Execution(2, tensor_size=2), ("objective.preset=cmlm",)),
 ]
 BOTH = [Case(f"both{s}", Execution(s, data_size=2, tensor_size=2, persistence=0)) for s in (2, 3)]
