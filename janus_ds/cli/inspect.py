@@ -153,10 +153,7 @@ class RowPicture:
 
 
 def picture_of(batch: TwoStreamBatch, positions: int) -> RowPicture:
-    """The picture of a batch of one sample, cut to the tokens at the first positions.
-
-    Rows stand in order of position inside their segment, so the cut keeps the rule as it is.
-    """
+    """The picture of a batch of one sample, cut to the tokens at the first positions."""
     layout = batch.layout
     segment_R, place_R = layout.segment_and_rank()
     length_R = torch.stack([batch.row_length_B(segment)[0] for segment in Segment])[segment_R]

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from janus_ds.config.deepspeed_file import BATCH_KEYS, SUM_TYPES, DeepSpeedFile
 from janus_ds.config.fields import FaultList, shown
@@ -26,6 +26,8 @@ from janus_ds.config.schema import ModelConfig, RunConfig
 from janus_ds.errors import ConfigError
 
 _NEVER = 10**12
+_DEEPEST = 7
+"""Levels of modules in a training step; the profiler fails at more."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ class _FlopsProfiler(BaseModel):
     enabled: bool = False
     recompute_fwd_factor: float = 0.0
     profile_step: int = 1
-    module_depth: int = -1
+    module_depth: Annotated[int, Field(le=_DEEPEST)] = -1
     top_modules: int = 1
     detailed: bool = True
     output_file: str | None = None

@@ -33,9 +33,9 @@ class LossReport:
         total: the weighted loss, with gradient, 0-dim.
         terms: "ar", "nar", "aux" (label-smoothed), "ar_nll", "nar_nll", "aux_nll", "length",
             "kl_ar_nar", "kl_ar_aux", "kl_nar_aux", and between two dropout draws "kl_ar_ar", "kl_nar_nar",
-            "kl_aux_aux". In training those with a weight; in evaluation also the losses of all streams
-            that have rows. In nats, unweighted, without gradient, float64, each divided by its own
-            global count: the sum over micro-batches and ranks is the mean over the step.
+            "kl_aux_aux". In training "length" and those with a weight; in evaluation also the losses of
+            all streams that have rows. In nats, unweighted, without gradient, float64, each divided by its
+            own global count: the sum over micro-batches and ranks is the mean over the step.
     """
 
     total: Tensor

@@ -9,7 +9,8 @@ import pytest
 
 from janus_ds.config.deepspeed_file import AUTO_TARGET_TOKENS, KNOWN, REFUSED, SECTIONS
 from janus_ds.config.load import load_run_config
-from tests.support.deepspeed_files import engine_fault, load_engine
+from janus_ds.model.weights import parameter_shapes
+from tests.support.deepspeed_files import RUN, engine_fault, load_engine
 from tests.support.launch import ROOT
 
 STAGE_0 = {"zero_optimization": {"stage": 0}}
@@ -205,6 +206,14 @@ def test_blocks_of_other_programs_that_are_switched_off_are_left_out(tmp_path: P
 )
 def test_blocks_against_the_recipe(tmp_path: Path, name: str, block: dict[str, Any], words: str) -> None:
     assert words in engine_fault(tmp_path, **{name: block})
+
+
+def test_the_profiler_goes_no_deeper_than_the_model(tmp_path: Path) -> None:
+    """It would end in a stack trace on the rank that prints."""
+    levels = max(len(f"model.{name}".split(".")) for name in parameter_shapes(RUN.model, 100))
+    load_engine(tmp_path, flops_profiler={"enabled": True, "module_depth": levels})
+    fault = engine_fault(tmp_path, flops_profiler={"enabled": True, "module_depth": levels + 1})
+    assert f"less than or equal to {levels}" in fault
 
 
 def test_the_literal_keys_are_those_of_the_installed_deepspeed() -> None:
