@@ -217,7 +217,7 @@ def deepspeed_mpu() -> Any | None:
 
 
 class _DeepSpeedMpu:
-    """Adds the four methods that megatron.core.parallel_state 0.16 lacks for DeepSpeed."""
+    """Adds the three methods that megatron.core.parallel_state 0.16 lacks for DeepSpeed."""
 
     def __init__(self, state: Any) -> None:
         self._state = state
@@ -233,9 +233,6 @@ class _DeepSpeedMpu:
 
     def get_model_parallel_group(self) -> Any:
         return self._state.get_tensor_model_parallel_group()
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        return dist.get_process_group_ranks(self._state.get_data_parallel_group())
 
 
 def _import_megatron() -> tuple[Any, Any]:
