@@ -173,7 +173,7 @@ class ObjectiveConfig:
     preset: Annotated[str, _Objective] = "paper"
     """paper, released, ar, ar_query, cmlm, ar_rdrop, ar_query_rdrop or released_finetune."""
     weight_ar: NotNegative | None = None
-    """Weight of the AR loss; 0 leaves its rows out."""
+    """Weight of the AR loss; 0 leaves its rows out, unless a KL term with AR has a weight."""
     weight_nar: NotNegative | None = None
     """Weight of the NAR loss."""
     weight_aux: NotNegative | None = None
