@@ -96,6 +96,8 @@ QUESTIONS = (
     ("paper", "ar", "ar_rdrop", "ar", "Is JANUS-AR above R-Drop?"),
     ("paper_2enc", "ar", "paper", "ar", "Does the second encoder draw matter for AR?"),
     ("paper_2enc", "nar-10", "paper", "nar-10", "Does it for NAR, 10 iterations?"),
+    ("paper_2enc", "ar", "ar", "ar", "Is JANUS-AR with two encoder draws above AR?"),
+    ("paper_2enc", "ar", "ar_rdrop", "ar", "Is it above R-Drop?"),
     ("released_2enc", "ar", "paper_2enc", "ar", "Does `released` in place of `paper` matter for AR?"),
     ("released_2enc", "nar-10", "paper_2enc", "nar-10", "Does `released` matter for NAR, 10 iterations?"),
     ("paper", "nar-10", "cmlm", "nar-10", "Is JANUS-NAR above CMLM, 10 iterations?"),

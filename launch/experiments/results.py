@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def collect(
 def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | None:
     """One run; None where training has not written a figure yet."""
     run, record = folder / name, read_run_record(folder / name)
-    lines = read_metrics(run / "metrics.jsonl")
+    lines = list(_of_all_ranks(read_metrics(run / "metrics.jsonl")))
     if record is None or not lines:
         return None
     scores = run / "eval" / "test" / "scores.json"
@@ -79,6 +79,17 @@ def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | 
         "hardware": {k: v for k, v in record["hardware"].items() if k != "host"},
         "versions": record["versions"],
     }
+
+
+def _of_all_ranks(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Lines with the CPU seconds of all ranks: a run logs those of rank 0, which stand for each."""
+    total = before = 0.0
+    for line in lines:
+        if (own := line.get("cpu_seconds_total")) is not None:
+            ranks = round(line["tokens_per_second"] / line["tokens_per_second_device"])
+            total, before = total + ranks * (own - before), own
+            line = {**line, "cpu_seconds_total": total}
+        yield dict(line)
 
 
 def wall_seconds(lines: Sequence[Mapping[str, Any]]) -> float:

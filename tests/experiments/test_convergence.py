@@ -158,6 +158,17 @@ def test_a_run_that_goes_on_behind_its_mark_is_not_finished(tmp_path):
     assert collect(tmp_path, ["one"], "runs")["not_finished"] == ["one"]
 
 
+def test_cpu_time_is_that_of_all_ranks(tmp_path):
+    """A run that is gone on with on two ranks costs two: a run logs the time of its first rank."""
+    made_run(tmp_path / "one", "pair", "ar", {})
+    with (tmp_path / "one" / "metrics.jsonl").open("a") as file:
+        line = {"step": 90, "seconds": 2.0, "cpu_seconds_total": 2000.0, "valid/loss": 2.0}
+        file.write(json.dumps({**line, "tokens_per_second": 900.0, "tokens_per_second_device": 450.0}) + "\n")
+    run = collect(tmp_path, ["one"], "runs")["runs"]["one"]
+    assert run["cpu_seconds"] == 1800.0 + 2 * 200.0
+    assert [point["cpu_seconds_total"] for point in run["held_out"]] == [1800.0, 2200.0]
+
+
 def nmt_score(bleu: float) -> dict[str, Any]:
     metrics = {"sacrebleu": bleu, "repetition": 0.5}
     return {"metrics": metrics, "n": 1000, "average": 5, "warnings": []}

@@ -50,5 +50,5 @@ def made_run(folder: Path, task: str, preset: str, systems: dict[str, Any]) -> N
         (folder / path).write_text(json.dumps(content))
     line = {"step": 60, "valid/loss": 3.0, "valid/ar_nll": 2.5, "valid/nar_nll": 4.25, "kl_ar_aux": 0.5}
     line |= {"seconds": 2.0, "valid/bleu_ar": 20.0, "samples_total": 900, "cpu_seconds_total": 1800.0}
-    line["tokens_total"] = 3_000_000
+    line |= {"tokens_total": 3_000_000, "tokens_per_second": 500.0, "tokens_per_second_device": 500.0}
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
