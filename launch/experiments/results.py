@@ -81,7 +81,7 @@ def _collect_run(folder: Path, name: str, placeholder: str) -> dict[str, Any] | 
     }
 
 
-def _of_all_ranks(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _of_all_ranks(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Lines with the CPU seconds of all ranks: a run logs those of rank 0, which stand for each."""
     total = before = 0.0
     for line in lines:
@@ -89,7 +89,7 @@ def _of_all_ranks(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]
             ranks = round(line["tokens_per_second"] / line["tokens_per_second_device"])
             total, before = total + ranks * (own - before), own
             line = {**line, "cpu_seconds_total": total}
-        yield dict(line)
+        yield line
 
 
 def wall_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
